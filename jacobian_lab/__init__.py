@@ -1,0 +1,6 @@
+"""Why an edit of a language model's knowledge works, layer by layer.
+
+The toolkit implements and extends "From Backward Spreading to Forward Replay" (arXiv 2605.00358v2).
+"""
+
+__version__ = "0.1.0"

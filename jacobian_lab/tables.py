@@ -1,0 +1,335 @@
+"""The main job: every scheme under the same anchors, keys and seeds, into one run."""
+
+import importlib.metadata
+import math
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from jacobian_lab.caching import content_key
+from jacobian_lab.checks import check_replay
+from jacobian_lab.covariance import PYTHON_DOCS, Corpus, SecondMoment, load_corpus, second_moments
+from jacobian_lab.edits import apply_edit, measure, restored
+from jacobian_lab.errors import InputError
+from jacobian_lab.facts import BUILTIN, Fact, describe, load_facts
+from jacobian_lab.metrics import efficacy
+from jacobian_lab.models import DEFAULT_MODEL, LanguageModel, check_layers, load_model
+from jacobian_lab.runs import Run
+from jacobian_lab.targets import (
+    SCHEMES,
+    Anchors,
+    AnchorSettings,
+    Layers,
+    Targets,
+    anchor_batches,
+    optimise_anchors,
+    replay_targets,
+)
+from jacobian_lab.templates import Templates, read_templates, sample_templates
+
+_PACKAGES = ("jacobian_lab", "torch", "transformers", "tokenizers", "numpy", "scipy")
+
+
+@dataclass(frozen=True)
+class TablesConfig:
+    """Measure Tables 1, 2 and 5 of the paper.
+
+    Whatever is not given suits the model at hand.
+
+    Attributes:
+        model: An embedded model's name (smollm2-135m), a folder, a .gguf file, or a name on the hub.
+        facts: "builtin", or a JSON or JSON Lines file of facts.
+        slice: Which of the facts, as A:B; all of them by default.
+        layers: Decisive layers, as 4-8 or 4,6,8.
+        schemes: Target schemes to measure.
+        templates: File of context templates, [["{}"], ["... {}", ...]]; sampled from the seed by default.
+        corpus: Text for the second moment: "python-docs", a file with one document a line, or a data set's name.
+        corpus_length: Tokens of a document at the most.
+        corpus_tokens: Tokens in all; the whole corpus by default.
+        ridge: Weight of the second moment in the solve.
+        anchor_lr: Adam's learning rate for the anchors.
+        anchor_steps: Passes of the anchors' optimisation.
+        anchor_weight_decay: Weight of the anchor's norm in the loss.
+        anchor_kl_factor: Weight of the KL divergence in the loss.
+        anchor_clamp: Largest norm of the anchor's shift, as a share of the state's.
+        seed: Seed of the templates and of the bootstrap.
+        device: auto, cpu or cuda.
+        dtype: float32, float64 or bfloat16.
+        batch_size: Facts optimised side by side at the most; changes no number beyond rounding.
+        out: Folder of the run; runs/<hash of the settings> by default.
+    """
+
+    model: str = DEFAULT_MODEL
+    facts: str = BUILTIN
+    slice: str | None = None
+    layers: str | None = None
+    schemes: tuple[str, ...] = tuple(SCHEMES)
+    templates: Path | None = None
+    corpus: str = PYTHON_DOCS
+    corpus_length: int = 256
+    corpus_tokens: int | None = None
+    ridge: float | None = None
+    anchor_lr: float | None = None
+    anchor_steps: int | None = None
+    anchor_weight_decay: float = AnchorSettings.weight_decay
+    anchor_kl_factor: float = AnchorSettings.kl_factor
+    anchor_clamp: float = AnchorSettings.clamp
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "float32"
+    batch_size: int = 16
+    out: Path | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Experiment:
+    """A configuration with everything that it names loaded and checked.
+
+    Attributes:
+        config: The configuration.
+        model: The model.
+        facts: The facts.
+        layers: The decisive layers.
+        templates: The context templates.
+        anchor: How anchors are optimised.
+        ridge: λ.
+        corpus: The corpus of the second moment.
+    """
+
+    config: TablesConfig
+    model: LanguageModel
+    facts: tuple[Fact, ...]
+    layers: Layers
+    templates: Templates
+    anchor: AnchorSettings
+    ridge: float
+    corpus: Corpus
+
+    @property
+    def anchor_layers(self) -> Layers:
+        """The layers that anchors are optimised at."""
+        return tuple(sorted({self.layers[0], self.layers[-1]}))
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides a number, as it stands in ``config.json``."""
+        model, config = self.model, self.config
+        return {
+            "model": {"name": Path(model.name).name, "fingerprint": model.fingerprint},
+            "dtype": config.dtype,
+            "device": model.device.type,
+            "facts": content_key(describe(self.facts)),
+            "layers": list(self.layers),
+            "templates": [list(group) for group in self.templates],
+            "corpus": {
+                "digest": self.corpus.digest,
+                "length": config.corpus_length,
+                "tokens": config.corpus_tokens,
+            },
+            "ridge": self.ridge,
+            "anchor": asdict(self.anchor),
+            "seed": config.seed,
+            "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        }
+
+    def provenance(self) -> dict[str, Any]:
+        """What else is worth knowing of a run."""
+        return {
+            "model": self.config.model,
+            "facts": {"source": self.config.facts, "slice": self.config.slice, "count": len(self.facts)},
+            "templates": str(self.config.templates or f"sampled with seed {self.config.seed}"),
+            "corpus": self.corpus.name,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+        }
+
+
+def prepare(config: TablesConfig) -> Experiment:
+    """Load and check everything that a configuration names.
+
+    Args:
+        config: The configuration.
+
+    Returns:
+        The experiment.
+
+    Raises:
+        InputError: If anything cannot be used.
+    """
+    _check_config(config)
+    facts = load_facts(config.facts, config.slice)
+    templates = read_templates(config.templates) if config.templates else None
+    corpus = load_corpus(config.corpus)
+    layers = None if config.layers is None else parse_layers(config.layers)
+    model = load_model(config.model, config.dtype, config.device)
+    defaults = model.defaults()
+    layers = layers or defaults.layers
+    check_layers(layers, model)
+    check_replay(model, facts, layers)
+    anchor = AnchorSettings(
+        lr=config.anchor_lr or defaults.anchor_lr,
+        steps=config.anchor_steps or defaults.anchor_steps,
+        weight_decay=config.anchor_weight_decay,
+        kl_factor=config.anchor_kl_factor,
+        clamp=config.anchor_clamp,
+    )
+    ridge = defaults.ridge if config.ridge is None else config.ridge
+    templates = templates or sample_templates(model, config.seed)
+    return Experiment(config, model, facts, layers, templates, anchor, ridge, corpus)
+
+
+def run_tables(config: TablesConfig, *, progress: bool = True) -> Path:
+    """Do the main job, or what is left of it.
+
+    Anchors are stored batch by batch, schemes one by one; a run that was interrupted goes on after
+    the last finished one, and a finished run computes nothing.
+
+    Args:
+        config: The configuration.
+        progress: Whether to show progress bars.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        InputError: If anything cannot be used.
+    """
+    experiment = prepare(config)
+    settings = experiment.settings()
+    folder = config.out or Path("runs") / content_key(settings)[:12]
+    coordinates = {
+        "fact": [fact.id for fact in experiment.facts],
+        "scheme": list(SCHEMES),
+        "layer": list(experiment.layers),
+        "anchor_layer": list(experiment.anchor_layers),
+        "d_model": range(experiment.model.d_model),
+    }
+    coordinates["fact"] = _uniform(coordinates["fact"])
+    with Run(folder, settings, experiment.provenance(), coordinates) as run:
+        _store_anchors(run, experiment, progress)
+        _store_schemes(run, experiment, progress)
+    return folder
+
+
+def parse_layers(text: str) -> Layers:
+    """Read decisive layers.
+
+    Args:
+        text: ``"4-8"``, ``"4,6,8"`` or ``"8"``.
+
+    Returns:
+        The layers.
+
+    Raises:
+        InputError: If it is not of this form or does not ascend.
+    """
+    layers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise InputError(f"expected layers as 4-8 or 4,6,8, got {text!r}: give whole numbers")
+        span = range(int(first), int(last or first) + 1)
+        layers.extend(span or [int(first), int(last)])
+    if layers != sorted(set(layers)):
+        raise InputError(f"expected ascending layers, got {text!r}: give them from the lowest to the highest, as 4-8")
+    return tuple(layers)
+
+
+def _check_config(config: TablesConfig) -> None:
+    """What can be refused before anything is loaded."""
+    for name in config.schemes:
+        if name not in SCHEMES:
+            raise InputError(f"expected schemes among {', '.join(SCHEMES)}, got {name!r}: choose among them")
+    positive = ("corpus_length", "corpus_tokens", "anchor_lr", "anchor_steps", "anchor_clamp", "batch_size")
+    for name, value in asdict(config).items():
+        option = "--" + name.replace("_", "-")
+        if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
+            raise InputError(f"expected a number that is not negative, got {option} {value}: give another")
+        if name in positive and value is not None and not value > 0:
+            raise InputError(f"expected a number above zero, got {option} {value}: give another")
+
+
+def _uniform(ids: Sequence[int | str]) -> list[Any]:
+    """Labels of one type: numbers if all are, else texts."""
+    return list(ids) if all(isinstance(i, int) for i in ids) else [str(i) for i in ids]
+
+
+def _store_anchors(run: Run, experiment: Experiment, progress: bool) -> None:
+    """Optimise and store the anchors that the run lacks, batch by batch."""
+    model, facts, labels = experiment.model, experiment.facts, run.coordinates["fact"]
+    done = run.read("anchor_passes") > 0
+    bar = tqdm(total=done.size, initial=int(done.sum()), desc="anchors", unit="anchor", disable=not progress)
+
+    def advance(finished: int, loss: float) -> None:
+        bar.set_postfix(loss=f"{loss:.3f}")
+        bar.update(finished)
+
+    with bar:
+        for place, layer in enumerate(experiment.anchor_layers):
+            for batch in anchor_batches(model, facts, experiment.config.batch_size):
+                left = [index for index in batch if not done[index, place]]
+                if not left:
+                    continue
+                chosen = [facts[index] for index in left]
+                anchors = optimise_anchors(model, chosen, layer, experiment.templates, experiment.anchor, advance)
+                where = {"fact": [labels[index] for index in left], "anchor_layer": layer}
+                run.write("anchor", anchors.states.cpu().double(), **where)
+                run.write("anchor_loss", anchors.loss.cpu(), **where)
+                run.write("anchor_passes", anchors.passes.cpu(), **where)  # last: it says that all is there
+
+
+def _store_schemes(run: Run, experiment: Experiment, progress: bool) -> None:
+    """Edit under each scheme that the run lacks, measure and store."""
+    model, facts = experiment.model, experiment.facts
+    measured = dict(zip(run.coordinates["scheme"], run.read("measured"), strict=True))
+    missing = [name for name in experiment.config.schemes if not measured[name]]
+    if not missing:
+        return
+    targets = _targets(run, experiment)
+    moments = _second_moments(experiment, progress)
+    run.write("efficacy_unedited", efficacy(model, facts))
+    for name in tqdm(missing, desc="schemes", unit="scheme", disable=not progress):
+        scheme = SCHEMES[name]
+        with restored(model, experiment.layers):
+            record = apply_edit(
+                model, facts, scheme, targets, experiment.templates, moments.matrices, experiment.ridge
+            )
+            run.write("efficacy", _where_finite(efficacy(model, facts).double(), targets), scheme=name)
+        for variable, values in measure(record, targets, scheme).items():
+            run.write(variable, values.cpu(), scheme=name, layer=list(record.layers))
+        run.write("measured", 1, scheme=name)  # last: it says that all is there
+
+
+def _second_moments(experiment: Experiment, progress: bool) -> SecondMoment:
+    config = experiment.config
+    return second_moments(
+        experiment.model,
+        experiment.corpus,
+        experiment.layers,
+        config.corpus_length,
+        config.corpus_tokens,
+        progress=progress,
+    )
+
+
+def _targets(run: Run, experiment: Experiment) -> Targets:
+    """Targets from the stored anchors; the replayed ones are stored too."""
+    model, layers = experiment.model, experiment.layers
+    dtype = torch.promote_types(model.dtype, torch.float32)
+    stored = torch.from_numpy(run.read("anchor")).to(model.device, dtype)
+    optimised = {layer: stored[:, place] for place, layer in enumerate(experiment.anchor_layers)}
+    passes = torch.from_numpy(run.read("anchor_passes"))
+    first = Anchors(layers[0], optimised[layers[0]], torch.from_numpy(run.read("anchor_loss"))[:, 0], passes[:, 0])
+    replayed = replay_targets(model, experiment.facts, first, layers)
+    run.write("replayed_target", replayed.transpose(0, 1).cpu().double())
+    return Targets(layers, optimised, dict(zip(layers, replayed, strict=True)))
+
+
+def _where_finite(values: torch.Tensor, targets: Targets) -> np.ndarray:
+    """NaN for facts that took no part in the edit."""
+    return torch.where(targets.finite().to(values.device), values, math.nan).numpy()
