@@ -1,0 +1,202 @@
+"""Edits against closed forms, and the loop against the plain way."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from conftest import CONTEXTS
+from reference import Plain, prompt
+
+from jacobian_lab.edits import apply_edit, measure, memit, restored, solve_spd
+from jacobian_lab.errors import InputError
+from jacobian_lab.metrics import efficacy
+from jacobian_lab.targets import SCHEMES, AnchorSettings, Targets, optimise_anchors, replay_targets
+
+LAYERS = (1, 2, 4)
+
+
+@pytest.fixture(scope="module")
+def setting(tiny, facts):
+    """Targets and well-conditioned second moments for the small model."""
+    settings = AnchorSettings(lr=0.1, steps=5)
+    anchors = {layer: optimise_anchors(tiny, facts, layer, CONTEXTS, settings) for layer in (1, 4)}
+    replayed = replay_targets(tiny, facts, anchors[1], LAYERS)
+    generator = torch.Generator().manual_seed(0)
+    moments = {}
+    for layer in LAYERS:
+        keys = torch.randn(tiny.d_mlp, 300, generator=generator, dtype=torch.float64)
+        moments[layer] = keys @ keys.T / 300
+    targets = Targets(
+        LAYERS, {k: a.states for k, a in anchors.items()}, dict(zip(LAYERS, replayed, strict=True))
+    )
+    return targets, moments
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_memit_solves_the_normal_equations():
+    K, R, keys = random(12, 5), random(7, 5, seed=1), random(12, 40, seed=2)
+    C = keys @ keys.T / 40
+    update = memit(K, R, C, torch.zeros(7, 12), ridge=3.0)
+    # the minimiser of ‖ΔW K − R‖² + λ tr(ΔW C ΔWᵀ), as stacked least squares
+    half = np.linalg.cholesky(3.0 * C.numpy())
+    left = np.vstack([K.T.numpy(), half.T])
+    right = np.vstack([R.T.numpy(), np.zeros((12, 7))])
+    expected = np.linalg.lstsq(left, right, rcond=None)[0].T
+    np.testing.assert_allclose(update.delta.numpy(), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_without_ridge_the_residual_is_met_exactly():
+    K, R = random(6, 6), random(4, 6, seed=1)
+    update = memit(K, R, torch.eye(6, dtype=torch.float64), torch.zeros(4, 6), ridge=0.0)
+    torch.testing.assert_close(update.delta @ K, R, rtol=1e-8, atol=1e-8)
+
+
+def test_condition_number_is_an_estimate_of_the_dense_one():
+    basis, _ = torch.linalg.qr(random(30, 30))
+    matrix = basis @ torch.diag(torch.logspace(0, 5, 30, dtype=torch.float64)) @ basis.T
+    matrix = (matrix + matrix.T) / 2
+    estimate = solve_spd(matrix, random(30, 2)).condition
+    exact = np.linalg.cond(matrix.numpy(), 1)
+    assert exact / 3 <= estimate <= exact * (1 + 1e-8)
+
+
+@pytest.mark.parametrize("matrix", [torch.zeros(3, 3), torch.diag(torch.tensor([1.0, 1.0, 1e-18])), -torch.eye(3)])
+def test_a_singular_solve_is_refused(matrix):
+    with pytest.raises(InputError, match=r"singular to working precision: raise --ridge"):
+        solve_spd(matrix.double(), torch.ones(3, 2, dtype=torch.float64))
+
+
+def test_weights_come_back_bit_for_bit(family_model):
+    before = {layer: family_model.weight(layer).clone() for layer in LAYERS}
+    with pytest.raises(RuntimeError, match="in the middle"), restored(family_model, LAYERS):
+        for layer in LAYERS:
+            family_model.weight(layer).add_(0.1)
+            assert not torch.equal(family_model.weight(layer), before[layer])
+        raise RuntimeError("in the middle")
+    assert all(torch.equal(family_model.weight(layer), before[layer]) for layer in LAYERS)
+
+
+def test_weight_is_the_map_from_key_to_output(family_model):
+    """Whether the module stores it transposed or not."""
+    module = family_model.projection(2)
+    key = random(3, family_model.d_mlp)
+    bias = module.bias if getattr(module, "bias", None) is not None else 0.0
+    torch.testing.assert_close(module(key), key @ family_model.weight(2).T + bias)
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_the_loop_against_the_plain_way(name, tiny, facts, setting):
+    """Keys, hidden states, residuals and shifts, recomputed one fact at a time with other hooks."""
+    targets, moments = setting
+    scheme = SCHEMES[name]
+    with restored(tiny, LAYERS):
+        record = apply_edit(tiny, facts, scheme, targets, CONTEXTS, moments, ridge=2.0)
+        measured = measure(record, targets, scheme)
+    layers = scheme.edited(LAYERS)
+    plain = Plain(tiny.hf, tiny.tokenizer, tiny.blocks)
+
+    @torch.no_grad()
+    def states():
+        return [plain.states(*prompt(tiny.tokenizer, fact), LAYERS)[1] for fact in facts]
+
+    @torch.no_grad()
+    def key(fact, layer):
+        """Half the bare key, half the mean over the other templates."""
+        keys, handle = [], None
+        handle = tiny.projection(layer).register_forward_pre_hook(lambda _m, inputs: keys.append(inputs[0][0]))
+        out = []
+        for template in (t for group in CONTEXTS for t in group):
+            ids, position = prompt(tiny.tokenizer, fact, template)
+            tiny.hf(torch.tensor([ids]))
+            out.append(keys.pop()[position])
+        handle.remove()
+        return 0.5 * out[0] + 0.5 * torch.stack(out[1:]).mean(0)
+
+    last, m = LAYERS[-1], targets.of(scheme.kind, LAYERS[-1])
+    with restored(tiny, LAYERS):
+        initial = torch.stack([s[last] for s in states()])
+        for i, layer in enumerate(layers):
+            site = layer if name in {"independent", "forward-replay"} else last
+            before = states()
+            wanted = targets.of(scheme.kind, site) - torch.stack([s[site] for s in before])
+            share = wanted / (len(layers) - i) if name == "backward-dividing" else wanted
+            K = torch.stack([key(fact, layer) for fact in facts]).T
+            A = 2.0 * moments[layer] + K @ K.T
+            delta = share.T @ K.T @ torch.linalg.inv(A)
+            size = delta.norm() / tiny.weight(layer).norm()
+            tiny.weight(layer).add_(delta)
+            after = states()
+            shift = torch.stack([a[layer] - b[layer] for a, b in zip(after, before, strict=True)])
+            passive = torch.stack([a[last] - b[last] for a, b in zip(after, before, strict=True)])
+            left = (m - torch.stack([s[last] for s in after])).norm(dim=1)
+            expected = {
+                "residual_ratio": left / (m - initial).norm(dim=1),
+                "residual_norm": left,
+                "cosine": (shift * passive).sum(1) / shift.norm(dim=1) / passive.norm(dim=1),
+                "unrealised": (wanted - shift).norm(dim=1) / wanted.norm(dim=1),
+                "realised": (shift * share).sum(1) / share.norm(dim=1) ** 2,
+                "shift_norm": shift.norm(dim=1),
+                "passive_shift_norm": passive.norm(dim=1),
+            }
+            for quantity, values in expected.items():
+                torch.testing.assert_close(measured[quantity][:, i], values, rtol=1e-7, atol=1e-9, msg=quantity)
+            torch.testing.assert_close(measured["update_norm"][i], size, rtol=1e-8, atol=0)
+
+
+def test_residuals_against_both_targets(tiny, facts, setting):
+    targets, moments = setting
+    for name, own in (("backward-full", "optimised"), ("forward-replay", "replayed")):
+        with restored(tiny, LAYERS):
+            record = apply_edit(tiny, facts, SCHEMES[name], targets, CONTEXTS, moments, ridge=2.0)
+        measured = measure(record, targets, SCHEMES[name])
+        torch.testing.assert_close(measured["residual_ratio"], measured[f"residual_ratio_against_{own}"])
+        for kind in ("optimised", "replayed"):
+            target = targets.of(kind, LAYERS[-1])
+            expected = (target - record.last_after).norm(dim=-1) / (target - record.last_before[0]).norm(dim=-1)
+            torch.testing.assert_close(measured[f"residual_ratio_against_{kind}"], expected.T)
+
+
+def test_a_fact_without_an_anchor_keeps_its_place_and_moves_nothing(tiny, facts, setting):
+    targets, moments = setting
+    broken = {layer: states.clone() for layer, states in targets.optimised.items()}
+    broken[4][1] = float("nan")
+    with_nan = Targets(LAYERS, broken, targets.replayed)
+    keep = [0, 2, 3, 4]
+    without = Targets(
+        LAYERS,
+        {layer: states[keep] for layer, states in targets.optimised.items()},
+        {layer: states[keep] for layer, states in targets.replayed.items()},
+    )
+    scheme, results = SCHEMES["backward-full"], []
+    for chosen, these in ((facts, with_nan), ([facts[i] for i in keep], without)):
+        with restored(tiny, LAYERS):
+            results.append(measure(apply_edit(tiny, chosen, scheme, these, CONTEXTS, moments, 2.0), these, scheme))
+    assert results[0]["residual_ratio"][1].isnan().all()
+    torch.testing.assert_close(results[0]["residual_ratio"][keep], results[1]["residual_ratio"], rtol=1e-9, atol=1e-12)
+
+
+def test_no_usable_fact_is_refused(tiny, facts, setting):
+    targets, moments = setting
+    empty = Targets(LAYERS, {k: torch.full_like(v, float("nan")) for k, v in targets.optimised.items()}, targets.replayed)
+    with pytest.raises(InputError, match="at least one fact with a finite anchor"), restored(tiny, LAYERS):
+        apply_edit(tiny, facts, SCHEMES["one-layer"], empty, CONTEXTS, moments, 2.0)
+
+
+def test_efficacy_is_greedy_decoding_of_the_whole_answer(family_model, facts):
+    """Teacher forcing and real greedy decoding agree: on the model's own continuations, and on others."""
+
+    checked = []
+    for fact in facts:
+        ids, _ = prompt(family_model.tokenizer, fact)
+        greedy = family_model.hf.generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False, pad_token_id=0)
+        continuation = greedy[0, len(ids) :].tolist()
+        own = dataclasses.replace(fact, target_new=family_model.tokenizer.decode(continuation).strip() or "x")
+        for candidate in (own, fact):
+            answer = family_model.tokenizer(" " + candidate.target_new, add_special_tokens=False)["input_ids"]
+            checked.append((candidate, continuation[: len(answer)] == answer))
+    verdicts = efficacy(family_model, [fact for fact, _ in checked])
+    assert verdicts.tolist() == [greedy for _, greedy in checked]

@@ -1,0 +1,105 @@
+"""Tokens: the decisive position, the answer's span, and the traps of both."""
+
+import pytest
+from conftest import make_tokenizer
+
+from jacobian_lab.errors import InputError
+from jacobian_lab.facts import Fact
+from jacobian_lab.tokens import answer_ids, fact_prompt, kl_prompt, pad
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return make_tokenizer()
+
+
+def test_decisive_token_is_the_last_of_the_subject(tokenizer, facts):
+    for fact in facts:
+        row = fact_prompt(tokenizer, fact)
+        upto = tokenizer.decode(row.ids[: row.decisive + 1])
+        assert upto.endswith(fact.subject[-1])
+        assert fact.subject in upto
+
+
+def test_a_subject_that_occurs_twice_is_taken_at_its_place(tokenizer, facts):
+    twice = facts[-1]
+    row = fact_prompt(tokenizer, twice)
+    assert tokenizer.decode(row.ids[: row.decisive + 1]) == "Paris is where Paris"
+
+
+def test_a_subject_whose_last_token_merges_with_what_follows(tokenizer):
+    """The token that covers the subject's last character, even if it covers more."""
+    fact = Fact(0, "the Eiffel Towe", "We saw {}r in", "Paris")
+    row = fact_prompt(tokenizer, fact)
+    ids = tokenizer("We saw the Eiffel Tower in")["input_ids"]
+    assert list(row.ids) == ids
+    assert "Tower" in tokenizer.decode(row.ids[: row.decisive + 1])
+
+
+def test_a_character_of_several_tokens_ends_at_its_last(tokenizer):
+    row = fact_prompt(tokenizer, Fact(0, "Tōkyō 日", "{} is", "x"))
+    assert tokenizer.decode(row.ids[: row.decisive + 1]) == "Tōkyō 日"
+
+
+def test_the_answer_is_concatenated_not_tokenised_again(tokenizer):
+    fact = Fact(0, "Ada", "{} wrote the", "unbelievable poems of Paris")
+    row, bare = fact_prompt(tokenizer, fact, answer=True), fact_prompt(tokenizer, fact)
+    answer = answer_ids(tokenizer, fact.target_new)
+    assert len(answer) > 2
+    assert row.ids == bare.ids + answer[:-1]
+    assert row.answer == answer
+    assert row.ids[len(row.ids) - len(answer) + 1 :] == answer[:-1]
+
+
+def test_braces_in_a_subject_are_text(tokenizer):
+    row = fact_prompt(tokenizer, Fact(0, "the {} sign", "We saw {} in", "Paris"), "Look. {}")
+    assert tokenizer.decode(row.ids) == "Look. We saw the {} sign in"
+
+
+def test_one_bos_and_no_eos(facts):
+    tokenizer = make_tokenizer(bos=True, eos=True)
+    row = fact_prompt(tokenizer, facts[0], answer=True)
+    assert row.ids.count(tokenizer.bos_token_id) == 1
+    assert tokenizer.eos_token_id not in row.ids
+    assert tokenizer.bos_token_id not in answer_ids(tokenizer, "Paris")
+
+
+def test_two_bos_are_refused():
+    tokenizer = make_tokenizer(bos=True)
+    with pytest.raises(InputError, match="one BOS at most, got 2"):
+        fact_prompt(tokenizer, Fact(0, "Ada", "{} wrote", "x"), "<bos>Look. {}")
+
+
+def test_a_subject_that_the_tokenizer_drops_is_refused(tokenizer):
+    from tokenizers.normalizers import Replace
+
+    dropping = make_tokenizer()
+    dropping.backend_tokenizer.normalizer = Replace("Ada", "")
+    with pytest.raises(InputError, match="appear among the tokens"):
+        fact_prompt(dropping, Fact(0, "Ada", "{} wrote", "x"))
+
+
+def test_an_answer_without_tokens_is_refused():
+    from tokenizers.normalizers import Replace
+
+    dropping = make_tokenizer()
+    dropping.backend_tokenizer.normalizer = Replace(" Rome", "")
+    with pytest.raises(InputError, match="at least one token"):
+        answer_ids(dropping, "Rome")
+
+
+def test_cut_and_tail(tokenizer, facts):
+    row = fact_prompt(tokenizer, facts[1], answer=True)
+    assert row.cut().ids == row.ids[: row.decisive + 1]
+    assert row.tail == len(row.ids) - row.decisive
+    kl = kl_prompt(tokenizer, facts[1])
+    assert tokenizer.decode(kl.ids) == "the Eiffel Tower is a"
+
+
+def test_padding_is_on_the_right_whatever_the_tokenizer_says(facts):
+    left = make_tokenizer("left")
+    rows = [fact_prompt(left, fact) for fact in facts]
+    ids = pad(rows)
+    for row, line in zip(rows, ids, strict=True):
+        assert tuple(line[: len(row.ids)].tolist()) == row.ids
+        assert not line[len(row.ids) :].any()
