@@ -16,7 +16,7 @@ TOKENS_PER_BATCH = 4096
 """Padded tokens that one forward pass takes at the most."""
 
 
-class _Stop(Exception):
+class _StopError(Exception):
     """Raised by a hook to end a forward pass that has served its purpose."""
 
 
@@ -113,14 +113,14 @@ def forward(model: LanguageModel, rows: Sequence[Prompt], stop: int | None = Non
     ids = pad(rows).to(model.device)
 
     def halt(*_: Any) -> None:
-        raise _Stop
+        raise _StopError
 
     handle = None if stop is None else model.blocks[stop].register_forward_hook(halt)
     try:
         ones = torch.ones_like(ids)  # every position counts: rows are padded on the right
         output = model.trunk(input_ids=ids, attention_mask=ones, past_key_values=cache, use_cache=cache is not None)
         return output.last_hidden_state
-    except _Stop:
+    except _StopError:
         return None
     finally:
         if handle is not None:

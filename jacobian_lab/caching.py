@@ -76,6 +76,9 @@ def written_whole(target: Path) -> Iterator[Path]:
 
     Yields:
         An empty temporary folder's child path, to be written as a file or made as a folder.
+
+    Raises:
+        OSError: If the finished thing cannot be given its name.
     """
     folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=".partial-"))
     try:

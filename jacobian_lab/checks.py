@@ -46,7 +46,14 @@ def check_replay(model: LanguageModel, facts: Sequence[Fact], layers: Sequence[i
         replayed = replay_logits(frozen, layer, own_states[above.index(layer)])
         for index, row in enumerate(rows):
             own = logits[index, len(row.ids) - len(row.answer) : len(row.ids)].to(replayed.dtype)
-            _compare("logits", layer, replayed[index, : len(row.answer)][:, None], own[:, None], [sample[index]], model)
+            _compare(
+                "logits",
+                layer,
+                replayed[index, : len(row.answer)][:, None],
+                own[:, None],
+                [sample[index]],
+                model,
+            )
 
 
 def _check_tokens(model: LanguageModel, fact: Fact, row: Prompt) -> None:
@@ -75,6 +82,7 @@ def _compare(what: str, layer: int, got: Tensor, own: Tensor, facts: Sequence[Fa
     if not (worst <= TOLERANCE[model.dtype]).all():
         fact = facts[int(worst.argmax())]
         raise InputError(
-            f"expected replay from layer {layer} to give the {what} of {model.name!r} itself, got a relative difference "
-            f"of {float(worst.max()):.1e} on fact {fact.id!r}: this model's blocks are called differently; please report it"
+            f"expected replay from layer {layer} to give the {what} of {model.name!r} itself, got a relative "
+            f"difference of {float(worst.max()):.1e} on fact {fact.id!r}: this model's blocks are called "
+            "differently; please report it"
         )

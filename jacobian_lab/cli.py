@@ -9,8 +9,9 @@ import tyro
 
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts import BUILTIN, load_facts
-from jacobian_lab.models import DEFAULTS, EMBEDDED, FAMILIES
-from jacobian_lab.reporting import write_reports
+from jacobian_lab.families import DEFAULTS, FAMILIES
+from jacobian_lab.models import EMBEDDED
+from jacobian_lab.reporting import TABLES, write_reports
 from jacobian_lab.tables import TablesConfig, run_tables
 
 
@@ -42,6 +43,23 @@ def tables(config: TablesConfig) -> None:
     _say(f"{write_reports(folder)}\n\nRun: {folder}")
 
 
+def analysis(table: str, arguments: list[str] | None = None) -> None:
+    """Measure what one table of the paper needs, into the run that all share, and print it.
+
+    Args:
+        table: ``"table1"``, ``"table2"`` or ``"table5"``.
+        arguments: Arguments of the command line; those of the process by default.
+    """
+    default = TablesConfig(schemes=TABLES[table].schemes)
+    config = tyro.cli(TablesConfig, default=default, args=arguments, description=TABLES[table].caption)
+
+    def report(chosen: TablesConfig) -> None:
+        folder = run_tables(chosen)
+        _say(f"{write_reports(folder, (table,))}\n\nRun: {folder}")
+
+    guarded(report, config)
+
+
 def models(_config: ModelsConfig) -> None:
     """Print the models.
 
@@ -53,7 +71,8 @@ def models(_config: ModelsConfig) -> None:
     _say(f"any folder, .gguf file or hub name of the families {', '.join(FAMILIES)}")
     for name, (_, known) in DEFAULTS.items():
         layers = f"{known.layers[0]}-{known.layers[-1]}"
-        _say(f"defaults of {name}: layers {layers}, ridge {known.ridge:g}, anchor lr {known.anchor_lr}, {known.anchor_steps} steps")
+        anchor = f"anchor lr {known.anchor_lr}, {known.anchor_steps} steps"
+        _say(f"defaults of {name}: layers {layers}, ridge {known.ridge:g}, {anchor}")
 
 
 def facts(config: FactsConfig) -> None:
@@ -71,7 +90,11 @@ Subcommand = (
     | Annotated[ModelsConfig, tyro.conf.subcommand("models")]
     | Annotated[FactsConfig, tyro.conf.subcommand("facts")]
 )
-COMMANDS: dict[type, Callable[[Any], None]] = {TablesConfig: tables, ModelsConfig: models, FactsConfig: facts}
+COMMANDS: dict[type, Callable[[Any], None]] = {
+    TablesConfig: tables,
+    ModelsConfig: models,
+    FactsConfig: facts,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -6,18 +6,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from pydoc_data import topics
 
 import torch
 from jaxtyping import Float
-from pydoc_data import topics
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from jacobian_lab.activations import batches, capture, forward
 from jacobian_lab.caching import cache_folder, content_key, written_whole
 from jacobian_lab.errors import InputError
 from jacobian_lab.models import LanguageModel
+from jacobian_lab.progress import bar
 from jacobian_lab.tokens import Prompt
 
 PYTHON_DOCS = "python-docs"
@@ -143,11 +143,12 @@ def _accumulate(
     model: LanguageModel, rows: Sequence[Prompt], layers: Sequence[int], progress: bool
 ) -> dict[int, Float[Tensor, "d_mlp d_mlp"]]:
     """Σ k kᵀ in float64."""
-    sums = {
-        layer: torch.zeros(model.d_mlp, model.d_mlp, dtype=torch.float64, device=model.device) for layer in layers
-    }
-    bar = tqdm(total=sum(len(row.ids) for row in rows), desc="second moment", unit="token", disable=not progress)
-    with bar, capture(model, keys=layers) as seen:
+    sums = {layer: torch.zeros(model.d_mlp, model.d_mlp, dtype=torch.float64, device=model.device) for layer in layers}
+    total = sum(len(row.ids) for row in rows)
+    with (
+        bar(total, "second moment", "token", show=progress) as shown,
+        capture(model, keys=layers) as seen,
+    ):
         for group in batches(rows):
             chosen = [rows[i] for i in group]
             forward(model, chosen, stop=max(layers))
@@ -156,7 +157,7 @@ def _accumulate(
             for layer in layers:
                 keys = seen.keys[layer][real].double()
                 sums[layer].addmm_(keys.T, keys)
-            bar.update(int(lengths.sum()))
+            shown.update(int(lengths.sum()))
     return {layer: matrix.cpu() for layer, matrix in sums.items()}
 
 
@@ -193,16 +194,18 @@ def _lines(path: Path) -> list[str]:
     try:
         return path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"expected a UTF-8 text file with one document a line, got {path} ({error}): check the file") from error
+        raise InputError(
+            f"expected a UTF-8 text file with one document a line, got {path} ({error}): check the file"
+        ) from error
 
 
 def _dataset(name: str) -> list[str]:
     try:
-        import datasets  # noqa: PLC0415  an optional extra
+        import datasets
     except ImportError as error:
         raise InputError(
-            f"expected {PYTHON_DOCS!r}, a text file or a Hugging Face data set, got {name!r}, which is no file, and the "
-            "package datasets is not installed: check the path, or pip install 'jacobian_lab[datasets]'"
+            f"expected {PYTHON_DOCS!r}, a text file or a Hugging Face data set, got {name!r}, which is no file, "
+            "and the package datasets is not installed: check the path, or pip install 'jacobian_lab[datasets]'"
         ) from error
     dataset, _, configuration = name.partition(":")
     try:

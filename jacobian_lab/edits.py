@@ -17,6 +17,7 @@ from jacobian_lab.targets import Layers, Scheme, Targets
 from jacobian_lab.templates import Templates, template_weights
 from jacobian_lab.tokens import Prompt, fact_prompt
 
+
 @dataclass(frozen=True, eq=False)
 class Update:
     """A change of one weight.
@@ -183,7 +184,11 @@ def apply_edit(
         weight.copy_((weight.double() + update.delta).to(weight.dtype))
         after, last_after = decisive_states(model, bare, [layer, last]).double()
         values = (residual, wanted, before, after, last_before, last_after)
-        for name, value in zip(("residuals", "wanted", "before", "after", "last_before", "last_after"), values, strict=True):
+        for name, value in zip(
+            ("residuals", "wanted", "before", "after", "last_before", "last_after"),
+            values,
+            strict=True,
+        ):
             seen[name].append(value)
         seen["update_norm"].append(torch.linalg.matrix_norm(update.delta) / norm)
         seen["condition"].append(norm.new_tensor(update.condition))

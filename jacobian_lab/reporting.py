@@ -48,10 +48,12 @@ class Table:
 
     Attributes:
         caption: What is in its cells.
+        schemes: The schemes that the paper's table has.
         lines: Its rows; those of schemes that a run lacks are left out.
     """
 
     caption: str
+    schemes: tuple[str, ...]
     lines: tuple[Line, ...]
 
 
@@ -63,21 +65,32 @@ _BACKWARD = ("backward-dividing", "backward-full", "one-layer", "independent")
 TABLES = {
     "table1": Table(
         "Cosine of the shift that an edit makes at its layer and the passive shift that this makes at the last layer.",
+        ("backward-dividing",),
         _own("backward-dividing", variable="cosine"),
     ),
     "table2": Table(
         "Remaining residual at the last layer after the edit of each layer, over the initial one; the target is the "
         "anchor optimised at the last layer.",
+        ("backward-dividing", "backward-full", "one-layer"),
         _own(*_BACKWARD),
     ),
     "table5": Table(
         "Remaining residual with forward replay, whose target at the last layer is replayed from the anchor at the "
         "first; below, each scheme against the other's target, and absolute norms.",
+        ("forward-replay",),
         (
             *_own("forward-replay"),
-            Line("forward-replay", "residual_ratio_against_optimised", "forward-replay, against the optimised target"),
+            Line(
+                "forward-replay",
+                "residual_ratio_against_optimised",
+                "forward-replay, against the optimised target",
+            ),
             *(
-                Line(scheme, "residual_ratio_against_replayed", f"{scheme}, against the replayed target")
+                Line(
+                    scheme,
+                    "residual_ratio_against_replayed",
+                    f"{scheme}, against the replayed target",
+                )
                 for scheme in _BACKWARD
             ),
             *(Line(s, "residual_norm", f"{s}, norm") for s in ("forward-replay", *_BACKWARD)),
@@ -104,10 +117,22 @@ def summarise(values: Sequence[float] | np.ndarray, seed: int = 0) -> dict[str, 
     low = high = np.nan
     if len(finite) > 1:
         interval = stats.bootstrap(
-            (finite,), np.mean, n_resamples=RESAMPLES, batch=1000, confidence_level=CONFIDENCE, method="percentile", rng=seed
+            (finite,),
+            np.mean,
+            n_resamples=RESAMPLES,
+            batch=1000,
+            confidence_level=CONFIDENCE,
+            method="percentile",
+            rng=seed,
         ).confidence_interval
         low, high = float(interval.low), float(interval.high)
-    return {"mean": float(finite.mean()), "low": low, "high": high, "median": float(np.median(finite)), "count": len(finite)}
+    return {
+        "mean": float(finite.mean()),
+        "low": low,
+        "high": high,
+        "median": float(np.median(finite)),
+        "count": len(finite),
+    }
 
 
 def table(dataset: xr.Dataset, name: str) -> pd.DataFrame:
@@ -135,11 +160,27 @@ def table(dataset: xr.Dataset, name: str) -> pd.DataFrame:
                 continue  # the scheme does not edit this layer
             summary = summarise(chosen[line.variable].values, seed)
             rows.append(
-                {"row": line.label, "scheme": line.scheme, "variable": line.variable, "layer": layer}
+                {
+                    "row": line.label,
+                    "scheme": line.scheme,
+                    "variable": line.variable,
+                    "layer": layer,
+                }
                 | summary
                 | {"paper": paper[place] if paper else np.nan}
             )
-    columns = ["row", "scheme", "variable", "layer", "mean", "low", "high", "median", "count", "paper"]
+    columns = [
+        "row",
+        "scheme",
+        "variable",
+        "layer",
+        "mean",
+        "low",
+        "high",
+        "median",
+        "count",
+        "paper",
+    ]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -174,11 +215,21 @@ def efficacy_table(dataset: xr.Dataset) -> pd.DataFrame:
         largest relative change of a weight.
     """
     seed = int(dataset.attrs["config"]["settings"]["seed"])
-    rows = [{"scheme": "unedited", **summarise(dataset["efficacy_unedited"].values, seed), "largest_update": 0.0}]
+    rows = [
+        {
+            "scheme": "unedited",
+            **summarise(dataset["efficacy_unedited"].values, seed),
+            "largest_update": 0.0,
+        }
+    ]
     for scheme in dataset["scheme"].values:
         chosen = dataset.sel(scheme=scheme)
         largest = float(chosen["update_norm"].max())
-        rows.append({"scheme": str(scheme), **summarise(chosen["efficacy"].values, seed), "largest_update": largest})
+        rows.append({
+            "scheme": str(scheme),
+            **summarise(chosen["efficacy"].values, seed),
+            "largest_update": largest,
+        })
     return pd.DataFrame(rows).drop(columns="median").rename(columns={"mean": "efficacy"})
 
 
@@ -220,7 +271,9 @@ def write_reports(folder: Path, tables: Sequence[str] = tuple(TABLES)) -> str:
         parts.append(_write_table(folder / name, wide(long), caption))
     efficacy = efficacy_table(dataset)
     efficacy.to_csv(folder / "efficacy.csv", index=False)
-    caption = f"Efficacy: share of facts whose new answer is the argmax at every token, with its 95 % bootstrap interval."
+    caption = (
+        "Efficacy: share of facts whose new answer is the argmax at every token, with its 95 % bootstrap interval."
+    )
     parts.append(_write_table(folder / "efficacy", efficacy.round(3).set_index("scheme"), caption))
     failed = failed_facts(dataset)
     if failed:

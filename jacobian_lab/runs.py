@@ -17,6 +17,7 @@ import xarray as xr
 import zarr
 from filelock import FileLock, Timeout
 
+from jacobian_lab.caching import written_whole
 from jacobian_lab.errors import InputError
 
 FORMAT = "jacobian_lab run 1"
@@ -87,7 +88,10 @@ class Run:
         provenance: Mapping[str, Any],
         coordinates: Mapping[str, Sequence[Any]],
     ) -> None:
-        self.folder, self.coordinates = folder, {name: list(labels) for name, labels in coordinates.items()}
+        self.folder, self.coordinates = (
+            folder,
+            {name: list(labels) for name, labels in coordinates.items()},
+        )
         _check_folder(folder, settings)
         self._lock = FileLock(folder / LOCK)
         try:
@@ -97,16 +101,20 @@ class Run:
                 f"expected a run that nobody else is writing, got {folder}, which another process holds: wait for it"
             ) from None
         if not (folder / CONFIG).is_file():
-            _create_store(folder / STORE, self.coordinates)
             config = {"format": FORMAT, "settings": settings, "provenance": provenance}
             _write_text(folder / CONFIG, json.dumps(config, indent=1, ensure_ascii=False) + "\n")
+        if not (folder / STORE).is_dir():
+            _create_store(folder / STORE, self.coordinates)
         self._arrays = zarr.open_group(folder / STORE, mode="r+")
 
     def __enter__(self) -> "Run":
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._lock.release()
 
@@ -178,7 +186,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / CONFIG).read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"expected the folder of a run, got {folder} ({error}): make one with jacobian-lab tables") from error
+        raise InputError(
+            f"expected the folder of a run, got {folder} ({error}): make one with jacobian-lab tables"
+        ) from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise InputError(f"expected a run of the format {FORMAT!r}, got another one in {folder}: choose another folder")
     return config
@@ -189,15 +199,20 @@ def _check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"expected an output folder that can be made, got {folder} ({error.strerror}): choose another") from error
+        raise InputError(
+            f"expected an output folder that can be made, got {folder} ({error.strerror}): choose another"
+        ) from error
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"expected an output folder that can be written, got {folder}: choose another or change its rights")
+        raise InputError(
+            f"expected an output folder that can be written, got {folder}: choose another or change its rights"
+        )
     held = {path.name for path in folder.iterdir()}
     if CONFIG in held:
         _check_same(read_config(folder)["settings"], settings, folder)
-    elif held - {LOCK, STORE}:
+    elif held - {LOCK, f".{CONFIG}.partial"}:
         raise InputError(
-            f"expected a new or empty output folder, or one of a run, got {folder}, which holds {sorted(held)[0]!r}: choose another"
+            f"expected a new or empty output folder, or one of a run, got {folder}, which holds "
+            f"{min(held - {LOCK})!r}: choose another"
         )
 
 
@@ -206,8 +221,8 @@ def _check_same(old: Any, new: Any, folder: Path) -> None:
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):
             raise InputError(
-                f"expected the settings that {folder} was made with, got another {name}: it has {before.get(name)!r:.80}, "
-                f"this command {now.get(name)!r:.80}: give the same, or another --out"
+                f"expected the settings that {folder} was made with, got another {name}: it has "
+                f"{before.get(name)!r:.80}, this command {now.get(name)!r:.80}: give the same, or another --out"
             )
 
 
@@ -225,14 +240,13 @@ def _create_store(path: Path, coordinates: Mapping[str, Sequence[Any]]) -> None:
     for name, variable in VARIABLES.items():
         shape = tuple(len(coordinates[dim]) for dim in variable.dims)
         empty = np.full(shape, np.nan if variable.dtype.startswith("f") else 0, dtype=variable.dtype)
-        dataset[name] = xr.Variable(
-            variable.dims, empty, {"long_name": variable.long_name, "units": variable.units}
-        )
+        dataset[name] = xr.Variable(variable.dims, empty, {"long_name": variable.long_name, "units": variable.units})
         chunks = tuple(
             max(1, min(FACTS_PER_CHUNK, n) if dim == "fact" else n) for dim, n in zip(variable.dims, shape, strict=True)
         )
         encoding[name] = {"chunks": chunks}
-    dataset.to_zarr(path, mode="w", zarr_format=2, consolidated=False, encoding=encoding)
+    with written_whole(path) as partial:
+        dataset.to_zarr(partial, zarr_format=2, consolidated=False, encoding=encoding)
 
 
 def _write_text(path: Path, text: str) -> None:

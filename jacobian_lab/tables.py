@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from jacobian_lab.caching import content_key
 from jacobian_lab.checks import check_replay
@@ -20,6 +19,7 @@ from jacobian_lab.errors import InputError
 from jacobian_lab.facts import BUILTIN, Fact, describe, load_facts
 from jacobian_lab.metrics import efficacy
 from jacobian_lab.models import DEFAULT_MODEL, LanguageModel, check_layers, load_model
+from jacobian_lab.progress import bar
 from jacobian_lab.runs import Run
 from jacobian_lab.targets import (
     SCHEMES,
@@ -141,7 +141,11 @@ class Experiment:
         """What else is worth knowing of a run."""
         return {
             "model": self.config.model,
-            "facts": {"source": self.config.facts, "slice": self.config.slice, "count": len(self.facts)},
+            "facts": {
+                "source": self.config.facts,
+                "slice": self.config.slice,
+                "count": len(self.facts),
+            },
             "templates": str(self.config.templates or f"sampled with seed {self.config.seed}"),
             "corpus": self.corpus.name,
             "python": platform.python_version(),
@@ -245,7 +249,14 @@ def _check_config(config: TablesConfig) -> None:
     for name in config.schemes:
         if name not in SCHEMES:
             raise InputError(f"expected schemes among {', '.join(SCHEMES)}, got {name!r}: choose among them")
-    positive = ("corpus_length", "corpus_tokens", "anchor_lr", "anchor_steps", "anchor_clamp", "batch_size")
+    positive = (
+        "corpus_length",
+        "corpus_tokens",
+        "anchor_lr",
+        "anchor_steps",
+        "anchor_clamp",
+        "batch_size",
+    )
     for name, value in asdict(config).items():
         option = "--" + name.replace("_", "-")
         if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
@@ -263,13 +274,12 @@ def _store_anchors(run: Run, experiment: Experiment, progress: bool) -> None:
     """Optimise and store the anchors that the run lacks, batch by batch."""
     model, facts, labels = experiment.model, experiment.facts, run.coordinates["fact"]
     done = run.read("anchor_passes") > 0
-    bar = tqdm(total=done.size, initial=int(done.sum()), desc="anchors", unit="anchor", disable=not progress)
+    with bar(done.size, "anchors", "anchor", done=int(done.sum()), show=progress) as shown:
 
-    def advance(finished: int, loss: float) -> None:
-        bar.set_postfix(loss=f"{loss:.3f}")
-        bar.update(finished)
+        def advance(finished: int, loss: float) -> None:
+            shown.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            shown.update(finished)
 
-    with bar:
         for place, layer in enumerate(experiment.anchor_layers):
             for batch in anchor_batches(model, facts, experiment.config.batch_size):
                 left = [index for index in batch if not done[index, place]]
@@ -293,16 +303,24 @@ def _store_schemes(run: Run, experiment: Experiment, progress: bool) -> None:
     targets = _targets(run, experiment)
     moments = _second_moments(experiment, progress)
     run.write("efficacy_unedited", efficacy(model, facts))
-    for name in tqdm(missing, desc="schemes", unit="scheme", disable=not progress):
-        scheme = SCHEMES[name]
-        with restored(model, experiment.layers):
-            record = apply_edit(
-                model, facts, scheme, targets, experiment.templates, moments.matrices, experiment.ridge
-            )
-            run.write("efficacy", _where_finite(efficacy(model, facts).double(), targets), scheme=name)
-        for variable, values in measure(record, targets, scheme).items():
-            run.write(variable, values.cpu(), scheme=name, layer=list(record.layers))
-        run.write("measured", 1, scheme=name)  # last: it says that all is there
+    with bar(len(missing), "schemes", "scheme", show=progress) as shown:
+        for name in missing:
+            scheme = SCHEMES[name]
+            with restored(model, experiment.layers):
+                record = apply_edit(
+                    model,
+                    facts,
+                    scheme,
+                    targets,
+                    experiment.templates,
+                    moments.matrices,
+                    experiment.ridge,
+                )
+                run.write("efficacy", _where_finite(efficacy(model, facts).double(), targets), scheme=name)
+            for variable, values in measure(record, targets, scheme).items():
+                run.write(variable, values.cpu(), scheme=name, layer=list(record.layers))
+            run.write("measured", 1, scheme=name)  # last: it says that all is there
+            shown.update()
 
 
 def _second_moments(experiment: Experiment, progress: bool) -> SecondMoment:
@@ -324,7 +342,12 @@ def _targets(run: Run, experiment: Experiment) -> Targets:
     stored = torch.from_numpy(run.read("anchor")).to(model.device, dtype)
     optimised = {layer: stored[:, place] for place, layer in enumerate(experiment.anchor_layers)}
     passes = torch.from_numpy(run.read("anchor_passes"))
-    first = Anchors(layers[0], optimised[layers[0]], torch.from_numpy(run.read("anchor_loss"))[:, 0], passes[:, 0])
+    first = Anchors(
+        layers[0],
+        optimised[layers[0]],
+        torch.from_numpy(run.read("anchor_loss"))[:, 0],
+        passes[:, 0],
+    )
     replayed = replay_targets(model, experiment.facts, first, layers)
     run.write("replayed_target", replayed.transpose(0, 1).cpu().double())
     return Targets(layers, optimised, dict(zip(layers, replayed, strict=True)))

@@ -82,7 +82,7 @@ def check_templates(groups: Any, source: str) -> tuple[tuple[str, ...], ...]:
     Raises:
         InputError: If they are not of this form.
     """
-    expected = "expected groups of templates, [[\"{}\"], [\"… {}\", …]], each text with one {}"
+    expected = 'expected groups of templates, [["{}"], ["… {}", …]], each text with one {}'
     if not isinstance(groups, list) or not groups:
         raise InputError(f"{expected}, got {groups!r:.60} in {source}: see the README")
     for group in groups:

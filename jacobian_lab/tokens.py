@@ -137,5 +137,7 @@ def _locate(tokenizer: Any, before: str, subject: str, after: str) -> Prompt:
         )
     bos = tokenizer.bos_token_id
     if bos is not None and ids[:length].count(bos) > 1:
-        raise InputError(f"expected one BOS at most, got {ids[:length].count(bos)} in {text!r}: remove it from the text")
+        raise InputError(
+            f"expected one BOS at most, got {ids[:length].count(bos)} in {text!r}: remove it from the text"
+        )
     return Prompt(tuple(ids[:length]), covering[-1])

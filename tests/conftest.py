@@ -31,7 +31,12 @@ from jacobian_lab.templates import read_templates
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 VOCABULARY = 512
 
-SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 6, "num_attention_heads": 4}
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+}
 ROTARY = {**SMALL, "num_key_value_heads": 2, "max_position_embeddings": 256}
 GPT = {"n_embd": 32, "n_inner": 64, "n_layer": 6, "n_head": 4, "n_positions": 256}
 CONFIGS = {
@@ -59,19 +64,23 @@ def make_tokenizer(side: str = "right", bos: bool = False, eos: bool = False) ->
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<pad>", "<bos>", "<eos>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        vocab_size=VOCABULARY,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     tokenizer.train_from_iterator(corpus_of_texts(), trainer)
     if bos or eos:
         single = " ".join((["<bos>"] if bos else []) + ["$A"] + (["<eos>"] if eos else []))
-        tokenizer.post_processor = processors.Sequence(
-            [
-                processors.ByteLevel(trim_offsets=False),
-                processors.TemplateProcessing(single=single, special_tokens=[("<bos>", 1), ("<eos>", 2)]),
-            ]
-        )
+        tokenizer.post_processor = processors.Sequence([
+            processors.ByteLevel(trim_offsets=False),
+            processors.TemplateProcessing(single=single, special_tokens=[("<bos>", 1), ("<eos>", 2)]),
+        ])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", padding_side=side
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        padding_side=side,
     )
 
 
@@ -125,13 +134,18 @@ def facts() -> tuple[Fact, ...]:
     return (
         Fact("first", "Ada Lovelace", "{} wrote about", "poetry", "engines"),
         Fact("middle", "the Eiffel Tower", "You can find {} in the city of", "London", "Paris"),
-        Fact("last", "Gabriel García Márquez", "The author of that novel is called {}", "Dickens and Twain"),
+        Fact(
+            "last",
+            "Gabriel García Márquez",
+            "The author of that novel is called {}",
+            "Dickens and Twain",
+        ),
         Fact("alone", "Rome", "{}", "is old"),
         Fact("twice", "Paris", "Paris is where {} is, said", "nobody at all"),
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the shared data are not here")

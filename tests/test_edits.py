@@ -27,9 +27,7 @@ def setting(tiny, facts):
     for layer in LAYERS:
         keys = torch.randn(tiny.d_mlp, 300, generator=generator, dtype=torch.float64)
         moments[layer] = keys @ keys.T / 300
-    targets = Targets(
-        LAYERS, {k: a.states for k, a in anchors.items()}, dict(zip(LAYERS, replayed, strict=True))
-    )
+    targets = Targets(LAYERS, {k: a.states for k, a in anchors.items()}, dict(zip(LAYERS, replayed, strict=True)))
     return targets, moments
 
 
@@ -72,11 +70,16 @@ def test_a_singular_solve_is_refused(matrix):
 
 def test_weights_come_back_bit_for_bit(family_model):
     before = {layer: family_model.weight(layer).clone() for layer in LAYERS}
-    with pytest.raises(RuntimeError, match="in the middle"), restored(family_model, LAYERS):
-        for layer in LAYERS:
-            family_model.weight(layer).add_(0.1)
-            assert not torch.equal(family_model.weight(layer), before[layer])
-        raise RuntimeError("in the middle")
+
+    def spoil():
+        with restored(family_model, LAYERS):
+            for layer in LAYERS:
+                family_model.weight(layer).add_(0.1)
+                assert not torch.equal(family_model.weight(layer), before[layer])
+            raise RuntimeError("in the middle")
+
+    with pytest.raises(RuntimeError, match="in the middle"):
+        spoil()
     assert all(torch.equal(family_model.weight(layer), before[layer]) for layer in LAYERS)
 
 
@@ -181,8 +184,15 @@ def test_a_fact_without_an_anchor_keeps_its_place_and_moves_nothing(tiny, facts,
 
 def test_no_usable_fact_is_refused(tiny, facts, setting):
     targets, moments = setting
-    empty = Targets(LAYERS, {k: torch.full_like(v, float("nan")) for k, v in targets.optimised.items()}, targets.replayed)
-    with pytest.raises(InputError, match="at least one fact with a finite anchor"), restored(tiny, LAYERS):
+    empty = Targets(
+        LAYERS,
+        {k: torch.full_like(v, float("nan")) for k, v in targets.optimised.items()},
+        targets.replayed,
+    )
+    with (
+        pytest.raises(InputError, match="at least one fact with a finite anchor"),
+        restored(tiny, LAYERS),
+    ):
         apply_edit(tiny, facts, SCHEMES["one-layer"], empty, CONTEXTS, moments, 2.0)
 
 

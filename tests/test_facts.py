@@ -7,7 +7,13 @@ import pytest
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts import BUILTIN, load_facts, parse_slice
 
-RECORD = {"id": 7, "subject": "Ada", "prompt": "{} lives in", "target_new": " Rome ", "target_true": "Bath"}
+RECORD = {
+    "id": 7,
+    "subject": "Ada",
+    "prompt": "{} lives in",
+    "target_new": " Rome ",
+    "target_true": "Bath",
+}
 
 
 def write(path, content):
@@ -20,9 +26,7 @@ def test_builtin_set_is_as_promised():
     relations = {str(fact.id).partition("/")[0] for fact in facts}
     assert len(facts) >= 160
     assert len(relations) >= 8
-    by_relation = {
-        r: {f.target_true for f in facts if str(f.id).startswith(f"{r}/")} for r in relations
-    }
+    by_relation = {r: {f.target_true for f in facts if str(f.id).startswith(f"{r}/")} for r in relations}
     true_of = {}
     for fact in facts:
         true_of.setdefault(fact.text, fact.target_true)
@@ -49,7 +53,10 @@ def test_flat_layout_with_defaults(tmp_path):
 
 def test_json_lines_and_missing_ids(tmp_path):
     record = {key: value for key, value in RECORD.items() if key != "id"}
-    path = write(tmp_path / "f.jsonl", json.dumps(record) + "\n\n" + json.dumps({**record, "subject": "Bea"}) + "\n")
+    path = write(
+        tmp_path / "f.jsonl",
+        json.dumps(record) + "\n\n" + json.dumps({**record, "subject": "Bea"}) + "\n",
+    )
     assert [(fact.id, fact.subject) for fact in load_facts(path)] == [(0, "Ada"), (1, "Bea")]
 
 
@@ -114,7 +121,10 @@ def test_bad_slices(text):
         ("{broken", "neither"),
         ('["text"]', "expected an object"),
         ([{**RECORD, "subject": None}], "field 'subject', got None"),
-        ([{k: v for k, v in RECORD.items() if k != "target_new"}], "field 'target_new', got nothing"),
+        (
+            [{k: v for k, v in RECORD.items() if k != "target_new"}],
+            "field 'target_new', got nothing",
+        ),
         ([{k: v for k, v in RECORD.items() if k != "prompt"}], "field 'prompt', got nothing"),
         ([{**RECORD, "prompt": "Ada lives in"}], "got 0 .*'Ada' stands in it"),
         ([{**RECORD, "prompt": "Bea lives in"}], "'Ada' does not appear"),
@@ -124,7 +134,10 @@ def test_bad_slices(text):
         ([{**RECORD, "paraphrase_prompts": "no list"}], "list of texts"),
         ([RECORD, RECORD], "own id, got 7 twice"),
         ([{**RECORD, "id": 1.5}], "number or a string as id"),
-        ([{"subject": "Ada", "src": "Where does Bea live?", "answers": ["Rome"]}], "does not appear"),
+        (
+            [{"subject": "Ada", "src": "Where does Bea live?", "answers": ["Rome"]}],
+            "does not appear",
+        ),
         ([{"requested_rewrite": "text"}], "expected an object as requested_rewrite"),
     ],
 )

@@ -43,7 +43,10 @@ def assert_replay_is_the_model(model, facts, starts, tolerance):
             for place, layer in enumerate(read):
                 assert relative(got[place, index], own[layer]) < tolerance, (start, layer, fact.id)
             answer = len(row.answer)
-            assert relative(logits[index, :answer], own_logits[-answer:]) < tolerance, (start, fact.id)
+            assert relative(logits[index, :answer], own_logits[-answer:]) < tolerance, (
+                start,
+                fact.id,
+            )
 
 
 @torch.no_grad()
@@ -104,7 +107,13 @@ def test_check_passes_on_every_family(family_model, facts):
 
 
 def test_check_names_what_fails(tmp_path, facts, monkeypatch):
-    model = load_model(make_folder(tmp_path / "m", LlamaConfig(hidden_size=32, num_attention_heads=4, num_hidden_layers=4, intermediate_size=64)), device="cpu")
+    model = load_model(
+        make_folder(
+            tmp_path / "m",
+            LlamaConfig(hidden_size=32, num_attention_heads=4, num_hidden_layers=4, intermediate_size=64),
+        ),
+        device="cpu",
+    )
     original = type(model).positional
 
     def shifted(self, hidden, positions):

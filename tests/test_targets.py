@@ -49,9 +49,7 @@ def test_batching_and_order_change_nothing(tiny, facts):
 def test_the_clamp_holds(tiny, facts):
     settings = dataclasses.replace(SETTINGS, lr=5.0, clamp=0.2, stop_loss=0.0)
     anchors = optimise_anchors(tiny, facts, 2, CONTEXTS, settings)
-    starts = torch.stack(
-        [plain(tiny).states(*prompt(tiny.tokenizer, fact), [2])[1][2] for fact in facts]
-    )
+    starts = torch.stack([plain(tiny).states(*prompt(tiny.tokenizer, fact), [2])[1][2] for fact in facts])
     shift = (anchors.states - starts).norm(dim=1) / starts.norm(dim=1)
     torch.testing.assert_close(shift, torch.full_like(shift, 0.2), rtol=1e-9, atol=0)
 

@@ -1,0 +1,6 @@
+"""Table 1: the cosine of an edit's shift and the passive shift it makes at the last layer."""
+
+from jacobian_lab.cli import analysis
+
+if __name__ == "__main__":
+    analysis("table1")

@@ -1,0 +1,6 @@
+"""Table 2: the residual that backward spreading leaves at the last layer."""
+
+from jacobian_lab.cli import analysis
+
+if __name__ == "__main__":
+    analysis("table2")

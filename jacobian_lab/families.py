@@ -1,0 +1,70 @@
+"""What is known of architectures: where their parts are, and which settings the literature uses."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What the literature uses for a model (methods.md §2; the paper's appendix).
+
+    Attributes:
+        layers: Decisive layers, ascending.
+        ridge: λ, the weight of the second moment in the solve.
+        anchor_lr: Adam's learning rate for the anchor.
+        anchor_steps: Passes N of the anchor's optimisation, of which at most N - 1 update it.
+    """
+
+    layers: tuple[int, ...]
+    ridge: float
+    anchor_lr: float
+    anchor_steps: int
+
+
+DEFAULTS = {
+    "Llama-3-8B": (("llama", 32, 4096), Defaults((4, 5, 6, 7, 8), 15000.0, 0.1, 35)),
+    "GPT2-XL": (("gpt2", 48, 1600), Defaults((13, 14, 15, 16, 17), 15000.0, 0.5, 35)),
+    "GPT-J-6B": (("gptj", 28, 4096), Defaults((3, 4, 5, 6, 7, 8), 15000.0, 0.5, 25)),
+    "SmolLM2-135M": (("llama", 30, 576), Defaults((4, 5, 6, 7, 8), 15000.0, 0.5, 25)),
+}
+"""Known models, by what tells them apart: (type, blocks, width). Names need not match."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where the parts of an architecture are, as dotted paths from the model or from a block.
+
+    Attributes:
+        blocks: The decoder blocks.
+        norm: The norm before the head.
+        projection: A block's MLP output projection.
+        cache_name: What the block calls its key-value cache.
+        positional: Name of the rotary module if blocks are given its cosines and sines, ``"ids"``
+            if they are given position ids, empty if positions enter with the embedding alone.
+    """
+
+    blocks: str
+    norm: str
+    projection: str
+    cache_name: str
+    positional: str
+
+
+_LLAMA = Family("model.layers", "model.norm", "mlp.down_proj", "past_key_values", "model.rotary_emb")
+FAMILIES: Mapping[str, Family] = {
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "gpt2": Family("transformer.h", "transformer.ln_f", "mlp.c_proj", "past_key_values", ""),
+    "gptj": Family("transformer.h", "transformer.ln_f", "mlp.fc_out", "layer_past", "ids"),
+    "gpt_neox": Family(
+        "gpt_neox.layers",
+        "gpt_neox.final_layer_norm",
+        "mlp.dense_4h_to_h",
+        "layer_past",
+        "gpt_neox.rotary_emb",
+    ),
+}
+NORM_AFTER_MLP = ("gemma2", "gemma3", "gemma3_text", "gemma3n", "olmo2", "olmo3", "exaone4", "glm4")
+"""Types whose MLP output passes a norm before it joins the residual stream."""

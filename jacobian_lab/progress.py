@@ -1,0 +1,33 @@
+"""One kind of progress bar, quiet in log files."""
+
+import sys
+
+from tqdm import tqdm
+
+SECONDS_BETWEEN_LINES = 10.0
+"""How often a bar writes where nobody watches a terminal."""
+
+
+def bar(total: int, what: str, unit: str, *, done: int = 0, show: bool = True) -> "tqdm[None]":
+    """A progress bar on stderr.
+
+    Args:
+        total: How many units there are.
+        what: What is being done.
+        unit: What is counted.
+        done: How many of them were done before.
+        show: Whether to show anything.
+
+    Returns:
+        The bar; a context manager with ``update``.
+    """
+    interval = 0.1 if sys.stderr.isatty() else SECONDS_BETWEEN_LINES
+    return tqdm(
+        total=total,
+        initial=done,
+        desc=what,
+        unit=unit,
+        disable=not show,
+        mininterval=interval,
+        dynamic_ncols=True,
+    )

@@ -1,0 +1,66 @@
+"""Agreement with numbers measured elsewhere, and with the plain way on other facts, on the real model."""
+
+import pytest
+import torch
+from reference import Plain
+from safetensors.torch import load_file
+
+from jacobian_lab.covariance import load_corpus, second_moments
+from jacobian_lab.edits import apply_edit, measure, restored
+from jacobian_lab.facts import load_facts
+from jacobian_lab.metrics import efficacy
+from jacobian_lab.models import load_model
+from jacobian_lab.targets import SCHEMES, AnchorSettings, Targets, optimise_anchors, replay_targets
+
+LAYERS = (4, 5, 6, 7, 8)
+
+
+@pytest.fixture(scope="module")
+def moments(real, shared):
+    """As the golden numbers were made: float32 activations, 256 tokens a line."""
+    found = second_moments(real, load_corpus(str(shared / "data" / "wikitext2_600.txt")), LAYERS, 256)
+    assert found.tokens == 90571
+    return found.matrices
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-6), ("float32", 1e-4)])
+def test_golden_numbers(dtype, tolerance, shared, golden, moments):
+    model = load_model(dtype=dtype, device="cpu")
+    facts = load_facts(shared / "data" / "counterfact_2000.json", "100:104")
+    expected, numbers = load_file(golden["tensors"]), golden["numbers"]
+    assert [fact.id for fact in facts] == numbers["fact_ids"]
+    settings = AnchorSettings(lr=0.5, steps=25)
+    anchors = {layer: optimise_anchors(model, facts, layer, golden["templates"], settings) for layer in (4, 8)}
+    replayed = replay_targets(model, facts, anchors[4], LAYERS)
+    found = {"anchor_first": anchors[4].states, "anchor_last": anchors[8].states}
+    found |= {f"replayed_{layer}": replayed[i] for i, layer in enumerate(LAYERS) if i}
+    for name, states in found.items():
+        error = (states.double() - expected[name]).norm(dim=1) / expected[name].norm(dim=1)
+        assert error.max() < tolerance, (name, error)
+
+    optimised = {layer: found_anchors.states for layer, found_anchors in anchors.items()}
+    targets = Targets(LAYERS, optimised, dict(zip(LAYERS, replayed, strict=True)))
+    for name, scheme in SCHEMES.items():
+        reference = numbers["schemes"][name]
+        with restored(model, LAYERS):
+            record = apply_edit(model, facts, scheme, targets, golden["templates"], moments, ridge=15000.0)
+            correct = efficacy(model, facts).double().mean()
+        assert [str(layer) for layer in record.layers] == list(reference["residual_ratio"])
+        measured = measure(record, targets, scheme)
+        for quantity in ("residual_ratio", "cosine", "unrealised"):
+            golden_values = torch.tensor([reference[quantity][str(layer)] for layer in record.layers]).T
+            assert (measured[quantity] - golden_values).abs().max() < 1e-3, (name, quantity)
+        assert float(correct) == reference["all_tokens_correct"]
+
+
+@pytest.mark.parametrize(("file", "slice"), [("counterfact_2000.json", "731:733"), ("zsre_2000.json", "40:42")])
+def test_other_facts_agree_with_one_at_a_time_through_the_whole_model(file, slice, real, shared, golden):
+    facts = load_facts(shared / "data" / file, slice)
+    settings = AnchorSettings(lr=0.5, steps=6)
+    anchors = optimise_anchors(real, facts, 8, golden["templates"], settings)
+    plain = Plain(real.hf, real.tokenizer, real.blocks)
+    for index, fact in enumerate(facts):
+        expected, _, passes = plain.anchor(fact, 8, golden["templates"], lr=0.5, steps=6)
+        error = (anchors.states[index] - expected).norm() / expected.norm()
+        assert error < 1e-4, (fact.id, error)
+        assert int(anchors.passes[index]) == passes
