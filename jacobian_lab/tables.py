@@ -14,7 +14,7 @@ import torch
 from jacobian_lab.caching import content_key
 from jacobian_lab.checks import check_replay
 from jacobian_lab.covariance import PYTHON_DOCS, Corpus, SecondMoment, load_corpus, second_moments
-from jacobian_lab.edits import apply_edit, measure, restored
+from jacobian_lab.edits import apply_edit, measure, restored, solve_spd
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts import BUILTIN, Fact, describe, load_facts
 from jacobian_lab.metrics import efficacy
@@ -215,8 +215,11 @@ def run_tables(config: TablesConfig, *, progress: bool = True) -> Path:
     }
     coordinates["fact"] = _uniform(coordinates["fact"])
     with Run(folder, settings, experiment.provenance(), coordinates) as run:
+        if not _unmeasured(run, experiment):
+            return folder
+        moments = _second_moments(experiment, progress)  # first: a corpus that is of no use shows here
         _store_anchors(run, experiment, progress)
-        _store_schemes(run, experiment, progress)
+        _store_schemes(run, experiment, moments, progress)
     return folder
 
 
@@ -293,15 +296,16 @@ def _store_anchors(run: Run, experiment: Experiment, progress: bool) -> None:
                 run.write("anchor_passes", anchors.passes.cpu(), **where)  # last: it says that all is there
 
 
-def _store_schemes(run: Run, experiment: Experiment, progress: bool) -> None:
-    """Edit under each scheme that the run lacks, measure and store."""
-    model, facts = experiment.model, experiment.facts
+def _unmeasured(run: Run, experiment: Experiment) -> list[str]:
+    """The schemes asked for that the run lacks."""
     measured = dict(zip(run.coordinates["scheme"], run.read("measured"), strict=True))
-    missing = [name for name in experiment.config.schemes if not measured[name]]
-    if not missing:
-        return
+    return [name for name in experiment.config.schemes if not measured[name]]
+
+
+def _store_schemes(run: Run, experiment: Experiment, moments: SecondMoment, progress: bool) -> None:
+    """Edit under each scheme that the run lacks, measure and store."""
+    model, facts, missing = experiment.model, experiment.facts, _unmeasured(run, experiment)
     targets = _targets(run, experiment)
-    moments = _second_moments(experiment, progress)
     run.write("efficacy_unedited", efficacy(model, facts))
     with bar(len(missing), "schemes", "scheme", show=progress) as shown:
         for name in missing:
@@ -324,15 +328,20 @@ def _store_schemes(run: Run, experiment: Experiment, progress: bool) -> None:
 
 
 def _second_moments(experiment: Experiment, progress: bool) -> SecondMoment:
-    config = experiment.config
-    return second_moments(
-        experiment.model,
+    """C of every layer; with fewer facts than keys are wide, a λC that is singular is refused at once."""
+    config, model = experiment.config, experiment.model
+    moments = second_moments(
+        model,
         experiment.corpus,
         experiment.layers,
         config.corpus_length,
         config.corpus_tokens,
         progress=progress,
     )
+    if len(experiment.facts) < model.d_mlp:
+        for matrix in moments.matrices.values():
+            solve_spd(experiment.ridge * matrix, torch.zeros(model.d_mlp, 1, dtype=torch.float64))
+    return moments
 
 
 def _targets(run: Run, experiment: Experiment) -> Targets:

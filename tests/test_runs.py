@@ -1,0 +1,196 @@
+"""A run's folder: created, resumed, refused; and the tables made of it."""
+
+import json
+
+import numpy as np
+import pytest
+import xarray as xr
+from scipy import stats
+
+from jacobian_lab import reporting, runs
+from jacobian_lab.errors import InputError
+from jacobian_lab.runs import Run, open_run
+
+SETTINGS = {"model": {"name": "m"}, "ridge": 2.0, "seed": 3, "layers": [4, 5, 6, 7, 8]}
+COORDINATES = {
+    "fact": ["a", "b", "c", "d"],
+    "scheme": ["backward-dividing", "one-layer", "forward-replay"],
+    "layer": [4, 5, 6, 7, 8],
+    "anchor_layer": [4, 8],
+    "d_model": range(3),
+}
+
+
+def create(folder, settings=SETTINGS):
+    return Run(folder, settings, {"python": "3"}, COORDINATES)
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """Known numbers: fact i under every scheme at layer l has the ratio i + l."""
+    with create(tmp_path / "run") as run:
+        run.write("anchor", np.ones((4, 2, 3)))
+        run.write("anchor_passes", np.full((4, 2), 5))
+        for scheme in ("backward-dividing", "forward-replay"):
+            for name, variable in runs.VARIABLES.items():
+                if variable.dims == ("fact", "scheme", "layer"):
+                    run.write(name, np.arange(4)[:, None] + np.arange(4, 9), scheme=scheme)
+            run.write("update_norm", np.linspace(0.1, 0.5, 5), scheme=scheme)
+            run.write("efficacy", [1, 0, 1, 1], scheme=scheme)
+            run.write("measured", 1, scheme=scheme)
+        run.write("efficacy_unedited", [0, 0, 0, 1])
+    return tmp_path / "run"
+
+
+def test_what_is_written_is_read(finished):
+    dataset = open_run(finished)
+    assert isinstance(dataset, xr.Dataset)
+    assert list(dataset["scheme"].values) == ["backward-dividing", "forward-replay"]
+    assert dataset["residual_ratio"].sel(fact="c", scheme="forward-replay", layer=7) == 9
+    assert dataset.attrs["config"]["settings"] == SETTINGS
+    for name, variable in runs.VARIABLES.items():
+        assert dataset[name].dims == variable.dims
+        assert dataset[name].attrs["units"]
+        assert dataset[name].attrs["long_name"]
+
+
+def test_the_store_opens_with_xarray_alone(finished):
+    dataset = xr.open_zarr(finished / "data.zarr", consolidated=False)
+    assert dataset["residual_ratio"].shape == (4, 3, 5)
+
+
+def test_parts_are_written_by_label_in_any_order(tmp_path):
+    with create(tmp_path / "run") as run:
+        run.write("anchor_loss", [7.0, 8.0], fact=["d", "b"], anchor_layer=8)
+        run.write("residual_ratio", [[1.0, 2.0]] * 4, scheme="one-layer", layer=[8, 5])
+        expected = np.full((4, 2), np.nan)
+        expected[3, 1], expected[1, 1] = 7, 8
+        np.testing.assert_array_equal(run.read("anchor_loss"), expected)
+        np.testing.assert_array_equal(run.read("residual_ratio")[0, 1], [np.nan, 2, np.nan, np.nan, 1])
+        assert run.read("anchor_passes").sum() == 0
+
+
+def test_the_same_settings_resume(finished):
+    with create(finished) as run:
+        assert run.read("anchor_passes").all()
+
+
+@pytest.mark.parametrize(
+    ("change", "name"), [({"ridge": 3.0}, "ridge"), ({"model": {"name": "n"}}, "model.name"), ({"more": 1}, "more")]
+)
+def test_other_settings_are_refused_by_name(finished, change, name):
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file() and p.name != runs.LOCK}
+    with pytest.raises(InputError, match=f"another {name}: it has"):
+        create(finished, SETTINGS | change)
+    assert {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file() and p.name != runs.LOCK} == before
+
+
+def test_a_folder_with_something_else_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(InputError, match=r"holds 'thesis.tex'"):
+        create(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("content", ["{}", "not json", '{"format": "other"}', "[]"])
+def test_a_foreign_configuration_is_refused(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(InputError, match="expected"):
+        create(tmp_path)
+    with pytest.raises(InputError, match="expected"):
+        open_run(tmp_path)
+    assert (tmp_path / "config.json").read_text() == content
+
+
+def test_a_file_in_place_of_the_folder(tmp_path):
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(InputError, match="output folder that can be made"):
+        create(tmp_path / "run")
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs.os, "access", lambda *_: False)
+    with pytest.raises(InputError, match="output folder that can be written"):
+        create(tmp_path / "run")
+
+
+def test_a_run_that_another_process_writes_is_refused(tmp_path):
+    with create(tmp_path / "run"), pytest.raises(InputError, match="another process holds"):
+        create(tmp_path / "run")
+    with create(tmp_path / "run"):
+        pass
+
+
+def test_a_run_killed_while_it_was_created_is_taken_up(tmp_path):
+    folder = tmp_path / "run"
+    with create(folder):
+        pass
+    import shutil
+
+    shutil.rmtree(folder / "data.zarr")
+    with create(folder) as run:
+        assert run.read("anchor_passes").shape == (4, 2)
+
+
+def test_table_values_are_means_medians_and_the_papers(finished):
+    long = reporting.table(open_run(finished), "table2")
+    assert set(long["scheme"]) == {"backward-dividing"}
+    row = long[long["layer"] == 6].iloc[0]
+    assert (row["mean"], row["median"], row["count"], row["paper"]) == (7.5, 7.5, 4, 0.83)
+    expected = stats.bootstrap(
+        (np.array([6.0, 7, 8, 9]),), np.mean, n_resamples=9999, batch=1000, method="percentile", rng=3
+    ).confidence_interval
+    assert (row["low"], row["high"]) == (expected.low, expected.high)
+
+
+def test_bootstrap_interval_is_that_of_the_normal_for_many_facts():
+    values = np.random.default_rng(0).normal(5, 2, 2000)
+    summary = reporting.summarise(values)
+    half = 1.96 * values.std() / np.sqrt(len(values))
+    assert summary["low"] == pytest.approx(values.mean() - half, abs=0.01)
+    assert summary["high"] == pytest.approx(values.mean() + half, abs=0.01)
+
+
+def test_summaries_leave_out_what_is_not_finite():
+    assert reporting.summarise([1.0, np.nan, 3.0])["mean"] == 2
+    assert np.isnan(reporting.summarise([np.nan])["mean"])
+    single = reporting.summarise([4.0])
+    assert single["mean"] == 4
+    assert np.isnan(single["low"])
+
+
+def test_reports_are_written_in_three_formats(finished):
+    text = reporting.write_reports(finished)
+    assert "paper (Llama-3-8B)" in text
+    assert "unedited" in text
+    for name in ("table1", "table2", "table5", "efficacy"):
+        for ending in ("md", "tex", "csv"):
+            assert (finished / f"{name}.{ending}").stat().st_size > 50
+    lines = (finished / "measurements.csv").read_text().splitlines()
+    assert lines[0].startswith("fact,scheme,layer,residual_ratio,cosine,")
+    assert len(lines) == 1 + 4 * 2 * 5
+    assert lines[1].startswith("a,backward-dividing,4,4.0,4.0")
+    tex = (finished / "table2.tex").read_text()
+    assert r"95 \%" in tex
+    assert tex.isascii()
+
+
+def test_a_failed_fact_is_listed(finished):
+    with create(finished) as run:
+        run.write("anchor", np.full((1, 3), np.nan), fact=["c"], anchor_layer=8)
+    assert reporting.failed_facts(open_run(finished)) == ["c"]
+    assert "left out of every mean: c." in reporting.write_reports(finished)
+
+
+def test_the_papers_row_needs_the_papers_number_of_layers(tmp_path):
+    coordinates = COORDINATES | {"layer": [2, 3], "anchor_layer": [2, 3]}
+    with Run(tmp_path / "run", SETTINGS, {}, coordinates) as run:
+        run.write("residual_ratio", np.ones((4, 2)), scheme="backward-dividing")
+        run.write("update_norm", [0.1, 0.1], scheme="backward-dividing")
+        run.write("measured", 1, scheme="backward-dividing")
+    assert reporting.table(open_run(tmp_path / "run"), "table2")["paper"].isna().all()
+
+
+def test_config_is_json_that_anyone_reads(finished):
+    config = json.loads((finished / "config.json").read_text())
+    assert set(config) == {"format", "settings", "provenance"}
