@@ -2,9 +2,11 @@
 
 import hashlib
 import importlib.util
+import io
 import json
 import operator
 from collections.abc import Mapping
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 from jacobian_lab.caching import cache_folder, file_digest, written_whole
 from jacobian_lab.errors import InputError
 from jacobian_lab.families import DEFAULTS, FAMILIES, NORM_AFTER_MLP, Defaults, Family
+from jacobian_lab.progress import bar
 
 DEFAULT_MODEL = "smollm2-135m"
 
@@ -314,7 +317,7 @@ def _dequantised(gguf: Path) -> str:
     folder = cache_folder("models") / f"{gguf.stem}-{file_digest(gguf)[:16]}"
     if not folder.is_dir():
         where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-        with _Quiet(), written_whole(folder) as partial:
+        with bar(1, f"first load of {gguf.name}", "model"), _Quiet(), written_whole(folder) as partial:
             try:
                 model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
                 tokenizer = AutoTokenizer.from_pretrained(**where)
@@ -411,9 +414,11 @@ def _line(error: Exception) -> str:
 
 
 class _Quiet:
-    """Silence transformers' progress bars and advice while it loads."""
+    """Silence transformers' progress bars and advice while it loads; some bars heed no setting."""
 
     def __enter__(self) -> None:
+        self.redirection = redirect_stderr(io.StringIO())
+        self.redirection.__enter__()
         self.level = transformers_logging.get_verbosity()
         self.bars = transformers_logging.is_progress_bar_enabled()
         transformers_logging.set_verbosity_error()
@@ -423,3 +428,4 @@ class _Quiet:
         transformers_logging.set_verbosity(self.level)
         if self.bars:
             transformers_logging.enable_progress_bar()
+        self.redirection.__exit__(None, None, None)

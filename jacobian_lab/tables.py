@@ -23,13 +23,12 @@ from jacobian_lab.progress import bar
 from jacobian_lab.runs import Run
 from jacobian_lab.targets import (
     SCHEMES,
-    Anchors,
     AnchorSettings,
     Layers,
     Targets,
     anchor_batches,
+    make_targets,
     optimise_anchors,
-    replay_targets,
 )
 from jacobian_lab.templates import Templates, read_templates, sample_templates
 
@@ -347,19 +346,12 @@ def _second_moments(experiment: Experiment, progress: bool) -> SecondMoment:
 def _targets(run: Run, experiment: Experiment) -> Targets:
     """Targets from the stored anchors; the replayed ones are stored too."""
     model, layers = experiment.model, experiment.layers
-    dtype = torch.promote_types(model.dtype, torch.float32)
-    stored = torch.from_numpy(run.read("anchor")).to(model.device, dtype)
-    optimised = {layer: stored[:, place] for place, layer in enumerate(experiment.anchor_layers)}
-    passes = torch.from_numpy(run.read("anchor_passes"))
-    first = Anchors(
-        layers[0],
-        optimised[layers[0]],
-        torch.from_numpy(run.read("anchor_loss"))[:, 0],
-        passes[:, 0],
-    )
-    replayed = replay_targets(model, experiment.facts, first, layers)
-    run.write("replayed_target", replayed.transpose(0, 1).cpu().double())
-    return Targets(layers, optimised, dict(zip(layers, replayed, strict=True)))
+    stored = torch.from_numpy(run.read("anchor")).to(model.device, torch.promote_types(model.dtype, torch.float32))
+    anchors = {layer: stored[:, place] for place, layer in enumerate(experiment.anchor_layers)}
+    targets = make_targets(model, experiment.facts, layers, anchors)
+    for layer in layers:
+        run.write("replayed_target", targets.replayed[layer].cpu().double(), layer=layer)
+    return targets
 
 
 def _where_finite(values: torch.Tensor, targets: Targets) -> np.ndarray:

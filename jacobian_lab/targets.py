@@ -1,7 +1,7 @@
 """Anchors by gradient descent, and the schemes that make targets of them."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -204,27 +204,6 @@ class _Descent:
         self.kl_rows, self.reference = self.kl_rows.select(stay), self.reference[stay]
 
 
-@torch.no_grad()
-def replay_targets(
-    model: LanguageModel, facts: Sequence[Fact], anchors: Anchors, layers: Layers
-) -> Float[Tensor, "layer fact d_model"]:
-    """Forward replay: what an anchor becomes at the layers above (methods.md §4).
-
-    Args:
-        model: The model, unedited.
-        facts: The facts.
-        anchors: Their anchors, at the first of the layers.
-        layers: The decisive layers, ascending.
-
-    Returns:
-        Targets in the order of `layers`; the first are the anchors themselves.
-    """
-    rows = [fact_prompt(model.tokenizer, fact).cut() for fact in facts]
-    frozen = freeze(model, rows, [anchors.layer], last=layers[-1])
-    above = replay(frozen, anchors.layer, anchors.states, layers).to(anchors.states.dtype)
-    return torch.cat([anchors.states[None], above[1:]])
-
-
 @dataclass(frozen=True)
 class Scheme:
     """How targets are made of anchors: two answers for the loop over layers (methods.md §4).
@@ -313,3 +292,42 @@ class Targets:
         """Facts all of whose targets are finite, whichever scheme needs them: all schemes edit the same facts."""
         every = [*self.optimised.values(), *self.replayed.values()]
         return torch.stack([torch.isfinite(states).all(-1) for states in every]).all(0)
+
+
+@torch.no_grad()
+def replay_targets(
+    model: LanguageModel, facts: Sequence[Fact], anchors: Float[Tensor, "fact d_model"], layers: Layers
+) -> Float[Tensor, "layer fact d_model"]:
+    """Forward replay: what an anchor becomes at the layers above (methods.md §4).
+
+    Args:
+        model: The model, unedited.
+        facts: The facts.
+        anchors: Their anchors at the first of the layers.
+        layers: The decisive layers, ascending.
+
+    Returns:
+        Targets in the order of `layers`; the first are the anchors themselves.
+    """
+    rows = [fact_prompt(model.tokenizer, fact).cut() for fact in facts]
+    frozen = freeze(model, rows, layers[:1], last=layers[-1])
+    above = replay(frozen, layers[0], anchors, layers).to(anchors.dtype)
+    return torch.cat([anchors[None], above[1:]])
+
+
+def make_targets(
+    model: LanguageModel, facts: Sequence[Fact], layers: Layers, anchors: Mapping[int, Float[Tensor, "fact d_model"]]
+) -> Targets:
+    """Targets of both kinds from the anchors at the first and at the last decisive layer.
+
+    Args:
+        model: The model, unedited.
+        facts: The facts.
+        layers: The decisive layers, ascending.
+        anchors: Anchors by layer.
+
+    Returns:
+        The targets.
+    """
+    replayed = replay_targets(model, facts, anchors[layers[0]], layers)
+    return Targets(layers, dict(anchors), dict(zip(layers, replayed, strict=True)))

@@ -11,7 +11,7 @@ from reference import Plain, prompt
 from jacobian_lab.edits import apply_edit, measure, memit, restored, solve_spd
 from jacobian_lab.errors import InputError
 from jacobian_lab.metrics import efficacy
-from jacobian_lab.targets import SCHEMES, AnchorSettings, Targets, optimise_anchors, replay_targets
+from jacobian_lab.targets import SCHEMES, AnchorSettings, Targets, make_targets, optimise_anchors
 
 LAYERS = (1, 2, 4)
 
@@ -21,13 +21,12 @@ def setting(tiny, facts):
     """Targets and well-conditioned second moments for the small model."""
     settings = AnchorSettings(lr=0.1, steps=5)
     anchors = {layer: optimise_anchors(tiny, facts, layer, CONTEXTS, settings) for layer in (1, 4)}
-    replayed = replay_targets(tiny, facts, anchors[1], LAYERS)
     generator = torch.Generator().manual_seed(0)
     moments = {}
     for layer in LAYERS:
         keys = torch.randn(tiny.d_mlp, 300, generator=generator, dtype=torch.float64)
         moments[layer] = keys @ keys.T / 300
-    targets = Targets(LAYERS, {k: a.states for k, a in anchors.items()}, dict(zip(LAYERS, replayed, strict=True)))
+    targets = make_targets(tiny, facts, LAYERS, {layer: found.states for layer, found in anchors.items()})
     return targets, moments
 
 

@@ -10,7 +10,7 @@ from jacobian_lab.edits import apply_edit, measure, restored
 from jacobian_lab.facts import load_facts
 from jacobian_lab.metrics import efficacy
 from jacobian_lab.models import load_model
-from jacobian_lab.targets import SCHEMES, AnchorSettings, Targets, optimise_anchors, replay_targets
+from jacobian_lab.targets import SCHEMES, AnchorSettings, make_targets, optimise_anchors
 
 LAYERS = (4, 5, 6, 7, 8)
 
@@ -31,15 +31,13 @@ def test_golden_numbers(dtype, tolerance, shared, golden, moments):
     assert [fact.id for fact in facts] == numbers["fact_ids"]
     settings = AnchorSettings(lr=0.5, steps=25)
     anchors = {layer: optimise_anchors(model, facts, layer, golden["templates"], settings) for layer in (4, 8)}
-    replayed = replay_targets(model, facts, anchors[4], LAYERS)
+    targets = make_targets(model, facts, LAYERS, {layer: found.states for layer, found in anchors.items()})
     found = {"anchor_first": anchors[4].states, "anchor_last": anchors[8].states}
-    found |= {f"replayed_{layer}": replayed[i] for i, layer in enumerate(LAYERS) if i}
+    found |= {f"replayed_{layer}": targets.replayed[layer] for layer in LAYERS[1:]}
     for name, states in found.items():
         error = (states.double() - expected[name]).norm(dim=1) / expected[name].norm(dim=1)
         assert error.max() < tolerance, (name, error)
 
-    optimised = {layer: found_anchors.states for layer, found_anchors in anchors.items()}
-    targets = Targets(LAYERS, optimised, dict(zip(LAYERS, replayed, strict=True)))
     for name, scheme in SCHEMES.items():
         reference = numbers["schemes"][name]
         with restored(model, LAYERS):

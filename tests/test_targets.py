@@ -88,7 +88,7 @@ def test_progress_counts_every_fact_once(tiny, facts):
 
 def test_replayed_targets_are_the_models_states(family_model, facts):
     anchors = optimise_anchors(family_model, facts, 1, CONTEXTS, SETTINGS)
-    replayed = replay_targets(family_model, facts, anchors, (1, 2, 4))
+    replayed = replay_targets(family_model, facts, anchors.states, (1, 2, 4))
     for index, fact in enumerate(facts):
         ids, position = prompt(family_model.tokenizer, fact)
         with torch.no_grad():
