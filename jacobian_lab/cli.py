@@ -104,7 +104,7 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: Its arguments; those of the process by default.
     """
     config = tyro.cli(
-        Subcommand,  # type: ignore[arg-type]
+        Subcommand,
         args=arguments,
         prog="jacobian-lab",
         description="Why an edit of a language model's knowledge works, layer by layer.",

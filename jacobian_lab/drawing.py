@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -19,7 +20,7 @@ from jacobian_lab.reporting import PAPER, PAPER_LAYERS, table
 from jacobian_lab.runs import open_run
 
 _SHADES = sns.color_palette("cubehelix", 6)
-STYLES: dict[str, dict[str, object]] = {
+STYLES: dict[str, dict[str, Any]] = {
     "backward-dividing": {"color": _SHADES[1], "marker": "o"},
     "backward-full": {"color": _SHADES[2], "marker": "s"},
     "one-layer": {"color": _SHADES[4], "marker": "D"},

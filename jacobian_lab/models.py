@@ -84,7 +84,7 @@ class LanguageModel:
         """The model without its head."""
         return self.hf.base_model
 
-    def projection(self, layer: int) -> nn.Module:
+    def projection(self, layer: int) -> Any:
         """The MLP output projection of a block; its input is the key.
 
         Args:
@@ -319,7 +319,7 @@ def _dequantised(gguf: Path) -> str:
         where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
         with bar(1, f"first load of {gguf.name}", "model"), _Quiet(), written_whole(folder) as partial:
             try:
-                model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+                model: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
                 tokenizer = AutoTokenizer.from_pretrained(**where)
             except Exception as error:  # whatever a broken file makes the readers raise
                 raise InputError(
@@ -355,7 +355,9 @@ def _family(source: str) -> Family:
 def _from_pretrained(source: str, dtype: torch.dtype) -> tuple[Any, Any]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        hf = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+        hf: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
     except Exception as error:  # transformers and the hub raise many kinds
         raise InputError(
             f"expected safetensors and a tokenizer that can be read, got {source!r} ({_line(error)}): "
@@ -373,7 +375,8 @@ def _from_pretrained(source: str, dtype: torch.dtype) -> tuple[Any, Any]:
 
 def _compute_in_float64(hf: nn.Module) -> None:
     """Lift the casts to float32 that transformers' norms and GPT-J's attention make to guard half precision."""
-    for parent in list(hf.modules()):
+    parents: list[Any] = list(hf.modules())
+    for parent in parents:
         for name, module in parent.named_children():
             if type(module).__name__.endswith("RMSNorm"):
                 eps = getattr(module, "variance_epsilon", None)

@@ -1,6 +1,7 @@
 """One kind of progress bar, quiet in log files."""
 
 import sys
+from typing import NoReturn
 
 from tqdm import tqdm
 
@@ -8,7 +9,7 @@ SECONDS_BETWEEN_LINES = 10.0
 """How often a bar writes where nobody watches a terminal."""
 
 
-def bar(total: int, what: str, unit: str, *, done: int = 0, show: bool = True) -> "tqdm[None]":
+def bar(total: int, what: str, unit: str, *, done: int = 0, show: bool = True) -> "tqdm[NoReturn]":
     """A progress bar on stderr.
 
     Args:

@@ -8,6 +8,7 @@ nothing run side by side: prefixes are padded and masked, tails are aligned at t
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -93,12 +94,9 @@ def freeze(model: LanguageModel, rows: Sequence[Prompt], starts: Sequence[int], 
     start = torch.tensor([row.decisive for row in rows], device=model.device)
     width = max(row.decisive for row in rows)
     above = range(min(starts) + 1, last + 1)
+    filled: Sequence[Any] = cache.layers
     prefix = {
-        layer: (
-            cache.layers[layer].keys[:, :, :width].clone(),
-            cache.layers[layer].values[:, :, :width].clone(),
-        )
-        for layer in above
+        layer: (filled[layer].keys[:, :, :width].clone(), filled[layer].values[:, :, :width].clone()) for layer in above
     }
     longest = max(row.tail for row in rows)
     columns = start[:, None] + torch.arange(longest, device=model.device)

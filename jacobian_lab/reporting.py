@@ -291,7 +291,7 @@ def failed_facts(dataset: xr.Dataset) -> list[str]:
         Their ids.
     """
     done = (dataset["anchor_passes"] > 0).all("anchor_layer")
-    finite = np.isfinite(dataset["anchor"]).all(("anchor_layer", "d_model"))
+    finite = dataset["anchor"].notnull().all(("anchor_layer", "d_model"))
     return [str(fact) for fact in dataset["fact"].values[(done & ~finite).values]]
 
 

@@ -137,7 +137,8 @@ class Run:
             values: What to write, with one dimension for each list of labels and each dimension without.
             **labels: For some dimensions, a label or a list of labels.
         """
-        array, index = self._array(name), []
+        array = self._array(name)
+        index: list[Any] = []
         for dim in VARIABLES[name].dims:
             chosen = labels.get(dim)
             places = self.coordinates[dim]

@@ -205,14 +205,13 @@ def run_tables(config: TablesConfig, *, progress: bool = True) -> Path:
     experiment = prepare(config)
     settings = experiment.settings()
     folder = config.out or Path("runs") / content_key(settings)[:12]
-    coordinates = {
-        "fact": [fact.id for fact in experiment.facts],
+    coordinates: dict[str, Sequence[Any]] = {
+        "fact": _uniform([fact.id for fact in experiment.facts]),
         "scheme": list(SCHEMES),
         "layer": list(experiment.layers),
         "anchor_layer": list(experiment.anchor_layers),
         "d_model": range(experiment.model.d_model),
     }
-    coordinates["fact"] = _uniform(coordinates["fact"])
     with Run(folder, settings, experiment.provenance(), coordinates) as run:
         if not _unmeasured(run, experiment):
             return folder

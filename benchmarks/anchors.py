@@ -1,0 +1,80 @@
+"""Anchors by batched replay against the plain way: one fact at a time through the whole model.
+
+Both are measured in one run, in turns, on prompts of the built-in set; prints the
+ratio of the medians and how far the anchors are apart.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jacobian_lab.facts import load_facts
+from jacobian_lab.models import load_model
+from jacobian_lab.targets import AnchorSettings, anchor_batches, optimise_anchors
+from jacobian_lab.templates import sample_templates
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from reference import Plain
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds that some work took, and what it returned.
+
+    Args:
+        work: The work.
+
+    Returns:
+        Both.
+    """
+    begin = time.perf_counter()
+    result = work()
+    return time.perf_counter() - begin, result
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--facts", default="builtin")
+    parser.add_argument("--slice", default="0:8")
+    parser.add_argument("--layer", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--dtype", default="float32")
+    options = parser.parse_args()
+    first_load, model = timed(lambda: load_model(dtype=options.dtype))
+    second_load, _ = timed(lambda: load_model(dtype=options.dtype))
+    facts = load_facts(options.facts, options.slice)
+    templates = sample_templates(model)
+    settings = AnchorSettings(steps=options.steps)
+    plain = Plain(model.hf, model.tokenizer, model.blocks)
+
+    def batched() -> dict[int, Any]:
+        found: dict[int, Any] = {}
+        for batch in anchor_batches(model, facts, 16):
+            anchors = optimise_anchors(model, [facts[i] for i in batch], options.layer, templates, settings)
+            found |= dict(zip(batch, anchors.states, strict=True))
+        return found
+
+    def one_by_one() -> list[Any]:
+        return [plain.anchor(fact, options.layer, templates, steps=options.steps)[0] for fact in facts]
+
+    times: dict[str, list[float]] = {"batched": [], "plain": []}
+    for _ in range(options.repeats):
+        seconds, ours = timed(batched)
+        times["batched"].append(seconds)
+        seconds, theirs = timed(one_by_one)
+        times["plain"].append(seconds)
+    apart = max(float((ours[i] - state).norm() / state.norm()) for i, state in enumerate(theirs))
+    batched_median, plain_median = (statistics.median(times[name]) for name in ("batched", "plain"))
+    print(f"loading the embedded model: {first_load:.1f} s, again {second_load:.1f} s")
+    print(f"{len(facts)} facts, layer {options.layer}, {options.steps} passes, {options.dtype}")
+    print(f"batched replay {batched_median:.1f} s, plain {plain_median:.1f} s (medians of {options.repeats})")
+    print(f"ratio {plain_median / batched_median:.1f}; anchors apart by {apart:.1e} at the most, relative")
+
+
+if __name__ == "__main__":
+    main()
