@@ -75,7 +75,7 @@ def written_whole(target: Path) -> Iterator[Path]:
         target: The file or folder to be made.
 
     Yields:
-        An empty temporary folder's child path, to be written as a file or made as a folder.
+        A path that does not exist yet, to be written as a file or made as a folder.
 
     Raises:
         OSError: If the finished thing cannot be given its name.

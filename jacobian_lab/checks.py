@@ -1,5 +1,6 @@
 """The check at load time: does replay give the model's own states and logits on a sample?"""
 
+import unicodedata
 from collections.abc import Sequence
 
 import torch
@@ -10,12 +11,37 @@ from jacobian_lab.errors import InputError
 from jacobian_lab.facts import Fact
 from jacobian_lab.models import LanguageModel
 from jacobian_lab.replay import freeze, replay, replay_logits
+from jacobian_lab.templates import Templates
 from jacobian_lab.tokens import Prompt, fact_prompt, pad
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 5e-2}
 """Largest relative difference, in the Euclidean norm of a state or a row of logits."""
 
 SAMPLE = 3
+
+
+def check_lengths(model: LanguageModel, facts: Sequence[Fact], templates: Templates) -> None:
+    """Refuse facts whose rows are longer than the model takes.
+
+    Args:
+        model: The model.
+        facts: The facts.
+        templates: The context templates.
+
+    Raises:
+        InputError: Naming the first such fact.
+    """
+    for fact in facts:
+        longest = max(
+            len(fact_prompt(model.tokenizer, fact, template, answer=True).ids)
+            for group in templates
+            for template in group
+        )
+        if longest > model.max_tokens:
+            raise InputError(
+                f"expected prompts of at most {model.max_tokens} tokens, got one of {longest} in fact {fact.id!r}: "
+                "shorten it"
+            )
 
 
 @torch.no_grad()
@@ -59,13 +85,11 @@ def check_replay(model: LanguageModel, facts: Sequence[Fact], layers: Sequence[i
 def _check_tokens(model: LanguageModel, fact: Fact, row: Prompt) -> None:
     """The subject is complete with the decisive token, not before it, and there is one BOS at most."""
     tokenizer = model.tokenizer
-    subject = "".join(fact.subject.split())
+    subject = _plain(fact.subject)
     with_it, without = (
-        "".join(tokenizer.decode(row.ids[:end], skip_special_tokens=True).split())
-        for end in (row.decisive + 1, row.decisive)
+        _plain(tokenizer.decode(row.ids[:end], skip_special_tokens=True)) for end in (row.decisive + 1, row.decisive)
     )
-    start = with_it.rfind(subject)
-    if start < 0 or len(without) >= start + len(subject):
+    if with_it.count(subject) <= without.count(subject):
         raise InputError(
             f"expected the decisive token to end the subject {fact.subject!r}, got {with_it!r} up to it: "
             f"the tokenizer of {model.name!r} is not supported"
@@ -73,6 +97,11 @@ def _check_tokens(model: LanguageModel, fact: Fact, row: Prompt) -> None:
     bos = tokenizer.bos_token_id
     if bos is not None and row.ids.count(bos) > 1:
         raise InputError(f"expected one BOS at most, got {row.ids.count(bos)} in fact {fact.id!r}: mend the tokenizer")
+
+
+def _plain(text: str) -> str:
+    """Without spaces, and composed: what tokenizers may change."""
+    return unicodedata.normalize("NFC", "".join(text.split()))
 
 
 def _compare(what: str, layer: int, got: Tensor, own: Tensor, facts: Sequence[Fact], model: LanguageModel) -> None:

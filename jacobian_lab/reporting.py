@@ -1,5 +1,6 @@
 """From stored arrays to tables: means with intervals, medians, the paper's rows beside ours."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -243,7 +244,7 @@ def measurements(dataset: xr.Dataset) -> pd.DataFrame:
         Columns ``fact, scheme, layer, residual_ratio, cosine`` and the other measures.
     """
     names = [name for name, variable in VARIABLES.items() if variable.dims == ("fact", "scheme", "layer")]
-    columns = [*names, "efficacy", "update_norm", "condition_number"]
+    columns = [*names, "efficacy", "update_norm", "condition_number", "unstored"]
     frame = dataset[columns].to_dataframe(dim_order=["fact", "scheme", "layer"]).reset_index()
     frame = frame[np.isfinite(frame["update_norm"])]
     return frame[["fact", "scheme", "layer", *columns]]
@@ -278,6 +279,9 @@ def write_reports(folder: Path, tables: Sequence[str] = tuple(TABLES)) -> str:
     failed = failed_facts(dataset)
     if failed:
         parts.append(f"Facts without a finite anchor, left out of every mean: {', '.join(failed)}.")
+    answered = answered_facts(dataset)
+    if answered:
+        parts.append(f"Facts that the model answers already, left out of ratios: {', '.join(answered)}.")
     return "\n\n".join(parts)
 
 
@@ -292,17 +296,33 @@ def failed_facts(dataset: xr.Dataset) -> list[str]:
     """
     done = (dataset["anchor_passes"] > 0).all("anchor_layer")
     finite = dataset["anchor"].notnull().all(("anchor_layer", "d_model"))
+    finite &= dataset["replayed_target"].notnull().all(("layer", "d_model"))
     return [str(fact) for fact in dataset["fact"].values[(done & ~finite).values]]
 
 
+def answered_facts(dataset: xr.Dataset) -> list[str]:
+    """Facts whose loss was low enough without any update at some anchor layer.
+
+    Args:
+        dataset: An open run.
+
+    Returns:
+        Their ids; a ratio to their residual, which is zero, is NaN.
+    """
+    first = (dataset["anchor_passes"] == 1).any("anchor_layer")
+    finite = dataset["anchor"].notnull().all(("anchor_layer", "d_model"))
+    return [str(fact) for fact in dataset["fact"].values[(first & finite).values]]
+
+
 def _facts_line(dataset: xr.Dataset) -> str:
-    settings = dataset.attrs["config"]["settings"]
-    return f"{settings['model']['name']}, {dataset.sizes['fact']} facts, mean [95 % bootstrap interval] (median)."
+    model = dataset.attrs["config"]["provenance"]["model"]
+    return f"{model}, {dataset.sizes['fact']} facts, mean [95 % bootstrap interval] (median)."
 
 
 def _write_table(stem: Path, frame: pd.DataFrame, caption: str) -> str:
     text = f"{caption}\n\n{frame.to_markdown()}\n"
     stem.with_suffix(".md").write_text(text, "utf-8")
-    latex = frame.to_latex(escape=True, caption=caption.replace("%", r"\%"), position="t")
+    escaped = re.sub(r"[%&#$_{}]", lambda found: "\\" + found[0], caption)
+    latex = frame.to_latex(escape=True, caption=escaped, position="t")
     stem.with_suffix(".tex").write_text(latex, "utf-8")
     return text.rstrip()

@@ -63,8 +63,18 @@ VARIABLES: dict[str, Variable] = {
     "efficacy_unedited": Variable(("fact",), "every target token is the argmax before any edit"),
     "update_norm": Variable(("scheme", "layer"), "norm of the weight's change over the weight's norm"),
     "condition_number": Variable(("scheme", "layer"), "condition number of the solve, 1-norm estimate"),
+    "unstored": Variable(("scheme", "layer"), "share of the weight's change that its dtype did not take"),
     "measured": Variable(("scheme",), "whether the scheme has been measured", "1", "i4"),
 }
+
+
+COORDINATES = {
+    "fact": "the record's own id",
+    "scheme": "target scheme",
+    "layer": "decisive layer",
+    "anchor_layer": "layer that the anchor is optimised at",
+}
+"""Dimensions with labels, and what these are."""
 
 
 class Run:
@@ -92,7 +102,7 @@ class Run:
             folder,
             {name: list(labels) for name, labels in coordinates.items()},
         )
-        _check_folder(folder, settings)
+        check_folder(folder, settings)
         self._lock = FileLock(folder / LOCK)
         try:
             self._lock.acquire(timeout=0)
@@ -105,7 +115,10 @@ class Run:
             _write_text(folder / CONFIG, json.dumps(config, indent=1, ensure_ascii=False) + "\n")
         if not (folder / STORE).is_dir():
             _create_store(folder / STORE, self.coordinates)
-        self._arrays = zarr.open_group(folder / STORE, mode="r+")
+        try:
+            self._arrays = zarr.open_group(folder / STORE, mode="r+")
+        except (OSError, ValueError) as error:
+            raise InputError(_broken(folder, error)) from error
 
     def __enter__(self) -> "Run":
         return self
@@ -167,7 +180,10 @@ def open_run(folder: Path) -> xr.Dataset:
         InputError: If there is no run.
     """
     config = read_config(folder)
-    dataset = xr.open_zarr(folder / STORE, consolidated=False).load()
+    try:
+        dataset = xr.open_zarr(folder / STORE).load()
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise InputError(_broken(folder, error)) from error
     dataset.attrs["config"] = config
     return dataset.isel(scheme=np.flatnonzero(dataset["measured"].values == 1))
 
@@ -195,8 +211,30 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
-    """A new or empty folder, or one of a run with the same settings."""
+def measured_schemes(folder: Path) -> set[str]:
+    """Schemes that a run has measured.
+
+    Args:
+        folder: The run's folder; may be new.
+
+    Returns:
+        Their names.
+    """
+    if not (folder / CONFIG).is_file() or not (folder / STORE).is_dir():
+        return set()
+    return set(open_run(folder)["scheme"].values.tolist())
+
+
+def check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Check that a folder is new, empty, or of a run with the same settings; make it if it is absent.
+
+    Args:
+        folder: The folder.
+        settings: Everything that decides a number.
+
+    Raises:
+        InputError: If it cannot be written, holds something else, or was made with other settings.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -210,10 +248,10 @@ def _check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
     held = {path.name for path in folder.iterdir()}
     if CONFIG in held:
         _check_same(read_config(folder)["settings"], settings, folder)
-    elif held - {LOCK, f".{CONFIG}.partial"}:
+    elif foreign := held - {LOCK, f".{CONFIG}.partial"}:
         raise InputError(
             f"expected a new or empty output folder, or one of a run, got {folder}, which holds "
-            f"{min(held - {LOCK})!r}: choose another"
+            f"{min(foreign)!r}: choose another"
         )
 
 
@@ -236,7 +274,8 @@ def _flat(settings: Any, name: str = "") -> dict[str, Any]:
 
 def _create_store(path: Path, coordinates: Mapping[str, Sequence[Any]]) -> None:
     """All arrays at their full size, empty."""
-    dataset = xr.Dataset(coords={name: labels for name, labels in coordinates.items() if name != "d_model"})
+    labelled = {name: (name, list(coordinates[name]), {"long_name": text}) for name, text in COORDINATES.items()}
+    dataset = xr.Dataset(coords=labelled)
     encoding = {}
     for name, variable in VARIABLES.items():
         shape = tuple(len(coordinates[dim]) for dim in variable.dims)
@@ -247,7 +286,15 @@ def _create_store(path: Path, coordinates: Mapping[str, Sequence[Any]]) -> None:
         )
         encoding[name] = {"chunks": chunks}
     with written_whole(path) as partial:
-        dataset.to_zarr(partial, zarr_format=2, consolidated=False, encoding=encoding)
+        dataset.to_zarr(partial, zarr_format=2, consolidated=True, encoding=encoding)
+
+
+def _broken(folder: Path, error: Exception) -> str:
+    """What to say of a store that zarr cannot read."""
+    return (
+        f"expected the arrays of a run in {folder / STORE}, got {type(error).__name__}: {error}: "
+        "remove the folder, or make the run again elsewhere"
+    )
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from jacobian_lab.caching import content_key
-from jacobian_lab.checks import check_replay
+from jacobian_lab.checks import check_lengths, check_replay
 from jacobian_lab.covariance import PYTHON_DOCS, Corpus, SecondMoment, load_corpus, second_moments
 from jacobian_lab.edits import apply_edit, measure, restored, solve_spd
 from jacobian_lab.errors import InputError
@@ -20,7 +20,7 @@ from jacobian_lab.facts import BUILTIN, Fact, describe, load_facts
 from jacobian_lab.metrics import efficacy
 from jacobian_lab.models import DEFAULT_MODEL, LanguageModel, check_layers, load_model
 from jacobian_lab.progress import bar
-from jacobian_lab.runs import Run
+from jacobian_lab.runs import Run, check_folder, measured_schemes
 from jacobian_lab.targets import (
     SCHEMES,
     AnchorSettings,
@@ -31,6 +31,9 @@ from jacobian_lab.targets import (
     optimise_anchors,
 )
 from jacobian_lab.templates import Templates, read_templates, sample_templates
+
+DIGITS = 3
+"""Digits that the number of a layer has at the most."""
 
 _PACKAGES = ("jacobian_lab", "torch", "transformers", "tokenizers", "numpy", "scipy")
 
@@ -119,7 +122,7 @@ class Experiment:
         """Everything that decides a number, as it stands in ``config.json``."""
         model, config = self.model, self.config
         return {
-            "model": {"name": Path(model.name).name, "fingerprint": model.fingerprint},
+            "model": model.fingerprint,
             "dtype": config.dtype,
             "device": model.device.type,
             "facts": content_key(describe(self.facts)),
@@ -165,14 +168,19 @@ def prepare(config: TablesConfig) -> Experiment:
         InputError: If anything cannot be used.
     """
     _check_config(config)
+    layers = None if config.layers is None else parse_layers(config.layers)
     facts = load_facts(config.facts, config.slice)
     templates = read_templates(config.templates) if config.templates else None
     corpus = load_corpus(config.corpus)
-    layers = None if config.layers is None else parse_layers(config.layers)
     model = load_model(config.model, config.dtype, config.device)
     defaults = model.defaults()
     layers = layers or defaults.layers
     check_layers(layers, model)
+    if config.corpus_length > model.max_tokens:
+        raise InputError(
+            f"expected documents of at most {model.max_tokens} tokens, got --corpus-length {config.corpus_length}: "
+            f"{config.model} takes no longer ones"
+        )
     check_replay(model, facts, layers)
     anchor = AnchorSettings(
         lr=config.anchor_lr or defaults.anchor_lr,
@@ -183,6 +191,7 @@ def prepare(config: TablesConfig) -> Experiment:
     )
     ridge = defaults.ridge if config.ridge is None else config.ridge
     templates = templates or sample_templates(model, config.seed)
+    check_lengths(model, facts, templates)
     return Experiment(config, model, facts, layers, templates, anchor, ridge, corpus)
 
 
@@ -212,10 +221,11 @@ def run_tables(config: TablesConfig, *, progress: bool = True) -> Path:
         "anchor_layer": list(experiment.anchor_layers),
         "d_model": range(experiment.model.d_model),
     }
+    check_folder(folder, settings)
+    if not set(config.schemes) - measured_schemes(folder):
+        return folder
+    moments = _second_moments(experiment, progress)  # first: a corpus that is of no use claims no folder
     with Run(folder, settings, experiment.provenance(), coordinates) as run:
-        if not _unmeasured(run, experiment):
-            return folder
-        moments = _second_moments(experiment, progress)  # first: a corpus that is of no use shows here
         _store_anchors(run, experiment, progress)
         _store_schemes(run, experiment, moments, progress)
     return folder
@@ -236,7 +246,7 @@ def parse_layers(text: str) -> Layers:
     layers: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        if not first.isdecimal() or (dash and not last.isdecimal()) or max(len(first), len(last)) > DIGITS:
             raise InputError(f"expected layers as 4-8 or 4,6,8, got {text!r}: give whole numbers")
         span = range(int(first), int(last or first) + 1)
         layers.extend(span or [int(first), int(last)])
@@ -247,9 +257,15 @@ def parse_layers(text: str) -> Layers:
 
 def _check_config(config: TablesConfig) -> None:
     """What can be refused before anything is loaded."""
+    if not config.schemes:
+        raise InputError(f"expected at least one scheme of {', '.join(SCHEMES)}, got none: name one after --schemes")
     for name in config.schemes:
         if name not in SCHEMES:
             raise InputError(f"expected schemes among {', '.join(SCHEMES)}, got {name!r}: choose among them")
+    if not 0 <= config.seed < 2**63:
+        raise InputError(f"expected a seed from 0 to 2^63 - 1, got --seed {config.seed}: give another")
+    if config.anchor_steps == 1:
+        raise InputError("expected at least 2 passes, got --anchor-steps 1: the first one makes no update")
     positive = (
         "corpus_length",
         "corpus_tokens",
@@ -294,17 +310,13 @@ def _store_anchors(run: Run, experiment: Experiment, progress: bool) -> None:
                 run.write("anchor_passes", anchors.passes.cpu(), **where)  # last: it says that all is there
 
 
-def _unmeasured(run: Run, experiment: Experiment) -> list[str]:
-    """The schemes asked for that the run lacks."""
-    measured = dict(zip(run.coordinates["scheme"], run.read("measured"), strict=True))
-    return [name for name in experiment.config.schemes if not measured[name]]
-
-
 def _store_schemes(run: Run, experiment: Experiment, moments: SecondMoment, progress: bool) -> None:
     """Edit under each scheme that the run lacks, measure and store."""
-    model, facts, missing = experiment.model, experiment.facts, _unmeasured(run, experiment)
+    model, facts = experiment.model, experiment.facts
+    measured = measured_schemes(run.folder)
+    missing = [name for name in experiment.config.schemes if name not in measured]
     targets = _targets(run, experiment)
-    run.write("efficacy_unedited", efficacy(model, facts))
+    run.write("efficacy_unedited", _where_finite(efficacy(model, facts).double(), targets))
     with bar(len(missing), "schemes", "scheme", show=progress) as shown:
         for name in missing:
             scheme = SCHEMES[name]

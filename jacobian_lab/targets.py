@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from jacobian_lab.activations import decisive_states
+from jacobian_lab.activations import batches, decisive_states
 from jacobian_lab.facts import Fact
 from jacobian_lab.models import LanguageModel
 from jacobian_lab.replay import Frozen, freeze, replay, replay_logits
@@ -310,9 +310,11 @@ def replay_targets(
         Targets in the order of `layers`; the first are the anchors themselves.
     """
     rows = [fact_prompt(model.tokenizer, fact).cut() for fact in facts]
-    frozen = freeze(model, rows, layers[:1], last=layers[-1])
-    above = replay(frozen, layers[0], anchors, layers).to(anchors.dtype)
-    return torch.cat([anchors[None], above[1:]])
+    targets = anchors.expand(len(layers), -1, -1).clone()
+    for group in batches(rows):
+        frozen = freeze(model, [rows[i] for i in group], layers[:1], last=layers[-1])
+        targets[1:, group] = replay(frozen, layers[0], anchors[group], layers)[1:].to(anchors.dtype)
+    return targets
 
 
 def make_targets(

@@ -52,7 +52,7 @@ def read_templates(path: Path) -> Templates:
     """
     try:
         groups = json.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"expected a JSON file of templates, got {path} ({error}): check the file") from error
     return check_templates(groups, str(path))
 

@@ -66,6 +66,13 @@ def test_the_cache_is_keyed_by_content(tiny, corpus, monkeypatch):
     assert passes == [[1, 3], [2], [1]]
 
 
+def test_a_broken_cache_file_is_computed_again(tiny, corpus):
+    first = second_moments(tiny, corpus, (1,))
+    (path,) = (covariance.cache_folder("second-moments")).glob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:100])
+    assert torch.equal(second_moments(tiny, corpus, (1,)).matrices[1], first.matrices[1])
+
+
 def test_python_docs_need_no_download():
     corpus = load_corpus()
     assert len(corpus.documents) > 500

@@ -8,10 +8,13 @@ import torch
 from conftest import CONTEXTS
 from reference import Plain, prompt
 
+from jacobian_lab.activations import decisive_states
 from jacobian_lab.edits import apply_edit, measure, memit, restored, solve_spd
 from jacobian_lab.errors import InputError
 from jacobian_lab.metrics import efficacy
+from jacobian_lab.models import load_model
 from jacobian_lab.targets import SCHEMES, AnchorSettings, Targets, make_targets, optimise_anchors
+from jacobian_lab.tokens import fact_prompt
 
 LAYERS = (1, 2, 4)
 
@@ -162,10 +165,11 @@ def test_residuals_against_both_targets(tiny, facts, setting):
             torch.testing.assert_close(measured[f"residual_ratio_against_{kind}"], expected.T)
 
 
-def test_a_fact_without_an_anchor_keeps_its_place_and_moves_nothing(tiny, facts, setting):
+@pytest.mark.parametrize("layer", [1, 4])
+def test_a_fact_without_an_anchor_keeps_its_place_and_moves_nothing(layer, tiny, facts, setting):
     targets, moments = setting
-    broken = {layer: states.clone() for layer, states in targets.optimised.items()}
-    broken[4][1] = float("nan")
+    broken = {place: states.clone() for place, states in targets.optimised.items()}
+    broken[layer][1] = float("nan")
     with_nan = Targets(LAYERS, broken, targets.replayed)
     keep = [0, 2, 3, 4]
     without = Targets(
@@ -177,8 +181,46 @@ def test_a_fact_without_an_anchor_keeps_its_place_and_moves_nothing(tiny, facts,
     for chosen, these in ((facts, with_nan), ([facts[i] for i in keep], without)):
         with restored(tiny, LAYERS):
             results.append(measure(apply_edit(tiny, chosen, scheme, these, CONTEXTS, moments, 2.0), these, scheme))
-    assert results[0]["residual_ratio"][1].isnan().all()
-    torch.testing.assert_close(results[0]["residual_ratio"][keep], results[1]["residual_ratio"], rtol=1e-9, atol=1e-12)
+    for name, values in results[0].items():
+        if values.dim() == 2:  # by fact and layer
+            assert values[1].isnan().all(), name
+            torch.testing.assert_close(values[keep], results[1][name], rtol=1e-9, atol=1e-12)
+        else:
+            torch.testing.assert_close(values, results[1][name], rtol=1e-9, atol=1e-12)
+
+
+def test_a_residual_that_is_zero_from_the_beginning_has_no_ratio(tiny, facts, setting):
+    targets, moments = setting
+    states = decisive_states(tiny, [fact_prompt(tiny.tokenizer, fact) for fact in facts], [4])[0]
+    optimised = {1: targets.optimised[1], 4: targets.optimised[4].clone()}
+    optimised[4][2] = states[2] * (1 + 1e-9)
+    nothing_to_do = Targets(LAYERS, optimised, targets.replayed)
+    scheme = SCHEMES["backward-full"]
+    with restored(tiny, LAYERS):
+        record = apply_edit(tiny, facts, scheme, nothing_to_do, CONTEXTS, moments, 2.0)
+    ratios = measure(record, nothing_to_do, scheme)["residual_ratio"]
+    assert ratios[2].isnan().all()
+    assert ratios[[0, 1, 3, 4]].isfinite().all()
+
+
+def test_what_a_bfloat16_weight_does_not_take_is_reported(folders, facts, setting):
+    """Against float64, where everything is taken."""
+    model = load_model(folders["llama"], dtype="bfloat16", device="cpu")
+    anchors = {n: optimise_anchors(model, facts, n, CONTEXTS, AnchorSettings(lr=0.1, steps=3)).states for n in (1, 4)}
+    assert anchors[1].dtype == torch.float32
+    targets, scheme = make_targets(model, facts, LAYERS, anchors), SCHEMES["forward-replay"]
+    before = model.weight(1).clone()
+    with restored(model, LAYERS):
+        record = apply_edit(model, facts, scheme, targets, CONTEXTS, setting[1], 2.0)
+        taken = (model.weight(1).double() - before.double()).norm() / before.double().norm()
+    measured = measure(record, targets, scheme)
+    assert 1e-4 < measured["unstored"][0] < 1
+    assert float(taken) == pytest.approx(float(measured["update_norm"][0]), abs=float(measured["unstored"][0]))
+    assert torch.equal(model.weight(1), before)
+    exact = load_model(folders["llama"], dtype="float64", device="cpu")
+    with restored(exact, LAYERS):
+        doubled = apply_edit(exact, facts, scheme, setting[0], CONTEXTS, setting[1], 2.0)
+    assert doubled.unstored.max() < 1e-12
 
 
 def test_no_usable_fact_is_refused(tiny, facts, setting):

@@ -133,12 +133,16 @@ def test_bad_slices(text):
         ([{**RECORD, "subject": ""}], "subject that is not empty"),
         ([{**RECORD, "paraphrase_prompts": "no list"}], "list of texts"),
         ([RECORD, RECORD], "own id, got 7 twice"),
-        ([{**RECORD, "id": 1.5}], "number or a string as id"),
+        ([{**RECORD, "id": 1.5}], "whole number or a string as id"),
         (
             [{"subject": "Ada", "src": "Where does Bea live?", "answers": ["Rome"]}],
             "does not appear",
         ),
         ([{"requested_rewrite": "text"}], "expected an object as requested_rewrite"),
+        ([{"subject": "Ada", "src": "Where does Ada live?", "answers": "Rome"}], "list of answers, got 'Rome'"),
+        ('[{"subject": "\\ud800", "prompt": "{} is", "target_new": "x"}]', "lone surrogate"),
+        ([{**RECORD, "id": 2**70}], "whole number or a string as id"),
+        ("[" * 100_000, "neither"),
     ],
 )
 def test_bad_files(tmp_path, content, words):
@@ -152,6 +156,12 @@ def test_a_file_that_is_not_utf8(tmp_path):
     path.write_bytes(b'[{"subject": "M\xe9xico"}]')
     with pytest.raises(InputError, match="UTF-8, got byte 0xe9"):
         load_facts(path)
+
+
+def test_line_separators_inside_a_record_do_not_end_it(tmp_path):
+    record = {**RECORD, "paraphrase_prompts": ["one\u2028two", "three\x85four"]}
+    path = write(tmp_path / "f.jsonl", json.dumps(record, ensure_ascii=False))
+    assert load_facts(path)[0].paraphrase_prompts == ("one\u2028two", "three\x85four")
 
 
 def test_absent_files(tmp_path):

@@ -1,7 +1,7 @@
 """Loading: every family and source, what is refused, and the cache."""
 
 import json
-import time
+import shutil
 
 import pytest
 import torch
@@ -53,7 +53,16 @@ def test_exact_float64_is_smooth_to_float64(family_model):
 def test_fingerprint_is_of_the_content(folders, tmp_path):
     first = load_model(folders["gpt2"], device="cpu").fingerprint
     assert load_model(folders["gpt2"], device="cpu").fingerprint == first
-    copy = make_folder(tmp_path / "copy", CONFIGS["gpt2"], seed=99)
+    other = make_folder(tmp_path / "other", CONFIGS["gpt2"], seed=99)
+    assert load_model(other, device="cpu").fingerprint != first
+    copy = tmp_path / "copy"
+    shutil.copytree(folders["gpt2"], copy)
+    assert load_model(copy, device="cpu").fingerprint == first
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"layer_norm_epsilon": 1e-3}))
+    assert load_model(copy, device="cpu").fingerprint != first
+    (copy / "config.json").write_text(json.dumps(config))
+    make_tokenizer(bos=True).save_pretrained(copy)
     assert load_model(copy, device="cpu").fingerprint != first
 
 
@@ -63,10 +72,9 @@ def test_bfloat16(folders):
     assert model.head(torch.zeros(1, model.d_model, dtype=torch.bfloat16)).dtype == torch.float32
 
 
-def test_the_embedded_model_is_dequantised_once(real):
-    begin = time.perf_counter()
+def test_the_embedded_model_is_dequantised_once(real, monkeypatch):
+    monkeypatch.setattr(models, "_read_gguf", lambda *_: pytest.fail("dequantised again"))
     again = load_model(device="cpu")
-    assert time.perf_counter() - begin < 30  # the claim of 5 s is measured in benchmarks/
     assert again.fingerprint == real.fingerprint
     assert (real.n_layers, real.d_model, real.d_mlp) == (30, 576, 1536)
     assert not list(models.cache_folder("models").glob(".partial-*"))
@@ -128,6 +136,14 @@ def test_nan_weights_are_refused(tmp_path):
     weights["transformer.h.2.mlp.c_proj.weight"][0, 0] = float("nan")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     refused("NaN or infinity in transformer.h.2.mlp.c_proj.weight", folder, device="cpu")
+
+
+def test_missing_weights_are_refused_not_made_up(tmp_path):
+    folder = make_folder(tmp_path / "m", CONFIGS["gpt2"])
+    weights = load_file(folder / "model.safetensors")
+    del weights["transformer.h.3.attn.c_attn.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    refused("got none for transformer.h.3.attn.c_attn.weight", folder, device="cpu")
 
 
 def test_truncated_and_pickled_weights_are_refused(tmp_path):

@@ -7,8 +7,9 @@ from reference import Plain, prompt
 from transformers import LlamaConfig
 
 from jacobian_lab.activations import decisive_states
-from jacobian_lab.checks import check_replay
+from jacobian_lab.checks import check_lengths, check_replay
 from jacobian_lab.errors import InputError
+from jacobian_lab.facts import Fact
 from jacobian_lab.models import load_model
 from jacobian_lab.replay import freeze, replay, replay_logits
 from jacobian_lab.tokens import fact_prompt
@@ -134,6 +135,16 @@ def test_check_refuses_a_wrong_subject_index(tiny, facts, monkeypatch):
     monkeypatch.setattr(checks, "fact_prompt", late)
     with pytest.raises(InputError, match="decisive token to end the subject"):
         check_replay(tiny, facts[1:3], (1,))
+
+
+def test_check_takes_subjects_that_end_in_a_character_of_several_tokens(tiny):
+    check_replay(tiny, [Fact(0, "Tōkyō 日", "{} is in", "Japan"), Fact(1, "Cafe\u0301", "{} is", "open")], (1,))
+
+
+def test_prompts_longer_than_the_model_takes_are_refused(tiny, facts):
+    check_lengths(tiny, facts, CONTEXTS)
+    with pytest.raises(InputError, match=r"at most 256 tokens, got one of \d+ in fact 'first'"):
+        check_lengths(tiny, facts, (("word " * 300 + "{}",),))
 
 
 def test_tokenizer_variants_give_the_same_decisive_token(facts):

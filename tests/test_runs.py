@@ -1,6 +1,8 @@
 """A run's folder: created, resumed, refused; and the tables made of it."""
 
 import json
+import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from jacobian_lab import reporting, runs
 from jacobian_lab.errors import InputError
 from jacobian_lab.runs import Run, open_run
 
-SETTINGS = {"model": {"name": "m"}, "ridge": 2.0, "seed": 3, "layers": [4, 5, 6, 7, 8]}
+SETTINGS = {"model": "m", "anchor": {"lr": 0.5}, "ridge": 2.0, "seed": 3, "layers": [4, 5, 6, 7, 8]}
 COORDINATES = {
     "fact": ["a", "b", "c", "d"],
     "scheme": ["backward-dividing", "one-layer", "forward-replay"],
@@ -22,7 +24,7 @@ COORDINATES = {
 
 
 def create(folder, settings=SETTINGS):
-    return Run(folder, settings, {"python": "3"}, COORDINATES)
+    return Run(folder, settings, {"model": "my_model"}, COORDINATES)
 
 
 @pytest.fixture
@@ -31,6 +33,7 @@ def finished(tmp_path):
     with create(tmp_path / "run") as run:
         run.write("anchor", np.ones((4, 2, 3)))
         run.write("anchor_passes", np.full((4, 2), 5))
+        run.write("replayed_target", np.ones((4, 5, 3)))
         for scheme in ("backward-dividing", "forward-replay"):
             for name, variable in runs.VARIABLES.items():
                 if variable.dims == ("fact", "scheme", "layer"):
@@ -55,8 +58,11 @@ def test_what_is_written_is_read(finished):
 
 
 def test_the_store_opens_with_xarray_alone(finished):
-    dataset = xr.open_zarr(finished / "data.zarr", consolidated=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dataset = xr.open_zarr(finished / "data.zarr")
     assert dataset["residual_ratio"].shape == (4, 3, 5)
+    assert all(dataset[name].attrs["long_name"] for name in dataset.coords)
 
 
 def test_parts_are_written_by_label_in_any_order(tmp_path):
@@ -76,7 +82,7 @@ def test_the_same_settings_resume(finished):
 
 
 @pytest.mark.parametrize(
-    ("change", "name"), [({"ridge": 3.0}, "ridge"), ({"model": {"name": "n"}}, "model.name"), ({"more": 1}, "more")]
+    ("change", "name"), [({"ridge": 3.0}, "ridge"), ({"anchor": {"lr": 0.1}}, "anchor.lr"), ({"more": 1}, "more")]
 )
 def test_other_settings_are_refused_by_name(finished, change, name):
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file() and p.name != runs.LOCK}
@@ -125,8 +131,6 @@ def test_a_run_killed_while_it_was_created_is_taken_up(tmp_path):
     folder = tmp_path / "run"
     with create(folder):
         pass
-    import shutil
-
     shutil.rmtree(folder / "data.zarr")
     with create(folder) as run:
         assert run.read("anchor_passes").shape == (4, 2)
@@ -173,6 +177,7 @@ def test_reports_are_written_in_three_formats(finished):
     tex = (finished / "table2.tex").read_text()
     assert r"95 \%" in tex
     assert tex.isascii()
+    assert r"my\_model" in tex
 
 
 def test_a_failed_fact_is_listed(finished):
@@ -189,6 +194,28 @@ def test_the_papers_row_needs_the_papers_number_of_layers(tmp_path):
         run.write("update_norm", [0.1, 0.1], scheme="backward-dividing")
         run.write("measured", 1, scheme="backward-dividing")
     assert reporting.table(open_run(tmp_path / "run"), "table2")["paper"].isna().all()
+
+
+def test_facts_answered_without_an_update_are_listed(finished):
+    with create(finished) as run:
+        run.write("anchor_passes", [1], fact=["b"], anchor_layer=8)
+    assert reporting.answered_facts(open_run(finished)) == ["b"]
+    assert "answers already, left out of ratios: b." in reporting.write_reports(finished)
+
+
+@pytest.mark.parametrize("damage", ["absent", "empty", "truncated"])
+def test_a_broken_store_is_refused(finished, damage):
+    store = finished / "data.zarr"
+    if damage == "absent":
+        shutil.rmtree(store)
+    elif damage == "empty":
+        shutil.rmtree(store)
+        store.mkdir()
+    else:
+        (store / ".zmetadata").write_text("{")
+        (store / "cosine" / ".zarray").write_text("{")
+    with pytest.raises(InputError, match="arrays of a run"):
+        open_run(finished)
 
 
 def test_config_is_json_that_anyone_reads(finished):

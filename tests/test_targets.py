@@ -15,6 +15,7 @@ from jacobian_lab.targets import (
     optimise_anchors,
     replay_targets,
 )
+from jacobian_lab.tokens import fact_prompt
 
 SETTINGS = AnchorSettings(lr=0.1, steps=8)
 
@@ -103,6 +104,9 @@ def test_batches_hold_every_fact_once_and_tails_of_about_a_length(tiny, facts):
     groups = anchor_batches(tiny, many, 2)
     assert sorted(i for group in groups for i in group) == list(range(len(many)))
     assert max(map(len, groups)) == 2
+    for group in anchor_batches(tiny, many, 100):
+        tails = [fact_prompt(tiny.tokenizer, many[i], answer=True).tail for i in group]
+        assert max(tails) <= 1.25 * min(tails)
 
 
 @pytest.mark.parametrize(
