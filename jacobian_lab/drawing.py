@@ -12,7 +12,7 @@ import numpy as np
 import seaborn as sns
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from tueplots import axes, figsizes, fontsizes
 
 from jacobian_lab.errors import InputError
@@ -53,33 +53,35 @@ def style(column: str = "half", columns: int = 1, height: float = 0.75) -> Itera
         yield
 
 
-def cosine_by_layer(ax: Axes, dataset: xr.Dataset) -> None:
+def cosine_by_layer(figure: FigureBase, dataset: xr.Dataset) -> None:
     """Table 1 as curves: mean cosine of δ_l and δ_L^l with its interval, the paper's dashed.
 
     Args:
-        ax: Where to draw.
+        figure: An empty figure, or part of one.
         dataset: An open run.
     """
+    ax = figure.subplots()
     _curves(ax, dataset, "cosine", "table1")
     ax.set(ylabel=r"$\cos(\delta_l, \delta_L^l)$", ylim=(min(0.0, ax.get_ylim()[0]), 1.05))
 
 
-def residual_by_layer(ax: Axes, dataset: xr.Dataset) -> None:
+def residual_by_layer(figure: FigureBase, dataset: xr.Dataset) -> None:
     """Tables 2 and 5 as curves: mean remaining residual of every scheme, the paper's dashed.
 
     Args:
-        ax: Where to draw.
+        figure: An empty figure, or part of one.
         dataset: An open run.
     """
+    ax = figure.subplots()
     _curves(ax, dataset, "residual_ratio", "table2", "table5")
     ax.set(ylabel="remaining residual", ylim=(0, None))
 
 
-def spread_by_fact(figure: Figure, dataset: xr.Dataset) -> None:
+def spread_by_fact(figure: FigureBase, dataset: xr.Dataset) -> None:
     """One panel a scheme: the remaining residual of every fact, and the median.
 
     Args:
-        figure: An empty figure.
+        figure: An empty figure, or part of one.
         dataset: An open run.
     """
     schemes = [str(name) for name in dataset["scheme"].values]
@@ -130,21 +132,26 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     return paths
 
 
-def script(name: str, make: Callable[[xr.Dataset, Path], list[Path]], description: str | None) -> None:
+def script(draw: Callable[[FigureBase, xr.Dataset], None], description: str | None, *, wide: bool = False) -> None:
     """The whole of a script in ``figures/``: read a run, draw it, say where it went.
 
     Args:
-        name: Name of the figure, for the command line.
-        make: Draws an open run and saves it in a folder.
+        draw: Draws an open run on an empty figure; its name is the figure's.
         description: What the script does.
+        wide: Whether to draw across the page, with a panel for each scheme.
     """
+    name = draw.__name__
     parser = argparse.ArgumentParser(prog=f"{name}.py", description=description)
     parser.add_argument("run", type=Path, help="folder of a run, as jacobian-lab tables makes it")
     parser.add_argument("--out", type=Path, help="where to write; the run's folder 'figures' by default")
     arguments = parser.parse_args()
     mpl.use("agg")
     try:
-        paths = make(_measured(arguments.run), arguments.out or arguments.run / "figures")
+        dataset = _measured(arguments.run)
+        with style("full", columns=dataset.sizes["scheme"], height=1.2) if wide else style():
+            figure = plt.figure()
+            draw(figure, dataset)
+            paths = save(figure, arguments.out or arguments.run / "figures", name)
     except InputError as error:
         sys.stderr.write(f"{name}.py: {error}\n")
         sys.exit(2)

@@ -92,3 +92,49 @@ class Plain:
                 if delta.norm() > clamp * start.norm():
                     delta.mul_(clamp * start.norm() / delta.norm())
         return (start + delta).detach(), float(loss.detach()), number
+
+    @torch.no_grad()
+    def key(self, fact, projection, templates):
+        """Half the bare key, half the mean over the other templates (methods.md §3)."""
+        keys, seen = [], []
+        handle = projection.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0][0]))
+        for template in (t for group in templates for t in group):
+            ids, position = prompt(self.tokenizer, fact, template)
+            self.hf(torch.tensor([ids]))
+            keys.append(seen.pop()[position].double())
+        handle.remove()
+        return 0.5 * keys[0] + 0.5 * torch.stack(keys[1:]).mean(0)
+
+    @torch.no_grad()
+    def edit(self, facts, name, layers, model, target_at, moments, ridge, templates):
+        """Edit layer after layer and measure (methods.md §3, §4, §7); the model is left edited."""
+        last, columns = layers[-1], []
+
+        def states():
+            rows = [self.states(*prompt(self.tokenizer, fact), sorted({*layers, last}))[1] for fact in facts]
+            return {layer: torch.stack([row[layer] for row in rows]).double() for layer in rows[0]}
+
+        initial = states()[last]
+        for i, layer in enumerate(layers):
+            site = layer if name in {"independent", "forward-replay"} else last
+            before = states()
+            wanted = target_at(site).double() - before[site]
+            share = wanted / (len(layers) - i) if name == "backward-dividing" else wanted
+            K = torch.stack([self.key(fact, model.projection(layer), templates) for fact in facts]).T
+            delta = torch.linalg.solve(ridge * moments[layer] + K @ K.T, K @ share).T
+            size = delta.norm() / model.weight(layer).double().norm()
+            model.weight(layer).add_(delta.to(model.weight(layer).dtype))
+            after = states()
+            shift, passive = after[layer] - before[layer], after[last] - before[last]
+            m = target_at(last).double()
+            columns.append({
+                "residual_ratio": (m - after[last]).norm(dim=1) / (m - initial).norm(dim=1),
+                "residual_norm": (m - after[last]).norm(dim=1),
+                "cosine": (shift * passive).sum(1) / shift.norm(dim=1) / passive.norm(dim=1),
+                "unrealised": (wanted - shift).norm(dim=1) / wanted.norm(dim=1),
+                "realised": (shift * share).sum(1) / share.norm(dim=1) ** 2,
+                "shift_norm": shift.norm(dim=1),
+                "passive_shift_norm": passive.norm(dim=1),
+                "update_norm": size,
+            })
+        return {quantity: torch.stack([column[quantity] for column in columns], dim=-1) for quantity in columns[0]}

@@ -1,6 +1,7 @@
 """Edits against closed forms, and the loop against the plain way."""
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
@@ -101,55 +102,13 @@ def test_the_loop_against_the_plain_way(name, tiny, facts, setting):
     with restored(tiny, LAYERS):
         record = apply_edit(tiny, facts, scheme, targets, CONTEXTS, moments, ridge=2.0)
         measured = measure(record, targets, scheme)
-    layers = scheme.edited(LAYERS)
     plain = Plain(tiny.hf, tiny.tokenizer, tiny.blocks)
-
-    @torch.no_grad()
-    def states():
-        return [plain.states(*prompt(tiny.tokenizer, fact), LAYERS)[1] for fact in facts]
-
-    @torch.no_grad()
-    def key(fact, layer):
-        """Half the bare key, half the mean over the other templates."""
-        keys, handle = [], None
-        handle = tiny.projection(layer).register_forward_pre_hook(lambda _m, inputs: keys.append(inputs[0][0]))
-        out = []
-        for template in (t for group in CONTEXTS for t in group):
-            ids, position = prompt(tiny.tokenizer, fact, template)
-            tiny.hf(torch.tensor([ids]))
-            out.append(keys.pop()[position])
-        handle.remove()
-        return 0.5 * out[0] + 0.5 * torch.stack(out[1:]).mean(0)
-
-    last, m = LAYERS[-1], targets.of(scheme.kind, LAYERS[-1])
     with restored(tiny, LAYERS):
-        initial = torch.stack([s[last] for s in states()])
-        for i, layer in enumerate(layers):
-            site = layer if name in {"independent", "forward-replay"} else last
-            before = states()
-            wanted = targets.of(scheme.kind, site) - torch.stack([s[site] for s in before])
-            share = wanted / (len(layers) - i) if name == "backward-dividing" else wanted
-            K = torch.stack([key(fact, layer) for fact in facts]).T
-            A = 2.0 * moments[layer] + K @ K.T
-            delta = share.T @ K.T @ torch.linalg.inv(A)
-            size = delta.norm() / tiny.weight(layer).norm()
-            tiny.weight(layer).add_(delta)
-            after = states()
-            shift = torch.stack([a[layer] - b[layer] for a, b in zip(after, before, strict=True)])
-            passive = torch.stack([a[last] - b[last] for a, b in zip(after, before, strict=True)])
-            left = (m - torch.stack([s[last] for s in after])).norm(dim=1)
-            expected = {
-                "residual_ratio": left / (m - initial).norm(dim=1),
-                "residual_norm": left,
-                "cosine": (shift * passive).sum(1) / shift.norm(dim=1) / passive.norm(dim=1),
-                "unrealised": (wanted - shift).norm(dim=1) / wanted.norm(dim=1),
-                "realised": (shift * share).sum(1) / share.norm(dim=1) ** 2,
-                "shift_norm": shift.norm(dim=1),
-                "passive_shift_norm": passive.norm(dim=1),
-            }
-            for quantity, values in expected.items():
-                torch.testing.assert_close(measured[quantity][:, i], values, rtol=1e-7, atol=1e-9, msg=quantity)
-            torch.testing.assert_close(measured["update_norm"][i], size, rtol=1e-8, atol=0)
+        expected = plain.edit(
+            facts, name, record.layers, tiny, partial(targets.of, scheme.kind), moments, 2.0, CONTEXTS
+        )
+    for quantity, values in expected.items():
+        torch.testing.assert_close(measured[quantity], values, rtol=1e-7, atol=1e-9, msg=quantity)
 
 
 def test_residuals_against_both_targets(tiny, facts, setting):
