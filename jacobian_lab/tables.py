@@ -291,6 +291,7 @@ def _store_anchors(run: Run, experiment: Experiment, progress: bool) -> None:
     """Optimise and store the anchors that the run lacks, batch by batch."""
     model, facts, labels = experiment.model, experiment.facts, run.coordinates["fact"]
     done = run.read("anchor_passes") > 0
+    batches = anchor_batches(model, facts, experiment.config.batch_size)
     with bar(done.size, "anchors", "anchor", done=int(done.sum()), show=progress) as shown:
 
         def advance(finished: int, loss: float) -> None:
@@ -298,7 +299,7 @@ def _store_anchors(run: Run, experiment: Experiment, progress: bool) -> None:
             shown.update(finished)
 
         for place, layer in enumerate(experiment.anchor_layers):
-            for batch in anchor_batches(model, facts, experiment.config.batch_size):
+            for batch in batches:
                 left = [index for index in batch if not done[index, place]]
                 if not left:
                     continue
