@@ -1,6 +1,6 @@
 """Table 1: the cosine of an edit's shift and the passive shift it makes at the last layer."""
 
-from jacobian_lab.cli import analysis
+from jacobian_lab.cli import paper_table
 
 if __name__ == "__main__":
-    analysis("table1")
+    paper_table("table1")

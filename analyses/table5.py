@@ -1,6 +1,6 @@
 """Table 5: the residual that forward replay leaves at the last layer."""
 
-from jacobian_lab.cli import analysis
+from jacobian_lab.cli import paper_table
 
 if __name__ == "__main__":
-    analysis("table5")
+    paper_table("table5")

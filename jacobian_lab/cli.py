@@ -1,18 +1,24 @@
-"""The command line: ``jacobian-lab tables | models | facts``."""
+"""The command line: ``jacobian-lab tables | theorem1 | … | jacobian | models | facts``."""
 
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import tyro
 
 from jacobian_lab.errors import InputError
+from jacobian_lab.experiment import ExperimentConfig
 from jacobian_lab.facts import BUILTIN, load_facts
 from jacobian_lab.families import DEFAULTS, FAMILIES
+from jacobian_lab.layer_count import LayerCountConfig, run_layer_count
 from jacobian_lab.models import EMBEDDED
 from jacobian_lab.reporting import TABLES, write_reports
+from jacobian_lab.spectra import JacobianConfig, run_jacobian
 from jacobian_lab.tables import TablesConfig, run_tables
+from jacobian_lab.theory import write_account
 
 
 @dataclass(frozen=True)
@@ -40,10 +46,70 @@ def tables(config: TablesConfig) -> None:
         config: The configuration.
     """
     folder = run_tables(config)
-    _say(f"{write_reports(folder)}\n\nRun: {folder}")
+    parts = [write_reports(folder), *(write_account(folder, name) for name in ("theorem2", "decomposition"))]
+    _say("\n\n".join([*parts, f"Run: {folder}"]))
 
 
-def analysis(table: str, arguments: list[str] | None = None) -> None:
+@dataclass(frozen=True)
+class Theorem1Config(ExperimentConfig):
+    """Test theorem 1: how near the edits' shifts are to eigenvectors of J.
+
+    Goes into the same run as tables. Whatever is not given suits the model at hand.
+    """
+
+
+@dataclass(frozen=True)
+class Theorem2Config(ExperimentConfig):
+    """Test theorem 2: whether S = (J + Jᵀ)/2 is positive definite, and cos(Jδ, δ) > 0 along the edits.
+
+    Goes into the same run as tables. Whatever is not given suits the model at hand.
+    """
+
+
+@dataclass(frozen=True)
+class DecompositionConfig(ExperimentConfig):
+    """Split what an edit does at the last layer into J·δ, curvature and leakage.
+
+    Goes into the same run as tables. Whatever is not given suits the model at hand.
+    """
+
+
+@dataclass(frozen=True)
+class StepSizeConfig(ExperimentConfig):
+    """Measure what other step sizes along the edits' shifts would leave, against what J predicts.
+
+    Goes into the same run as tables. Whatever is not given suits the model at hand.
+    """
+
+
+@dataclass(frozen=True)
+class _Analysis:
+    """A command that makes a run and prints one table of it."""
+
+    config: type
+    run: Callable[[Any], Path]
+
+    def __call__(self, config: Any) -> None:
+        folder = self.run(config)
+        _say(f"{write_account(folder, _name_of(type(config)))}\n\nRun: {folder}")
+
+
+ANALYSES: dict[str, _Analysis] = {
+    "theorem1": _Analysis(Theorem1Config, partial(run_tables, studies=("theorem1",))),
+    "theorem2": _Analysis(Theorem2Config, run_tables),
+    "decomposition": _Analysis(DecompositionConfig, run_tables),
+    "step_size": _Analysis(StepSizeConfig, partial(run_tables, studies=("step-size",))),
+    "layer_count": _Analysis(LayerCountConfig, run_layer_count),
+    "jacobian": _Analysis(JacobianConfig, run_jacobian),
+}
+"""Subcommands, with a dash for the underscore, and scripts in ``analyses/`` of the same name."""
+
+
+def _name_of(config: type) -> str:
+    return next(name for name, analysis in ANALYSES.items() if analysis.config is config)
+
+
+def paper_table(table: str, arguments: list[str] | None = None) -> None:
     """Measure what one table of the paper needs, into the run that all share, and print it.
 
     Args:
@@ -58,6 +124,17 @@ def analysis(table: str, arguments: list[str] | None = None) -> None:
         _say(f"{write_reports(folder, (table,))}\n\nRun: {folder}")
 
     guarded(report, config)
+
+
+def analysis(name: str, arguments: list[str] | None = None) -> None:
+    """Run one of `ANALYSES`.
+
+    Args:
+        name: Its name.
+        arguments: Arguments of the command line; those of the process by default.
+    """
+    chosen = ANALYSES[name]
+    guarded(chosen, tyro.cli(chosen.config, args=arguments))
 
 
 def models(_config: ModelsConfig) -> None:
@@ -85,15 +162,11 @@ def facts(config: FactsConfig) -> None:
         _say(f"{fact.id}\t{fact.text}\t{fact.target_true} -> {fact.target_new}")
 
 
-Subcommand = (
-    Annotated[TablesConfig, tyro.conf.subcommand("tables")]
-    | Annotated[ModelsConfig, tyro.conf.subcommand("models")]
-    | Annotated[FactsConfig, tyro.conf.subcommand("facts")]
-)
-COMMANDS: dict[type, Callable[[Any], None]] = {
-    TablesConfig: tables,
-    ModelsConfig: models,
-    FactsConfig: facts,
+COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
+    "tables": (TablesConfig, tables),
+    **{name.replace("_", "-"): (chosen.config, chosen) for name, chosen in ANALYSES.items()},
+    "models": (ModelsConfig, models),
+    "facts": (FactsConfig, facts),
 }
 
 
@@ -103,14 +176,13 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: Its arguments; those of the process by default.
     """
-    config = tyro.cli(
-        Subcommand,
+    config = tyro.extras.subcommand_cli_from_dict(
+        {name: config for name, (config, _) in COMMANDS.items()},
         args=arguments,
         prog="jacobian-lab",
         description="Why an edit of a language model's knowledge works, layer by layer.",
-        config=(tyro.conf.OmitArgPrefixes,),
     )
-    guarded(COMMANDS[type(config)], config)
+    guarded(next(command for kind, command in COMMANDS.values() if kind is type(config)), config)
 
 
 def guarded(command: Callable[[Any], None], config: Any) -> None:

@@ -1,8 +1,8 @@
-"""Figures from stored arrays, in the style of an ICML column, legible in grey."""
+"""How figures look and where they go: ICML's sizes and fonts, legible in grey; `charts` draws them."""
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,21 +12,20 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 import xarray as xr
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
 from tueplots import axes, figsizes, fontsizes
 
 from jacobian_lab.errors import InputError
-from jacobian_lab.reporting import PAPER, PAPER_LAYERS, table
 from jacobian_lab.runs import open_run
 
-_SHADES = sns.color_palette("cubehelix", 6)
+_SHADES = sns.color_palette("cubehelix", 7)
 STYLES: dict[str, dict[str, Any]] = {
     "backward-dividing": {"color": _SHADES[1], "marker": "o"},
     "backward-full": {"color": _SHADES[2], "marker": "s"},
     "one-layer": {"color": _SHADES[4], "marker": "D"},
     "independent": {"color": _SHADES[3], "marker": "^"},
     "forward-replay": {"color": _SHADES[0], "marker": "v"},
+    "jacobian-pullback": {"color": _SHADES[5], "marker": "P"},
 }
 """Each scheme has one colour and one marker in every figure; colours differ in lightness too."""
 
@@ -52,59 +51,6 @@ def style(column: str = "half", columns: int = 1, height: float = 0.75) -> Itera
         mpl.rcParams.update(size(ncols=columns, height_to_width_ratio=height) | fontsizes.icml2024())
         mpl.rcParams.update(axes.lines() | TIMES_LIKE)
         yield
-
-
-def cosine_by_layer(figure: FigureBase, dataset: xr.Dataset) -> None:
-    """Table 1 as curves: mean cosine of δ_l and δ_L^l with its interval, the paper's dashed.
-
-    Args:
-        figure: An empty figure, or part of one.
-        dataset: An open run.
-    """
-    ax = figure.subplots()
-    _curves(ax, dataset, "cosine", "table1")
-    ax.set(ylabel=r"$\cos(\delta_l, \delta_L^l)$", ylim=(min(0.0, ax.get_ylim()[0]), 1.05))
-
-
-def residual_by_layer(figure: FigureBase, dataset: xr.Dataset) -> None:
-    """Tables 2 and 5 as curves: mean remaining residual of every scheme, the paper's dashed.
-
-    Args:
-        figure: An empty figure, or part of one.
-        dataset: An open run.
-    """
-    ax = figure.subplots()
-    _curves(ax, dataset, "residual_ratio", "table2", "table5")
-    ax.set(ylabel="remaining residual", ylim=(0, None))
-
-
-def spread_by_fact(figure: FigureBase, dataset: xr.Dataset) -> None:
-    """One panel a scheme: the remaining residual of every fact, and the median.
-
-    Args:
-        figure: An empty figure, or part of one.
-        dataset: An open run.
-    """
-    schemes = [str(name) for name in dataset["scheme"].values]
-    panels = np.atleast_1d(figure.subplots(1, len(schemes), sharey=True, sharex=True))
-    for ax, scheme in zip(panels, schemes, strict=True):
-        chosen = dataset["residual_ratio"].sel(scheme=scheme)
-        values, layers = chosen.values, dataset["layer"].values
-        edited = np.isfinite(values).any(axis=0)
-        ax.plot(
-            layers[edited],
-            values[:, edited].T,
-            color="0.6",
-            linewidth=0.4,
-            marker=".",
-            markersize=1.5,
-        )
-        median = np.nanmedian(values[:, edited], axis=0)
-        ax.plot(layers[edited], median, **STYLES.get(scheme, {}), linewidth=1, markersize=3)
-        ax.axhline(1.0, color="0.3", linewidth=0.5, linestyle=":")
-        ax.set_title(scheme, fontsize="small")
-        ax.set(xlabel="edited layer", xticks=layers)
-    panels[0].set(ylabel="remaining residual", ylim=(0, None))
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
@@ -133,23 +79,45 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     return paths
 
 
-def script(draw: Callable[[FigureBase, xr.Dataset], None], description: str | None, *, wide: bool = False) -> None:
+def script(
+    draw: Callable[[FigureBase, xr.Dataset], None],
+    description: str | None,
+    *,
+    kind: str = "tables",
+    needs: Sequence[str] = (),
+    made_by: str = "tables",
+    panels: Callable[[xr.Dataset], int] | None = None,
+    height: float = 0.75,
+) -> None:
     """The whole of a script in ``figures/``: read a run, draw it, say where it went.
 
     Args:
         draw: Draws an open run on an empty figure; its name is the figure's.
         description: What the script does.
-        wide: Whether to draw across the page, with a panel for each scheme.
+        kind: The kind of run that it draws.
+        needs: Variables that the run must hold values of.
+        made_by: The command that computes them.
+        panels: Draws across the page, with as many panels as this says; else one in a column.
+        height: Height of a panel over its width.
+
+    Raises:
+        InputError: Never to the caller: it ends the script with one line and status 2.
     """
     name = draw.__name__
     parser = argparse.ArgumentParser(prog=f"{name}.py", description=description)
-    parser.add_argument("run", type=Path, help="folder of a run, as jacobian-lab tables makes it")
+    parser.add_argument("run", type=Path, help=f"folder of a run, as jacobian-lab {made_by} makes it")
     parser.add_argument("--out", type=Path, help="where to write; the run's folder 'figures' by default")
     arguments = parser.parse_args()
     mpl.use("agg")
     try:
-        dataset = _measured(arguments.run)
-        with style("full", columns=dataset.sizes["scheme"], height=1.2) if wide else style():
+        dataset = open_run(arguments.run, kind)
+        for variable in needs:
+            if not np.isfinite(dataset[variable]).any():
+                raise InputError(
+                    f"expected a run that holds {variable}, got {arguments.run} without: make it with "
+                    f"jacobian-lab {made_by} --out {arguments.run}"
+                )
+        with style("full", columns=panels(dataset), height=height) if panels else style(height=height):
             figure = plt.figure()
             draw(figure, dataset)
             paths = save(figure, arguments.out or arguments.run / "figures", name)
@@ -157,44 +125,3 @@ def script(draw: Callable[[FigureBase, xr.Dataset], None], description: str | No
         sys.stderr.write(f"{name}.py: {error}\n")
         sys.exit(2)
     sys.stdout.write("\n".join(map(str, paths)) + "\n")
-
-
-def _measured(folder: Path) -> xr.Dataset:
-    """Open a run that there is something to draw of."""
-    dataset = open_run(folder)
-    if not dataset.sizes["scheme"]:
-        raise InputError(f"expected a run with a measured scheme, got {folder} without one: finish it first")
-    return dataset
-
-
-def _curves(ax: Axes, dataset: xr.Dataset, variable: str, *tables: str) -> None:
-    """Mean and interval by layer of each scheme's own row in some tables."""
-    layers = [int(layer) for layer in dataset["layer"].values]
-    for name in tables:
-        long = table(dataset, name)
-        long = long[(long["variable"] == variable) & (long["row"] == long["scheme"])]
-        for scheme, rows in long.groupby("scheme", sort=False):
-            look = STYLES.get(str(scheme), {})
-            error = np.nan_to_num([rows["mean"] - rows["low"], rows["high"] - rows["mean"]])
-            ax.errorbar(
-                rows["layer"],
-                rows["mean"],
-                error,
-                label=scheme,
-                capsize=1.5,
-                markersize=3,
-                linewidth=1,
-                **look,
-            )
-            if (name, scheme) in PAPER and len(layers) == len(PAPER_LAYERS):
-                ax.plot(
-                    layers,
-                    PAPER[name, str(scheme)],
-                    linestyle="--",
-                    linewidth=0.8,
-                    markersize=3,
-                    **look | {"markerfacecolor": "white"},
-                )
-    ax.plot([], [], linestyle="--", color="0.3", linewidth=0.8, label="paper (Llama-3-8B)")
-    ax.set(xlabel="edited layer", xticks=layers)
-    ax.legend(fontsize="x-small", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)

@@ -5,16 +5,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from scipy.linalg.lapack import dpocon
 from torch import Tensor
 
 from jacobian_lab.activations import decisive_keys, decisive_states
+from jacobian_lab.conditions import eigen_residual, gain, rayleigh_quotient
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts import Fact
+from jacobian_lab.jacobians import dense_jacobians, jvp
 from jacobian_lab.models import LanguageModel
-from jacobian_lab.targets import Layers, Scheme, Targets
+from jacobian_lab.replay import FrozenGroups, freeze_groups, replay
+from jacobian_lab.targets import Layers, Scheme, Targets, damped_pullback
 from jacobian_lab.templates import Templates, template_weights
 from jacobian_lab.tokens import Prompt, fact_prompt
 
@@ -122,6 +126,8 @@ class EditRecord:
         after: The same just after.
         last_before: Hidden state of the last decisive layer just before, ``[layer, fact, d_model]``.
         last_after: The same just after.
+        linear: J·δ, with δ the layer's shift and J = J_{l→L} just before the edit, ``[layer, fact, d_model]``.
+        replayed: F(h + δ) − F(h) by replay just before the edit: what δ does alone, ``[layer, fact, d_model]``.
         update_norm: ‖ΔW‖ / ‖W‖ in the Frobenius norm, ``[layer]``.
         condition: Condition number of the solve, ``[layer]``.
         unstored: Share of ΔW that the weight's dtype did not take, in the Frobenius norm, ``[layer]``.
@@ -134,9 +140,32 @@ class EditRecord:
     after: Float[Tensor, "layer fact d_model"]
     last_before: Float[Tensor, "layer fact d_model"]
     last_after: Float[Tensor, "layer fact d_model"]
+    linear: Float[Tensor, "layer fact d_model"]
+    replayed: Float[Tensor, "layer fact d_model"]
     update_norm: Float[Tensor, " layer"]
     condition: Float[Tensor, " layer"]
     unstored: Float[Tensor, " layer"]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerEdit:
+    """One layer's edit, for those who look on: all that replay needs to ask what else might have been.
+
+    Attributes:
+        layer: The layer l.
+        last: The last decisive layer L.
+        frozen: The facts' bare prompts, frozen just before the edit, from l to L.
+        residual: m_L − h_L just before the edit, against the scheme's own target, ``[fact, d_model]``.
+        shift: δ, the realised change of h_l, ``[fact, d_model]``.
+        linear: J·δ, ``[fact, d_model]``.
+    """
+
+    layer: int
+    last: int
+    frozen: FrozenGroups
+    residual: Float[Tensor, "fact d_model"]
+    shift: Float[Tensor, "fact d_model"]
+    linear: Float[Tensor, "fact d_model"]
 
 
 @torch.no_grad()
@@ -149,6 +178,7 @@ def apply_edit(
     second_moments: Mapping[int, Float[Tensor, "d_mlp d_mlp"]],
     ridge: float,
     rule: Rule = memit,
+    inspect: Callable[[LayerEdit], None] | None = None,
 ) -> EditRecord:
     """Edit all facts jointly, layer after layer, and leave the model edited (use within `restored`).
 
@@ -164,6 +194,7 @@ def apply_edit(
         second_moments: C_l of each layer.
         ridge: λ.
         rule: What is done with keys and residuals.
+        inspect: Shown every layer's edit just after it.
 
     Returns:
         What was seen.
@@ -172,38 +203,68 @@ def apply_edit(
         InputError: If a solve is singular.
     """
     layers, last = scheme.edited(targets.layers), targets.layers[-1]
-    bare = [fact_prompt(model.tokenizer, fact) for fact in facts]
+    bare = [fact_prompt(model.tokenizer, fact).cut() for fact in facts]
     usable = targets.finite()
     if not usable.any():
         raise InputError("expected at least one fact with a finite anchor, got none: lower --anchor-lr")
-    seen: dict[str, list[Tensor]] = {name: [] for name in EditRecord.__dataclass_fields__ if name != "layers"}
+    seen: list[dict[str, Tensor]] = []
     for index, layer in enumerate(layers):
         site = scheme.read(layers, index)
-        before, at_site, last_before = decisive_states(model, bare, [layer, site, last]).double()
-        wanted = targets.of(scheme.kind, site).double() - at_site
-        residual = wanted / scheme.divisor(index, len(layers))
+        frozen = freeze_groups(model, bare, sorted({layer, site, last}), last)
+        wanted = targets.of(scheme.kind, site).double() - frozen.states(site).double()
+        given = wanted / scheme.divisor(index, len(layers))
+        if scheme.damping is not None:
+            given = _pulled_back(frozen, layer, last, given, scheme.damping)
         keys = _averaged_keys(model, facts, templates, layer)
-        weight = model.weight(layer)
-        update = rule(keys[usable].T, residual[usable].T, second_moments[layer], weight, ridge)
-        old = weight.to(torch.float64, copy=True)
-        weight.copy_((old + update.delta).to(weight.dtype))
-        size, lost = (torch.linalg.matrix_norm(m) for m in (update.delta, old + update.delta - weight.double()))
-        after, last_after = decisive_states(model, bare, [layer, last]).double()
-        values = (residual, wanted, before, after, last_before, last_after)
-        for name, value in zip(
-            ("residuals", "wanted", "before", "after", "last_before", "last_after"),
-            values,
-            strict=True,
-        ):
-            seen[name].append(value)
-        seen["update_norm"].append(size / torch.linalg.matrix_norm(old))
-        seen["condition"].append(size.new_tensor(update.condition))
-        seen["unstored"].append(lost / size)
-    return EditRecord(layers, **{name: torch.stack(values) for name, values in seen.items()})
+        update = rule(keys[usable].T, given[usable].T, second_moments[layer], model.weight(layer), ridge)
+        stored = _store(model.weight(layer), update)
+        states = _observe(model, bare, frozen, layer, last)
+        seen.append({"wanted": wanted, "residuals": given, **states, **stored})
+        if inspect is not None:
+            residual = targets.of(scheme.kind, last).double() - states["last_before"]
+            inspect(LayerEdit(layer, last, frozen, residual, states["after"] - states["before"], states["linear"]))
+    return EditRecord(layers, **{name: torch.stack([at[name] for at in seen]) for name in seen[0]})
+
+
+def _store(weight: Float[Tensor, "d_model d_mlp"], update: Update) -> dict[str, Float[Tensor, ""]]:
+    """Add an update to a weight, and say what that did to it."""
+    old = weight.to(torch.float64, copy=True)
+    weight.copy_((old + update.delta).to(weight.dtype))
+    size, lost = (torch.linalg.matrix_norm(m) for m in (update.delta, old + update.delta - weight.double()))
+    return {
+        "update_norm": size / torch.linalg.matrix_norm(old),
+        "condition": size.new_tensor(update.condition),
+        "unstored": lost / size,
+    }
+
+
+def _observe(
+    model: LanguageModel, bare: Sequence[Prompt], frozen: FrozenGroups, layer: int, last: int
+) -> dict[str, Float[Tensor, "fact d_model"]]:
+    """States before and after a layer's edit, and what replay before it makes of the shift alone, in float64."""
+    after, last_after = decisive_states(model, bare, [layer, last])
+    shift = after.double() - frozen.states(layer).double()
+    ends = [
+        frozen.ask(lambda rows, states: replay(rows, layer, states, [last])[0], states).double()
+        for states in (after, frozen.states(layer))
+    ]
+    return {
+        "before": frozen.states(layer).double(),
+        "after": after.double(),
+        "last_before": frozen.states(last).double(),
+        "last_after": last_after.double(),
+        "linear": frozen.ask(lambda rows, delta: jvp(rows, layer, last, delta), shift).double(),
+        "replayed": ends[0] - ends[1],
+    }
 
 
 def measure(record: EditRecord, targets: Targets, scheme: Scheme) -> dict[str, Float[Tensor, "..."]]:
-    """The quantities of Tables 1, 2 and 5 (methods.md §7).
+    """The quantities of Tables 1, 2 and 5, and the exact split of each passive shift (methods.md §7).
+
+    δ_L^l = J·δ + curvature + leakage: what the linear map makes of the layer's shift, what replaying
+    the shift adds to that, and what the changed keys and values of the other tokens add. With R' the
+    residual that the layer leaves and R the one that it found, R' = R − J·δ − curvature − leakage; the
+    share of a term x in what is left is its part of R' along R', ⟨±x, R'⟩ / ‖R'‖², and the four add up to 1.
 
     Args:
         record: What the loop saw.
@@ -223,7 +284,16 @@ def measure(record: EditRecord, targets: Targets, scheme: Scheme) -> dict[str, F
         "realised": (shift * record.residuals).sum(-1) / (record.residuals**2).sum(-1),
         "shift_norm": _norm(shift),
         "passive_shift_norm": _norm(passive),
+        "linear_cosine": torch.cosine_similarity(shift, record.linear, dim=-1),
+        **{name: _along(quantity, shift, record.linear) for name, quantity in _ALONG.items()},
     }
+    found = targets.of(scheme.kind, last).double() - record.last_before
+    left = found - passive
+    values["share_initial"] = (found * left).sum(-1) / (left**2).sum(-1)
+    for name, term in _split(record, passive).items():
+        values[f"{name}_norm"] = _norm(term)
+        values[f"{name}_residual_cosine"] = torch.cosine_similarity(term, found, dim=-1)
+        values[f"share_{name}"] = -(term * left).sum(-1) / (left**2).sum(-1)
     for kind in ("optimised", "replayed"):
         target = targets.of(kind, last).double()
         values[f"residual_norm_against_{kind}"] = _norm(target - record.last_after)
@@ -236,6 +306,36 @@ def measure(record: EditRecord, targets: Targets, scheme: Scheme) -> dict[str, F
     by_fact = {name: torch.where(usable, value.T, math.nan) for name, value in values.items()}
     by_layer = {"update_norm": record.update_norm, "condition_number": record.condition, "unstored": record.unstored}
     return by_fact | by_layer
+
+
+_ALONG = {"rayleigh": rayleigh_quotient, "eigen_residual": eigen_residual, "gain": gain}
+
+
+def _along(
+    quantity: Callable[[np.ndarray, np.ndarray], np.ndarray], shift: Tensor, linear: Tensor
+) -> Float[Tensor, "layer fact"]:
+    """A measure of theorem 1 along the layers' shifts."""
+    return torch.from_numpy(quantity(shift.cpu().numpy(), linear.cpu().numpy())).to(shift.device)
+
+
+def _split(record: EditRecord, passive: Float[Tensor, "layer fact d_model"]) -> dict[str, Tensor]:
+    """The three terms of the passive shift."""
+    return {
+        "linear": record.linear,
+        "curvature": record.replayed - record.linear,
+        "leakage": passive - record.replayed,
+    }
+
+
+def _pulled_back(
+    frozen: FrozenGroups, layer: int, last: int, residuals: Float[Tensor, "fact d_model"], damping: float
+) -> Float[Tensor, "fact d_model"]:
+    """The shifts at `layer` whose linear images at `last` come nearest to the residuals; a Jacobian at a time."""
+    shifts = torch.empty_like(residuals)
+    for fact, row in frozen.one_by_one():
+        J = dense_jacobians(row, [layer], last)[0].double()
+        shifts[fact] = damped_pullback(J, residuals[fact : fact + 1], damping)[0]
+    return shifts
 
 
 def _norm(vectors: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row"]:

@@ -6,18 +6,23 @@ position whose output is asked for, and only through the blocks above the start.
 nothing run side by side: prefixes are padded and masked, tails are aligned at the decisive token.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from jacobian_lab.activations import capture, forward
+from jacobian_lab.activations import batches, capture, forward
 from jacobian_lab.models import LanguageModel
 from jacobian_lab.tokens import Prompt
+
+Site = Literal["residual", "mlp"]
+"""The residual stream behind a block, or what the block's MLP adds to it (methods.md §0)."""
+RESIDUAL: Site = "residual"
+MLP: Site = "mlp"
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,11 +124,34 @@ def replay(
     Returns:
         In the order of `layers`. Only the decisive token is run.
     """
-    hidden = states.to(frozen.model.dtype)[:, None]
-    read = {start: hidden}
-    for layer, output in _blocks(frozen, start, hidden, max(layers)):
-        read[layer] = output
-    return torch.stack([read[layer][:, 0] for layer in layers])
+    along = trajectory(frozen, start, states, max(layers))
+    return torch.stack([along[layer][:, 0] for layer in layers])
+
+
+def trajectory(
+    frozen: Frozen, start: int, states: Float[Tensor, "row d_model"], last: int, site: Site = RESIDUAL
+) -> dict[int, Float[Tensor, "row 1 d_model"]]:
+    """What the blocks hand on to one another, so that derivatives by each of them can be taken.
+
+    Args:
+        frozen: The rows.
+        start: The layer whose block output is overwritten at the decisive token.
+        states: What it becomes; gradients flow through.
+        last: The last layer to be run.
+        site: What is read at `last`; below it stands the residual stream, which a change of the
+            MLP's output changes by the same.
+
+    Returns:
+        By layer, from `start` to `last`.
+    """
+    along = {start: states.to(frozen.model.dtype)[:, None]}
+    added: list[Tensor] = []
+    handle = frozen.model.projection(last).register_forward_hook(lambda _m, _i, output: added.append(output))
+    try:
+        along |= dict(_blocks(frozen, start, along[start], last))
+    finally:
+        handle.remove()
+    return along | {last: added[0].view_as(along[last])} if site == MLP else along
 
 
 def replay_logits(
@@ -147,6 +175,69 @@ def replay_logits(
     for _, output in _blocks(frozen, start, hidden, frozen.model.n_layers - 1):  # noqa: B007
         pass
     return frozen.model.head(frozen.model.norm(_gather(output, frozen.answer_at)))
+
+
+@dataclass(frozen=True, eq=False)
+class FrozenGroups:
+    """Many rows, frozen in groups of similar length, asked as if they were one.
+
+    Attributes:
+        groups: The rows of each group, by index, and the group itself.
+    """
+
+    groups: list[tuple[list[int], Frozen]]
+
+    def ask(self, question: Callable[..., Tensor], *values: Float[Tensor, "row ..."]) -> Float[Tensor, "row ..."]:
+        """Put a question to every group.
+
+        Args:
+            question: Takes a `Frozen` and, row for row, what belongs to it of each of the values.
+            *values: Tensors with a first axis over all rows.
+
+        Returns:
+            The answers, row for row, in the order of the rows.
+        """
+        answers = [question(rows, *(value[indices] for value in values)) for indices, rows in self.groups]
+        order = torch.tensor([index for indices, _ in self.groups for index in indices])
+        return torch.cat(answers)[torch.argsort(order).to(answers[0].device)]
+
+    def states(self, layer: int) -> Float[Tensor, "row d_model"]:
+        """Unmodified hidden states of the decisive tokens.
+
+        Args:
+            layer: One of the start layers.
+
+        Returns:
+            The block output at the decisive token of each row.
+        """
+        return self.ask(lambda rows: rows.states(layer))
+
+    def one_by_one(self) -> Iterator[tuple[int, Frozen]]:
+        """Every row by itself, for what is too large to be held for many.
+
+        Yields:
+            Its index and the row.
+        """
+        for indices, rows in self.groups:
+            for place, index in enumerate(indices):
+                yield index, rows.select(torch.tensor([place], device=rows.start.device))
+
+
+def freeze_groups(
+    model: LanguageModel, rows: Sequence[Prompt], starts: Sequence[int], last: int | None = None
+) -> FrozenGroups:
+    """Freeze any number of rows.
+
+    Args:
+        model: The model, as it is now.
+        rows: The rows.
+        starts: Layers that replay may start from.
+        last: The highest block to be replayed; the last of the model by default.
+
+    Returns:
+        The frozen rows, in groups that one forward pass takes.
+    """
+    return FrozenGroups([(group, freeze(model, [rows[i] for i in group], starts, last)) for group in batches(rows)])
 
 
 class _PrefixCache:

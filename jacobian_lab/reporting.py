@@ -10,7 +10,8 @@ import pandas as pd
 import xarray as xr
 from scipy import stats
 
-from jacobian_lab.runs import VARIABLES, open_run
+from jacobian_lab.runs import open_run
+from jacobian_lab.variables import KINDS
 
 PAPER_LAYERS = (4, 5, 6, 7, 8)
 """Decisive layers of Llama-3-8B-Instruct in the paper."""
@@ -62,12 +63,12 @@ def _own(*schemes: str, variable: str = "residual_ratio") -> tuple[Line, ...]:
     return tuple(Line(scheme, variable, scheme) for scheme in schemes)
 
 
-_BACKWARD = ("backward-dividing", "backward-full", "one-layer", "independent")
+_BACKWARD = ("backward-dividing", "backward-full", "one-layer", "independent", "jacobian-pullback")
 TABLES = {
     "table1": Table(
         "Cosine of the shift that an edit makes at its layer and the passive shift that this makes at the last layer.",
         ("backward-dividing",),
-        _own("backward-dividing", variable="cosine"),
+        _own("backward-dividing", "jacobian-pullback", variable="cosine"),
     ),
     "table2": Table(
         "Remaining residual at the last layer after the edit of each layer, over the initial one; the target is the "
@@ -194,15 +195,21 @@ def wide(long: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Text cells, ``mean [low, high] (median)``.
     """
+    dim = "layer" if "layer" in long else "count_of_layers"
     out: dict[str, dict[int, str]] = {}
     for row in long.to_dict("records"):
-        interval = "" if np.isnan(row["low"]) else f" [{row['low']:.2f}, {row['high']:.2f}]"
-        out.setdefault(row["row"], {})[row["layer"]] = f"{row['mean']:.2f}{interval} ({row['median']:.2f})"
-        if not np.isnan(row["paper"]):
-            out.setdefault(f"{row['row']}, paper (Llama-3-8B)", {})[row["layer"]] = f"{row['paper']:.2f}"
-    frame = pd.DataFrame.from_dict(out, orient="index", columns=sorted(set(long["layer"]))).fillna("")
-    frame.columns = pd.Index([f"layer {layer}" for layer in frame.columns])
-    return frame.rename_axis("scheme")
+        interval = "" if np.isnan(row["low"]) else f" [{_number(row['low'])}, {_number(row['high'])}]"
+        out.setdefault(row["row"], {})[row[dim]] = f"{_number(row['mean'])}{interval} ({_number(row['median'])})"
+        if not np.isnan(row.get("paper", np.nan)):
+            out.setdefault(f"{row['row']}, paper (Llama-3-8B)", {})[row[dim]] = _number(row["paper"])
+    frame = pd.DataFrame.from_dict(out, orient="index", columns=sorted(set(long[dim]))).fillna("")
+    frame.columns = pd.Index([f"{dim.removesuffix('_of_layers')} {label}" for label in frame.columns])
+    return frame.rename_axis("row")
+
+
+def _number(value: float) -> str:
+    """Two decimals, or two digits of what would be lost with them."""
+    return f"{value:.1e}" if 0 < abs(value) < 0.005 else f"{value:.2f}"
 
 
 def efficacy_table(dataset: xr.Dataset) -> pd.DataFrame:
@@ -241,13 +248,14 @@ def measurements(dataset: xr.Dataset) -> pd.DataFrame:
         dataset: An open run.
 
     Returns:
-        Columns ``fact, scheme, layer, residual_ratio, cosine`` and the other measures.
+        Columns ``fact, scheme, layer, residual_ratio, cosine`` and the other measures, those of studies
+        where a study was made.
     """
-    names = [name for name, variable in VARIABLES.items() if variable.dims == ("fact", "scheme", "layer")]
+    names = [name for name, variable in KINDS["tables"].items() if variable.dims == ("fact", "scheme", "layer")]
     columns = [*names, "efficacy", "update_norm", "condition_number", "unstored"]
     frame = dataset[columns].to_dataframe(dim_order=["fact", "scheme", "layer"]).reset_index()
     frame = frame[np.isfinite(frame["update_norm"])]
-    return frame[["fact", "scheme", "layer", *columns]]
+    return frame[["fact", "scheme", "layer", *columns]].dropna(axis="columns", how="all")
 
 
 def write_reports(folder: Path, tables: Sequence[str] = tuple(TABLES)) -> str:
@@ -267,15 +275,15 @@ def write_reports(folder: Path, tables: Sequence[str] = tuple(TABLES)) -> str:
         long = table(dataset, name)
         if long.empty:
             continue
-        caption = f"{name.replace('table', 'Table ')}. {TABLES[name].caption} {_facts_line(dataset)}"
+        caption = f"{name.replace('table', 'Table ')}. {TABLES[name].caption} {facts_line(dataset)}"
         long.to_csv(folder / f"{name}.csv", index=False)
-        parts.append(_write_table(folder / name, wide(long), caption))
+        parts.append(write_table(folder / name, wide(long), caption))
     efficacy = efficacy_table(dataset)
     efficacy.to_csv(folder / "efficacy.csv", index=False)
     caption = (
         "Efficacy: share of facts whose new answer is the argmax at every token, with its 95 % bootstrap interval."
     )
-    parts.append(_write_table(folder / "efficacy", efficacy.round(3).set_index("scheme"), caption))
+    parts.append(write_table(folder / "efficacy", efficacy.round(3).set_index("scheme"), caption))
     failed = failed_facts(dataset)
     if failed:
         parts.append(f"Facts without a finite anchor, left out of every mean: {', '.join(failed)}.")
@@ -314,12 +322,30 @@ def answered_facts(dataset: xr.Dataset) -> list[str]:
     return [str(fact) for fact in dataset["fact"].values[(first & finite).values]]
 
 
-def _facts_line(dataset: xr.Dataset) -> str:
+def facts_line(dataset: xr.Dataset) -> str:
+    """What a caption says of model, facts and cells.
+
+    Args:
+        dataset: An open run.
+
+    Returns:
+        One sentence.
+    """
     model = dataset.attrs["config"]["provenance"]["model"]
     return f"{model}, {dataset.sizes['fact']} facts, mean [95 % bootstrap interval] (median)."
 
 
-def _write_table(stem: Path, frame: pd.DataFrame, caption: str) -> str:
+def write_table(stem: Path, frame: pd.DataFrame, caption: str) -> str:
+    """Write a table as Markdown and LaTeX.
+
+    Args:
+        stem: Path without ending.
+        frame: The table.
+        caption: What is in it.
+
+    Returns:
+        The Markdown.
+    """
     text = f"{caption}\n\n{frame.to_markdown()}\n"
     stem.with_suffix(".md").write_text(text, "utf-8")
     escaped = re.sub(r"[%&#$_{}]", lambda found: "\\" + found[0], caption)

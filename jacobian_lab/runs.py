@@ -7,7 +7,6 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,62 +18,11 @@ from filelock import FileLock, Timeout
 
 from jacobian_lab.caching import written_whole
 from jacobian_lab.errors import InputError
+from jacobian_lab.variables import COORDINATES, KINDS, Variable
 
-FORMAT = "jacobian_lab run 1"
+FORMAT = "jacobian_lab run 2"
 CONFIG, STORE, LOCK = "config.json", "data.zarr", ".lock"
 FACTS_PER_CHUNK = 16
-
-
-@dataclass(frozen=True)
-class Variable:
-    """What a stored array is.
-
-    Attributes:
-        dims: Its dimensions.
-        long_name: What it is, in words.
-        units: Its units; "1" for ratios.
-        dtype: Its NumPy dtype. Floats begin as NaN, integers as 0.
-    """
-
-    dims: tuple[str, ...]
-    long_name: str
-    units: str = "1"
-    dtype: str = "f8"
-
-
-_EACH = ("fact", "scheme", "layer")
-VARIABLES: dict[str, Variable] = {
-    "anchor": Variable(("fact", "anchor_layer", "d_model"), "anchor: optimised hidden state", "activation"),
-    "anchor_loss": Variable(("fact", "anchor_layer"), "loss at the anchor's last pass", "nat"),
-    "anchor_passes": Variable(("fact", "anchor_layer"), "passes made; 0: not yet optimised", "1", "i4"),
-    "replayed_target": Variable(("fact", "layer", "d_model"), "first anchor replayed to the layer", "activation"),
-    "residual_ratio": Variable(_EACH, "remaining residual at the last layer over the initial one, own target"),
-    "cosine": Variable(_EACH, "cosine of the layer's shift and the passive shift at the last layer"),
-    "unrealised": Variable(_EACH, "share of the layer's undivided target residual left unrealised"),
-    "realised": Variable(_EACH, "shift along the residual given to the layer, over its norm"),
-    "residual_norm": Variable(_EACH, "remaining residual at the last layer, own target", "activation"),
-    "residual_ratio_against_optimised": Variable(_EACH, "remaining residual ratio against the optimised target"),
-    "residual_ratio_against_replayed": Variable(_EACH, "remaining residual ratio against the replayed target"),
-    "residual_norm_against_optimised": Variable(_EACH, "remaining residual, optimised target", "activation"),
-    "residual_norm_against_replayed": Variable(_EACH, "remaining residual, replayed target", "activation"),
-    "shift_norm": Variable(_EACH, "norm of the layer's shift", "activation"),
-    "passive_shift_norm": Variable(_EACH, "norm of the passive shift at the last layer", "activation"),
-    "efficacy": Variable(("fact", "scheme"), "every target token is the argmax after the edit"),
-    "efficacy_unedited": Variable(("fact",), "every target token is the argmax before any edit"),
-    "update_norm": Variable(("scheme", "layer"), "norm of the weight's change over the weight's norm"),
-    "condition_number": Variable(("scheme", "layer"), "condition number of the solve, 1-norm estimate"),
-    "unstored": Variable(("scheme", "layer"), "share of the weight's change that its dtype did not take"),
-    "measured": Variable(("scheme",), "whether the scheme has been measured", "1", "i4"),
-}
-
-
-COORDINATES = {
-    "fact": "the record's own id",
-    "scheme": "target scheme",
-    "layer": "decisive layer",
-    "anchor_layer": "layer that the anchor is optimised at",
-}
-"""Dimensions with labels, and what these are."""
 
 
 class Run:
@@ -82,6 +30,7 @@ class Run:
 
     Args:
         folder: The folder; made if absent.
+        kind: One of `KINDS`.
         settings: Everything that decides a number, as JSON can hold it.
         provenance: What else is worth knowing; not compared on resuming.
         coordinates: Labels of each dimension.
@@ -94,15 +43,14 @@ class Run:
     def __init__(
         self,
         folder: Path,
+        kind: str,
         settings: Mapping[str, Any],
         provenance: Mapping[str, Any],
         coordinates: Mapping[str, Sequence[Any]],
     ) -> None:
-        self.folder, self.coordinates = (
-            folder,
-            {name: list(labels) for name, labels in coordinates.items()},
-        )
-        check_folder(folder, settings)
+        self.folder, self.variables = folder, KINDS[kind]
+        self.coordinates = {name: list(labels) for name, labels in coordinates.items()}
+        check_folder(folder, kind, settings)
         self._lock = FileLock(folder / LOCK)
         try:
             self._lock.acquire(timeout=0)
@@ -111,12 +59,12 @@ class Run:
                 f"expected a run that nobody else is writing, got {folder}, which another process holds: wait for it"
             ) from None
         if not (folder / CONFIG).is_file():
-            config = {"format": FORMAT, "settings": settings, "provenance": provenance}
+            config = {"format": FORMAT, "kind": kind, "settings": settings, "provenance": provenance}
             _write_text(folder / CONFIG, json.dumps(config, indent=1, ensure_ascii=False) + "\n")
         if not (folder / STORE).is_dir():
-            _create_store(folder / STORE, self.coordinates)
+            _create_store(folder / STORE, self.variables, self.coordinates)
         try:
-            self._arrays = zarr.open_group(folder / STORE, mode="r+")
+            self._arrays: Any = zarr.open_group(folder / STORE, mode="r+")
         except (OSError, ValueError) as error:
             raise InputError(_broken(folder, error)) from error
 
@@ -135,24 +83,23 @@ class Run:
         """A stored array as it is now.
 
         Args:
-            name: One of `VARIABLES`.
+            name: One of the run's variables.
 
         Returns:
             The whole array.
         """
-        return np.asarray(self._array(name)[:])
+        return np.asarray(self._arrays[name][:])
 
     def write(self, name: str, values: Any, **labels: Any) -> None:
         """Write part of an array.
 
         Args:
-            name: One of `VARIABLES`.
+            name: One of the run's variables.
             values: What to write, with one dimension for each list of labels and each dimension without.
             **labels: For some dimensions, a label or a list of labels.
         """
-        array = self._array(name)
-        index: list[Any] = []
-        for dim in VARIABLES[name].dims:
+        variable, index = self.variables[name], list[Any]()
+        for dim in variable.dims:
             chosen = labels.get(dim)
             places = self.coordinates[dim]
             if chosen is None:
@@ -161,31 +108,36 @@ class Run:
                 index.append([places.index(label) for label in chosen])
             else:
                 index.append(places.index(chosen))
-        array.oindex[tuple(index)] = np.asarray(values, dtype=VARIABLES[name].dtype)
-
-    def _array(self, name: str) -> Any:
-        return self._arrays[name]
+        self._arrays[name].oindex[tuple(index)] = np.asarray(values, dtype=variable.dtype)
 
 
-def open_run(folder: Path) -> xr.Dataset:
+def open_run(folder: Path, kind: str | None = None) -> xr.Dataset:
     """Open the results of a run for reading.
 
     Args:
         folder: The run's folder.
+        kind: The kind that it must be of, if that matters.
 
     Returns:
-        Its dataset, with the schemes that have been measured; the configuration is in ``attrs["config"]``.
+        Its dataset, of a run of tables with the schemes that have been measured; the configuration is in
+        ``attrs["config"]``.
 
     Raises:
-        InputError: If there is no run.
+        InputError: If there is no run, or not of this kind.
     """
     config = read_config(folder)
+    if kind is not None and config["kind"] != kind:
+        raise InputError(
+            f"expected a run of jacobian-lab {kind}, got one of {config['kind']} in {folder}: give another"
+        )
     try:
         dataset = xr.open_zarr(folder / STORE).load()
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(_broken(folder, error)) from error
     dataset.attrs["config"] = config
-    return dataset.isel(scheme=np.flatnonzero(dataset["measured"].values == 1))
+    if "measured" in dataset:
+        dataset = dataset.isel(scheme=np.flatnonzero(dataset["measured"].values == 1))
+    return dataset
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -195,7 +147,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         folder: The run's folder.
 
     Returns:
-        What ``config.json`` holds: ``format``, ``settings``, ``provenance``.
+        What ``config.json`` holds: ``format``, ``kind``, ``settings``, ``provenance``.
 
     Raises:
         InputError: If there is no run.
@@ -203,33 +155,41 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / CONFIG).read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"expected the folder of a run, got {folder} ({error}): make one with jacobian-lab tables"
-        ) from error
+        raise InputError(f"expected the folder of a run, got {folder} ({error}): make one with jacobian-lab") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise InputError(f"expected a run of the format {FORMAT!r}, got another one in {folder}: choose another folder")
     return config
 
 
-def measured_schemes(folder: Path) -> set[str]:
-    """Schemes that a run has measured.
+def marked(folder: Path, name: str, **labels: Any) -> bool:
+    """Whether all of some marks have been set, which says that what they stand for is stored.
 
     Args:
         folder: The run's folder; may be new.
+        name: An array of integers.
+        **labels: For some dimensions, a label or a list of labels.
 
     Returns:
-        Their names.
+        Whether none of them is zero; false if there is no run.
+
+    Raises:
+        InputError: If the store cannot be read.
     """
     if not (folder / CONFIG).is_file() or not (folder / STORE).is_dir():
-        return set()
-    return set(open_run(folder)["scheme"].values.tolist())
+        return False
+    try:
+        with xr.open_zarr(folder / STORE) as dataset:
+            return bool((dataset[name].sel(labels) != 0).all())
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise InputError(_broken(folder, error)) from error
 
 
-def check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
+def check_folder(folder: Path, kind: str, settings: Mapping[str, Any]) -> None:
     """Check that a folder is new, empty, or of a run with the same settings; make it if it is absent.
 
     Args:
         folder: The folder.
+        kind: The kind of run.
         settings: Everything that decides a number.
 
     Raises:
@@ -247,7 +207,12 @@ def check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
         )
     held = {path.name for path in folder.iterdir()}
     if CONFIG in held:
-        _check_same(read_config(folder)["settings"], settings, folder)
+        config = read_config(folder)
+        if config["kind"] != kind:
+            raise InputError(
+                f"expected a folder of jacobian-lab {kind}, got one of {config['kind']} in {folder}: give another --out"
+            )
+        _check_same(config["settings"], settings, folder)
     elif foreign := held - {LOCK, f".{CONFIG}.partial"}:
         raise InputError(
             f"expected a new or empty output folder, or one of a run, got {folder}, which holds "
@@ -272,12 +237,12 @@ def _flat(settings: Any, name: str = "") -> dict[str, Any]:
     return {inner: value for key, child in pairs for inner, value in _flat(child, key).items()}
 
 
-def _create_store(path: Path, coordinates: Mapping[str, Sequence[Any]]) -> None:
+def _create_store(path: Path, variables: Mapping[str, Variable], coordinates: Mapping[str, Sequence[Any]]) -> None:
     """All arrays at their full size, empty."""
-    labelled = {name: (name, list(coordinates[name]), {"long_name": text}) for name, text in COORDINATES.items()}
+    labelled = {name: (name, list(labels), {"long_name": COORDINATES[name]}) for name, labels in coordinates.items()}
     dataset = xr.Dataset(coords=labelled)
     encoding = {}
-    for name, variable in VARIABLES.items():
+    for name, variable in variables.items():
         shape = tuple(len(coordinates[dim]) for dim in variable.dims)
         empty = np.full(shape, np.nan if variable.dtype.startswith("f") else 0, dtype=variable.dtype)
         dataset[name] = xr.Variable(variable.dims, empty, {"long_name": variable.long_name, "units": variable.units})

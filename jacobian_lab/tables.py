@@ -1,208 +1,42 @@
 """The main job: every scheme under the same anchors, keys and seeds, into one run."""
 
-import importlib.metadata
 import math
-import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from jacobian_lab.caching import content_key
-from jacobian_lab.checks import check_lengths, check_replay
-from jacobian_lab.covariance import PYTHON_DOCS, Corpus, SecondMoment, load_corpus, second_moments
-from jacobian_lab.edits import apply_edit, measure, restored, solve_spd
-from jacobian_lab.errors import InputError
-from jacobian_lab.facts import BUILTIN, Fact, describe, load_facts
+from jacobian_lab.covariance import SecondMoment, second_moments
+from jacobian_lab.edits import LayerEdit, apply_edit, measure, restored, solve_spd
+from jacobian_lab.experiment import Experiment, ExperimentConfig, labels_of, prepare
 from jacobian_lab.metrics import efficacy
-from jacobian_lab.models import DEFAULT_MODEL, LanguageModel, check_layers, load_model
 from jacobian_lab.progress import bar
-from jacobian_lab.runs import Run, check_folder, measured_schemes
-from jacobian_lab.targets import (
-    SCHEMES,
-    AnchorSettings,
-    Layers,
-    Targets,
-    anchor_batches,
-    make_targets,
-    optimise_anchors,
-)
-from jacobian_lab.templates import Templates, read_templates, sample_templates
-
-DIGITS = 3
-"""Digits that the number of a layer has at the most."""
-
-_PACKAGES = ("jacobian_lab", "torch", "transformers", "tokenizers", "numpy", "scipy")
+from jacobian_lab.runs import Run, check_folder, marked
+from jacobian_lab.spectra import survey
+from jacobian_lab.studies import STEPS, STUDIES
+from jacobian_lab.targets import SCHEMES, Layers, Targets, anchor_batches, make_targets, optimise_anchors
 
 
 @dataclass(frozen=True)
-class TablesConfig:
-    """Measure Tables 1, 2 and 5 of the paper.
+class TablesConfig(ExperimentConfig):
+    """Measure Tables 1, 2 and 5 of the paper, the verdicts on J, and the split of every passive shift.
 
     Whatever is not given suits the model at hand.
-
-    Attributes:
-        model: An embedded model's name (smollm2-135m), a folder, a .gguf file, or a name on the hub.
-        facts: "builtin", or a JSON or JSON Lines file of facts.
-        slice: Which of the facts, as A:B; all of them by default.
-        layers: Decisive layers, as 4-8 or 4,6,8.
-        schemes: Target schemes to measure.
-        templates: File of context templates, [["{}"], ["... {}", ...]]; sampled from the seed by default.
-        corpus: Text for the second moment: "python-docs", a file with one document a line, or a data set's name.
-        corpus_length: Tokens of a document at the most.
-        corpus_tokens: Tokens in all; the whole corpus by default.
-        ridge: Weight of the second moment in the solve.
-        anchor_lr: Adam's learning rate for the anchors.
-        anchor_steps: Passes of the anchors' optimisation.
-        anchor_weight_decay: Weight of the anchor's norm in the loss.
-        anchor_kl_factor: Weight of the KL divergence in the loss.
-        anchor_clamp: Largest norm of the anchor's shift, as a share of the state's.
-        seed: Seed of the templates and of the bootstrap.
-        device: auto, cpu or cuda.
-        dtype: float32, float64 or bfloat16.
-        batch_size: Facts optimised side by side at the most; changes no number beyond rounding.
-        out: Folder of the run; runs/<hash of the settings> by default.
     """
 
-    model: str = DEFAULT_MODEL
-    facts: str = BUILTIN
-    slice: str | None = None
-    layers: str | None = None
-    schemes: tuple[str, ...] = tuple(SCHEMES)
-    templates: Path | None = None
-    corpus: str = PYTHON_DOCS
-    corpus_length: int = 256
-    corpus_tokens: int | None = None
-    ridge: float | None = None
-    anchor_lr: float | None = None
-    anchor_steps: int | None = None
-    anchor_weight_decay: float = AnchorSettings.weight_decay
-    anchor_kl_factor: float = AnchorSettings.kl_factor
-    anchor_clamp: float = AnchorSettings.clamp
-    seed: int = 0
-    device: str = "auto"
-    dtype: str = "float32"
-    batch_size: int = 16
-    out: Path | None = None
 
-
-@dataclass(frozen=True, eq=False)
-class Experiment:
-    """A configuration with everything that it names loaded and checked.
-
-    Attributes:
-        config: The configuration.
-        model: The model.
-        facts: The facts.
-        layers: The decisive layers.
-        templates: The context templates.
-        anchor: How anchors are optimised.
-        ridge: λ.
-        corpus: The corpus of the second moment.
-    """
-
-    config: TablesConfig
-    model: LanguageModel
-    facts: tuple[Fact, ...]
-    layers: Layers
-    templates: Templates
-    anchor: AnchorSettings
-    ridge: float
-    corpus: Corpus
-
-    @property
-    def anchor_layers(self) -> Layers:
-        """The layers that anchors are optimised at."""
-        return tuple(sorted({self.layers[0], self.layers[-1]}))
-
-    def settings(self) -> dict[str, Any]:
-        """Everything that decides a number, as it stands in ``config.json``."""
-        model, config = self.model, self.config
-        return {
-            "model": model.fingerprint,
-            "dtype": config.dtype,
-            "device": model.device.type,
-            "facts": content_key(describe(self.facts)),
-            "layers": list(self.layers),
-            "templates": [list(group) for group in self.templates],
-            "corpus": {
-                "digest": self.corpus.digest,
-                "length": config.corpus_length,
-                "tokens": config.corpus_tokens,
-            },
-            "ridge": self.ridge,
-            "anchor": asdict(self.anchor),
-            "seed": config.seed,
-            "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
-        }
-
-    def provenance(self) -> dict[str, Any]:
-        """What else is worth knowing of a run."""
-        return {
-            "model": self.config.model,
-            "facts": {
-                "source": self.config.facts,
-                "slice": self.config.slice,
-                "count": len(self.facts),
-            },
-            "templates": str(self.config.templates or f"sampled with seed {self.config.seed}"),
-            "corpus": self.corpus.name,
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-        }
-
-
-def prepare(config: TablesConfig) -> Experiment:
-    """Load and check everything that a configuration names.
-
-    Args:
-        config: The configuration.
-
-    Returns:
-        The experiment.
-
-    Raises:
-        InputError: If anything cannot be used.
-    """
-    _check_config(config)
-    layers = None if config.layers is None else parse_layers(config.layers)
-    facts = load_facts(config.facts, config.slice)
-    templates = read_templates(config.templates) if config.templates else None
-    corpus = load_corpus(config.corpus)
-    model = load_model(config.model, config.dtype, config.device)
-    defaults = model.defaults()
-    layers = layers or defaults.layers
-    check_layers(layers, model)
-    if config.corpus_length > model.max_tokens:
-        raise InputError(
-            f"expected documents of at most {model.max_tokens} tokens, got --corpus-length {config.corpus_length}: "
-            f"{config.model} takes no longer ones"
-        )
-    check_replay(model, facts, layers)
-    anchor = AnchorSettings(
-        lr=config.anchor_lr or defaults.anchor_lr,
-        steps=config.anchor_steps or defaults.anchor_steps,
-        weight_decay=config.anchor_weight_decay,
-        kl_factor=config.anchor_kl_factor,
-        clamp=config.anchor_clamp,
-    )
-    ridge = defaults.ridge if config.ridge is None else config.ridge
-    templates = templates or sample_templates(model, config.seed)
-    check_lengths(model, facts, templates)
-    return Experiment(config, model, facts, layers, templates, anchor, ridge, corpus)
-
-
-def run_tables(config: TablesConfig, *, progress: bool = True) -> Path:
+def run_tables(config: ExperimentConfig, studies: Sequence[str] = (), *, progress: bool = True) -> Path:
     """Do the main job, or what is left of it.
 
-    Anchors are stored batch by batch, schemes one by one; a run that was interrupted goes on after
-    the last finished one, and a finished run computes nothing.
+    Anchors are stored batch by batch, Jacobians fact by fact, schemes one by one; a run that was
+    interrupted goes on after the last finished one, and a finished run computes nothing.
 
     Args:
         config: The configuration.
+        studies: Names in `STUDIES`: what to look at beside the tables while the schemes edit.
         progress: Whether to show progress bars.
 
     Returns:
@@ -212,83 +46,40 @@ def run_tables(config: TablesConfig, *, progress: bool = True) -> Path:
         InputError: If anything cannot be used.
     """
     experiment = prepare(config)
-    settings = experiment.settings()
-    folder = config.out or Path("runs") / content_key(settings)[:12]
+    settings, folder, schemes = experiment.settings(), experiment.folder(), list(config.schemes)
     coordinates: dict[str, Sequence[Any]] = {
-        "fact": _uniform([fact.id for fact in experiment.facts]),
+        "fact": labels_of(experiment.facts),
         "scheme": list(SCHEMES),
         "layer": list(experiment.layers),
         "anchor_layer": list(experiment.anchor_layers),
+        "study": list(STUDIES),
+        "step": list(STEPS),
         "d_model": range(experiment.model.d_model),
     }
-    check_folder(folder, settings)
-    if not set(config.schemes) - measured_schemes(folder):
+    check_folder(folder, "tables", settings)
+    if (
+        marked(folder, "measured", scheme=schemes)
+        and marked(folder, "studied", study=list(studies), scheme=schemes)
+        and marked(folder, "surveyed")
+    ):
         return folder
-    moments = _second_moments(experiment, progress)  # first: a corpus that is of no use claims no folder
-    with Run(folder, settings, experiment.provenance(), coordinates) as run:
-        _store_anchors(run, experiment, progress)
-        _store_schemes(run, experiment, moments, progress)
+    moments = usable_moments(experiment, experiment.layers, progress)  # first: a useless corpus claims no folder
+    with Run(folder, "tables", settings, experiment.provenance(), coordinates) as run:
+        store_anchors(run, experiment, experiment.anchor_layers, progress)
+        survey(run, experiment.model, experiment.facts, experiment.layers, config.seed, progress=progress)
+        _store_schemes(run, experiment, moments, studies, progress)
     return folder
 
 
-def parse_layers(text: str) -> Layers:
-    """Read decisive layers.
+def store_anchors(run: Run, experiment: Experiment, layers: Layers, progress: bool) -> None:
+    """Optimise and store the anchors that a run lacks, batch by batch.
 
     Args:
-        text: ``"4-8"``, ``"4,6,8"`` or ``"8"``.
-
-    Returns:
-        The layers.
-
-    Raises:
-        InputError: If it is not of this form or does not ascend.
+        run: The run.
+        experiment: What to optimise.
+        layers: The run's anchor layers.
+        progress: Whether to show a progress bar.
     """
-    layers: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or max(len(first), len(last)) > DIGITS:
-            raise InputError(f"expected layers as 4-8 or 4,6,8, got {text!r}: give whole numbers")
-        span = range(int(first), int(last or first) + 1)
-        layers.extend(span or [int(first), int(last)])
-    if layers != sorted(set(layers)):
-        raise InputError(f"expected ascending layers, got {text!r}: give them from the lowest to the highest, as 4-8")
-    return tuple(layers)
-
-
-def _check_config(config: TablesConfig) -> None:
-    """What can be refused before anything is loaded."""
-    if not config.schemes:
-        raise InputError(f"expected at least one scheme of {', '.join(SCHEMES)}, got none: name one after --schemes")
-    for name in config.schemes:
-        if name not in SCHEMES:
-            raise InputError(f"expected schemes among {', '.join(SCHEMES)}, got {name!r}: choose among them")
-    if not 0 <= config.seed < 2**63:
-        raise InputError(f"expected a seed from 0 to 2^63 - 1, got --seed {config.seed}: give another")
-    if config.anchor_steps == 1:
-        raise InputError("expected at least 2 passes, got --anchor-steps 1: the first one makes no update")
-    positive = (
-        "corpus_length",
-        "corpus_tokens",
-        "anchor_lr",
-        "anchor_steps",
-        "anchor_clamp",
-        "batch_size",
-    )
-    for name, value in asdict(config).items():
-        option = "--" + name.replace("_", "-")
-        if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
-            raise InputError(f"expected a number that is not negative, got {option} {value}: give another")
-        if name in positive and value is not None and not value > 0:
-            raise InputError(f"expected a number above zero, got {option} {value}: give another")
-
-
-def _uniform(ids: Sequence[int | str]) -> list[Any]:
-    """Labels of one type: numbers if all are, else texts."""
-    return list(ids) if all(isinstance(i, int) for i in ids) else [str(i) for i in ids]
-
-
-def _store_anchors(run: Run, experiment: Experiment, progress: bool) -> None:
-    """Optimise and store the anchors that the run lacks, batch by batch."""
     model, facts, labels = experiment.model, experiment.facts, run.coordinates["fact"]
     done = run.read("anchor_passes") > 0
     batches = anchor_batches(model, facts, experiment.config.batch_size)
@@ -298,7 +89,7 @@ def _store_anchors(run: Run, experiment: Experiment, progress: bool) -> None:
             shown.set_postfix(loss=f"{loss:.3f}", refresh=False)
             shown.update(finished)
 
-        for place, layer in enumerate(experiment.anchor_layers):
+        for place, layer in enumerate(layers):
             for batch in batches:
                 left = [index for index in batch if not done[index, place]]
                 if not left:
@@ -311,16 +102,82 @@ def _store_anchors(run: Run, experiment: Experiment, progress: bool) -> None:
                 run.write("anchor_passes", anchors.passes.cpu(), **where)  # last: it says that all is there
 
 
-def _store_schemes(run: Run, experiment: Experiment, moments: SecondMoment, progress: bool) -> None:
-    """Edit under each scheme that the run lacks, measure and store."""
+def read_anchors(run: Run, experiment: Experiment) -> dict[int, torch.Tensor]:
+    """The anchors that a run holds.
+
+    Args:
+        run: The run.
+        experiment: What they were optimised for.
+
+    Returns:
+        Anchors by layer, ``[fact, d_model]``, in float32 or better.
+    """
+    model = experiment.model
+    stored = torch.from_numpy(run.read("anchor")).to(model.device, torch.promote_types(model.dtype, torch.float32))
+    return {layer: stored[:, place] for place, layer in enumerate(run.coordinates["anchor_layer"])}
+
+
+def usable_moments(experiment: Experiment, layers: Layers, progress: bool) -> SecondMoment:
+    """C of some layers; with fewer facts than keys are wide, a λC that is singular is refused at once.
+
+    Args:
+        experiment: What is going to be solved.
+        layers: The layers.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The second moments.
+
+    Raises:
+        InputError: If the corpus has too little text, or one of them is singular.
+    """
+    config, model = experiment.config, experiment.model
+    moments = second_moments(
+        model, experiment.corpus, layers, config.corpus_length, config.corpus_tokens, progress=progress
+    )
+    if len(experiment.facts) < model.d_mlp:
+        for matrix in moments.matrices.values():
+            solve_spd(experiment.ridge * matrix, torch.zeros(model.d_mlp, 1, dtype=torch.float64))
+    return moments
+
+
+def where_finite(values: torch.Tensor, targets: Targets) -> np.ndarray:
+    """NaN for facts that took no part in the edit.
+
+    Args:
+        values: One or more a fact, ``[fact, ...]``.
+        targets: The targets.
+
+    Returns:
+        The values that stand.
+    """
+    finite = targets.finite().to(values.device).view(-1, *[1] * (values.dim() - 1))
+    return torch.where(finite, values.double(), math.nan).cpu().numpy()
+
+
+def _store_schemes(
+    run: Run, experiment: Experiment, moments: SecondMoment, studies: Sequence[str], progress: bool
+) -> None:
+    """Edit under each scheme that the run lacks something of, measure and store."""
     model, facts = experiment.model, experiment.facts
-    measured = measured_schemes(run.folder)
-    missing = [name for name in experiment.config.schemes if name not in measured]
-    targets = _targets(run, experiment)
-    run.write("efficacy_unedited", _where_finite(efficacy(model, facts).double(), targets))
-    with bar(len(missing), "schemes", "scheme", show=progress) as shown:
-        for name in missing:
-            scheme = SCHEMES[name]
+    targets = make_targets(model, facts, experiment.layers, read_anchors(run, experiment))
+    for layer in experiment.layers:
+        run.write("replayed_target", targets.replayed[layer].cpu().double(), layer=layer)
+    run.write("efficacy_unedited", where_finite(efficacy(model, facts), targets))
+    todo = {
+        name: [study for study in studies if not marked(run.folder, "studied", study=study, scheme=name)]
+        for name in experiment.config.schemes
+    }
+    todo = {name: new for name, new in todo.items() if new or not marked(run.folder, "measured", scheme=name)}
+    with bar(len(todo), "schemes", "scheme", show=progress) as shown:
+        for name, new in todo.items():
+            scheme = experiment.scheme(name)
+
+            def look_on(edit: LayerEdit, name: str = name, new: Sequence[str] = new) -> None:
+                for study in new if edit.layer < edit.last else ():
+                    for variable, values in STUDIES[study](edit, progress).items():
+                        run.write(variable, where_finite(values, targets), scheme=name, layer=edit.layer)
+
             with restored(model, experiment.layers):
                 record = apply_edit(
                     model,
@@ -330,42 +187,12 @@ def _store_schemes(run: Run, experiment: Experiment, moments: SecondMoment, prog
                     experiment.templates,
                     moments.matrices,
                     experiment.ridge,
+                    inspect=look_on,
                 )
-                run.write("efficacy", _where_finite(efficacy(model, facts).double(), targets), scheme=name)
+                run.write("efficacy", where_finite(efficacy(model, facts), targets), scheme=name)
             for variable, values in measure(record, targets, scheme).items():
                 run.write(variable, values.cpu(), scheme=name, layer=list(record.layers))
             run.write("measured", 1, scheme=name)  # last: it says that all is there
+            for study in new:
+                run.write("studied", 1, scheme=name, study=study)
             shown.update()
-
-
-def _second_moments(experiment: Experiment, progress: bool) -> SecondMoment:
-    """C of every layer; with fewer facts than keys are wide, a λC that is singular is refused at once."""
-    config, model = experiment.config, experiment.model
-    moments = second_moments(
-        model,
-        experiment.corpus,
-        experiment.layers,
-        config.corpus_length,
-        config.corpus_tokens,
-        progress=progress,
-    )
-    if len(experiment.facts) < model.d_mlp:
-        for matrix in moments.matrices.values():
-            solve_spd(experiment.ridge * matrix, torch.zeros(model.d_mlp, 1, dtype=torch.float64))
-    return moments
-
-
-def _targets(run: Run, experiment: Experiment) -> Targets:
-    """Targets from the stored anchors; the replayed ones are stored too."""
-    model, layers = experiment.model, experiment.layers
-    stored = torch.from_numpy(run.read("anchor")).to(model.device, torch.promote_types(model.dtype, torch.float32))
-    anchors = {layer: stored[:, place] for place, layer in enumerate(experiment.anchor_layers)}
-    targets = make_targets(model, experiment.facts, layers, anchors)
-    for layer in layers:
-        run.write("replayed_target", targets.replayed[layer].cpu().double(), layer=layer)
-    return targets
-
-
-def _where_finite(values: torch.Tensor, targets: Targets) -> np.ndarray:
-    """NaN for facts that took no part in the edit."""
-    return torch.where(targets.finite().to(values.device), values, math.nan).numpy()

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from jacobian_lab.activations import batches, decisive_states
+from jacobian_lab.activations import decisive_states
 from jacobian_lab.facts import Fact
 from jacobian_lab.models import LanguageModel
-from jacobian_lab.replay import Frozen, freeze, replay, replay_logits
+from jacobian_lab.replay import Frozen, freeze, freeze_groups, replay, replay_logits
 from jacobian_lab.templates import Templates
 from jacobian_lab.tokens import fact_prompt, kl_prompt
 
@@ -214,12 +214,15 @@ class Scheme:
             of the edited layers is edited.
         divisor: What the residual read there is divided by before the i-th of m layers gets it.
         kind: Whose target at the last layer is the scheme's own: ``"optimised"`` there, or ``"replayed"``.
+        damping: μ of `damped_pullback`, for schemes that solve a layer's shift from J_{l→L} instead
+            of copying the residual.
     """
 
     edited: Callable[[Layers], Layers]
     read: Callable[[Layers, int], int]
     divisor: Callable[[int, int], int]
     kind: str
+    damping: float | None = None
 
 
 def _all(layers: Layers) -> Layers:
@@ -251,6 +254,8 @@ def _remaining(index: int, count: int) -> int:
 
 
 OPTIMISED, REPLAYED = "optimised", "replayed"
+DAMPING = 1.0
+"""μ of the scheme ``jacobian-pullback`` unless told otherwise."""
 
 SCHEMES: dict[str, Scheme] = {
     "backward-dividing": Scheme(_all, _at_last, _remaining, OPTIMISED),
@@ -258,8 +263,27 @@ SCHEMES: dict[str, Scheme] = {
     "one-layer": Scheme(_last, _at_last, _undivided, OPTIMISED),
     "independent": Scheme(_ends, _at_own, _undivided, OPTIMISED),
     "forward-replay": Scheme(_all, _at_own, _undivided, REPLAYED),
+    "jacobian-pullback": Scheme(_all, _at_last, _remaining, OPTIMISED, DAMPING),
 }
 """Any scheme goes with any update rule of `jacobian_lab.edits`."""
+
+
+def damped_pullback(
+    J: Float[Tensor, "fact d_model d_model"], residuals: Float[Tensor, "fact d_model"], damping: float
+) -> Float[Tensor, "fact d_model"]:
+    """The shift at a layer that J carries nearest to a residual: argmin ‖J δ − r‖² + μ‖δ‖².
+
+    Args:
+        J: J_{l→L} of each fact.
+        residuals: r, what the layer is to contribute at L.
+        damping: μ, above zero; the larger, the shorter the shift and the nearer its direction to Jᵀr.
+
+    Returns:
+        (JᵀJ + μI)⁻¹ Jᵀ r of each fact.
+    """
+    normal = J.mT @ J + damping * torch.eye(J.shape[-1], dtype=J.dtype, device=J.device)
+    right = (J.mT @ residuals[..., None]).to(normal.dtype)
+    return torch.cholesky_solve(right, torch.linalg.cholesky(normal))[..., 0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -310,11 +334,9 @@ def replay_targets(
         Targets in the order of `layers`; the first are the anchors themselves.
     """
     rows = [fact_prompt(model.tokenizer, fact).cut() for fact in facts]
-    targets = anchors.expand(len(layers), -1, -1).clone()
-    for group in batches(rows):
-        frozen = freeze(model, [rows[i] for i in group], layers[:1], last=layers[-1])
-        targets[1:, group] = replay(frozen, layers[0], anchors[group], layers)[1:].to(anchors.dtype)
-    return targets
+    frozen = freeze_groups(model, rows, layers[:1], layers[-1])
+    by_row = frozen.ask(lambda group, states: replay(group, layers[0], states, layers).transpose(0, 1), anchors)
+    return torch.cat([anchors[None], by_row.transpose(0, 1)[1:].to(anchors.dtype)])
 
 
 def make_targets(

@@ -146,6 +146,35 @@ def facts() -> tuple[Fact, ...]:
 
 
 @pytest.fixture(scope="session")
+def corpus_file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
+    path.write_text("\n".join(f"Line {n} tells of towers, rivers and {n * n} old books." for n in range(60)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def arguments(tmp_path_factory, corpus_file) -> dict[str, object]:
+    """Options of a quick run."""
+    return {
+        "model": str(make_folder(tmp_path_factory.mktemp("model") / "gpt2", CONFIGS["gpt2"])),
+        "slice": "0:6",
+        "layers": "1-3",
+        "corpus": str(corpus_file),
+        "ridge": 10.0,
+        "anchor_lr": 0.1,
+        "anchor_steps": 4,
+        "batch_size": 2,
+        "device": "cpu",
+        "dtype": "float64",
+    }
+
+
+def options(arguments: dict[str, object]) -> list[str]:
+    """The same as a command line has them."""
+    return [part for name, value in arguments.items() for part in ("--" + name.replace("_", "-"), str(value))]
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the shared data are not here")

@@ -59,6 +59,13 @@ class Plain:
                 handle.remove()
         return logits, seen
 
+    def jacobian(self, fact, layer, last):
+        """J_{layer→last} at the fact's own state, by reverse mode through the whole model."""
+        ids, position = prompt(self.tokenizer, fact)
+        with torch.no_grad():
+            state = self.states(ids, position, [layer])[1][layer].clone()
+        return torch.func.jacrev(lambda value: self.states(ids, position, [last], layer, value)[1][last])(state)
+
     def anchor(self, fact, layer, templates, lr=0.5, steps=25, decay=0.5, kl_factor=0.0625, clamp=0.75):
         """The anchor of one fact (methods.md §2)."""
         target = self.tokenizer(" " + fact.target_new, add_special_tokens=False)["input_ids"]
@@ -106,8 +113,11 @@ class Plain:
         return 0.5 * keys[0] + 0.5 * torch.stack(keys[1:]).mean(0)
 
     @torch.no_grad()
-    def edit(self, facts, name, layers, model, target_at, moments, ridge, templates):
-        """Edit layer after layer and measure (methods.md §3, §4, §7); the model is left edited."""
+    def edit(self, facts, name, layers, model, target_at, moments, ridge, templates, damping=1.0, split=False):
+        """Edit layer after layer and measure (methods.md §3, §4, §7); the model is left edited.
+
+        With ``split`` also what the linear map, the curvature and the other tokens contribute.
+        """
         last, columns = layers[-1], []
 
         def states():
@@ -119,17 +129,25 @@ class Plain:
             site = layer if name in {"independent", "forward-replay"} else last
             before = states()
             wanted = target_at(site).double() - before[site]
-            share = wanted / (len(layers) - i) if name == "backward-dividing" else wanted
+            share = wanted / (len(layers) - i) if name in {"backward-dividing", "jacobian-pullback"} else wanted
+            if split or name == "jacobian-pullback":
+                J = torch.stack([self.jacobian(fact, layer, last).double() for fact in facts])
+            if name == "jacobian-pullback":  # least squares with √μ·I below J
+                ridges = torch.eye(J.shape[1], dtype=J.dtype).expand_as(J) * damping**0.5
+                right = torch.cat([share, torch.zeros_like(share)], dim=1)[..., None]
+                share = torch.linalg.lstsq(torch.cat([J, ridges], dim=1), right).solution[..., 0]
             K = torch.stack([self.key(fact, model.projection(layer), templates) for fact in facts]).T
             delta = torch.linalg.solve(ridge * moments[layer] + K @ K.T, K @ share).T
             size = delta.norm() / model.weight(layer).double().norm()
-            model.weight(layer).add_(delta.to(model.weight(layer).dtype))
+            old = model.weight(layer).clone()
+            model.weight(layer).add_(delta.to(old.dtype))
             after = states()
             shift, passive = after[layer] - before[layer], after[last] - before[last]
             m = target_at(last).double()
+            found, left = m - before[last], m - after[last]
             columns.append({
-                "residual_ratio": (m - after[last]).norm(dim=1) / (m - initial).norm(dim=1),
-                "residual_norm": (m - after[last]).norm(dim=1),
+                "residual_ratio": left.norm(dim=1) / (m - initial).norm(dim=1),
+                "residual_norm": left.norm(dim=1),
                 "cosine": (shift * passive).sum(1) / shift.norm(dim=1) / passive.norm(dim=1),
                 "unrealised": (wanted - shift).norm(dim=1) / wanted.norm(dim=1),
                 "realised": (shift * share).sum(1) / share.norm(dim=1) ** 2,
@@ -137,4 +155,20 @@ class Plain:
                 "passive_shift_norm": passive.norm(dim=1),
                 "update_norm": size,
             })
+            if not split:
+                continue
+            edited = model.weight(layer).clone()
+            model.weight(layer).copy_(old)
+            alone = torch.stack([  # F(h + δ): the state replaced, the weights as before
+                self.states(*prompt(self.tokenizer, fact), [last], layer, value.to(old.dtype))[1][last].double()
+                for fact, value in zip(facts, after[layer], strict=True)
+            ])
+            model.weight(layer).copy_(edited)
+            linear = (J @ shift[..., None])[..., 0]
+            terms = {"linear": linear, "curvature": alone - before[last] - linear, "leakage": after[last] - alone}
+            columns[-1]["linear_cosine"] = (shift * linear).sum(1) / shift.norm(dim=1) / linear.norm(dim=1)
+            columns[-1]["share_initial"] = (found * left).sum(1) / left.norm(dim=1) ** 2
+            for term, value in terms.items():
+                columns[-1][f"{term}_norm"] = value.norm(dim=1)
+                columns[-1][f"share_{term}"] = -(value * left).sum(1) / left.norm(dim=1) ** 2
         return {quantity: torch.stack([column[quantity] for column in columns], dim=-1) for quantity in columns[0]}

@@ -105,7 +105,16 @@ def test_the_loop_against_the_plain_way(name, tiny, facts, setting):
     plain = Plain(tiny.hf, tiny.tokenizer, tiny.blocks)
     with restored(tiny, LAYERS):
         expected = plain.edit(
-            facts, name, record.layers, tiny, partial(targets.of, scheme.kind), moments, 2.0, CONTEXTS
+            facts,
+            name,
+            record.layers,
+            tiny,
+            partial(targets.of, scheme.kind),
+            moments,
+            2.0,
+            CONTEXTS,
+            scheme.damping,
+            split=True,
         )
     for quantity, values in expected.items():
         torch.testing.assert_close(measured[quantity], values, rtol=1e-7, atol=1e-9, msg=quantity)

@@ -42,8 +42,8 @@ def test_golden_numbers(dtype, tolerance, shared, golden, moments):
         error = (states.double() - expected[name]).norm(dim=1) / expected[name].norm(dim=1)
         assert error.max() < tolerance, (name, error)
 
-    for name, scheme in SCHEMES.items():
-        reference = numbers["schemes"][name]
+    for name, reference in numbers["schemes"].items():
+        scheme = SCHEMES[name]
         with restored(model, LAYERS):
             record = apply_edit(model, facts, scheme, targets, golden["templates"], moments, ridge=15000.0)
             correct = efficacy(model, facts).double().mean()

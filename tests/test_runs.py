@@ -11,7 +11,8 @@ from scipy import stats
 
 from jacobian_lab import reporting, runs
 from jacobian_lab.errors import InputError
-from jacobian_lab.runs import Run, open_run
+from jacobian_lab.runs import Run, check_folder, marked, open_run
+from jacobian_lab.variables import KINDS
 
 SETTINGS = {"model": "m", "anchor": {"lr": 0.5}, "ridge": 2.0, "seed": 3, "layers": [4, 5, 6, 7, 8]}
 COORDINATES = {
@@ -19,12 +20,15 @@ COORDINATES = {
     "scheme": ["backward-dividing", "one-layer", "forward-replay"],
     "layer": [4, 5, 6, 7, 8],
     "anchor_layer": [4, 8],
+    "study": ["theorem1", "step-size"],
+    "step": [0.0, 1.0],
     "d_model": range(3),
 }
+VARIABLES = KINDS["tables"]
 
 
 def create(folder, settings=SETTINGS):
-    return Run(folder, settings, {"model": "my_model"}, COORDINATES)
+    return Run(folder, "tables", settings, {"model": "my_model"}, COORDINATES)
 
 
 @pytest.fixture
@@ -35,7 +39,7 @@ def finished(tmp_path):
         run.write("anchor_passes", np.full((4, 2), 5))
         run.write("replayed_target", np.ones((4, 5, 3)))
         for scheme in ("backward-dividing", "forward-replay"):
-            for name, variable in runs.VARIABLES.items():
+            for name, variable in VARIABLES.items():
                 if variable.dims == ("fact", "scheme", "layer"):
                     run.write(name, np.arange(4)[:, None] + np.arange(4, 9), scheme=scheme)
             run.write("update_norm", np.linspace(0.1, 0.5, 5), scheme=scheme)
@@ -51,7 +55,7 @@ def test_what_is_written_is_read(finished):
     assert list(dataset["scheme"].values) == ["backward-dividing", "forward-replay"]
     assert dataset["residual_ratio"].sel(fact="c", scheme="forward-replay", layer=7) == 9
     assert dataset.attrs["config"]["settings"] == SETTINGS
-    for name, variable in runs.VARIABLES.items():
+    for name, variable in VARIABLES.items():
         assert dataset[name].dims == variable.dims
         assert dataset[name].attrs["units"]
         assert dataset[name].attrs["long_name"]
@@ -89,6 +93,23 @@ def test_other_settings_are_refused_by_name(finished, change, name):
     with pytest.raises(InputError, match=f"another {name}: it has"):
         create(finished, SETTINGS | change)
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file() and p.name != runs.LOCK} == before
+
+
+def test_marks_tell_what_is_stored(finished, tmp_path):
+    assert marked(finished, "measured", scheme="forward-replay")
+    assert marked(finished, "measured", scheme=["forward-replay", "backward-dividing"])
+    assert not marked(finished, "measured", scheme=["forward-replay", "one-layer"])
+    assert not marked(finished, "measured")
+    assert marked(finished, "studied", study=[], scheme=["forward-replay"])
+    assert not marked(finished, "studied", study=["theorem1"], scheme=["forward-replay"])
+    assert not marked(tmp_path / "nothing", "measured")
+
+
+def test_a_run_of_another_kind_is_refused(finished):
+    with pytest.raises(InputError, match="a folder of jacobian-lab jacobian, got one of tables"):
+        check_folder(finished, "jacobian", SETTINGS)
+    with pytest.raises(InputError, match="a run of jacobian-lab jacobian, got one of tables"):
+        open_run(finished, "jacobian")
 
 
 def test_a_folder_with_something_else_is_refused_and_left_alone(tmp_path):
@@ -189,7 +210,7 @@ def test_a_failed_fact_is_listed(finished):
 
 def test_the_papers_row_needs_the_papers_number_of_layers(tmp_path):
     coordinates = COORDINATES | {"layer": [2, 3], "anchor_layer": [2, 3]}
-    with Run(tmp_path / "run", SETTINGS, {}, coordinates) as run:
+    with Run(tmp_path / "run", "tables", SETTINGS, {}, coordinates) as run:
         run.write("residual_ratio", np.ones((4, 2)), scheme="backward-dividing")
         run.write("update_norm", [0.1, 0.1], scheme="backward-dividing")
         run.write("measured", 1, scheme="backward-dividing")

@@ -10,52 +10,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CONFIGS, make_folder
+from conftest import CONFIGS, make_folder, options
 from safetensors.torch import load_file, save_file
 from transformers import OPTConfig
 
 from jacobian_lab import cli, models, tables
 from jacobian_lab.errors import InputError
+from jacobian_lab.experiment import parse_layers
 from jacobian_lab.reporting import TABLES, measurements
 from jacobian_lab.runs import open_run
-from jacobian_lab.tables import TablesConfig, parse_layers, run_tables
+from jacobian_lab.tables import TablesConfig, run_tables
 from jacobian_lab.targets import SCHEMES
 
 ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 COMMAND = [sys.executable, "-c", "from jacobian_lab.cli import main; main()", "tables"]
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory):
-    return make_folder(tmp_path_factory.mktemp("model") / "gpt2", CONFIGS["gpt2"])
-
-
-@pytest.fixture(scope="module")
-def corpus_file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
-    path.write_text("\n".join(f"Line {n} tells of towers, rivers and {n * n} old books." for n in range(60)))
-    return path
-
-
-@pytest.fixture(scope="module")
-def arguments(model_folder, corpus_file):
-    """Options of a quick run."""
-    return {
-        "model": str(model_folder),
-        "slice": "0:6",
-        "layers": "1-3",
-        "corpus": str(corpus_file),
-        "ridge": 10.0,
-        "anchor_lr": 0.1,
-        "anchor_steps": 4,
-        "batch_size": 2,
-        "device": "cpu",
-        "dtype": "float64",
-    }
-
-
-def options(arguments):
-    return [part for name, value in arguments.items() for part in ("--" + name.replace("_", "-"), str(value))]
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +38,9 @@ def test_a_run_holds_every_scheme_layer_and_fact(finished):
     dataset = open_run(finished)
     assert tuple(dataset["scheme"].values) == tuple(SCHEMES)
     frame = measurements(dataset)
-    assert len(frame) == 6 * (3 + 3 + 1 + 2 + 3)
+    assert len(frame) == 6 * (3 + 3 + 1 + 2 + 3 + 3)
     assert np.isfinite(frame.drop(columns=["fact", "scheme"]).to_numpy(float)).all()
+    assert not {"eigenvector_angle", "best_step"} & set(frame.columns)  # nobody asked for the studies
     assert list(frame.columns[:5]) == ["fact", "scheme", "layer", "residual_ratio", "cosine"]
     last = frame[frame["layer"] == 3]
     np.testing.assert_allclose(last["cosine"], 1.0)
@@ -93,7 +63,7 @@ def test_batch_size_and_order_change_nothing_beyond_rounding(arguments, finished
 
 
 def test_a_finished_run_computes_nothing(arguments, finished, monkeypatch):
-    for name in ("optimise_anchors", "apply_edit", "second_moments"):
+    for name in ("optimise_anchors", "apply_edit", "second_moments", "survey"):
         monkeypatch.setattr(tables, name, lambda *_a, **_k: pytest.fail("computed again"))
     run_tables(TablesConfig(**arguments, out=finished), progress=False)
 
@@ -353,10 +323,6 @@ def test_the_command_prints_the_tables(arguments, finished, capsys):
     assert (finished / "measurements.csv").is_file()
 
 
-def environment():
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
-
-
 @pytest.mark.parametrize("name", ["table1", "table2", "table5"])
 def test_analyses_run_on_their_own_and_share_a_run(name, arguments, finished, tmp_path_factory):
     """The three scripts one after the other into one folder: only the first computes anchors."""
@@ -364,7 +330,7 @@ def test_analyses_run_on_their_own_and_share_a_run(name, arguments, finished, tm
     chunks = sorted((folder / "data.zarr" / "anchor").glob("[0-9]*"))
     before = [path.stat().st_mtime_ns for path in chunks]
     script = [sys.executable, ROOT / "analyses" / f"{name}.py", *options(arguments), "--out", folder]
-    result = subprocess.run(script, capture_output=True, text=True, check=True, env=environment())
+    result = subprocess.run(script, capture_output=True, text=True, check=True, env=ENVIRONMENT)
     assert f"Table {name[-1]}." in result.stdout
     assert (folder / f"{name}.tex").is_file()
     assert [path.stat().st_mtime_ns for path in chunks] == before
@@ -374,20 +340,9 @@ def test_analyses_run_on_their_own_and_share_a_run(name, arguments, finished, tm
     np.testing.assert_array_equal(some["residual_ratio"], whole["residual_ratio"])
 
 
-@pytest.mark.parametrize("script", sorted((ROOT / "figures").glob("*.py")), ids=lambda p: p.stem)
-def test_every_figure_is_drawn_from_a_run(script, finished, tmp_path):
-    command = [sys.executable, script, finished, "--out", tmp_path / "figures"]
-    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment())
-    pdf, png = (Path(line) for line in result.stdout.split())
-    assert pdf.read_bytes().startswith(b"%PDF")
-    assert png.read_bytes().startswith(b"\x89PNG")
-    assert pdf.stat().st_size > 5000
-    assert "findfont" not in result.stderr
-
-
 def test_figures_of_nothing_are_refused(tmp_path):
     command = [sys.executable, ROOT / "figures" / "cosine_by_layer.py", tmp_path]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
     assert result.returncode == 2
     assert result.stderr.startswith("cosine_by_layer.py: expected the folder of a run")
     assert result.stderr.count("\n") == 1

@@ -1,0 +1,6 @@
+"""Figure 3, measured: what other step sizes would leave, and how far J can be trusted."""
+
+from jacobian_lab.cli import analysis
+
+if __name__ == "__main__":
+    analysis("step_size")

@@ -1,0 +1,6 @@
+"""Theorem 2: whether S is positive definite, and the milder condition along the edits' directions."""
+
+from jacobian_lab.cli import analysis
+
+if __name__ == "__main__":
+    analysis("theorem2")

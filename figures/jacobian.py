@@ -1,0 +1,7 @@
+"""Spectra of the Jacobians, and how far they are from normal against the distance."""
+
+from jacobian_lab.charts import jacobian
+from jacobian_lab.drawing import script
+
+if __name__ == "__main__":
+    script(jacobian, __doc__, kind="jacobian", needs=("singular_value",), made_by="jacobian", panels=lambda _run: 3)

@@ -1,0 +1,14 @@
+"""Figure 3, measured: the residual after other steps along the edits' shifts, layer by layer."""
+
+from jacobian_lab.charts import step_size
+from jacobian_lab.drawing import script
+
+if __name__ == "__main__":
+    script(
+        step_size,
+        __doc__,
+        needs=("step_replayed",),
+        made_by="step-size",
+        panels=lambda run: run.sizes["layer"] - 1,
+        height=1.0,
+    )

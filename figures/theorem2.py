@@ -1,0 +1,7 @@
+"""Theorem 2: the strict condition on S, and the milder one along the edits' own directions."""
+
+from jacobian_lab.charts import theorem2
+from jacobian_lab.drawing import script
+
+if __name__ == "__main__":
+    script(theorem2, __doc__, needs=("lambda_min", "linear_cosine"), panels=lambda _run: 3)

@@ -1,0 +1,297 @@
+"""Figures from stored arrays: each draws an open run on an empty figure."""
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import FigureBase
+from matplotlib.ticker import MaxNLocator
+
+from jacobian_lab.drawing import STYLES
+from jacobian_lab.reporting import PAPER, PAPER_LAYERS, summarise, table
+
+YARDSTICK = {"color": "0.5", "linestyle": ":", "linewidth": 1, "marker": "x", "markersize": 3}
+"""How random directions are drawn."""
+
+DEGREES = 180 / np.pi
+
+OPPOSITES = ("backward-dividing", "forward-replay")
+"""The two schemes that the paper sets against each other; figures with room for two show these."""
+
+
+def cosine_by_layer(figure: FigureBase, dataset: xr.Dataset) -> None:
+    """Table 1 as curves: mean cosine of δ_l and δ_L^l with its interval, the paper's dashed.
+
+    Args:
+        figure: An empty figure, or part of one.
+        dataset: An open run.
+    """
+    ax = figure.subplots()
+    _curves(ax, dataset, "cosine", "table1")
+    ax.set(ylabel=r"$\cos(\delta_l, \delta_L^l)$", ylim=(min(0.0, ax.get_ylim()[0]), 1.05))
+
+
+def residual_by_layer(figure: FigureBase, dataset: xr.Dataset) -> None:
+    """Tables 2 and 5 as curves: mean remaining residual of every scheme, the paper's dashed.
+
+    Args:
+        figure: An empty figure, or part of one.
+        dataset: An open run.
+    """
+    ax = figure.subplots()
+    _curves(ax, dataset, "residual_ratio", "table2", "table5")
+    ax.set(ylabel="remaining residual", ylim=(0, None))
+
+
+def spread_by_fact(figure: FigureBase, dataset: xr.Dataset) -> None:
+    """One panel a scheme: the remaining residual of every fact, and the median.
+
+    Args:
+        figure: An empty figure, or part of one.
+        dataset: An open run.
+    """
+    schemes = [str(name) for name in dataset["scheme"].values]
+    panels = np.atleast_1d(figure.subplots(1, len(schemes), sharey=True, sharex=True))
+    for ax, scheme in zip(panels, schemes, strict=True):
+        chosen = dataset["residual_ratio"].sel(scheme=scheme)
+        values, layers = chosen.values, dataset["layer"].values
+        edited = np.isfinite(values).any(axis=0)
+        ax.plot(
+            layers[edited],
+            values[:, edited].T,
+            color="0.6",
+            linewidth=0.4,
+            marker=".",
+            markersize=1.5,
+        )
+        median = np.nanmedian(values[:, edited], axis=0)
+        ax.plot(layers[edited], median, **STYLES.get(scheme, {}), linewidth=1, markersize=3)
+        ax.axhline(1.0, color="0.3", linewidth=0.5, linestyle=":")
+        ax.set_title(scheme, fontsize="small")
+        ax.set(xlabel="edited layer", xticks=layers)
+    panels[0].set(ylabel="remaining residual", ylim=(0, None))
+
+
+def theorem1(figure: FigureBase, dataset: xr.Dataset) -> None:
+    """How far the layers' shifts are from eigenvectors: sin∠(Jδ, δ), and the angle to the nearest one.
+
+    Args:
+        figure: An empty figure, or part of one.
+        dataset: An open run of tables that theorem 1 has been tested on.
+    """
+    below = _below_last(dataset)
+    left, right = figure.subplots(1, 2)
+    for scheme in _schemes(below):
+        chosen = below.sel(scheme=scheme)
+        _mean_curve(left, chosen["eigen_residual"], label=scheme, **STYLES.get(scheme, {}))
+        _mean_curve(right, chosen["eigenvector_angle"] * DEGREES, **STYLES.get(scheme, {}))
+    _mean_curve(left, below["random_residual"], label="random directions", **YARDSTICK)
+    _mean_curve(right, below["random_eigenvector_angle"] * DEGREES, **YARDSTICK)
+    left.set(ylabel=r"$\sin\angle(J\delta, \delta)$", ylim=(0, 1.02))
+    right.set(ylabel="angle to nearest eigenvector (°)", ylim=(0, 92))
+    figure.legend(*left.get_legend_handles_labels(), fontsize="x-small", loc="outside upper center", ncols=4)
+
+
+def theorem2(figure: FigureBase, dataset: xr.Dataset) -> None:
+    """The strict condition and the milder one: the ends of S's spectrum for every fact, and cos(Jδ, δ).
+
+    Args:
+        figure: An empty figure, or part of one.
+        dataset: An open run of tables.
+    """
+    below = _below_last(dataset)
+    left, middle, right = figure.subplots(1, 3)
+    layers = below["layer"].values
+    for name, marker, label in (("lambda_max", "^", r"$\lambda_{\max}$"), ("lambda_min", "v", r"$\lambda_{\min}$")):
+        shift = np.linspace(-0.25, 0.25, below.sizes["fact"])
+        for place, layer in enumerate(layers):
+            look = {
+                "color": "0.2" if marker == "v" else "0.65",
+                "marker": marker,
+                "linestyle": "none",
+                "markersize": 1.5,
+            }
+            left.plot(layer + shift, below[name].values[:, place], label=label if not place else None, **look)
+    left.axhline(0, color="0.3", linewidth=0.6)
+    left.set(ylabel=r"eigenvalues of $S$", xlabel="layer", xticks=layers)
+    left.legend(fontsize="x-small", frameon=False)
+    definite = (below["decision"] == 1).where(below["lambda_min"].notnull())
+    middle.plot(layers, definite.mean("fact"), **YARDSTICK | {"label": r"$S \succ 0$"})
+    for scheme in _schemes(below):
+        chosen, look = below.sel(scheme=scheme), STYLES.get(scheme, {})
+        if not np.isfinite(chosen["linear_cosine"]).any():
+            continue
+        positive = (chosen["linear_cosine"] > 0).where(chosen["linear_cosine"].notnull())
+        middle.plot(layers, positive.mean("fact"), label=scheme, markersize=3, linewidth=1, **look)
+        right.plot(layers, chosen["linear_cosine"].mean("fact"), markersize=3, linewidth=1, **look)
+        hollow = look | {"markerfacecolor": "white", "linestyle": "--"}
+        right.plot(layers, chosen["cosine"].mean("fact"), markersize=3, linewidth=0.8, **hollow)
+    middle.set(ylabel="share of facts", ylim=(-0.04, 1.04))
+    right.plot([], [], color="0.3", label=r"$\cos(J\delta, \delta)$")
+    right.plot([], [], color="0.3", linestyle="--", label="realised")
+    right.legend(fontsize="x-small", frameon=False)
+    right.set(ylabel="mean cosine", ylim=(min(0.0, right.get_ylim()[0]), 1.02))
+    for ax in (middle, right):
+        ax.set(xlabel="layer", xticks=layers)
+    figure.legend(*middle.get_legend_handles_labels(), fontsize="x-small", loc="outside upper center", ncols=7)
+
+
+def decomposition(figure: FigureBase, dataset: xr.Dataset) -> None:
+    """One panel a scheme: norms of J·δ, curvature and leakage over that of the passive shift, means over facts.
+
+    Args:
+        figure: An empty figure, or part of one.
+        dataset: An open run of tables.
+    """
+    below = _below_last(dataset)
+    schemes = [name for name in _schemes(below) if np.isfinite(below["linear_norm"].sel(scheme=name)).any()]
+    panels = np.atleast_1d(figure.subplots(1, len(schemes), sharey=True, sharex=True))
+    for ax, scheme in zip(panels, schemes, strict=True):
+        chosen = below.sel(scheme=scheme)
+        for term, label, grey, marker in _TERMS:
+            values = chosen[f"{term}_norm"] / chosen["passive_shift_norm"]
+            _mean_curve(ax, values, label=label, color=grey, marker=marker)
+        ax.set_title(scheme, fontsize="small")
+    panels[0].set(ylabel=r"norm over $\|\delta_L\|$", ylim=(0, None))
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize="x-small", loc="outside upper center", ncols=3)
+
+
+_TERMS = (
+    ("linear", r"$J\delta$", "0.1", "o"),
+    ("curvature", "curvature", "0.45", "s"),
+    ("leakage", "leakage", "0.7", "^"),
+)
+
+
+def step_size(figure: FigureBase, dataset: xr.Dataset) -> None:
+    """Figure 3, measured: one panel a layer, the residual after a step along δ, replayed and as J predicts.
+
+    Steps are over |t*|, so that J predicts the least residual at 1 and harm from 2 on; medians over
+    facts, with quartiles of the replayed curve.
+
+    Args:
+        figure: An empty figure, or part of one.
+        dataset: An open run of tables whose step sizes have been studied.
+    """
+    below = _below_last(dataset)
+    schemes = [name for name in OPPOSITES if name in _schemes(below)] or _schemes(below)[:2]
+    panels = np.atleast_1d(figure.subplots(1, below.sizes["layer"], sharey=True, sharex=True))
+    steps = below["step"].values
+    for ax, layer in zip(panels, below["layer"].values, strict=True):
+        for scheme in schemes:
+            chosen = below.sel(scheme=scheme, layer=layer)
+            if not np.isfinite(chosen["step_replayed"]).any():
+                continue
+            color = STYLES.get(scheme, {}).get("color")
+            low, middle, high = np.nanquantile(chosen["step_replayed"].values, (0.25, 0.5, 0.75), axis=0)
+            ax.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
+            ax.plot(steps, middle, color=color, linewidth=1, label=f"{scheme}, replayed")
+            predicted = np.nanmedian(chosen["step_predicted"].values, axis=0)
+            ax.plot(steps, predicted, color=color, linewidth=0.8, linestyle="--", label=f"{scheme}, by $J$")
+        ax.axhline(1, color="0.3", linewidth=0.5, linestyle=":")
+        ax.set_title(f"layer {layer}", fontsize="small")
+        ax.set(xlabel=r"$t / |t^*|$", xticks=[0, 1, 2, 3])
+    panels[0].set(ylabel="remaining residual", ylim=(0, None))
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize="x-small", loc="outside upper center", ncols=4)
+
+
+def layer_count(figure: FigureBase, dataset: xr.Dataset) -> None:
+    """The residual that is left against the number of decisive layers, means with intervals.
+
+    Args:
+        figure: An empty figure, or part of one.
+        dataset: An open run of layer counts.
+    """
+    ax = figure.subplots()
+    for scheme in _schemes(dataset):
+        chosen = dataset["final_ratio"].sel(scheme=scheme)
+        if np.isfinite(chosen).any():
+            _mean_curve(ax, chosen, label=scheme, **STYLES.get(scheme, {}))
+    ax.axhline(1.0, color="0.3", linewidth=0.5, linestyle=":")
+    ax.set(xlabel="decisive layers", ylabel="residual left at the last layer", ylim=(0, None))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.legend(fontsize="x-small", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
+
+
+def jacobian(figure: FigureBase, dataset: xr.Dataset) -> None:
+    """Spectra of S and of J by layer, medians over facts, and how far J is from normal against the distance.
+
+    Args:
+        figure: An empty figure, or part of one.
+        dataset: An open run of Jacobians, dense.
+    """
+    left, middle, right = figure.subplots(1, 3)
+    layers = dataset["layer"].values
+    last = max(dataset.attrs["config"]["settings"]["layers"])
+    places = np.linspace(0, 1, dataset.sizes["rank"])
+    for place, layer in enumerate(layers):
+        chosen, grey = dataset.sel(layer=layer), str(0.7 * place / max(1, len(layers) - 1))
+        left.plot(
+            places, chosen["symmetric_eigenvalue"].median("fact"), color=grey, linewidth=1, label=f"layer {layer}"
+        )
+        middle.plot(places, chosen["singular_value"].median("fact"), color=grey, linewidth=1)
+    left.axhline(0, color="0.3", linewidth=0.6, linestyle=":")
+    left.set(ylabel=r"eigenvalues of $S$", xlabel="share of the spectrum", yscale="symlog")
+    middle.set(ylabel=r"singular values of $J$", xlabel="share of the spectrum", yscale="log")
+    left.legend(fontsize="x-small", frameon=False)
+    distance = dataset.assign_coords(layer=last - layers)
+    _mean_curve(right, distance["henrici"], label="Henrici's departure", color="0.1", marker="o")
+    _mean_curve(right, distance["rotation"], label=r"rotation $\|A\|/\|S\|$", color="0.5", marker="s")
+    right.set(xlabel="distance $L - l$", ylim=(0, None))
+    right.legend(fontsize="x-small", frameon=False)
+
+
+def _schemes(dataset: xr.Dataset) -> list[str]:
+    return [str(name) for name in dataset["scheme"].values]
+
+
+def _below_last(dataset: xr.Dataset) -> xr.Dataset:
+    last = max(dataset.attrs["config"]["settings"]["layers"])
+    return dataset.sel(layer=[layer for layer in dataset["layer"].values if layer < last])
+
+
+def _mean_curve(ax: Axes, values: xr.DataArray, **look: Any) -> None:
+    """Mean over facts with its 95 % interval along the other dimension."""
+    dim = next(str(dim) for dim in values.dims if dim != "fact")
+    places = values[dim].values
+    if not np.isfinite(values).any():
+        return
+    found = [summarise(values.sel({dim: place}).values) for place in places]
+    mean, low, high = (np.array([each[name] for each in found]) for name in ("mean", "low", "high"))
+    error = np.nan_to_num([mean - low, high - mean])
+    ax.errorbar(places, mean, error, **{"capsize": 1.5, "markersize": 3, "linewidth": 1, **look})
+    ax.set(xlabel="layer", xticks=places)
+
+
+def _curves(ax: Axes, dataset: xr.Dataset, variable: str, *tables: str) -> None:
+    """Mean and interval by layer of each scheme's own row in some tables."""
+    layers = [int(layer) for layer in dataset["layer"].values]
+    for name in tables:
+        long = table(dataset, name)
+        long = long[(long["variable"] == variable) & (long["row"] == long["scheme"])]
+        for scheme, rows in long.groupby("scheme", sort=False):
+            look = STYLES.get(str(scheme), {})
+            error = np.nan_to_num([rows["mean"] - rows["low"], rows["high"] - rows["mean"]])
+            ax.errorbar(
+                rows["layer"],
+                rows["mean"],
+                error,
+                label=scheme,
+                capsize=1.5,
+                markersize=3,
+                linewidth=1,
+                **look,
+            )
+            if (name, scheme) in PAPER and len(layers) == len(PAPER_LAYERS):
+                ax.plot(
+                    layers,
+                    PAPER[name, str(scheme)],
+                    linestyle="--",
+                    linewidth=0.8,
+                    markersize=3,
+                    **look | {"markerfacecolor": "white"},
+                )
+    ax.plot([], [], linestyle="--", color="0.3", linewidth=0.8, label="paper (Llama-3-8B)")
+    ax.set(xlabel="edited layer", xticks=layers)
+    ax.legend(fontsize="x-small", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)

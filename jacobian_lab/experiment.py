@@ -1,0 +1,269 @@
+"""What an experiment with edits is made of: its configuration, and all that it names, loaded and checked."""
+
+import importlib.metadata
+import math
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from jacobian_lab.caching import content_key
+from jacobian_lab.checks import check_lengths, check_replay
+from jacobian_lab.covariance import PYTHON_DOCS, Corpus, load_corpus
+from jacobian_lab.errors import InputError
+from jacobian_lab.facts import BUILTIN, Fact, describe, load_facts
+from jacobian_lab.models import DEFAULT_MODEL, LanguageModel, check_layers, load_model
+from jacobian_lab.targets import DAMPING, SCHEMES, AnchorSettings, Layers, Scheme
+from jacobian_lab.templates import Templates, read_templates, sample_templates
+
+DIGITS = 3
+"""Digits that the number of a layer has at the most."""
+
+_PACKAGES = ("jacobian_lab", "torch", "transformers", "tokenizers", "numpy", "scipy")
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """Edits of facts under target schemes.
+
+    Whatever is not given suits the model at hand.
+
+    Attributes:
+        model: An embedded model's name (smollm2-135m), a folder, a .gguf file, or a name on the hub.
+        facts: "builtin", or a JSON or JSON Lines file of facts.
+        slice: Which of the facts, as A:B; all of them by default.
+        layers: Decisive layers, as 4-8 or 4,6,8.
+        schemes: Target schemes to measure.
+        templates: File of context templates, [["{}"], ["... {}", ...]]; sampled from the seed by default.
+        corpus: Text for the second moment: "python-docs", a file with one document a line, or a data set's name.
+        corpus_length: Tokens of a document at the most.
+        corpus_tokens: Tokens in all; the whole corpus by default.
+        ridge: Weight of the second moment in the solve.
+        pullback_damping: Weight μ of the shift's norm in the scheme jacobian-pullback.
+        anchor_lr: Adam's learning rate for the anchors.
+        anchor_steps: Passes of the anchors' optimisation.
+        anchor_weight_decay: Weight of the anchor's norm in the loss.
+        anchor_kl_factor: Weight of the KL divergence in the loss.
+        anchor_clamp: Largest norm of the anchor's shift, as a share of the state's.
+        seed: Seed of the templates and of the bootstrap.
+        device: auto, cpu or cuda.
+        dtype: float32, float64 or bfloat16.
+        batch_size: Facts optimised side by side at the most; changes no number beyond rounding.
+        out: Folder of the run; runs/<hash of the settings> by default.
+    """
+
+    model: str = DEFAULT_MODEL
+    facts: str = BUILTIN
+    slice: str | None = None
+    layers: str | None = None
+    schemes: tuple[str, ...] = tuple(SCHEMES)
+    templates: Path | None = None
+    corpus: str = PYTHON_DOCS
+    corpus_length: int = 256
+    corpus_tokens: int | None = None
+    ridge: float | None = None
+    pullback_damping: float = DAMPING
+    anchor_lr: float | None = None
+    anchor_steps: int | None = None
+    anchor_weight_decay: float = AnchorSettings.weight_decay
+    anchor_kl_factor: float = AnchorSettings.kl_factor
+    anchor_clamp: float = AnchorSettings.clamp
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "float32"
+    batch_size: int = 16
+    out: Path | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Experiment:
+    """A configuration with everything that it names loaded and checked.
+
+    Attributes:
+        config: The configuration.
+        model: The model.
+        facts: The facts.
+        layers: The decisive layers.
+        templates: The context templates.
+        anchor: How anchors are optimised.
+        ridge: λ.
+        corpus: The corpus of the second moment.
+    """
+
+    config: ExperimentConfig
+    model: LanguageModel
+    facts: tuple[Fact, ...]
+    layers: Layers
+    templates: Templates
+    anchor: AnchorSettings
+    ridge: float
+    corpus: Corpus
+
+    @property
+    def anchor_layers(self) -> Layers:
+        """The layers that anchors are optimised at."""
+        return tuple(sorted({self.layers[0], self.layers[-1]}))
+
+    def scheme(self, name: str) -> Scheme:
+        """A scheme with the configuration's damping.
+
+        Args:
+            name: Its name in `SCHEMES`.
+
+        Returns:
+            The scheme.
+        """
+        scheme = SCHEMES[name]
+        return scheme if scheme.damping is None else replace(scheme, damping=self.config.pullback_damping)
+
+    def folder(self) -> Path:
+        """The run's folder: the one asked for, or one named by the settings."""
+        return self.config.out or Path("runs") / content_key(self.settings())[:12]
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides a number, as it stands in ``config.json``."""
+        model, config = self.model, self.config
+        return {
+            "model": model.fingerprint,
+            "dtype": config.dtype,
+            "device": model.device.type,
+            "facts": content_key(describe(self.facts)),
+            "layers": list(self.layers),
+            "templates": [list(group) for group in self.templates],
+            "corpus": {
+                "digest": self.corpus.digest,
+                "length": config.corpus_length,
+                "tokens": config.corpus_tokens,
+            },
+            "ridge": self.ridge,
+            "pullback_damping": config.pullback_damping,
+            "anchor": asdict(self.anchor),
+            "seed": config.seed,
+            "versions": versions(),
+        }
+
+    def provenance(self) -> dict[str, Any]:
+        """What else is worth knowing of a run."""
+        return {
+            "model": self.config.model,
+            "facts": {
+                "source": self.config.facts,
+                "slice": self.config.slice,
+                "count": len(self.facts),
+            },
+            "templates": str(self.config.templates or f"sampled with seed {self.config.seed}"),
+            "corpus": self.corpus.name,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+        }
+
+
+def prepare(config: ExperimentConfig) -> Experiment:
+    """Load and check everything that a configuration names.
+
+    Args:
+        config: The configuration.
+
+    Returns:
+        The experiment.
+
+    Raises:
+        InputError: If anything cannot be used.
+    """
+    _check_config(config)
+    layers = None if config.layers is None else parse_layers(config.layers)
+    facts = load_facts(config.facts, config.slice)
+    templates = read_templates(config.templates) if config.templates else None
+    corpus = load_corpus(config.corpus)
+    model = load_model(config.model, config.dtype, config.device)
+    defaults = model.defaults()
+    layers = layers or defaults.layers
+    check_layers(layers, model)
+    if config.corpus_length > model.max_tokens:
+        raise InputError(
+            f"expected documents of at most {model.max_tokens} tokens, got --corpus-length {config.corpus_length}: "
+            f"{config.model} takes no longer ones"
+        )
+    check_replay(model, facts, layers)
+    anchor = AnchorSettings(
+        lr=config.anchor_lr or defaults.anchor_lr,
+        steps=config.anchor_steps or defaults.anchor_steps,
+        weight_decay=config.anchor_weight_decay,
+        kl_factor=config.anchor_kl_factor,
+        clamp=config.anchor_clamp,
+    )
+    ridge = defaults.ridge if config.ridge is None else config.ridge
+    templates = templates or sample_templates(model, config.seed)
+    check_lengths(model, facts, templates)
+    return Experiment(config, model, facts, layers, templates, anchor, ridge, corpus)
+
+
+def parse_layers(text: str) -> Layers:
+    """Read decisive layers.
+
+    Args:
+        text: ``"4-8"``, ``"4,6,8"`` or ``"8"``.
+
+    Returns:
+        The layers.
+
+    Raises:
+        InputError: If it is not of this form or does not ascend.
+    """
+    layers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or max(len(first), len(last)) > DIGITS:
+            raise InputError(f"expected layers as 4-8 or 4,6,8, got {text!r}: give whole numbers")
+        span = range(int(first), int(last or first) + 1)
+        layers.extend(span or [int(first), int(last)])
+    if layers != sorted(set(layers)):
+        raise InputError(f"expected ascending layers, got {text!r}: give them from the lowest to the highest, as 4-8")
+    return tuple(layers)
+
+
+def versions() -> dict[str, str]:
+    """Versions of all that decides a number."""
+    return {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def labels_of(facts: Sequence[Fact]) -> list[Any]:
+    """Labels of one type for a run's facts.
+
+    Args:
+        facts: The facts.
+
+    Returns:
+        Their ids: numbers if all are, else texts.
+    """
+    ids = [fact.id for fact in facts]
+    return ids if all(isinstance(i, int) for i in ids) else [str(i) for i in ids]
+
+
+def _check_config(config: ExperimentConfig) -> None:
+    """What can be refused before anything is loaded."""
+    if not config.schemes:
+        raise InputError(f"expected at least one scheme of {', '.join(SCHEMES)}, got none: name one after --schemes")
+    for name in config.schemes:
+        if name not in SCHEMES:
+            raise InputError(f"expected schemes among {', '.join(SCHEMES)}, got {name!r}: choose among them")
+    if not 0 <= config.seed < 2**63:
+        raise InputError(f"expected a seed from 0 to 2^63 - 1, got --seed {config.seed}: give another")
+    if config.anchor_steps == 1:
+        raise InputError("expected at least 2 passes, got --anchor-steps 1: the first one makes no update")
+    positive = (
+        "corpus_length",
+        "corpus_tokens",
+        "anchor_lr",
+        "anchor_steps",
+        "anchor_clamp",
+        "batch_size",
+        "pullback_damping",
+    )
+    for name, value in asdict(config).items():
+        option = "--" + name.replace("_", "-")
+        if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
+            raise InputError(f"expected a number that is not negative, got {option} {value}: give another")
+        if name in positive and value is not None and not value > 0:
+            raise InputError(f"expected a number above zero, got {option} {value}: give another")

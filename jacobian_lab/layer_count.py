@@ -1,0 +1,105 @@
+"""The residual that is left against the number of decisive layers, the last one fixed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from jacobian_lab.caching import content_key
+from jacobian_lab.edits import apply_edit, measure, restored
+from jacobian_lab.errors import InputError
+from jacobian_lab.experiment import Experiment, ExperimentConfig, labels_of, prepare
+from jacobian_lab.metrics import efficacy
+from jacobian_lab.progress import bar
+from jacobian_lab.runs import Run, check_folder, marked
+from jacobian_lab.tables import read_anchors, store_anchors, usable_moments, where_finite
+from jacobian_lab.targets import SCHEMES, Layers, make_targets
+
+MOST = 8
+
+
+@dataclass(frozen=True)
+class LayerCountConfig(ExperimentConfig):
+    """Measure the residual that is left as decisive layers are added below the last one.
+
+    The last of the layers is fixed; n layers are it and the n - 1 below. Whatever is not given suits
+    the model at hand.
+
+    Attributes:
+        most: Decisive layers at the most, counted from 1; 8, or as many as there are, by default.
+    """
+
+    schemes: tuple[str, ...] = ("backward-dividing", "backward-full", "forward-replay")
+    most: int | None = None
+
+
+def run_layer_count(config: LayerCountConfig, *, progress: bool = True) -> Path:
+    """Edit with 1, 2, … decisive layers; an interrupted run goes on, a finished one computes nothing.
+
+    Args:
+        config: The configuration.
+        progress: Whether to show progress bars.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        InputError: If anything cannot be used.
+    """
+    if config.most is not None and config.most < 1:
+        raise InputError(f"expected at least one layer, got --most {config.most}: give another")
+    experiment = prepare(config)
+    last = experiment.layers[-1]
+    most = min(MOST, last + 1) if config.most is None else config.most
+    if most > last + 1:
+        raise InputError(f"expected at most {last + 1} layers up to layer {last}, got --most {most}: lower it")
+    layers = tuple(range(last - most + 1, last + 1))
+    experiment = replace(experiment, layers=layers)
+    settings, schemes = experiment.settings(), list(config.schemes)
+    folder = config.out or Path("runs") / content_key(["layer-count", settings])[:12]
+    coordinates: dict[str, Sequence[Any]] = {
+        "fact": labels_of(experiment.facts),
+        "scheme": list(SCHEMES),
+        "count": range(1, most + 1),
+        "anchor_layer": list(layers),
+        "d_model": range(experiment.model.d_model),
+    }
+    check_folder(folder, "layer-count", settings)
+    if marked(folder, "counted", scheme=schemes):
+        return folder
+    moments = usable_moments(experiment, layers, progress)
+    with Run(folder, "layer-count", settings, experiment.provenance(), coordinates) as run:
+        store_anchors(run, experiment, layers, progress)
+        anchors = read_anchors(run, experiment)
+        todo = [
+            (name, layers[-count:])
+            for count in range(1, most + 1)
+            for name in schemes
+            if not marked(folder, "counted", scheme=name, count=count)
+        ]
+        with bar(len(todo), "edits", "edit", show=progress) as shown:
+            for name, chosen in todo:
+                at = {"scheme": name, "count": len(chosen)}
+                for variable, values in _left(experiment, name, chosen, anchors, moments.matrices).items():
+                    run.write(variable, values, **at)
+                run.write("counted", 1, **at)  # last: it says that all is there
+                shown.update()
+    return folder
+
+
+def _left(
+    experiment: Experiment, name: str, layers: Layers, anchors: dict[int, Any], moments: dict[int, Any]
+) -> dict[str, Any]:
+    """What is left when these layers are edited, one value a fact."""
+    model, facts, scheme = experiment.model, experiment.facts, experiment.scheme(name)
+    targets = make_targets(model, facts, layers, {layer: anchors[layer] for layer in {layers[0], layers[-1]}})
+    with restored(model, layers):
+        record = apply_edit(model, facts, scheme, targets, experiment.templates, moments, experiment.ridge)
+        answered = where_finite(efficacy(model, facts), targets)
+    measured = measure(record, targets, scheme)
+    return {
+        "final_ratio": measured["residual_ratio"][:, -1].cpu(),
+        "final_norm": measured["residual_norm"][:, -1].cpu(),
+        "final_ratio_against_optimised": measured["residual_ratio_against_optimised"][:, -1].cpu(),
+        "count_efficacy": answered,
+    }

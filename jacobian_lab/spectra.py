@@ -1,0 +1,251 @@
+"""J_{l→L} of every fact and layer: spectra, verdicts and yardsticks, into a run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from jacobian_lab.caching import content_key
+from jacobian_lab.checks import check_lengths, check_replay
+from jacobian_lab.conditions import (
+    Decision,
+    Definiteness,
+    cosine,
+    definiteness,
+    definiteness_matrix_free,
+    eigen_residual,
+    eigenspaces,
+    eigenvector_angle,
+    henrici_departure,
+    largest_singular_value,
+    plane_angle,
+    positive_share,
+    rotation,
+)
+from jacobian_lab.errors import InputError
+from jacobian_lab.experiment import labels_of, parse_layers, versions
+from jacobian_lab.facts import BUILTIN, Fact, describe, load_facts
+from jacobian_lab.jacobians import MEMORY_BUDGET, dense_jacobians, linear_operator, to_numpy
+from jacobian_lab.models import DEFAULT_MODEL, LanguageModel, check_layers, load_model
+from jacobian_lab.progress import bar
+from jacobian_lab.replay import MLP, RESIDUAL, Frozen, Site, freeze
+from jacobian_lab.runs import Run, check_folder, marked
+from jacobian_lab.targets import Layers
+from jacobian_lab.tokens import fact_prompt
+
+RANDOM_DIRECTIONS = 64
+"""Random directions that serve as a yardstick for each Jacobian."""
+
+DECISIONS: dict[Decision, int] = {"definite": 1, "undecided": 0, "indefinite": -1}
+
+DENSE, LANCZOS = "dense", "lanczos"
+
+
+@dataclass(frozen=True)
+class JacobianConfig:
+    """Survey J_{l→L} at the decisive token of every fact: spectra, and the verdict of theorem 2.
+
+    Whatever is not given suits the model at hand.
+
+    Attributes:
+        model: An embedded model's name (smollm2-135m), a folder, a .gguf file, or a name on the hub.
+        facts: "builtin", or a JSON or JSON Lines file of facts.
+        slice: Which of the facts, as A:B; all of them by default.
+        layers: Layers l and, the last of them, L, as 4-8 or 4,6,8.
+        site: residual (the stream behind a block) or mlp (what the block's MLP adds to it).
+        method: dense, or lanczos for models whose J is too large to hold: extreme eigenvalues only.
+        seed: Seed of the random directions and of Lanczos.
+        device: auto, cpu or cuda.
+        dtype: float32, float64 or bfloat16.
+        memory: GiB that a sweep may hold beside the model; changes no number beyond rounding.
+        out: Folder of the run; runs/<hash of the settings> by default.
+    """
+
+    model: str = DEFAULT_MODEL
+    facts: str = BUILTIN
+    slice: str | None = None
+    layers: str | None = None
+    site: str = RESIDUAL
+    method: str = DENSE
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "float32"
+    memory: float = MEMORY_BUDGET / 2**30
+    out: Path | None = None
+
+
+def run_jacobian(config: JacobianConfig, *, progress: bool = True) -> Path:
+    """Survey the Jacobians, or what is left of them; a finished run computes nothing.
+
+    Args:
+        config: The configuration.
+        progress: Whether to show progress bars.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        InputError: If anything cannot be used.
+    """
+    _check_config(config)
+    layers = None if config.layers is None else parse_layers(config.layers)
+    facts = load_facts(config.facts, config.slice)
+    model = load_model(config.model, config.dtype, config.device)
+    layers = layers or model.defaults().layers
+    check_layers(layers, model)
+    if len(layers) == 1:
+        raise InputError(f"expected at least two layers, l and L, got only {layers[0]}: give them as 4-8")
+    check_lengths(model, facts, (("{}",),))
+    check_replay(model, facts, layers)
+    settings = {
+        "model": model.fingerprint,
+        "dtype": config.dtype,
+        "device": model.device.type,
+        "facts": content_key(describe(facts)),
+        "layers": list(layers),
+        "site": config.site,
+        "method": config.method,
+        "seed": config.seed,
+        "versions": versions(),
+    }
+    provenance = {
+        "model": config.model,
+        "facts": {"source": config.facts, "slice": config.slice, "count": len(facts)},
+    }
+    coordinates: dict[str, Sequence[Any]] = {
+        "fact": labels_of(facts),
+        "layer": list(layers[:-1]),
+        "rank": range(model.d_model),
+    }
+    folder = config.out or Path("runs") / content_key(settings)[:12]
+    check_folder(folder, "jacobian", settings)
+    if marked(folder, "surveyed"):
+        return folder
+    with Run(folder, "jacobian", settings, provenance, coordinates) as run:
+        survey(
+            run,
+            model,
+            facts,
+            layers,
+            config.seed,
+            site=MLP if config.site == MLP else RESIDUAL,
+            method=config.method,
+            budget=int(config.memory * 2**30),
+            progress=progress,
+        )
+    return folder
+
+
+def survey(
+    run: Run,
+    model: LanguageModel,
+    facts: Sequence[Fact],
+    layers: Layers,
+    seed: int,
+    *,
+    site: Site = RESIDUAL,
+    method: str = DENSE,
+    budget: int = MEMORY_BUDGET,
+    progress: bool = True,
+) -> None:
+    """Store spectra, verdicts and yardsticks of the facts that a run lacks; one fact's Jacobians are held at a time.
+
+    Args:
+        run: A run that has these variables.
+        model: The model, unedited.
+        facts: All facts of the run.
+        layers: Layers l and, the last of them, L.
+        seed: Seed of the random directions and of Lanczos.
+        site: The residual stream or the MLPs' outputs.
+        method: ``"dense"`` or ``"lanczos"``.
+        budget: Bytes that a sweep may hold.
+        progress: Whether to show a progress bar.
+    """
+    labels = run.coordinates["fact"]
+    left = np.flatnonzero(run.read("surveyed") == 0).tolist()
+    with bar(len(left), "Jacobians", "fact", show=progress) as shown:
+        for index in left:
+            row = fact_prompt(model.tokenizer, facts[index]).cut()
+            frozen = freeze(model, [row], layers[:-1], layers[-1])
+            for layer, found in zip(layers, _measured(frozen, layers, seed, site, method, budget), strict=False):
+                for name in found.keys() & run.variables.keys():
+                    run.write(name, found[name], fact=labels[index], layer=layer)
+            run.write("surveyed", 1, fact=labels[index])  # last: it says that all is there
+            shown.update()
+
+
+def dense_conditions(J: Float[np.ndarray, "d d"], seed: int = 0, eps: float | None = None) -> dict[str, Any]:
+    """All that is stored of one Jacobian, from the dense matrix.
+
+    Args:
+        J: The Jacobian.
+        seed: Seed of the random directions.
+        eps: Precision that it was computed in; that of its dtype by default.
+
+    Returns:
+        Numbers and spectra by the names under which runs store them.
+    """
+    verdict, symmetric = definiteness(J, eps)
+    spaces = eigenspaces(J)
+    singular = np.linalg.svd(J.astype(np.float64), compute_uv=False)
+    random = np.random.default_rng(seed).standard_normal((RANDOM_DIRECTIONS, len(J)))
+    pushed = random @ J.T
+    own = eigen_residual(spaces.lines, spaces.lines @ J.T)
+    order = np.argsort(spaces.values.real)
+    return _verdict(verdict) | {
+        "positive_share": positive_share(symmetric),
+        "sigma_max": singular[0],
+        "sigma_min": singular[-1],
+        "spectral_radius": np.abs(spaces.values).max(),
+        "henrici": henrici_departure(J, spaces.values),
+        "rotation": rotation(J),
+        "eigenvector_count": len(spaces.lines),
+        "eigenvector_residual": own.max() if len(own) else np.nan,
+        "eigenvector_positive": (spaces.values[spaces.values.imag == 0].real > 0).mean() if len(own) else np.nan,
+        "random_cosine": cosine(random, pushed).mean(),
+        "random_positive": (cosine(random, pushed) > 0).mean(),
+        "random_residual": eigen_residual(random, pushed).mean(),
+        "random_eigenvector_angle": eigenvector_angle(spaces, random).mean(),
+        "random_plane_angle": plane_angle(spaces, random).mean(),
+        "symmetric_eigenvalue": symmetric,
+        "singular_value": singular,
+        "eigenvalue_real": spaces.values.real[order],
+        "eigenvalue_imag": spaces.values.imag[order],
+    }
+
+
+def _measured(frozen: Frozen, layers: Layers, seed: int, site: Site, method: str, budget: int) -> list[dict[str, Any]]:
+    """What is stored of one fact, layer by layer."""
+    if method == LANCZOS:
+        operators = [linear_operator(frozen, 0, layer, layers[-1], site=site) for layer in layers[:-1]]
+        return [
+            _verdict(definiteness_matrix_free(J, seed=seed)) | {"sigma_max": largest_singular_value(J, seed=seed)}
+            for J in operators
+        ]
+    sweep = dense_jacobians(frozen, layers[:-1], layers[-1], site=site, budget=budget)
+    return [dense_conditions(to_numpy(J[0]), seed, torch.finfo(J.dtype).eps) for J in sweep]
+
+
+def _verdict(verdict: Definiteness) -> dict[str, Any]:
+    return {
+        "lambda_min": verdict.smallest,
+        "lambda_max": verdict.largest,
+        "lambda_error": verdict.error,
+        "decision": DECISIONS[verdict.decision],
+        "margin": verdict.margin,
+    }
+
+
+def _check_config(config: JacobianConfig) -> None:
+    if config.site not in {RESIDUAL, MLP}:
+        raise InputError(f"expected a site of residual or mlp, got {config.site!r}: choose one of them")
+    if config.method not in {DENSE, LANCZOS}:
+        raise InputError(f"expected a method of dense or lanczos, got {config.method!r}: choose one of them")
+    if not config.memory > 0:
+        raise InputError(f"expected a number above zero, got --memory {config.memory}: give another")
+    if not 0 <= config.seed < 2**63:
+        raise InputError(f"expected a seed from 0 to 2^63 - 1, got --seed {config.seed}: give another")

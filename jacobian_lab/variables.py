@@ -1,0 +1,144 @@
+"""What the stores of runs hold: every array with its dimensions, its meaning and its units."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Variable:
+    """What a stored array is.
+
+    Attributes:
+        dims: Its dimensions.
+        long_name: What it is, in words.
+        units: Its units; "1" for ratios.
+        dtype: Its NumPy dtype. Floats begin as NaN, integers as 0.
+    """
+
+    dims: tuple[str, ...]
+    long_name: str
+    units: str = "1"
+    dtype: str = "f8"
+
+
+COORDINATES = {
+    "fact": "the record's own id",
+    "scheme": "target scheme",
+    "layer": "layer",
+    "anchor_layer": "layer that the anchor is optimised at",
+    "count": "number of decisive layers, the last one fixed",
+    "study": "what was looked at beside the tables",
+    "step": "step along the layer's shift, over the size of the best step that J predicts",
+    "d_model": "component of a hidden state",
+    "rank": "place in a spectrum",
+}
+"""Dimensions with labels, and what these are."""
+
+_ANCHORS = {
+    "anchor": Variable(("fact", "anchor_layer", "d_model"), "anchor: optimised hidden state", "activation"),
+    "anchor_loss": Variable(("fact", "anchor_layer"), "loss at the anchor's last pass", "nat"),
+    "anchor_passes": Variable(("fact", "anchor_layer"), "passes made; 0: not yet optimised", "1", "i4"),
+}
+
+_AT = ("fact", "layer")
+_CONDITIONS = {
+    "lambda_min": Variable(_AT, "smallest eigenvalue of S = (J + Jᵀ)/2, J from the layer to the last one"),
+    "lambda_max": Variable(_AT, "largest eigenvalue of S"),
+    "lambda_error": Variable(_AT, "bound on the error of both"),
+    "decision": Variable(_AT, "whether S is positive definite: 1 yes, -1 no, 0 undecided", "1", "i4"),
+    "positive_share": Variable(_AT, "share of the eigenvalues of S that are positive"),
+    "margin": Variable(_AT, "least t for which S + tI is positive semidefinite"),
+    "sigma_max": Variable(_AT, "largest singular value of J"),
+    "sigma_min": Variable(_AT, "smallest singular value of J"),
+    "spectral_radius": Variable(_AT, "largest absolute eigenvalue of J"),
+    "henrici": Variable(_AT, "Henrici's departure of J from normality, over its Frobenius norm"),
+    "rotation": Variable(_AT, "Frobenius norm of J's antisymmetric part over that of its symmetric part"),
+    "eigenvector_count": Variable(_AT, "number of J's real eigenvectors"),
+    "eigenvector_residual": Variable(_AT, "largest relative eigen-residual of J's real eigenvectors"),
+    "eigenvector_positive": Variable(_AT, "share of J's real eigenvectors v with cos(Jv, v) > 0"),
+    "random_cosine": Variable(_AT, "mean cos(Jv, v) of random directions v"),
+    "random_positive": Variable(_AT, "share of random directions v with cos(Jv, v) > 0"),
+    "random_residual": Variable(_AT, "mean relative eigen-residual of random directions"),
+    "random_eigenvector_angle": Variable(_AT, "mean angle of random directions to the nearest eigenvector", "rad"),
+    "random_plane_angle": Variable(_AT, "mean angle of random directions to the nearest invariant plane", "rad"),
+    "surveyed": Variable(("fact",), "whether the fact's Jacobians have been surveyed", "1", "i4"),
+}
+
+_SPECTRUM = ("fact", "layer", "rank")
+_SPECTRA = {
+    "symmetric_eigenvalue": Variable(_SPECTRUM, "eigenvalues of S, ascending"),
+    "singular_value": Variable(_SPECTRUM, "singular values of J, descending"),
+    "eigenvalue_real": Variable(_SPECTRUM, "real parts of J's eigenvalues"),
+    "eigenvalue_imag": Variable(_SPECTRUM, "imaginary parts of J's eigenvalues"),
+}
+
+_EACH = ("fact", "scheme", "layer")
+_TABLES = {
+    "replayed_target": Variable(("fact", "layer", "d_model"), "first anchor replayed to the layer", "activation"),
+    "residual_ratio": Variable(_EACH, "remaining residual at the last layer over the initial one, own target"),
+    "cosine": Variable(_EACH, "cosine of the layer's shift and the passive shift at the last layer"),
+    "unrealised": Variable(_EACH, "share of the layer's undivided target residual left unrealised"),
+    "realised": Variable(_EACH, "shift along the residual given to the layer, over its norm"),
+    "residual_norm": Variable(_EACH, "remaining residual at the last layer, own target", "activation"),
+    "residual_ratio_against_optimised": Variable(_EACH, "remaining residual ratio against the optimised target"),
+    "residual_ratio_against_replayed": Variable(_EACH, "remaining residual ratio against the replayed target"),
+    "residual_norm_against_optimised": Variable(_EACH, "remaining residual, optimised target", "activation"),
+    "residual_norm_against_replayed": Variable(_EACH, "remaining residual, replayed target", "activation"),
+    "shift_norm": Variable(_EACH, "norm of the layer's shift δ", "activation"),
+    "passive_shift_norm": Variable(_EACH, "norm of the passive shift at the last layer", "activation"),
+    "linear_norm": Variable(_EACH, "norm of J·δ", "activation"),
+    "curvature_norm": Variable(_EACH, "norm of F(h + δ) − F(h) − J·δ", "activation"),
+    "leakage_norm": Variable(_EACH, "norm of the passive shift less F(h + δ) − F(h)", "activation"),
+    "linear_residual_cosine": Variable(_EACH, "cosine of J·δ and the residual before the edit"),
+    "curvature_residual_cosine": Variable(_EACH, "cosine of the curvature and the residual before the edit"),
+    "leakage_residual_cosine": Variable(_EACH, "cosine of the leakage and the residual before the edit"),
+    "share_initial": Variable(_EACH, "share of the residual before the edit in the one that is left"),
+    "share_linear": Variable(_EACH, "share of −J·δ in the residual that is left"),
+    "share_curvature": Variable(_EACH, "share of −curvature in the residual that is left"),
+    "share_leakage": Variable(_EACH, "share of −leakage in the residual that is left"),
+    "linear_cosine": Variable(_EACH, "cos(J·δ, δ) along the layer's shift"),
+    "rayleigh": Variable(_EACH, "Rayleigh quotient of J along the layer's shift"),
+    "eigen_residual": Variable(_EACH, "relative eigen-residual of the layer's shift, sin∠(Jδ, δ)"),
+    "gain": Variable(_EACH, "norm of J·δ over the norm of δ"),
+    "efficacy": Variable(("fact", "scheme"), "every target token is the argmax after the edit"),
+    "efficacy_unedited": Variable(("fact",), "every target token is the argmax before any edit"),
+    "update_norm": Variable(("scheme", "layer"), "norm of the weight's change over the weight's norm"),
+    "condition_number": Variable(("scheme", "layer"), "condition number of the solve, 1-norm estimate"),
+    "unstored": Variable(("scheme", "layer"), "share of the weight's change that its dtype did not take"),
+    "measured": Variable(("scheme",), "whether the scheme has been measured", "1", "i4"),
+    "studied": Variable(("study", "scheme"), "whether the scheme has been studied", "1", "i4"),
+}
+
+_THEOREM_1 = {
+    "eigenvector_angle": Variable(_EACH, "angle of the layer's shift to J's nearest real eigenvector", "rad"),
+    "plane_angle": Variable(_EACH, "angle of the layer's shift to J's nearest real invariant plane", "rad"),
+    "range_position": Variable(_EACH, "place of the Rayleigh quotient between λ_min (0) and λ_max (1) of S"),
+}
+
+_STEPS = {
+    "step_predicted": Variable((*_EACH, "step"), "residual after a step, as J predicts, over that before"),
+    "step_replayed": Variable((*_EACH, "step"), "residual after a step, replayed, over that before"),
+    "best_step": Variable(_EACH, "t* = ⟨R, Jδ⟩/‖Jδ‖²: the best step along δ that J predicts, in units of δ"),
+    "best_step_replayed": Variable(_EACH, "the best step along δ by replay, in units of δ"),
+    "best_residual": Variable(_EACH, "residual after the step t*, replayed, over that before"),
+    "best_residual_replayed": Variable(_EACH, "residual after the best replayed step, over that before"),
+    "harm_bound": Variable(_EACH, "2cosθ‖R‖/‖Jδ‖: the step beyond which J predicts harm, in units of δ"),
+    "harm_bound_replayed": Variable(_EACH, "the step beyond which replay shows harm, in units of δ"),
+    "trust_radius": Variable(_EACH, "norm of the step up to which J predicts the shift to 10 %", "activation"),
+    "trust_share": Variable(_EACH, "the same over the norm of the hidden state"),
+}
+
+_COUNT = ("fact", "scheme", "count")
+_LAYER_COUNT = {
+    "final_ratio": Variable(_COUNT, "residual left at the last layer over the initial one, own target"),
+    "final_norm": Variable(_COUNT, "residual left at the last layer, own target", "activation"),
+    "final_ratio_against_optimised": Variable(_COUNT, "residual left, over the initial one, optimised target"),
+    "count_efficacy": Variable(_COUNT, "every target token is the argmax after the edit"),
+    "counted": Variable(("scheme", "count"), "whether this many layers have been measured", "1", "i4"),
+}
+
+KINDS: dict[str, dict[str, Variable]] = {
+    "tables": _ANCHORS | _TABLES | _CONDITIONS | _THEOREM_1 | _STEPS,
+    "jacobian": _CONDITIONS | _SPECTRA,
+    "layer-count": _ANCHORS | _LAYER_COUNT,
+}
+"""Kinds of runs, and the arrays of each."""
