@@ -72,7 +72,6 @@ def main() -> None:
 
     matrices = [w for layer in range(layers[0] + 1, last + 1) for w in model.blocks[layer].parameters() if w.dim() == 2]
     work = 2 * model.d_model * sum(weight.numel() for weight in matrices)
-    square = torch.randn(LARGE, LARGE, dtype=model.dtype, device=model.device)
     cotangents = [
         torch.randn(model.d_model, weight.shape[0], dtype=model.dtype, device=model.device) for weight in matrices
     ]
@@ -83,11 +82,11 @@ def main() -> None:
 
     found, apart = sweep(), []
     slow: list[float] = []
-    for place, layer in enumerate(layers):
+    for index, layer in enumerate(layers):
         begin = time.perf_counter()
         expected = plain.jacobian(fact, layer, last)
         slow.append(time.perf_counter() - begin)
-        apart.append(float((found[place, 0] - expected).norm() / expected.norm()))
+        apart.append(float((found[index, 0] - expected).norm() / expected.norm()))
     print(f"{model.name}, layers {layers} to {last}, {options.dtype}, {torch.get_num_threads()} threads")
     print(f"jacrev of the hooked model: {sum(slow):.1f} s for {len(layers)}; apart by {max(apart):.1e} at the most")
     rounds = []
@@ -97,8 +96,8 @@ def main() -> None:
         own = work / seconds(own_products, options.repeats)
         rounds.append((ours, work / ours / large, work / ours / own))
         print(
-            f"sweep {ours:.3f} s, {sum(slow) / ours:.0f} times faster; {work / ours / 1e9:.0f} GFLOP/s, "
-            f"{rounds[-1][1]:.2f} of {large / 1e9:.0f} (large products), {rounds[-1][2]:.2f} of {own / 1e9:.0f} (its own)"
+            f"sweep {ours:.3f} s, {sum(slow) / ours:.0f} times faster; {work / ours / 1e9:.0f} GFLOP/s: "
+            f"{rounds[-1][1]:.2f} of {large / 1e9:.0f} in large products, {rounds[-1][2]:.2f} of {own / 1e9:.0f} in its own"
         )
     ours, of_large, of_own = (statistics.median(column) for column in zip(*rounds, strict=True))
     print(f"medians: {sum(slow) / ours:.0f} times faster, {of_large:.2f} of large products, {of_own:.2f} of its own")

@@ -254,7 +254,7 @@ def _remaining(index: int, count: int) -> int:
 
 
 OPTIMISED, REPLAYED = "optimised", "replayed"
-DAMPING = 1.0
+DAMPING = 0.01
 """μ of the scheme ``jacobian-pullback`` unless told otherwise."""
 
 SCHEMES: dict[str, Scheme] = {
