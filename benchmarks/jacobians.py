@@ -96,8 +96,8 @@ def main() -> None:
         own = work / seconds(own_products, options.repeats)
         rounds.append((ours, work / ours / large, work / ours / own))
         print(
-            f"sweep {ours:.3f} s, {sum(slow) / ours:.0f} times faster; {work / ours / 1e9:.0f} GFLOP/s: "
-            f"{rounds[-1][1]:.2f} of {large / 1e9:.0f} in large products, {rounds[-1][2]:.2f} of {own / 1e9:.0f} in its own"
+            f"sweep {ours:.3f} s, {sum(slow) / ours:.0f} times faster, {work / ours / 1e9:.0f} GFLOP/s; "
+            f"large products {large / 1e9:.0f} GFLOP/s, its own {own / 1e9:.0f} GFLOP/s"
         )
     ours, of_large, of_own = (statistics.median(column) for column in zip(*rounds, strict=True))
     print(f"medians: {sum(slow) / ours:.0f} times faster, {of_large:.2f} of large products, {of_own:.2f} of its own")
