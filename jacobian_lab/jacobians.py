@@ -6,6 +6,7 @@ price of the deepest, at the speed of matrix products.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from jacobian_lab.models import LanguageModel, matrix
 from jacobian_lab.replay import RESIDUAL, Frozen, Site, trajectory
 
 MEMORY_BUDGET = 2**30
@@ -55,7 +57,7 @@ def dense_jacobians(
     for row in range(len(frozen)) if below else ():
         one = frozen.select(torch.tensor([row], device=states.device))
         state = states[row : row + 1].detach().requires_grad_()
-        with torch.enable_grad(), _Differentiable():
+        with torch.enable_grad(), _Differentiable(), _merged_mlps(frozen.model, range(below[0] + 1, last + 1)):
             along = trajectory(one, below[0], state, last, site)
         inputs = [along[layer] for layer in below]
         for cotangents, rows in zip(identity[:, None, None].split(chunk), result[:, row].split(chunk, 1), strict=True):
@@ -199,6 +201,49 @@ def _map(
             return trajectory(frozen, layer, state, last, site)[last][:, 0]
 
     return through, states.to(frozen.model.dtype)
+
+
+@contextmanager
+def _merged_mlps(model: LanguageModel, layers: Sequence[int]) -> Iterator[None]:
+    """Let the MLPs hand back cotangents through their own small Jacobian.
+
+    Of a single token it is W_out·Σ_i diag(c_i)·W_i, with the W_i at the MLP's entrance and c_i the
+    derivative of the key by what they give out: one product of large matrices a block, in place of
+    one for each of them. Only for single tokens, and only for first derivatives.
+    """
+    with ExitStack() as stack:
+        for layer in layers:
+            entrances: list[Tensor] = []
+            jacobians: list[Tensor] = []
+
+            def cut(_module: Any, _inputs: Any, output: Tensor, entrances: list[Tensor] = entrances) -> Tensor:
+                entrances.append(output.detach().requires_grad_())
+                return entrances[-1]
+
+            def merge(
+                module: Any,
+                inputs: tuple[Tensor, ...],
+                layer: int = layer,
+                entrances: list[Tensor] = entrances,
+                jacobians: list[Tensor] = jacobians,
+            ) -> None:
+                slopes = [slope[0, 0, :, None] for slope in torch.autograd.grad(inputs[0].sum(), entrances)]
+                first, *others = (matrix(inner) for inner in model.inner(layer))
+                key = slopes[0] * first
+                for slope, other in zip(slopes[1:], others, strict=True):
+                    key.addcmul_(slope, other)
+                jacobians.append(matrix(module) @ key)
+
+            def replace(
+                _module: Any, inputs: tuple[Tensor, ...], output: Tensor, jacobians: list[Tensor] = jacobians
+            ) -> Tensor:
+                return output.detach() + (inputs[0] - inputs[0].detach()) @ jacobians[0].T
+
+            for module in model.inner(layer):
+                stack.callback(module.register_forward_hook(cut).remove)
+            stack.callback(model.projection(layer).register_forward_pre_hook(merge).remove)
+            stack.callback(model.mlp(layer).register_forward_hook(replace).remove)
+        yield
 
 
 def _bytes_per_cotangent(frozen: Frozen, blocks: int) -> int:

@@ -107,9 +107,29 @@ class LanguageModel:
         Returns:
             A view that shares memory with the model: writing into it edits the model.
         """
-        module = self.projection(layer)
-        weight = module.weight.detach()
-        return weight.T if isinstance(module, Conv1D) else weight
+        return matrix(self.projection(layer))
+
+    def mlp(self, layer: int) -> nn.Module:
+        """The MLP of a block, whose output joins the residual stream.
+
+        Args:
+            layer: The block's index.
+
+        Returns:
+            The module.
+        """
+        return operator.attrgetter(self.family.projection.rpartition(".")[0])(self.blocks[layer])
+
+    def inner(self, layer: int) -> list[nn.Module]:
+        """The linear maps at the MLP's entrance; from them to the key all is elementwise.
+
+        Args:
+            layer: The block's index.
+
+        Returns:
+            The modules.
+        """
+        return [operator.attrgetter(path)(self.blocks[layer]) for path in self.family.inner]
 
     @property
     def max_tokens(self) -> int:
@@ -207,6 +227,19 @@ class LanguageModel:
                 return defaults
         first = min(self.n_layers // 8, max(self.n_layers - 5, 0))
         return Defaults(tuple(range(first, min(first + 5, self.n_layers))), 15000.0, 0.5, 25)
+
+
+def matrix(module: Any) -> Float[Tensor, "out in"]:
+    """The matrix of a linear module, whichever way it is stored.
+
+    Args:
+        module: A Linear or a Conv1D.
+
+    Returns:
+        W, so that the module's output is ``W x`` (and a bias); a view that shares memory with it.
+    """
+    weight = module.weight.detach()
+    return weight.T if isinstance(module, Conv1D) else weight
 
 
 def block_output(output: Any) -> Tensor:

@@ -146,7 +146,7 @@ def trajectory(
     """
     along = {start: states.to(frozen.model.dtype)[:, None]}
     added: list[Tensor] = []
-    handle = frozen.model.projection(last).register_forward_hook(lambda _m, _i, output: added.append(output))
+    handle = frozen.model.mlp(last).register_forward_hook(lambda _m, _i, output: added.append(output))
     try:
         along |= dict(_blocks(frozen, start, along[start], last))
     finally:
