@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from jacobian_lab.models import LanguageModel, block_output
+from jacobian_lab.language_model import LanguageModel, block_output
 from jacobian_lab.tokens import Prompt, pad
 
 TOKENS_PER_BATCH = 4096

@@ -9,7 +9,7 @@ from torch import Tensor
 from jacobian_lab.activations import decisive_states
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts import Fact
-from jacobian_lab.models import LanguageModel
+from jacobian_lab.language_model import LanguageModel
 from jacobian_lab.replay import freeze, replay, replay_logits
 from jacobian_lab.templates import Templates
 from jacobian_lab.tokens import Prompt, fact_prompt, pad

@@ -18,7 +18,7 @@ from torch import Tensor
 from jacobian_lab.activations import batches, capture, forward
 from jacobian_lab.caching import cache_folder, content_key, written_whole
 from jacobian_lab.errors import InputError
-from jacobian_lab.models import LanguageModel
+from jacobian_lab.language_model import LanguageModel
 from jacobian_lab.progress import bar
 from jacobian_lab.tokens import Prompt
 

@@ -16,7 +16,7 @@ from jacobian_lab.conditions import eigen_residual, gain, rayleigh_quotient
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts import Fact
 from jacobian_lab.jacobians import dense_jacobians, jvp
-from jacobian_lab.models import LanguageModel
+from jacobian_lab.language_model import LanguageModel
 from jacobian_lab.replay import FrozenGroups, freeze_groups, replay
 from jacobian_lab.targets import Layers, Scheme, Targets, damped_pullback
 from jacobian_lab.templates import Templates, template_weights

@@ -13,7 +13,8 @@ from jacobian_lab.checks import check_lengths, check_replay
 from jacobian_lab.covariance import PYTHON_DOCS, Corpus, load_corpus
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts import BUILTIN, Fact, describe, load_facts
-from jacobian_lab.models import DEFAULT_MODEL, LanguageModel, check_layers, load_model
+from jacobian_lab.language_model import LanguageModel
+from jacobian_lab.models import DEFAULT_MODEL, check_layers, load_model
 from jacobian_lab.targets import DAMPING, SCHEMES, AnchorSettings, Layers, Scheme
 from jacobian_lab.templates import Templates, read_templates, sample_templates
 

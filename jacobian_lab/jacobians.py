@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from jacobian_lab.models import LanguageModel, matrix
+from jacobian_lab.language_model import LanguageModel, matrix
 from jacobian_lab.replay import RESIDUAL, Frozen, Site, trajectory
 
 MEMORY_BUDGET = 2**30

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from jacobian_lab.activations import batches, forward
 from jacobian_lab.facts import Fact
-from jacobian_lab.models import LanguageModel
+from jacobian_lab.language_model import LanguageModel
 from jacobian_lab.tokens import fact_prompt
 
 

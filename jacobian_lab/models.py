@@ -1,26 +1,22 @@
-"""Loading a model; the only room that knows architectures."""
+"""Loading a model: from a package, a folder, a GGUF file or the hub, and what is refused."""
 
 import hashlib
 import importlib.util
 import io
 import json
-import operator
-from collections.abc import Mapping
 from contextlib import redirect_stderr
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from jacobian_lab.caching import cache_folder, file_digest, written_whole
 from jacobian_lab.errors import InputError
-from jacobian_lab.families import DEFAULTS, FAMILIES, NORM_AFTER_MLP, Defaults, Family
+from jacobian_lab.families import FAMILIES, NORM_AFTER_MLP, Family
+from jacobian_lab.language_model import LanguageModel
 from jacobian_lab.progress import bar
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -32,226 +28,6 @@ _NAMES_IN_CONFIG = ("_name_or_path", "name_or_path", "architectures", "transform
 """Entries of a configuration that decide no number."""
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True, eq=False)
-class LanguageModel:
-    """A causal language model with names for the parts that editing needs.
-
-    Attributes:
-        hf: The transformers model, in evaluation mode, its weights not requiring gradients.
-        tokenizer: Its fast tokenizer.
-        family: Where the parts are.
-        name: What the user called it.
-        fingerprint: SHA-256 of its configuration, its tokenizer and its weights as loaded.
-    """
-
-    hf: Any
-    tokenizer: Any
-    family: Family
-    name: str
-    fingerprint: str
-
-    @property
-    def blocks(self) -> nn.ModuleList:
-        """The decoder blocks."""
-        return operator.attrgetter(self.family.blocks)(self.hf)
-
-    @property
-    def n_layers(self) -> int:
-        """Number of blocks."""
-        return len(self.blocks)
-
-    @property
-    def d_model(self) -> int:
-        """Width of the residual stream."""
-        return int(self.hf.config.hidden_size)
-
-    @property
-    def d_mlp(self) -> int:
-        """Width of the keys."""
-        return int(self.weight(0).shape[1])
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.hf.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What the weights are."""
-        return next(self.hf.parameters()).dtype
-
-    @property
-    def trunk(self) -> nn.Module:
-        """The model without its head."""
-        return self.hf.base_model
-
-    def projection(self, layer: int) -> Any:
-        """The MLP output projection of a block; its input is the key.
-
-        Args:
-            layer: The block's index.
-
-        Returns:
-            The module.
-        """
-        return operator.attrgetter(self.family.projection)(self.blocks[layer])
-
-    def weight(self, layer: int) -> Float[Tensor, "d_model d_mlp"]:
-        """W_l, so that the MLP's output is ``W_l k`` (and a bias).
-
-        Args:
-            layer: The block's index.
-
-        Returns:
-            A view that shares memory with the model: writing into it edits the model.
-        """
-        return matrix(self.projection(layer))
-
-    def mlp(self, layer: int) -> nn.Module:
-        """The MLP of a block, whose output joins the residual stream.
-
-        Args:
-            layer: The block's index.
-
-        Returns:
-            The module.
-        """
-        return operator.attrgetter(self.family.projection.rpartition(".")[0])(self.blocks[layer])
-
-    def inner(self, layer: int) -> list[nn.Module]:
-        """The linear maps at the MLP's entrance; from them to the key all is elementwise.
-
-        Args:
-            layer: The block's index.
-
-        Returns:
-            The modules.
-        """
-        return [operator.attrgetter(path)(self.blocks[layer]) for path in self.family.inner]
-
-    @property
-    def max_tokens(self) -> int:
-        """How long a row may be."""
-        return int(self.hf.config.max_position_embeddings)
-
-    def window(self, layer: int) -> int | None:
-        """How many tokens, itself counted, a token of this block attends to.
-
-        Args:
-            layer: The block's index.
-
-        Returns:
-            The sliding window, or `None` if attention reaches back to the first token.
-        """
-        config = self.hf.config
-        kinds = getattr(config, "layer_types", None)
-        sliding = kinds[layer] == "sliding_attention" if kinds else config.model_type == "mistral"
-        return config.sliding_window if sliding else None
-
-    def positional(
-        self, hidden: Float[Tensor, "row token d_model"], positions: Int[Tensor, "row token"]
-    ) -> dict[str, Any]:
-        """What the blocks are told of positions; the same for all blocks.
-
-        Args:
-            hidden: Any hidden states; only their dtype matters.
-            positions: Position of each token in its row.
-
-        Returns:
-            Keyword arguments for `call_block`.
-        """
-        if not self.family.positional:
-            return {}
-        if self.family.positional == "ids":
-            return {"position_ids": positions}
-        return {"position_embeddings": operator.attrgetter(self.family.positional)(self.hf)(hidden, positions)}
-
-    def call_block(
-        self,
-        layer: int,
-        hidden: Float[Tensor, "row token d_model"],
-        mask: Float[Tensor, "row 1 token key"],
-        cache: Any,
-        positional: Mapping[str, Any],
-    ) -> Float[Tensor, "row token d_model"]:
-        """Run one block by itself.
-
-        Args:
-            layer: The block's index.
-            hidden: Output of the block before.
-            mask: What is added to the attention scores.
-            cache: An object whose ``update(keys, values, layer)`` returns the keys and values to attend to.
-            positional: What `positional` returned.
-
-        Returns:
-            The block's output.
-        """
-        keywords = {self.family.cache_name: cache, "attention_mask": mask, **positional}
-        return block_output(self.blocks[layer](hidden, use_cache=True, **keywords))
-
-    def norm(self, hidden: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:
-        """The norm between the last block and the head.
-
-        Args:
-            hidden: Output of the last block.
-
-        Returns:
-            Input of the head.
-        """
-        return operator.attrgetter(self.family.norm)(self.hf)(hidden)
-
-    def head(self, hidden: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row vocab"]:
-        """The head.
-
-        Args:
-            hidden: Output of the norm.
-
-        Returns:
-            Logits, in float32 or better.
-        """
-        logits = self.hf.get_output_embeddings()(hidden)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-    def defaults(self) -> Defaults:
-        """Settings for this model: the literature's where it is known, else an educated guess.
-
-        Returns:
-            For an unknown model five layers from an eighth of its depth on, as the paper has them
-            in Llama-3-8B.
-        """
-        shape = (self.hf.config.model_type, self.n_layers, self.d_model)
-        for known, defaults in DEFAULTS.values():
-            if known == shape:
-                return defaults
-        first = min(self.n_layers // 8, max(self.n_layers - 5, 0))
-        return Defaults(tuple(range(first, min(first + 5, self.n_layers))), 15000.0, 0.5, 25)
-
-
-def matrix(module: Any) -> Float[Tensor, "out in"]:
-    """The matrix of a linear module, whichever way it is stored.
-
-    Args:
-        module: A Linear or a Conv1D.
-
-    Returns:
-        W, so that the module's output is ``W x`` (and a bias); a view that shares memory with it.
-    """
-    weight = module.weight.detach()
-    return weight.T if isinstance(module, Conv1D) else weight
-
-
-def block_output(output: Any) -> Tensor:
-    """The hidden states in what a block returns: a tensor, or a tuple that begins with it.
-
-    Args:
-        output: A block's return value.
-
-    Returns:
-        The hidden states.
-    """
-    return output[0] if isinstance(output, tuple) else output
 
 
 def load_model(

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from jacobian_lab.activations import batches, capture, forward
-from jacobian_lab.models import LanguageModel
+from jacobian_lab.language_model import LanguageModel
 from jacobian_lab.tokens import Prompt
 
 Site = Literal["residual", "mlp"]

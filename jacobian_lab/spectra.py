@@ -30,7 +30,8 @@ from jacobian_lab.errors import InputError
 from jacobian_lab.experiment import labels_of, parse_layers, versions
 from jacobian_lab.facts import BUILTIN, Fact, describe, load_facts
 from jacobian_lab.jacobians import MEMORY_BUDGET, dense_jacobians, linear_operator, to_numpy
-from jacobian_lab.models import DEFAULT_MODEL, LanguageModel, check_layers, load_model
+from jacobian_lab.language_model import LanguageModel
+from jacobian_lab.models import DEFAULT_MODEL, check_layers, load_model
 from jacobian_lab.progress import bar
 from jacobian_lab.replay import MLP, RESIDUAL, Frozen, Site, freeze
 from jacobian_lab.runs import Run, check_folder, marked

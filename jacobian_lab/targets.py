@@ -10,7 +10,7 @@ from torch import Tensor
 
 from jacobian_lab.activations import decisive_states
 from jacobian_lab.facts import Fact
-from jacobian_lab.models import LanguageModel
+from jacobian_lab.language_model import LanguageModel
 from jacobian_lab.replay import Frozen, freeze, freeze_groups, replay, replay_logits
 from jacobian_lab.templates import Templates
 from jacobian_lab.tokens import fact_prompt, kl_prompt

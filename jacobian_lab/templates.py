@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from jacobian_lab.errors import InputError
-from jacobian_lab.models import LanguageModel
+from jacobian_lab.language_model import LanguageModel
 from jacobian_lab.tokens import BARE
 
 Templates = tuple[tuple[str, ...], ...]
