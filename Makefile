@@ -1,11 +1,12 @@
-# Two commands do everything: `make reproduce` and `make test`.
+# Two commands do everything: `make reproduce` and `make test`; `make laboratory` tests the theorems at length.
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 RUN ?= runs/reproduce
 ARGS ?= --slice 0:32
+FIGURES := cosine_by_layer residual_by_layer spread_by_fact theorem2 decomposition
 
-.PHONY: install reproduce test clean
+.PHONY: install reproduce laboratory test clean
 
 install: $(VENV)/.installed
 
@@ -18,7 +19,16 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 reproduce: install
 	$(BIN)/jacobian-lab tables $(ARGS) --out $(RUN)
-	for figure in figures/*.py; do $(BIN)/python $$figure $(RUN) || exit 1; done
+	for figure in $(FIGURES); do $(BIN)/python figures/$$figure.py $(RUN) || exit 1; done
+
+laboratory: reproduce
+	$(BIN)/jacobian-lab theorem1 $(ARGS) --out $(RUN)
+	$(BIN)/jacobian-lab step-size $(ARGS) --out $(RUN)
+	$(BIN)/jacobian-lab jacobian $(ARGS) --out $(RUN)-jacobian
+	$(BIN)/jacobian-lab layer-count $(ARGS) --out $(RUN)-layer-count
+	for figure in theorem1 step_size; do $(BIN)/python figures/$$figure.py $(RUN) || exit 1; done
+	$(BIN)/python figures/jacobian.py $(RUN)-jacobian
+	$(BIN)/python figures/layer_count.py $(RUN)-layer-count
 
 test: install
 	$(BIN)/ruff format --check .
