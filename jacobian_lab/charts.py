@@ -9,7 +9,7 @@ from matplotlib.figure import FigureBase
 from matplotlib.ticker import MaxNLocator
 
 from jacobian_lab.drawing import STYLES
-from jacobian_lab.reporting import PAPER, PAPER_LAYERS, summarise, table
+from jacobian_lab.reporting import PAPER, PAPER_LAYERS, below_last, summarise, table
 
 YARDSTICK = {"color": "0.5", "linestyle": ":", "linewidth": 1, "marker": "x", "markersize": 3}
 """How random directions are drawn."""
@@ -80,7 +80,7 @@ def theorem1(figure: FigureBase, dataset: xr.Dataset) -> None:
         figure: An empty figure, or part of one.
         dataset: An open run of tables that theorem 1 has been tested on.
     """
-    below = _below_last(dataset)
+    below = below_last(dataset)
     left, right = figure.subplots(1, 2)
     for scheme in _schemes(below):
         chosen = below.sel(scheme=scheme)
@@ -100,7 +100,7 @@ def theorem2(figure: FigureBase, dataset: xr.Dataset) -> None:
         figure: An empty figure, or part of one.
         dataset: An open run of tables.
     """
-    below = _below_last(dataset)
+    below = below_last(dataset)
     left, middle, right = figure.subplots(1, 3)
     layers = below["layer"].values
     for name, marker, label in (("lambda_max", "^", r"$\lambda_{\max}$"), ("lambda_min", "v", r"$\lambda_{\min}$")):
@@ -115,7 +115,7 @@ def theorem2(figure: FigureBase, dataset: xr.Dataset) -> None:
             left.plot(layer + shift, below[name].values[:, place], label=label if not place else None, **look)
     left.axhline(0, color="0.3", linewidth=0.6)
     left.set(ylabel=r"eigenvalues of $S$", xlabel="layer", xticks=layers)
-    left.legend(fontsize="x-small", frameon=False)
+    left.legend(fontsize="x-small", frameon=False, loc="upper right")
     definite = (below["decision"] == 1).where(below["lambda_min"].notnull())
     middle.plot(layers, definite.mean("fact"), **YARDSTICK | {"label": r"$S \succ 0$"})
     for scheme in _schemes(below):
@@ -144,7 +144,7 @@ def decomposition(figure: FigureBase, dataset: xr.Dataset) -> None:
         figure: An empty figure, or part of one.
         dataset: An open run of tables.
     """
-    below = _below_last(dataset)
+    below = below_last(dataset)
     schemes = [name for name in _schemes(below) if np.isfinite(below["linear_norm"].sel(scheme=name)).any()]
     panels = np.atleast_1d(figure.subplots(1, len(schemes), sharey=True, sharex=True))
     for ax, scheme in zip(panels, schemes, strict=True):
@@ -174,7 +174,7 @@ def step_size(figure: FigureBase, dataset: xr.Dataset) -> None:
         figure: An empty figure, or part of one.
         dataset: An open run of tables whose step sizes have been studied.
     """
-    below = _below_last(dataset)
+    below = below_last(dataset)
     schemes = [name for name in OPPOSITES if name in _schemes(below)] or _schemes(below)[:2]
     panels = np.atleast_1d(figure.subplots(1, below.sizes["layer"], sharey=True, sharex=True))
     steps = below["step"].values
@@ -244,11 +244,6 @@ def jacobian(figure: FigureBase, dataset: xr.Dataset) -> None:
 
 def _schemes(dataset: xr.Dataset) -> list[str]:
     return [str(name) for name in dataset["scheme"].values]
-
-
-def _below_last(dataset: xr.Dataset) -> xr.Dataset:
-    last = max(dataset.attrs["config"]["settings"]["layers"])
-    return dataset.sel(layer=[layer for layer in dataset["layer"].values if layer < last])
 
 
 def _mean_curve(ax: Axes, values: xr.DataArray, **look: Any) -> None:

@@ -322,6 +322,19 @@ def answered_facts(dataset: xr.Dataset) -> list[str]:
     return [str(fact) for fact in dataset["fact"].values[(first & finite).values]]
 
 
+def below_last(dataset: xr.Dataset) -> xr.Dataset:
+    """The layers l below the last decisive one, L, where J_{l→L} says something.
+
+    Args:
+        dataset: An open run.
+
+    Returns:
+        Part of it.
+    """
+    last = max(dataset.attrs["config"]["settings"]["layers"])
+    return dataset.sel(layer=[layer for layer in dataset["layer"].values if layer < last])
+
+
 def facts_line(dataset: xr.Dataset) -> str:
     """What a caption says of model, facts and cells.
 

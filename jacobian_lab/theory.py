@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from jacobian_lab.reporting import facts_line, summarise, wide, write_table
+from jacobian_lab.reporting import below_last, facts_line, summarise, wide, write_table
 from jacobian_lab.runs import open_run
 
 Row = tuple[str, xr.DataArray]
@@ -112,18 +112,13 @@ def _schemes(dataset: xr.Dataset) -> Iterator[tuple[str, xr.Dataset]]:
         yield str(scheme), dataset.sel(scheme=scheme)
 
 
-def _below_last(dataset: xr.Dataset) -> xr.Dataset:
-    last = max(dataset.attrs["config"]["settings"]["layers"])
-    return dataset.sel(layer=[layer for layer in dataset["layer"].values if layer < last])
-
-
 def _share(values: xr.DataArray, condition: xr.DataArray) -> xr.DataArray:
     """1 where a condition holds, 0 where not, NaN where there is no value."""
     return condition.astype(float).where(values.notnull())
 
 
 def _theorem_1(dataset: xr.Dataset) -> Iterator[Row]:
-    dataset = _below_last(dataset)
+    dataset = below_last(dataset)
     degrees = 180 / np.pi
     for scheme, chosen in _schemes(dataset):
         yield f"{scheme}: eigen-residual sin∠(Jδ, δ)", chosen["eigen_residual"]
@@ -140,7 +135,7 @@ def _theorem_1(dataset: xr.Dataset) -> Iterator[Row]:
 
 
 def _theorem_2(dataset: xr.Dataset) -> Iterator[Row]:
-    dataset = _below_last(dataset)
+    dataset = below_last(dataset)
     yield "S ≻ 0, share of facts", _share(dataset["lambda_min"], dataset["decision"] == 1)
     yield "undecided, share of facts", _share(dataset["lambda_min"], dataset["decision"] == 0)
     yield "λ_min of S", dataset["lambda_min"]
@@ -157,7 +152,7 @@ def _theorem_2(dataset: xr.Dataset) -> Iterator[Row]:
 
 
 def _decomposition(dataset: xr.Dataset) -> Iterator[Row]:
-    dataset = _below_last(dataset)
+    dataset = below_last(dataset)
     for scheme, chosen in _schemes(dataset):
         for term, symbol in (("linear", "J·δ"), ("curvature", "curvature"), ("leakage", "leakage")):
             yield f"{scheme}: ‖{symbol}‖ / ‖δ_L‖", chosen[f"{term}_norm"] / chosen["passive_shift_norm"]
@@ -167,7 +162,7 @@ def _decomposition(dataset: xr.Dataset) -> Iterator[Row]:
 
 
 def _step_size(dataset: xr.Dataset) -> Iterator[Row]:
-    for scheme, chosen in _schemes(_below_last(dataset)):
+    for scheme, chosen in _schemes(below_last(dataset)):
         yield f"{scheme}: best step t*, by J", chosen["best_step"]
         yield f"{scheme}: best step, replayed", chosen["best_step_replayed"]
         yield f"{scheme}: residual after t*, replayed", chosen["best_residual"]
