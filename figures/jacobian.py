@@ -4,4 +4,12 @@ from jacobian_lab.charts import jacobian
 from jacobian_lab.drawing import script
 
 if __name__ == "__main__":
-    script(jacobian, __doc__, kind="jacobian", needs=("singular_value",), made_by="jacobian", panels=lambda _run: 3)
+    script(
+        jacobian,
+        __doc__,
+        kind="jacobian",
+        needs=("singular_value",),
+        made_by="jacobian --method dense",
+        panels=lambda _run: 4,
+        height=1.0,
+    )

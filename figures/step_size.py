@@ -7,8 +7,9 @@ if __name__ == "__main__":
     script(
         step_size,
         __doc__,
+        below=True,
         needs=("step_replayed",),
         made_by="step-size",
-        panels=lambda run: run.sizes["layer"] - 1,
+        panels=lambda run: run.sizes["layer"],
         height=1.0,
     )

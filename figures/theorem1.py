@@ -4,4 +4,12 @@ from jacobian_lab.charts import theorem1
 from jacobian_lab.drawing import script
 
 if __name__ == "__main__":
-    script(theorem1, __doc__, needs=("eigenvector_angle",), made_by="theorem1", panels=lambda _run: 2, height=0.6)
+    script(
+        theorem1,
+        __doc__,
+        below=True,
+        needs=("eigenvector_angle",),
+        made_by="theorem1",
+        panels=lambda _run: 2,
+        height=0.6,
+    )

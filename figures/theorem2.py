@@ -4,4 +4,4 @@ from jacobian_lab.charts import theorem2
 from jacobian_lab.drawing import script
 
 if __name__ == "__main__":
-    script(theorem2, __doc__, needs=("lambda_min", "linear_cosine"), panels=lambda _run: 3)
+    script(theorem2, __doc__, below=True, needs=("lambda_min", "linear_cosine"), panels=lambda _run: 3)

@@ -10,6 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from jacobian_lab.drawing import STYLES
 from jacobian_lab.reporting import PAPER, PAPER_LAYERS, below_last, summarise, table
+from jacobian_lab.variables import DECISIONS
 
 YARDSTICK = {"color": "0.5", "linestyle": ":", "linewidth": 1, "marker": "x", "markersize": 3}
 """How random directions are drawn."""
@@ -116,7 +117,7 @@ def theorem2(figure: FigureBase, dataset: xr.Dataset) -> None:
     left.axhline(0, color="0.3", linewidth=0.6)
     left.set(ylabel=r"eigenvalues of $S$", xlabel="layer", xticks=layers)
     left.legend(fontsize="x-small", frameon=False, loc="upper right")
-    definite = (below["decision"] == 1).where(below["lambda_min"].notnull())
+    definite = (below["decision"] == DECISIONS["definite"]).where(below["surveyed"] == 1)
     middle.plot(layers, definite.mean("fact"), **YARDSTICK | {"label": r"$S \succ 0$"})
     for scheme in _schemes(below):
         chosen, look = below.sel(scheme=scheme), STYLES.get(scheme, {})
@@ -145,7 +146,7 @@ def decomposition(figure: FigureBase, dataset: xr.Dataset) -> None:
         dataset: An open run of tables.
     """
     below = below_last(dataset)
-    schemes = [name for name in _schemes(below) if np.isfinite(below["linear_norm"].sel(scheme=name)).any()]
+    schemes = shifted_schemes(below)
     panels = np.atleast_1d(figure.subplots(1, len(schemes), sharey=True, sharex=True))
     for ax, scheme in zip(panels, schemes, strict=True):
         chosen = below.sel(scheme=scheme)
@@ -167,15 +168,16 @@ _TERMS = (
 def step_size(figure: FigureBase, dataset: xr.Dataset) -> None:
     """Figure 3, measured: one panel a layer, the residual after a step along δ, replayed and as J predicts.
 
-    Steps are over |t*|, so that J predicts the least residual at 1 and harm from 2 on; medians over
-    facts, with quartiles of the replayed curve.
+    Steps are over |t*|, so that where t* > 0 J predicts the least residual at 1 and harm from 2 on;
+    medians over facts, with quartiles of the replayed curve.
 
     Args:
         figure: An empty figure, or part of one.
         dataset: An open run of tables whose step sizes have been studied.
     """
     below = below_last(dataset)
-    schemes = [name for name in OPPOSITES if name in _schemes(below)] or _schemes(below)[:2]
+    studied = [name for name in _schemes(below) if np.isfinite(below["step_replayed"].sel(scheme=name)).any()]
+    schemes = [name for name in OPPOSITES if name in studied] or studied[:2]
     panels = np.atleast_1d(figure.subplots(1, below.sizes["layer"], sharey=True, sharex=True))
     steps = below["step"].values
     for ax, layer in zip(panels, below["layer"].values, strict=True):
@@ -221,7 +223,7 @@ def jacobian(figure: FigureBase, dataset: xr.Dataset) -> None:
         figure: An empty figure, or part of one.
         dataset: An open run of Jacobians, dense.
     """
-    left, middle, right = figure.subplots(1, 3)
+    left, middle, gains, right = figure.subplots(1, 4)
     layers = dataset["layer"].values
     last = max(dataset.attrs["config"]["settings"]["layers"])
     places = np.linspace(0, 1, dataset.sizes["rank"])
@@ -238,8 +240,24 @@ def jacobian(figure: FigureBase, dataset: xr.Dataset) -> None:
     distance = dataset.assign_coords(layer=last - layers)
     _mean_curve(right, distance["henrici"], label="Henrici's departure", color="0.1", marker="o")
     _mean_curve(right, distance["rotation"], label=r"rotation $\|A\|/\|S\|$", color="0.5", marker="s")
+    _mean_curve(gains, distance["sigma_max"], label=r"$\sigma_{\max}$", color="0.1", marker="o")
+    _mean_curve(gains, distance["random_gain"], label="random directions", color="0.5", marker="s")
+    gains.set(xlabel="distance $L - l$", ylabel="gain", ylim=(0, None))
+    gains.legend(fontsize="x-small", frameon=False)
     right.set(xlabel="distance $L - l$", ylim=(0, None))
     right.legend(fontsize="x-small", frameon=False)
+
+
+def shifted_schemes(dataset: xr.Dataset) -> list[str]:
+    """Schemes that edit one of some layers.
+
+    Args:
+        dataset: An open run of tables, or some of its layers.
+
+    Returns:
+        Their names.
+    """
+    return [name for name in _schemes(dataset) if np.isfinite(dataset["linear_norm"].sel(scheme=name)).any()]
 
 
 def _schemes(dataset: xr.Dataset) -> list[str]:

@@ -46,8 +46,9 @@ def tables(config: TablesConfig) -> None:
         config: The configuration.
     """
     folder = run_tables(config)
-    parts = [write_reports(folder), *(write_account(folder, name) for name in ("theorem2", "decomposition"))]
-    _say("\n\n".join([*parts, f"Run: {folder}"]))
+    tables, verdicts = write_reports(folder), write_account(folder, "theorem2")
+    write_account(folder, "decomposition")
+    _say(f"{tables}\n\n{verdicts}\n\nRun: {folder}")
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class _Analysis:
 
 ANALYSES: dict[str, _Analysis] = {
     "theorem1": _Analysis(Theorem1Config, partial(run_tables, studies=("theorem1",))),
-    "theorem2": _Analysis(Theorem2Config, run_tables),
+    "theorem2": _Analysis(Theorem2Config, partial(run_tables, studies=("theorem1",))),
     "decomposition": _Analysis(DecompositionConfig, run_tables),
     "step_size": _Analysis(StepSizeConfig, partial(run_tables, studies=("step-size",))),
     "layer_count": _Analysis(LayerCountConfig, run_layer_count),

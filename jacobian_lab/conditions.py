@@ -144,7 +144,7 @@ class Definiteness:
         decision: ``"undecided"`` where λ_min is nearer to zero than it is known.
         smallest: λ_min of S.
         largest: λ_max of S.
-        error: Bound on the error of both.
+        error: How far off both may be.
         smallest_vector: Unit eigenvector of λ_min; where S is indefinite, the counterexample: a
             direction v that is answered by its opposite, vᵀJv = λ_min < 0.
         largest_vector: Unit eigenvector of λ_max.
@@ -159,8 +159,8 @@ class Definiteness:
 
     @property
     def margin(self) -> float:
-        """The least t for which S + tI is positive semidefinite; 0 if S is."""
-        return max(0.0, -self.smallest)
+        """The least t for which S + tI is positive semidefinite; 0 if S is, NaN if that is not known."""
+        return float(np.maximum(0.0, -self.smallest))
 
     def position(self, quotient: float) -> float:
         """Where a direction lies in the real numerical range [λ_min, λ_max].
@@ -206,8 +206,9 @@ def is_positive_definite(S: Float[ndarray, "d d"]) -> bool:
 def definiteness(J: Float[ndarray, "d d"], eps: float | None = None) -> tuple[Definiteness, Float[ndarray, " d"]]:
     """Theorem 2's condition from all eigenvalues of S.
 
-    The error bound is d·ε·σ_max(J): by Weyl's theorem no eigenvalue moves by more than the norm of
-    what J is off by, and where J turns more than it stretches that is more than S would tell.
+    The error is taken as d·ε·σ_max(J), a generous estimate of how far J is off: by Weyl's theorem no
+    eigenvalue moves by more than that, and where J turns more than it stretches it is more than S
+    would tell.
 
     Args:
         J: The Jacobian.
@@ -222,7 +223,9 @@ def definiteness(J: Float[ndarray, "d d"], eps: float | None = None) -> tuple[De
     return _verdict(values[0], values[-1], error, vectors[:, 0], vectors[:, -1]), values
 
 
-def definiteness_matrix_free(J: LinearOperator, tolerance: float = 1e-5, seed: int = 0) -> Definiteness:
+def definiteness_matrix_free(
+    J: LinearOperator, tolerance: float = 1e-5, seed: int = 0, eps: float | None = None
+) -> Definiteness:
     """Theorem 2's condition by Lanczos, from products with J and Jᵀ alone.
 
     Some eigenvalue lies within ‖Sv − θv‖ of every Ritz value θ; that is the error bound, with
@@ -234,13 +237,14 @@ def definiteness_matrix_free(J: LinearOperator, tolerance: float = 1e-5, seed: i
         J: The Jacobian as an operator with ``matvec`` and ``rmatvec``.
         tolerance: Relative accuracy at which Lanczos stops.
         seed: Seed of its first vector.
+        eps: ε, the precision of J's products; that of its dtype by default.
 
     Returns:
         The verdict with its certificate; "undecided", with an infinite error, if Lanczos does not converge.
     """
     width = J.shape[0]
     if width < SMALL:
-        return definiteness(np.stack([J.matvec(row) for row in np.eye(width, dtype=J.dtype)], axis=1))[0]
+        return definiteness(np.stack([J.matvec(row) for row in np.eye(width, dtype=J.dtype)], axis=1), eps)[0]
     S = LinearOperator(J.shape, matvec=lambda v: (J.matvec(v) + J.rmatvec(v)) / 2, dtype=J.dtype)
     start = np.random.default_rng(seed).standard_normal(width).astype(J.dtype)
     try:
@@ -253,7 +257,8 @@ def definiteness_matrix_free(J: LinearOperator, tolerance: float = 1e-5, seed: i
         return Definiteness("undecided", np.nan, np.nan, np.inf, nothing, nothing)
     values = values.astype(np.float64) - lift
     off = max(np.linalg.norm(S.matvec(v) - value * v) for value, v in zip(values, vectors.T, strict=True))
-    rounding = width * np.finfo(J.dtype).eps * largest_singular_value(J, tolerance, seed)
+    eps = float(np.finfo(J.dtype).eps) if eps is None else eps
+    rounding = width * eps * largest_singular_value(J, tolerance, seed)
     error = np.float64(off + rounding if np.isfinite(rounding) else np.inf)
     return _verdict(values[0], values[1], error, vectors[:, 0], vectors[:, 1])
 
@@ -341,6 +346,7 @@ def rotation(J: Float[ndarray, "d d"]) -> float:
     Returns:
         0 for a symmetric J; infinity for an antisymmetric one.
     """
+    J = J.astype(np.float64)
     turning, stretching = np.linalg.norm(J - J.T), np.linalg.norm(J + J.T)
     if not turning:
         return 0.0

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure, FigureBase
 from tueplots import axes, figsizes, fontsizes
 
 from jacobian_lab.errors import InputError
+from jacobian_lab.reporting import below_last
 from jacobian_lab.runs import open_run
 
 _SHADES = sns.color_palette("cubehelix", 7)
@@ -86,6 +87,7 @@ def script(
     kind: str = "tables",
     needs: Sequence[str] = (),
     made_by: str = "tables",
+    below: bool = False,
     panels: Callable[[xr.Dataset], int] | None = None,
     height: float = 0.75,
 ) -> None:
@@ -97,6 +99,7 @@ def script(
         kind: The kind of run that it draws.
         needs: Variables that the run must hold values of.
         made_by: The command that computes them.
+        below: Whether it needs them below the last layer, where J says something.
         panels: Draws across the page, with as many panels as this says; else one in a column.
         height: Height of a panel over its width.
 
@@ -111,13 +114,14 @@ def script(
     mpl.use("agg")
     try:
         dataset = open_run(arguments.run, kind)
+        shown = below_last(dataset) if below else dataset
         for variable in needs:
-            if not np.isfinite(dataset[variable]).any():
+            if not np.isfinite(shown[variable]).any():
                 raise InputError(
                     f"expected a run that holds {variable}, got {arguments.run} without: make it with "
-                    f"jacobian-lab {made_by} --out {arguments.run}"
+                    f"jacobian-lab {made_by}, to {arguments.run}"
                 )
-        with style("full", columns=panels(dataset), height=height) if panels else style(height=height):
+        with style("full", columns=panels(shown), height=height) if panels else style(height=height):
             figure = plt.figure()
             draw(figure, dataset)
             paths = save(figure, arguments.out or arguments.run / "figures", name)

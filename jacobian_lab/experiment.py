@@ -18,6 +18,8 @@ from jacobian_lab.models import DEFAULT_MODEL, check_layers, load_model
 from jacobian_lab.targets import DAMPING, SCHEMES, AnchorSettings, Layers, Scheme
 from jacobian_lab.templates import Templates, read_templates, sample_templates
 
+SURVEYS = ("dense", "lanczos", "none")
+
 DIGITS = 3
 """Digits that the number of a layer has at the most."""
 
@@ -47,7 +49,8 @@ class ExperimentConfig:
         anchor_weight_decay: Weight of the anchor's norm in the loss.
         anchor_kl_factor: Weight of the KL divergence in the loss.
         anchor_clamp: Largest norm of the anchor's shift, as a share of the state's.
-        seed: Seed of the templates and of the bootstrap.
+        survey: How J is surveyed: dense, lanczos (extreme eigenvalues only, for wide models) or none.
+        seed: Seed of the templates, of the bootstrap and of random directions.
         device: auto, cpu or cuda.
         dtype: float32, float64 or bfloat16.
         batch_size: Facts optimised side by side at the most; changes no number beyond rounding.
@@ -70,6 +73,7 @@ class ExperimentConfig:
     anchor_weight_decay: float = AnchorSettings.weight_decay
     anchor_kl_factor: float = AnchorSettings.kl_factor
     anchor_clamp: float = AnchorSettings.clamp
+    survey: str = "dense"
     seed: int = 0
     device: str = "auto"
     dtype: str = "float32"
@@ -117,10 +121,6 @@ class Experiment:
         """
         scheme = SCHEMES[name]
         return scheme if scheme.damping is None else replace(scheme, damping=self.config.pullback_damping)
-
-    def folder(self) -> Path:
-        """The run's folder: the one asked for, or one named by the settings."""
-        return self.config.out or Path("runs") / content_key(self.settings())[:12]
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides a number, as it stands in ``config.json``."""
@@ -249,6 +249,8 @@ def _check_config(config: ExperimentConfig) -> None:
     for name in config.schemes:
         if name not in SCHEMES:
             raise InputError(f"expected schemes among {', '.join(SCHEMES)}, got {name!r}: choose among them")
+    if config.survey not in SURVEYS:
+        raise InputError(f"expected a survey of {', '.join(SURVEYS)}, got {config.survey!r}: choose one of them")
     if not 0 <= config.seed < 2**63:
         raise InputError(f"expected a seed from 0 to 2^63 - 1, got --seed {config.seed}: give another")
     if config.anchor_steps == 1:

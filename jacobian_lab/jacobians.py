@@ -44,11 +44,17 @@ def dense_jacobians(
         states: Decisive states at the lowest layer to linearise at; the unmodified ones by default.
         site: The residual stream, or the MLPs' outputs: then J maps a change of what the MLP of l
             adds to the change of what the MLP of `last` adds.
-        budget: Bytes that one sweep may hold; cotangents are taken in chunks that fit.
+        budget: Bytes that one sweep may hold beside its result and a small Jacobian for each MLP;
+            cotangents are taken in chunks that fit.
 
     Returns:
         ``J[layer, row, i, j] = ∂h_last[i] / ∂h_layer[j]``, in the model's dtype; the identity at `last`.
+
+    Raises:
+        ValueError: If a layer is above `last`, where h_last does not depend on it.
     """
+    if max(layers) > last:
+        raise ValueError(f"expected layers up to {last}, got {max(layers)}")
     states = frozen.states(layers[0]) if states is None else states
     width, below = states.shape[1], [layer for layer in layers if layer < last]
     result = torch.empty(len(layers), len(frozen), width, width, dtype=frozen.model.dtype, device=states.device)
@@ -276,20 +282,23 @@ def _attention(
         groups = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    if query.shape[0] == query.shape[2] == 1:
+    if query.shape[0] == attn_mask.shape[2] == 1:
         return _attention_of_one(query * scale, key, value, attn_mask)
     return _softmax(query @ key.transpose(-1, -2) * scale + attn_mask) @ value
 
 
 def _attention_of_one(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     """Attention of a single token; its constant prefix as two block-diagonal matrices, which all cotangents share."""
-    heads, width = query.shape[1], query.shape[3]
+    packed, width = query.shape, query.shape[3]  # several query heads may stand as the tokens of one key head
+    query = query.reshape(1, -1, 1, width)
+    heads, groups = query.shape[1], packed[2]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     old_keys, old_values = (torch.block_diag(*old[0, :, :-1].detach()) for old in (key, value))
     before = (query.reshape(1, heads * width) @ old_keys.T).view(1, heads, 1, -1)
     own = (query * key[:, :, -1:]).sum(-1, keepdim=True)
     weights = _softmax(torch.cat([before, own], dim=-1) + mask)
     gathered = weights[..., :-1].reshape(1, -1) @ old_values
-    return gathered.view(1, heads, 1, width) + weights[..., -1:] * value[:, :, -1:]
+    return (gathered.view(1, heads, 1, width) + weights[..., -1:] * value[:, :, -1:]).view(packed)
 
 
 def _silu(values: Tensor, inplace: bool = False) -> Tensor:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jacobian_lab.caching import content_key
+from jacobian_lab.checks import check_replay
 from jacobian_lab.edits import apply_edit, measure, restored
 from jacobian_lab.errors import InputError
 from jacobian_lab.experiment import Experiment, ExperimentConfig, labels_of, prepare
@@ -22,14 +23,14 @@ MOST = 8
 class LayerCountConfig(ExperimentConfig):
     """Measure the residual that is left as decisive layers are added below the last one.
 
-    The last of the layers is fixed; n layers are it and the n - 1 below. Whatever is not given suits
+    Only the last of the layers matters: n layers are it and the n - 1 below. Whatever is not given suits
     the model at hand.
 
     Attributes:
         most: Decisive layers at the most, counted from 1; 8, or as many as there are, by default.
     """
 
-    schemes: tuple[str, ...] = ("backward-dividing", "backward-full", "forward-replay")
+    schemes: tuple[str, ...] = ("backward-dividing", "backward-full", "forward-replay", "jacobian-pullback")
     most: int | None = None
 
 
@@ -54,6 +55,7 @@ def run_layer_count(config: LayerCountConfig, *, progress: bool = True) -> Path:
     if most > last + 1:
         raise InputError(f"expected at most {last + 1} layers up to layer {last}, got --most {most}: lower it")
     layers = tuple(range(last - most + 1, last + 1))
+    check_replay(experiment.model, experiment.facts, layers)
     experiment = replace(experiment, layers=layers)
     settings, schemes = experiment.settings(), list(config.schemes)
     folder = config.out or Path("runs") / content_key(["layer-count", settings])[:12]

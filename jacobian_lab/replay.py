@@ -138,8 +138,8 @@ def trajectory(
         start: The layer whose block output is overwritten at the decisive token.
         states: What it becomes; gradients flow through.
         last: The last layer to be run.
-        site: What is read at `last`; below it stands the residual stream, which a change of the
-            MLP's output changes by the same.
+        site: What is read at `last`, unless that is `start`; below it stands the residual stream,
+            which a change of the MLP's output changes by the same.
 
     Returns:
         By layer, from `start` to `last`.
@@ -151,7 +151,7 @@ def trajectory(
         along |= dict(_blocks(frozen, start, along[start], last))
     finally:
         handle.remove()
-    return along | {last: added[0].view_as(along[last])} if site == MLP else along
+    return along | {last: added[0].view_as(along[last])} if site == MLP and added else along
 
 
 def replay_logits(

@@ -25,6 +25,22 @@ PAPER: dict[tuple[str, str], tuple[float, ...]] = {
 }
 """Tables 1, 2 and 5 of arXiv 2605.00358v2: Llama-3-8B-Instruct, 2,000 CounterFact facts, means."""
 
+LATEX = str.maketrans({
+    "δ": r"$\delta$",
+    "λ": r"$\lambda$",
+    "σ": r"$\sigma$",
+    "β": r"$\beta$",
+    "‖": r"$\|$",
+    "∠": r"$\angle$",
+    "≻": r"$\succ$",
+    "·": r"$\cdot$",
+    "°": r"$^\circ$",
+    "ᵀ": r"$^\top$",
+    "⁻": "$^-$",
+    "’": "'",
+})
+"""What pdfLaTeX has no letters for."""
+
 CONFIDENCE = 0.95
 RESAMPLES = 9999
 
@@ -362,6 +378,6 @@ def write_table(stem: Path, frame: pd.DataFrame, caption: str) -> str:
     text = f"{caption}\n\n{frame.to_markdown()}\n"
     stem.with_suffix(".md").write_text(text, "utf-8")
     escaped = re.sub(r"[%&#$_{}]", lambda found: "\\" + found[0], caption)
-    latex = frame.to_latex(escape=True, caption=escaped, position="t")
+    latex = frame.to_latex(escape=True, caption=escaped, position="t").translate(LATEX)
     stem.with_suffix(".tex").write_text(latex, "utf-8")
     return text.rstrip()

@@ -135,6 +135,9 @@ def open_run(folder: Path, kind: str | None = None) -> xr.Dataset:
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(_broken(folder, error)) from error
     dataset.attrs["config"] = config
+    for name, variable in KINDS[config["kind"]].items():
+        if variable.study:
+            dataset[name] = dataset[name].where(dataset["studied"].sel(study=variable.study, drop=True) == 1)
     if "measured" in dataset:
         dataset = dataset.isel(scheme=np.flatnonzero(dataset["measured"].values == 1))
     return dataset

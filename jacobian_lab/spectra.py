@@ -1,5 +1,6 @@
 """J_{l→L} of every fact and layer: spectra, verdicts and yardsticks, into a run."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,6 @@ from jaxtyping import Float
 from jacobian_lab.caching import content_key
 from jacobian_lab.checks import check_lengths, check_replay
 from jacobian_lab.conditions import (
-    Decision,
     Definiteness,
     cosine,
     definiteness,
@@ -20,11 +20,15 @@ from jacobian_lab.conditions import (
     eigen_residual,
     eigenspaces,
     eigenvector_angle,
+    gain,
     henrici_departure,
+    is_positive_definite,
     largest_singular_value,
     plane_angle,
     positive_share,
+    rayleigh_quotient,
     rotation,
+    symmetric_part,
 )
 from jacobian_lab.errors import InputError
 from jacobian_lab.experiment import labels_of, parse_layers, versions
@@ -37,13 +41,13 @@ from jacobian_lab.replay import MLP, RESIDUAL, Frozen, Site, freeze
 from jacobian_lab.runs import Run, check_folder, marked
 from jacobian_lab.targets import Layers
 from jacobian_lab.tokens import fact_prompt
+from jacobian_lab.variables import DECISIONS
 
 RANDOM_DIRECTIONS = 64
 """Random directions that serve as a yardstick for each Jacobian."""
 
-DECISIONS: dict[Decision, int] = {"definite": 1, "undecided": 0, "indefinite": -1}
-
 DENSE, LANCZOS = "dense", "lanczos"
+METHODS = (DENSE, LANCZOS)
 
 
 @dataclass(frozen=True)
@@ -167,6 +171,9 @@ def survey(
         progress: Whether to show a progress bar.
     """
     labels = run.coordinates["fact"]
+    if len(layers) == 1:  # J of the last layer to itself is the identity
+        run.write("surveyed", np.ones(len(labels)))
+        return
     left = np.flatnonzero(run.read("surveyed") == 0).tolist()
     with bar(len(left), "Jacobians", "fact", show=progress) as shown:
         for index in left:
@@ -198,6 +205,7 @@ def dense_conditions(J: Float[np.ndarray, "d d"], seed: int = 0, eps: float | No
     own = eigen_residual(spaces.lines, spaces.lines @ J.T)
     order = np.argsort(spaces.values.real)
     return _verdict(verdict) | {
+        "cholesky": float(is_positive_definite(symmetric_part(J))),
         "positive_share": positive_share(symmetric),
         "sigma_max": singular[0],
         "sigma_min": singular[-1],
@@ -207,6 +215,8 @@ def dense_conditions(J: Float[np.ndarray, "d d"], seed: int = 0, eps: float | No
         "eigenvector_count": len(spaces.lines),
         "eigenvector_residual": own.max() if len(own) else np.nan,
         "eigenvector_positive": (spaces.values[spaces.values.imag == 0].real > 0).mean() if len(own) else np.nan,
+        "random_rayleigh": rayleigh_quotient(random, pushed).mean(),
+        "random_gain": gain(random, pushed).mean(),
         "random_cosine": cosine(random, pushed).mean(),
         "random_positive": (cosine(random, pushed) > 0).mean(),
         "random_residual": eigen_residual(random, pushed).mean(),
@@ -221,14 +231,17 @@ def dense_conditions(J: Float[np.ndarray, "d d"], seed: int = 0, eps: float | No
 
 def _measured(frozen: Frozen, layers: Layers, seed: int, site: Site, method: str, budget: int) -> list[dict[str, Any]]:
     """What is stored of one fact, layer by layer."""
+    # whatever the dtype, transformers computes norms in float32
+    eps = max(torch.finfo(frozen.model.dtype).eps, torch.finfo(torch.float32).eps)
     if method == LANCZOS:
         operators = [linear_operator(frozen, 0, layer, layers[-1], site=site) for layer in layers[:-1]]
         return [
-            _verdict(definiteness_matrix_free(J, seed=seed)) | {"sigma_max": largest_singular_value(J, seed=seed)}
+            _verdict(definiteness_matrix_free(J, seed=seed, eps=eps))
+            | {"sigma_max": largest_singular_value(J, seed=seed)}
             for J in operators
         ]
     sweep = dense_jacobians(frozen, layers[:-1], layers[-1], site=site, budget=budget)
-    return [dense_conditions(to_numpy(J[0]), seed, torch.finfo(J.dtype).eps) for J in sweep]
+    return [dense_conditions(to_numpy(J[0]), seed, eps) for J in sweep]
 
 
 def _verdict(verdict: Definiteness) -> dict[str, Any]:
@@ -244,9 +257,9 @@ def _verdict(verdict: Definiteness) -> dict[str, Any]:
 def _check_config(config: JacobianConfig) -> None:
     if config.site not in {RESIDUAL, MLP}:
         raise InputError(f"expected a site of residual or mlp, got {config.site!r}: choose one of them")
-    if config.method not in {DENSE, LANCZOS}:
+    if config.method not in METHODS:
         raise InputError(f"expected a method of dense or lanczos, got {config.method!r}: choose one of them")
-    if not config.memory > 0:
+    if not (math.isfinite(config.memory) and config.memory > 0):
         raise InputError(f"expected a number above zero, got --memory {config.memory}: give another")
     if not 0 <= config.seed < 2**63:
         raise InputError(f"expected a seed from 0 to 2^63 - 1, got --seed {config.seed}: give another")

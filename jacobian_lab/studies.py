@@ -62,8 +62,8 @@ def step_size(edit: LayerEdit, progress: bool = False) -> dict[str, Float[Tensor
     """The residual that other steps t·δ along the layer's shift would leave (paper, Figure 3).
 
     J predicts ‖R − t·Jδ‖, least at t* = ⟨R, Jδ⟩/‖Jδ‖² and above ‖R‖ beyond 2cosθ‖R‖/‖Jδ‖ = 2t*;
-    replay says ‖R − (F(h + tδ) − F(h))‖. Curves run to 3·|t*|, forward along δ even where t* is negative,
-    which says that every small step does harm.
+    replay says ‖R − (F(h + tδ) − F(h))‖. All steps are forward along δ, up to 3·|t*|; where t* is
+    negative, J says that every small one does harm.
 
     Args:
         edit: The layer's edit.
@@ -99,9 +99,9 @@ def step_size(edit: LayerEdit, progress: bool = False) -> dict[str, Float[Tensor
         "step_replayed": curve,
         "best_step": best,
         "best_step_replayed": least,
-        "best_residual": left(best),
+        "best_residual": left(best.clamp(min=0)),
         "best_residual_replayed": left(least),
-        "harm_bound": 2 * best,
+        "harm_bound": 2 * best.clamp(min=0),
         "harm_bound_replayed": _first_crossing(left, curve, best.abs()),
         "trust_radius": radius,
         "trust_share": radius / _norm(before.double()),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from jacobian_lab.caching import content_key
 from jacobian_lab.covariance import SecondMoment, second_moments
 from jacobian_lab.edits import LayerEdit, apply_edit, measure, restored, solve_spd
 from jacobian_lab.experiment import Experiment, ExperimentConfig, labels_of, prepare
@@ -46,7 +47,8 @@ def run_tables(config: ExperimentConfig, studies: Sequence[str] = (), *, progres
         InputError: If anything cannot be used.
     """
     experiment = prepare(config)
-    settings, folder, schemes = experiment.settings(), experiment.folder(), list(config.schemes)
+    settings = experiment.settings() | {"survey": config.survey}
+    folder, schemes = config.out or Path("runs") / content_key(settings)[:12], list(config.schemes)
     coordinates: dict[str, Sequence[Any]] = {
         "fact": labels_of(experiment.facts),
         "scheme": list(SCHEMES),
@@ -60,13 +62,15 @@ def run_tables(config: ExperimentConfig, studies: Sequence[str] = (), *, progres
     if (
         marked(folder, "measured", scheme=schemes)
         and marked(folder, "studied", study=list(studies), scheme=schemes)
-        and marked(folder, "surveyed")
+        and (config.survey == "none" or marked(folder, "surveyed"))
     ):
         return folder
     moments = usable_moments(experiment, experiment.layers, progress)  # first: a useless corpus claims no folder
     with Run(folder, "tables", settings, experiment.provenance(), coordinates) as run:
         store_anchors(run, experiment, experiment.anchor_layers, progress)
-        survey(run, experiment.model, experiment.facts, experiment.layers, config.seed, progress=progress)
+        if config.survey != "none":
+            model, facts, layers = experiment.model, experiment.facts, experiment.layers
+            survey(run, model, facts, layers, config.seed, method=config.survey, progress=progress)
         _store_schemes(run, experiment, moments, studies, progress)
     return folder
 

@@ -10,11 +10,12 @@ import xarray as xr
 
 from jacobian_lab.reporting import below_last, facts_line, summarise, wide, write_table
 from jacobian_lab.runs import open_run
+from jacobian_lab.variables import DECISIONS
 
 Row = tuple[str, xr.DataArray]
 """What a row is called, and its values, one a fact and layer (or number of layers)."""
 
-DECIDED = {1: "True", -1: "False", 0: "undecided"}
+DECIDED = {DECISIONS["definite"]: "True", DECISIONS["indefinite"]: "False", DECISIONS["undecided"]: "undecided"}
 """How ``conditions.csv`` says whether S is positive definite."""
 
 CONDITIONS = (
@@ -23,6 +24,7 @@ CONDITIONS = (
     "positive_share",
     "definite",
     "sigma_max",
+    "cholesky",
     "lambda_error",
     "margin",
     "sigma_min",
@@ -63,6 +65,8 @@ def write_account(folder: Path, name: str) -> str:
     if "lambda_min" in dataset:
         conditions(dataset).to_csv(folder / "conditions.csv", index=False)
     long = summarised(dataset, name)
+    if long.empty:
+        return f"{account.caption} The run holds no such layer."
     long.to_csv(folder / f"{name}.csv", index=False)
     return write_table(folder / name, wide(long), f"{account.caption} {facts_line(dataset)}")
 
@@ -86,7 +90,7 @@ def summarised(dataset: xr.Dataset, name: str) -> pd.DataFrame:
             summary = summarise(values.sel({dim: place}).values, seed)
             if summary["count"]:
                 lines.append({"row": label, "count_of_layers" if dim == "count" else dim: place} | summary)
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines, columns=list(lines[0]) if lines else ["row", "layer", "mean"])
 
 
 def conditions(dataset: xr.Dataset) -> pd.DataFrame:
@@ -117,6 +121,12 @@ def _share(values: xr.DataArray, condition: xr.DataArray) -> xr.DataArray:
     return condition.astype(float).where(values.notnull())
 
 
+def _verdicts(dataset: xr.Dataset) -> Iterator[Row]:
+    decided = dataset["decision"].where(dataset["surveyed"] == 1)
+    yield "S ≻ 0, share of facts", _share(decided, decided == DECISIONS["definite"])
+    yield "undecided, share of facts", _share(decided, decided == DECISIONS["undecided"])
+
+
 def _theorem_1(dataset: xr.Dataset) -> Iterator[Row]:
     dataset = below_last(dataset)
     degrees = 180 / np.pi
@@ -124,10 +134,13 @@ def _theorem_1(dataset: xr.Dataset) -> Iterator[Row]:
         yield f"{scheme}: eigen-residual sin∠(Jδ, δ)", chosen["eigen_residual"]
         yield f"{scheme}: Rayleigh quotient β", chosen["rayleigh"]
         yield f"{scheme}: cos(Jδ, δ)", chosen["linear_cosine"]
+        yield f"{scheme}: gain ‖Jδ‖/‖δ‖", chosen["gain"]
         yield f"{scheme}: angle to the nearest eigenvector, °", chosen["eigenvector_angle"] * degrees
         yield f"{scheme}: angle to the nearest invariant plane, °", chosen["plane_angle"] * degrees
     yield "random directions: eigen-residual", dataset["random_residual"]
+    yield "random directions: Rayleigh quotient β", dataset["random_rayleigh"]
     yield "random directions: cos(Jv, v)", dataset["random_cosine"]
+    yield "random directions: gain ‖Jv‖/‖v‖", dataset["random_gain"]
     yield "random directions: angle to the nearest eigenvector, °", dataset["random_eigenvector_angle"] * degrees
     yield "random directions: angle to the nearest invariant plane, °", dataset["random_plane_angle"] * degrees
     yield "J's real eigenvectors: largest eigen-residual", dataset["eigenvector_residual"]
@@ -136,8 +149,7 @@ def _theorem_1(dataset: xr.Dataset) -> Iterator[Row]:
 
 def _theorem_2(dataset: xr.Dataset) -> Iterator[Row]:
     dataset = below_last(dataset)
-    yield "S ≻ 0, share of facts", _share(dataset["lambda_min"], dataset["decision"] == 1)
-    yield "undecided, share of facts", _share(dataset["lambda_min"], dataset["decision"] == 0)
+    yield from _verdicts(dataset)
     yield "λ_min of S", dataset["lambda_min"]
     yield "positive eigenvalues of S, share", dataset["positive_share"]
     yield "random directions: share with cos(Jv, v) > 0", dataset["random_positive"]
@@ -167,8 +179,13 @@ def _step_size(dataset: xr.Dataset) -> Iterator[Row]:
         yield f"{scheme}: best step, replayed", chosen["best_step_replayed"]
         yield f"{scheme}: residual after t*, replayed", chosen["best_residual"]
         yield f"{scheme}: residual after the best replayed step", chosen["best_residual_replayed"]
+        yield f"{scheme}: share of facts with t* > 0", _share(chosen["best_step"], chosen["best_step"] > 0)
         yield f"{scheme}: step beyond which J predicts harm", chosen["harm_bound"]
-        yield f"{scheme}: step beyond which replay shows harm", chosen["harm_bound_replayed"]
+        yield f"{scheme}: step beyond which replay shows harm, where there is one", chosen["harm_bound_replayed"]
+        yield (
+            f"{scheme}: share of facts with harm up to 3|t*|",
+            _share(chosen["best_step"], chosen["harm_bound_replayed"].notnull()),
+        )
         yield f"{scheme}: norm of the step trusted to 10 %, over ‖h‖", chosen["trust_share"]
 
 
@@ -180,8 +197,7 @@ def _layer_count(dataset: xr.Dataset) -> Iterator[Row]:
 
 
 def _jacobian(dataset: xr.Dataset) -> Iterator[Row]:
-    yield "S ≻ 0, share of facts", _share(dataset["lambda_min"], dataset["decision"] == 1)
-    yield "undecided, share of facts", _share(dataset["lambda_min"], dataset["decision"] == 0)
+    yield from _verdicts(dataset)
     yield "λ_min of S", dataset["lambda_min"]
     yield "λ_max of S", dataset["lambda_max"]
     yield "positive eigenvalues of S, share", dataset["positive_share"]
@@ -189,6 +205,7 @@ def _jacobian(dataset: xr.Dataset) -> Iterator[Row]:
     yield "σ_max of J", dataset["sigma_max"]
     yield "σ_min of J", dataset["sigma_min"]
     yield "spectral radius of J", dataset["spectral_radius"]
+    yield "random directions: gain ‖Jv‖/‖v‖", dataset["random_gain"]
     yield "Henrici's departure from normality", dataset["henrici"]
     yield "rotation ‖A‖/‖S‖", dataset["rotation"]
 
@@ -196,14 +213,14 @@ def _jacobian(dataset: xr.Dataset) -> Iterator[Row]:
 ACCOUNTS: dict[str, Account] = {
     "theorem1": Account(
         "tables",
-        "Theorem 1: how near the layers' shifts δ are to eigenvectors of J, against random directions and J's own "
-        "eigenvectors.",
+        "Theorem 1: how near the layers' shifts δ are to eigenvectors of J just before the edit, against random "
+        "directions and J's own eigenvectors in the unedited model.",
         _theorem_1,
     ),
     "theorem2": Account(
         "tables",
-        "Theorem 2: whether S = (J + Jᵀ)/2 is positive definite, and the milder condition cos(Jδ, δ) > 0 along the "
-        "edits' own directions.",
+        "Theorem 2: whether S = (J + Jᵀ)/2 of the unedited model is positive definite, and the milder condition "
+        "cos(Jδ, δ) > 0 along the edits' own directions, with J just before the edit.",
         _theorem_2,
     ),
     "decomposition": Account(
@@ -214,8 +231,8 @@ ACCOUNTS: dict[str, Account] = {
     ),
     "step_size": Account(
         "tables",
-        "Steps t along the layers' shifts δ (the edit makes t = 1): the best, the harmful, and those that J predicts "
-        "to 10 %.",
+        "Steps t forward along the layers' shifts δ (the edit makes t = 1), up to 3|t*|: the best, the harmful, and "
+        "those that J predicts to 10 %.",
         _step_size,
     ),
     "layer_count": Account(

@@ -12,12 +12,14 @@ class Variable:
         long_name: What it is, in words.
         units: Its units; "1" for ratios.
         dtype: Its NumPy dtype. Floats begin as NaN, integers as 0.
+        study: The study that it comes from; what an interrupted study has left is not shown.
     """
 
     dims: tuple[str, ...]
     long_name: str
     units: str = "1"
     dtype: str = "f8"
+    study: str = ""
 
 
 COORDINATES = {
@@ -41,10 +43,13 @@ _ANCHORS = {
 
 _AT = ("fact", "layer")
 _CONDITIONS = {
-    "lambda_min": Variable(_AT, "smallest eigenvalue of S = (J + Jᵀ)/2, J from the layer to the last one"),
+    "lambda_min": Variable(
+        _AT, "smallest eigenvalue of S = (J + Jᵀ)/2, J from the layer to the last one, unedited model"
+    ),
     "lambda_max": Variable(_AT, "largest eigenvalue of S"),
-    "lambda_error": Variable(_AT, "bound on the error of both"),
+    "lambda_error": Variable(_AT, "how far off both may be, from the precision of J"),
     "decision": Variable(_AT, "whether S is positive definite: 1 yes, -1 no, 0 undecided", "1", "i4"),
+    "cholesky": Variable(_AT, "whether S has a Cholesky factor"),
     "positive_share": Variable(_AT, "share of the eigenvalues of S that are positive"),
     "margin": Variable(_AT, "least t for which S + tI is positive semidefinite"),
     "sigma_max": Variable(_AT, "largest singular value of J"),
@@ -56,6 +61,8 @@ _CONDITIONS = {
     "eigenvector_residual": Variable(_AT, "largest relative eigen-residual of J's real eigenvectors"),
     "eigenvector_positive": Variable(_AT, "share of J's real eigenvectors v with cos(Jv, v) > 0"),
     "random_cosine": Variable(_AT, "mean cos(Jv, v) of random directions v"),
+    "random_rayleigh": Variable(_AT, "mean Rayleigh quotient of random directions"),
+    "random_gain": Variable(_AT, "mean |Jv| / |v| of random directions"),
     "random_positive": Variable(_AT, "share of random directions v with cos(Jv, v) > 0"),
     "random_residual": Variable(_AT, "mean relative eigen-residual of random directions"),
     "random_eigenvector_angle": Variable(_AT, "mean angle of random directions to the nearest eigenvector", "rad"),
@@ -109,22 +116,33 @@ _TABLES = {
 }
 
 _THEOREM_1 = {
-    "eigenvector_angle": Variable(_EACH, "angle of the layer's shift to J's nearest real eigenvector", "rad"),
-    "plane_angle": Variable(_EACH, "angle of the layer's shift to J's nearest real invariant plane", "rad"),
-    "range_position": Variable(_EACH, "place of the Rayleigh quotient between λ_min (0) and λ_max (1) of S"),
+    "eigenvector_angle": Variable(
+        _EACH, "angle of the layer's shift to J's nearest real eigenvector", "rad", study="theorem1"
+    ),
+    "plane_angle": Variable(
+        _EACH, "angle of the layer's shift to J's nearest real invariant plane", "rad", study="theorem1"
+    ),
+    "range_position": Variable(
+        _EACH, "place of the Rayleigh quotient between λ_min (0) and λ_max (1) of S", study="theorem1"
+    ),
 }
 
+
+def _step(long_name: str, units: str = "1", dims: tuple[str, ...] = _EACH) -> Variable:
+    return Variable(dims, long_name, units, study="step-size")
+
+
 _STEPS = {
-    "step_predicted": Variable((*_EACH, "step"), "residual after a step, as J predicts, over that before"),
-    "step_replayed": Variable((*_EACH, "step"), "residual after a step, replayed, over that before"),
-    "best_step": Variable(_EACH, "t* = ⟨R, Jδ⟩/‖Jδ‖²: the best step along δ that J predicts, in units of δ"),
-    "best_step_replayed": Variable(_EACH, "the best step along δ by replay, in units of δ"),
-    "best_residual": Variable(_EACH, "residual after the step t*, replayed, over that before"),
-    "best_residual_replayed": Variable(_EACH, "residual after the best replayed step, over that before"),
-    "harm_bound": Variable(_EACH, "2cosθ‖R‖/‖Jδ‖: the step beyond which J predicts harm, in units of δ"),
-    "harm_bound_replayed": Variable(_EACH, "the step beyond which replay shows harm, in units of δ"),
-    "trust_radius": Variable(_EACH, "norm of the step up to which J predicts the shift to 10 %", "activation"),
-    "trust_share": Variable(_EACH, "the same over the norm of the hidden state"),
+    "step_predicted": _step("residual after a step, as J predicts, over that before", dims=(*_EACH, "step")),
+    "step_replayed": _step("residual after a step, replayed, over that before", dims=(*_EACH, "step")),
+    "best_step": _step("t* = ⟨R, Jδ⟩/‖Jδ‖²: the best step along δ that J predicts, in units of δ"),
+    "best_step_replayed": _step("the best step forward along δ by replay, up to 3|t*|, in units of δ"),
+    "best_residual": _step("residual after the step t*, or none if it is backward, replayed, over that before"),
+    "best_residual_replayed": _step("residual after the best replayed step, over that before"),
+    "harm_bound": _step("2cosθ‖R‖/‖Jδ‖: the step beyond which J predicts harm, 0 if at once, in units of δ"),
+    "harm_bound_replayed": _step("the same by replay; NaN if there is none up to 3|t*|"),
+    "trust_radius": _step("norm of the step up to which J predicts the shift to 10 %, up to 64‖h‖", "activation"),
+    "trust_share": _step("the same over the norm of the hidden state"),
 }
 
 _COUNT = ("fact", "scheme", "count")
@@ -142,3 +160,6 @@ KINDS: dict[str, dict[str, Variable]] = {
     "layer-count": _ANCHORS | _LAYER_COUNT,
 }
 """Kinds of runs, and the arrays of each."""
+
+DECISIONS = {"definite": 1, "undecided": 0, "indefinite": -1}
+"""How the verdict of theorem 2 is stored."""

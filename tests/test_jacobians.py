@@ -9,9 +9,11 @@ import torch
 from reference import Plain, output_of, prompt
 from scipy.sparse.linalg import LinearOperator
 
-from jacobian_lab.jacobians import dense_jacobians, jvp, layer_factors, linear_operator, vjp
+from jacobian_lab.conditions import definiteness
+from jacobian_lab.jacobians import dense_jacobians, jvp, layer_factors, linear_operator, to_numpy, vjp
+from jacobian_lab.models import load_model
 from jacobian_lab.replay import freeze, freeze_groups, replay, trajectory
-from jacobian_lab.tokens import fact_prompt
+from jacobian_lab.tokens import Prompt, fact_prompt
 
 PAIRS = [(1, 4), (0, 5), (2, 3), (4, 5)]
 
@@ -88,12 +90,12 @@ def test_all_forms_agree(site, family_model, facts):
     close = {"rtol": 1e-10, "atol": 1e-11}
     torch.testing.assert_close(jvp(frozen, 1, 4, vectors, site=site), torch.einsum("rij,rj->ri", J, vectors), **close)
     torch.testing.assert_close(vjp(frozen, 1, 4, vectors, site=site), torch.einsum("rij,ri->rj", J, vectors), **close)
-    for row in range(len(facts)):
+    for row in (0, 3):
         operator = linear_operator(frozen, row, 1, 4, site=site)
         assert isinstance(operator, LinearOperator)
-        eye = np.eye(family_model.d_model)
-        np.testing.assert_allclose(operator.matmat(eye), J[row], rtol=1e-10, atol=1e-11)
-        np.testing.assert_allclose(operator.H.matmat(eye), J[row].T, rtol=1e-10, atol=1e-11)
+        some = vectors[:3].T.numpy()
+        np.testing.assert_allclose(operator.matmat(some), J[row] @ some, rtol=1e-10, atol=1e-11)
+        np.testing.assert_allclose(operator.H.matmat(some), J[row].T @ some, rtol=1e-10, atol=1e-11)
 
 
 def test_at_other_states(tiny, facts):
@@ -168,6 +170,48 @@ def test_the_real_model_in_float32(real, facts):
     vector = random(1, real.d_model, dtype=torch.float32)
     assert (jvp(frozen, 4, 8, vector)[0] - sweep[0] @ vector[0]).norm() < 1e-4 * (sweep[0] @ vector[0]).norm()
     assert (vjp(frozen, 4, 8, vector)[0] - vector[0] @ sweep[0]).norm() < 1e-4 * (vector[0] @ sweep[0]).norm()
+
+
+def test_a_decisive_token_with_nothing_before_it(family_model, facts):
+    """A subject of one token at the very beginning: the prefix is empty."""
+    row = fact_prompt(family_model.tokenizer, facts[1]).cut()
+    alone = Prompt(row.ids[:1], 0)
+    frozen = freeze(family_model, [alone], [1], 4)
+    J = dense_jacobians(frozen, [1], 4)[0]
+    vector = random(1, family_model.d_model)
+    step = 1e-5
+    with torch.no_grad():
+        ends = [replay(frozen, 1, frozen.states(1) + side * step * vector, [4])[0] for side in (1, -1)]
+    quotient = (ends[0] - ends[1])[0] / (2 * step)
+    assert (J[0] @ vector[0] - quotient).norm() < 1e-7 * quotient.norm()
+    torch.testing.assert_close(jvp(frozen, 1, 4, vector)[0], J[0] @ vector[0], rtol=1e-9, atol=1e-11)
+
+
+def test_layers_above_the_last_are_refused(tiny, facts):
+    frozen = frozen_facts(tiny, facts[:1], [1], 4)
+    with pytest.raises(ValueError, match="layers up to 4, got 5"):
+        dense_jacobians(frozen, [1, 5], 4)
+    at_last = frozen_facts(tiny, facts[:1], [4], 4)
+    vector = random(1, tiny.d_model)
+    torch.testing.assert_close(jvp(at_last, 4, 4, vector, site="mlp"), vector)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_same_on_cuda(folders, facts):
+    models = [load_model(folders["llama"], dtype="float64", device=place, exact=True) for place in ("cpu", "cuda")]
+    cpu, cuda = (dense_jacobians(frozen_facts(model, facts, [1], 4), [1, 2], 4).cpu() for model in models)
+    torch.testing.assert_close(cuda, cpu, rtol=1e-9, atol=1e-11)
+
+
+def test_the_error_of_float32_is_within_what_the_verdict_allows(real, facts):
+    exact = load_model(dtype="float64", device="cpu", exact=True)
+    for model in (real, exact):
+        frozen = frozen_facts(model, facts[1:2], [4], 8)
+        J = to_numpy(dense_jacobians(frozen, [4], 8)[0, 0])
+        if model is real:
+            verdict, rounded = definiteness(J)
+    _, eigenvalues = definiteness(J)
+    assert 0 < np.abs(rounded - eigenvalues).max() < verdict.error
 
 
 def test_reading_the_mlp_of_a_block(family_model, facts):

@@ -78,7 +78,11 @@ def test_spectra_and_verdicts_against_the_plain_way(surveyed, plain):
             singular = np.linalg.svd(matrix, compute_uv=False)
             np.testing.assert_allclose(found["singular_value"], singular, rtol=1e-5, atol=1e-7)
             eigenvalues = found["eigenvalue_real"].values + 1j * found["eigenvalue_imag"].values
-            np.testing.assert_allclose(np.sort_complex(eigenvalues).sum(), np.trace(matrix), rtol=1e-6)
+            theirs = np.linalg.eigvals(matrix)
+            distances = np.abs(eigenvalues[:, None] - theirs)
+            assert distances.min(axis=0).max() < 1e-5
+            assert distances.min(axis=1).max() < 1e-5
+            assert found["cholesky"] == (symmetric[0] > 0)
             np.testing.assert_allclose(found["spectral_radius"], np.abs(np.linalg.eigvals(matrix)).max(), rtol=1e-6)
 
 
@@ -131,8 +135,9 @@ def test_a_survey_is_resumed_and_a_finished_one_computes_nothing(arguments, surv
 
 
 def test_lanczos_agrees_with_dense(arguments, surveyed, tmp_path):
-    config = JacobianConfig(**survey_options(arguments), method="lanczos", out=tmp_path / "run")
-    lanczos, dense = open_run(run_jacobian(config, progress=False)), open_run(surveyed)
+    some = {**survey_options(arguments), "slice": "0:2"}
+    config = JacobianConfig(**some, method="lanczos", out=tmp_path / "run")
+    lanczos, dense = open_run(run_jacobian(config, progress=False)), open_run(surveyed).isel(fact=slice(2))
     np.testing.assert_array_equal(lanczos["decision"], dense["decision"])
     for name in ("lambda_min", "lambda_max", "sigma_max"):
         np.testing.assert_allclose(lanczos[name], dense[name], rtol=1e-4)
@@ -250,6 +255,7 @@ def test_best_steps_and_bounds_against_a_search(steps):
         search = minimize_scalar(lambda t, i=index: left(i, t, measured=False), bounds=(-50, 50), method="bounded")
         assert best == pytest.approx(search.x, rel=1e-3, abs=1e-3)
         assert bound == pytest.approx(2 * best)
+        assert best > 0
         assert left(index, bound, measured=False) == pytest.approx(1)
         replayed = float(found["best_step_replayed"][index])
         ours = float(found["best_residual_replayed"][index])
@@ -310,21 +316,22 @@ def test_a_study_is_added_to_a_run_without_changing_it(arguments, studied, tmp_p
 
 
 RUNS = {"tables": "studied", "layer-count": "counted", "jacobian": "surveyed"}
-ANALYSES = ("theorem1", "theorem2", "decomposition", "step_size", "layer_count")
+ANALYSES = tuple(ACCOUNTS)
 
 
 @pytest.mark.parametrize("name", ANALYSES)
 def test_every_analysis_has_a_script_and_a_subcommand(name, arguments, request, capsys):
     folder = request.getfixturevalue(RUNS[ACCOUNTS[name].kind])
-    chosen = {**arguments, "out": folder}
-    schemes = ["--schemes", *(STUDIED if name != "layer_count" else LayerCountConfig.schemes)]
+    chosen = {**(survey_options(arguments) if name == "jacobian" else arguments), "out": folder}
+    schemes = {"layer_count": ["--schemes", *LayerCountConfig.schemes], "jacobian": []}
+    schemes = schemes.get(name, ["--schemes", *STUDIED])
     cli.main([name.replace("_", "-"), *options(chosen), *schemes])
     printed = capsys.readouterr().out
     script = [sys.executable, ROOT / "analyses" / f"{name}.py", *options(chosen), *schemes]
     result = subprocess.run(script, capture_output=True, text=True, check=True, env=ENVIRONMENT)
     assert result.stdout == printed
     assert ACCOUNTS[name].caption in printed
-    assert (folder / f"{name}.tex").is_file()
+    assert (folder / f"{name}.tex").read_text().isascii()
     long = pd.read_csv(folder / f"{name}.csv")
     assert np.isfinite(long[["mean", "median"]].to_numpy()).all()
     pd.testing.assert_frame_equal(long, summarised(open_run(folder), name))
@@ -347,11 +354,54 @@ def test_every_figure_is_drawn_from_a_run(script, request, tmp_path):
     assert "Warning" not in result.stderr
 
 
+def test_schemes_that_edit_the_last_layer_alone_have_nothing_below_it(arguments, tmp_path, capsys):
+    folder = tmp_path / "run"
+    for command in ("decomposition", "step-size"):
+        cli.main([command, *options({**arguments, "out": folder}), "--schemes", "one-layer"])
+        assert "The run holds no such layer." in capsys.readouterr().out
+    cli.main(["tables", *options({**arguments, "out": folder}), "--schemes", "one-layer"])
+    assert "S ≻ 0" in capsys.readouterr().out
+    script = [sys.executable, ROOT / "figures" / "decomposition.py", folder]
+    result = subprocess.run(script, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+
+
+def test_the_survey_can_be_done_by_lanczos_or_left_out(arguments, studied, tmp_path):
+    dense, some = open_run(studied).isel(fact=slice(2)), {**arguments, "slice": "0:2"}
+    for survey in ("lanczos", "none"):
+        config = ExperimentConfig(**some, schemes=("one-layer",), survey=survey, out=tmp_path / survey)
+        dataset = open_run(run_tables(config, progress=False))
+        if survey == "none":
+            assert dataset["lambda_min"].isnull().all()
+        else:
+            np.testing.assert_allclose(dataset["lambda_min"], dense["lambda_min"], rtol=1e-4)
+            assert dataset["henrici"].isnull().all()
+
+
+def test_what_an_interrupted_study_left_is_not_shown(arguments, tmp_path, monkeypatch):
+    original = STUDIES["step-size"]
+
+    def second_fails(edit, progress):
+        if edit.layer == 2:
+            raise KeyboardInterrupt
+        return original(edit, progress)
+
+    config = ExperimentConfig(**arguments, schemes=("backward-full",), out=tmp_path / "run")
+    monkeypatch.setitem(STUDIES, "step-size", second_fails)
+    with pytest.raises(KeyboardInterrupt):
+        run_tables(config, studies=("step-size",), progress=False)
+    monkeypatch.undo()
+    run_tables(config, progress=False)
+    assert open_run(tmp_path / "run")["best_step"].isnull().all()
+    run_tables(config, studies=("step-size",), progress=False)
+    assert open_run(tmp_path / "run")["best_step"].sel(layer=[1, 2]).notnull().all()
+
+
 def test_figures_of_another_run_or_of_nothing_computed_are_refused(surveyed, arguments, tmp_path):
     folder = run_tables(ExperimentConfig(**arguments, schemes=("one-layer",), out=tmp_path / "run"), progress=False)
     for name, run, words in (
         ("theorem2", surveyed, "expected a run of jacobian-lab tables, got one of jacobian"),
-        ("theorem1", folder, f"make it with jacobian-lab theorem1 --out {folder}"),
+        ("theorem1", folder, f"make it with jacobian-lab theorem1, to {folder}"),
         ("step_size", folder, "make it with jacobian-lab step-size"),
     ):
         command = [sys.executable, ROOT / "figures" / f"{name}.py", run, "--out", tmp_path / "figures"]
@@ -367,6 +417,8 @@ def test_bad_input_ends_with_one_line(arguments, surveyed, studied, capsys):
         ("jacobian", {**survey, "site": "attention"}, "site of residual or mlp"),
         ("jacobian", {**survey, "method": "magic"}, "method of dense or lanczos"),
         ("jacobian", {**survey, "memory": "nan"}, "--memory nan"),
+        ("jacobian", {**survey, "memory": "inf"}, "--memory inf"),
+        ("theorem2", {**arguments, "survey": "magic"}, "survey of dense, lanczos, none"),
         ("jacobian", {**survey, "seed": -1}, "seed from 0"),
         ("jacobian", {**survey, "layers": "3"}, "at least two layers"),
         ("jacobian", {**survey, "layers": "1-9"}, "layers from 0 to 5"),

@@ -241,4 +241,4 @@ def test_a_broken_store_is_refused(finished, damage):
 
 def test_config_is_json_that_anyone_reads(finished):
     config = json.loads((finished / "config.json").read_text())
-    assert set(config) == {"format", "settings", "provenance"}
+    assert set(config) == {"format", "kind", "settings", "provenance"}
