@@ -2,8 +2,7 @@
 
 The dense sweep runs the single token forward once, pulls the d unit cotangents of the last layer
 back through the blocks together, and reads them off at every layer on the way: all J_{l→L} for the
-price of the deepest, at the speed of matrix products. What vmap would do cotangent by cotangent is
-written as products that all of them share.
+price of the deepest, at the speed of matrix products.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -281,24 +280,8 @@ def _attention(
     if enable_gqa:
         groups = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    if query.shape[0] == attn_mask.shape[2] == 1:
-        return _attention_of_one(query * scale, key, value, attn_mask)
-    return _softmax(query @ key.transpose(-1, -2) * scale + attn_mask) @ value
-
-
-def _attention_of_one(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """Attention of a single token; its constant prefix as two block-diagonal matrices, which all cotangents share."""
-    packed, width = query.shape, query.shape[3]  # several query heads may stand as the tokens of one key head
-    query = query.reshape(1, -1, 1, width)
-    heads, groups = query.shape[1], packed[2]
-    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    old_keys, old_values = (torch.block_diag(*old[0, :, :-1].detach()) for old in (key, value))
-    before = (query.reshape(1, heads * width) @ old_keys.T).view(1, heads, 1, -1)
-    own = (query * key[:, :, -1:]).sum(-1, keepdim=True)
-    weights = _softmax(torch.cat([before, own], dim=-1) + mask)
-    gathered = weights[..., :-1].reshape(1, -1) @ old_values
-    return (gathered.view(1, heads, 1, width) + weights[..., -1:] * value[:, :, -1:]).view(packed)
+    scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    return _softmax(scores + attn_mask) @ value
 
 
 def _silu(values: Tensor, inplace: bool = False) -> Tensor:
