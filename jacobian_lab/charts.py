@@ -90,7 +90,7 @@ def theorem1(figure: FigureBase, dataset: xr.Dataset) -> None:
     _mean_curve(left, below["random_residual"], label="random directions", **YARDSTICK)
     _mean_curve(right, below["random_eigenvector_angle"] * DEGREES, **YARDSTICK)
     left.set(ylabel=r"$\sin\angle(J\delta, \delta)$", ylim=(0, 1.02))
-    right.set(ylabel="angle to nearest eigenvector (°)", ylim=(0, 92))
+    right.set(ylabel="nearest eigenvector (°)", ylim=(0, 92))
     figure.legend(*left.get_legend_handles_labels(), fontsize="x-small", loc="outside upper center", ncols=4)
 
 
@@ -116,7 +116,8 @@ def theorem2(figure: FigureBase, dataset: xr.Dataset) -> None:
             left.plot(layer + shift, below[name].values[:, place], label=label if not place else None, **look)
     left.axhline(0, color="0.3", linewidth=0.6)
     left.set(ylabel=r"eigenvalues of $S$", xlabel="layer", xticks=layers)
-    left.legend(fontsize="x-small", frameon=False, loc="upper right")
+    left.set_ylim(top=1.25 * left.get_ylim()[1])
+    left.legend(fontsize="x-small", frameon=False, loc="upper right", ncols=2)
     definite = (below["decision"] == DECISIONS["definite"]).where(below["surveyed"] == 1)
     middle.plot(layers, definite.mean("fact"), **YARDSTICK | {"label": r"$S \succ 0$"})
     for scheme in _schemes(below):
