@@ -7,15 +7,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import tyro
 
+from jacobian_lab.damping import DampingConfig, run_damping
 from jacobian_lab.errors import InputError
 from jacobian_lab.experiment import ExperimentConfig
 from jacobian_lab.facts import BUILTIN, load_facts
 from jacobian_lab.families import DEFAULTS, FAMILIES
 from jacobian_lab.layer_count import LayerCountConfig, run_layer_count
 from jacobian_lab.models import EMBEDDED
-from jacobian_lab.reporting import TABLES, write_reports
+from jacobian_lab.reporting import TABLES, write_reports, write_table
 from jacobian_lab.spectra import JacobianConfig, run_jacobian
 from jacobian_lab.tables import TablesConfig, run_tables
 from jacobian_lab.theory import write_account
@@ -95,6 +97,19 @@ class _Analysis:
         _say(f"{write_account(folder, _name_of(type(config)))}\n\nRun: {folder}")
 
 
+def damping(config: DampingConfig) -> None:
+    """Edit at several μ, and print the residual that is left.
+
+    Args:
+        config: The configuration.
+    """
+    folder = run_damping(config)
+    rows = pd.read_csv(folder / "damping.csv")
+    last = rows[rows["layer"] == rows["layer"].max()].drop(columns=["layer", "median", "count"])
+    caption = "Residual left at the last layer, over the initial one (mean, 95 % bootstrap interval), and what it cost."
+    _say(f"{write_table(folder / 'damping', last.round(3).set_index('row'), caption)}\n\nRun: {folder}")
+
+
 ANALYSES: dict[str, _Analysis] = {
     "theorem1": _Analysis(Theorem1Config, partial(run_tables, studies=("theorem1",))),
     "theorem2": _Analysis(Theorem2Config, partial(run_tables, studies=("theorem1",))),
@@ -165,6 +180,7 @@ def facts(config: FactsConfig) -> None:
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "tables": (TablesConfig, tables),
+    "damping": (DampingConfig, damping),
     **{name.replace("_", "-"): (chosen.config, chosen) for name, chosen in ANALYSES.items()},
     "models": (ModelsConfig, models),
     "facts": (FactsConfig, facts),

@@ -72,7 +72,7 @@ def run_layer_count(config: LayerCountConfig, *, progress: bool = True) -> Path:
     moments = usable_moments(experiment, layers, progress)
     with Run(folder, "layer-count", settings, experiment.provenance(), coordinates) as run:
         store_anchors(run, experiment, layers, progress)
-        anchors = read_anchors(run, experiment)
+        anchors = read_anchors(folder, experiment.model)
         todo = [
             (name, layers[-count:])
             for count in range(1, most + 1)

@@ -29,6 +29,7 @@ LATEX = str.maketrans({
     "δ": r"$\delta$",
     "λ": r"$\lambda$",
     "σ": r"$\sigma$",
+    "μ": r"$\mu$",
     "β": r"$\beta$",
     "‖": r"$\|$",
     "∠": r"$\angle$",

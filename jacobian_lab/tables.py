@@ -13,9 +13,10 @@ from jacobian_lab.caching import content_key
 from jacobian_lab.covariance import SecondMoment, second_moments
 from jacobian_lab.edits import LayerEdit, apply_edit, measure, restored, solve_spd
 from jacobian_lab.experiment import Experiment, ExperimentConfig, labels_of, prepare
+from jacobian_lab.language_model import LanguageModel
 from jacobian_lab.metrics import efficacy
 from jacobian_lab.progress import bar
-from jacobian_lab.runs import Run, check_folder, marked
+from jacobian_lab.runs import Run, check_folder, marked, open_run
 from jacobian_lab.spectra import survey
 from jacobian_lab.studies import STEPS, STUDIES
 from jacobian_lab.targets import SCHEMES, Layers, Targets, anchor_batches, make_targets, optimise_anchors
@@ -46,7 +47,24 @@ def run_tables(config: ExperimentConfig, studies: Sequence[str] = (), *, progres
     Raises:
         InputError: If anything cannot be used.
     """
-    experiment = prepare(config)
+    return run_experiment(prepare(config), studies, progress=progress)
+
+
+def run_experiment(experiment: Experiment, studies: Sequence[str] = (), *, progress: bool = True) -> Path:
+    """Do the main job for an experiment that has been prepared; see `run_tables`.
+
+    Args:
+        experiment: The experiment.
+        studies: Names in `STUDIES`.
+        progress: Whether to show progress bars.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        InputError: If anything cannot be used.
+    """
+    config = experiment.config
     settings = experiment.settings() | {"survey": config.survey}
     folder, schemes = config.out or Path("runs") / content_key(settings)[:12], list(config.schemes)
     coordinates: dict[str, Sequence[Any]] = {
@@ -106,19 +124,21 @@ def store_anchors(run: Run, experiment: Experiment, layers: Layers, progress: bo
                 run.write("anchor_passes", anchors.passes.cpu(), **where)  # last: it says that all is there
 
 
-def read_anchors(run: Run, experiment: Experiment) -> dict[int, torch.Tensor]:
+def read_anchors(folder: Path, model: LanguageModel) -> dict[int, torch.Tensor]:
     """The anchors that a run holds.
 
     Args:
-        run: The run.
-        experiment: What they were optimised for.
+        folder: The run's folder.
+        model: The model that they were optimised for.
 
     Returns:
         Anchors by layer, ``[fact, d_model]``, in float32 or better.
     """
-    model = experiment.model
-    stored = torch.from_numpy(run.read("anchor")).to(model.device, torch.promote_types(model.dtype, torch.float32))
-    return {layer: stored[:, place] for place, layer in enumerate(run.coordinates["anchor_layer"])}
+    stored = open_run(folder)["anchor"]
+    place = {"device": model.device, "dtype": torch.promote_types(model.dtype, torch.float32)}
+    return {
+        int(layer): torch.tensor(stored.sel(anchor_layer=layer).values, **place) for layer in stored["anchor_layer"]
+    }
 
 
 def usable_moments(experiment: Experiment, layers: Layers, progress: bool) -> SecondMoment:
@@ -164,7 +184,7 @@ def _store_schemes(
 ) -> None:
     """Edit under each scheme that the run lacks something of, measure and store."""
     model, facts = experiment.model, experiment.facts
-    targets = make_targets(model, facts, experiment.layers, read_anchors(run, experiment))
+    targets = make_targets(model, facts, experiment.layers, read_anchors(run.folder, model))
     for layer in experiment.layers:
         run.write("replayed_target", targets.replayed[layer].cpu().double(), layer=layer)
     run.write("efficacy_unedited", where_finite(efficacy(model, facts), targets))

@@ -297,6 +297,22 @@ def test_layer_counts_are_edits_of_so_many_layers(arguments, counted, tmp_path):
     np.testing.assert_allclose(one.sel(scheme="forward-replay"), one.sel(scheme="backward-full"), rtol=1e-9)
 
 
+def test_dampings_beside_backward_spreading(arguments, tmp_path, capsys):
+    folder = tmp_path / "run"
+    cli.main(["damping", *options({**arguments, "out": folder}), "--dampings", "0.01", "2.0"])
+    printed = capsys.readouterr().out
+    rows = pd.read_csv(folder / "damping.csv").set_index(["row", "layer"])
+    assert len(rows) == 4 * 3
+    run = open_run(folder)
+    dividing = run["residual_ratio"].sel(scheme="backward-dividing").mean("fact")
+    np.testing.assert_allclose(rows.loc["backward-dividing", "mean"], dividing, rtol=1e-6)
+    config = ExperimentConfig(**arguments, schemes=("jacobian-pullback",), pullback_damping=2.0, out=tmp_path / "other")
+    expected = open_run(run_tables(config, progress=False))["residual_ratio"].isel(scheme=0).mean("fact")
+    np.testing.assert_allclose(rows.loc["jacobian-pullback, μ = 2", "mean"], expected, rtol=1e-6)
+    assert "μ = 2" in printed
+    assert (folder / "damping.tex").read_text().isascii()
+
+
 def test_finished_analyses_compute_nothing(arguments, studied, counted, monkeypatch):
     for module in (tables, layer_count):
         monkeypatch.setattr(module, "apply_edit", lambda *_a, **_k: pytest.fail("computed again"))
@@ -426,6 +442,7 @@ def test_bad_input_ends_with_one_line(arguments, surveyed, studied, capsys):
         ("theorem1", {**arguments, "out": surveyed}, "a folder of jacobian-lab tables, got one of jacobian"),
         ("theorem2", {**arguments, "schemes": "sideways"}, "schemes among"),
         ("step-size", {**arguments, "pullback_damping": 0}, "--pullback-damping 0"),
+        ("damping", {**arguments, "dampings": 0}, "values of μ above zero"),
         ("layer-count", {**arguments, "most": 0}, "at least one layer"),
         ("layer-count", {**arguments, "most": 9}, "at most 4 layers up to layer 3"),
     ]
