@@ -135,9 +135,10 @@ def read_anchors(folder: Path, model: LanguageModel) -> dict[int, torch.Tensor]:
         Anchors by layer, ``[fact, d_model]``, in float32 or better.
     """
     stored = open_run(folder)["anchor"]
-    place = {"device": model.device, "dtype": torch.promote_types(model.dtype, torch.float32)}
+    dtype = torch.promote_types(model.dtype, torch.float32)
     return {
-        int(layer): torch.tensor(stored.sel(anchor_layer=layer).values, **place) for layer in stored["anchor_layer"]
+        int(layer): torch.tensor(stored.sel(anchor_layer=layer).values, dtype=dtype, device=model.device)
+        for layer in stored["anchor_layer"].values
     }
 
 
