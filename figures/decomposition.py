@@ -1,6 +1,6 @@
 """What an edit does at the last layer: J·δ, curvature and leakage, scheme by scheme."""
 
-from jacobian_lab.charts import decomposition, shifted_schemes
+from jacobian_lab.charts import decomposition, schemes_with
 from jacobian_lab.drawing import script
 
 if __name__ == "__main__":
@@ -9,6 +9,6 @@ if __name__ == "__main__":
         __doc__,
         below=True,
         needs=("linear_norm",),
-        panels=lambda run: len(shifted_schemes(run)),
+        panels=lambda run: len(schemes_with(run, "linear_norm")),
         height=1.2,
     )

@@ -9,13 +9,11 @@ from matplotlib.figure import FigureBase
 from matplotlib.ticker import MaxNLocator
 
 from jacobian_lab.drawing import STYLES
-from jacobian_lab.reporting import PAPER, PAPER_LAYERS, below_last, summarise, table
+from jacobian_lab.reporting import DEGREES, PAPER, PAPER_LAYERS, below_last, summarise, table
 from jacobian_lab.variables import DECISIONS
 
 YARDSTICK = {"color": "0.5", "linestyle": ":", "linewidth": 1, "marker": "x", "markersize": 3}
 """How random directions are drawn."""
-
-DEGREES = 180 / np.pi
 
 OPPOSITES = ("backward-dividing", "forward-replay")
 """The two schemes that the paper sets against each other; figures with room for two show these."""
@@ -83,7 +81,7 @@ def theorem1(figure: FigureBase, dataset: xr.Dataset) -> None:
     """
     below = below_last(dataset)
     left, right = figure.subplots(1, 2)
-    for scheme in _schemes(below):
+    for scheme in schemes_with(below, "eigen_residual"):
         chosen = below.sel(scheme=scheme)
         _mean_curve(left, chosen["eigen_residual"], label=scheme, **STYLES.get(scheme, {}))
         _mean_curve(right, chosen["eigenvector_angle"] * DEGREES, **STYLES.get(scheme, {}))
@@ -120,10 +118,8 @@ def theorem2(figure: FigureBase, dataset: xr.Dataset) -> None:
     left.legend(fontsize="x-small", frameon=False, loc="upper right", ncols=2)
     definite = (below["decision"] == DECISIONS["definite"]).where(below["surveyed"] == 1)
     middle.plot(layers, definite.mean("fact"), **YARDSTICK | {"label": r"$S \succ 0$"})
-    for scheme in _schemes(below):
+    for scheme in schemes_with(below, "linear_cosine"):
         chosen, look = below.sel(scheme=scheme), STYLES.get(scheme, {})
-        if not np.isfinite(chosen["linear_cosine"]).any():
-            continue
         positive = (chosen["linear_cosine"] > 0).where(chosen["linear_cosine"].notnull())
         middle.plot(layers, positive.mean("fact"), label=scheme, markersize=3, linewidth=1, **look)
         right.plot(layers, chosen["linear_cosine"].mean("fact"), markersize=3, linewidth=1, **look)
@@ -147,7 +143,7 @@ def decomposition(figure: FigureBase, dataset: xr.Dataset) -> None:
         dataset: An open run of tables.
     """
     below = below_last(dataset)
-    schemes = shifted_schemes(below)
+    schemes = schemes_with(below, "linear_norm")
     panels = np.atleast_1d(figure.subplots(1, len(schemes), sharey=True, sharex=True))
     for ax, scheme in zip(panels, schemes, strict=True):
         chosen = below.sel(scheme=scheme)
@@ -177,7 +173,7 @@ def step_size(figure: FigureBase, dataset: xr.Dataset) -> None:
         dataset: An open run of tables whose step sizes have been studied.
     """
     below = below_last(dataset)
-    studied = [name for name in _schemes(below) if np.isfinite(below["step_replayed"].sel(scheme=name)).any()]
+    studied = schemes_with(below, "step_replayed")
     schemes = [name for name in OPPOSITES if name in studied] or studied[:2]
     panels = np.atleast_1d(figure.subplots(1, below.sizes["layer"], sharey=True, sharex=True))
     steps = below["step"].values
@@ -207,10 +203,8 @@ def layer_count(figure: FigureBase, dataset: xr.Dataset) -> None:
         dataset: An open run of layer counts.
     """
     ax = figure.subplots()
-    for scheme in _schemes(dataset):
-        chosen = dataset["final_ratio"].sel(scheme=scheme)
-        if np.isfinite(chosen).any():
-            _mean_curve(ax, chosen, label=scheme, **STYLES.get(scheme, {}))
+    for scheme in schemes_with(dataset, "final_ratio"):
+        _mean_curve(ax, dataset["final_ratio"].sel(scheme=scheme), label=scheme, **STYLES.get(scheme, {}))
     ax.axhline(1.0, color="0.3", linewidth=0.5, linestyle=":")
     ax.set(xlabel="decisive layers", ylabel="residual left at the last layer", ylim=(0, None))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -249,20 +243,17 @@ def jacobian(figure: FigureBase, dataset: xr.Dataset) -> None:
     right.legend(fontsize="x-small", frameon=False)
 
 
-def shifted_schemes(dataset: xr.Dataset) -> list[str]:
-    """Schemes that edit one of some layers.
+def schemes_with(dataset: xr.Dataset, variable: str) -> list[str]:
+    """Schemes that there is something to draw of.
 
     Args:
-        dataset: An open run of tables, or some of its layers.
+        dataset: An open run, or some of its layers.
+        variable: One of its variables.
 
     Returns:
-        Their names.
+        The names of those with a finite value of it.
     """
-    return [name for name in _schemes(dataset) if np.isfinite(dataset["linear_norm"].sel(scheme=name)).any()]
-
-
-def _schemes(dataset: xr.Dataset) -> list[str]:
-    return [str(name) for name in dataset["scheme"].values]
+    return [str(name) for name in dataset["scheme"].values if np.isfinite(dataset[variable].sel(scheme=name)).any()]
 
 
 def _mean_curve(ax: Axes, values: xr.DataArray, **look: Any) -> None:
@@ -273,9 +264,13 @@ def _mean_curve(ax: Axes, values: xr.DataArray, **look: Any) -> None:
         return
     found = [summarise(values.sel({dim: place}).values) for place in places]
     mean, low, high = (np.array([each[name] for each in found]) for name in ("mean", "low", "high"))
+    _error_bars(ax, places, mean, low, high, **look)
+    ax.set(xlabel="layer", xticks=places)
+
+
+def _error_bars(ax: Axes, places: Any, mean: Any, low: Any, high: Any, **look: Any) -> None:
     error = np.nan_to_num([mean - low, high - mean])
     ax.errorbar(places, mean, error, **{"capsize": 1.5, "markersize": 3, "linewidth": 1, **look})
-    ax.set(xlabel="layer", xticks=places)
 
 
 def _curves(ax: Axes, dataset: xr.Dataset, variable: str, *tables: str) -> None:
@@ -286,17 +281,7 @@ def _curves(ax: Axes, dataset: xr.Dataset, variable: str, *tables: str) -> None:
         long = long[(long["variable"] == variable) & (long["row"] == long["scheme"])]
         for scheme, rows in long.groupby("scheme", sort=False):
             look = STYLES.get(str(scheme), {})
-            error = np.nan_to_num([rows["mean"] - rows["low"], rows["high"] - rows["mean"]])
-            ax.errorbar(
-                rows["layer"],
-                rows["mean"],
-                error,
-                label=scheme,
-                capsize=1.5,
-                markersize=3,
-                linewidth=1,
-                **look,
-            )
+            _error_bars(ax, *(rows[name] for name in ("layer", "mean", "low", "high")), label=scheme, **look)
             if (name, scheme) in PAPER and len(layers) == len(PAPER_LAYERS):
                 ax.plot(
                     layers,

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import tyro
 
 from jacobian_lab.damping import DampingConfig, run_damping
@@ -103,8 +102,8 @@ def damping(config: DampingConfig) -> None:
     Args:
         config: The configuration.
     """
-    folder = run_damping(config)
-    rows = pd.read_csv(folder / "damping.csv")
+    folder, rows = run_damping(config)
+    rows.to_csv(folder / "damping.csv", index=False)
     last = rows[rows["layer"] == rows["layer"].max()].drop(columns=["layer", "median", "count"])
     caption = "Residual left at the last layer, over the initial one (mean, 95 % bootstrap interval), and what it cost."
     _say(f"{write_table(folder / 'damping', last.round(3).set_index('row'), caption)}\n\nRun: {folder}")
@@ -113,8 +112,8 @@ def damping(config: DampingConfig) -> None:
 ANALYSES: dict[str, _Analysis] = {
     "theorem1": _Analysis(Theorem1Config, partial(run_tables, studies=("theorem1",))),
     "theorem2": _Analysis(Theorem2Config, partial(run_tables, studies=("theorem1",))),
-    "decomposition": _Analysis(DecompositionConfig, run_tables),
-    "step_size": _Analysis(StepSizeConfig, partial(run_tables, studies=("step-size",))),
+    "decomposition": _Analysis(DecompositionConfig, partial(run_tables, verdicts=False)),
+    "step_size": _Analysis(StepSizeConfig, partial(run_tables, studies=("step-size",), verdicts=False)),
     "layer_count": _Analysis(LayerCountConfig, run_layer_count),
     "jacobian": _Analysis(JacobianConfig, run_jacobian),
 }
@@ -136,7 +135,7 @@ def paper_table(table: str, arguments: list[str] | None = None) -> None:
     config = tyro.cli(TablesConfig, default=default, args=arguments, description=TABLES[table].caption)
 
     def report(chosen: TablesConfig) -> None:
-        folder = run_tables(chosen)
+        folder = run_tables(chosen, verdicts=False)
         _say(f"{write_reports(folder, (table,))}\n\nRun: {folder}")
 
     guarded(report, config)

@@ -184,7 +184,8 @@ def symmetric_part(J: Float[ndarray, "d d"]) -> Float[ndarray, "d d"]:
     Returns:
         S, in float64.
     """
-    return (J + J.T).astype(np.float64) / 2
+    J = J.astype(np.float64)
+    return (J + J.T) / 2
 
 
 def is_positive_definite(S: Float[ndarray, "d d"]) -> bool:
@@ -203,7 +204,9 @@ def is_positive_definite(S: Float[ndarray, "d d"]) -> bool:
     return True
 
 
-def definiteness(J: Float[ndarray, "d d"], eps: float | None = None) -> tuple[Definiteness, Float[ndarray, " d"]]:
+def definiteness(
+    J: Float[ndarray, "d d"], eps: float | None = None, sigma_max: float | None = None
+) -> tuple[Definiteness, Float[ndarray, " d"]]:
     """Theorem 2's condition from all eigenvalues of S.
 
     The error is taken as d·ε·σ_max(J), a generous estimate of how far J is off: by Weyl's theorem no
@@ -213,18 +216,25 @@ def definiteness(J: Float[ndarray, "d d"], eps: float | None = None) -> tuple[De
     Args:
         J: The Jacobian.
         eps: ε, the precision that J was computed in; that of its dtype by default.
+        sigma_max: Largest singular value of J, where it is known already.
 
     Returns:
         The verdict with its certificate, and all eigenvalues, ascending.
     """
     values, vectors = np.linalg.eigh(symmetric_part(J))
     eps = float(np.finfo(J.dtype).eps) if eps is None else eps
-    error = np.float64(len(J) * eps * np.linalg.norm(J.astype(np.float64), 2))
+    norm = np.linalg.norm(J.astype(np.float64), 2) if sigma_max is None else sigma_max
+    error = np.float64(len(J) * eps * norm)
     return _verdict(values[0], values[-1], error, vectors[:, 0], vectors[:, -1]), values
 
 
 def definiteness_matrix_free(
-    J: LinearOperator, tolerance: float = 1e-5, seed: int = 0, eps: float | None = None
+    J: LinearOperator,
+    sigma_max: float | None = None,
+    *,
+    tolerance: float = 1e-5,
+    seed: int = 0,
+    eps: float | None = None,
 ) -> Definiteness:
     """Theorem 2's condition by Lanczos, from products with J and Jᵀ alone.
 
@@ -235,6 +245,7 @@ def definiteness_matrix_free(
 
     Args:
         J: The Jacobian as an operator with ``matvec`` and ``rmatvec``.
+        sigma_max: Largest singular value of J, where it is known already.
         tolerance: Relative accuracy at which Lanczos stops.
         seed: Seed of its first vector.
         eps: ε, the precision of J's products; that of its dtype by default.
@@ -244,12 +255,14 @@ def definiteness_matrix_free(
     """
     width = J.shape[0]
     if width < SMALL:
-        return definiteness(np.stack([J.matvec(row) for row in np.eye(width, dtype=J.dtype)], axis=1), eps)[0]
+        return definiteness(np.stack([J.matvec(row) for row in np.eye(width, dtype=J.dtype)], axis=1), eps, sigma_max)[
+            0
+        ]
     S = LinearOperator(J.shape, matvec=lambda v: (J.matvec(v) + J.rmatvec(v)) / 2, dtype=J.dtype)
     start = np.random.default_rng(seed).standard_normal(width).astype(J.dtype)
     try:
-        norm = eigsh(S, k=1, which="LM", tol=ROUGH, v0=start, return_eigenvectors=False)
-        lift = 2 * np.abs(norm[0])
+        farthest = eigsh(S, k=1, which="LM", tol=ROUGH, v0=start, return_eigenvectors=False)
+        lift = 2 * np.abs(farthest[0])
         lifted = LinearOperator(J.shape, matvec=lambda v: S.matvec(v) + lift * v, dtype=J.dtype)
         values, vectors = eigsh(lifted, k=2, which="BE", tol=tolerance, v0=start)
     except ArpackError:
@@ -258,7 +271,8 @@ def definiteness_matrix_free(
     values = values.astype(np.float64) - lift
     off = max(np.linalg.norm(S.matvec(v) - value * v) for value, v in zip(values, vectors.T, strict=True))
     eps = float(np.finfo(J.dtype).eps) if eps is None else eps
-    rounding = width * eps * largest_singular_value(J, tolerance, seed)
+    norm = largest_singular_value(J, tolerance, seed) if sigma_max is None else sigma_max
+    rounding = width * eps * norm
     error = np.float64(off + rounding if np.isfinite(rounding) else np.inf)
     return _verdict(values[0], values[1], error, vectors[:, 0], vectors[:, 1])
 

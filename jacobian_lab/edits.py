@@ -12,7 +12,7 @@ from scipy.linalg.lapack import dpocon
 from torch import Tensor
 
 from jacobian_lab.activations import decisive_keys, decisive_states
-from jacobian_lab.conditions import eigen_residual, gain, rayleigh_quotient
+from jacobian_lab.conditions import cosine, eigen_residual, gain, rayleigh_quotient
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts import Fact
 from jacobian_lab.jacobians import dense_jacobians, jvp
@@ -243,13 +243,14 @@ def _observe(
 ) -> dict[str, Float[Tensor, "fact d_model"]]:
     """States before and after a layer's edit, and what replay before it makes of the shift alone, in float64."""
     after, last_after = decisive_states(model, bare, [layer, last])
-    shift = after.double() - frozen.states(layer).double()
-    ends = [
+    before = frozen.states(layer)
+    shift = after.double() - before.double()
+    ends = [  # F(h) by replay too, though it is known: so the rounding of both is the same
         frozen.ask(lambda rows, states: replay(rows, layer, states, [last])[0], states).double()
-        for states in (after, frozen.states(layer))
+        for states in (after, before)
     ]
     return {
-        "before": frozen.states(layer).double(),
+        "before": before.double(),
         "after": after.double(),
         "last_before": frozen.states(last).double(),
         "last_after": last_after.double(),
@@ -280,26 +281,25 @@ def measure(record: EditRecord, targets: Targets, scheme: Scheme) -> dict[str, F
     shift, passive = record.after - record.before, record.last_after - record.last_before
     values = {
         "cosine": torch.cosine_similarity(shift, passive, dim=-1),
-        "unrealised": _norm(record.wanted - shift) / _norm(record.wanted),
+        "unrealised": norms(record.wanted - shift) / norms(record.wanted),
         "realised": (shift * record.residuals).sum(-1) / (record.residuals**2).sum(-1),
-        "shift_norm": _norm(shift),
-        "passive_shift_norm": _norm(passive),
-        "linear_cosine": torch.cosine_similarity(shift, record.linear, dim=-1),
+        "shift_norm": norms(shift),
+        "passive_shift_norm": norms(passive),
         **{name: _along(quantity, shift, record.linear) for name, quantity in _ALONG.items()},
     }
     found = targets.of(scheme.kind, last).double() - record.last_before
     left = found - passive
     values["share_initial"] = (found * left).sum(-1) / (left**2).sum(-1)
     for name, term in _split(record, passive).items():
-        values[f"{name}_norm"] = _norm(term)
+        values[f"{name}_norm"] = norms(term)
         values[f"{name}_residual_cosine"] = torch.cosine_similarity(term, found, dim=-1)
         values[f"share_{name}"] = -(term * left).sum(-1) / (left**2).sum(-1)
     for kind in ("optimised", "replayed"):
         target = targets.of(kind, last).double()
-        values[f"residual_norm_against_{kind}"] = _norm(target - record.last_after)
-        start = _norm(target - initial)
-        start[start <= NO_RESIDUAL * _norm(initial)] = math.nan
-        values[f"residual_ratio_against_{kind}"] = _norm(target - record.last_after) / start
+        values[f"residual_norm_against_{kind}"] = norms(target - record.last_after)
+        start = norms(target - initial)
+        start[start <= NO_RESIDUAL * norms(initial)] = math.nan
+        values[f"residual_ratio_against_{kind}"] = norms(target - record.last_after) / start
     values["residual_ratio"] = values[f"residual_ratio_against_{scheme.kind}"]
     values["residual_norm"] = values[f"residual_norm_against_{scheme.kind}"]
     usable = targets.finite()[:, None]
@@ -308,7 +308,7 @@ def measure(record: EditRecord, targets: Targets, scheme: Scheme) -> dict[str, F
     return by_fact | by_layer
 
 
-_ALONG = {"rayleigh": rayleigh_quotient, "eigen_residual": eigen_residual, "gain": gain}
+_ALONG = {"rayleigh": rayleigh_quotient, "eigen_residual": eigen_residual, "linear_cosine": cosine, "gain": gain}
 
 
 def _along(
@@ -338,7 +338,15 @@ def _pulled_back(
     return shifts
 
 
-def _norm(vectors: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row"]:
+def norms(vectors: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row"]:
+    """Euclidean norms along the last axis.
+
+    Args:
+        vectors: Hidden states or their changes.
+
+    Returns:
+        A norm for each.
+    """
     return torch.linalg.vector_norm(vectors, dim=-1)
 
 

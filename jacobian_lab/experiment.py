@@ -3,7 +3,6 @@
 import importlib.metadata
 import math
 import platform
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,10 @@ from jacobian_lab.models import DEFAULT_MODEL, check_layers, load_model
 from jacobian_lab.targets import DAMPING, SCHEMES, AnchorSettings, Layers, Scheme
 from jacobian_lab.templates import Templates, read_templates, sample_templates
 
-SURVEYS = ("dense", "lanczos", "none")
+DENSE, LANCZOS = "dense", "lanczos"
+METHODS = (DENSE, LANCZOS)
+"""How a Jacobian is surveyed; Lanczos for models whose J is too large to hold."""
+SURVEYS = (*METHODS, "none")
 
 DIGITS = 3
 """Digits that the number of a layer has at the most."""
@@ -27,16 +29,37 @@ _PACKAGES = ("jacobian_lab", "torch", "transformers", "tokenizers", "numpy", "sc
 
 
 @dataclass(frozen=True)
-class ExperimentConfig:
-    """Edits of facts under target schemes.
-
-    Whatever is not given suits the model at hand.
+class SubjectConfig:
+    """A model, and the facts and layers that are looked at.
 
     Attributes:
         model: An embedded model's name (smollm2-135m), a folder, a .gguf file, or a name on the hub.
         facts: "builtin", or a JSON or JSON Lines file of facts.
         slice: Which of the facts, as A:B; all of them by default.
-        layers: Decisive layers, as 4-8 or 4,6,8.
+        layers: Decisive layers, the last of them L, as 4-8 or 4,6,8.
+        seed: Seed of all that is sampled: templates, the bootstrap, random directions.
+        device: auto, cpu or cuda.
+        dtype: float32, float64 or bfloat16.
+        out: Folder of the run; runs/<hash of the settings> by default.
+    """
+
+    model: str = DEFAULT_MODEL
+    facts: str = BUILTIN
+    slice: str | None = None
+    layers: str | None = None
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "float32"
+    out: Path | None = None
+
+
+@dataclass(frozen=True)
+class ExperimentConfig(SubjectConfig):
+    """Edits of facts under target schemes.
+
+    Whatever is not given suits the model at hand.
+
+    Attributes:
         schemes: Target schemes to measure.
         templates: File of context templates, [["{}"], ["... {}", ...]]; sampled from the seed by default.
         corpus: Text for the second moment: "python-docs", a file with one document a line, or a data set's name.
@@ -50,17 +73,9 @@ class ExperimentConfig:
         anchor_kl_factor: Weight of the KL divergence in the loss.
         anchor_clamp: Largest norm of the anchor's shift, as a share of the state's.
         survey: How J is surveyed: dense, lanczos (extreme eigenvalues only, for wide models) or none.
-        seed: Seed of the templates, of the bootstrap and of random directions.
-        device: auto, cpu or cuda.
-        dtype: float32, float64 or bfloat16.
         batch_size: Facts optimised side by side at the most; changes no number beyond rounding.
-        out: Folder of the run; runs/<hash of the settings> by default.
     """
 
-    model: str = DEFAULT_MODEL
-    facts: str = BUILTIN
-    slice: str | None = None
-    layers: str | None = None
     schemes: tuple[str, ...] = tuple(SCHEMES)
     templates: Path | None = None
     corpus: str = PYTHON_DOCS
@@ -73,23 +88,59 @@ class ExperimentConfig:
     anchor_weight_decay: float = AnchorSettings.weight_decay
     anchor_kl_factor: float = AnchorSettings.kl_factor
     anchor_clamp: float = AnchorSettings.clamp
-    survey: str = "dense"
-    seed: int = 0
-    device: str = "auto"
-    dtype: str = "float32"
+    survey: str = DENSE
     batch_size: int = 16
-    out: Path | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class Experiment:
-    """A configuration with everything that it names loaded and checked.
+class Subject:
+    """What a `SubjectConfig` names, loaded and checked.
 
     Attributes:
         config: The configuration.
         model: The model.
         facts: The facts.
         layers: The decisive layers.
+    """
+
+    config: SubjectConfig
+    model: LanguageModel
+    facts: tuple[Fact, ...]
+    layers: Layers
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides a number, as it stands in ``config.json``."""
+        return {
+            "model": self.model.fingerprint,
+            "dtype": self.config.dtype,
+            "device": self.model.device.type,
+            "facts": content_key(describe(self.facts)),
+            "layers": list(self.layers),
+            "seed": self.config.seed,
+            "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        }
+
+    def provenance(self) -> dict[str, Any]:
+        """What else is worth knowing of a run."""
+        config = self.config
+        return {
+            "model": config.model,
+            "facts": {"source": config.facts, "slice": config.slice, "count": len(self.facts)},
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+        }
+
+    def labels(self) -> list[Any]:
+        """The facts' ids as labels of one type: numbers if all are, else texts."""
+        ids = [fact.id for fact in self.facts]
+        return ids if all(isinstance(i, int) for i in ids) else [str(i) for i in ids]
+
+
+@dataclass(frozen=True, eq=False)
+class Experiment(Subject):
+    """An `ExperimentConfig` with everything that it names loaded and checked.
+
+    Attributes:
         templates: The context templates.
         anchor: How anchors are optimised.
         ridge: λ.
@@ -97,9 +148,6 @@ class Experiment:
     """
 
     config: ExperimentConfig
-    model: LanguageModel
-    facts: tuple[Fact, ...]
-    layers: Layers
     templates: Templates
     anchor: AnchorSettings
     ridge: float
@@ -124,13 +172,8 @@ class Experiment:
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides a number, as it stands in ``config.json``."""
-        model, config = self.model, self.config
-        return {
-            "model": model.fingerprint,
-            "dtype": config.dtype,
-            "device": model.device.type,
-            "facts": content_key(describe(self.facts)),
-            "layers": list(self.layers),
+        config = self.config
+        return super().settings() | {
             "templates": [list(group) for group in self.templates],
             "corpus": {
                 "digest": self.corpus.digest,
@@ -140,24 +183,37 @@ class Experiment:
             "ridge": self.ridge,
             "pullback_damping": config.pullback_damping,
             "anchor": asdict(self.anchor),
-            "seed": config.seed,
-            "versions": versions(),
         }
 
     def provenance(self) -> dict[str, Any]:
         """What else is worth knowing of a run."""
-        return {
-            "model": self.config.model,
-            "facts": {
-                "source": self.config.facts,
-                "slice": self.config.slice,
-                "count": len(self.facts),
-            },
+        return super().provenance() | {
             "templates": str(self.config.templates or f"sampled with seed {self.config.seed}"),
             "corpus": self.corpus.name,
-            "python": platform.python_version(),
-            "platform": platform.platform(),
         }
+
+
+def load_subject(config: SubjectConfig) -> tuple[LanguageModel, tuple[Fact, ...], Layers]:
+    """Load and check model, facts and layers.
+
+    Args:
+        config: Which.
+
+    Returns:
+        All three; the layers that suit the model if none are named.
+
+    Raises:
+        InputError: If anything cannot be used.
+    """
+    if not 0 <= config.seed < 2**63:
+        raise InputError(f"expected a seed from 0 to 2^63 - 1, got --seed {config.seed}: give another")
+    layers = None if config.layers is None else parse_layers(config.layers)
+    facts = load_facts(config.facts, config.slice)
+    model = load_model(config.model, config.dtype, config.device)
+    layers = layers or model.defaults().layers
+    check_layers(layers, model)
+    check_replay(model, facts, layers)
+    return model, facts, layers
 
 
 def prepare(config: ExperimentConfig) -> Experiment:
@@ -173,20 +229,15 @@ def prepare(config: ExperimentConfig) -> Experiment:
         InputError: If anything cannot be used.
     """
     _check_config(config)
-    layers = None if config.layers is None else parse_layers(config.layers)
-    facts = load_facts(config.facts, config.slice)
     templates = read_templates(config.templates) if config.templates else None
     corpus = load_corpus(config.corpus)
-    model = load_model(config.model, config.dtype, config.device)
+    model, facts, layers = load_subject(config)
     defaults = model.defaults()
-    layers = layers or defaults.layers
-    check_layers(layers, model)
     if config.corpus_length > model.max_tokens:
         raise InputError(
             f"expected documents of at most {model.max_tokens} tokens, got --corpus-length {config.corpus_length}: "
             f"{config.model} takes no longer ones"
         )
-    check_replay(model, facts, layers)
     anchor = AnchorSettings(
         lr=config.anchor_lr or defaults.anchor_lr,
         steps=config.anchor_steps or defaults.anchor_steps,
@@ -224,24 +275,6 @@ def parse_layers(text: str) -> Layers:
     return tuple(layers)
 
 
-def versions() -> dict[str, str]:
-    """Versions of all that decides a number."""
-    return {name: importlib.metadata.version(name) for name in _PACKAGES}
-
-
-def labels_of(facts: Sequence[Fact]) -> list[Any]:
-    """Labels of one type for a run's facts.
-
-    Args:
-        facts: The facts.
-
-    Returns:
-        Their ids: numbers if all are, else texts.
-    """
-    ids = [fact.id for fact in facts]
-    return ids if all(isinstance(i, int) for i in ids) else [str(i) for i in ids]
-
-
 def _check_config(config: ExperimentConfig) -> None:
     """What can be refused before anything is loaded."""
     if not config.schemes:
@@ -251,8 +284,6 @@ def _check_config(config: ExperimentConfig) -> None:
             raise InputError(f"expected schemes among {', '.join(SCHEMES)}, got {name!r}: choose among them")
     if config.survey not in SURVEYS:
         raise InputError(f"expected a survey of {', '.join(SURVEYS)}, got {config.survey!r}: choose one of them")
-    if not 0 <= config.seed < 2**63:
-        raise InputError(f"expected a seed from 0 to 2^63 - 1, got --seed {config.seed}: give another")
     if config.anchor_steps == 1:
         raise InputError("expected at least 2 passes, got --anchor-steps 1: the first one makes no update")
     positive = (

@@ -5,15 +5,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from jacobian_lab.caching import content_key
 from jacobian_lab.checks import check_replay
-from jacobian_lab.edits import apply_edit, measure, restored
+from jacobian_lab.covariance import SecondMoment
 from jacobian_lab.errors import InputError
-from jacobian_lab.experiment import Experiment, ExperimentConfig, labels_of, prepare
-from jacobian_lab.metrics import efficacy
+from jacobian_lab.experiment import Experiment, ExperimentConfig, prepare
 from jacobian_lab.progress import bar
 from jacobian_lab.runs import Run, check_folder, marked
-from jacobian_lab.tables import read_anchors, store_anchors, usable_moments, where_finite
+from jacobian_lab.tables import measured_edit, read_anchors, store_anchors, usable_moments
 from jacobian_lab.targets import SCHEMES, Layers, make_targets
 
 MOST = 8
@@ -60,7 +62,7 @@ def run_layer_count(config: LayerCountConfig, *, progress: bool = True) -> Path:
     settings, schemes = experiment.settings(), list(config.schemes)
     folder = config.out or Path("runs") / content_key(["layer-count", settings])[:12]
     coordinates: dict[str, Sequence[Any]] = {
-        "fact": labels_of(experiment.facts),
+        "fact": experiment.labels(),
         "scheme": list(SCHEMES),
         "count": range(1, most + 1),
         "anchor_layer": list(layers),
@@ -82,7 +84,7 @@ def run_layer_count(config: LayerCountConfig, *, progress: bool = True) -> Path:
         with bar(len(todo), "edits", "edit", show=progress) as shown:
             for name, chosen in todo:
                 at = {"scheme": name, "count": len(chosen)}
-                for variable, values in _left(experiment, name, chosen, anchors, moments.matrices).items():
+                for variable, values in _left(experiment, name, chosen, anchors, moments).items():
                     run.write(variable, values, **at)
                 run.write("counted", 1, **at)  # last: it says that all is there
                 shown.update()
@@ -90,18 +92,15 @@ def run_layer_count(config: LayerCountConfig, *, progress: bool = True) -> Path:
 
 
 def _left(
-    experiment: Experiment, name: str, layers: Layers, anchors: dict[int, Any], moments: dict[int, Any]
-) -> dict[str, Any]:
+    experiment: Experiment, name: str, layers: Layers, anchors: dict[int, torch.Tensor], moments: SecondMoment
+) -> dict[str, np.ndarray]:
     """What is left when these layers are edited, one value a fact."""
-    model, facts, scheme = experiment.model, experiment.facts, experiment.scheme(name)
-    targets = make_targets(model, facts, layers, {layer: anchors[layer] for layer in {layers[0], layers[-1]}})
-    with restored(model, layers):
-        record = apply_edit(model, facts, scheme, targets, experiment.templates, moments, experiment.ridge)
-        answered = where_finite(efficacy(model, facts), targets)
-    measured = measure(record, targets, scheme)
+    ends = {layer: anchors[layer] for layer in {layers[0], layers[-1]}}
+    targets = make_targets(experiment.model, experiment.facts, layers, ends)
+    _, values = measured_edit(experiment, experiment.scheme(name), targets, moments)
     return {
-        "final_ratio": measured["residual_ratio"][:, -1].cpu(),
-        "final_norm": measured["residual_norm"][:, -1].cpu(),
-        "final_ratio_against_optimised": measured["residual_ratio_against_optimised"][:, -1].cpu(),
-        "count_efficacy": answered,
+        "final_ratio": values["residual_ratio"][:, -1],
+        "final_norm": values["residual_norm"][:, -1],
+        "final_ratio_against_optimised": values["residual_ratio_against_optimised"][:, -1],
+        "count_efficacy": values["efficacy"],
     }

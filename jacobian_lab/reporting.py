@@ -42,6 +42,7 @@ LATEX = str.maketrans({
 })
 """What pdfLaTeX has no letters for."""
 
+DEGREES = 180 / np.pi
 CONFIDENCE = 0.95
 RESAMPLES = 9999
 

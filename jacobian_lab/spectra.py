@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 
 from jacobian_lab.caching import content_key
-from jacobian_lab.checks import check_lengths, check_replay
+from jacobian_lab.checks import check_lengths
 from jacobian_lab.conditions import (
     Definiteness,
     cosine,
@@ -31,11 +31,10 @@ from jacobian_lab.conditions import (
     symmetric_part,
 )
 from jacobian_lab.errors import InputError
-from jacobian_lab.experiment import labels_of, parse_layers, versions
-from jacobian_lab.facts import BUILTIN, Fact, describe, load_facts
+from jacobian_lab.experiment import DENSE, LANCZOS, METHODS, Subject, SubjectConfig, load_subject
+from jacobian_lab.facts import Fact
 from jacobian_lab.jacobians import MEMORY_BUDGET, dense_jacobians, linear_operator, to_numpy
 from jacobian_lab.language_model import LanguageModel
-from jacobian_lab.models import DEFAULT_MODEL, check_layers, load_model
 from jacobian_lab.progress import bar
 from jacobian_lab.replay import MLP, RESIDUAL, Frozen, Site, freeze
 from jacobian_lab.runs import Run, check_folder, marked
@@ -46,41 +45,22 @@ from jacobian_lab.variables import DECISIONS
 RANDOM_DIRECTIONS = 64
 """Random directions that serve as a yardstick for each Jacobian."""
 
-DENSE, LANCZOS = "dense", "lanczos"
-METHODS = (DENSE, LANCZOS)
-
 
 @dataclass(frozen=True)
-class JacobianConfig:
+class JacobianConfig(SubjectConfig):
     """Survey J_{l→L} at the decisive token of every fact: spectra, and the verdict of theorem 2.
 
     Whatever is not given suits the model at hand.
 
     Attributes:
-        model: An embedded model's name (smollm2-135m), a folder, a .gguf file, or a name on the hub.
-        facts: "builtin", or a JSON or JSON Lines file of facts.
-        slice: Which of the facts, as A:B; all of them by default.
-        layers: Layers l and, the last of them, L, as 4-8 or 4,6,8.
         site: residual (the stream behind a block) or mlp (what the block's MLP adds to it).
         method: dense, or lanczos for models whose J is too large to hold: extreme eigenvalues only.
-        seed: Seed of the random directions and of Lanczos.
-        device: auto, cpu or cuda.
-        dtype: float32, float64 or bfloat16.
         memory: GiB that a sweep may hold beside the model; changes no number beyond rounding.
-        out: Folder of the run; runs/<hash of the settings> by default.
     """
 
-    model: str = DEFAULT_MODEL
-    facts: str = BUILTIN
-    slice: str | None = None
-    layers: str | None = None
     site: str = RESIDUAL
     method: str = DENSE
-    seed: int = 0
-    device: str = "auto"
-    dtype: str = "float32"
     memory: float = MEMORY_BUDGET / 2**30
-    out: Path | None = None
 
 
 def run_jacobian(config: JacobianConfig, *, progress: bool = True) -> Path:
@@ -97,32 +77,14 @@ def run_jacobian(config: JacobianConfig, *, progress: bool = True) -> Path:
         InputError: If anything cannot be used.
     """
     _check_config(config)
-    layers = None if config.layers is None else parse_layers(config.layers)
-    facts = load_facts(config.facts, config.slice)
-    model = load_model(config.model, config.dtype, config.device)
-    layers = layers or model.defaults().layers
-    check_layers(layers, model)
+    model, facts, layers = load_subject(config)
     if len(layers) == 1:
         raise InputError(f"expected at least two layers, l and L, got only {layers[0]}: give them as 4-8")
     check_lengths(model, facts, (("{}",),))
-    check_replay(model, facts, layers)
-    settings = {
-        "model": model.fingerprint,
-        "dtype": config.dtype,
-        "device": model.device.type,
-        "facts": content_key(describe(facts)),
-        "layers": list(layers),
-        "site": config.site,
-        "method": config.method,
-        "seed": config.seed,
-        "versions": versions(),
-    }
-    provenance = {
-        "model": config.model,
-        "facts": {"source": config.facts, "slice": config.slice, "count": len(facts)},
-    }
+    subject = Subject(config, model, facts, layers)
+    settings = subject.settings() | {"site": config.site, "method": config.method}
     coordinates: dict[str, Sequence[Any]] = {
-        "fact": labels_of(facts),
+        "fact": subject.labels(),
         "layer": list(layers[:-1]),
         "rank": range(model.d_model),
     }
@@ -130,7 +92,7 @@ def run_jacobian(config: JacobianConfig, *, progress: bool = True) -> Path:
     check_folder(folder, "jacobian", settings)
     if marked(folder, "surveyed"):
         return folder
-    with Run(folder, "jacobian", settings, provenance, coordinates) as run:
+    with Run(folder, "jacobian", settings, subject.provenance(), coordinates) as run:
         survey(
             run,
             model,
@@ -197,9 +159,9 @@ def dense_conditions(J: Float[np.ndarray, "d d"], seed: int = 0, eps: float | No
     Returns:
         Numbers and spectra by the names under which runs store them.
     """
-    verdict, symmetric = definiteness(J, eps)
-    spaces = eigenspaces(J)
     singular = np.linalg.svd(J.astype(np.float64), compute_uv=False)
+    verdict, symmetric = definiteness(J, eps, singular[0])
+    spaces = eigenspaces(J)
     random = np.random.default_rng(seed).standard_normal((RANDOM_DIRECTIONS, len(J)))
     pushed = random @ J.T
     own = eigen_residual(spaces.lines, spaces.lines @ J.T)
@@ -235,10 +197,10 @@ def _measured(frozen: Frozen, layers: Layers, seed: int, site: Site, method: str
     eps = max(torch.finfo(frozen.model.dtype).eps, torch.finfo(torch.float32).eps)
     if method == LANCZOS:
         operators = [linear_operator(frozen, 0, layer, layers[-1], site=site) for layer in layers[:-1]]
+        norms = [largest_singular_value(J, seed=seed) for J in operators]
         return [
-            _verdict(definiteness_matrix_free(J, seed=seed, eps=eps))
-            | {"sigma_max": largest_singular_value(J, seed=seed)}
-            for J in operators
+            _verdict(definiteness_matrix_free(J, norm, seed=seed, eps=eps)) | {"sigma_max": norm}
+            for J, norm in zip(operators, norms, strict=True)
         ]
     sweep = dense_jacobians(frozen, layers[:-1], layers[-1], site=site, budget=budget)
     return [dense_conditions(to_numpy(J[0]), seed, eps) for J in sweep]
@@ -261,5 +223,3 @@ def _check_config(config: JacobianConfig) -> None:
         raise InputError(f"expected a method of dense or lanczos, got {config.method!r}: choose one of them")
     if not (math.isfinite(config.memory) and config.memory > 0):
         raise InputError(f"expected a number above zero, got --memory {config.memory}: give another")
-    if not 0 <= config.seed < 2**63:
-        raise InputError(f"expected a seed from 0 to 2^63 - 1, got --seed {config.seed}: give another")

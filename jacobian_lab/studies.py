@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jacobian_lab.conditions import definiteness, eigenspaces, eigenvector_angle, plane_angle, rayleigh_quotient
-from jacobian_lab.edits import LayerEdit
+from jacobian_lab.edits import LayerEdit, norms
 from jacobian_lab.jacobians import dense_jacobians, to_numpy
 from jacobian_lab.progress import bar
 from jacobian_lab.replay import replay
@@ -75,25 +75,25 @@ def step_size(edit: LayerEdit, progress: bool = False) -> dict[str, Float[Tensor
     del progress
     before = edit.frozen.states(edit.layer)
     start = _through(edit, before)
-    size = _norm(edit.residual)
+    size = norms(edit.residual)
 
     def shifted(steps: Float[Tensor, " fact"]) -> Float[Tensor, "fact d_model"]:
         return _through(edit, before.double() + steps[:, None] * edit.shift) - start
 
     def left(steps: Float[Tensor, " fact"]) -> Float[Tensor, " fact"]:
-        return _norm(edit.residual - shifted(steps)) / size
+        return norms(edit.residual - shifted(steps)) / size
 
     def error(steps: Float[Tensor, " fact"]) -> Float[Tensor, " fact"]:
         linear = steps[:, None] * edit.linear
-        return _norm(shifted(steps) - linear) / _norm(linear)
+        return norms(shifted(steps) - linear) / norms(linear)
 
     best = (edit.residual * edit.linear).sum(-1) / (edit.linear**2).sum(-1)
     curve = torch.stack([left(step * best.abs()) for step in STEPS], dim=1)
     grid = torch.tensor(STEPS, dtype=best.dtype, device=best.device)
-    predicted = _norm(edit.residual[:, None] - (grid * best.abs()[:, None])[..., None] * edit.linear[:, None])
+    predicted = norms(edit.residual[:, None] - (grid * best.abs()[:, None])[..., None] * edit.linear[:, None])
     least = _refined_minimum(left, curve, best.abs())
-    reach = FARTHEST * _norm(before.double()) / _norm(edit.shift)
-    radius = _last_below(error, TRUST, reach) * _norm(edit.shift)
+    reach = FARTHEST * norms(before.double()) / norms(edit.shift)
+    radius = _last_below(error, TRUST, reach) * norms(edit.shift)
     return {
         "step_predicted": predicted / size[:, None],
         "step_replayed": curve,
@@ -104,7 +104,7 @@ def step_size(edit: LayerEdit, progress: bool = False) -> dict[str, Float[Tensor
         "harm_bound": 2 * best.clamp(min=0),
         "harm_bound_replayed": _first_crossing(left, curve, best.abs()),
         "trust_radius": radius,
-        "trust_share": radius / _norm(before.double()),
+        "trust_share": radius / norms(before.double()),
     }
 
 
@@ -162,7 +162,3 @@ def _last_below(
         over = function(middle) > limit
         low, high = torch.where(over, low, middle), torch.where(over, middle, high)
     return low
-
-
-def _norm(vectors: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row"]:
-    return torch.linalg.vector_norm(vectors, dim=-1)

@@ -1,7 +1,7 @@
 """The main job: every scheme under the same anchors, keys and seeds, into one run."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,14 @@ import torch
 from jacobian_lab.caching import content_key
 from jacobian_lab.covariance import SecondMoment, second_moments
 from jacobian_lab.edits import LayerEdit, apply_edit, measure, restored, solve_spd
-from jacobian_lab.experiment import Experiment, ExperimentConfig, labels_of, prepare
+from jacobian_lab.experiment import Experiment, ExperimentConfig, prepare
 from jacobian_lab.language_model import LanguageModel
 from jacobian_lab.metrics import efficacy
 from jacobian_lab.progress import bar
 from jacobian_lab.runs import Run, check_folder, marked, open_run
 from jacobian_lab.spectra import survey
 from jacobian_lab.studies import STEPS, STUDIES
-from jacobian_lab.targets import SCHEMES, Layers, Targets, anchor_batches, make_targets, optimise_anchors
+from jacobian_lab.targets import SCHEMES, Layers, Scheme, Targets, anchor_batches, make_targets, optimise_anchors
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,9 @@ class TablesConfig(ExperimentConfig):
     """
 
 
-def run_tables(config: ExperimentConfig, studies: Sequence[str] = (), *, progress: bool = True) -> Path:
+def run_tables(
+    config: ExperimentConfig, studies: Sequence[str] = (), *, verdicts: bool = True, progress: bool = True
+) -> Path:
     """Do the main job, or what is left of it.
 
     Anchors are stored batch by batch, Jacobians fact by fact, schemes one by one; a run that was
@@ -39,6 +41,7 @@ def run_tables(config: ExperimentConfig, studies: Sequence[str] = (), *, progres
     Args:
         config: The configuration.
         studies: Names in `STUDIES`: what to look at beside the tables while the schemes edit.
+        verdicts: Whether the unedited model's Jacobians are wanted too.
         progress: Whether to show progress bars.
 
     Returns:
@@ -47,15 +50,18 @@ def run_tables(config: ExperimentConfig, studies: Sequence[str] = (), *, progres
     Raises:
         InputError: If anything cannot be used.
     """
-    return run_experiment(prepare(config), studies, progress=progress)
+    return run_experiment(prepare(config), studies, verdicts=verdicts, progress=progress)
 
 
-def run_experiment(experiment: Experiment, studies: Sequence[str] = (), *, progress: bool = True) -> Path:
+def run_experiment(
+    experiment: Experiment, studies: Sequence[str] = (), *, verdicts: bool = True, progress: bool = True
+) -> Path:
     """Do the main job for an experiment that has been prepared; see `run_tables`.
 
     Args:
         experiment: The experiment.
         studies: Names in `STUDIES`.
+        verdicts: Whether the unedited model's Jacobians are wanted too.
         progress: Whether to show progress bars.
 
     Returns:
@@ -67,8 +73,9 @@ def run_experiment(experiment: Experiment, studies: Sequence[str] = (), *, progr
     config = experiment.config
     settings = experiment.settings() | {"survey": config.survey}
     folder, schemes = config.out or Path("runs") / content_key(settings)[:12], list(config.schemes)
+    surveyed = verdicts and config.survey != "none"
     coordinates: dict[str, Sequence[Any]] = {
-        "fact": labels_of(experiment.facts),
+        "fact": experiment.labels(),
         "scheme": list(SCHEMES),
         "layer": list(experiment.layers),
         "anchor_layer": list(experiment.anchor_layers),
@@ -80,13 +87,13 @@ def run_experiment(experiment: Experiment, studies: Sequence[str] = (), *, progr
     if (
         marked(folder, "measured", scheme=schemes)
         and marked(folder, "studied", study=list(studies), scheme=schemes)
-        and (config.survey == "none" or marked(folder, "surveyed"))
+        and (not surveyed or marked(folder, "surveyed"))
     ):
         return folder
     moments = usable_moments(experiment, experiment.layers, progress)  # first: a useless corpus claims no folder
     with Run(folder, "tables", settings, experiment.provenance(), coordinates) as run:
         store_anchors(run, experiment, experiment.anchor_layers, progress)
-        if config.survey != "none":
+        if surveyed:
             model, facts, layers = experiment.model, experiment.facts, experiment.layers
             survey(run, model, facts, layers, config.seed, method=config.survey, progress=progress)
         _store_schemes(run, experiment, moments, studies, progress)
@@ -166,16 +173,37 @@ def usable_moments(experiment: Experiment, layers: Layers, progress: bool) -> Se
     return moments
 
 
-def where_finite(values: torch.Tensor, targets: Targets) -> np.ndarray:
-    """NaN for facts that took no part in the edit.
+def measured_edit(
+    experiment: Experiment,
+    scheme: Scheme,
+    targets: Targets,
+    moments: SecondMoment,
+    inspect: Callable[[LayerEdit], None] | None = None,
+) -> tuple[Layers, dict[str, np.ndarray]]:
+    """Edit, measure, and put the weights back.
 
     Args:
-        values: One or more a fact, ``[fact, ...]``.
-        targets: The targets.
+        experiment: Model, facts, templates and λ.
+        scheme: The target scheme.
+        targets: The targets; they say which layers are decisive.
+        moments: C of these layers.
+        inspect: Shown every layer's edit.
 
     Returns:
-        The values that stand.
+        The edited layers, and what `measure` says of them with the efficacy, ``[fact]``.
     """
+    model, facts = experiment.model, experiment.facts
+    with restored(model, targets.layers):
+        record = apply_edit(
+            model, facts, scheme, targets, experiment.templates, moments.matrices, experiment.ridge, inspect=inspect
+        )
+        answered = _where_finite(efficacy(model, facts), targets)
+    values = {name: value.cpu().numpy() for name, value in measure(record, targets, scheme).items()}
+    return record.layers, values | {"efficacy": answered}
+
+
+def _where_finite(values: torch.Tensor, targets: Targets) -> np.ndarray:
+    """NaN for facts that took no part in the edit."""
     finite = targets.finite().to(values.device).view(-1, *[1] * (values.dim() - 1))
     return torch.where(finite, values.double(), math.nan).cpu().numpy()
 
@@ -188,7 +216,7 @@ def _store_schemes(
     targets = make_targets(model, facts, experiment.layers, read_anchors(run.folder, model))
     for layer in experiment.layers:
         run.write("replayed_target", targets.replayed[layer].cpu().double(), layer=layer)
-    run.write("efficacy_unedited", where_finite(efficacy(model, facts), targets))
+    run.write("efficacy_unedited", _where_finite(efficacy(model, facts), targets))
     todo = {
         name: [study for study in studies if not marked(run.folder, "studied", study=study, scheme=name)]
         for name in experiment.config.schemes
@@ -196,27 +224,15 @@ def _store_schemes(
     todo = {name: new for name, new in todo.items() if new or not marked(run.folder, "measured", scheme=name)}
     with bar(len(todo), "schemes", "scheme", show=progress) as shown:
         for name, new in todo.items():
-            scheme = experiment.scheme(name)
 
             def look_on(edit: LayerEdit, name: str = name, new: Sequence[str] = new) -> None:
                 for study in new if edit.layer < edit.last else ():
                     for variable, values in STUDIES[study](edit, progress).items():
-                        run.write(variable, where_finite(values, targets), scheme=name, layer=edit.layer)
+                        run.write(variable, _where_finite(values, targets), scheme=name, layer=edit.layer)
 
-            with restored(model, experiment.layers):
-                record = apply_edit(
-                    model,
-                    facts,
-                    scheme,
-                    targets,
-                    experiment.templates,
-                    moments.matrices,
-                    experiment.ridge,
-                    inspect=look_on,
-                )
-                run.write("efficacy", where_finite(efficacy(model, facts), targets), scheme=name)
-            for variable, values in measure(record, targets, scheme).items():
-                run.write(variable, values.cpu(), scheme=name, layer=list(record.layers))
+            layers, values = measured_edit(experiment, experiment.scheme(name), targets, moments, look_on)
+            for variable, value in values.items():
+                run.write(variable, value, scheme=name, layer=list(layers))
             run.write("measured", 1, scheme=name)  # last: it says that all is there
             for study in new:
                 run.write("studied", 1, scheme=name, study=study)

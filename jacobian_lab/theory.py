@@ -4,11 +4,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import xarray as xr
 
-from jacobian_lab.reporting import below_last, facts_line, summarise, wide, write_table
+from jacobian_lab.reporting import DEGREES, below_last, facts_line, summarise, wide, write_table
 from jacobian_lab.runs import open_run
 from jacobian_lab.variables import DECISIONS
 
@@ -62,7 +61,7 @@ def write_account(folder: Path, name: str) -> str:
     """
     account = ACCOUNTS[name]
     dataset = open_run(folder, account.kind)
-    if "lambda_min" in dataset:
+    if "surveyed" in dataset and (dataset["surveyed"] == 1).any():
         conditions(dataset).to_csv(folder / "conditions.csv", index=False)
     long = summarised(dataset, name)
     if long.empty:
@@ -129,20 +128,19 @@ def _verdicts(dataset: xr.Dataset) -> Iterator[Row]:
 
 def _theorem_1(dataset: xr.Dataset) -> Iterator[Row]:
     dataset = below_last(dataset)
-    degrees = 180 / np.pi
     for scheme, chosen in _schemes(dataset):
         yield f"{scheme}: eigen-residual sin∠(Jδ, δ)", chosen["eigen_residual"]
         yield f"{scheme}: Rayleigh quotient β", chosen["rayleigh"]
         yield f"{scheme}: cos(Jδ, δ)", chosen["linear_cosine"]
         yield f"{scheme}: gain ‖Jδ‖/‖δ‖", chosen["gain"]
-        yield f"{scheme}: angle to the nearest eigenvector, °", chosen["eigenvector_angle"] * degrees
-        yield f"{scheme}: angle to the nearest invariant plane, °", chosen["plane_angle"] * degrees
+        yield f"{scheme}: angle to the nearest eigenvector, °", chosen["eigenvector_angle"] * DEGREES
+        yield f"{scheme}: angle to the nearest invariant plane, °", chosen["plane_angle"] * DEGREES
     yield "random directions: eigen-residual", dataset["random_residual"]
     yield "random directions: Rayleigh quotient β", dataset["random_rayleigh"]
     yield "random directions: cos(Jv, v)", dataset["random_cosine"]
     yield "random directions: gain ‖Jv‖/‖v‖", dataset["random_gain"]
-    yield "random directions: angle to the nearest eigenvector, °", dataset["random_eigenvector_angle"] * degrees
-    yield "random directions: angle to the nearest invariant plane, °", dataset["random_plane_angle"] * degrees
+    yield "random directions: angle to the nearest eigenvector, °", dataset["random_eigenvector_angle"] * DEGREES
+    yield "random directions: angle to the nearest invariant plane, °", dataset["random_plane_angle"] * DEGREES
     yield "J's real eigenvectors: largest eigen-residual", dataset["eigenvector_residual"]
     yield "J's real eigenvectors: share with cos(Jv, v) > 0", dataset["eigenvector_positive"]
 

@@ -316,8 +316,8 @@ def test_dampings_beside_backward_spreading(arguments, tmp_path, capsys):
 
 
 def test_finished_analyses_compute_nothing(arguments, studied, counted, monkeypatch):
+    monkeypatch.setattr(tables, "apply_edit", lambda *_a, **_k: pytest.fail("computed again"))
     for module in (tables, layer_count):
-        monkeypatch.setattr(module, "apply_edit", lambda *_a, **_k: pytest.fail("computed again"))
         monkeypatch.setattr(module, "usable_moments", lambda *_a, **_k: pytest.fail("computed again"))
     run_tables(ExperimentConfig(**arguments, schemes=STUDIED, out=studied), studies=("theorem1",), progress=False)
     run_layer_count(LayerCountConfig(**arguments, out=counted), progress=False)
