@@ -13,7 +13,7 @@ from jacobian_lab.damping import DampingConfig, run_damping
 from jacobian_lab.errors import InputError
 from jacobian_lab.experiment import ExperimentConfig
 from jacobian_lab.facts import BUILTIN, load_facts
-from jacobian_lab.families import DEFAULTS, FAMILIES
+from jacobian_lab.families import FAMILIES, KNOWN
 from jacobian_lab.layer_count import LayerCountConfig, run_layer_count
 from jacobian_lab.models import EMBEDDED
 from jacobian_lab.reporting import TABLES, write_reports, write_table
@@ -161,10 +161,12 @@ def models(_config: ModelsConfig) -> None:
     for name, (package, file, _) in EMBEDDED.items():
         _say(f"{name}: embedded, {file} of the package {package}")
     _say(f"any folder, .gguf file or hub name of the families {', '.join(FAMILIES)}")
-    for name, (_, known) in DEFAULTS.items():
-        layers = f"{known.layers[0]}-{known.layers[-1]}"
-        anchor = f"anchor lr {known.anchor_lr}, {known.anchor_steps} steps"
-        _say(f"defaults of {name}: layers {layers}, ridge {known.ridge:g}, {anchor}")
+    for name, known in KNOWN.items():
+        defaults = known.defaults
+        layers = f"{defaults.layers[0]}-{defaults.layers[-1]}"
+        anchor = f"anchor lr {defaults.anchor_lr}, {defaults.anchor_steps} steps"
+        hub = f" ({known.hub})" if known.hub else ""
+        _say(f"settings of {name}{hub}: layers {layers}, ridge {defaults.ridge:g}, {anchor}")
 
 
 def facts(config: FactsConfig) -> None:

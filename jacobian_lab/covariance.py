@@ -1,9 +1,12 @@
 """The uncentred second moment C_l = E[k kᵀ] of a text corpus, all layers in one pass."""
 
+import ast
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,6 +27,9 @@ from jacobian_lab.tokens import Prompt
 
 PYTHON_DOCS = "python-docs"
 """The language reference that every CPython carries; documents are its paragraphs."""
+
+DOCSTRINGS = "python-docstrings"
+"""What the modules of the standard library say of themselves; held out from `PYTHON_DOCS`."""
 
 SHORTEST = 100
 """Characters that a paragraph of `PYTHON_DOCS` has at the least."""
@@ -63,8 +69,8 @@ def load_corpus(name: str = PYTHON_DOCS) -> Corpus:
     """Read a corpus.
 
     Args:
-        name: ``"python-docs"``, a UTF-8 text file with one document a line, or a Hugging Face data
-            set with a ``text`` column (``name`` or ``name:configuration``; its ``train`` split).
+        name: ``"python-docs"``, ``"python-docstrings"``, a UTF-8 text file with one document a line, or a
+            Hugging Face data set with a ``text`` column (``name`` or ``name:configuration``; its ``train`` split).
 
     Returns:
         The corpus.
@@ -72,8 +78,8 @@ def load_corpus(name: str = PYTHON_DOCS) -> Corpus:
     Raises:
         InputError: If it cannot be read or holds no text.
     """
-    if name == PYTHON_DOCS:
-        texts = _python_docs()
+    if name in {PYTHON_DOCS, DOCSTRINGS}:
+        texts = _paragraphs(dict(sorted(topics.topics.items())).values() if name == PYTHON_DOCS else _docstrings())
     elif os.path.exists(name):  # noqa: PTH110  Path.exists raises where the path cannot be looked at
         texts = _lines(Path(name))
     else:
@@ -124,7 +130,7 @@ def second_moments(
     loaded = {layer: _stored(paths[layer], model.d_mlp) for layer in layers}
     missing = [layer for layer in layers if loaded[layer] is None]
     if missing:
-        rows = _rows(model, corpus, length, tokens)
+        rows = token_rows(model, corpus, length, tokens)
         total = sum(len(row.ids) for row in rows)
         if total < model.d_mlp:
             raise InputError(
@@ -177,8 +183,18 @@ def _accumulate(
     return {layer: matrix.cpu() for layer, matrix in sums.items()}
 
 
-def _rows(model: LanguageModel, corpus: Corpus, length: int, tokens: int | None) -> list[Prompt]:
-    """Token rows of the documents, up to the number of tokens asked for."""
+def token_rows(model: LanguageModel, corpus: Corpus, length: int, tokens: int | None) -> list[Prompt]:
+    """Token rows of a corpus's documents.
+
+    Args:
+        model: The model whose tokenizer is used.
+        corpus: The corpus.
+        length: Tokens of a document at the most.
+        tokens: Tokens in all; every document by default.
+
+    Returns:
+        A row a document, up to the number of tokens asked for.
+    """
     rows: list[Prompt] = []
     left = float("inf") if tokens is None else tokens
     for ids in _encode(model, corpus.documents, length):
@@ -197,13 +213,19 @@ def _encode(model: LanguageModel, documents: Sequence[str], length: int) -> Iter
         yield from model.tokenizer(chunk, truncation=True, max_length=length)["input_ids"]
 
 
-def _python_docs() -> list[str]:
-    paragraphs = (
-        re.sub(r"\s+", " ", paragraph).strip()
-        for topic in sorted(topics.topics)
-        for paragraph in re.split(r"\n\s*\n", topics.topics[topic])
-    )
+def _paragraphs(texts: Iterable[str]) -> list[str]:
+    """Every paragraph of some length, once."""
+    paragraphs = (re.sub(r"\s+", " ", paragraph).strip() for text in texts for paragraph in re.split(r"\n\s*\n", text))
     return list(dict.fromkeys(text for text in paragraphs if len(text) >= SHORTEST))
+
+
+def _docstrings() -> Iterator[str]:
+    """Docstrings of the standard library's modules, read without importing them."""
+    library = Path(sysconfig.get_path("stdlib"))
+    for name in sorted(sys.stdlib_module_names):
+        path = next((p for p in (library / f"{name}.py", library / name / "__init__.py") if p.is_file()), None)
+        if path is not None:
+            yield ast.get_docstring(ast.parse(path.read_bytes())) or ""
 
 
 def _lines(path: Path) -> list[str]:

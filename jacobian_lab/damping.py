@@ -48,7 +48,7 @@ def run_damping(config: DampingConfig, *, progress: bool = True) -> tuple[Path, 
     if not config.dampings or not all(math.isfinite(value) and value > 0 for value in config.dampings):
         raise InputError(f"expected values of μ above zero, got --dampings {config.dampings}: give others")
     experiment = prepare(config)
-    folder = run_experiment(experiment, verdicts=False, progress=progress)
+    folder = run_experiment(experiment, config, verdicts=False, progress=progress)
     pullback = experiment.scheme("jacobian-pullback")
     schemes = {name: experiment.scheme(name) for name in YARDSTICKS}
     schemes |= {f"jacobian-pullback, μ = {value:g}": replace(pullback, damping=value) for value in config.dampings}

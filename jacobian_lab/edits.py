@@ -1,4 +1,4 @@
-"""Update rules, the one loop over layers, and what it measured."""
+"""The one loop over layers, and what it measured; any rule of `jacobian_lab.rules` goes with any scheme."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.linalg.lapack import dpocon
 from torch import Tensor
 
 from jacobian_lab.activations import decisive_keys, decisive_states
@@ -18,78 +17,10 @@ from jacobian_lab.facts import Fact
 from jacobian_lab.jacobians import dense_jacobians, jvp
 from jacobian_lab.language_model import LanguageModel
 from jacobian_lab.replay import FrozenGroups, freeze_groups, replay
+from jacobian_lab.rules import Rule, Update, memit
 from jacobian_lab.targets import Layers, Scheme, Targets, damped_pullback
 from jacobian_lab.templates import Templates, template_weights
 from jacobian_lab.tokens import Prompt, fact_prompt
-
-
-@dataclass(frozen=True, eq=False)
-class Update:
-    """A change of one weight.
-
-    Attributes:
-        delta: ΔW, in float64.
-        condition: Condition number of the matrix that was solved with, in the 1-norm, as LAPACK
-            estimates it from the Cholesky factor.
-    """
-
-    delta: Float[Tensor, "d_model d_mlp"]
-    condition: float
-
-
-def memit(
-    keys: Float[Tensor, "d_mlp fact"],
-    residuals: Float[Tensor, "d_model fact"],
-    second_moment: Float[Tensor, "d_mlp d_mlp"],
-    weight: Float[Tensor, "d_model d_mlp"],
-    ridge: float,
-) -> Update:
-    """MEMIT's rule: ``ΔW = R Kᵀ (λC + K Kᵀ)⁻¹``, in float64 by Cholesky (methods.md §3, §5).
-
-    Args:
-        keys: K, one column a fact.
-        residuals: R, one column a fact.
-        second_moment: C.
-        weight: W; this rule does not look at it.
-        ridge: λ.
-
-    Returns:
-        The change.
-
-    Raises:
-        InputError: If the matrix to be solved with is singular.
-    """
-    K, R = keys.double(), residuals.double()
-    return solve_spd(ridge * second_moment.to(K.device) + K @ K.T, K @ R.T)
-
-
-def solve_spd(matrix: Float[Tensor, "n n"], right: Float[Tensor, "n m"]) -> Update:
-    """Solve ``matrix · ΔWᵀ = right`` with a symmetric positive definite matrix.
-
-    Args:
-        matrix: The matrix, in float64.
-        right: The right-hand side.
-
-    Returns:
-        ΔW, and the condition number of the matrix.
-
-    Raises:
-        InputError: If the matrix is not positive definite to working precision.
-    """
-    factor, info = torch.linalg.cholesky_ex(matrix)
-    reciprocal = 0.0
-    if not int(info):
-        reciprocal = float(dpocon(factor.cpu().numpy(), float(torch.linalg.matrix_norm(matrix, 1)), uplo="L")[0])
-    if not reciprocal > torch.finfo(matrix.dtype).eps:
-        raise InputError(
-            "expected a positive definite λC + K Kᵀ to solve with, got one that is singular to working precision: "
-            "raise --ridge, or give a longer corpus"
-        )
-    return Update(torch.cholesky_solve(right, factor).T, 1 / reciprocal)
-
-
-Rule = Callable[..., Update]
-"""An update rule: a pure function from keys, residuals, C, W and λ to ΔW, as `memit` is."""
 
 NO_RESIDUAL = 1e-5
 """A residual below this share of the state's norm is zero to rounding: there is nothing to remain."""
@@ -158,6 +89,8 @@ class LayerEdit:
         residual: m_L − h_L just before the edit, against the scheme's own target, ``[fact, d_model]``.
         shift: δ, the realised change of h_l, ``[fact, d_model]``.
         linear: J·δ, ``[fact, d_model]``.
+        keys: Keys of the facts that were solved for, ``[fact, d_mlp]``, in float64.
+        update: What was added to the weight.
     """
 
     layer: int
@@ -166,6 +99,8 @@ class LayerEdit:
     residual: Float[Tensor, "fact d_model"]
     shift: Float[Tensor, "fact d_model"]
     linear: Float[Tensor, "fact d_model"]
+    keys: Float[Tensor, "usable d_mlp"]
+    update: Update
 
 
 @torch.no_grad()
@@ -179,6 +114,7 @@ def apply_edit(
     ridge: float,
     rule: Rule = memit,
     inspect: Callable[[LayerEdit], None] | None = None,
+    earlier: Mapping[int, Float[Tensor, "d_mlp d_mlp"]] | None = None,
 ) -> EditRecord:
     """Edit all facts jointly, layer after layer, and leave the model edited (use within `restored`).
 
@@ -195,6 +131,7 @@ def apply_edit(
         ridge: λ.
         rule: What is done with keys and residuals.
         inspect: Shown every layer's edit just after it.
+        earlier: Σ K Kᵀ of the batches that were edited before, by layer.
 
     Returns:
         What was seen.
@@ -215,14 +152,16 @@ def apply_edit(
         given = wanted / scheme.divisor(index, len(layers))
         if scheme.damping is not None:
             given = _pulled_back(frozen, layer, last, given, scheme.damping)
-        keys = _averaged_keys(model, facts, templates, layer)
-        update = rule(keys[usable].T, given[usable].T, second_moments[layer], model.weight(layer), ridge)
+        keys = _averaged_keys(model, facts, templates, layer)[usable]
+        before = earlier.get(layer) if earlier else None
+        update = rule(keys.T, given[usable].T, second_moments[layer], model.weight(layer), ridge, before)
         stored = _store(model.weight(layer), update)
         states = _observe(model, bare, frozen, layer, last)
         seen.append({"wanted": wanted, "residuals": given, **states, **stored})
         if inspect is not None:
             residual = targets.of(scheme.kind, last).double() - states["last_before"]
-            inspect(LayerEdit(layer, last, frozen, residual, states["after"] - states["before"], states["linear"]))
+            shift = states["after"] - states["before"]
+            inspect(LayerEdit(layer, last, frozen, residual, shift, states["linear"], keys, update))
     return EditRecord(layers, **{name: torch.stack([at[name] for at in seen]) for name in seen[0]})
 
 

@@ -12,6 +12,7 @@ from jacobian_lab.checks import check_lengths, check_replay
 from jacobian_lab.covariance import PYTHON_DOCS, Corpus, load_corpus
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts import BUILTIN, Fact, describe, load_facts
+from jacobian_lab.families import KNOWN
 from jacobian_lab.language_model import LanguageModel
 from jacobian_lab.models import DEFAULT_MODEL, check_layers, load_model
 from jacobian_lab.targets import DAMPING, SCHEMES, AnchorSettings, Layers, Scheme
@@ -37,6 +38,7 @@ class SubjectConfig:
         facts: "builtin", or a JSON or JSON Lines file of facts.
         slice: Which of the facts, as A:B; all of them by default.
         layers: Decisive layers, the last of them L, as 4-8 or 4,6,8.
+        protocol: Known model whose settings of the literature to use, such as gpt2-xl; the model's own by default.
         seed: Seed of all that is sampled: templates, the bootstrap, random directions.
         device: auto, cpu or cuda.
         dtype: float32, float64 or bfloat16.
@@ -47,6 +49,7 @@ class SubjectConfig:
     facts: str = BUILTIN
     slice: str | None = None
     layers: str | None = None
+    protocol: str | None = None
     seed: int = 0
     device: str = "auto"
     dtype: str = "float32"
@@ -54,13 +57,12 @@ class SubjectConfig:
 
 
 @dataclass(frozen=True)
-class ExperimentConfig(SubjectConfig):
-    """Edits of facts under target schemes.
+class EditingConfig(SubjectConfig):
+    """What edits of facts are made with.
 
     Whatever is not given suits the model at hand.
 
     Attributes:
-        schemes: Target schemes to measure.
         templates: File of context templates, [["{}"], ["... {}", ...]]; sampled from the seed by default.
         corpus: Text for the second moment: "python-docs", a file with one document a line, or a data set's name.
         corpus_length: Tokens of a document at the most.
@@ -72,11 +74,9 @@ class ExperimentConfig(SubjectConfig):
         anchor_weight_decay: Weight of the anchor's norm in the loss.
         anchor_kl_factor: Weight of the KL divergence in the loss.
         anchor_clamp: Largest norm of the anchor's shift, as a share of the state's.
-        survey: How J is surveyed: dense, lanczos (extreme eigenvalues only, for wide models) or none.
         batch_size: Facts optimised side by side at the most; changes no number beyond rounding.
     """
 
-    schemes: tuple[str, ...] = tuple(SCHEMES)
     templates: Path | None = None
     corpus: str = PYTHON_DOCS
     corpus_length: int = 256
@@ -88,8 +88,22 @@ class ExperimentConfig(SubjectConfig):
     anchor_weight_decay: float = AnchorSettings.weight_decay
     anchor_kl_factor: float = AnchorSettings.kl_factor
     anchor_clamp: float = AnchorSettings.clamp
-    survey: str = DENSE
     batch_size: int = 16
+
+
+@dataclass(frozen=True)
+class ExperimentConfig(EditingConfig):
+    """Edits of facts under target schemes.
+
+    Whatever is not given suits the model at hand.
+
+    Attributes:
+        schemes: Target schemes to measure.
+        survey: How J is surveyed: dense, lanczos (extreme eigenvalues only, for wide models) or none.
+    """
+
+    schemes: tuple[str, ...] = tuple(SCHEMES)
+    survey: str = DENSE
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +152,7 @@ class Subject:
 
 @dataclass(frozen=True, eq=False)
 class Experiment(Subject):
-    """An `ExperimentConfig` with everything that it names loaded and checked.
+    """An `EditingConfig` with everything that it names loaded and checked.
 
     Attributes:
         templates: The context templates.
@@ -147,7 +161,7 @@ class Experiment(Subject):
         corpus: The corpus of the second moment.
     """
 
-    config: ExperimentConfig
+    config: EditingConfig
     templates: Templates
     anchor: AnchorSettings
     ridge: float
@@ -207,16 +221,18 @@ def load_subject(config: SubjectConfig) -> tuple[LanguageModel, tuple[Fact, ...]
     """
     if not 0 <= config.seed < 2**63:
         raise InputError(f"expected a seed from 0 to 2^63 - 1, got --seed {config.seed}: give another")
+    if config.protocol is not None and config.protocol.lower() not in KNOWN:
+        raise InputError(f"expected a protocol of {', '.join(KNOWN)}, got {config.protocol!r}: choose one of them")
     layers = None if config.layers is None else parse_layers(config.layers)
     facts = load_facts(config.facts, config.slice)
     model = load_model(config.model, config.dtype, config.device)
-    layers = layers or model.defaults().layers
+    layers = layers or model.defaults(config.protocol).layers
     check_layers(layers, model)
     check_replay(model, facts, layers)
     return model, facts, layers
 
 
-def prepare(config: ExperimentConfig) -> Experiment:
+def prepare(config: EditingConfig) -> Experiment:
     """Load and check everything that a configuration names.
 
     Args:
@@ -232,7 +248,7 @@ def prepare(config: ExperimentConfig) -> Experiment:
     templates = read_templates(config.templates) if config.templates else None
     corpus = load_corpus(config.corpus)
     model, facts, layers = load_subject(config)
-    defaults = model.defaults()
+    defaults = model.defaults(config.protocol)
     if config.corpus_length > model.max_tokens:
         raise InputError(
             f"expected documents of at most {model.max_tokens} tokens, got --corpus-length {config.corpus_length}: "
@@ -275,15 +291,10 @@ def parse_layers(text: str) -> Layers:
     return tuple(layers)
 
 
-def _check_config(config: ExperimentConfig) -> None:
+def _check_config(config: EditingConfig) -> None:
     """What can be refused before anything is loaded."""
-    if not config.schemes:
-        raise InputError(f"expected at least one scheme of {', '.join(SCHEMES)}, got none: name one after --schemes")
-    for name in config.schemes:
-        if name not in SCHEMES:
-            raise InputError(f"expected schemes among {', '.join(SCHEMES)}, got {name!r}: choose among them")
-    if config.survey not in SURVEYS:
-        raise InputError(f"expected a survey of {', '.join(SURVEYS)}, got {config.survey!r}: choose one of them")
+    if isinstance(config, ExperimentConfig):
+        _check_schemes(config)
     if config.anchor_steps == 1:
         raise InputError("expected at least 2 passes, got --anchor-steps 1: the first one makes no update")
     positive = (
@@ -294,6 +305,8 @@ def _check_config(config: ExperimentConfig) -> None:
         "anchor_clamp",
         "batch_size",
         "pullback_damping",
+        "held_out_tokens",
+        "edits_per_batch",
     )
     for name, value in asdict(config).items():
         option = "--" + name.replace("_", "-")
@@ -301,3 +314,13 @@ def _check_config(config: ExperimentConfig) -> None:
             raise InputError(f"expected a number that is not negative, got {option} {value}: give another")
         if name in positive and value is not None and not value > 0:
             raise InputError(f"expected a number above zero, got {option} {value}: give another")
+
+
+def _check_schemes(config: ExperimentConfig) -> None:
+    if not config.schemes:
+        raise InputError(f"expected at least one scheme of {', '.join(SCHEMES)}, got none: name one after --schemes")
+    for name in config.schemes:
+        if name not in SCHEMES:
+            raise InputError(f"expected schemes among {', '.join(SCHEMES)}, got {name!r}: choose among them")
+    if config.survey not in SURVEYS:
+        raise InputError(f"expected a survey of {', '.join(SURVEYS)}, got {config.survey!r}: choose one of them")

@@ -21,13 +21,30 @@ class Defaults:
     anchor_steps: int
 
 
-DEFAULTS = {
-    "Llama-3-8B": (("llama", 32, 4096), Defaults((4, 5, 6, 7, 8), 15000.0, 0.1, 35)),
-    "GPT2-XL": (("gpt2", 48, 1600), Defaults((13, 14, 15, 16, 17), 15000.0, 0.5, 35)),
-    "GPT-J-6B": (("gptj", 28, 4096), Defaults((3, 4, 5, 6, 7, 8), 15000.0, 0.5, 25)),
-    "SmolLM2-135M": (("llama", 30, 576), Defaults((4, 5, 6, 7, 8), 15000.0, 0.5, 25)),
+@dataclass(frozen=True)
+class Known:
+    """A model that the literature edits.
+
+    Attributes:
+        shape: What tells it apart, (type, blocks, width); names need not match.
+        hub: Its name on the hub; empty for one that a package carries.
+        defaults: The literature's settings.
+    """
+
+    shape: tuple[str, int, int]
+    hub: str
+    defaults: Defaults
+
+
+KNOWN: Mapping[str, Known] = {
+    "llama-3-8b-instruct": Known(
+        ("llama", 32, 4096), "meta-llama/Meta-Llama-3-8B-Instruct", Defaults((4, 5, 6, 7, 8), 15000.0, 0.1, 35)
+    ),
+    "gpt2-xl": Known(("gpt2", 48, 1600), "openai-community/gpt2-xl", Defaults((13, 14, 15, 16, 17), 15000.0, 0.5, 35)),
+    "gpt-j-6b": Known(("gptj", 28, 4096), "EleutherAI/gpt-j-6b", Defaults((3, 4, 5, 6, 7, 8), 15000.0, 0.5, 25)),
+    "smollm2-135m": Known(("llama", 30, 576), "", Defaults((4, 5, 6, 7, 8), 15000.0, 0.5, 25)),
 }
-"""Known models, by what tells them apart: (type, blocks, width). Names need not match."""
+"""Known models by name: ``--model`` takes the name for the hub's, ``--protocol`` for the settings alone."""
 
 
 @dataclass(frozen=True)

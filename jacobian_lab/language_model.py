@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from jacobian_lab.families import DEFAULTS, Defaults, Family
+from jacobian_lab.families import KNOWN, Defaults, Family
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,17 +193,22 @@ class LanguageModel:
         logits = self.hf.get_output_embeddings()(hidden)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
-    def defaults(self) -> Defaults:
+    def defaults(self, protocol: str | None = None) -> Defaults:
         """Settings for this model: the literature's where it is known, else an educated guess.
+
+        Args:
+            protocol: Name in `KNOWN` of a model whose settings are to be used instead.
 
         Returns:
             For an unknown model five layers from an eighth of its depth on, as the paper has them
             in Llama-3-8B.
         """
+        if protocol is not None:
+            return KNOWN[protocol.lower()].defaults
         shape = (self.hf.config.model_type, self.n_layers, self.d_model)
-        for known, defaults in DEFAULTS.values():
-            if known == shape:
-                return defaults
+        for known in KNOWN.values():
+            if known.shape == shape:
+                return known.defaults
         first = min(self.n_layers // 8, max(self.n_layers - 5, 0))
         return Defaults(tuple(range(first, min(first + 5, self.n_layers))), 15000.0, 0.5, 25)
 

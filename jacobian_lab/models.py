@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from jacobian_lab.caching import cache_folder, file_digest, written_whole
 from jacobian_lab.errors import InputError
-from jacobian_lab.families import FAMILIES, NORM_AFTER_MLP, Family
+from jacobian_lab.families import FAMILIES, KNOWN, NORM_AFTER_MLP, Family
 from jacobian_lab.language_model import LanguageModel
 from jacobian_lab.progress import bar
 
@@ -119,7 +119,7 @@ def _source(name: str) -> str:
             f"expected a folder, a .gguf file or a name, got the file {name!r}: "
             "give the folder that holds config.json and the safetensors"
         )
-    return name
+    return KNOWN[name.lower()].hub if name.lower() in KNOWN else name
 
 
 def _dequantised(gguf: Path) -> str:

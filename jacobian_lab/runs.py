@@ -119,7 +119,7 @@ def open_run(folder: Path, kind: str | None = None) -> xr.Dataset:
         kind: The kind that it must be of, if that matters.
 
     Returns:
-        Its dataset, of a run of tables with the schemes that have been measured; the configuration is in
+        Its dataset, with the schemes or methods that have been measured; the configuration is in
         ``attrs["config"]``.
 
     Raises:
@@ -139,7 +139,8 @@ def open_run(folder: Path, kind: str | None = None) -> xr.Dataset:
         if variable.study:
             dataset[name] = dataset[name].where(dataset["studied"].sel(study=variable.study, drop=True) == 1)
     if "measured" in dataset:
-        dataset = dataset.isel(scheme=np.flatnonzero(dataset["measured"].values == 1))
+        (measured,) = dataset["measured"].dims
+        dataset = dataset.isel({measured: np.flatnonzero(dataset["measured"].values == 1)})
     return dataset
 
 

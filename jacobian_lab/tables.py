@@ -11,11 +11,12 @@ import torch
 
 from jacobian_lab.caching import content_key
 from jacobian_lab.covariance import SecondMoment, second_moments
-from jacobian_lab.edits import LayerEdit, apply_edit, measure, restored, solve_spd
+from jacobian_lab.edits import LayerEdit, apply_edit, measure, restored
 from jacobian_lab.experiment import Experiment, ExperimentConfig, prepare
 from jacobian_lab.language_model import LanguageModel
 from jacobian_lab.metrics import efficacy
 from jacobian_lab.progress import bar
+from jacobian_lab.rules import solve_spd
 from jacobian_lab.runs import Run, check_folder, marked, open_run
 from jacobian_lab.spectra import survey
 from jacobian_lab.studies import STEPS, STUDIES
@@ -50,16 +51,22 @@ def run_tables(
     Raises:
         InputError: If anything cannot be used.
     """
-    return run_experiment(prepare(config), studies, verdicts=verdicts, progress=progress)
+    return run_experiment(prepare(config), config, studies, verdicts=verdicts, progress=progress)
 
 
 def run_experiment(
-    experiment: Experiment, studies: Sequence[str] = (), *, verdicts: bool = True, progress: bool = True
+    experiment: Experiment,
+    config: ExperimentConfig,
+    studies: Sequence[str] = (),
+    *,
+    verdicts: bool = True,
+    progress: bool = True,
 ) -> Path:
     """Do the main job for an experiment that has been prepared; see `run_tables`.
 
     Args:
         experiment: The experiment.
+        config: Which schemes and survey it is to have.
         studies: Names in `STUDIES`.
         verdicts: Whether the unedited model's Jacobians are wanted too.
         progress: Whether to show progress bars.
@@ -70,7 +77,6 @@ def run_experiment(
     Raises:
         InputError: If anything cannot be used.
     """
-    config = experiment.config
     settings = experiment.settings() | {"survey": config.survey}
     folder, schemes = config.out or Path("runs") / content_key(settings)[:12], list(config.schemes)
     surveyed = verdicts and config.survey != "none"
@@ -96,52 +102,65 @@ def run_experiment(
         if surveyed:
             model, facts, layers = experiment.model, experiment.facts, experiment.layers
             survey(run, model, facts, layers, config.seed, method=config.survey, progress=progress)
-        _store_schemes(run, experiment, moments, studies, progress)
+        _store_schemes(run, experiment, schemes, moments, studies, progress)
     return folder
 
 
-def store_anchors(run: Run, experiment: Experiment, layers: Layers, progress: bool) -> None:
-    """Optimise and store the anchors that a run lacks, batch by batch.
+def store_anchors(
+    run: Run,
+    experiment: Experiment,
+    layers: Layers,
+    progress: bool,
+    name: str = "anchor",
+    only: Sequence[int] | None = None,
+) -> None:
+    """Optimise and store the anchors that a run lacks, batch by batch, on the model as it is now.
 
     Args:
         run: The run.
         experiment: What to optimise.
-        layers: The run's anchor layers.
+        layers: Layers among the run's anchor layers.
         progress: Whether to show a progress bar.
+        name: Under which name to store them.
+        only: Indices of the facts; all of them by default.
     """
     model, facts, labels = experiment.model, experiment.facts, run.coordinates["fact"]
-    done = run.read("anchor_passes") > 0
-    batches = anchor_batches(model, facts, experiment.config.batch_size)
-    with bar(done.size, "anchors", "anchor", done=int(done.sum()), show=progress) as shown:
+    places = [run.coordinates["anchor_layer"].index(layer) for layer in layers]
+    chosen = list(range(len(facts)) if only is None else only)
+    done = run.read(f"{name}_passes") > 0
+    finished = done[np.ix_(chosen, places)]
+    batches = anchor_batches(model, [facts[index] for index in chosen], experiment.config.batch_size)
+    with bar(finished.size, f"{name}s".replace("_", " "), "anchor", done=int(finished.sum()), show=progress) as shown:
 
         def advance(finished: int, loss: float) -> None:
             shown.set_postfix(loss=f"{loss:.3f}", refresh=False)
             shown.update(finished)
 
-        for place, layer in enumerate(layers):
+        for place, layer in zip(places, layers, strict=True):
             for batch in batches:
-                left = [index for index in batch if not done[index, place]]
+                left = [chosen[index] for index in batch if not done[chosen[index], place]]
                 if not left:
                     continue
-                chosen = [facts[index] for index in left]
-                anchors = optimise_anchors(model, chosen, layer, experiment.templates, experiment.anchor, advance)
+                these = [facts[index] for index in left]
+                anchors = optimise_anchors(model, these, layer, experiment.templates, experiment.anchor, advance)
                 where = {"fact": [labels[index] for index in left], "anchor_layer": layer}
-                run.write("anchor", anchors.states.cpu().double(), **where)
-                run.write("anchor_loss", anchors.loss.cpu(), **where)
-                run.write("anchor_passes", anchors.passes.cpu(), **where)  # last: it says that all is there
+                run.write(name, anchors.states.cpu().double(), **where)
+                run.write(f"{name}_loss", anchors.loss.cpu(), **where)
+                run.write(f"{name}_passes", anchors.passes.cpu(), **where)  # last: it says that all is there
 
 
-def read_anchors(folder: Path, model: LanguageModel) -> dict[int, torch.Tensor]:
+def read_anchors(folder: Path, model: LanguageModel, name: str = "anchor") -> dict[int, torch.Tensor]:
     """The anchors that a run holds.
 
     Args:
         folder: The run's folder.
         model: The model that they were optimised for.
+        name: The name under which they are stored.
 
     Returns:
         Anchors by layer, ``[fact, d_model]``, in float32 or better.
     """
-    stored = open_run(folder)["anchor"]
+    stored = open_run(folder)[name]
     dtype = torch.promote_types(model.dtype, torch.float32)
     return {
         int(layer): torch.tensor(stored.sel(anchor_layer=layer).values, dtype=dtype, device=model.device)
@@ -209,7 +228,12 @@ def _where_finite(values: torch.Tensor, targets: Targets) -> np.ndarray:
 
 
 def _store_schemes(
-    run: Run, experiment: Experiment, moments: SecondMoment, studies: Sequence[str], progress: bool
+    run: Run,
+    experiment: Experiment,
+    schemes: Sequence[str],
+    moments: SecondMoment,
+    studies: Sequence[str],
+    progress: bool,
 ) -> None:
     """Edit under each scheme that the run lacks something of, measure and store."""
     model, facts = experiment.model, experiment.facts
@@ -219,7 +243,7 @@ def _store_schemes(
     run.write("efficacy_unedited", _where_finite(efficacy(model, facts), targets))
     todo = {
         name: [study for study in studies if not marked(run.folder, "studied", study=study, scheme=name)]
-        for name in experiment.config.schemes
+        for name in schemes
     }
     todo = {name: new for name, new in todo.items() if new or not marked(run.folder, "measured", scheme=name)}
     with bar(len(todo), "schemes", "scheme", show=progress) as shown:

@@ -317,6 +317,22 @@ class Targets:
         every = [*self.optimised.values(), *self.replayed.values()]
         return torch.stack([torch.isfinite(states).all(-1) for states in every]).all(0)
 
+    def select(self, facts: Sequence[int]) -> "Targets":
+        """Targets of some of the facts.
+
+        Args:
+            facts: Their indices.
+
+        Returns:
+            These targets.
+        """
+        chosen = list(facts)
+        return Targets(
+            self.layers,
+            {layer: states[chosen] for layer, states in self.optimised.items()},
+            {layer: states[chosen] for layer, states in self.replayed.items()},
+        )
+
 
 @torch.no_grad()
 def replay_targets(

@@ -28,7 +28,8 @@ class Prompt:
 
     Attributes:
         ids: The prompt's ids followed by all but the last id of the answer.
-        decisive: Position of the decisive token, the last one of the subject.
+        decisive: Position of the decisive token, the last one of the subject; in prompts without a subject the
+            last one before the answer.
         answer: Ids of the answer; empty if the row has none. Position ``len(ids) - len(answer) + j``
             of the model's output predicts ``answer[j]``.
     """
@@ -85,6 +86,27 @@ def kl_prompt(tokenizer: Any, fact: Fact) -> Prompt:
     return _locate(tokenizer, before, fact.subject, after)
 
 
+def text_prompt(tokenizer: Any, text: str, answer: str = "") -> Prompt:
+    """Tokenise a prompt as it stands, with an answer after it if one is given.
+
+    Args:
+        tokenizer: A fast tokenizer.
+        text: The prompt.
+        answer: The answer, without the space before it.
+
+    Returns:
+        The row.
+
+    Raises:
+        InputError: If there is nothing in the prompt, or more than one BOS.
+    """
+    ids = _encode(tokenizer, text)[0]
+    if not ids:
+        raise InputError(f"expected a prompt with at least one token, got {text!r}: give another")
+    following = answer_ids(tokenizer, answer) if answer else ()
+    return Prompt(ids + following[:-1], len(ids) - 1, following)
+
+
 def answer_ids(tokenizer: Any, target: str) -> tuple[int, ...]:
     """Ids of ``" " + target``, without special tokens.
 
@@ -123,21 +145,27 @@ def pad(rows: Sequence[Prompt]) -> Int[Tensor, "row token"]:
 def _locate(tokenizer: Any, before: str, subject: str, after: str) -> Prompt:
     """Tokenise the three parts as one text; the decisive token covers the subject's last character."""
     text = before + subject + after
-    encoding = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
-    ids, offsets = list(encoding["input_ids"]), encoding["offset_mapping"]
-    length = len(ids)
-    while length and encoding["special_tokens_mask"][length - 1]:
-        length -= 1  # an EOS that the tokenizer adds would stand between prompt and answer
+    ids, offsets = _encode(tokenizer, text)
     last = len(before) + len(subject) - 1
-    covering = [i for i in range(length) if offsets[i][0] <= last < offsets[i][1]]
+    covering = [i for i in range(len(ids)) if offsets[i][0] <= last < offsets[i][1]]
     if not covering:
         raise InputError(
             f"expected the subject to appear among the tokens of its prompt, got none for {subject!r} in {text!r}: "
             "the tokenizer drops it; give another subject"
         )
+    return Prompt(ids, covering[-1])
+
+
+def _encode(tokenizer: Any, text: str) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
+    """Ids of a text with their places in it, less an EOS, which would stand between prompt and answer."""
+    encoding = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
+    ids, offsets = list(encoding["input_ids"]), encoding["offset_mapping"]
+    length = len(ids)
+    while length and encoding["special_tokens_mask"][length - 1]:
+        length -= 1
     bos = tokenizer.bos_token_id
     if bos is not None and ids[:length].count(bos) > 1:
         raise InputError(
             f"expected one BOS at most, got {ids[:length].count(bos)} in {text!r}: remove it from the text"
         )
-    return Prompt(tuple(ids[:length]), covering[-1])
+    return tuple(ids[:length]), list(offsets[:length])

@@ -25,7 +25,10 @@ class Variable:
 COORDINATES = {
     "fact": "the record's own id",
     "scheme": "target scheme",
+    "edit": "method that the model was edited with: a target scheme with an update rule",
     "layer": "layer",
+    "paraphrase": "place among the record's paraphrases",
+    "neighbor": "place among the record's neighbourhood prompts",
     "anchor_layer": "layer that the anchor is optimised at",
     "count": "number of decisive layers, the last one fixed",
     "study": "what was looked at beside the tables",
@@ -154,10 +157,43 @@ _LAYER_COUNT = {
     "counted": Variable(("scheme", "count"), "whether this many layers have been measured", "1", "i4"),
 }
 
+_RECORD = ("fact", "edit")
+_PARAPHRASE = (*_RECORD, "paraphrase")
+_NEIGHBOR = (*_RECORD, "neighbor")
+_WEIGHT = ("edit", "layer")
+_EDIT_TABLE = {
+    "refit_anchor": Variable(("fact", "anchor_layer", "d_model"), "anchor on the partly edited model", "activation"),
+    "refit_anchor_loss": Variable(("fact", "anchor_layer"), "its loss at the last pass", "nat"),
+    "refit_anchor_passes": Variable(("fact", "anchor_layer"), "its passes; 0: not yet optimised", "1", "i4"),
+    "efficacy_success": Variable(_RECORD, "success on the rewriting prompt"),
+    "efficacy_accuracy": Variable(_RECORD, "every target token is the argmax, rewriting prompt, teacher forced"),
+    "efficacy_greedy": Variable(_RECORD, "greedy decoding writes the whole target, rewriting prompt"),
+    "generalization_success": Variable(_PARAPHRASE, "success on a paraphrase"),
+    "generalization_accuracy": Variable(_PARAPHRASE, "every target token is the argmax, paraphrase, teacher forced"),
+    "generalization_greedy": Variable(_PARAPHRASE, "greedy decoding writes the whole target, paraphrase"),
+    "kl": Variable(_NEIGHBOR, "KL(p_before ‖ p_after) of the next token after a neighbourhood prompt", "nat"),
+    "top1": Variable(_NEIGHBOR, "share of the likeliest next token that stayed, neighbourhood prompt"),
+    "top5": Variable(_NEIGHBOR, "share of the 5 likeliest next tokens that stayed"),
+    "top10": Variable(_NEIGHBOR, "share of the 10 likeliest next tokens that stayed"),
+    "neighborhood_success": Variable(_NEIGHBOR, "the prompt's own answer is preferred, as the older literature has it"),
+    "nll_new": Variable(_RECORD, "mean NLL of the new target, rewriting prompt", "nat"),
+    "nll_true": Variable(_RECORD, "mean NLL of the true target, rewriting prompt", "nat"),
+    "perplexity": Variable(("edit",), "perplexity of the held-out text"),
+    "update_norm": Variable(_WEIGHT, "norm of the weight's change over the weight's norm"),
+    "condition_number": Variable(_WEIGHT, "condition number of the solve, 1-norm estimate, the largest of the batches"),
+    "unstored": Variable(_WEIGHT, "share of the weight's change that its dtype did not take"),
+    "shrunk_values": Variable(_WEIGHT, "singular values that PRUNE shrank"),
+    "kept_energy": Variable(_WEIGHT, "share of the change's squared norm that RECT kept"),
+    "null_space_rank": Variable(_WEIGHT, "rank of AlphaEdit's null space"),
+    "trace_left_out": Variable(_WEIGHT, "share of C's trace outside AlphaEdit's null space"),
+    "measured": Variable(("edit",), "whether the method has been measured", "1", "i4"),
+}
+
 KINDS: dict[str, dict[str, Variable]] = {
     "tables": _ANCHORS | _TABLES | _CONDITIONS | _THEOREM_1 | _STEPS,
     "jacobian": _CONDITIONS | _SPECTRA,
     "layer-count": _ANCHORS | _LAYER_COUNT,
+    "edit-table": _ANCHORS | _EDIT_TABLE,
 }
 """Kinds of runs, and the arrays of each."""
 

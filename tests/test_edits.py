@@ -10,10 +10,11 @@ from conftest import CONTEXTS
 from reference import Plain, prompt
 
 from jacobian_lab.activations import decisive_states
-from jacobian_lab.edits import apply_edit, measure, memit, restored, solve_spd
+from jacobian_lab.edits import apply_edit, measure, restored
 from jacobian_lab.errors import InputError
 from jacobian_lab.metrics import efficacy
 from jacobian_lab.models import load_model
+from jacobian_lab.rules import memit, solve_spd
 from jacobian_lab.targets import SCHEMES, AnchorSettings, Targets, make_targets, optimise_anchors
 from jacobian_lab.tokens import fact_prompt
 

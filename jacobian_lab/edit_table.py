@@ -1,0 +1,290 @@
+"""Every method under the same anchors, keys and seeds, evaluated by the paper's metrics: Tables 3, 4, 6 and 7."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from jacobian_lab.caching import content_key
+from jacobian_lab.covariance import DOCSTRINGS, load_corpus, token_rows
+from jacobian_lab.deltas import DELTA, FOLDER, save_delta, save_model
+from jacobian_lab.edits import restored
+from jacobian_lab.errors import InputError
+from jacobian_lab.experiment import EditingConfig, Experiment, prepare
+from jacobian_lab.methods import METHODS, PAIRS, UNEDITED, MethodEdit, edit_with, method, method_name
+from jacobian_lab.metrics import (
+    STYLES,
+    check_questions,
+    evaluate,
+    greedy_matches,
+    neighborhood,
+    neighborhood_states,
+    paraphrases,
+    perplexity,
+    style_of,
+)
+from jacobian_lab.progress import bar
+from jacobian_lab.rules import RuleSettings, null_space
+from jacobian_lab.runs import Run, check_folder, marked
+from jacobian_lab.tables import read_anchors, store_anchors, usable_moments
+from jacobian_lab.targets import make_targets
+from jacobian_lab.tokens import Prompt, text_prompt
+
+FACTS_AT_ONCE = 32
+"""Facts whose final states are held at once while a model is evaluated."""
+
+AUTO = "auto"
+PAPER_METHODS = tuple(name for name in METHODS if name != "blue-refit")
+SAVES = ("delta", "folder", "both")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig(EditingConfig, RuleSettings):
+    """How methods edit, and how an edited model is evaluated.
+
+    Attributes:
+        edits_per_batch: Facts that are edited jointly; all of them by default, else one batch after the other.
+        metrics: Whose definition of Success: counterfact (before the true answer), zsre (share of tokens), or auto:
+            counterfact where every fact has a true answer.
+        greedy: Whether Accuracy is checked by real greedy decoding.
+        held_out: Text whose perplexity is taken, named as --corpus is.
+        held_out_tokens: Tokens of it.
+    """
+
+    edits_per_batch: int | None = None
+    metrics: str = AUTO
+    greedy: bool = True
+    held_out: str = DOCSTRINGS
+    held_out_tokens: int = 2048
+
+
+@dataclass(frozen=True)
+class EditTableConfig(EvaluationConfig):
+    """Edit with every method of the paper and evaluate: Tables 3, 4, 6 and 7.
+
+    Whatever is not given suits the model at hand.
+
+    Attributes:
+        methods: Methods, or pairs rule@scheme; the unedited model always comes first.
+    """
+
+    methods: tuple[str, ...] = PAPER_METHODS
+
+
+@dataclass(frozen=True)
+class EditConfig(EvaluationConfig):
+    """Edit facts with one method, evaluate, and save the edited model.
+
+    Whatever is not given suits the model at hand.
+
+    Attributes:
+        method: The method, or a pair rule@scheme.
+        save: delta (delta.safetensors, for jacobian-lab apply), folder (model/, for transformers), or both.
+    """
+
+    method: str = "memit+fe"
+    save: str = "delta"
+
+
+@dataclass(frozen=True, eq=False)
+class _Bench:
+    """What every method is evaluated on.
+
+    Attributes:
+        style: Whose definition of Success.
+        greedy: Whether to decode.
+        held_out: Rows of the held-out text.
+        before: Final states of the unedited model at the neighbourhood prompts, by fact.
+    """
+
+    style: str
+    greedy: bool
+    held_out: Sequence[Prompt]
+    before: Sequence[torch.Tensor]
+
+
+def run_edit_table(config: EditTableConfig, *, progress: bool = True) -> Path:
+    """Edit with each method and evaluate it; an interrupted run goes on, a finished one computes nothing.
+
+    Anchors are optimised once for each anchor layer and shared; the weights are put back after every method.
+
+    Args:
+        config: The configuration.
+        progress: Whether to show progress bars.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        InputError: If anything cannot be used.
+    """
+    if not config.methods:
+        raise InputError(f"expected at least one method of {', '.join(METHODS)}, got none: name one after --methods")
+    return _run(config, tuple(dict.fromkeys(map(_edited, config.methods))), None, progress)
+
+
+def run_edit(config: EditConfig, *, progress: bool = True) -> Path:
+    """Edit with one method, evaluate it, and save the edited model into the run's folder.
+
+    Args:
+        config: The configuration.
+        progress: Whether to show progress bars.
+
+    Returns:
+        The run's folder, with ``delta.safetensors`` or ``model/`` in it.
+
+    Raises:
+        InputError: If anything cannot be used.
+    """
+    if config.save not in SAVES:
+        raise InputError(f"expected --save of {', '.join(SAVES)}, got {config.save!r}: choose one of them")
+    return _run(config, (_edited(config.method),), config.save, progress)
+
+
+def _edited(name: str) -> str:
+    if name.lower() == UNEDITED:
+        raise InputError(f"expected a method that edits, got {name!r}: the unedited model is the first row anyway")
+    return method_name(name)
+
+
+def _run(config: EvaluationConfig, methods: tuple[str, ...], save: str | None, progress: bool) -> Path:
+    config.check()
+    if config.metrics not in {AUTO, *STYLES}:
+        raise InputError(
+            f"expected metrics of {', '.join((AUTO, *STYLES))}, got {config.metrics!r}: choose one of them"
+        )
+    held_out = load_corpus(config.held_out)
+    experiment = prepare(config)
+    model, facts = experiment.model, experiment.facts
+    if held_out.digest == experiment.corpus.digest:
+        raise InputError(f"expected a held-out text, got the corpus {config.corpus!r} itself: give another --held-out")
+    style = style_of(facts) if config.metrics == AUTO else config.metrics
+    if style == "counterfact" and not all(fact.target_true for fact in facts):
+        raise InputError("expected a target_true in every fact for --metrics counterfact, got some without: use zsre")
+    check_questions(model, facts, style)
+    rows = token_rows(model, held_out, min(config.corpus_length, model.max_tokens), config.held_out_tokens)
+    settings = experiment.settings() | {
+        "rules": {field.name: getattr(config, field.name) for field in fields(RuleSettings)},
+        "edits_per_batch": config.edits_per_batch,
+        "metrics": style,
+        "greedy": config.greedy,
+        "held_out": {"digest": held_out.digest, "tokens": config.held_out_tokens},
+    }
+    folder = config.out or Path("runs") / content_key(["edit-table", settings])[:12]
+    coordinates: dict[str, Sequence[Any]] = {
+        "fact": experiment.labels(),
+        "edit": [UNEDITED, *METHODS, *PAIRS],
+        "layer": list(experiment.layers),
+        "anchor_layer": list(experiment.anchor_layers),
+        "paraphrase": range(max(1, *(len(paraphrases(fact, style)) for fact in facts))),
+        "neighbor": range(max(1, *(len(neighborhood(fact, style)) for fact in facts))),
+        "d_model": range(model.d_model),
+    }
+    check_folder(folder, "edit-table", settings)
+    wanted = _saved_paths(folder, save)
+    if marked(folder, "measured", edit=[UNEDITED, *methods]) and all(path.exists() for path in wanted):
+        return folder
+    moments = usable_moments(experiment, experiment.layers, progress)
+    eigh = functools.cache(lambda matrix: torch.linalg.eigh(matrix.to(model.device)))  # each C's once, for all methods
+    if any(method(name).rule == "alphaedit" for name in methods):
+        for matrix in moments.matrices.values():  # before the long work
+            null_space(matrix, config.alphaedit_threshold, relative=config.alphaedit_relative, eigh=eigh)
+    with Run(folder, "edit-table", settings, experiment.provenance(), coordinates) as run:
+        store_anchors(run, experiment, experiment.anchor_layers, progress)
+        targets = make_targets(model, facts, experiment.layers, read_anchors(folder, model))
+        before = [
+            state
+            for part in _parts(facts)
+            for state in neighborhood_states(model, [facts[index] for index in part], style)
+        ]
+        bench = _Bench(style, config.greedy, rows, before)
+
+        def refit(layer: int, batch: Sequence[int]) -> torch.Tensor:
+            store_anchors(run, experiment, (layer,), progress, "refit_anchor", batch)
+            return read_anchors(folder, model, "refit_anchor")[layer][list(batch)]
+
+        def edit(name: str, done: Callable[[int], Any]) -> MethodEdit:
+            chosen = method(name)
+            rule = config.rule(chosen.rule, eigh)
+            size = config.edits_per_batch
+            return edit_with(
+                chosen, experiment, targets, moments.matrices, config, rule, size=size, refit=refit, done=done
+            )
+
+        todo = [
+            name
+            for name in (UNEDITED, *methods)
+            if not marked(folder, "measured", edit=name)
+            or (name != UNEDITED and not all(path.exists() for path in wanted))
+        ]
+        for place, name in enumerate(todo, 1):
+            with (
+                restored(model, experiment.layers),
+                bar(2 * len(facts), f"{name} ({place} of {len(todo)})", "fact", show=progress) as shown,
+            ):
+                made = None if name == UNEDITED else edit(name, shown.update)
+                if made is None:
+                    shown.update(len(facts))
+                else:
+                    _store_edit(run, experiment, name, made)
+                    _save(experiment, made, wanted, settings | {"method": name})
+                _store_metrics(run, experiment, name, bench, shown.update)
+            run.write("measured", 1, edit=name)  # last: it says that all is there
+    return folder
+
+
+def _saved_paths(folder: Path, save: str | None) -> list[Path]:
+    names = {None: (), "delta": (DELTA,), "folder": (FOLDER,), "both": (DELTA, FOLDER)}[save]
+    return [folder / name for name in names]
+
+
+def _save(experiment: Experiment, made: MethodEdit, paths: Sequence[Path], config: Mapping[str, Any]) -> None:
+    for path in paths:
+        if path.name == DELTA:
+            save_delta(path, experiment.model, made.deltas, config)
+        else:
+            save_model(experiment.model, path)
+
+
+def _store_edit(run: Run, experiment: Experiment, name: str, made: MethodEdit) -> None:
+    for variable, values in made.values.items():
+        run.write(variable, values, edit=name, layer=list(made.deltas))
+
+
+def _store_metrics(run: Run, experiment: Experiment, name: str, bench: _Bench, done: Callable[[int], Any]) -> None:
+    """Evaluate the model as it is, a part of the facts at a time."""
+    model, labels = experiment.model, run.coordinates["fact"]
+    for part in _parts(experiment.facts):
+        facts = [experiment.facts[index] for index in part]
+        found = evaluate(model, facts, [bench.before[index] for index in part], bench.style)
+        if bench.greedy:
+            for values, extra in zip(found, _decoded(experiment, facts, bench.style), strict=True):
+                values |= extra
+        for variable in sorted({variable for values in found for variable in values}):
+            lists = [values.get(variable, []) for values in found]
+            width = [len(run.coordinates[dim]) for dim in run.variables[variable].dims[2:]]
+            padded = np.full((len(facts), *width), np.nan)
+            for row, given in zip(padded.reshape(len(facts), -1), lists, strict=True):
+                row[: len(given)] = given
+            run.write(variable, padded[:, None], fact=[labels[index] for index in part], edit=[name])
+        done(len(part))
+    run.write("perplexity", perplexity(model, bench.held_out), edit=name)
+
+
+def _decoded(experiment: Experiment, facts: Sequence[Any], style: str) -> list[dict[str, list[float]]]:
+    """Accuracy by greedy decoding, prompt by prompt."""
+    tokenizer = experiment.model.tokenizer
+    texts = [(fact.text, *paraphrases(fact, style)) for fact in facts]
+    rows = [
+        text_prompt(tokenizer, text, fact.target_new) for fact, each in zip(facts, texts, strict=True) for text in each
+    ]
+    verdicts = greedy_matches(experiment.model, rows).double().split([len(each) for each in texts])
+    return [{"efficacy_greedy": v[:1].tolist(), "generalization_greedy": v[1:].tolist()} for v in verdicts]
+
+
+def _parts(facts: Sequence[Any]) -> list[range]:
+    return [range(start, min(start + FACTS_AT_ONCE, len(facts))) for start in range(0, len(facts), FACTS_AT_ONCE)]

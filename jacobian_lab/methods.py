@@ -1,0 +1,207 @@
+"""The paper's methods: pairs of a target scheme and an update rule, and what it takes to edit with one."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from jacobian_lab.edits import LayerEdit, apply_edit
+from jacobian_lab.errors import InputError
+from jacobian_lab.experiment import Experiment
+from jacobian_lab.rules import RULES, Rule, RuleSettings, shrink
+from jacobian_lab.targets import SCHEMES, Layers, Scheme, Targets
+
+UNEDITED = "unedited"
+FORWARD = "+fe"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A target scheme with an update rule.
+
+    Attributes:
+        scheme: Its name in `SCHEMES`.
+        rule: Its name in `RULES`.
+        refit: Whether the last layer's anchor is optimised on the model as the edit of the first has left
+            it (the protocol of BLUE's authors) instead of the unedited one (the paper's).
+    """
+
+    scheme: str
+    rule: str
+    refit: bool = False
+
+
+_RULES_WITH_FORWARD = ("memit", "prune", "rect", "alphaedit", "emmet")
+METHODS: Mapping[str, Method] = {
+    "onelayer": Method("one-layer", "memit"),
+    "memit": Method("backward-dividing", "memit"),
+    "blue": Method("independent", "memit"),
+    "blue-refit": Method("independent", "memit", refit=True),
+    **{rule: Method("backward-dividing", rule) for rule in _RULES_WITH_FORWARD if rule not in {"memit", "emmet"}},
+    **{f"{rule}{FORWARD}": Method("forward-replay", rule) for rule in _RULES_WITH_FORWARD if rule != "emmet"},
+    "emmet": Method("backward-dividing", "emmet"),
+    f"emmet{FORWARD}": Method("forward-replay", "emmet"),
+}
+"""The paper's methods by name; any other pair is called ``rule@scheme``."""
+
+PAIRS = tuple(f"{rule}@{scheme}" for rule in RULES for scheme in SCHEMES)
+ALIASES = {"fe": f"memit{FORWARD}"}
+
+
+def method_name(text: str) -> str:
+    """The name under which a method is stored.
+
+    Args:
+        text: What a user calls it: a name in `METHODS`, ``fe``, or ``rule@scheme``; case does not matter.
+
+    Returns:
+        The name.
+
+    Raises:
+        InputError: If there is no such method.
+    """
+    name = ALIASES.get(text.lower(), text.lower())
+    if name not in METHODS and name not in PAIRS:
+        raise InputError(
+            f"expected methods among {', '.join(METHODS)}, or a pair rule@scheme such as rect@backward-full, "
+            f"got {text!r}: choose among them"
+        )
+    return name
+
+
+def method(name: str) -> Method:
+    """A method.
+
+    Args:
+        name: What `method_name` returned.
+
+    Returns:
+        The method.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    rule, _, scheme = name.partition("@")
+    return Method(scheme, rule)
+
+
+Refit = Callable[[int, Sequence[int]], Float[Tensor, "fact d_model"]]
+"""Gives the anchors of some facts at a layer of the model as it is now."""
+
+
+@dataclass(frozen=True, eq=False)
+class MethodEdit:
+    """What editing with a method did to the weights.
+
+    Attributes:
+        deltas: ΔW of each edited layer as it was asked for, all batches together, in float64.
+        values: By the names under which runs store them, a number for each edited layer: ``update_norm``,
+            ``unstored``, ``condition_number`` (the largest of the batches) and the rules' notes (of the last batch).
+    """
+
+    deltas: Mapping[int, Float[Tensor, "d_model d_mlp"]]
+    values: Mapping[str, list[float]]
+
+
+@torch.no_grad()
+def edit_with(
+    chosen: Method,
+    experiment: Experiment,
+    targets: Targets,
+    second_moments: Mapping[int, Float[Tensor, "d_mlp d_mlp"]],
+    settings: RuleSettings,
+    rule: Rule,
+    *,
+    size: int | None = None,
+    refit: Refit | None = None,
+    done: Callable[[int], Any] = lambda _: None,
+) -> MethodEdit:
+    """Edit, and leave the model edited (use within `restored`).
+
+    Targets are those of the unedited model for every batch, as in the official code; keys and hidden states
+    are measured on the model as the batches before have left it, and Σ K Kᵀ of theirs, as it was solved with,
+    stays in the solve.
+
+    Args:
+        chosen: The method.
+        experiment: Model, facts, templates and λ.
+        targets: The targets of all facts.
+        second_moments: C of each decisive layer.
+        settings: What rules leave open; PRUNE's scope is looked at here.
+        rule: The method's rule with these settings.
+        size: Facts in a batch; all of them in one by default.
+        refit: Optimises anchors on the model as it is, for methods that need it.
+        done: Told of every batch's number of facts.
+
+    Returns:
+        What it did.
+
+    Raises:
+        InputError: If no fact has a finite anchor, or a solve is singular.
+    """
+    model, count = experiment.model, len(experiment.facts)
+    scheme, finite = experiment.scheme(chosen.scheme), targets.finite()
+    layers = scheme.edited(targets.layers)
+    original = {layer: model.weight(layer).clone() for layer in layers}
+    deltas = {layer: torch.zeros_like(weight, dtype=torch.float64) for layer, weight in original.items()}
+    earlier: dict[int, Tensor] = {}
+    seen: dict[int, dict[str, float]] = {layer: {} for layer in layers}
+    if not finite.any():
+        raise InputError("expected at least one fact with a finite anchor, got none: lower --anchor-lr")
+    step = size or count
+    for batch in (range(start, min(start + step, count)) for start in range(0, count, step)):
+        added: dict[int, Tensor] = {}
+
+        def note(edit: LayerEdit, added: dict[int, Tensor] = added) -> None:
+            deltas[edit.layer] += edit.update.delta
+            if step < count:
+                added[edit.layer] = edit.keys.T @ edit.keys
+            worst = max(edit.update.condition, seen[edit.layer].get("condition_number", 0.0))
+            seen[edit.layer] |= {**edit.update.notes, "condition_number": worst}
+
+        if finite[list(batch)].any():
+            facts = [experiment.facts[index] for index in batch]
+            for part, wanted in _stages(chosen, scheme, targets.select(batch), batch, refit):
+                apply_edit(
+                    model,
+                    facts,
+                    part,
+                    wanted,
+                    experiment.templates,
+                    second_moments,
+                    experiment.ridge,
+                    rule,
+                    inspect=note,
+                    earlier=earlier,
+                )
+            earlier = {layer: added[layer] + earlier.get(layer, 0) for layer in added} if added else earlier
+        done(len(batch))
+    if chosen.rule == "prune" and settings.prune_scope == "total":
+        for layer, weight in original.items():
+            deltas[layer], count_shrunk = shrink(deltas[layer], weight, settings.prune_kind, settings.prune_base)
+            model.weight(layer).copy_((weight.double() + deltas[layer]).to(weight.dtype))
+            seen[layer]["shrunk_values"] = count_shrunk
+    for layer, weight in original.items():
+        asked, old, new = deltas[layer], weight.double(), model.weight(layer).double()
+        size_asked = torch.linalg.matrix_norm(asked)
+        seen[layer]["update_norm"] = float(size_asked / torch.linalg.matrix_norm(old))
+        seen[layer]["unstored"] = float(torch.linalg.matrix_norm(old + asked - new) / size_asked)
+    return MethodEdit(deltas, {name: [seen[layer][name] for layer in layers] for name in seen[layers[0]]})
+
+
+def _stages(
+    chosen: Method, scheme: Scheme, targets: Targets, batch: Sequence[int], refit: Refit | None
+) -> Iterator[tuple[Scheme, Targets]]:
+    """Edits to be made one after the other: one, or with refitting one a layer, the next target made after the last."""
+    if not chosen.refit:
+        yield scheme, targets
+        return
+    assert refit is not None
+    layers: Layers = scheme.edited(targets.layers)
+    usable = targets.finite()[:, None]
+    for layer in layers:
+        anchors = targets.optimised[layer] if layer == layers[0] else refit(layer, batch)
+        wanted = {layer: torch.where(usable, anchors, torch.nan)}
+        yield SCHEMES["one-layer"], Targets((layer,), wanted, wanted)
