@@ -1,4 +1,4 @@
-# Two commands do everything: `make reproduce` and `make test`; `make laboratory` tests the theorems at length.
+# Two commands do everything: `make reproduce` and `make test`; `make laboratory` tests the theorems at length, `make methods` compares the methods.
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ RUN ?= runs/reproduce
 ARGS ?= --slice 0:32
 FIGURES := cosine_by_layer residual_by_layer spread_by_fact theorem2 decomposition
 
-.PHONY: install reproduce laboratory test clean
+.PHONY: install reproduce laboratory methods test clean
 
 install: $(VENV)/.installed
 
@@ -29,6 +29,10 @@ laboratory: reproduce
 	for figure in theorem1 step_size; do $(BIN)/python figures/$$figure.py $(RUN) || exit 1; done
 	$(BIN)/python figures/jacobian.py $(RUN)-jacobian
 	$(BIN)/python figures/layer_count.py $(RUN)-layer-count
+
+methods: install
+	$(BIN)/jacobian-lab edit-table $(ARGS) --out $(RUN)-methods
+	for figure in efficacy_specificity fe_gain; do $(BIN)/python figures/$$figure.py $(RUN)-methods || exit 1; done
 
 test: install
 	$(BIN)/ruff format --check .

@@ -8,7 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import FigureBase
 from matplotlib.ticker import MaxNLocator
 
-from jacobian_lab.drawing import STYLES
+from jacobian_lab.comparison import FORWARD, METRICS, forward_gains, summaries
+from jacobian_lab.drawing import RULE_COLORS, RULE_MARKERS, STYLES
+from jacobian_lab.errors import InputError
 from jacobian_lab.reporting import DEGREES, PAPER, PAPER_LAYERS, below_last, summarise, table
 from jacobian_lab.variables import DECISIONS
 
@@ -241,6 +243,84 @@ def jacobian(figure: FigureBase, dataset: xr.Dataset) -> None:
     gains.legend(fontsize="x-small", frameon=False)
     right.set(xlabel="distance $L - l$", ylim=(0, None))
     right.legend(fontsize="x-small", frameon=False)
+
+
+def efficacy_specificity(figure: FigureBase, dataset: xr.Dataset) -> None:
+    """Every method in the plane of what it edits and what it leaves alone; arrows lead from a rule to it with FE.
+
+    Args:
+        figure: An empty figure, or part of one.
+        dataset: An open run of edit-table.
+    """
+    cells = {(row["method"], row["metric"]): row for row in summaries(dataset).to_dict("records")}
+    planes = (("kl", "efficacy_success"), ("top1", "generalization_accuracy"))
+    for ax, (across, up) in zip(figure.subplots(1, 2), planes, strict=True):
+        places = {}
+        for name in map(str, dataset["edit"].values):
+            x, y = cells[name, across], cells[name, up]
+            rule = name.removesuffix(FORWARD)
+            look = {"color": RULE_COLORS.get(rule, "0.4"), "marker": RULE_MARKERS.get(rule, "x"), "markersize": 4}
+            if not name.endswith(FORWARD) and f"{rule}{FORWARD}" in dataset["edit"].values:
+                look["markerfacecolor"] = "white"
+            errors = {
+                f"{axis}err": np.nan_to_num([[v["mean"] - v["low"]], [v["high"] - v["mean"]]])
+                for axis, v in (("x", x), ("y", y))
+            }
+            places[name] = (x["mean"], y["mean"])
+            ax.errorbar(*places[name], **errors, elinewidth=0.4, linestyle="", label=name, **look)
+        for name, place in places.items():
+            if f"{name}{FORWARD}" in places:
+                arrow = {
+                    "arrowstyle": "->",
+                    "color": RULE_COLORS.get(name, "0.4"),
+                    "linewidth": 0.7,
+                    "shrinkA": 3,
+                    "shrinkB": 3,
+                }
+                ax.annotate("", places[f"{name}{FORWARD}"], place, arrowprops=arrow)
+        ax.set(xlabel=_axis(across), ylabel=_axis(up))
+        if METRICS[across].best < 0:
+            ax.invert_xaxis()  # right and up is better, in both planes
+    figure.legend(*ax.get_legend_handles_labels(), fontsize="x-small", loc="outside upper center", ncols=7)
+
+
+def fe_gain(figure: FigureBase, dataset: xr.Dataset) -> None:
+    """What forward replay adds to each rule, paired over facts, with intervals.
+
+    Args:
+        figure: An empty figure, or part of one.
+        dataset: An open run of edit-table that holds a rule with FE and without.
+
+    Raises:
+        InputError: If it holds none.
+    """
+    gained = forward_gains(dataset)
+    if gained.empty:
+        raise InputError("expected a run with a method and the same with FE, got none: add both with --methods")
+    rules = list(dict.fromkeys(gained["rule"]))
+    axes = figure.subplots(1, 2, width_ratios=(3, 1))
+    shares = [metric for metric, kind in METRICS.items() if kind.scale > 1]
+    for ax, metrics in zip(axes, (shares, ["kl"]), strict=True):
+        for place, rule in enumerate(rules):
+            chosen = gained[gained["rule"] == rule].set_index("metric").loc[metrics]
+            offset = (place - (len(rules) - 1) / 2) * 0.8 / max(1, len(rules))
+            look = {"color": RULE_COLORS.get(rule, "0.4"), "marker": RULE_MARKERS.get(rule, "x"), "linestyle": ""}
+            _error_bars(
+                ax, np.arange(len(metrics)) + offset, *(chosen[n] for n in ("mean", "low", "high")), label=rule, **look
+            )
+        ax.axhline(0, color="0.3", linewidth=0.6)
+        ax.set_xticks(range(len(metrics)), [_axis(metric).replace(" ", "\n") for metric in metrics], fontsize="x-small")
+        ax.grid(visible=False, axis="x")
+    axes[0].set(ylabel="gain from FE, points")
+    axes[1].set(ylabel="change (less is better)")
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), fontsize="x-small", loc="outside upper center", ncols=len(rules)
+    )
+
+
+def _axis(metric: str) -> str:
+    kind = METRICS[metric]
+    return r"$D_{KL}$, nat" if metric == "kl" else kind.label
 
 
 def schemes_with(dataset: xr.Dataset, variable: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The command line: ``jacobian-lab tables | theorem1 | … | jacobian | models | facts``."""
+"""The command line: ``jacobian-lab tables | edit-table | edit | apply | theorem1 | … | models | facts``."""
 
 import sys
 from collections.abc import Callable
@@ -9,17 +9,51 @@ from typing import Any
 
 import tyro
 
+from jacobian_lab.comparison import TABLES as COMPARISONS
+from jacobian_lab.comparison import read_paper, write_comparison
 from jacobian_lab.damping import DampingConfig, run_damping
+from jacobian_lab.deltas import DELTA, FOLDER, add_delta, check_new_folder, read_delta, read_metadata, save_model
+from jacobian_lab.edit_table import EditConfig, EditTableConfig, run_edit, run_edit_table
 from jacobian_lab.errors import InputError
 from jacobian_lab.experiment import ExperimentConfig
 from jacobian_lab.facts import BUILTIN, load_facts
 from jacobian_lab.families import FAMILIES, KNOWN
 from jacobian_lab.layer_count import LayerCountConfig, run_layer_count
-from jacobian_lab.models import EMBEDDED
+from jacobian_lab.models import DEFAULT_MODEL, EMBEDDED, load_model
 from jacobian_lab.reporting import TABLES, write_reports, write_table
 from jacobian_lab.spectra import JacobianConfig, run_jacobian
 from jacobian_lab.tables import TablesConfig, run_tables
 from jacobian_lab.theory import write_account
+
+
+@dataclass(frozen=True)
+class EditTableCommand(EditTableConfig):
+    """Edit with every method of the paper and evaluate: Tables 3, 4, 6 and 7.
+
+    Whatever is not given suits the model at hand.
+
+    Attributes:
+        paper: CSV file in the layout of metrics.csv; its rows stand beside ours, instead of the paper's.
+    """
+
+    paper: Path | None = None
+
+
+@dataclass(frozen=True)
+class ApplyConfig:
+    """Put a saved delta on its base model, and write the edited model as a folder that transformers loads.
+
+    Attributes:
+        delta: The file that jacobian-lab edit saved.
+        out: A new or empty folder for the model.
+        model: The base model, named as in jacobian-lab edit.
+        device: auto, cpu or cuda.
+    """
+
+    delta: Path
+    out: Path
+    model: str = DEFAULT_MODEL
+    device: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -109,6 +143,45 @@ def damping(config: DampingConfig) -> None:
     _say(f"{write_table(folder / 'damping', last.round(3).set_index('row'), caption)}\n\nRun: {folder}")
 
 
+def edit_table(config: EditTableCommand, tables: tuple[str, ...] | None = None) -> None:
+    """Edit with every method, evaluate, write the tables, and print them.
+
+    Args:
+        config: The configuration.
+        tables: Which of the paper's tables; those of the model by default.
+    """
+    if config.paper is not None:
+        read_paper(config.paper)  # before the long work
+    folder = run_edit_table(config)
+    _say(f"{write_comparison(folder, tables, config.paper)}\n\nRun: {folder}")
+
+
+def edit(config: EditConfig) -> None:
+    """Edit with one method, say how it went, and where the edited model is.
+
+    Args:
+        config: The configuration.
+    """
+    folder = run_edit(config)
+    told = write_comparison(folder, ())
+    saved = [name for name in (DELTA, FOLDER) if (folder / name).exists()]
+    _say(f"{told}\n\nSaved: {', '.join(str(folder / name) for name in saved)}")
+
+
+def apply(config: ApplyConfig) -> None:
+    """Put a delta on its base model, and write the model.
+
+    Args:
+        config: The configuration.
+    """
+    metadata = read_metadata(config.delta)
+    check_new_folder(config.out)
+    model = load_model(config.model, metadata["dtype"], config.device)
+    add_delta(model, read_delta(config.delta, model))
+    save_model(model, config.out)
+    _say(f"Edited model: {config.out}")
+
+
 ANALYSES: dict[str, _Analysis] = {
     "theorem1": _Analysis(Theorem1Config, partial(run_tables, studies=("theorem1",))),
     "theorem2": _Analysis(Theorem2Config, partial(run_tables, studies=("theorem1",))),
@@ -139,6 +212,20 @@ def paper_table(table: str, arguments: list[str] | None = None) -> None:
         _say(f"{write_reports(folder, (table,))}\n\nRun: {folder}")
 
     guarded(report, config)
+
+
+def comparison_table(table: str, arguments: list[str] | None = None) -> None:
+    """Measure one of the paper's tables of methods, into the run that edit-table makes too, and print it.
+
+    Args:
+        table: One of ``table3``, ``table4``, ``table6`` and ``table7``.
+        arguments: Arguments of the command line; those of the process by default.
+    """
+    chosen = COMPARISONS[table]
+    default = EditTableCommand(methods=chosen.methods)
+    description = f"{table.replace('table', 'Table ')}: {', '.join(chosen.methods)} (in the paper of {chosen.model})."
+    config = tyro.cli(EditTableCommand, default=default, args=arguments, description=description)
+    guarded(partial(edit_table, tables=(table,)), config)
 
 
 def analysis(name: str, arguments: list[str] | None = None) -> None:
@@ -182,6 +269,9 @@ def facts(config: FactsConfig) -> None:
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "tables": (TablesConfig, tables),
     "damping": (DampingConfig, damping),
+    "edit-table": (EditTableCommand, edit_table),
+    "edit": (EditConfig, edit),
+    "apply": (ApplyConfig, apply),
     **{name.replace("_", "-"): (chosen.config, chosen) for name, chosen in ANALYSES.items()},
     "models": (ModelsConfig, models),
     "facts": (FactsConfig, facts),

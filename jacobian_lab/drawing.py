@@ -31,6 +31,20 @@ STYLES: dict[str, dict[str, Any]] = {
 """Each scheme has one colour and one marker in every figure; colours differ in lightness too."""
 
 
+RULE_MARKERS = {
+    "unedited": "*",
+    "onelayer": "v",
+    "memit": "o",
+    "blue": "X",
+    "blue-refit": "d",
+    "prune": "s",
+    "rect": "D",
+    "alphaedit": "^",
+    "emmet": "P",
+}
+RULE_COLORS = dict(zip(RULE_MARKERS, sns.color_palette("cubehelix", len(RULE_MARKERS) + 2), strict=False))
+"""Each rule has one marker and one colour in every figure; with FE it is filled."""
+
 TIMES_LIKE = {"font.family": "STIXGeneral", "mathtext.fontset": "stix", "pdf.fonttype": 42}
 """The Times of ICML, in the free cut that matplotlib carries; embedded as TrueType."""
 

@@ -139,6 +139,7 @@ class Subject:
         config = self.config
         return {
             "model": config.model,
+            "protocol": config.protocol.lower() if config.protocol else self.model.known(),
             "facts": {"source": config.facts, "slice": config.slice, "count": len(self.facts)},
             "python": platform.python_version(),
             "platform": platform.platform(),

@@ -193,6 +193,15 @@ class LanguageModel:
         logits = self.hf.get_output_embeddings()(hidden)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
+    def known(self) -> str:
+        """The model's name in `KNOWN`, by its shape.
+
+        Returns:
+            The name; empty for another model.
+        """
+        shape = (self.hf.config.model_type, self.n_layers, self.d_model)
+        return next((name for name, known in KNOWN.items() if known.shape == shape), "")
+
     def defaults(self, protocol: str | None = None) -> Defaults:
         """Settings for this model: the literature's where it is known, else an educated guess.
 
@@ -203,12 +212,9 @@ class LanguageModel:
             For an unknown model five layers from an eighth of its depth on, as the paper has them
             in Llama-3-8B.
         """
-        if protocol is not None:
-            return KNOWN[protocol.lower()].defaults
-        shape = (self.hf.config.model_type, self.n_layers, self.d_model)
-        for known in KNOWN.values():
-            if known.shape == shape:
-                return known.defaults
+        name = protocol.lower() if protocol else self.known()
+        if name:
+            return KNOWN[name].defaults
         first = min(self.n_layers // 8, max(self.n_layers - 5, 0))
         return Defaults(tuple(range(first, min(first + 5, self.n_layers))), 15000.0, 0.5, 25)
 

@@ -105,7 +105,6 @@ class MethodEdit:
     values: Mapping[str, list[float]]
 
 
-@torch.no_grad()
 def edit_with(
     chosen: Method,
     experiment: Experiment,

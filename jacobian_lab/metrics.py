@@ -42,7 +42,7 @@ class Answers:
 
 
 @torch.no_grad()
-def predicting_states(model: LanguageModel, rows: Sequence[Prompt]) -> list[Float[Tensor, "answer d_model"]]:
+def predicting_states(model: LanguageModel, rows: Sequence[Prompt]) -> list[Float[Tensor, "_ d_model"]]:
     """What the head makes logits of: final hidden states at the positions that predict each row's answer.
 
     Rows with the same ids are run once.
@@ -70,7 +70,7 @@ def predicting_states(model: LanguageModel, rows: Sequence[Prompt]) -> list[Floa
 
 
 @torch.no_grad()
-def answers(model: LanguageModel, rows: Sequence[Prompt], states: Sequence[Float[Tensor, "answer d_model"]]) -> Answers:
+def answers(model: LanguageModel, rows: Sequence[Prompt], states: Sequence[Float[Tensor, "_ d_model"]]) -> Answers:
     """NLL and argmax hits of the rows' answers.
 
     Args:
@@ -180,9 +180,7 @@ def check_questions(model: LanguageModel, facts: Sequence[Fact], style: str) -> 
                 )
 
 
-def neighborhood_states(
-    model: LanguageModel, facts: Sequence[Fact], style: str
-) -> list[Float[Tensor, "prompt d_model"]]:
+def neighborhood_states(model: LanguageModel, facts: Sequence[Fact], style: str) -> list[Float[Tensor, "_ d_model"]]:
     """Final states at the last token of every neighbourhood prompt; take them before anything is edited.
 
     Args:
@@ -200,7 +198,7 @@ def neighborhood_states(
 
 
 def evaluate(
-    model: LanguageModel, facts: Sequence[Fact], before: Sequence[Float[Tensor, "prompt d_model"]], style: str
+    model: LanguageModel, facts: Sequence[Fact], before: Sequence[Float[Tensor, "_ d_model"]], style: str
 ) -> list[dict[str, list[float]]]:
     """All teacher-forced metrics of metrics.md, prompt by prompt.
 

@@ -38,6 +38,14 @@ LATEX = str.maketrans({
     "°": r"$^\circ$",
     "ᵀ": r"$^\top$",
     "⁻": "$^-$",
+    "Δ": r"$\Delta$",
+    "×": r"$\times$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    "−": "$-$",
+    "–": "--",
+    "⟪": r"\textbf{",
+    "⟫": "}",
     "’": "'",
 })
 """What pdfLaTeX has no letters for."""
@@ -366,18 +374,21 @@ def facts_line(dataset: xr.Dataset) -> str:
     return f"{model}, {dataset.sizes['fact']} facts, mean [95 % bootstrap interval] (median)."
 
 
-def write_table(stem: Path, frame: pd.DataFrame, caption: str) -> str:
+def write_table(stem: Path, frame: pd.DataFrame, caption: str, bold: pd.DataFrame | None = None) -> str:
     """Write a table as Markdown and LaTeX.
 
     Args:
         stem: Path without ending.
         frame: The table.
         caption: What is in it.
+        bold: Which of its cells, texts, stand in bold.
 
     Returns:
         The Markdown.
     """
-    text = f"{caption}\n\n{frame.to_markdown()}\n"
+    if bold is not None:
+        frame = frame.where(~bold, "⟪" + frame + "⟫")
+    text = f"{caption}\n\n{frame.to_markdown().translate({ord('⟪'): '**', ord('⟫'): '**'})}\n"
     stem.with_suffix(".md").write_text(text, "utf-8")
     escaped = re.sub(r"[%&#$_{}]", lambda found: "\\" + found[0], caption)
     latex = frame.to_latex(escape=True, caption=escaped, position="t").translate(LATEX)

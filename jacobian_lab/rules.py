@@ -99,7 +99,7 @@ def prune(
     """
     update = memit(keys, residuals, second_moment, weight, ridge, earlier)
     delta, count = shrink(update.delta, weight, kind, base)
-    return replace(update, delta=delta, notes={"shrunk_values": count})
+    return replace(update, delta=delta, notes={"shrunk_values": float(count)})
 
 
 def shrink(

@@ -3,7 +3,6 @@
 import dataclasses
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
 from conftest import CONTEXTS
@@ -14,7 +13,6 @@ from jacobian_lab.edits import apply_edit, measure, restored
 from jacobian_lab.errors import InputError
 from jacobian_lab.metrics import efficacy
 from jacobian_lab.models import load_model
-from jacobian_lab.rules import memit, solve_spd
 from jacobian_lab.targets import SCHEMES, AnchorSettings, Targets, make_targets, optimise_anchors
 from jacobian_lab.tokens import fact_prompt
 
@@ -37,39 +35,6 @@ def setting(tiny, facts):
 
 def random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def test_memit_solves_the_normal_equations():
-    K, R, keys = random(12, 5), random(7, 5, seed=1), random(12, 40, seed=2)
-    C = keys @ keys.T / 40
-    update = memit(K, R, C, torch.zeros(7, 12), ridge=3.0)
-    # the minimiser of ‖ΔW K − R‖² + λ tr(ΔW C ΔWᵀ), as stacked least squares
-    half = np.linalg.cholesky(3.0 * C.numpy())
-    left = np.vstack([K.T.numpy(), half.T])
-    right = np.vstack([R.T.numpy(), np.zeros((12, 7))])
-    expected = np.linalg.lstsq(left, right, rcond=None)[0].T
-    np.testing.assert_allclose(update.delta.numpy(), expected, rtol=1e-10, atol=1e-12)
-
-
-def test_without_ridge_the_residual_is_met_exactly():
-    K, R = random(6, 6), random(4, 6, seed=1)
-    update = memit(K, R, torch.eye(6, dtype=torch.float64), torch.zeros(4, 6), ridge=0.0)
-    torch.testing.assert_close(update.delta @ K, R, rtol=1e-8, atol=1e-8)
-
-
-def test_condition_number_is_an_estimate_of_the_dense_one():
-    basis, _ = torch.linalg.qr(random(30, 30))
-    matrix = basis @ torch.diag(torch.logspace(0, 5, 30, dtype=torch.float64)) @ basis.T
-    matrix = (matrix + matrix.T) / 2
-    estimate = solve_spd(matrix, random(30, 2)).condition
-    exact = np.linalg.cond(matrix.numpy(), 1)
-    assert exact / 3 <= estimate <= exact * (1 + 1e-8)
-
-
-@pytest.mark.parametrize("matrix", [torch.zeros(3, 3), torch.diag(torch.tensor([1.0, 1.0, 1e-18])), -torch.eye(3)])
-def test_a_singular_solve_is_refused(matrix):
-    with pytest.raises(InputError, match=r"singular to working precision: raise --ridge"):
-        solve_spd(matrix.double(), torch.ones(3, 2, dtype=torch.float64))
 
 
 def test_weights_come_back_bit_for_bit(family_model):

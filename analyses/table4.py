@@ -1,0 +1,6 @@
+"""Table 4: forward replay with the rules PRUNE, RECT and AlphaEdit on Llama-3-8B-Instruct's protocol."""
+
+from jacobian_lab.cli import comparison_table
+
+if __name__ == "__main__":
+    comparison_table("table4")
