@@ -1,4 +1,5 @@
-# Two commands do everything: `make reproduce` and `make test`; `make laboratory` tests the theorems at length, `make methods` compares the methods.
+# Two commands do everything: `make reproduce` and `make test`. `make laboratory` tests the theorems at length,
+# `make methods` compares the methods.
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin

@@ -1,6 +1,6 @@
 """From a run of edit-table to Tables 3, 4, 6 and 7: methods with intervals, the paper's rows beside ours, FE's gain."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,9 @@ from scipy import stats
 from jacobian_lab.errors import InputError
 from jacobian_lab.reporting import CONFIDENCE, RESAMPLES, write_table
 from jacobian_lab.runs import open_run
+
+NUMBERS_AT_ONCE = 20_000_000
+"""What a batch of resamples may hold."""
 
 UNEDITED, FORWARD = "unedited", "+fe"
 
@@ -123,12 +126,14 @@ def records(dataset: xr.Dataset) -> pd.DataFrame:
         dataset: An open run.
 
     Returns:
-        One row for each method and fact: shares and nats as stored, a record's prompts averaged.
+        One row for each method and fact: shares and nats as stored, a record's prompts averaged, and the number of its
+        ``neighborhood_prompts``, by which flat means weigh it.
     """
     names = [*METRICS, *MORE, "nll_new", "nll_true"]
     means = dataset[names].map(lambda values: values.mean([dim for dim in values.dims if dim not in {"fact", "edit"}]))
+    means["neighborhood_prompts"] = dataset["kl"].notnull().sum("neighbor")
     frame = means.to_dataframe(dim_order=["edit", "fact"]).reset_index().rename(columns={"edit": "method"})
-    return frame[["method", "fact", *names]]
+    return frame[["method", "fact", *names, "neighborhood_prompts"]]
 
 
 def summaries(dataset: xr.Dataset) -> pd.DataFrame:
@@ -140,12 +145,10 @@ def summaries(dataset: xr.Dataset) -> pd.DataFrame:
     Returns:
         ``method, metric, mean, low, high, count``, shares × 100: 95 % percentile bootstrap over facts.
     """
-    seed = _seed(dataset)
-    return pd.DataFrame([
-        {"method": name, "metric": metric, **_pooled(dataset[metric].sel(edit=name), kind, seed)}
-        for name in dataset["edit"].values
-        for metric, kind in {**METRICS, **MORE}.items()
-    ])
+    keys = [(str(name), metric) for name in dataset["edit"].values for metric in (*METRICS, *MORE)]
+    kinds = {**METRICS, **MORE}
+    found = _intervals([(dataset[metric].sel(edit=name), kinds[metric]) for name, metric in keys], _seed(dataset))
+    return pd.DataFrame([{"method": k[0], "metric": k[1], **each} for k, each in zip(keys, found, strict=True)])
 
 
 def forward_gains(dataset: xr.Dataset) -> pd.DataFrame:
@@ -157,17 +160,15 @@ def forward_gains(dataset: xr.Dataset) -> pd.DataFrame:
     Returns:
         ``rule, metric, mean, low, high, count`` of (with FE − without), for rules that were measured both ways.
     """
-    seed, edited = _seed(dataset), set(dataset["edit"].values)
+    edited = set(dataset["edit"].values)
     rules = [str(name) for name in dataset["edit"].values if f"{name}{FORWARD}" in edited]
-    rows = [
-        {
-            "rule": rule,
-            "metric": metric,
-            **_pooled(dataset[metric].sel(edit=f"{rule}{FORWARD}") - dataset[metric].sel(edit=rule), kind, seed),
-        }
-        for rule in rules
-        for metric, kind in METRICS.items()
+    keys = [(rule, metric) for rule in rules for metric in METRICS]
+    differences = [
+        (dataset[metric].sel(edit=f"{rule}{FORWARD}") - dataset[metric].sel(edit=rule), METRICS[metric])
+        for rule, metric in keys
     ]
+    found = _intervals(differences, _seed(dataset))
+    rows = [{"rule": k[0], "metric": k[1], **each} for k, each in zip(keys, found, strict=True)]
     return pd.DataFrame(rows, columns=["rule", "metric", "mean", "low", "high", "count"])
 
 
@@ -306,29 +307,44 @@ def _write_damage(folder: Path, dataset: xr.Dataset, long: pd.DataFrame) -> str:
     return write_table(folder / "damage", frame, caption)
 
 
-def _pooled(values: xr.DataArray, kind: Metric, seed: int) -> dict[str, float]:
-    """Mean and bootstrap interval over facts, of prompts at once or of each record's first."""
-    by_fact = values.values.reshape(values.sizes["fact"], -1) * kind.scale
-    counts = np.isfinite(by_fact).sum(axis=1)
-    sums, counts = np.nansum(by_fact, axis=1)[counts > 0], counts[counts > 0]
-    if not len(sums):
-        return {"mean": np.nan, "low": np.nan, "high": np.nan, "count": 0}
-    if not kind.flat:
-        sums, counts = sums / counts, np.ones(len(sums))
-    low = high = np.nan
-    if len(sums) > 1:
+def _intervals(cells: Sequence[tuple[xr.DataArray, Metric]], seed: int) -> list[dict[str, float]]:
+    """Means and bootstrap intervals over facts, one resampling for all cells."""
+    if not cells:
+        return []
+    sums, counts = (np.stack(part) for part in zip(*(_by_fact(*cell) for cell in cells), strict=True))
+
+    def mean(total: np.ndarray, count: np.ndarray, axis: int = -1) -> np.ndarray:
+        with np.errstate(invalid="ignore"):  # 0 / 0 where no fact has a value
+            return np.asarray(total.sum(axis) / count.sum(axis))
+
+    means = mean(sums, counts)
+    low = high = np.full_like(means, np.nan)
+    if sums.shape[1] > 1:
         interval = stats.bootstrap(
             (sums, counts),
-            lambda total, count, axis: total.sum(axis) / count.sum(axis),
+            mean,
             n_resamples=RESAMPLES,
-            batch=1000,
+            batch=max(1, NUMBERS_AT_ONCE // sums.size),
             paired=True,
+            axis=-1,
             confidence_level=CONFIDENCE,
             method="percentile",
             rng=seed,
         ).confidence_interval
-        low, high = float(interval.low), float(interval.high)
-    return {"mean": float(sums.sum() / counts.sum()), "low": low, "high": high, "count": len(sums)}
+        low, high = np.asarray(interval.low), np.asarray(interval.high)
+    return [
+        {"mean": float(m), "low": float(lo), "high": float(hi), "count": int((weight > 0).sum())}
+        for m, lo, hi, weight in zip(means, low, high, counts, strict=True)
+    ]
+
+
+def _by_fact(values: xr.DataArray, kind: Metric) -> tuple[np.ndarray, np.ndarray]:
+    """For each fact what it adds to the mean, and with which weight."""
+    prompts = values.values.reshape(values.sizes["fact"], -1) * kind.scale
+    sums, counts = np.nansum(prompts, axis=1), np.isfinite(prompts).sum(axis=1).astype(float)
+    if kind.flat:
+        return sums, counts
+    return sums / np.maximum(counts, 1), np.minimum(counts, 1)
 
 
 def _gain_rows(gained: pd.DataFrame) -> Iterator[tuple[str, list[str]]]:

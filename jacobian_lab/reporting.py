@@ -386,11 +386,11 @@ def write_table(stem: Path, frame: pd.DataFrame, caption: str, bold: pd.DataFram
     Returns:
         The Markdown.
     """
-    if bold is not None:
-        frame = frame.where(~bold, "⟪" + frame + "⟫")
-    text = f"{caption}\n\n{frame.to_markdown().translate({ord('⟪'): '**', ord('⟫'): '**'})}\n"
+    marked = frame if bold is None else frame.where(~bold, "**" + frame + "**")
+    text = f"{caption}\n\n{marked.to_markdown()}\n"
     stem.with_suffix(".md").write_text(text, "utf-8")
     escaped = re.sub(r"[%&#$_{}]", lambda found: "\\" + found[0], caption)
-    latex = frame.to_latex(escape=True, caption=escaped, position="t").translate(LATEX)
+    marked = frame if bold is None else frame.where(~bold, "⟪" + frame + "⟫")
+    latex = marked.to_latex(escape=True, caption=escaped, position="t").translate(LATEX)
     stem.with_suffix(".tex").write_text(latex, "utf-8")
     return text.rstrip()

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import make_folder, options
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPTJConfig, LlamaConfig
 
 from jacobian_lab import cli, comparison, edit_table, tables
@@ -143,14 +143,29 @@ def test_a_changed_setting_is_refused_by_name(quick, finished):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_weights_are_back_bit_for_bit(name, bench, quick, tmp_path, monkeypatch):
-    """After the method itself, and when its evaluation fails in the middle."""
-    experiment = bench[0]
-    before = {n: p.clone() for n, p in experiment.model.hf.named_parameters()}
-    monkeypatch.setattr(edit_table, "prepare", lambda _config: experiment)
-    run_edit_table(EditTableConfig(**quick, methods=(name,), greedy=False, out=tmp_path / "run"), progress=False)
-    assert all(torch.equal(p, before[n]) for n, p in experiment.model.hf.named_parameters())
-    original, calls = edit_table.evaluate, []
+def test_weights_are_back_bit_for_bit(name, bench):
+    """After the method itself, and after one that is interrupted between two batches."""
+    parameters = dict(bench[0].model.hf.named_parameters())
+    before = {key: weight.clone() for key, weight in parameters.items()}
+    anchors = bench[1].optimised[3]
+    keywords = {"size": 3, "refit": lambda _layer, batch: anchors[list(batch)] + 0.1}
+    weights, _ = edited(bench, name, **keywords)
+    assert any(
+        not torch.equal(weight, before[f"transformer.h.{n}.mlp.c_proj.weight"].T) for n, weight in weights.items()
+    )
+    assert all(torch.equal(weight, before[key]) for key, weight in parameters.items())
+
+    def interrupted(_count):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        edited(bench, name, done=interrupted, **keywords)
+    assert all(torch.equal(weight, before[key]) for key, weight in parameters.items())
+
+
+def test_weights_are_back_when_the_evaluation_fails(bench, quick, tmp_path, monkeypatch):
+    parameters = dict(bench[0].model.hf.named_parameters())
+    before, original, calls = {key: weight.clone() for key, weight in parameters.items()}, edit_table.evaluate, []
 
     def second_fails(*given):
         calls.append(1)
@@ -158,10 +173,12 @@ def test_weights_are_back_bit_for_bit(name, bench, quick, tmp_path, monkeypatch)
             raise RuntimeError("in the middle")
         return original(*given)
 
+    monkeypatch.setattr(edit_table, "prepare", lambda _config: bench[0])
     monkeypatch.setattr(edit_table, "evaluate", second_fails)
+    config = EditTableConfig(**quick, methods=("memit+fe",), greedy=False, out=tmp_path / "run")
     with pytest.raises(RuntimeError, match="in the middle"):
-        run_edit_table(EditTableConfig(**quick, methods=(name,), greedy=False, out=tmp_path / "other"), progress=False)
-    assert all(torch.equal(p, before[n]) for n, p in experiment.model.hf.named_parameters())
+        run_edit_table(config, progress=False)
+    assert all(torch.equal(weight, before[key]) for key, weight in parameters.items())
 
 
 @pytest.mark.parametrize("name", [n for n, m in METHODS.items() if m.rule == "memit" and not m.refit])
@@ -280,10 +297,11 @@ def test_the_tables_trace_every_mean_to_its_records(finished):
     assert list(metrics["method"]) == ["unedited", *ALL]
     records = pd.read_csv(finished / "records.csv")
     assert len(records) == 6 * (len(ALL) + 1)
-    means = records.groupby("method")[list(METRICS)].mean()
     for name, kind in METRICS.items():
-        expected = kind.scale * means.loc[metrics["method"], name].to_numpy()
-        np.testing.assert_allclose(metrics[name], expected, rtol=1e-9, err_msg=name)
+        weight = records["neighborhood_prompts"] if kind.flat else 1.0 * records[name].notnull()
+        weighted = (records[name] * weight).groupby(records["method"]).sum() / weight.groupby(records["method"]).sum()
+        expected = kind.scale * weighted[metrics["method"]].to_numpy()
+        np.testing.assert_allclose(metrics[name], expected, rtol=1e-9, atol=1e-12, err_msg=name)
     for name in ("table3", "table4", "edit_table", "damage", "gains"):
         assert (finished / f"{name}.md").is_file()
         assert (finished / f"{name}.tex").read_text().isascii()
@@ -303,7 +321,7 @@ def test_gains_are_paired_over_facts(finished):
     dataset = open_run(finished)
     gained = forward_gains(dataset).set_index(["rule", "metric"])
     assert list(dict.fromkeys(gained.index.get_level_values(0))) == ["memit", "prune", "rect", "alphaedit", "emmet"]
-    for rule, metric in (("memit", "generalization_success"), ("alphaedit", "kl")):
+    for rule, metric in (("memit", "efficacy_success"), ("alphaedit", "generalization_success")):
         scale = METRICS[metric].scale
         difference = dataset[metric].sel(edit=f"{rule}+fe") - dataset[metric].sel(edit=rule)
         by_fact = difference.mean([dim for dim in difference.dims if dim != "fact"]).values * scale
@@ -318,9 +336,9 @@ def test_prompts_weigh_alike_where_the_mean_is_flat():
     import xarray as xr
 
     values = xr.DataArray([[1.0, 1.0, 1.0], [0.0, np.nan, np.nan]], dims=("fact", "neighbor"))
-    assert comparison._pooled(values, METRICS["top1"], 0)["mean"] == 75
-    assert comparison._pooled(values, METRICS["generalization_success"], 0)["mean"] == 50
-    empty = comparison._pooled(values * np.nan, METRICS["kl"], 0)
+    assert comparison._intervals([(values, METRICS["top1"])], 0)[0]["mean"] == 75
+    assert comparison._intervals([(values, METRICS["generalization_success"])], 0)[0]["mean"] == 50
+    empty = comparison._intervals([(values * np.nan, METRICS["kl"])], 0)[0]
     assert empty["count"] == 0
     assert np.isnan(empty["mean"])
 
@@ -477,10 +495,12 @@ def test_edit_says_how_it_went_and_does_nothing_twice(saved, capsys, monkeypatch
 def test_a_delta_that_was_lost_is_made_again(quick, tmp_path):
     config = EditConfig(**{**quick, "slice": "0:2", "greedy": False}, method="memit", out=tmp_path / "run")
     folder = run_edit(config, progress=False)
-    first = (folder / DELTA).read_bytes()
+    first = load_file(folder / DELTA)
     (folder / DELTA).unlink()
     run_edit(config, progress=False)
-    assert (folder / DELTA).read_bytes() == first
+    again = load_file(folder / DELTA)
+    assert first.keys() == again.keys()
+    assert all(torch.equal(again[name], delta) for name, delta in first.items())
 
 
 def test_bad_input_ends_with_one_line(quick, capsys, tmp_path, monkeypatch):
