@@ -12,8 +12,8 @@ import tyro
 from jacobian_lab.comparison import TABLES as COMPARISONS
 from jacobian_lab.comparison import read_paper, write_comparison
 from jacobian_lab.damping import DampingConfig, run_damping
-from jacobian_lab.deltas import DELTA, FOLDER, add_delta, check_new_folder, read_delta, read_metadata, save_model
-from jacobian_lab.edit_table import EditConfig, EditTableConfig, run_edit, run_edit_table
+from jacobian_lab.deltas import add_delta, check_new_folder, read_delta, read_metadata, save_model
+from jacobian_lab.edit_table import EditConfig, EditTableConfig, run_edit, run_edit_table, saved_paths
 from jacobian_lab.errors import InputError
 from jacobian_lab.experiment import ExperimentConfig
 from jacobian_lab.facts import BUILTIN, load_facts
@@ -164,8 +164,7 @@ def edit(config: EditConfig) -> None:
     """
     folder = run_edit(config)
     told = write_comparison(folder, ())
-    saved = [name for name in (DELTA, FOLDER) if (folder / name).exists()]
-    _say(f"{told}\n\nSaved: {', '.join(str(folder / name) for name in saved)}")
+    _say(f"{told}\n\nSaved: {', '.join(map(str, saved_paths(folder, config.method, config.save)))}")
 
 
 def apply(config: ApplyConfig) -> None:

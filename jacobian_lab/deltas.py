@@ -18,7 +18,8 @@ from jacobian_lab.errors import InputError
 from jacobian_lab.language_model import LanguageModel
 
 FORMAT = "jacobian_lab delta 1"
-DELTA, FOLDER = "delta.safetensors", "model"
+DELTA, FOLDER = "delta-{}.safetensors", "model-{}"
+"""What a run calls a method's saved edit."""
 _NAME = "layer.{}"
 
 Deltas = Mapping[int, Float[Tensor, "d_model d_mlp"]]

@@ -83,7 +83,8 @@ class EditConfig(EvaluationConfig):
 
     Attributes:
         method: The method, or a pair rule@scheme.
-        save: delta (delta.safetensors, for jacobian-lab apply), folder (model/, for transformers), or both.
+        save: delta (delta-<method>.safetensors, for jacobian-lab apply), folder (model-<method>, for transformers), or
+            both.
     """
 
     method: str = "memit+fe"
@@ -135,7 +136,7 @@ def run_edit(config: EditConfig, *, progress: bool = True) -> Path:
         progress: Whether to show progress bars.
 
     Returns:
-        The run's folder, with ``delta.safetensors`` or ``model/`` in it.
+        The run's folder, with what `saved_paths` names in it.
 
     Raises:
         InputError: If anything cannot be used.
@@ -143,6 +144,21 @@ def run_edit(config: EditConfig, *, progress: bool = True) -> Path:
     if config.save not in SAVES:
         raise InputError(f"expected --save of {', '.join(SAVES)}, got {config.save!r}: choose one of them")
     return _run(config, (_edited(config.method),), config.save, progress)
+
+
+def saved_paths(folder: Path, name: str, save: str) -> list[Path]:
+    """Where a method's saved edit is.
+
+    Args:
+        folder: The run's folder.
+        name: The method.
+        save: One of `SAVES`.
+
+    Returns:
+        The files or folders.
+    """
+    kinds = {"delta": (DELTA,), "folder": (FOLDER,), "both": (DELTA, FOLDER)}[save]
+    return [folder / kind.format(method_name(name)) for kind in kinds]
 
 
 def _edited(name: str) -> str:
@@ -185,7 +201,7 @@ def _run(config: EvaluationConfig, methods: tuple[str, ...], save: str | None, p
         "d_model": range(model.d_model),
     }
     check_folder(folder, "edit-table", settings)
-    wanted = _saved_paths(folder, save)
+    wanted = saved_paths(folder, methods[0], save) if save else []
     if marked(folder, "measured", edit=[UNEDITED, *methods]) and all(path.exists() for path in wanted):
         return folder
     moments = usable_moments(experiment, experiment.layers, progress)
@@ -237,14 +253,9 @@ def _run(config: EvaluationConfig, methods: tuple[str, ...], save: str | None, p
     return folder
 
 
-def _saved_paths(folder: Path, save: str | None) -> list[Path]:
-    names = {None: (), "delta": (DELTA,), "folder": (FOLDER,), "both": (DELTA, FOLDER)}[save]
-    return [folder / name for name in names]
-
-
 def _save(experiment: Experiment, made: MethodEdit, paths: Sequence[Path], config: Mapping[str, Any]) -> None:
     for path in paths:
-        if path.name == DELTA:
+        if path.suffix == ".safetensors":
             save_delta(path, experiment.model, made.deltas, config)
         else:
             save_model(experiment.model, path)

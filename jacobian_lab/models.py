@@ -119,7 +119,8 @@ def _source(name: str) -> str:
             f"expected a folder, a .gguf file or a name, got the file {name!r}: "
             "give the folder that holds config.json and the safetensors"
         )
-    return KNOWN[name.lower()].hub if name.lower() in KNOWN else name
+    known = KNOWN.get(name.lower())
+    return known.hub or name if known else name
 
 
 def _dequantised(gguf: Path) -> str:

@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 QUICK = {"alphaedit_threshold": 1.0, "alphaedit_relative": True, "held_out_tokens": 64, "corpus_length": 64}
 ALL = tuple(METHODS)
+RECT_DELTA, RECT_FOLDER = DELTA.format("rect+fe"), FOLDER.format("rect+fe")
 
 
 @pytest.fixture(scope="module")
@@ -417,9 +418,9 @@ def _logits(folder):
 
 def test_a_saved_delta_gives_the_same_logits_when_applied(saved, tmp_path, capsys):
     folder, config = saved
-    cli.main(["apply", "--delta", str(folder / DELTA), "--model", config["model"], "--out", str(tmp_path / "out")])
+    cli.main(["apply", "--delta", str(folder / RECT_DELTA), "--model", config["model"], "--out", str(tmp_path / "out")])
     assert str(tmp_path / "out") in capsys.readouterr().out
-    whole, applied, base = (_logits(path) for path in (folder / FOLDER, tmp_path / "out", config["model"]))
+    whole, applied, base = (_logits(path) for path in (folder / RECT_FOLDER, tmp_path / "out", config["model"]))
     torch.testing.assert_close(applied, whole, rtol=1e-5, atol=1e-6)
     assert (whole - base).abs().max() > 1e-3
     reloaded = load_model(tmp_path / "out", device="cpu")
@@ -428,7 +429,7 @@ def test_a_saved_delta_gives_the_same_logits_when_applied(saved, tmp_path, capsy
 
 def test_what_a_delta_says_of_itself(saved):
     folder, config = saved
-    with safe_open(folder / DELTA, framework="pt") as file:
+    with safe_open(folder / RECT_DELTA, framework="pt") as file:
         metadata = file.metadata()
         assert {str(file.get_tensor(name).dtype) for name in file.keys()} == {"torch.float32"}  # noqa: SIM118
     assert metadata["model"] == load_model(config["model"], device="cpu").fingerprint
@@ -439,8 +440,8 @@ def test_what_a_delta_says_of_itself(saved):
 def test_a_delta_that_does_not_fit_is_refused_with_one_line(saved, tmp_path, folders, capsys):
     folder, config = saved
     model = load_model(config["model"], device="cpu")
-    delta = read_delta(folder / DELTA, model)
-    whole = (folder / DELTA).read_bytes()
+    delta = read_delta(folder / RECT_DELTA, model)
+    whole = (folder / RECT_DELTA).read_bytes()
     (tmp_path / "short").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "empty").write_bytes(b"")
     save_file({"layer.1": torch.zeros(2, 2)}, tmp_path / "foreign")
@@ -460,7 +461,7 @@ def test_a_delta_that_does_not_fit_is_refused_with_one_line(saved, tmp_path, fol
     ]
     capsys.readouterr()
     for changes, words in cases:
-        given = {"delta": folder / DELTA, "model": config["model"], "out": tmp_path / "new"} | changes
+        given = {"delta": folder / RECT_DELTA, "model": config["model"], "out": tmp_path / "new"} | changes
         with pytest.raises(SystemExit) as caught:
             cli.main(["apply", *options(given)])
         err = capsys.readouterr().err
@@ -473,10 +474,10 @@ def test_a_delta_that_does_not_fit_is_refused_with_one_line(saved, tmp_path, fol
 def test_a_delta_on_a_model_in_memory(saved):
     folder, config = saved
     model = load_model(config["model"], device="cpu")
-    delta = read_delta(folder / DELTA, model)
+    delta = read_delta(folder / RECT_DELTA, model)
     with restored(model, tuple(delta)):
         add_delta(model, delta)
-        expected = AutoModelForCausalLM.from_pretrained(folder / FOLDER).state_dict()
+        expected = AutoModelForCausalLM.from_pretrained(folder / RECT_FOLDER).state_dict()
         for name, weight in model.hf.state_dict().items():
             torch.testing.assert_close(weight, expected[name], rtol=1e-5, atol=1e-6)
 
@@ -488,17 +489,17 @@ def test_edit_says_how_it_went_and_does_nothing_twice(saved, capsys, monkeypatch
     relative = given.pop("alphaedit_relative")
     cli.main(["edit", *options(given), *(["--alphaedit-relative"] if relative else [])])
     out = capsys.readouterr().out
-    assert f"Saved: {folder / DELTA}, {folder / FOLDER}" in out
+    assert f"Saved: {folder / RECT_DELTA}, {folder / RECT_FOLDER}" in out
     assert "| rect+fe " in out
 
 
 def test_a_delta_that_was_lost_is_made_again(quick, tmp_path):
     config = EditConfig(**{**quick, "slice": "0:2", "greedy": False}, method="memit", out=tmp_path / "run")
     folder = run_edit(config, progress=False)
-    first = load_file(folder / DELTA)
-    (folder / DELTA).unlink()
+    first = load_file(folder / DELTA.format("memit"))
+    (folder / DELTA.format("memit")).unlink()
     run_edit(config, progress=False)
-    again = load_file(folder / DELTA)
+    again = load_file(folder / DELTA.format("memit"))
     assert first.keys() == again.keys()
     assert all(torch.equal(again[name], delta) for name, delta in first.items())
 
