@@ -215,9 +215,10 @@ def write_comparison(folder: Path, tables: tuple[str, ...] | None = None, paper:
     parts = []
     for name in tables:
         chosen = [UNEDITED, *(m for m in TABLES[name].methods if m in metrics.index)]
-        parts.append(_write(folder / name, dataset, long, chosen, f"{name.replace('table', 'Table ')}. ", given))
+        title = f"{name.replace('table', 'Table ')}. "
+        parts.append(_write(folder / name, dataset, long, chosen, title, given, TABLES[name].model))
         metrics.loc[chosen].to_csv(folder / f"{name}.csv")
-    parts.append(_write(folder / "edit_table", dataset, long, list(metrics.index), "All methods. ", given))
+    parts.append(_write(folder / "edit_table", dataset, long, list(metrics.index), "All methods. ", given, own))
     parts.append(_write_damage(folder, dataset, long))
     gained = forward_gains(dataset)
     if not gained.empty:
@@ -229,6 +230,8 @@ def write_comparison(folder: Path, tables: tuple[str, ...] | None = None, paper:
         )
         parts.append(write_table(folder / "gains", wide.rename_axis("rule"), caption))
     failed = dataset["anchor"].isnull().any(("anchor_layer", "d_model"))
+    refitted = dataset["refit_anchor_passes"] > 0
+    failed |= (dataset["refit_anchor"].isnull().any("d_model") & refitted).any("anchor_layer")
     if failed.any():
         ids = ", ".join(map(str, dataset["fact"].values[failed.values]))
         parts.append(f"Facts without a finite anchor, not edited, counted as they are: {ids}.")
@@ -242,10 +245,13 @@ def _write(
     methods: list[str],
     title: str,
     given: Mapping[str, Mapping[str, float]] | None,
+    model: str,
 ) -> str:
     """One table: our rows, the best of each column in bold, the paper's below each."""
     style = dataset.attrs["config"]["settings"]["metrics"]
-    beside = given if given is not None else {m: values for (s, m), values in PAPER.items() if s == style}
+    known = {m: values for (s, m), values in PAPER.items() if s == style}
+    others = {each.model for each in TABLES.values()} - {PAPER_MODEL}
+    beside = given if given is not None else {} if model in others else known
     label = "paper" if given is not None else f"paper ({PAPER_MODEL})"
     cells = {(row["method"], row["metric"]): row for row in long.to_dict("records")}
     best = {
@@ -300,8 +306,10 @@ def _write_damage(folder: Path, dataset: xr.Dataset, long: pd.DataFrame) -> str:
         if float(chosen["shrunk_values"].sum()):
             rows[str(name)]["shrunk singular values"] = f"{float(chosen['shrunk_values'].sum()):.0f}"
     frame = pd.DataFrame.from_dict(rows, orient="index").fillna("").rename_axis("method")
+    counterfact = dataset.attrs["config"]["settings"]["metrics"] == "counterfact"
+    success = "the prompt's own answer before the new one" if counterfact else "share of its own answer's tokens"
     caption = (
-        "Damage and cost: neighbourhood success (the prompt's own answer preferred) × 100, perplexity of the held-out "
+        f"Damage and cost: neighbourhood success ({success}) × 100, perplexity of the held-out "
         f"text, ‖ΔW‖/‖W‖, prompts where greedy decoding differs from teacher-forced accuracy. {_facts(dataset)}"
     )
     return write_table(folder / "damage", frame, caption)

@@ -65,12 +65,13 @@ class SecondMoment:
     tokens: int
 
 
-def load_corpus(name: str = PYTHON_DOCS) -> Corpus:
+def load_corpus(name: str = PYTHON_DOCS, option: str = "--corpus") -> Corpus:
     """Read a corpus.
 
     Args:
         name: ``"python-docs"``, ``"python-docstrings"``, a UTF-8 text file with one document a line, or a
             Hugging Face data set with a ``text`` column (``name`` or ``name:configuration``; its ``train`` split).
+        option: How the command line asks for it, for the message.
 
     Returns:
         The corpus.
@@ -86,7 +87,7 @@ def load_corpus(name: str = PYTHON_DOCS) -> Corpus:
         texts = _dataset(name)
     documents = tuple(text for text in texts if text.strip())
     if not documents:
-        raise InputError(f"expected a corpus with text, got an empty one from {name!r}: give another with --corpus")
+        raise InputError(f"expected a corpus with text, got an empty one from {name!r}: give another with {option}")
     digest = hashlib.sha256()
     for document in documents:
         digest.update(document.encode() + b"\0")

@@ -153,11 +153,17 @@ def save_model(model: LanguageModel, folder: Path) -> None:
     Args:
         model: The model as it is now.
         folder: The folder; what it held is replaced.
+
+    Raises:
+        InputError: If it cannot be given its name, as a mount point cannot.
     """
+    folder = folder.resolve()
     with written_whole(folder) as partial:
         model.hf.save_pretrained(partial)
         model.tokenizer.save_pretrained(partial)
         shutil.rmtree(folder, ignore_errors=True)
+    if not (folder / "config.json").is_file():
+        raise InputError(f"expected a folder that can be replaced, got {folder}: give one inside it")
 
 
 def _not_whole(path: Path, error: Exception) -> str:

@@ -173,7 +173,7 @@ def _run(config: EvaluationConfig, methods: tuple[str, ...], save: str | None, p
         raise InputError(
             f"expected metrics of {', '.join((AUTO, *STYLES))}, got {config.metrics!r}: choose one of them"
         )
-    held_out = load_corpus(config.held_out)
+    held_out = load_corpus(config.held_out, "--held-out")
     experiment = prepare(config)
     model, facts = experiment.model, experiment.facts
     if held_out.digest == experiment.corpus.digest:
@@ -183,6 +183,8 @@ def _run(config: EvaluationConfig, methods: tuple[str, ...], save: str | None, p
         raise InputError("expected a target_true in every fact for --metrics counterfact, got some without: use zsre")
     check_questions(model, facts, style)
     rows = token_rows(model, held_out, min(config.corpus_length, model.max_tokens), config.held_out_tokens)
+    if not any(len(row.ids) > 1 for row in rows):
+        raise InputError(f"expected a held-out text of some tokens, got {config.held_out!r}: raise --held-out-tokens")
     settings = experiment.settings() | {
         "rules": {field.name: getattr(config, field.name) for field in fields(RuleSettings)},
         "edits_per_batch": config.edits_per_batch,
@@ -204,11 +206,15 @@ def _run(config: EvaluationConfig, methods: tuple[str, ...], save: str | None, p
     wanted = saved_paths(folder, methods[0], save) if save else []
     if marked(folder, "measured", edit=[UNEDITED, *methods]) and all(path.exists() for path in wanted):
         return folder
-    moments = usable_moments(experiment, experiment.layers, progress)
+    rules = {method(name).rule for name in methods}
+    fewest = 0 if "emmet" in rules else min(config.edits_per_batch or len(facts), len(facts))
+    moments = usable_moments(experiment, experiment.layers, progress, fewest)
     eigh = functools.cache(lambda matrix: torch.linalg.eigh(matrix.to(model.device)))  # each C's once, for all methods
-    if any(method(name).rule == "alphaedit" for name in methods):
-        for matrix in moments.matrices.values():  # before the long work
-            null_space(matrix, config.alphaedit_threshold, relative=config.alphaedit_relative, eigh=eigh)
+    for name in methods:
+        chosen = method(name)
+        for layer in experiment.scheme(chosen.scheme).edited(experiment.layers) if chosen.rule == "alphaedit" else ():
+            threshold, relative = config.alphaedit_threshold, config.alphaedit_relative
+            null_space(moments.matrices[layer], threshold, relative=relative, eigh=eigh)  # before the long work
     with Run(folder, "edit-table", settings, experiment.provenance(), coordinates) as run:
         store_anchors(run, experiment, experiment.anchor_layers, progress)
         targets = make_targets(model, facts, experiment.layers, read_anchors(folder, model))

@@ -181,17 +181,21 @@ class LanguageModel:
         """
         return operator.attrgetter(self.family.norm)(self.hf)(hidden)
 
-    def head(self, hidden: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row vocab"]:
+    def head(self, hidden: Float[Tensor, "*row d_model"], *, upcast: bool = False) -> Float[Tensor, "*row vocab"]:
         """The head.
 
         Args:
             hidden: Output of the norm.
+            upcast: Compute in float32 or better, whatever the weights are, instead of rounding logits to them.
 
         Returns:
             Logits, in float32 or better.
         """
-        logits = self.hf.get_output_embeddings()(hidden)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        head, dtype = self.hf.get_output_embeddings(), torch.promote_types(self.dtype, torch.float32)
+        if upcast:
+            bias = None if head.bias is None else head.bias.to(dtype)
+            return nn.functional.linear(hidden.to(dtype), head.weight.to(dtype), bias)
+        return head(hidden).to(dtype)
 
     def known(self) -> str:
         """The model's name in `KNOWN`, by its shape.

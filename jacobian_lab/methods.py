@@ -155,6 +155,8 @@ def edit_with(
 
         def note(edit: LayerEdit, added: dict[int, Tensor] = added) -> None:
             deltas[edit.layer] += edit.update.delta
+            total = original[edit.layer].double() + deltas[edit.layer]  # rounded once, not batch by batch
+            model.weight(edit.layer).copy_(total.to(model.dtype))
             if step < count:
                 added[edit.layer] = edit.keys.T @ edit.keys
             worst = max(edit.update.condition, seen[edit.layer].get("condition_number", 0.0))
@@ -203,4 +205,5 @@ def _stages(
     for layer in layers:
         anchors = targets.optimised[layer] if layer == layers[0] else refit(layer, batch)
         wanted = {layer: torch.where(usable, anchors, torch.nan)}
-        yield SCHEMES["one-layer"], Targets((layer,), wanted, wanted)
+        if torch.isfinite(wanted[layer]).all(-1).any():
+            yield SCHEMES["one-layer"], Targets((layer,), wanted, wanted)

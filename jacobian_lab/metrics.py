@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import GenerationConfig
 
@@ -85,7 +85,7 @@ def answers(model: LanguageModel, rows: Sequence[Prompt], states: Sequence[Float
     tokens = torch.tensor([token for row in rows for token in row.answer], device=model.device)
     nll, hits = [], []
     for state, token in zip(torch.cat(list(states)).split(ROWS_OF_LOGITS), tokens.split(ROWS_OF_LOGITS), strict=True):
-        logits = model.head(state)
+        logits = model.head(state, upcast=True)
         nll.append(-logits.double().log_softmax(-1).gather(-1, token[:, None])[:, 0])
         hits.append((logits.argmax(-1) == token).double())
     means = [[part.mean() for part in torch.cat(values).split(lengths)] for values in (nll, hits)]
@@ -110,7 +110,7 @@ def specificity(
     """
     found: dict[str, list[Tensor]] = {"kl": [], **{f"top{k}": [] for k in TOP}}
     for old, new in zip(before.split(ROWS_OF_LOGITS), after.split(ROWS_OF_LOGITS), strict=True):
-        p, q = model.head(old), model.head(new)
+        p, q = model.head(old, upcast=True), model.head(new, upcast=True)
         log_p, log_q = p.double().log_softmax(-1), q.double().log_softmax(-1)
         found["kl"].append((log_p.exp() * (log_p - log_q)).sum(-1))
         for k in TOP:
@@ -268,12 +268,22 @@ def greedy_matches(model: LanguageModel, rows: Sequence[Prompt]) -> Bool[Tensor,
         for part in (group[i : i + ROWS_OF_LOGITS] for i in range(0, len(group), ROWS_OF_LOGITS)):
             ids = torch.tensor([rows[i].ids[:length] for i in part], device=model.device)
             longest = max(len(rows[i].answer) for i in part)
-            plain = GenerationConfig(do_sample=False, max_new_tokens=longest, pad_token_id=0)
-            written = model.hf.generate(ids, attention_mask=torch.ones_like(ids), generation_config=plain)
+            written = _written(model, ids, longest)
             for index, tokens in zip(part, written[:, length:].tolist(), strict=True):
                 answer = rows[index].answer
                 matches[index] = tuple(tokens[: len(answer)]) == answer
     return matches
+
+
+def _written(model: LanguageModel, ids: Int[Tensor, "row token"], longest: int) -> Int[Tensor, "row written"]:
+    """Greedy decoding alone: without the penalties and word lists that a model may bring along."""
+    own, model.hf.generation_config = model.hf.generation_config, GenerationConfig()
+    plain = GenerationConfig(do_sample=False, max_new_tokens=longest, pad_token_id=0)
+    try:
+        written: Tensor = model.hf.generate(ids, attention_mask=torch.ones_like(ids), generation_config=plain)
+    finally:
+        model.hf.generation_config = own
+    return written
 
 
 @torch.no_grad()

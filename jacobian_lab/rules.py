@@ -249,7 +249,7 @@ def alphaedit(
     matrix = inner @ inner.T + l2 * torch.eye(len(inner), dtype=inner.dtype, device=inner.device)
     if earlier is not None:
         matrix += basis.T @ earlier @ basis
-    update = solve_spd(matrix, inner @ R.T)
+    update = solve_spd(matrix, inner @ R.T, "P K Kᵀ + L2·I", "raise --alphaedit-l2")
     notes = {"null_space_rank": float(basis.shape[1]), "trace_left_out": space.trace_left_out}
     return replace(update, delta=update.delta @ basis.T, notes=notes)
 
@@ -279,19 +279,26 @@ def emmet(
         The change; the condition number is the larger one of the two solves.
     """
     K, R = keys.double(), residuals.double()
-    whitened = solve_spd(_kept(second_moment, ridge, earlier, K.device), K)  # (A⁻¹ K)ᵀ
+    whitened = solve_spd(_kept(second_moment, ridge, earlier, K.device), K, "λC")  # (A⁻¹ K)ᵀ
     inner = whitened.delta @ K
     inner = (inner + inner.T) / 2 + epsilon * torch.eye(len(inner), dtype=K.dtype, device=K.device)
-    multipliers = solve_spd(inner, R.T)  # R (Kᵀ A⁻¹ K + εI)⁻¹
+    multipliers = solve_spd(inner, R.T, "Kᵀ A⁻¹ K + εI", "raise --emmet-epsilon")  # R (Kᵀ A⁻¹ K + εI)⁻¹
     return Update(multipliers.delta @ whitened.delta, max(whitened.condition, multipliers.condition))
 
 
-def solve_spd(matrix: Matrix, right: Float[Tensor, "n m"]) -> Update:
+def solve_spd(
+    matrix: Matrix,
+    right: Float[Tensor, "n m"],
+    what: str = "λC + K Kᵀ",
+    hint: str = "raise --ridge, or give a longer corpus",
+) -> Update:
     """Solve ``matrix · ΔWᵀ = right`` with a symmetric positive definite matrix.
 
     Args:
         matrix: The matrix, in float64.
         right: The right-hand side.
+        what: What the matrix is, for the message.
+        hint: What to do if it is singular.
 
     Returns:
         ΔW, and the condition number of the matrix.
@@ -305,8 +312,7 @@ def solve_spd(matrix: Matrix, right: Float[Tensor, "n m"]) -> Update:
         reciprocal = float(dpocon(factor.cpu().numpy(), float(torch.linalg.matrix_norm(matrix, 1)), uplo="L")[0])
     if not reciprocal > torch.finfo(matrix.dtype).eps:
         raise InputError(
-            "expected a positive definite λC + K Kᵀ to solve with, got one that is singular to working precision: "
-            "raise --ridge, or give a longer corpus"
+            f"expected a positive definite {what} to solve with, got one that is singular to working precision: {hint}"
         )
     return Update(torch.cholesky_solve(right, factor).T, 1 / reciprocal)
 
@@ -360,6 +366,8 @@ class RuleSettings:
                 raise InputError(f"expected {option} of {', '.join(known)}, got {getattr(self, name)!r}: choose one")
         if not self.prune_base > 1:
             raise InputError(f"expected a base above 1, got --prune-base {self.prune_base}: give 1.2, 1.5 or 2")
+        if not self.alphaedit_l2 > 0:
+            raise InputError(f"expected a number above zero, got --alphaedit-l2 {self.alphaedit_l2}: give 10")
         if self.rect_kept is not None and not 0 < self.rect_kept <= 1:
             raise InputError(f"expected a share above 0 and up to 1, got --rect-kept {self.rect_kept}: give 0.6")
 

@@ -168,13 +168,14 @@ def read_anchors(folder: Path, model: LanguageModel, name: str = "anchor") -> di
     }
 
 
-def usable_moments(experiment: Experiment, layers: Layers, progress: bool) -> SecondMoment:
-    """C of some layers; with fewer facts than keys are wide, a λC that is singular is refused at once.
+def usable_moments(experiment: Experiment, layers: Layers, progress: bool, columns: int | None = None) -> SecondMoment:
+    """C of some layers; solved with fewer keys than they are wide, a singular λC is refused at once.
 
     Args:
         experiment: What is going to be solved.
         layers: The layers.
         progress: Whether to show a progress bar.
+        columns: How many keys are solved with at the least; one a fact by default.
 
     Returns:
         The second moments.
@@ -186,7 +187,7 @@ def usable_moments(experiment: Experiment, layers: Layers, progress: bool) -> Se
     moments = second_moments(
         model, experiment.corpus, layers, config.corpus_length, config.corpus_tokens, progress=progress
     )
-    if len(experiment.facts) < model.d_mlp:
+    if (len(experiment.facts) if columns is None else columns) < model.d_mlp:
         for matrix in moments.matrices.values():
             solve_spd(experiment.ridge * matrix, torch.zeros(model.d_mlp, 1, dtype=torch.float64))
     return moments

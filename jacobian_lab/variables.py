@@ -175,7 +175,7 @@ _EDIT_TABLE = {
     "top1": Variable(_NEIGHBOR, "share of the likeliest next token that stayed, neighbourhood prompt"),
     "top5": Variable(_NEIGHBOR, "share of the 5 likeliest next tokens that stayed"),
     "top10": Variable(_NEIGHBOR, "share of the 10 likeliest next tokens that stayed"),
-    "neighborhood_success": Variable(_NEIGHBOR, "the prompt's own answer is preferred, as the older literature has it"),
+    "neighborhood_success": Variable(_NEIGHBOR, "success of the prompt's own answer, as the older literature has it"),
     "nll_new": Variable(_RECORD, "mean NLL of the new target, rewriting prompt", "nat"),
     "nll_true": Variable(_RECORD, "mean NLL of the true target, rewriting prompt", "nat"),
     "perplexity": Variable(("edit",), "perplexity of the held-out text"),

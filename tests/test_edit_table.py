@@ -1,8 +1,7 @@
 """Every method on small models: complete, repeatable, resumable, put back; batches, deltas, tables, bad input."""
 
 import json
-import os
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -30,7 +29,6 @@ from jacobian_lab.runs import open_run
 from jacobian_lab.targets import SCHEMES, Targets, make_targets, optimise_anchors
 
 ROOT = Path(__file__).resolve().parents[1]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 QUICK = {"alphaedit_threshold": 1.0, "alphaedit_relative": True, "held_out_tokens": 64, "corpus_length": 64}
 ALL = tuple(METHODS)
 RECT_DELTA, RECT_FOLDER = DELTA.format("rect+fe"), FOLDER.format("rect+fe")
@@ -380,7 +378,9 @@ def test_the_papers_protocols_by_name(name, table, quick, tmp_path, monkeypatch,
     chosen.pop("alphaedit_relative")
     seen = []
     monkeypatch.setattr(tables, "optimise_anchors", lambda *a, o=tables.optimise_anchors: seen.append(a[4]) or o(*a))
-    cli.comparison_table(table, [*options(chosen), "--alphaedit-relative"])
+    script = str(ROOT / "analyses" / f"{table}.py")
+    monkeypatch.setattr(sys, "argv", [script, *options(chosen), "--alphaedit-relative"])
+    runpy.run_path(script, run_name="__main__")
     settings = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
     known = KNOWN[name].defaults
     assert tuple(settings["layers"]) == known.layers
@@ -541,9 +541,10 @@ def test_bad_input_ends_with_one_line(quick, capsys, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["efficacy_specificity", "fe_gain"])
-def test_figures_are_drawn_from_what_is_stored(name, finished, tmp_path):
-    script = [sys.executable, ROOT / "figures" / f"{name}.py", finished, "--out", tmp_path]
-    subprocess.run(script, capture_output=True, text=True, check=True, env=ENVIRONMENT)
+def test_figures_are_drawn_from_what_is_stored(name, finished, tmp_path, monkeypatch):
+    script = str(ROOT / "figures" / f"{name}.py")
+    monkeypatch.setattr(sys, "argv", [script, str(finished), "--out", str(tmp_path)])
+    runpy.run_path(script, run_name="__main__")
     assert (tmp_path / f"{name}.pdf").stat().st_size > 5000
     assert (tmp_path / f"{name}.png").stat().st_size > 20_000
 

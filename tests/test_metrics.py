@@ -47,7 +47,7 @@ RECORDS = (
 class Written(LanguageModel):
     """A model whose final states are its logits, so that they can be written down."""
 
-    def head(self, hidden):
+    def head(self, hidden, *, upcast=False):
         return hidden
 
 

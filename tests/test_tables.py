@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -324,14 +325,15 @@ def test_the_command_prints_the_tables(arguments, finished, capsys):
 
 
 @pytest.mark.parametrize("name", ["table1", "table2", "table5"])
-def test_analyses_run_on_their_own_and_share_a_run(name, arguments, finished, tmp_path_factory):
+def test_analyses_run_on_their_own_and_share_a_run(name, arguments, finished, tmp_path_factory, monkeypatch, capsys):
     """The three scripts one after the other into one folder: only the first computes anchors."""
     folder = tmp_path_factory.getbasetemp() / "shared-by-analyses"
     chunks = sorted((folder / "data.zarr" / "anchor").glob("[0-9]*"))
     before = [path.stat().st_mtime_ns for path in chunks]
-    script = [sys.executable, ROOT / "analyses" / f"{name}.py", *options(arguments), "--out", folder]
-    result = subprocess.run(script, capture_output=True, text=True, check=True, env=ENVIRONMENT)
-    assert f"Table {name[-1]}." in result.stdout
+    script = str(ROOT / "analyses" / f"{name}.py")
+    monkeypatch.setattr(sys, "argv", [script, *options(arguments), "--out", str(folder)])
+    runpy.run_path(script, run_name="__main__")
+    assert f"Table {name[-1]}." in capsys.readouterr().out
     assert (folder / f"{name}.tex").is_file()
     assert [path.stat().st_mtime_ns for path in chunks] == before
     some = open_run(folder)
