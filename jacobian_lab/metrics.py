@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -45,7 +45,7 @@ class Answers:
 def predicting_states(model: LanguageModel, rows: Sequence[Prompt]) -> list[Float[Tensor, "_ d_model"]]:
     """What the head makes logits of: final hidden states at the positions that predict each row's answer.
 
-    Rows with the same ids are run once.
+    Of rows that begin alike only the longest is run: by causality it holds the states of the others.
 
     Args:
         model: The model.
@@ -54,19 +54,23 @@ def predicting_states(model: LanguageModel, rows: Sequence[Prompt]) -> list[Floa
     Returns:
         For each row one state for each token of its answer, or that of its last token if it has none.
     """
-    unique = {row.ids: place for place, row in enumerate(rows)}
-    distinct = [rows[place] for place in unique.values()]
-    width: dict[tuple[int, ...], int] = {}
-    for row in rows:
-        width[row.ids] = max(width.get(row.ids, 1), len(row.answer))
-    kept: dict[tuple[int, ...], Tensor] = {}
-    for group in batches(distinct):
-        chosen = [distinct[i] for i in group]
-        hidden = forward(model, chosen)
+    ordered = sorted({row.ids for row in rows})  # an extension follows what it extends
+    host = {ids: ids for ids in ordered}
+    for ids, following in reversed(list(pairwise(ordered))):
+        if following[: len(ids)] == ids:
+            host[ids] = host[following]
+    wanted: dict[tuple[int, ...], dict[int, Prompt]] = {}
+    for place, row in enumerate(rows):
+        wanted.setdefault(host[row.ids], {})[place] = row
+    hosts = [Prompt(ids, len(ids) - 1) for ids in wanted]
+    found: dict[int, Tensor] = {}
+    for group in batches(hosts):
+        hidden = forward(model, [hosts[i] for i in group])
         assert hidden is not None
-        for row, states in zip(chosen, hidden, strict=True):
-            kept[row.ids] = states[len(row.ids) - width[row.ids] : len(row.ids)].clone()
-    return [kept[row.ids][-max(1, len(row.answer)) :] for row in rows]
+        for index, states in zip(group, hidden, strict=True):
+            for place, row in wanted[hosts[index].ids].items():
+                found[place] = states[len(row.ids) - max(1, len(row.answer)) : len(row.ids)].clone()
+    return [found[place] for place in range(len(rows))]
 
 
 @torch.no_grad()
