@@ -216,7 +216,7 @@ def test_sequential_batches_keep_the_old_keys_in_the_solve(bench):
         second = (model, facts[4:], SCHEMES["forward-replay"], targets.select((4, 5)), experiment.templates, moments)
         apply_edit(*second, experiment.ridge, rule, earlier=grams)
         for layer in layers:
-            torch.testing.assert_close(weights[layer], model.weight(layer), rtol=1e-12, atol=1e-14)
+            torch.testing.assert_close(weights[layer], model.weight(layer), rtol=1e-9, atol=1e-12)
     jointly, _ = edited(bench, "memit+fe", size=6)
     default, _ = edited(bench, "memit+fe")
     assert all(torch.equal(jointly[layer], default[layer]) for layer in layers)
