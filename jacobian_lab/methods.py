@@ -1,5 +1,6 @@
 """The paper's methods: pairs of a target scheme and an update rule, and what it takes to edit with one."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -177,7 +178,7 @@ def edit_with(
                     inspect=note,
                     earlier=earlier,
                 )
-            earlier = {layer: added[layer] + earlier.get(layer, 0) for layer in added} if added else earlier
+            earlier = earlier | {layer: gram + earlier.get(layer, 0) for layer, gram in added.items()}
         done(len(batch))
     if chosen.rule == "prune" and settings.prune_scope == "total":
         for layer, weight in original.items():
@@ -189,7 +190,8 @@ def edit_with(
         size_asked = torch.linalg.matrix_norm(asked)
         seen[layer]["update_norm"] = float(size_asked / torch.linalg.matrix_norm(old))
         seen[layer]["unstored"] = float(torch.linalg.matrix_norm(old + asked - new) / size_asked)
-    return MethodEdit(deltas, {name: [seen[layer][name] for layer in layers] for name in seen[layers[0]]})
+    names = {name: None for layer in layers for name in seen[layer]}
+    return MethodEdit(deltas, {name: [seen[layer].get(name, math.nan) for layer in layers] for name in names})
 
 
 def _stages(
