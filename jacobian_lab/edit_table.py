@@ -1,13 +1,15 @@
 """Every method under the same anchors, keys and seeds, evaluated by the paper's metrics: Tables 3, 4, 6 and 7."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from jacobian_lab.caching import content_key
 from jacobian_lab.covariance import DOCSTRINGS, load_corpus, token_rows
@@ -15,6 +17,8 @@ from jacobian_lab.deltas import DELTA, FOLDER, save_delta, save_model
 from jacobian_lab.edits import restored
 from jacobian_lab.errors import InputError
 from jacobian_lab.experiment import EditingConfig, Experiment, prepare
+from jacobian_lab.facts import Fact
+from jacobian_lab.language_model import LanguageModel
 from jacobian_lab.methods import METHODS, PAIRS, UNEDITED, MethodEdit, edit_with, method, method_name
 from jacobian_lab.metrics import (
     STYLES,
@@ -28,7 +32,7 @@ from jacobian_lab.metrics import (
     style_of,
 )
 from jacobian_lab.progress import bar
-from jacobian_lab.rules import RuleSettings, null_space
+from jacobian_lab.rules import Eigh, RuleSettings, null_space
 from jacobian_lab.runs import Run, check_folder, marked
 from jacobian_lab.tables import read_anchors, store_anchors, usable_moments
 from jacobian_lab.targets import make_targets
@@ -96,16 +100,16 @@ class _Bench:
     """What every method is evaluated on.
 
     Attributes:
+        experiment: Model and facts.
         style: Whose definition of Success.
-        greedy: Whether to decode.
         held_out: Rows of the held-out text.
-        before: Final states of the unedited model at the neighbourhood prompts, by fact.
+        settings: Everything that decides a number of the run.
     """
 
+    experiment: Experiment
     style: str
-    greedy: bool
     held_out: Sequence[Prompt]
-    before: Sequence[torch.Tensor]
+    settings: Mapping[str, Any]
 
 
 def run_edit_table(config: EditTableConfig, *, progress: bool = True) -> Path:
@@ -168,6 +172,57 @@ def _edited(name: str) -> str:
 
 
 def _run(config: EvaluationConfig, methods: tuple[str, ...], save: str | None, progress: bool) -> Path:
+    bench = _bench(config)
+    experiment = bench.experiment
+    model, facts, layers = experiment.model, experiment.facts, experiment.layers
+    folder = config.out or Path("runs") / content_key(["edit-table", bench.settings])[:12]
+    check_folder(folder, "edit-table", bench.settings)
+    saved = saved_paths(folder, methods[0], save) if save else []
+    lost = not all(path.exists() for path in saved)
+    todo = [name for name in methods if lost or not marked(folder, "measured", edit=name)]
+    todo = todo if marked(folder, "measured", edit=UNEDITED) else [UNEDITED, *todo]
+    if not todo:
+        return folder
+    eigh = functools.cache(lambda matrix: torch.linalg.eigh(matrix.to(model.device)))  # each C's once, for all methods
+    moments = _moments(config, experiment, methods, eigh, progress)
+    with Run(folder, "edit-table", bench.settings, experiment.provenance(), _coordinates(bench)) as run:
+        store_anchors(run, experiment, experiment.anchor_layers, progress)
+        targets = make_targets(model, facts, layers, read_anchors(folder, model))
+        before = [state for part in _parts(facts) for state in neighborhood_states(model, part, bench.style)]
+
+        def refit(layer: int, batch: Sequence[int]) -> torch.Tensor:
+            store_anchors(run, experiment, (layer,), progress, "refit_anchor", batch)
+            return read_anchors(folder, model, "refit_anchor")[layer][list(batch)]
+
+        for place, name in enumerate(todo, 1):
+            with (
+                restored(model, layers),
+                bar(2 * len(facts), f"{name} ({place} of {len(todo)})", "fact", show=progress) as shown,
+            ):
+                if name == UNEDITED:
+                    shown.update(len(facts))
+                else:
+                    made = edit_with(
+                        method(name),
+                        experiment,
+                        targets,
+                        moments,
+                        config,
+                        eigh=eigh,
+                        size=config.edits_per_batch,
+                        refit=refit,
+                        done=shown.update,
+                    )
+                    for variable, values in made.values.items():
+                        run.write(variable, values, edit=name, layer=list(made.deltas))
+                    _save(model, made, saved, {**bench.settings, "method": name})
+                _store_metrics(run, bench, name, before, shown.update)
+            run.write("measured", 1, edit=name)  # last: it says that all is there
+    return folder
+
+
+def _bench(config: EvaluationConfig) -> _Bench:
+    """Load what is needed, and refuse what cannot be used, before any long work."""
     config.check()
     if config.metrics not in {AUTO, *STYLES}:
         raise InputError(
@@ -192,94 +247,58 @@ def _run(config: EvaluationConfig, methods: tuple[str, ...], save: str | None, p
         "greedy": config.greedy,
         "held_out": {"digest": held_out.digest, "tokens": config.held_out_tokens},
     }
-    folder = config.out or Path("runs") / content_key(["edit-table", settings])[:12]
-    coordinates: dict[str, Sequence[Any]] = {
+    return _Bench(experiment, style, rows, settings)
+
+
+def _coordinates(bench: _Bench) -> dict[str, Sequence[Any]]:
+    experiment, style = bench.experiment, bench.style
+    return {
         "fact": experiment.labels(),
         "edit": [UNEDITED, *METHODS, *PAIRS],
         "layer": list(experiment.layers),
         "anchor_layer": list(experiment.anchor_layers),
-        "paraphrase": range(max(1, *(len(paraphrases(fact, style)) for fact in facts))),
-        "neighbor": range(max(1, *(len(neighborhood(fact, style)) for fact in facts))),
-        "d_model": range(model.d_model),
+        "paraphrase": range(max(1, *(len(paraphrases(fact, style)) for fact in experiment.facts))),
+        "neighbor": range(max(1, *(len(neighborhood(fact, style)) for fact in experiment.facts))),
+        "d_model": range(experiment.model.d_model),
     }
-    check_folder(folder, "edit-table", settings)
-    wanted = saved_paths(folder, methods[0], save) if save else []
-    if marked(folder, "measured", edit=[UNEDITED, *methods]) and all(path.exists() for path in wanted):
-        return folder
-    rules = {method(name).rule for name in methods}
-    fewest = 0 if "emmet" in rules else min(config.edits_per_batch or len(facts), len(facts))
-    moments = usable_moments(experiment, experiment.layers, progress, fewest)
-    eigh = functools.cache(lambda matrix: torch.linalg.eigh(matrix.to(model.device)))  # each C's once, for all methods
-    for name in methods:
-        chosen = method(name)
-        for layer in experiment.scheme(chosen.scheme).edited(experiment.layers) if chosen.rule == "alphaedit" else ():
-            threshold, relative = config.alphaedit_threshold, config.alphaedit_relative
-            null_space(moments.matrices[layer], threshold, relative=relative, eigh=eigh)  # before the long work
-    with Run(folder, "edit-table", settings, experiment.provenance(), coordinates) as run:
-        store_anchors(run, experiment, experiment.anchor_layers, progress)
-        targets = make_targets(model, facts, experiment.layers, read_anchors(folder, model))
-        before = [
-            state
-            for part in _parts(facts)
-            for state in neighborhood_states(model, [facts[index] for index in part], style)
-        ]
-        bench = _Bench(style, config.greedy, rows, before)
-
-        def refit(layer: int, batch: Sequence[int]) -> torch.Tensor:
-            store_anchors(run, experiment, (layer,), progress, "refit_anchor", batch)
-            return read_anchors(folder, model, "refit_anchor")[layer][list(batch)]
-
-        def edit(name: str, done: Callable[[int], Any]) -> MethodEdit:
-            chosen = method(name)
-            rule = config.rule(chosen.rule, eigh)
-            size = config.edits_per_batch
-            return edit_with(
-                chosen, experiment, targets, moments.matrices, config, rule, size=size, refit=refit, done=done
-            )
-
-        todo = [
-            name
-            for name in (UNEDITED, *methods)
-            if not marked(folder, "measured", edit=name)
-            or (name != UNEDITED and not all(path.exists() for path in wanted))
-        ]
-        for place, name in enumerate(todo, 1):
-            with (
-                restored(model, experiment.layers),
-                bar(2 * len(facts), f"{name} ({place} of {len(todo)})", "fact", show=progress) as shown,
-            ):
-                made = None if name == UNEDITED else edit(name, shown.update)
-                if made is None:
-                    shown.update(len(facts))
-                else:
-                    _store_edit(run, experiment, name, made)
-                    _save(experiment, made, wanted, settings | {"method": name})
-                _store_metrics(run, experiment, name, bench, shown.update)
-            run.write("measured", 1, edit=name)  # last: it says that all is there
-    return folder
 
 
-def _save(experiment: Experiment, made: MethodEdit, paths: Sequence[Path], config: Mapping[str, Any]) -> None:
+def _moments(
+    config: EvaluationConfig, experiment: Experiment, methods: Sequence[str], eigh: Eigh, progress: bool
+) -> Mapping[int, Float[Tensor, "d_mlp d_mlp"]]:
+    """C of every decisive layer, once it is clear that all rules can use it."""
+    chosen, count = [method(name) for name in methods], len(experiment.facts)
+    solves_without_keys = any(each.rule == "emmet" for each in chosen)
+    fewest = 0 if solves_without_keys else min(config.edits_per_batch or count, count)
+    moments = usable_moments(experiment, experiment.layers, progress, fewest).matrices
+    projected = [
+        experiment.scheme(each.scheme).edited(experiment.layers) for each in chosen if each.rule == "alphaedit"
+    ]
+    for layer in sorted({layer for layers in projected for layer in layers}):
+        null_space(moments[layer], config.alphaedit_threshold, relative=config.alphaedit_relative, eigh=eigh)
+    return moments
+
+
+def _save(model: LanguageModel, made: MethodEdit, paths: Sequence[Path], config: Mapping[str, Any]) -> None:
     for path in paths:
         if path.suffix == ".safetensors":
-            save_delta(path, experiment.model, made.deltas, config)
+            save_delta(path, model, made.deltas, config)
         else:
-            save_model(experiment.model, path)
+            save_model(model, path)
 
 
-def _store_edit(run: Run, experiment: Experiment, name: str, made: MethodEdit) -> None:
-    for variable, values in made.values.items():
-        run.write(variable, values, edit=name, layer=list(made.deltas))
+def _store_metrics(run: Run, bench: _Bench, name: str, before: Sequence[Tensor], done: Callable[[int], Any]) -> None:
+    """Evaluate the model as it is, a part of the facts at a time.
 
-
-def _store_metrics(run: Run, experiment: Experiment, name: str, bench: _Bench, done: Callable[[int], Any]) -> None:
-    """Evaluate the model as it is, a part of the facts at a time."""
-    model, labels = experiment.model, run.coordinates["fact"]
-    for part in _parts(experiment.facts):
-        facts = [experiment.facts[index] for index in part]
-        found = evaluate(model, facts, [bench.before[index] for index in part], bench.style)
-        if bench.greedy:
-            for values, extra in zip(found, _decoded(experiment, facts, bench.style), strict=True):
+    `before` holds the final states of the unedited model at the neighbourhood prompts, by fact.
+    """
+    model, labels = bench.experiment.model, run.coordinates["fact"]
+    first = 0
+    for facts in _parts(bench.experiment.facts):
+        part = slice(first, first := first + len(facts))
+        found = evaluate(model, facts, before[part], bench.style)
+        if bench.settings["greedy"]:
+            for values, extra in zip(found, _decoded(model, facts, bench.style), strict=True):
                 values |= extra
         for variable in sorted({variable for values in found for variable in values}):
             lists = [values.get(variable, []) for values in found]
@@ -287,21 +306,23 @@ def _store_metrics(run: Run, experiment: Experiment, name: str, bench: _Bench, d
             padded = np.full((len(facts), *width), np.nan)
             for row, given in zip(padded.reshape(len(facts), -1), lists, strict=True):
                 row[: len(given)] = given
-            run.write(variable, padded[:, None], fact=[labels[index] for index in part], edit=[name])
-        done(len(part))
+            run.write(variable, padded[:, None], fact=labels[part], edit=[name])
+        done(len(facts))
     run.write("perplexity", perplexity(model, bench.held_out), edit=name)
 
 
-def _decoded(experiment: Experiment, facts: Sequence[Any], style: str) -> list[dict[str, list[float]]]:
+def _decoded(model: LanguageModel, facts: Sequence[Fact], style: str) -> list[dict[str, list[float]]]:
     """Accuracy by greedy decoding, prompt by prompt."""
-    tokenizer = experiment.model.tokenizer
     texts = [(fact.text, *paraphrases(fact, style)) for fact in facts]
     rows = [
-        text_prompt(tokenizer, text, fact.target_new) for fact, each in zip(facts, texts, strict=True) for text in each
+        text_prompt(model.tokenizer, text, fact.target_new)
+        for fact, each in zip(facts, texts, strict=True)
+        for text in each
     ]
-    verdicts = greedy_matches(experiment.model, rows).double().split([len(each) for each in texts])
+    verdicts = greedy_matches(model, rows).double().split([len(each) for each in texts])
     return [{"efficacy_greedy": v[:1].tolist(), "generalization_greedy": v[1:].tolist()} for v in verdicts]
 
 
-def _parts(facts: Sequence[Any]) -> list[range]:
-    return [range(start, min(start + FACTS_AT_ONCE, len(facts))) for start in range(0, len(facts), FACTS_AT_ONCE)]
+def _parts(facts: Sequence[Fact]) -> Iterator[Sequence[Fact]]:
+    for start in range(0, len(facts), FACTS_AT_ONCE):
+        yield facts[start : start + FACTS_AT_ONCE]

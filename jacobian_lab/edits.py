@@ -1,4 +1,4 @@
-"""The one loop over layers, and what it measured; any rule of `jacobian_lab.rules` goes with any scheme."""
+"""The one loop over layers, and what is measured of it; any rule of `jacobian_lab.rules` goes with any scheme."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from jacobian_lab.facts import Fact
 from jacobian_lab.jacobians import dense_jacobians, jvp
 from jacobian_lab.language_model import LanguageModel
 from jacobian_lab.replay import FrozenGroups, freeze_groups, replay
-from jacobian_lab.rules import Rule, Update, memit
+from jacobian_lab.rules import Problem, Rule, Update, memit
 from jacobian_lab.targets import Layers, Scheme, Targets, damped_pullback
 from jacobian_lab.templates import Templates, template_weights
 from jacobian_lab.tokens import Prompt, fact_prompt
@@ -79,6 +79,103 @@ class EditRecord:
 
 
 @dataclass(frozen=True, eq=False)
+class LayerUpdate:
+    """One layer's edit, just after it was made.
+
+    Attributes:
+        layer: The layer l.
+        frozen: The facts' bare prompts, frozen just before the edit, from l to the last decisive layer.
+        wanted: Residuals before the scheme divided or pulled them back, ``[fact, d_model]``.
+        given: Residuals that the layer was given, ``[fact, d_model]``.
+        problem: What was solved, with the facts whose target is finite.
+        update: What was added to the weight.
+        stored: What `write_weight` said.
+    """
+
+    layer: int
+    frozen: FrozenGroups
+    wanted: Float[Tensor, "fact d_model"]
+    given: Float[Tensor, "fact d_model"]
+    problem: Problem
+    update: Update
+    stored: Mapping[str, Float[Tensor, ""]]
+
+
+@torch.no_grad()
+def edit_layers(
+    model: LanguageModel,
+    facts: Sequence[Fact],
+    scheme: Scheme,
+    targets: Targets,
+    templates: Templates,
+    second_moments: Mapping[int, Float[Tensor, "d_mlp d_mlp"]],
+    ridge: float,
+    rule: Rule = memit,
+    earlier: Mapping[int, Float[Tensor, "d_mlp d_mlp"]] | None = None,
+) -> Iterator[LayerUpdate]:
+    """Edit all facts jointly, layer after layer, and leave the model edited (use within `restored`).
+
+    Keys and hidden states are measured anew after every layer's edit. A fact whose target is not
+    finite keeps its place and takes no part in the solve.
+
+    Args:
+        model: The model.
+        facts: The facts.
+        scheme: Which residual each layer is given.
+        targets: The targets, of the unedited model.
+        templates: Context templates that keys are averaged over.
+        second_moments: C_l of each layer.
+        ridge: λ.
+        rule: What is done with keys and residuals.
+        earlier: Σ K Kᵀ of the batches that were edited before, by layer.
+
+    Yields:
+        Every layer's edit just after it; the next layer is not looked at before it is asked for.
+
+    Raises:
+        InputError: If no fact has a finite target, or a solve is singular.
+    """
+    layers, last = scheme.edited(targets.layers), targets.layers[-1]
+    bare = _bare_prompts(model, facts)
+    usable = targets.finite()
+    if not usable.any():
+        raise InputError("expected at least one fact with a finite anchor, got none: lower --anchor-lr")
+    for index, layer in enumerate(layers):
+        site = scheme.read(layers, index)
+        frozen = freeze_groups(model, bare, sorted({layer, site, last}), last)
+        wanted = targets.of(scheme.kind, site).double() - frozen.states(site).double()
+        given = wanted / scheme.divisor(index, len(layers))
+        if scheme.damping is not None:
+            given = _pulled_back(frozen, layer, last, given, scheme.damping)
+        keys, old = _averaged_keys(model, facts, templates, layer)[usable], model.weight(layer).clone()
+        problem = Problem(keys.T, given[usable].T, second_moments[layer], old, ridge, (earlier or {}).get(layer))
+        update = rule(problem)
+        stored = write_weight(model.weight(layer), old, update.delta)
+        yield LayerUpdate(layer, frozen, wanted, given, problem, update, stored)
+
+
+def write_weight(
+    weight: Float[Tensor, "d_model d_mlp"],
+    old: Float[Tensor, "d_model d_mlp"],
+    delta: Float[Tensor, "d_model d_mlp"],
+) -> dict[str, Float[Tensor, ""]]:
+    """Write ``old + delta`` into a weight, added up in float64, and say what that did to it.
+
+    Args:
+        weight: The weight.
+        old: What it was.
+        delta: The change that is asked for, in float64.
+
+    Returns:
+        ``update_norm`` and ``unstored`` as `EditRecord` has them.
+    """
+    new = old.double() + delta
+    weight.copy_(new.to(weight.dtype))
+    size, lost = torch.linalg.matrix_norm(delta), torch.linalg.matrix_norm(new - weight.double())
+    return {"update_norm": size / torch.linalg.matrix_norm(old.double()), "unstored": lost / size}
+
+
+@dataclass(frozen=True, eq=False)
 class LayerEdit:
     """One layer's edit, for those who look on: all that replay needs to ask what else might have been.
 
@@ -89,8 +186,6 @@ class LayerEdit:
         residual: m_L − h_L just before the edit, against the scheme's own target, ``[fact, d_model]``.
         shift: δ, the realised change of h_l, ``[fact, d_model]``.
         linear: J·δ, ``[fact, d_model]``.
-        keys: Keys of the facts that were solved for, ``[fact, d_mlp]``, in float64.
-        update: What was added to the weight.
     """
 
     layer: int
@@ -99,8 +194,6 @@ class LayerEdit:
     residual: Float[Tensor, "fact d_model"]
     shift: Float[Tensor, "fact d_model"]
     linear: Float[Tensor, "fact d_model"]
-    keys: Float[Tensor, "usable d_mlp"]
-    update: Update
 
 
 @torch.no_grad()
@@ -114,12 +207,8 @@ def apply_edit(
     ridge: float,
     rule: Rule = memit,
     inspect: Callable[[LayerEdit], None] | None = None,
-    earlier: Mapping[int, Float[Tensor, "d_mlp d_mlp"]] | None = None,
 ) -> EditRecord:
-    """Edit all facts jointly, layer after layer, and leave the model edited (use within `restored`).
-
-    Keys and hidden states are measured anew after every layer's edit. A fact whose target is not
-    finite keeps its place in the record and takes no part in the solve.
+    """Edit as `edit_layers` does, and observe what every layer's edit did (use within `restored`).
 
     Args:
         model: The model.
@@ -131,50 +220,24 @@ def apply_edit(
         ridge: λ.
         rule: What is done with keys and residuals.
         inspect: Shown every layer's edit just after it.
-        earlier: Σ K Kᵀ of the batches that were edited before, by layer.
 
     Returns:
         What was seen.
 
     Raises:
-        InputError: If a solve is singular.
+        InputError: If no fact has a finite target, or a solve is singular.
     """
-    layers, last = scheme.edited(targets.layers), targets.layers[-1]
-    bare = [fact_prompt(model.tokenizer, fact).cut() for fact in facts]
-    usable = targets.finite()
-    if not usable.any():
-        raise InputError("expected at least one fact with a finite anchor, got none: lower --anchor-lr")
-    seen: list[dict[str, Tensor]] = []
-    for index, layer in enumerate(layers):
-        site = scheme.read(layers, index)
-        frozen = freeze_groups(model, bare, sorted({layer, site, last}), last)
-        wanted = targets.of(scheme.kind, site).double() - frozen.states(site).double()
-        given = wanted / scheme.divisor(index, len(layers))
-        if scheme.damping is not None:
-            given = _pulled_back(frozen, layer, last, given, scheme.damping)
-        keys = _averaged_keys(model, facts, templates, layer)[usable]
-        before = earlier.get(layer) if earlier else None
-        update = rule(keys.T, given[usable].T, second_moments[layer], model.weight(layer), ridge, before)
-        stored = _store(model.weight(layer), update)
-        states = _observe(model, bare, frozen, layer, last)
-        seen.append({"wanted": wanted, "residuals": given, **states, **stored})
+    last, bare, seen = targets.layers[-1], _bare_prompts(model, facts), []
+    for edit in edit_layers(model, facts, scheme, targets, templates, second_moments, ridge, rule):
+        states = _observe(model, bare, edit.frozen, edit.layer, last)
+        condition = edit.wanted.new_tensor(edit.update.condition)
+        seen.append({"wanted": edit.wanted, "residuals": edit.given, **states, "condition": condition, **edit.stored})
         if inspect is not None:
             residual = targets.of(scheme.kind, last).double() - states["last_before"]
             shift = states["after"] - states["before"]
-            inspect(LayerEdit(layer, last, frozen, residual, shift, states["linear"], keys, update))
+            inspect(LayerEdit(edit.layer, last, edit.frozen, residual, shift, states["linear"]))
+    layers = scheme.edited(targets.layers)
     return EditRecord(layers, **{name: torch.stack([at[name] for at in seen]) for name in seen[0]})
-
-
-def _store(weight: Float[Tensor, "d_model d_mlp"], update: Update) -> dict[str, Float[Tensor, ""]]:
-    """Add an update to a weight, and say what that did to it."""
-    old = weight.to(torch.float64, copy=True)
-    weight.copy_((old + update.delta).to(weight.dtype))
-    size, lost = (torch.linalg.matrix_norm(m) for m in (update.delta, old + update.delta - weight.double()))
-    return {
-        "update_norm": size / torch.linalg.matrix_norm(old),
-        "condition": size.new_tensor(update.condition),
-        "unstored": lost / size,
-    }
 
 
 def _observe(
@@ -287,6 +350,11 @@ def norms(vectors: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row"]:
         A norm for each.
     """
     return torch.linalg.vector_norm(vectors, dim=-1)
+
+
+def _bare_prompts(model: LanguageModel, facts: Sequence[Fact]) -> list[Prompt]:
+    """The facts' prompts in no template, up to the decisive token."""
+    return [fact_prompt(model.tokenizer, fact).cut() for fact in facts]
 
 
 def _averaged_keys(

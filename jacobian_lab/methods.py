@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jacobian_lab.edits import LayerEdit, apply_edit
+from jacobian_lab.edits import edit_layers, write_weight
 from jacobian_lab.errors import InputError
 from jacobian_lab.experiment import Experiment
-from jacobian_lab.rules import RULES, Rule, RuleSettings, shrink
+from jacobian_lab.rules import RULES, Eigh, RuleSettings
 from jacobian_lab.targets import SCHEMES, Layers, Scheme, Targets
 
 UNEDITED = "unedited"
@@ -112,8 +112,8 @@ def edit_with(
     targets: Targets,
     second_moments: Mapping[int, Float[Tensor, "d_mlp d_mlp"]],
     settings: RuleSettings,
-    rule: Rule,
     *,
+    eigh: Eigh = torch.linalg.eigh,
     size: int | None = None,
     refit: Refit | None = None,
     done: Callable[[int], Any] = lambda _: None,
@@ -129,8 +129,8 @@ def edit_with(
         experiment: Model, facts, templates and λ.
         targets: The targets of all facts.
         second_moments: C of each decisive layer.
-        settings: What rules leave open; PRUNE's scope is looked at here.
-        rule: The method's rule with these settings.
+        settings: What rules leave open.
+        eigh: Eigendecomposition of C; may remember what it has done.
         size: Facts in a batch; all of them in one by default.
         refit: Optimises anchors on the model as it is, for methods that need it.
         done: Told of every batch's number of facts.
@@ -142,56 +142,36 @@ def edit_with(
         InputError: If no fact has a finite anchor, or a solve is singular.
     """
     model, count = experiment.model, len(experiment.facts)
-    scheme, finite = experiment.scheme(chosen.scheme), targets.finite()
-    layers = scheme.edited(targets.layers)
-    original = {layer: model.weight(layer).clone() for layer in layers}
+    scheme, rule = experiment.scheme(chosen.scheme), settings.rule(chosen.rule, eigh)
+    finite = targets.finite().tolist()
+    if not any(finite):
+        raise InputError("expected at least one fact with a finite anchor, got none: lower --anchor-lr")
+    original = {layer: model.weight(layer).clone() for layer in scheme.edited(targets.layers)}
     deltas = {layer: torch.zeros_like(weight, dtype=torch.float64) for layer, weight in original.items()}
     earlier: dict[int, Tensor] = {}
-    seen: dict[int, dict[str, float]] = {layer: {} for layer in layers}
-    if not finite.any():
-        raise InputError("expected at least one fact with a finite anchor, got none: lower --anchor-lr")
+    seen: dict[int, dict[str, float]] = {layer: {} for layer in original}
     step = size or count
     for batch in (range(start, min(start + step, count)) for start in range(0, count, step)):
-        added: dict[int, Tensor] = {}
-
-        def note(edit: LayerEdit, added: dict[int, Tensor] = added) -> None:
-            deltas[edit.layer] += edit.update.delta
-            total = original[edit.layer].double() + deltas[edit.layer]  # rounded once, not batch by batch
-            model.weight(edit.layer).copy_(total.to(model.dtype))
-            if step < count:
-                added[edit.layer] = edit.keys.T @ edit.keys
-            worst = max(edit.update.condition, seen[edit.layer].get("condition_number", 0.0))
-            seen[edit.layer] |= {**edit.update.notes, "condition_number": worst}
-
-        if finite[list(batch)].any():
-            facts = [experiment.facts[index] for index in batch]
-            for part, wanted in _stages(chosen, scheme, targets.select(batch), batch, refit):
-                apply_edit(
-                    model,
-                    facts,
-                    part,
-                    wanted,
-                    experiment.templates,
-                    second_moments,
-                    experiment.ridge,
-                    rule,
-                    inspect=note,
-                    earlier=earlier,
-                )
-            earlier = earlier | {layer: gram + earlier.get(layer, 0) for layer, gram in added.items()}
+        facts = [experiment.facts[index] for index in batch]
+        stages = _stages(chosen, scheme, targets.select(batch), batch, refit) if any(finite[i] for i in batch) else ()
+        for stage, wanted in stages:
+            for edit in edit_layers(
+                model, facts, stage, wanted, experiment.templates, second_moments, experiment.ridge, rule, earlier
+            ):
+                layer, keys, update = edit.layer, edit.problem.keys, edit.update
+                deltas[layer] += update.delta
+                write_weight(model.weight(layer), original[layer], deltas[layer])  # rounded once, not batch by batch
+                if step < count:
+                    earlier[layer] = earlier.get(layer, 0) + keys @ keys.T
+                worst = max(update.condition, seen[layer].get("condition_number", 0.0))
+                seen[layer] |= {**update.notes, "condition_number": worst}
         done(len(batch))
-    if chosen.rule == "prune" and settings.prune_scope == "total":
-        for layer, weight in original.items():
-            deltas[layer], count_shrunk = shrink(deltas[layer], weight, settings.prune_kind, settings.prune_base)
-            model.weight(layer).copy_((weight.double() + deltas[layer]).to(weight.dtype))
-            seen[layer]["shrunk_values"] = count_shrunk
     for layer, weight in original.items():
-        asked, old, new = deltas[layer], weight.double(), model.weight(layer).double()
-        size_asked = torch.linalg.matrix_norm(asked)
-        seen[layer]["update_norm"] = float(size_asked / torch.linalg.matrix_norm(old))
-        seen[layer]["unstored"] = float(torch.linalg.matrix_norm(old + asked - new) / size_asked)
-    names = {name: None for layer in layers for name in seen[layer]}
-    return MethodEdit(deltas, {name: [seen[layer].get(name, math.nan) for layer in layers] for name in names})
+        deltas[layer], notes = settings.finish(chosen.rule, deltas[layer], weight)
+        stored = write_weight(model.weight(layer), weight, deltas[layer])
+        seen[layer] |= notes | {name: float(value) for name, value in stored.items()}
+    names = dict.fromkeys(name for values in seen.values() for name in values)
+    return MethodEdit(deltas, {name: [values.get(name, math.nan) for values in seen.values()] for name in names})
 
 
 def _stages(

@@ -39,27 +39,41 @@ class Update:
     notes: Mapping[str, float] = field(default_factory=dict)
 
 
-Rule = Callable[..., Update]
-"""An update rule: a pure function from keys, residuals, C, W, λ and Σ K Kᵀ of earlier batches to ΔW, as `memit` is."""
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What a rule is given at one layer; not every rule looks at all of it.
+
+    Attributes:
+        keys: K, one column a fact, in float64.
+        residuals: R, one column a fact, in float64.
+        second_moment: C.
+        weight: W.
+        ridge: λ.
+        earlier: S, Σ K Kᵀ of the batches before this one.
+    """
+
+    keys: Float[Tensor, "d_mlp fact"]
+    residuals: Float[Tensor, "d_model fact"]
+    second_moment: Float[Tensor, "d_mlp d_mlp"]
+    weight: Float[Tensor, "d_model d_mlp"]
+    ridge: float
+    earlier: Float[Tensor, "d_mlp d_mlp"] | None = None
+
+    def kept(self) -> Matrix:
+        """λC + S: what an edit is to leave as it is."""
+        kept = self.ridge * self.second_moment.to(self.keys.device)
+        return kept if self.earlier is None else kept + self.earlier
 
 
-def memit(
-    keys: Float[Tensor, "d_mlp fact"],
-    residuals: Float[Tensor, "d_model fact"],
-    second_moment: Float[Tensor, "d_mlp d_mlp"],
-    weight: Float[Tensor, "d_model d_mlp"],
-    ridge: float,
-    earlier: Float[Tensor, "d_mlp d_mlp"] | None = None,
-) -> Update:
+Rule = Callable[[Problem], Update]
+"""An update rule: a pure function."""
+
+
+def memit(problem: Problem) -> Update:
     """MEMIT's rule: ``ΔW = R Kᵀ (λC + S + K Kᵀ)⁻¹``, in float64 by Cholesky (methods.md §3, §5).
 
     Args:
-        keys: K, one column a fact.
-        residuals: R, one column a fact.
-        second_moment: C.
-        weight: W; this rule does not look at it.
-        ridge: λ.
-        earlier: S, Σ K Kᵀ of the batches before this one.
+        problem: K, R, C, W, λ and S.
 
     Returns:
         The change.
@@ -67,38 +81,23 @@ def memit(
     Raises:
         InputError: If the matrix to be solved with is singular.
     """
-    K, R = keys.double(), residuals.double()
-    return solve_spd(_kept(second_moment, ridge, earlier, K.device) + K @ K.T, K @ R.T)
+    K, R = problem.keys, problem.residuals
+    return solve_spd(problem.kept() + K @ K.T, K @ R.T)
 
 
-def prune(
-    keys: Float[Tensor, "d_mlp fact"],
-    residuals: Float[Tensor, "d_model fact"],
-    second_moment: Float[Tensor, "d_mlp d_mlp"],
-    weight: Float[Tensor, "d_model d_mlp"],
-    ridge: float,
-    earlier: Float[Tensor, "d_mlp d_mlp"] | None = None,
-    *,
-    kind: str = "log",
-    base: float = 1.2,
-) -> Update:
+def prune(problem: Problem, *, kind: str = "log", base: float = 1.2) -> Update:
     """PRUNE: `memit`, then the change's singular values above the weight's largest are shrunk (methods.md §5).
 
     Args:
-        keys: K, one column a fact.
-        residuals: R, one column a fact.
-        second_moment: C.
-        weight: W, whose largest singular value is the limit.
-        ridge: λ.
-        earlier: S.
+        problem: K, R, C, W, λ and S.
         kind: See `shrink`.
         base: See `shrink`.
 
     Returns:
         The change, with the number of shrunk singular values as ``shrunk_values``.
     """
-    update = memit(keys, residuals, second_moment, weight, ridge, earlier)
-    delta, count = shrink(update.delta, weight, kind, base)
+    update = memit(problem)
+    delta, count = shrink(update.delta, problem.weight, kind, base)
     return replace(update, delta=delta, notes={"shrunk_values": float(count)})
 
 
@@ -126,26 +125,11 @@ def shrink(
     return U @ torch.diag(torch.where(over, shrunk, sigma)) @ V, int(over.sum())
 
 
-def rect(
-    keys: Float[Tensor, "d_mlp fact"],
-    residuals: Float[Tensor, "d_model fact"],
-    second_moment: Float[Tensor, "d_mlp d_mlp"],
-    weight: Float[Tensor, "d_model d_mlp"],
-    ridge: float,
-    earlier: Float[Tensor, "d_mlp d_mlp"] | None = None,
-    *,
-    by: str = "magnitude",
-    kept: float | None = None,
-) -> Update:
+def rect(problem: Problem, *, by: str = "magnitude", kept: float | None = None) -> Update:
     """RECT: `memit`, then the smallest entries of the change are set to zero (methods.md §5).
 
     Args:
-        keys: K, one column a fact.
-        residuals: R, one column a fact.
-        second_moment: C.
-        weight: W, which relative ranks are relative to.
-        ridge: λ.
-        earlier: S.
+        problem: K, R, C, W, λ and S.
         by: ``"magnitude"`` ranks by |ΔW_ij|, as the paper's code does; ``"relative"`` by |ΔW_ij / W_ij|, as
             RECT's authors do.
         kept: Share of the entries that stay; that of `RECT_KEPT` by default.
@@ -153,10 +137,10 @@ def rect(
     Returns:
         The change, with the share of its squared norm that stayed as ``kept_energy``.
     """
-    update = memit(keys, residuals, second_moment, weight, ridge, earlier)
+    update = memit(problem)
     size = update.delta.abs()
     if by == "relative":
-        size = torch.nan_to_num(size / weight.double().abs(), nan=0.0)
+        size = torch.nan_to_num(size / problem.weight.double().abs(), nan=0.0)
     dropped = round((1 - (RECT_KEPT[by] if kept is None else kept)) * size.numel())
     if not dropped:
         return replace(update, notes={"kept_energy": 1.0})
@@ -212,12 +196,7 @@ def null_space(
 
 
 def alphaedit(
-    keys: Float[Tensor, "d_mlp fact"],
-    residuals: Float[Tensor, "d_model fact"],
-    second_moment: Float[Tensor, "d_mlp d_mlp"],
-    weight: Float[Tensor, "d_model d_mlp"],
-    ridge: float,
-    earlier: Float[Tensor, "d_mlp d_mlp"] | None = None,
+    problem: Problem,
     *,
     threshold: float = 0.02,
     relative: bool = False,
@@ -229,12 +208,7 @@ def alphaedit(
     Solved in the null space's own basis, where the matrix is symmetric and positive definite.
 
     Args:
-        keys: K, one column a fact.
-        residuals: R, one column a fact.
-        second_moment: C.
-        weight: W; this rule does not look at it.
-        ridge: λ; this rule does not look at it.
-        earlier: S.
+        problem: K, R, C, W, λ and S.
         threshold: See `null_space`.
         relative: See `null_space`.
         l2: L2.
@@ -243,43 +217,30 @@ def alphaedit(
     Returns:
         The change, with ``null_space_rank`` and ``trace_left_out``.
     """
-    space = null_space(second_moment, threshold, relative=relative, eigh=eigh)
-    basis, K, R = space.basis.to(keys.device), keys.double(), residuals.double()
+    space = null_space(problem.second_moment, threshold, relative=relative, eigh=eigh)
+    K, R = problem.keys, problem.residuals
+    basis = space.basis.to(K.device)
     inner = basis.T @ K
     matrix = inner @ inner.T + l2 * torch.eye(len(inner), dtype=inner.dtype, device=inner.device)
-    if earlier is not None:
-        matrix += basis.T @ earlier @ basis
+    if problem.earlier is not None:
+        matrix += basis.T @ problem.earlier @ basis
     update = solve_spd(matrix, inner @ R.T, "P K Kᵀ + L2·I", "raise --alphaedit-l2")
     notes = {"null_space_rank": float(basis.shape[1]), "trace_left_out": space.trace_left_out}
     return replace(update, delta=update.delta @ basis.T, notes=notes)
 
 
-def emmet(
-    keys: Float[Tensor, "d_mlp fact"],
-    residuals: Float[Tensor, "d_model fact"],
-    second_moment: Float[Tensor, "d_mlp d_mlp"],
-    weight: Float[Tensor, "d_model d_mlp"],
-    ridge: float,
-    earlier: Float[Tensor, "d_mlp d_mlp"] | None = None,
-    *,
-    epsilon: float = 0.1,
-) -> Update:
+def emmet(problem: Problem, *, epsilon: float = 0.1) -> Update:
     """EMMET: ``ΔW = R (Kᵀ A⁻¹ K + εI)⁻¹ Kᵀ A⁻¹`` with A = λC + S; with ε → 0, ΔW K = R (methods.md §5).
 
     Args:
-        keys: K, one column a fact.
-        residuals: R, one column a fact.
-        second_moment: C.
-        weight: W; this rule does not look at it.
-        ridge: λ.
-        earlier: S.
+        problem: K, R, C, W, λ and S.
         epsilon: ε.
 
     Returns:
         The change; the condition number is the larger one of the two solves.
     """
-    K, R = keys.double(), residuals.double()
-    whitened = solve_spd(_kept(second_moment, ridge, earlier, K.device), K, "λC")  # (A⁻¹ K)ᵀ
+    K, R = problem.keys, problem.residuals
+    whitened = solve_spd(problem.kept(), K, "λC")  # (A⁻¹ K)ᵀ
     inner = whitened.delta @ K
     inner = (inner + inner.T) / 2 + epsilon * torch.eye(len(inner), dtype=K.dtype, device=K.device)
     multipliers = solve_spd(inner, R.T, "Kᵀ A⁻¹ K + εI", "raise --emmet-epsilon")  # R (Kᵀ A⁻¹ K + εI)⁻¹
@@ -317,14 +278,14 @@ def solve_spd(
     return Update(torch.cholesky_solve(right, factor).T, 1 / reciprocal)
 
 
-def _kept(second_moment: Tensor, ridge: float, earlier: Tensor | None, device: torch.device) -> Matrix:
-    """λC + S: what an edit is to leave as it is."""
-    kept = ridge * second_moment.to(device)
-    return kept if earlier is None else kept + earlier
-
-
-RULES: dict[str, Rule] = {"memit": memit, "prune": prune, "rect": rect, "alphaedit": alphaedit, "emmet": emmet}
-"""Any rule goes with any scheme of `jacobian_lab.targets`."""
+RULES: dict[str, Callable[..., Update]] = {
+    "memit": memit,
+    "prune": prune,
+    "rect": rect,
+    "alphaedit": alphaedit,
+    "emmet": emmet,
+}
+"""Each takes a `Problem`, and its own options by name; any goes with any scheme of `jacobian_lab.targets`."""
 
 
 @dataclass(frozen=True)
@@ -379,7 +340,7 @@ class RuleSettings:
             eigh: Eigendecomposition of C; may remember what it has done.
 
         Returns:
-            The rule; PRUNE's on the total is MEMIT's, since it shrinks only after all edits.
+            The rule; PRUNE's on the total is MEMIT's, since it shrinks only in `finish`.
         """
         if name == "prune" and self.prune_scope == "total":
             return memit
@@ -395,3 +356,21 @@ class RuleSettings:
             "emmet": {"epsilon": self.emmet_epsilon},
         }
         return partial(RULES[name], **options.get(name, {}))
+
+    def finish(
+        self, name: str, delta: Float[Tensor, "d_model d_mlp"], weight: Float[Tensor, "d_model d_mlp"]
+    ) -> tuple[Float[Tensor, "d_model d_mlp"], dict[str, float]]:
+        """What a rule does to a layer's total change after all edits: nothing, but for PRUNE on the total.
+
+        Args:
+            name: Its name in `RULES`.
+            delta: The total change.
+            weight: The weight before all edits.
+
+        Returns:
+            The change to be made in its place, and notes as an `Update` has them.
+        """
+        if name != "prune" or self.prune_scope != "total":
+            return delta, {}
+        shrunk, count = shrink(delta, weight, self.prune_kind, self.prune_base)
+        return shrunk, {"shrunk_values": float(count)}

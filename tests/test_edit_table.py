@@ -3,6 +3,7 @@
 import json
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -61,9 +62,9 @@ def bench(quick):
 def edited(bench, name, settings=None, **keywords):
     """The weights that a method leaves, and what it says."""
     experiment, targets, moments, config = bench
-    settings, chosen = settings or config, method(name)
+    settings = settings or config
     with restored(experiment.model, experiment.layers):
-        made = edit_with(chosen, experiment, targets, moments, settings, settings.rule(chosen.rule), **keywords)
+        made = edit_with(method(name), experiment, targets, moments, settings, **keywords)
         return {layer: experiment.model.weight(layer).clone() for layer in experiment.layers}, made
 
 
@@ -199,22 +200,28 @@ def test_sequential_batches_keep_the_old_keys_in_the_solve(bench):
     model, facts, layers = experiment.model, experiment.facts, experiment.layers
     weights, _ = edited(bench, "memit+fe", size=4)
     with restored(model, layers):
-        seen = []
-        first = (model, facts[:4], SCHEMES["forward-replay"], targets.select(range(4)), experiment.templates, moments)
-        apply_edit(*first, experiment.ridge, inspect=seen.append)
-        grams = {edit.layer: edit.keys.T @ edit.keys for edit in seen}
+        grams = {}
 
-        def rule(keys, residuals, second_moment, weight, ridge, earlier=None):
-            layer = next(each for each in layers if second_moment is moments[each])
-            assert torch.equal(earlier, grams[layer])
-            left = ridge * second_moment + grams[layer] + keys @ keys.T
-            expected = torch.linalg.solve(left, keys @ residuals.T).T
-            update = memit(keys, residuals, second_moment, weight, ridge, earlier)
+        def first_rule(problem):
+            grams[layer_of(problem)] = problem.keys @ problem.keys.T
+            return memit(problem)
+
+        def layer_of(problem):
+            return next(layer for layer in layers if problem.second_moment is moments[layer])
+
+        def second_rule(problem):
+            gram = grams[layer_of(problem)]
+            left = problem.ridge * problem.second_moment + gram + problem.keys @ problem.keys.T
+            expected = torch.linalg.solve(left, problem.keys @ problem.residuals.T).T
+            update = memit(replace(problem, earlier=gram))
             torch.testing.assert_close(update.delta, expected, rtol=1e-8, atol=1e-12)
             return update
 
+        first = (model, facts[:4], SCHEMES["forward-replay"], targets.select(range(4)), experiment.templates, moments)
+        apply_edit(*first, experiment.ridge, first_rule)
+
         second = (model, facts[4:], SCHEMES["forward-replay"], targets.select((4, 5)), experiment.templates, moments)
-        apply_edit(*second, experiment.ridge, rule, earlier=grams)
+        apply_edit(*second, experiment.ridge, second_rule)
         for layer in layers:
             torch.testing.assert_close(weights[layer], model.weight(layer), rtol=1e-9, atol=1e-12)
     jointly, _ = edited(bench, "memit+fe", size=6)

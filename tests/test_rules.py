@@ -1,13 +1,26 @@
 """Each rule against an independent dense computation in float64, on small problems with known answers."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from jacobian_lab.errors import InputError
-from jacobian_lab.rules import RULES, RuleSettings, alphaedit, emmet, memit, null_space, prune, rect, shrink, solve_spd
+from jacobian_lab.rules import (
+    RULES,
+    Problem,
+    RuleSettings,
+    alphaedit,
+    emmet,
+    memit,
+    null_space,
+    prune,
+    rect,
+    shrink,
+    solve_spd,
+)
 
 D_MODEL, D_MLP, FACTS = 7, 12, 5
 
@@ -19,6 +32,7 @@ def random(*shape, seed=0):
 K, R, W = random(D_MLP, FACTS), random(D_MODEL, FACTS, seed=1), random(D_MODEL, D_MLP, seed=3)
 CORPUS = random(D_MLP, 40, seed=2)
 C = CORPUS @ CORPUS.T / 40
+PROBLEM = Problem(K, R, C, W, ridge=3.0)
 
 
 def singular_values(matrix):
@@ -36,7 +50,7 @@ def with_singular_values(values, seed=5):
 
 
 def test_memit_solves_the_normal_equations():
-    update = memit(K, R, C, W, ridge=3.0)
+    update = memit(PROBLEM)
     # the minimiser of ‖ΔW K − R‖² + λ tr(ΔW C ΔWᵀ), as stacked least squares
     half = np.linalg.cholesky(3.0 * C.numpy())
     left = np.vstack([K.T.numpy(), half.T])
@@ -47,7 +61,7 @@ def test_memit_solves_the_normal_equations():
 
 def test_without_ridge_the_residual_is_met_exactly():
     K, R = random(6, 6), random(4, 6, seed=1)
-    update = memit(K, R, torch.eye(6, dtype=torch.float64), torch.zeros(4, 6), ridge=0.0)
+    update = memit(Problem(K, R, torch.eye(6, dtype=torch.float64), torch.zeros(4, 6), ridge=0.0))
     torch.testing.assert_close(update.delta @ K, R, rtol=1e-8, atol=1e-8)
 
 
@@ -69,15 +83,17 @@ def test_a_singular_solve_is_refused(matrix):
 def test_old_keys_stay_in_the_solve():
     """As further facts whose residual is zero."""
     old = random(D_MLP, 4, seed=8)
-    together = memit(torch.cat([K, old], 1), torch.cat([R, torch.zeros(D_MODEL, 4)], 1), C, W, 3.0)
-    close(memit(K, R, C, W, 3.0, old @ old.T).delta, together.delta)
+    together = memit(Problem(torch.cat([K, old], 1), torch.cat([R, torch.zeros(D_MODEL, 4)], 1), C, W, 3.0))
+    close(memit(replace(PROBLEM, earlier=old @ old.T)).delta, together.delta)
 
 
 def test_with_vanishing_ridge_one_layer_meets_its_target_exactly():
     for rule in (memit, prune):
-        exact = memit(K, R, C, W, 1e-9)
+        exact = memit(replace(PROBLEM, ridge=1e-9))
         close(exact.delta @ K, R, 1e-6)
-        assert rule(K, R, C, 100 * W, 1e-9).delta.allclose(exact.delta)  # no singular value is above W's
+        assert rule(replace(PROBLEM, weight=100 * W, ridge=1e-9)).delta.allclose(
+            exact.delta
+        )  # no singular value is above W's
 
 
 @pytest.mark.parametrize(
@@ -101,25 +117,25 @@ def test_prune_shrinks_what_is_above_the_weights_largest_singular_value(kind, ba
 
 
 def test_prune_is_memit_then_shrinking():
-    weight = W / 50
-    update = prune(K, R, C, weight, 1e-3, kind="linear")
-    delta, count = shrink(memit(K, R, C, weight, 1e-3).delta, weight, "linear")
+    problem = replace(PROBLEM, weight=W / 50, ridge=1e-3)
+    update = prune(problem, kind="linear")
+    delta, count = shrink(memit(problem).delta, W / 50, "linear")
     close(update.delta, delta)
     assert update.notes["shrunk_values"] == count > 0
 
 
 @pytest.mark.parametrize(("by", "kept"), [("magnitude", 0.6), ("relative", 0.2), ("magnitude", 0.25)])
 def test_rect_keeps_the_largest_entries(by, kept):
-    full = memit(K, R, C, W, 3.0).delta.numpy()
+    full = memit(PROBLEM).delta.numpy()
     size = np.abs(full) if by == "magnitude" else np.abs(full / W.numpy())
     order = np.argsort(size, axis=None)
     expected = full.copy()
     expected.flat[order[: round((1 - kept) * full.size)]] = 0
-    update = rect(K, R, C, W, 3.0, by=by, kept=kept)
+    update = rect(PROBLEM, by=by, kept=kept)
     close(update.delta, expected)
     assert np.count_nonzero(update.delta) == round(kept * full.size)
     assert update.notes["kept_energy"] == pytest.approx((expected**2).sum() / (full**2).sum())
-    default = rect(K, R, C, W, 3.0, by=by).delta
+    default = rect(PROBLEM, by=by).delta
     assert np.count_nonzero(default) == round({"magnitude": 0.6, "relative": 0.2}[by] * full.size)
 
 
@@ -132,7 +148,7 @@ def low_rank():
 
 def test_alphaedit_leaves_the_corpus_keys_alone():
     space, kept, moment = low_rank()
-    update = alphaedit(K, R, moment, W, 3.0, threshold=1e-6)
+    update = alphaedit(replace(PROBLEM, second_moment=moment), threshold=1e-6)
     assert update.notes["null_space_rank"] == 5
     assert update.notes["trace_left_out"] == pytest.approx(1)
     assert (update.delta @ kept).abs().max() < 1e-12
@@ -148,7 +164,7 @@ def test_alphaedit_is_the_unsymmetric_solve(earlier):
     P, old = basis @ basis.T, np.zeros((D_MLP, D_MLP)) if earlier is None else (earlier @ earlier.T).numpy()
     left = P @ (K @ K.T).numpy() + P @ old + 10 * np.eye(D_MLP)
     expected = np.linalg.solve(left, P @ (K @ R.T).numpy()).T
-    update = alphaedit(K, R, C, W, 3.0, None if earlier is None else torch.tensor(old), threshold=threshold)
+    update = alphaedit(replace(PROBLEM, earlier=None if earlier is None else torch.tensor(old)), threshold=threshold)
     assert update.notes["null_space_rank"] == 7
     assert update.notes["trace_left_out"] == pytest.approx(values[7:].sum() / values.sum())
     close(update.delta, expected)
@@ -168,15 +184,16 @@ def test_emmet_is_its_formula_and_meets_its_constraint_as_epsilon_vanishes():
     A = 3.0 * C.numpy()
     inverse = np.linalg.inv(A)
     middle = np.linalg.inv(K.numpy().T @ inverse @ K.numpy() + 0.1 * np.eye(FACTS))
-    close(emmet(K, R, C, W, 3.0).delta, R.numpy() @ middle @ K.numpy().T @ inverse)
-    exact = emmet(K, R, C, W, 3.0, epsilon=1e-12)
+    close(emmet(PROBLEM).delta, R.numpy() @ middle @ K.numpy().T @ inverse)
+    exact = emmet(PROBLEM, epsilon=1e-12)
     close(exact.delta @ K, R, 1e-8)
     # of all changes that meet it, the one with the least tr(ΔW A ΔWᵀ): others differ by Z with Z K = 0
     free = random(D_MODEL, D_MLP, seed=11)
     Z = free - free @ K @ torch.linalg.pinv(K)
     close((exact.delta @ torch.tensor(A) * Z).sum(), 0.0, 1e-6)
     old = random(D_MLP, 4, seed=8)
-    close(emmet(K, R, C, W, 3.0, old @ old.T).delta, emmet(K, R, C + old @ old.T / 3.0, W, 3.0).delta)
+    kept = emmet(replace(PROBLEM, second_moment=C + old @ old.T / 3.0))
+    close(emmet(replace(PROBLEM, earlier=old @ old.T)).delta, kept.delta)
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -184,7 +201,7 @@ def test_rules_are_pure(name):
     given = [K, R, C, W / 50]
     copies = [tensor.clone() for tensor in given]
     rule = RuleSettings(alphaedit_relative=True, alphaedit_threshold=1.0).rule(name)
-    first, second = rule(*given, 3.0), rule(*given, 3.0)
+    first, second = rule(Problem(*given, 3.0)), rule(Problem(*given, 3.0))
     assert torch.equal(first.delta, second.delta)
     assert first.delta.dtype == torch.float64
     assert all(torch.equal(a, b) for a, b in zip(given, copies, strict=True))
