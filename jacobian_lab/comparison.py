@@ -284,6 +284,7 @@ def _write_damage(folder: Path, dataset: xr.Dataset, long: pd.DataFrame) -> str:
     """What the paper's columns leave out: the older literature's measure, perplexity, decoding, the weights."""
     means = long.pivot_table(index="method", columns="metric", values="mean", sort=False, dropna=False)
     rows = {}
+    edited = dataset["neighbor_edited"]
     for name in dataset["edit"].values:
         chosen = dataset.sel(edit=name)
         told = [(chosen[f"{kind}_greedy"], chosen[f"{kind}_accuracy"]) for kind in ("efficacy", "generalization")]
@@ -291,6 +292,7 @@ def _write_damage(folder: Path, dataset: xr.Dataset, long: pd.DataFrame) -> str:
         checked = sum(int(greedy.notnull().sum()) for greedy, _ in told)
         rows[str(name)] = {
             "neighbourhood success": _number(means.loc[name, "neighborhood_success"], MORE["neighborhood_success"]),
+            "D_KL, prompts not edited": _number(float(chosen["kl"].where(edited == 0).mean()), METRICS["kl"]),
             "perplexity": f"{float(chosen['perplexity']):.2f}",
             "largest change of a weight": f"{np.nan_to_num(chosen['update_norm'].max()):.3f}",
             "of it not stored": f"{np.nan_to_num(chosen['unstored'].max()):.1e}",
@@ -309,7 +311,8 @@ def _write_damage(folder: Path, dataset: xr.Dataset, long: pd.DataFrame) -> str:
     counterfact = dataset.attrs["config"]["settings"]["metrics"] == "counterfact"
     success = "the prompt's own answer before the new one" if counterfact else "share of its own answer's tokens"
     caption = (
-        f"Damage and cost: neighbourhood success ({success}) × 100, perplexity of the held-out "
+        f"Damage and cost: neighbourhood success ({success}) × 100, D_KL without those neighbourhood prompts that are "
+        f"edited themselves ({int((edited == 1).sum())} of {int(edited.notnull().sum())}), perplexity of the held-out "
         f"text, ‖ΔW‖/‖W‖, prompts where greedy decoding differs from teacher-forced accuracy. {_facts(dataset)}"
     )
     return write_table(folder / "damage", frame, caption)

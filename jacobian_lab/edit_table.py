@@ -1,6 +1,7 @@
 """Every method under the same anchors, keys and seeds, evaluated by the paper's metrics: Tables 3, 4, 6 and 7."""
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -188,6 +189,7 @@ def _run(config: EvaluationConfig, methods: tuple[str, ...], save: str | None, p
     with Run(folder, "edit-table", bench.settings, experiment.provenance(), _coordinates(bench)) as run:
         store_anchors(run, experiment, experiment.anchor_layers, progress)
         targets = make_targets(model, facts, layers, read_anchors(folder, model))
+        _store_edited_neighbors(run, bench)
         before = [state for part in _parts(facts) for state in neighborhood_states(model, part, bench.style)]
 
         def refit(layer: int, batch: Sequence[int]) -> torch.Tensor:
@@ -285,6 +287,16 @@ def _save(model: LanguageModel, made: MethodEdit, paths: Sequence[Path], config:
             save_delta(path, model, made.deltas, config)
         else:
             save_model(model, path)
+
+
+def _store_edited_neighbors(run: Run, bench: _Bench) -> None:
+    """Which neighbourhood prompts are edited themselves, so that no method should leave them alone."""
+    facts = bench.experiment.facts
+    edited = {fact.text for fact in facts}
+    for label, fact in zip(run.coordinates["fact"], facts, strict=True):
+        found = [float(text in edited) for text, _ in neighborhood(fact, bench.style)]
+        absent = [math.nan] * (len(run.coordinates["neighbor"]) - len(found))
+        run.write("neighbor_edited", found + absent, fact=label)
 
 
 def _store_metrics(run: Run, bench: _Bench, name: str, before: Sequence[Tensor], done: Callable[[int], Any]) -> None:

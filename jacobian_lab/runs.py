@@ -6,7 +6,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -67,6 +67,7 @@ class Run:
             self._arrays: Any = zarr.open_group(folder / STORE, mode="r+")
         except (OSError, ValueError) as error:
             raise InputError(_broken(folder, error)) from error
+        _check_arrays(folder, self.variables, set(self._arrays.array_keys()))
 
     def __enter__(self) -> "Run":
         return self
@@ -134,6 +135,7 @@ def open_run(folder: Path, kind: str | None = None) -> xr.Dataset:
         dataset = xr.open_zarr(folder / STORE).load()
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(_broken(folder, error)) from error
+    _check_arrays(folder, KINDS[config["kind"]], set(dataset))
     dataset.attrs["config"] = config
     for name, variable in KINDS[config["kind"]].items():
         if variable.study:
@@ -256,6 +258,14 @@ def _create_store(path: Path, variables: Mapping[str, Variable], coordinates: Ma
         encoding[name] = {"chunks": chunks}
     with written_whole(path) as partial:
         dataset.to_zarr(partial, zarr_format=2, consolidated=True, encoding=encoding)
+
+
+def _check_arrays(folder: Path, variables: Iterable[str], held: Collection[object]) -> None:
+    if missing := [name for name in variables if name not in held]:
+        raise InputError(
+            f"expected the arrays that this version stores, got a run without {missing[0]!r} in {folder}, made by an "
+            "older one: choose another folder"
+        )
 
 
 def _broken(folder: Path, error: Exception) -> str:

@@ -176,6 +176,9 @@ _EDIT_TABLE = {
     "top5": Variable(_NEIGHBOR, "share of the 5 likeliest next tokens that stayed"),
     "top10": Variable(_NEIGHBOR, "share of the 10 likeliest next tokens that stayed"),
     "neighborhood_success": Variable(_NEIGHBOR, "success of the prompt's own answer, as the older literature has it"),
+    "neighbor_edited": Variable(
+        ("fact", "neighbor"), "whether the neighbourhood prompt is one that the run edits: 1 yes, 0 no"
+    ),
     "nll_new": Variable(_RECORD, "mean NLL of the new target, rewriting prompt", "nat"),
     "nll_true": Variable(_RECORD, "mean NLL of the true target, rewriting prompt", "nat"),
     "perplexity": Variable(("edit",), "perplexity of the held-out text"),

@@ -22,6 +22,7 @@ from jacobian_lab.edit_table import EditConfig, EditTableConfig, run_edit, run_e
 from jacobian_lab.edits import apply_edit, restored
 from jacobian_lab.errors import InputError
 from jacobian_lab.experiment import prepare
+from jacobian_lab.facts import load_facts
 from jacobian_lab.families import KNOWN
 from jacobian_lab.methods import METHODS, edit_with, method, method_name
 from jacobian_lab.models import load_model
@@ -321,6 +322,25 @@ def test_the_tables_trace_every_mean_to_its_records(finished):
     row = next(line for line in table.splitlines() if line.startswith(f"| {winner} "))
     assert row.split("|")[6].strip().startswith("**")
     assert "**" not in next(line for line in table.splitlines() if line.startswith("| unedited "))
+
+
+def test_neighbourhood_prompts_that_are_edited_themselves_are_told_apart(finished):
+    """France's neighbours ask for the Eiffel Tower's city, and the other way round; both are edited."""
+    facts, dataset = load_facts("builtin", "0:6"), open_run(finished)
+    prompts = {fact.text for fact in facts}
+    kept, edited = [], 0
+    for place, fact in enumerate(facts):
+        values = dataset["kl"].sel(edit="memit+fe").values[place]
+        inside = [text in prompts for text in fact.neighborhood_prompts]
+        np.testing.assert_array_equal(dataset["neighbor_edited"].values[place][: len(inside)], inside)
+        edited += sum(inside)
+        kept += [value for value, skip in zip(values, inside, strict=False) if not skip]
+    assert edited >= 2
+    write_comparison(finished)
+    lines = (finished / "damage.md").read_text().splitlines()
+    total = sum(len(fact.neighborhood_prompts) for fact in facts)
+    assert f"edited themselves ({edited} of {total})" in lines[0]
+    assert f" {np.mean(kept):.3f} " in next(line for line in lines if line.startswith("| memit+fe "))
 
 
 def test_gains_are_paired_over_facts(finished):

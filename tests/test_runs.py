@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 from scipy import stats
 
 from jacobian_lab import reporting, runs
@@ -236,6 +237,13 @@ def test_a_broken_store_is_refused(finished, damage):
         (store / ".zmetadata").write_text("{")
         (store / "cosine" / ".zarray").write_text("{")
     with pytest.raises(InputError, match="arrays of a run"):
+        open_run(finished)
+
+
+def test_a_run_without_arrays_of_this_version_is_refused(finished):
+    shutil.rmtree(finished / "data.zarr" / "cosine")
+    zarr.consolidate_metadata(finished / "data.zarr", zarr_format=2)
+    with pytest.raises(InputError, match=r"got a run without 'cosine' in .*, made by an older one"):
         open_run(finished)
 
 
