@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -190,7 +190,7 @@ def _run(config: EvaluationConfig, methods: tuple[str, ...], save: str | None, p
         store_anchors(run, experiment, experiment.anchor_layers, progress)
         targets = make_targets(model, facts, layers, read_anchors(folder, model))
         _store_edited_neighbors(run, bench)
-        before = [state for part in _parts(facts) for state in neighborhood_states(model, part, bench.style)]
+        before = [state for part in _parts(facts) for state in neighborhood_states(model, facts[part], bench.style)]
 
         def refit(layer: int, batch: Sequence[int]) -> torch.Tensor:
             store_anchors(run, experiment, (layer,), progress, "refit_anchor", batch)
@@ -293,10 +293,8 @@ def _store_edited_neighbors(run: Run, bench: _Bench) -> None:
     """Which neighbourhood prompts are edited themselves, so that no method should leave them alone."""
     facts = bench.experiment.facts
     edited = {fact.text for fact in facts}
-    for label, fact in zip(run.coordinates["fact"], facts, strict=True):
-        found = [float(text in edited) for text, _ in neighborhood(fact, bench.style)]
-        absent = [math.nan] * (len(run.coordinates["neighbor"]) - len(found))
-        run.write("neighbor_edited", found + absent, fact=label)
+    found = [[float(text in edited) for text, _ in neighborhood(fact, bench.style)] for fact in facts]
+    run.write("neighbor_edited", _padded(found, len(run.coordinates["neighbor"])))
 
 
 def _store_metrics(run: Run, bench: _Bench, name: str, before: Sequence[Tensor], done: Callable[[int], Any]) -> None:
@@ -305,9 +303,8 @@ def _store_metrics(run: Run, bench: _Bench, name: str, before: Sequence[Tensor],
     `before` holds the final states of the unedited model at the neighbourhood prompts, by fact.
     """
     model, labels = bench.experiment.model, run.coordinates["fact"]
-    first = 0
-    for facts in _parts(bench.experiment.facts):
-        part = slice(first, first := first + len(facts))
+    for part in _parts(bench.experiment.facts):
+        facts = bench.experiment.facts[part]
         found = evaluate(model, facts, before[part], bench.style)
         if bench.settings["greedy"]:
             for values, extra in zip(found, _decoded(model, facts, bench.style), strict=True):
@@ -315,10 +312,8 @@ def _store_metrics(run: Run, bench: _Bench, name: str, before: Sequence[Tensor],
         for variable in sorted({variable for values in found for variable in values}):
             lists = [values.get(variable, []) for values in found]
             width = [len(run.coordinates[dim]) for dim in run.variables[variable].dims[2:]]
-            padded = np.full((len(facts), *width), np.nan)
-            for row, given in zip(padded.reshape(len(facts), -1), lists, strict=True):
-                row[: len(given)] = given
-            run.write(variable, padded[:, None], fact=labels[part], edit=[name])
+            padded = _padded(lists, math.prod(width)).reshape(len(facts), 1, *width)
+            run.write(variable, padded, fact=labels[part], edit=[name])
         done(len(facts))
     run.write("perplexity", perplexity(model, bench.held_out), edit=name)
 
@@ -335,6 +330,10 @@ def _decoded(model: LanguageModel, facts: Sequence[Fact], style: str) -> list[di
     return [{"efficacy_greedy": v[:1].tolist(), "generalization_greedy": v[1:].tolist()} for v in verdicts]
 
 
-def _parts(facts: Sequence[Fact]) -> Iterator[Sequence[Fact]]:
-    for start in range(0, len(facts), FACTS_AT_ONCE):
-        yield facts[start : start + FACTS_AT_ONCE]
+def _padded(rows: Sequence[Sequence[float]], width: int) -> np.ndarray:
+    """Rows of different lengths as one array, NaN where a row has ended."""
+    return np.array([[*row, *[math.nan] * (width - len(row))] for row in rows])
+
+
+def _parts(facts: Sequence[Fact]) -> list[slice]:
+    return [slice(start, start + FACTS_AT_ONCE) for start in range(0, len(facts), FACTS_AT_ONCE)]

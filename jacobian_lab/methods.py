@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jacobian_lab.edits import edit_layers, write_weight
+from jacobian_lab.edits import edit_layers, usable_facts, write_weight
 from jacobian_lab.errors import InputError
 from jacobian_lab.experiment import Experiment
 from jacobian_lab.rules import RULES, Eigh, RuleSettings
@@ -143,9 +143,7 @@ def edit_with(
     """
     model, count = experiment.model, len(experiment.facts)
     scheme, rule = experiment.scheme(chosen.scheme), settings.rule(chosen.rule, eigh)
-    finite = targets.finite().tolist()
-    if not any(finite):
-        raise InputError("expected at least one fact with a finite anchor, got none: lower --anchor-lr")
+    finite = usable_facts(targets).tolist()
     original = {layer: model.weight(layer).clone() for layer in scheme.edited(targets.layers)}
     deltas = {layer: torch.zeros_like(weight, dtype=torch.float64) for layer, weight in original.items()}
     earlier: dict[int, Tensor] = {}
