@@ -4,15 +4,23 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 
 from jacobian_lab.errors import InputError
+
+PARTIAL = ".partial-"
+"""What the name of a folder begins with in which something is being written."""
+
+STALE = 24 * 3600
+"""Seconds after which such a folder is taken for left behind, if nobody can tell whether its process lives."""
 
 
 def cache_folder(kind: str) -> Path:
@@ -69,7 +77,8 @@ def file_digest(path: Path) -> str:
 def written_whole(target: Path) -> Iterator[Path]:
     """Give a temporary path beside `target` that takes its name only when all went well.
 
-    A reader, or a second process with the same key, sees the finished thing or nothing.
+    A reader, or a second process with the same key, sees the finished thing or nothing. What killed processes
+    have left in the same folder is removed.
 
     Args:
         target: The file or folder to be made.
@@ -80,14 +89,66 @@ def written_whole(target: Path) -> Iterator[Path]:
     Raises:
         OSError: If the finished thing cannot be given its name.
     """
-    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=".partial-"))
+    _sweep(target.parent)
+    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{PARTIAL}{_host()}-{os.getpid()}-"))
     try:
         partial = folder / target.name
         yield partial
         try:
             partial.replace(target)
         except OSError:
-            if not target.exists():  # another process was first: its content is the same
+            if not target.is_dir():  # another process was first with a folder: its content is the same
                 raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file so that it is there whole or not at all.
+
+    Args:
+        path: The file; what it held is replaced.
+        text: Its content.
+
+    Raises:
+        InputError: If it cannot be written.
+    """
+    try:
+        with written_whole(path) as partial:
+            partial.write_text(text, "utf-8")
+    except OSError as error:
+        raise InputError(
+            f"expected a file that can be written, got {path} ({error.strerror or error}): "
+            "change the folder's rights or make room, and give the command again"
+        ) from error
+
+
+def _host() -> str:
+    """Name of what process ids are unique in: a host, or a container on it."""
+    space = ""
+    with suppress(OSError):
+        space = os.readlink("/proc/self/ns/pid").strip("pid:[]")  # noqa: PTH115  Path.readlink wants a path
+    return f"{socket.gethostname()}.{space}".replace("/", "_")
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what processes that are no more have left half written."""
+    for left in folder.glob(f"{PARTIAL}*"):
+        host, _, process = left.name.removeprefix(PARTIAL).rpartition("-")[0].rpartition("-")
+        with suppress(OSError):  # another process was first
+            old = time.time() - max(path.stat().st_mtime for path in (left, *left.rglob("*"))) > STALE
+            if not _lives(int(process)) if host == _host() and process.isdecimal() else old:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _lives(process: int) -> bool:
+    """Whether a process of this host is there, as far as can be told."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

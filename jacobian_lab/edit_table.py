@@ -34,7 +34,7 @@ from jacobian_lab.metrics import (
 )
 from jacobian_lab.progress import bar
 from jacobian_lab.rules import Eigh, RuleSettings, null_space
-from jacobian_lab.runs import Run, check_folder, marked
+from jacobian_lab.runs import Run, check_folder, marked, unfinished, whole
 from jacobian_lab.tables import read_anchors, store_anchors, usable_moments
 from jacobian_lab.targets import make_targets
 from jacobian_lab.tokens import Prompt, text_prompt
@@ -180,21 +180,25 @@ def _run(config: EvaluationConfig, methods: tuple[str, ...], save: str | None, p
     check_folder(folder, "edit-table", bench.settings)
     saved = saved_paths(folder, methods[0], save) if save else []
     lost = not all(path.exists() for path in saved)
-    todo = [name for name in methods if lost or not marked(folder, "measured", edit=name)]
-    todo = todo if marked(folder, "measured", edit=UNEDITED) else [UNEDITED, *todo]
-    if not todo:
+    left = unfinished(folder, "measured", edit=[UNEDITED, *methods])
+    refitted = whole(folder, "refit_anchor_passes")
+    again = [name for name in methods if lost or (method(name).refit and not refitted)]
+    todo = [name for name in (UNEDITED, *methods) if name in {*left, *again}]
+    if not todo and marked(folder, "anchor_passes") and marked(folder, "neighbors_compared"):
         return folder
     eigh = functools.cache(lambda matrix: torch.linalg.eigh(matrix.to(model.device)))  # each C's once, for all methods
     moments = _moments(config, experiment, methods, eigh, progress)
     with Run(folder, "edit-table", bench.settings, experiment.provenance(), _coordinates(bench)) as run:
         store_anchors(run, experiment, experiment.anchor_layers, progress)
-        targets = make_targets(model, facts, layers, read_anchors(folder, model))
+        anchors = read_anchors(folder, model)
+        targets = make_targets(model, facts, layers, anchors)
         _store_edited_neighbors(run, bench)
         before = [state for part in _parts(facts) for state in neighborhood_states(model, facts[part], bench.style)]
 
         def refit(layer: int, batch: Sequence[int]) -> torch.Tensor:
             store_anchors(run, experiment, (layer,), progress, "refit_anchor", batch)
-            return read_anchors(folder, model, "refit_anchor")[layer][list(batch)]
+            stored = run.read("refit_anchor", fact=[run.coordinates["fact"][i] for i in batch], anchor_layer=layer)
+            return torch.tensor(stored, dtype=anchors[layer].dtype, device=model.device)
 
         for place, name in enumerate(todo, 1):
             with (
@@ -219,7 +223,7 @@ def _run(config: EvaluationConfig, methods: tuple[str, ...], save: str | None, p
                         run.write(variable, values, edit=name, layer=list(made.deltas))
                     _save(model, made, saved, {**bench.settings, "method": name})
                 _store_metrics(run, bench, name, before, shown.update)
-            run.write("measured", 1, edit=name)  # last: it says that all is there
+            run.seal("measured", edit=name)
     return folder
 
 
@@ -295,6 +299,7 @@ def _store_edited_neighbors(run: Run, bench: _Bench) -> None:
     edited = {fact.text for fact in facts}
     found = [[float(text in edited) for text, _ in neighborhood(fact, bench.style)] for fact in facts]
     run.write("neighbor_edited", _padded(found, len(run.coordinates["neighbor"])))
+    run.seal("neighbors_compared")
 
 
 def _store_metrics(run: Run, bench: _Bench, name: str, before: Sequence[Tensor], done: Callable[[int], Any]) -> None:

@@ -69,7 +69,7 @@ def run_layer_count(config: LayerCountConfig, *, progress: bool = True) -> Path:
         "d_model": range(experiment.model.d_model),
     }
     check_folder(folder, "layer-count", settings)
-    if marked(folder, "counted", scheme=schemes):
+    if marked(folder, "anchor_passes") and marked(folder, "counted", scheme=schemes):
         return folder
     moments = usable_moments(experiment, layers, progress)
     with Run(folder, "layer-count", settings, experiment.provenance(), coordinates) as run:
@@ -79,14 +79,14 @@ def run_layer_count(config: LayerCountConfig, *, progress: bool = True) -> Path:
             (name, layers[-count:])
             for count in range(1, most + 1)
             for name in schemes
-            if not marked(folder, "counted", scheme=name, count=count)
+            if not run.done("counted", scheme=name, count=count).all()
         ]
         with bar(len(todo), "edits", "edit", show=progress) as shown:
             for name, chosen in todo:
                 at = {"scheme": name, "count": len(chosen)}
                 for variable, values in _left(experiment, name, chosen, anchors, moments).items():
                     run.write(variable, values, **at)
-                run.write("counted", 1, **at)  # last: it says that all is there
+                run.seal("counted", **at)
                 shown.update()
     return folder
 

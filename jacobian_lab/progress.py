@@ -32,3 +32,12 @@ def bar(total: int, what: str, unit: str, *, done: int = 0, show: bool = True) -
         mininterval=interval,
         dynamic_ncols=True,
     )
+
+
+def note(text: str) -> None:
+    """Say something on stderr in one line, beside the bars.
+
+    Args:
+        text: What to say.
+    """
+    tqdm.write(f"jacobian-lab: {text}", file=sys.stderr)

@@ -1,28 +1,44 @@
 """A run: a folder with its configuration and its stored arrays, that can be left and resumed.
 
 ``config.json`` holds everything that decides a number; ``data.zarr`` opens as one
-`xarray.Dataset`. A folder made with other settings is refused by name.
+`xarray.Dataset`. A folder made with other settings is refused by name. What is finished is sealed with digests:
+where something of it is missing, a reader is told, and a writer does it again.
 """
 
 import json
+import math
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import xarray as xr
-import zarr
 from filelock import FileLock, Timeout
 
-from jacobian_lab.caching import written_whole
+from jacobian_lab.caching import PARTIAL
+from jacobian_lab.digests import check, described, marks, part_digests, sealed
 from jacobian_lab.errors import InputError
-from jacobian_lab.variables import COORDINATES, KINDS, Variable
+from jacobian_lab.progress import note
+from jacobian_lab.store import (
+    CONFIG,
+    STORE,
+    Places,
+    check_arrays,
+    check_labels,
+    check_part,
+    create_store,
+    exists,
+    listed,
+    open_arrays,
+    read_config,
+    reading,
+    write_config,
+)
+from jacobian_lab.variables import DIGEST, KINDS
 
-FORMAT = "jacobian_lab run 2"
-CONFIG, STORE, LOCK = "config.json", "data.zarr", ".lock"
-FACTS_PER_CHUNK = 16
+LOCK = ".lock"
 
 
 class Run:
@@ -49,7 +65,8 @@ class Run:
         coordinates: Mapping[str, Sequence[Any]],
     ) -> None:
         self.folder, self.variables = folder, KINDS[kind]
-        self.coordinates = {name: list(labels) for name, labels in coordinates.items()}
+        self.coordinates = {name: np.asarray(labels).tolist() for name, labels in coordinates.items()}
+        self.coordinates["array"] = sealed(self.variables)
         check_folder(folder, kind, settings)
         self._lock = FileLock(folder / LOCK)
         try:
@@ -59,15 +76,21 @@ class Run:
                 f"expected a run that nobody else is writing, got {folder}, which another process holds: wait for it"
             ) from None
         if not (folder / CONFIG).is_file():
-            config = {"format": FORMAT, "kind": kind, "settings": settings, "provenance": provenance}
-            _write_text(folder / CONFIG, json.dumps(config, indent=1, ensure_ascii=False) + "\n")
+            write_config(folder, kind, settings, provenance, self.coordinates)
         if not (folder / STORE).is_dir():
-            _create_store(folder / STORE, self.variables, self.coordinates)
-        try:
-            self._arrays: Any = zarr.open_group(folder / STORE, mode="r+")
-        except (OSError, ValueError) as error:
-            raise InputError(_broken(folder, error)) from error
-        _check_arrays(folder, self.variables, set(self._arrays.array_keys()))
+            create_store(folder, self.variables, self.coordinates)
+        self._arrays, labels = open_arrays(folder, "r+")
+        self._places = Places(labels)
+        if changed := [name for name, each in self.coordinates.items() if labels.get(name) != each]:
+            raise InputError(
+                f"expected a run of this version, got other {changed[0]}s in {folder}: choose another folder"
+            )
+        for left in (folder / STORE).rglob("*.partial"):  # a chunk that a killed process was writing
+            left.unlink()
+        found = {mark: check_part(folder, self._arrays, mark, labels) for mark in marks(self.variables)}
+        self._done = {mark: each.done for mark, each in found.items()}
+        if lost := described(self.variables, labels, found):
+            note(f"{folder} is without {lost}, which was finished: what of it belongs to this command is done again")
 
     def __enter__(self) -> "Run":
         return self
@@ -80,16 +103,17 @@ class Run:
     ) -> None:
         self._lock.release()
 
-    def read(self, name: str) -> np.ndarray:
-        """A stored array as it is now.
+    def read(self, name: str, **labels: Any) -> np.ndarray:
+        """A stored array, or part of it, as it is now.
 
         Args:
             name: One of the run's variables.
+            **labels: For some dimensions, a label or a list of labels.
 
         Returns:
-            The whole array.
+            The values, with one dimension for each list of labels and each dimension without.
         """
-        return np.asarray(self._arrays[name][:])
+        return np.asarray(self._arrays[name].oindex[self._places.index(self.variables[name].dims, labels)])
 
     def write(self, name: str, values: Any, **labels: Any) -> None:
         """Write part of an array.
@@ -99,95 +123,134 @@ class Run:
             values: What to write, with one dimension for each list of labels and each dimension without.
             **labels: For some dimensions, a label or a list of labels.
         """
-        variable, index = self.variables[name], list[Any]()
-        for dim in variable.dims:
-            chosen = labels.get(dim)
-            places = self.coordinates[dim]
-            if chosen is None:
-                index.append(slice(None))
-            elif isinstance(chosen, list | tuple):
-                index.append([places.index(label) for label in chosen])
-            else:
-                index.append(places.index(chosen))
-        self._arrays[name].oindex[tuple(index)] = np.asarray(values, dtype=variable.dtype)
+        self._arrays[name].oindex[self._places.index(self.variables[name].dims, labels)] = np.asarray(
+            values, self.variables[name].dtype
+        )
+
+    def seal(self, mark: str, values: Any = 1, **labels: Any) -> None:
+        """Set marks, after all that they stand for has been written, and the digests of that.
+
+        Args:
+            mark: The part's mark.
+            values: What to set it to, not 0.
+            **labels: For some of its dimensions, a label or a list of labels.
+        """
+        dims = self.variables[mark].dims
+        cells = {dim: listed(labels.get(dim), self.coordinates[dim]) for dim in dims}
+        shape = [len(each) for each in cells.values()]
+        given = np.full(math.prod(shape), np.ravel(values), self.variables[mark].dtype).reshape(shape)
+
+        def read(name: str) -> np.ndarray:
+            return given if name == mark else self.read(name, **cells)
+
+        self.write(f"{mark}{DIGEST}", part_digests(self.variables, mark, cells, read), **cells)
+        self.write(mark, given, **cells)  # last: it says that all is there
+        self._done[mark][self._places.cells(dims, cells)] = True
+
+    def done(self, mark: str, **labels: Any) -> np.ndarray:
+        """What of a part is finished and all there.
+
+        Args:
+            mark: The part's mark.
+            **labels: For some of its dimensions, a label or a list of labels.
+
+        Returns:
+            True and False, in the mark's dimensions.
+        """
+        return self._done[mark][self._places.cells(self.variables[mark].dims, labels)]
 
 
-def open_run(folder: Path, kind: str | None = None) -> xr.Dataset:
+def open_run(folder: Path, kind: str | None = None, part: str | None = None) -> xr.Dataset:
     """Open the results of a run for reading.
 
     Args:
         folder: The run's folder.
         kind: The kind that it must be of, if that matters.
+        part: The mark of the only part that is wanted; all of them by default.
 
     Returns:
         Its dataset, with the schemes or methods that have been measured; the configuration is in
         ``attrs["config"]``.
 
     Raises:
-        InputError: If there is no run, or not of this kind.
+        InputError: If there is no run, or not of this kind, or something that it had finished is missing.
     """
     config = read_config(folder)
     if kind is not None and config["kind"] != kind:
         raise InputError(
             f"expected a run of jacobian-lab {kind}, got one of {config['kind']} in {folder}: give another"
         )
-    try:
-        dataset = xr.open_zarr(folder / STORE).load()
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise InputError(_broken(folder, error)) from error
-    _check_arrays(folder, KINDS[config["kind"]], set(dataset))
+    variables = KINDS[config["kind"]]
+    with reading(folder):
+        dataset = xr.open_zarr(folder / STORE, consolidated=True, chunks=None)
+        check_arrays(folder, variables, set(dataset))
+        labels = {str(name): each.values.tolist() for name, each in dataset.coords.items()}
+        check_labels(folder, config, labels)
+        wanted = marks(variables) if part is None else [part]
+        found = {mark: check(variables, mark, labels, lambda name: dataset[name].values) for mark in wanted}
+        dataset = dataset[[name for name in variables if part in {None, variables[name].mark}]].load()
+    if lost := described(variables, labels, found):
+        raise InputError(f"expected all that a run had finished, got {folder} without {lost}: give its command again")
     dataset.attrs["config"] = config
-    for name, variable in KINDS[config["kind"]].items():
-        if variable.study:
-            dataset[name] = dataset[name].where(dataset["studied"].sel(study=variable.study, drop=True) == 1)
+    for name in dataset:
+        if study := variables[str(name)].study:
+            dataset[name] = dataset[name].where(dataset["studied"].sel(study=study, drop=True) == 1)
     if "measured" in dataset:
         (measured,) = dataset["measured"].dims
         dataset = dataset.isel({measured: np.flatnonzero(dataset["measured"].values == 1)})
     return dataset
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The configuration of a run.
-
-    Args:
-        folder: The run's folder.
-
-    Returns:
-        What ``config.json`` holds: ``format``, ``kind``, ``settings``, ``provenance``.
-
-    Raises:
-        InputError: If there is no run.
-    """
-    try:
-        config = json.loads((folder / CONFIG).read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"expected the folder of a run, got {folder} ({error}): make one with jacobian-lab") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise InputError(f"expected a run of the format {FORMAT!r}, got another one in {folder}: choose another folder")
-    return config
-
-
-def marked(folder: Path, name: str, **labels: Any) -> bool:
-    """Whether all of some marks have been set, which says that what they stand for is stored.
+def marked(folder: Path, mark: str, **labels: Any) -> bool:
+    """Whether all that some marks stand for is finished and there.
 
     Args:
         folder: The run's folder; may be new.
-        name: An array of integers.
-        **labels: For some dimensions, a label or a list of labels.
+        mark: The mark.
+        **labels: For some of its dimensions, a label or a list of labels.
 
     Returns:
-        Whether none of them is zero; false if there is no run.
-
-    Raises:
-        InputError: If the store cannot be read.
+        Whether there is nothing left to do; false if there is no run.
     """
-    if not (folder / CONFIG).is_file() or not (folder / STORE).is_dir():
-        return False
-    try:
-        with xr.open_zarr(folder / STORE) as dataset:
-            return bool((dataset[name].sel(labels) != 0).all())
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise InputError(_broken(folder, error)) from error
+    return bool(_done(folder, mark, labels).all()) if exists(folder) else False
+
+
+def unfinished(folder: Path, mark: str, **labels: Sequence[Any]) -> list[Any]:
+    """Those of some labels whose part is not finished, or not all there.
+
+    Args:
+        folder: The run's folder; may be new.
+        mark: The mark, of one dimension.
+        **labels: For this dimension, a list of labels.
+
+    Returns:
+        Some of them.
+    """
+    (wanted,) = labels.values()
+    done = _done(folder, mark, labels) if exists(folder) else np.zeros(len(wanted), dtype=bool)
+    return [label for label, there in zip(wanted, done, strict=True) if not there]
+
+
+def whole(folder: Path, mark: str) -> bool:
+    """Whether nothing of a part has been lost that was finished.
+
+    Args:
+        folder: The run's folder; may be new.
+        mark: The part's mark.
+
+    Returns:
+        Whether it is as it was left; true if there is no run.
+    """
+    if not exists(folder):
+        return True
+    arrays, labels = open_arrays(folder, "r")
+    return not check_part(folder, arrays, mark, labels).lost
+
+
+def _done(folder: Path, mark: str, labels: Mapping[str, Any]) -> np.ndarray:
+    arrays, every = open_arrays(folder, "r")
+    dims = KINDS[read_config(folder)["kind"]][mark].dims
+    return check_part(folder, arrays, mark, every).done[Places(every).cells(dims, labels)]
 
 
 def check_folder(folder: Path, kind: str, settings: Mapping[str, Any]) -> None:
@@ -219,7 +282,7 @@ def check_folder(folder: Path, kind: str, settings: Mapping[str, Any]) -> None:
                 f"expected a folder of jacobian-lab {kind}, got one of {config['kind']} in {folder}: give another --out"
             )
         _check_same(config["settings"], settings, folder)
-    elif foreign := held - {LOCK, f".{CONFIG}.partial"}:
+    elif foreign := {name for name in held - {LOCK} if not name.startswith(PARTIAL)}:
         raise InputError(
             f"expected a new or empty output folder, or one of a run, got {folder}, which holds "
             f"{min(foreign)!r}: choose another"
@@ -241,43 +304,3 @@ def _flat(settings: Any, name: str = "") -> dict[str, Any]:
         return {name: settings}
     pairs = ((f"{name}.{key}" if name else key, value) for key, value in settings.items())
     return {inner: value for key, child in pairs for inner, value in _flat(child, key).items()}
-
-
-def _create_store(path: Path, variables: Mapping[str, Variable], coordinates: Mapping[str, Sequence[Any]]) -> None:
-    """All arrays at their full size, empty."""
-    labelled = {name: (name, list(labels), {"long_name": COORDINATES[name]}) for name, labels in coordinates.items()}
-    dataset = xr.Dataset(coords=labelled)
-    encoding = {}
-    for name, variable in variables.items():
-        shape = tuple(len(coordinates[dim]) for dim in variable.dims)
-        empty = np.full(shape, np.nan if variable.dtype.startswith("f") else 0, dtype=variable.dtype)
-        dataset[name] = xr.Variable(variable.dims, empty, {"long_name": variable.long_name, "units": variable.units})
-        chunks = tuple(
-            max(1, min(FACTS_PER_CHUNK, n) if dim == "fact" else n) for dim, n in zip(variable.dims, shape, strict=True)
-        )
-        encoding[name] = {"chunks": chunks}
-    with written_whole(path) as partial:
-        dataset.to_zarr(partial, zarr_format=2, consolidated=True, encoding=encoding)
-
-
-def _check_arrays(folder: Path, variables: Iterable[str], held: Collection[object]) -> None:
-    if missing := [name for name in variables if name not in held]:
-        raise InputError(
-            f"expected the arrays that this version stores, got a run without {missing[0]!r} in {folder}, made by an "
-            "older one: choose another folder"
-        )
-
-
-def _broken(folder: Path, error: Exception) -> str:
-    """What to say of a store that zarr cannot read."""
-    return (
-        f"expected the arrays of a run in {folder / STORE}, got {type(error).__name__}: {error}: "
-        "remove the folder, or make the run again elsewhere"
-    )
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, "utf-8")
-    partial.replace(path)

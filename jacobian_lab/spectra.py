@@ -134,9 +134,9 @@ def survey(
     """
     labels = run.coordinates["fact"]
     if len(layers) == 1:  # J of the last layer to itself is the identity
-        run.write("surveyed", np.ones(len(labels)))
+        run.seal("surveyed")
         return
-    left = np.flatnonzero(run.read("surveyed") == 0).tolist()
+    left = np.flatnonzero(~run.done("surveyed")).tolist()
     with bar(len(left), "Jacobians", "fact", show=progress) as shown:
         for index in left:
             row = fact_prompt(model.tokenizer, facts[index]).cut()
@@ -144,7 +144,7 @@ def survey(
             for layer, found in zip(layers, _measured(frozen, layers, seed, site, method, budget), strict=False):
                 for name in found.keys() & run.variables.keys():
                     run.write(name, found[name], fact=labels[index], layer=layer)
-            run.write("surveyed", 1, fact=labels[index])  # last: it says that all is there
+            run.seal("surveyed", fact=labels[index])
             shown.update()
 
 

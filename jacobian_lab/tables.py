@@ -91,7 +91,9 @@ def run_experiment(
     }
     check_folder(folder, "tables", settings)
     if (
-        marked(folder, "measured", scheme=schemes)
+        marked(folder, "anchor_passes")
+        and marked(folder, "replayed")
+        and marked(folder, "measured", scheme=schemes)
         and marked(folder, "studied", study=list(studies), scheme=schemes)
         and (not surveyed or marked(folder, "surveyed"))
     ):
@@ -116,6 +118,8 @@ def store_anchors(
 ) -> None:
     """Optimise and store the anchors that a run lacks, batch by batch, on the model as it is now.
 
+    A batch of which something is lacking is optimised as a whole, so that the numbers are the same to the last bit.
+
     Args:
         run: The run.
         experiment: What to optimise.
@@ -125,42 +129,40 @@ def store_anchors(
         only: Indices of the facts; all of them by default.
     """
     model, facts, labels = experiment.model, experiment.facts, run.coordinates["fact"]
-    places = [run.coordinates["anchor_layer"].index(layer) for layer in layers]
     chosen = list(range(len(facts)) if only is None else only)
-    done = run.read(f"{name}_passes") > 0
-    finished = done[np.ix_(chosen, places)]
-    batches = anchor_batches(model, [facts[index] for index in chosen], experiment.config.batch_size)
-    with bar(finished.size, f"{name}s".replace("_", " "), "anchor", done=int(finished.sum()), show=progress) as shown:
+    parts = anchor_batches(model, [facts[index] for index in chosen], experiment.config.batch_size)
+    batches = [[chosen[index] for index in part] for part in parts]
+    done = run.done(f"{name}_passes", anchor_layer=list(layers))
+    todo = [(n, batch) for n in range(len(layers)) for batch in batches if not done[batch, n].all()]
+    total = len(chosen) * len(layers)
+    finished = total - sum(len(batch) for _, batch in todo)
+    with bar(total, f"{name}s".replace("_", " "), "anchor", done=finished, show=progress) as shown:
 
         def advance(finished: int, loss: float) -> None:
             shown.set_postfix(loss=f"{loss:.3f}", refresh=False)
             shown.update(finished)
 
-        for place, layer in zip(places, layers, strict=True):
-            for batch in batches:
-                left = [chosen[index] for index in batch if not done[chosen[index], place]]
-                if not left:
-                    continue
-                these = [facts[index] for index in left]
-                anchors = optimise_anchors(model, these, layer, experiment.templates, experiment.anchor, advance)
-                where = {"fact": [labels[index] for index in left], "anchor_layer": layer}
-                run.write(name, anchors.states.cpu().double(), **where)
-                run.write(f"{name}_loss", anchors.loss.cpu(), **where)
-                run.write(f"{name}_passes", anchors.passes.cpu(), **where)  # last: it says that all is there
+        for place, batch in todo:
+            layer, these = layers[place], [facts[index] for index in batch]
+            anchors = optimise_anchors(model, these, layer, experiment.templates, experiment.anchor, advance)
+            left = np.flatnonzero(~done[batch, place])
+            where = {"fact": [labels[batch[index]] for index in left], "anchor_layer": layer}
+            run.write(name, anchors.states[left].cpu().double(), **where)
+            run.write(f"{name}_loss", anchors.loss[left].cpu(), **where)
+            run.seal(f"{name}_passes", anchors.passes[left].cpu(), **where)
 
 
-def read_anchors(folder: Path, model: LanguageModel, name: str = "anchor") -> dict[int, torch.Tensor]:
+def read_anchors(folder: Path, model: LanguageModel) -> dict[int, torch.Tensor]:
     """The anchors that a run holds.
 
     Args:
         folder: The run's folder.
         model: The model that they were optimised for.
-        name: The name under which they are stored.
 
     Returns:
         Anchors by layer, ``[fact, d_model]``, in float32 or better.
     """
-    stored = open_run(folder)[name]
+    stored = open_run(folder, part="anchor_passes")["anchor"]
     dtype = torch.promote_types(model.dtype, torch.float32)
     return {
         int(layer): torch.tensor(stored.sel(anchor_layer=layer).values, dtype=dtype, device=model.device)
@@ -239,14 +241,16 @@ def _store_schemes(
     """Edit under each scheme that the run lacks something of, measure and store."""
     model, facts = experiment.model, experiment.facts
     targets = make_targets(model, facts, experiment.layers, read_anchors(run.folder, model))
-    for layer in experiment.layers:
-        run.write("replayed_target", targets.replayed[layer].cpu().double(), layer=layer)
-    run.write("efficacy_unedited", _where_finite(efficacy(model, facts), targets))
+    if not run.done("replayed").all():
+        for layer in experiment.layers:
+            run.write("replayed_target", targets.replayed[layer].cpu().double(), layer=layer)
+        run.write("efficacy_unedited", _where_finite(efficacy(model, facts), targets))
+        run.seal("replayed")
     todo = {
-        name: [study for study in studies if not marked(run.folder, "studied", study=study, scheme=name)]
+        name: [study for study in studies if not run.done("studied", study=study, scheme=name).all()]
         for name in schemes
     }
-    todo = {name: new for name, new in todo.items() if new or not marked(run.folder, "measured", scheme=name)}
+    todo = {name: new for name, new in todo.items() if new or not run.done("measured", scheme=name).all()}
     with bar(len(todo), "schemes", "scheme", show=progress) as shown:
         for name, new in todo.items():
 
@@ -258,7 +262,7 @@ def _store_schemes(
             layers, values = measured_edit(experiment, experiment.scheme(name), targets, moments, look_on)
             for variable, value in values.items():
                 run.write(variable, value, scheme=name, layer=list(layers))
-            run.write("measured", 1, scheme=name)  # last: it says that all is there
+            run.seal("measured", scheme=name)
             for study in new:
-                run.write("studied", 1, scheme=name, study=study)
+                run.seal("studied", scheme=name, study=study)
             shown.update()

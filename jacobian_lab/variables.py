@@ -1,6 +1,7 @@
 """What the stores of runs hold: every array with its dimensions, its meaning and its units."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -13,6 +14,7 @@ class Variable:
         units: Its units; "1" for ratios.
         dtype: Its NumPy dtype. Floats begin as NaN, integers as 0.
         study: The study that it comes from; what an interrupted study has left is not shown.
+        mark: The part of a run that it belongs to, named by the array that is set when the part is finished.
     """
 
     dims: tuple[str, ...]
@@ -20,6 +22,7 @@ class Variable:
     units: str = "1"
     dtype: str = "f8"
     study: str = ""
+    mark: str = ""
 
 
 COORDINATES = {
@@ -35,6 +38,7 @@ COORDINATES = {
     "step": "step along the layer's shift, over the size of the best step that J predicts",
     "d_model": "component of a hidden state",
     "rank": "place in a spectrum",
+    "array": "array that a digest is of",
 }
 """Dimensions with labels, and what these are."""
 
@@ -82,8 +86,13 @@ _SPECTRA = {
 }
 
 _EACH = ("fact", "scheme", "layer")
-_TABLES = {
+_UNEDITED = {
     "replayed_target": Variable(("fact", "layer", "d_model"), "first anchor replayed to the layer", "activation"),
+    "efficacy_unedited": Variable(("fact",), "every target token is the argmax before any edit"),
+    "replayed": Variable(("fact",), "whether the fact's first anchor has been replayed", "1", "i4"),
+}
+
+_TABLES = {
     "residual_ratio": Variable(_EACH, "remaining residual at the last layer over the initial one, own target"),
     "cosine": Variable(_EACH, "cosine of the layer's shift and the passive shift at the last layer"),
     "unrealised": Variable(_EACH, "share of the layer's undivided target residual left unrealised"),
@@ -110,13 +119,13 @@ _TABLES = {
     "eigen_residual": Variable(_EACH, "relative eigen-residual of the layer's shift, sin∠(Jδ, δ)"),
     "gain": Variable(_EACH, "norm of J·δ over the norm of δ"),
     "efficacy": Variable(("fact", "scheme"), "every target token is the argmax after the edit"),
-    "efficacy_unedited": Variable(("fact",), "every target token is the argmax before any edit"),
     "update_norm": Variable(("scheme", "layer"), "norm of the weight's change over the weight's norm"),
     "condition_number": Variable(("scheme", "layer"), "condition number of the solve, 1-norm estimate"),
     "unstored": Variable(("scheme", "layer"), "share of the weight's change that its dtype did not take"),
     "measured": Variable(("scheme",), "whether the scheme has been measured", "1", "i4"),
-    "studied": Variable(("study", "scheme"), "whether the scheme has been studied", "1", "i4"),
 }
+
+_STUDIED = {"studied": Variable(("study", "scheme"), "whether the scheme has been studied", "1", "i4")}
 
 _THEOREM_1 = {
     "eigenvector_angle": Variable(
@@ -161,10 +170,20 @@ _RECORD = ("fact", "edit")
 _PARAPHRASE = (*_RECORD, "paraphrase")
 _NEIGHBOR = (*_RECORD, "neighbor")
 _WEIGHT = ("edit", "layer")
-_EDIT_TABLE = {
+_REFIT = {
     "refit_anchor": Variable(("fact", "anchor_layer", "d_model"), "anchor on the partly edited model", "activation"),
     "refit_anchor_loss": Variable(("fact", "anchor_layer"), "its loss at the last pass", "nat"),
     "refit_anchor_passes": Variable(("fact", "anchor_layer"), "its passes; 0: not yet optimised", "1", "i4"),
+}
+
+_NEIGHBORS = {
+    "neighbor_edited": Variable(
+        ("fact", "neighbor"), "whether the neighbourhood prompt is one that the run edits: 1 yes, 0 no"
+    ),
+    "neighbors_compared": Variable(("fact",), "whether this has been looked up", "1", "i4"),
+}
+
+_EDIT_TABLE = {
     "efficacy_success": Variable(_RECORD, "success on the rewriting prompt"),
     "efficacy_accuracy": Variable(_RECORD, "every target token is the argmax, rewriting prompt, teacher forced"),
     "efficacy_greedy": Variable(_RECORD, "greedy decoding writes the whole target, rewriting prompt"),
@@ -176,9 +195,6 @@ _EDIT_TABLE = {
     "top5": Variable(_NEIGHBOR, "share of the 5 likeliest next tokens that stayed"),
     "top10": Variable(_NEIGHBOR, "share of the 10 likeliest next tokens that stayed"),
     "neighborhood_success": Variable(_NEIGHBOR, "success of the prompt's own answer, as the older literature has it"),
-    "neighbor_edited": Variable(
-        ("fact", "neighbor"), "whether the neighbourhood prompt is one that the run edits: 1 yes, 0 no"
-    ),
     "nll_new": Variable(_RECORD, "mean NLL of the new target, rewriting prompt", "nat"),
     "nll_true": Variable(_RECORD, "mean NLL of the true target, rewriting prompt", "nat"),
     "perplexity": Variable(("edit",), "perplexity of the held-out text"),
@@ -192,11 +208,29 @@ _EDIT_TABLE = {
     "measured": Variable(("edit",), "whether the method has been measured", "1", "i4"),
 }
 
+DIGEST = "_digest"
+"""What the name of a mark's digests ends with."""
+
+
+def _part(mark: str, variables: Mapping[str, Variable]) -> dict[str, Variable]:
+    """The arrays of a part, its mark among them, and the digests that say whether what was finished is all there."""
+    meaning = f"SHA-256, its first 8 bytes, of each array at what {mark} says is finished"
+    digest = Variable((*variables[mark].dims, "array"), meaning, dtype="u8")
+    return {name: replace(variable, mark=mark) for name, variable in variables.items()} | {f"{mark}{DIGEST}": digest}
+
+
 KINDS: dict[str, dict[str, Variable]] = {
-    "tables": _ANCHORS | _TABLES | _CONDITIONS | _THEOREM_1 | _STEPS,
-    "jacobian": _CONDITIONS | _SPECTRA,
-    "layer-count": _ANCHORS | _LAYER_COUNT,
-    "edit-table": _ANCHORS | _EDIT_TABLE,
+    "tables": _part("anchor_passes", _ANCHORS)
+    | _part("replayed", _UNEDITED)
+    | _part("measured", _TABLES)
+    | _part("surveyed", _CONDITIONS)
+    | _part("studied", _THEOREM_1 | _STEPS | _STUDIED),
+    "jacobian": _part("surveyed", _CONDITIONS | _SPECTRA),
+    "layer-count": _part("anchor_passes", _ANCHORS) | _part("counted", _LAYER_COUNT),
+    "edit-table": _part("anchor_passes", _ANCHORS)
+    | _part("refit_anchor_passes", _REFIT)
+    | _part("neighbors_compared", _NEIGHBORS)
+    | _part("measured", _EDIT_TABLE),
 }
 """Kinds of runs, and the arrays of each."""
 

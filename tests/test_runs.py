@@ -37,7 +37,7 @@ def finished(tmp_path):
     """Known numbers: fact i under every scheme at layer l has the ratio i + l."""
     with create(tmp_path / "run") as run:
         run.write("anchor", np.ones((4, 2, 3)))
-        run.write("anchor_passes", np.full((4, 2), 5))
+        run.seal("anchor_passes", 5)
         run.write("replayed_target", np.ones((4, 5, 3)))
         for scheme in ("backward-dividing", "forward-replay"):
             for name, variable in VARIABLES.items():
@@ -45,8 +45,9 @@ def finished(tmp_path):
                     run.write(name, np.arange(4)[:, None] + np.arange(4, 9), scheme=scheme)
             run.write("update_norm", np.linspace(0.1, 0.5, 5), scheme=scheme)
             run.write("efficacy", [1, 0, 1, 1], scheme=scheme)
-            run.write("measured", 1, scheme=scheme)
+            run.seal("measured", scheme=scheme)
         run.write("efficacy_unedited", [0, 0, 0, 1])
+        run.seal("replayed")
     return tmp_path / "run"
 
 
@@ -205,6 +206,7 @@ def test_reports_are_written_in_three_formats(finished):
 def test_a_failed_fact_is_listed(finished):
     with create(finished) as run:
         run.write("anchor", np.full((1, 3), np.nan), fact=["c"], anchor_layer=8)
+        run.seal("anchor_passes", 5, fact="c", anchor_layer=8)
     assert reporting.failed_facts(open_run(finished)) == ["c"]
     assert "left out of every mean: c." in reporting.write_reports(finished)
 
@@ -214,13 +216,13 @@ def test_the_papers_row_needs_the_papers_number_of_layers(tmp_path):
     with Run(tmp_path / "run", "tables", SETTINGS, {}, coordinates) as run:
         run.write("residual_ratio", np.ones((4, 2)), scheme="backward-dividing")
         run.write("update_norm", [0.1, 0.1], scheme="backward-dividing")
-        run.write("measured", 1, scheme="backward-dividing")
+        run.seal("measured", scheme="backward-dividing")
     assert reporting.table(open_run(tmp_path / "run"), "table2")["paper"].isna().all()
 
 
 def test_facts_answered_without_an_update_are_listed(finished):
     with create(finished) as run:
-        run.write("anchor_passes", [1], fact=["b"], anchor_layer=8)
+        run.seal("anchor_passes", [1], fact=["b"], anchor_layer=8)
     assert reporting.answered_facts(open_run(finished)) == ["b"]
     assert "answers already, left out of ratios: b." in reporting.write_reports(finished)
 
@@ -249,4 +251,4 @@ def test_a_run_without_arrays_of_this_version_is_refused(finished):
 
 def test_config_is_json_that_anyone_reads(finished):
     config = json.loads((finished / "config.json").read_text())
-    assert set(config) == {"format", "kind", "settings", "provenance"}
+    assert set(config) == {"format", "kind", "settings", "provenance", "coordinates"}
