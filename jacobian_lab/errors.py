@@ -1,4 +1,4 @@
-"""The one exception that speaks to the user."""
+"""The one exception that speaks to the user, and how others are quoted in it."""
 
 
 class InputError(ValueError):
@@ -13,3 +13,15 @@ class InputError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, in short.
+
+    Args:
+        error: The exception.
+
+    Returns:
+        The first line of its text, 200 characters at most; its kind if it says nothing.
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -2,6 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
+
+from jacobian_lab.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -21,28 +24,62 @@ class Defaults:
     anchor_steps: int
 
 
+class Shape(NamedTuple):
+    """What tells a model apart from others of its kind, whatever it is called.
+
+    Attributes:
+        kind: Type of its architecture.
+        blocks: How many it has.
+        width: Of the residual stream.
+        d_mlp: Width of the keys.
+        words: Of the vocabulary.
+        positions: How long a row may be; what tells Llama-3.1 from Llama-3.
+    """
+
+    kind: str
+    blocks: int
+    width: int
+    d_mlp: int
+    words: int
+    positions: int
+
+
 @dataclass(frozen=True)
 class Known:
     """A model that the literature edits.
 
     Attributes:
-        shape: What tells it apart, (type, blocks, width); names need not match.
+        shape: What tells it apart; names need not match.
         hub: Its name on the hub; empty for one that a package carries.
         defaults: The literature's settings.
     """
 
-    shape: tuple[str, int, int]
+    shape: Shape
     hub: str
     defaults: Defaults
 
 
 KNOWN: Mapping[str, Known] = {
     "llama-3-8b-instruct": Known(
-        ("llama", 32, 4096), "meta-llama/Meta-Llama-3-8B-Instruct", Defaults((4, 5, 6, 7, 8), 15000.0, 0.1, 35)
+        Shape("llama", 32, 4096, 14336, 128256, 8192),
+        "meta-llama/Meta-Llama-3-8B-Instruct",
+        Defaults((4, 5, 6, 7, 8), 15000.0, 0.1, 35),
     ),
-    "gpt2-xl": Known(("gpt2", 48, 1600), "openai-community/gpt2-xl", Defaults((13, 14, 15, 16, 17), 15000.0, 0.5, 35)),
-    "gpt-j-6b": Known(("gptj", 28, 4096), "EleutherAI/gpt-j-6b", Defaults((3, 4, 5, 6, 7, 8), 15000.0, 0.5, 25)),
-    "smollm2-135m": Known(("llama", 30, 576), "", Defaults((4, 5, 6, 7, 8), 15000.0, 0.5, 25)),
+    "gpt2-xl": Known(
+        Shape("gpt2", 48, 1600, 6400, 50257, 1024),
+        "openai-community/gpt2-xl",
+        Defaults((13, 14, 15, 16, 17), 15000.0, 0.5, 35),
+    ),
+    "gpt-j-6b": Known(
+        Shape("gptj", 28, 4096, 16384, 50400, 2048),
+        "EleutherAI/gpt-j-6b",
+        Defaults((3, 4, 5, 6, 7, 8), 15000.0, 0.5, 25),
+    ),
+    "smollm2-135m": Known(
+        Shape("llama", 30, 576, 1536, 49152, 8192),
+        "",
+        Defaults((4, 5, 6, 7, 8), 15000.0, 0.5, 25),
+    ),
 }
 """Known models by name: ``--model`` takes the name for the hub's, ``--protocol`` for the settings alone."""
 
@@ -95,3 +132,25 @@ FAMILIES: Mapping[str, Family] = {
 }
 NORM_AFTER_MLP = ("gemma2", "gemma3", "gemma3_text", "gemma3n", "olmo2", "olmo3", "exaone4", "glm4")
 """Types whose MLP output passes a norm before it joins the residual stream."""
+
+
+def family_of(kind: str) -> Family:
+    """Where the parts of an architecture are.
+
+    Args:
+        kind: Its type, as a configuration names it.
+
+    Returns:
+        The family.
+
+    Raises:
+        InputError: If it is not supported.
+    """
+    if kind in NORM_AFTER_MLP:
+        raise InputError(
+            f"expected a model whose MLP adds to the residual stream as is, got {kind}, whose MLP output passes "
+            "a norm first, so that a change of weights is not a change of the stream: choose another"
+        )
+    if kind not in FAMILIES:
+        raise InputError(f"expected a model of the families {', '.join(FAMILIES)}, got {kind!r}: choose one of these")
+    return FAMILIES[kind]

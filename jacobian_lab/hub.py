@@ -1,0 +1,173 @@
+"""The Hugging Face hub: its cache first, and an absent network said at once."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+
+from huggingface_hub import constants, hf_hub_download, model_info, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.utils import get_session, validate_repo_id
+
+from jacobian_lab.errors import InputError, first_line
+
+SECONDS = 4.0
+"""How long the hub may take to answer whether it is there."""
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+_SHARDS = "model-*-of-*.safetensors"
+_WANTED = (
+    WEIGHTS,
+    INDEX,
+    _SHARDS,
+    "config.json",
+    "generation_config.json",
+    "hf_quant_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "chat_template.*",
+)
+"""What is taken of a model: weights as safetensors, and whatever says how to read them."""
+
+
+def cached(name: str) -> Path | None:
+    """A model's folder in the cache, if all of it is there.
+
+    Args:
+        name: Its name on the hub.
+
+    Returns:
+        The folder; `None` if anything is missing. No network is touched.
+
+    Raises:
+        InputError: If this cannot be the name of anything.
+    """
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise InputError(
+            f"expected a folder, a .gguf file or a name on the hub, got {name!r}, which is none of them: "
+            "check the path or the name"
+        ) from error
+    config = try_to_load_from_cache(name, "config.json")
+    folder = Path(config).parent if isinstance(config, str) else None
+    return folder if folder and _whole(folder) else None
+
+
+def fetch_config(name: str) -> Path:
+    """A model's configuration, fetched before anything large is.
+
+    Args:
+        name: Its name on the hub.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: If there is no network, no such model, or no configuration in it.
+    """
+    check_network(name)
+    with _refusing(name):
+        return Path(hf_hub_download(name, "config.json"))
+
+
+def fetch(name: str) -> Path:
+    """A model's folder, fetched into the cache.
+
+    Args:
+        name: Its name on the hub.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: If it has no safetensors, or cannot be fetched.
+    """
+    with _refusing(name):
+        files = [file.rfilename for file in model_info(name).siblings or ()]
+    if not any(fnmatch(file, pattern) for file in files for pattern in (WEIGHTS, _SHARDS)):
+        raise InputError(
+            f"expected a model with safetensors, got {name!r} without: its weights are pickled or of another kind; "
+            "convert them, or choose another"
+        )
+    with _refusing(name):
+        return Path(snapshot_download(name, allow_patterns=list(_WANTED)))
+
+
+def check_network(name: str) -> None:
+    """Find out within seconds whether the hub can be asked, through the proxies that the environment names.
+
+    Args:
+        name: What is wanted of it, for the message.
+
+    Raises:
+        InputError: If it cannot.
+    """
+    if constants.HF_HUB_OFFLINE:
+        raise InputError(
+            f"expected {name!r} in the cache of the hub, since HF_HUB_OFFLINE is set, got nothing whole there: "
+            "check the name, or unset it to download"
+        )
+    problem = _problem()
+    if problem is not None:
+        raise InputError(
+            f"expected {name!r} as a file or folder here, in the cache, or on the hub, got no answer from "
+            f"{constants.ENDPOINT} ({problem}): check the name and the network"
+        )
+
+
+def _problem() -> str | None:
+    """Why the hub does not answer; `None` if it does. Looking up a name heeds no timeout, hence the thread."""
+    found: list[str | None] = []
+
+    def ask() -> None:
+        try:
+            get_session().head(constants.ENDPOINT, timeout=SECONDS)
+            found.append(None)
+        except Exception as error:  # of whichever HTTP library
+            found.append(first_line(error))
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(SECONDS)
+    return found[0] if found else f"nothing within {SECONDS:g} seconds"
+
+
+@contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    """Say in one line what the hub raises in many kinds."""
+    try:
+        yield
+    except GatedRepoError as error:
+        raise InputError(
+            f"expected a model that is open to you, got {name!r}, which is gated: ask for access on its page, "
+            "and log in with hf auth login"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise InputError(
+            f"expected a model's name on the hub, got {name!r}, which is not there or private: check the name, "
+            "or log in with hf auth login"
+        ) from error
+    except Exception as error:
+        raise InputError(
+            f"expected {name!r} from the hub, got an error ({type(error).__name__}: {first_line(error)}): "
+            "check the name, or download it first"
+        ) from error
+
+
+def _whole(folder: Path) -> bool:
+    """Whether a folder has a tokenizer and all of its weights."""
+    try:
+        if (folder / WEIGHTS).is_file():
+            shards = {WEIGHTS}
+        else:
+            shards = set(json.loads((folder / INDEX).read_text("utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError):
+        return False
+    tokenizer = any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json"))
+    return tokenizer and all((folder / shard).is_file() for shard in shards)
