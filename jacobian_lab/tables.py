@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,23 @@ from jacobian_lab.covariance import SecondMoment, second_moments
 from jacobian_lab.edits import LayerEdit, apply_edit, measure, restored
 from jacobian_lab.experiment import Experiment, ExperimentConfig, prepare
 from jacobian_lab.language_model import LanguageModel
+from jacobian_lab.memory import halving
 from jacobian_lab.metrics import efficacy
-from jacobian_lab.progress import bar
-from jacobian_lab.rules import solve_spd
+from jacobian_lab.progress import bar, note
 from jacobian_lab.runs import Run, check_folder, marked, open_run
+from jacobian_lab.solving import advice, factored
 from jacobian_lab.spectra import survey
 from jacobian_lab.studies import STEPS, STUDIES
-from jacobian_lab.targets import SCHEMES, Layers, Scheme, Targets, anchor_batches, make_targets, optimise_anchors
+from jacobian_lab.targets import (
+    SCHEMES,
+    Anchors,
+    Layers,
+    Scheme,
+    Targets,
+    anchor_batches,
+    make_targets,
+    optimise_anchors,
+)
 
 
 @dataclass(frozen=True)
@@ -118,7 +129,7 @@ def store_anchors(
 ) -> None:
     """Optimise and store the anchors that a run lacks, batch by batch, on the model as it is now.
 
-    A batch of which something is lacking is optimised as a whole, so that the numbers are the same to the last bit.
+    A batch that lacks some is optimised as a whole, so that the numbers are the same to the last bit.
 
     Args:
         run: The run.
@@ -129,27 +140,36 @@ def store_anchors(
         only: Indices of the facts; all of them by default.
     """
     model, facts, labels = experiment.model, experiment.facts, run.coordinates["fact"]
+    places = [run.coordinates["anchor_layer"].index(layer) for layer in layers]
     chosen = list(range(len(facts)) if only is None else only)
-    parts = anchor_batches(model, [facts[index] for index in chosen], experiment.config.batch_size)
-    batches = [[chosen[index] for index in part] for part in parts]
-    done = run.done(f"{name}_passes", anchor_layer=list(layers))
-    todo = [(n, batch) for n in range(len(layers)) for batch in batches if not done[batch, n].all()]
-    total = len(chosen) * len(layers)
-    finished = total - sum(len(batch) for _, batch in todo)
-    with bar(total, f"{name}s".replace("_", " "), "anchor", done=finished, show=progress) as shown:
+    done = run.done(f"{name}_passes")
+    finished = done[np.ix_(chosen, places)]
+    batches = [
+        [chosen[index] for index in batch]
+        for batch in anchor_batches(model, [facts[index] for index in chosen], experiment.config.batch_size)
+    ]
+    with bar(finished.size, f"{name}s".replace("_", " "), "anchor", done=int(finished.sum()), show=progress) as shown:
 
         def advance(finished: int, loss: float) -> None:
             shown.set_postfix(loss=f"{loss:.3f}", refresh=False)
             shown.update(finished)
 
-        for place, batch in todo:
-            layer, these = layers[place], [facts[index] for index in batch]
-            anchors = optimise_anchors(model, these, layer, experiment.templates, experiment.anchor, advance)
-            left = np.flatnonzero(~done[batch, place])
-            where = {"fact": [labels[batch[index]] for index in left], "anchor_layer": layer}
-            run.write(name, anchors.states[left].cpu().double(), **where)
-            run.write(f"{name}_loss", anchors.loss[left].cpu(), **where)
-            run.seal(f"{name}_passes", anchors.passes[left].cpu(), **where)
+        def optimise(batch: Sequence[int], layer: int) -> Anchors:
+            shown.n = int(run.done(f"{name}_passes")[np.ix_(chosen, places)].sum())  # less what did not fit
+            these = [facts[index] for index in batch]
+            return optimise_anchors(model, these, layer, experiment.templates, experiment.anchor, advance)
+
+        for place, layer in zip(places, layers, strict=True):
+            left = [batch for batch in batches if not done[batch, place].all()]
+            for batch, anchors in halving(left, partial(optimise, layer=layer), _tell):
+                where = {"fact": [labels[index] for index in batch], "anchor_layer": layer}
+                run.write(name, anchors.states.cpu().double(), **where)
+                run.write(f"{name}_loss", anchors.loss.cpu(), **where)
+                run.seal(f"{name}_passes", anchors.passes.cpu(), **where)
+
+
+def _tell(failed: int, next_size: int) -> None:
+    note(f"out of memory with the anchors of {failed} facts side by side: going on with {next_size}")
 
 
 def read_anchors(folder: Path, model: LanguageModel) -> dict[int, torch.Tensor]:
@@ -190,8 +210,8 @@ def usable_moments(experiment: Experiment, layers: Layers, progress: bool, colum
         model, experiment.corpus, layers, config.corpus_length, config.corpus_tokens, progress=progress
     )
     if (len(experiment.facts) if columns is None else columns) < model.d_mlp:
-        for matrix in moments.matrices.values():
-            solve_spd(experiment.ridge * matrix, torch.zeros(model.d_mlp, 1, dtype=torch.float64))
+        for layer, matrix in moments.matrices.items():
+            factored(experiment.ridge * matrix, f"λC at layer {layer}", advice(matrix, experiment.ridge))
     return moments
 
 

@@ -1,0 +1,89 @@
+"""How much memory there is, and what to do where it does not suffice."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+Result = TypeVar("Result")
+Tell = Callable[[int, int], None]
+"""Told how many items did not fit together, and how many are tried together from here on."""
+
+_FAILED_ON_CPU = ("can't allocate memory", "not enough memory")
+"""What torch's allocator of host memory says, in a plain RuntimeError."""
+
+_MEMINFO = Path("/proc/meminfo")
+_GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory did not suffice, on the card or on the host.
+
+    Args:
+        error: Any error.
+
+    Returns:
+        The verdict.
+    """
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _FAILED_ON_CPU)
+
+
+def available_memory() -> int:
+    """Memory of the host that can still be had, within the limit of the process's group if it has one.
+
+    Returns:
+        Bytes; where the system does not say what is free, all that there is.
+    """
+    try:
+        lines = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return min(free, int(_GROUP_LIMIT.read_text()))
+    except (OSError, ValueError):  # no such group, or one without a limit
+        return free
+
+
+def halving(
+    batches: Sequence[Sequence[int]], work: Callable[[Sequence[int]], Result], tell: Tell
+) -> Iterator[tuple[Sequence[int], Result]]:
+    """Work on batches one after another; one that memory does not hold is halved, and so are those after it.
+
+    Args:
+        batches: The batches, those that need least memory an item first.
+        work: What is done with a batch. Its error goes on to the caller if it is of another kind, or
+            if the batch has a single item.
+        tell: Called whenever a batch does not fit.
+
+    Yields:
+        Every batch, or every part of one, with the result.
+    """
+    waiting, size = deque(batches), max(map(len, batches), default=0)
+    while waiting:
+        batch = waiting.popleft()
+        if len(batch) > size:
+            waiting.extendleft((batch[size:], batch[:size]))
+            continue
+        result = _attempt(batch, work)
+        if result:
+            yield batch, result[0]
+        else:
+            size = len(batch) // 2
+            tell(len(batch), size)
+            waiting.appendleft(batch)
+
+
+def _attempt(batch: Sequence[int], work: Callable[[Sequence[int]], Result]) -> tuple[Result] | None:
+    """The result, if memory sufficed; all that a failed attempt held is free again when this returns."""
+    try:
+        return (work(batch),)
+    except (MemoryError, RuntimeError) as error:
+        if len(batch) == 1 or not out_of_memory(error):
+            raise
+        return None

@@ -1,0 +1,115 @@
+"""Too little memory: told apart from faults, batches halved, and one line at the end."""
+
+import numpy as np
+import pytest
+import torch
+
+from jacobian_lab import cli, memory, tables
+from jacobian_lab.memory import available_memory, halving, out_of_memory
+from jacobian_lab.runs import open_run
+from jacobian_lab.tables import TablesConfig, run_tables
+
+CPU = "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
+SHORT = [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), MemoryError(), RuntimeError(CPU)]
+
+
+def test_what_torch_says_of_its_own_is_recognised():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**58)
+    assert out_of_memory(caught.value)
+
+
+@pytest.mark.parametrize("error", SHORT)
+def test_lack_of_memory_ends_a_command_in_one_line(error, capsys):
+    assert out_of_memory(error)
+
+    def command(_):
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        cli.guarded(command, None)
+    told = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert told.count("\n") == 1
+    assert told.startswith("jacobian-lab: expected memory")
+    assert "--batch-size" in told
+
+
+def test_other_faults_are_not_hidden():
+    assert not out_of_memory(RuntimeError("shapes do not match"))
+
+    def command(_):
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        cli.guarded(command, None)
+
+
+def test_batches_are_halved_until_they_fit_and_stay_so():
+    told, tried = [], []
+
+    def work(batch):
+        tried.append(len(batch))
+        if len(batch) > 2:
+            raise MemoryError
+        return sum(batch)
+
+    batches = [list(range(8)), list(range(8, 13)), [13]]
+    parts = list(halving(batches, work, lambda failed, size: told.append((failed, size))))
+    assert [index for part, _ in parts for index in part] == list(range(14))
+    assert all(result == sum(part) for part, result in parts)
+    assert told == [(8, 4), (4, 2)]
+    assert tried == [8, 4, 2, 2, 2, 2, 2, 2, 1, 1]
+
+
+def test_one_item_that_does_not_fit_and_other_faults_reach_the_caller():
+    def short(_):
+        raise MemoryError
+
+    def faulty(_):
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(MemoryError):
+        list(halving([[1, 2]], short, lambda *_: None))
+    with pytest.raises(RuntimeError, match="shapes"):
+        list(halving([[1, 2]], faulty, lambda *_: None))
+
+
+def test_memory_is_what_is_free_within_the_group(tmp_path, monkeypatch):
+    assert 2**20 < available_memory() < 2**50
+    monkeypatch.setattr(memory, "_GROUP_LIMIT", tmp_path / "limit")
+    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
+    assert available_memory() > 2**20  # neither is there
+    (tmp_path / "meminfo").write_text("MemTotal:  900 kB\nMemAvailable:   700 kB\n")
+    (tmp_path / "limit").write_text("max\n")
+    assert available_memory() == 700 * 1024
+    (tmp_path / "limit").write_text("1024\n")
+    assert available_memory() == 1024
+
+
+def test_anchors_that_do_not_fit_together_are_made_in_halves(arguments, tmp_path, monkeypatch, capsys):
+    """The numbers are the same, one line says so, and the bar ends where it should."""
+    config = {**arguments, "batch_size": 6, "schemes": ("backward-dividing",), "survey": "none"}
+    whole = open_run(run_tables(TablesConfig(**config, out=tmp_path / "whole"), progress=False))
+    original, sizes, bars = tables.optimise_anchors, [], []
+
+    def cramped(model, facts, *rest):
+        sizes.append(len(facts))
+        progress = rest[-1]
+        if len(facts) > 1:
+            progress(1, 0.5)  # some are done already when it fails
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(model, facts, *rest)
+
+    real_bar = tables.bar
+    monkeypatch.setattr(tables, "optimise_anchors", cramped)
+    monkeypatch.setattr(tables, "bar", lambda *a, **k: bars.append(real_bar(*a, **k)) or bars[-1])
+    parts = open_run(run_tables(TablesConfig(**config, out=tmp_path / "parts"), progress=True))
+    assert max(sizes) > 1
+    told = [line for line in capsys.readouterr().err.splitlines() if "out of memory" in line]
+    assert told
+    assert all("facts side by side: going on with" in line for line in told)
+    anchors = next(bar for bar in bars if bar.desc.startswith("anchors"))
+    assert anchors.n == anchors.total
+    for name in ("anchor", "anchor_loss", "anchor_passes", "residual_ratio"):
+        np.testing.assert_allclose(whole[name].values, parts[name].values, rtol=1e-7, atol=1e-9)
