@@ -2,8 +2,10 @@
 
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from jacobian_lab.activations import decisive_states
@@ -12,9 +14,9 @@ from jacobian_lab.facts import Fact
 from jacobian_lab.language_model import LanguageModel
 from jacobian_lab.replay import freeze, replay, replay_logits
 from jacobian_lab.templates import Templates
-from jacobian_lab.tokens import Prompt, fact_prompt, pad
+from jacobian_lab.tokens import Prompt, check_bos, pad
 
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 5e-2}
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest relative difference, in the Euclidean norm of a state or a row of logits."""
 
 SAMPLE = 3
@@ -33,9 +35,7 @@ def check_lengths(model: LanguageModel, facts: Sequence[Fact], templates: Templa
     """
     for fact in facts:
         longest = max(
-            len(fact_prompt(model.tokenizer, fact, template, answer=True).ids)
-            for group in templates
-            for template in group
+            len(model.fact_prompt(fact, template, answer=True).ids) for group in templates for template in group
         )
         if longest > model.max_tokens:
             raise InputError(
@@ -44,8 +44,21 @@ def check_lengths(model: LanguageModel, facts: Sequence[Fact], templates: Templa
             )
 
 
+@dataclass(frozen=True)
+class ReplayCheck:
+    """How far replay was from the model itself, on a sample.
+
+    Attributes:
+        states: Largest relative difference of a hidden state, in the Euclidean norm.
+        logits: The same of the logits of an answer's token.
+    """
+
+    states: float
+    logits: float
+
+
 @torch.no_grad()
-def check_replay(model: LanguageModel, facts: Sequence[Fact], layers: Sequence[int]) -> None:
+def check_replay(model: LanguageModel, facts: Sequence[Fact], layers: Sequence[int]) -> ReplayCheck:
     """Prove on a few facts that what is built on replay stands.
 
     Args:
@@ -53,32 +66,57 @@ def check_replay(model: LanguageModel, facts: Sequence[Fact], layers: Sequence[i
         facts: Facts to sample from.
         layers: The decisive layers; replay is checked from each of them.
 
+    Returns:
+        The largest differences, all below `TOLERANCE`.
+
     Raises:
         InputError: Naming what fails: the subject's index, the number of BOS, the hidden states or
             the logits, from which layer and for which fact.
     """
     sample = list(facts[:SAMPLE])
-    rows = [fact_prompt(model.tokenizer, fact, answer=True) for fact in sample]
+    rows = [model.fact_prompt(fact, answer=True) for fact in sample]
     for fact, row in zip(sample, rows, strict=True):
         _check_tokens(model, fact, row)
     frozen = freeze(model, rows, layers)
     above = tuple(range(layers[0], model.n_layers))
-    own_states = decisive_states(model, rows, above)
-    logits = model.hf(input_ids=pad(rows).to(model.device)).logits
+    own_states, own_logits = decisive_states(model, rows, above), _own_logits(model, rows)
+    _check_finite(model, sample, own_states, own_logits)
+    worst = {"hidden states": 0.0, "logits": 0.0}
     for layer in layers:
-        read = above[above.index(layer) :]
-        states = replay(frozen, layer, own_states[above.index(layer)], read)
-        _compare("hidden states", layer, states, own_states[above.index(layer) :], sample, model)
-        replayed = replay_logits(frozen, layer, own_states[above.index(layer)])
-        for index, row in enumerate(rows):
-            own = logits[index, len(row.ids) - len(row.answer) : len(row.ids)].to(replayed.dtype)
-            _compare(
-                "logits",
-                layer,
-                replayed[index, : len(row.answer)][:, None],
-                own[:, None],
-                [sample[index]],
-                model,
+        start = own_states[above.index(layer)]
+        states = replay(frozen, layer, start, above[above.index(layer) :])
+        differences = {"hidden states": _differences(states, own_states[above.index(layer) :]).amax(0)}
+        logits = replay_logits(frozen, layer, start)
+        differences["logits"] = torch.stack([
+            _differences(got[: len(own)], own).amax() for got, own in zip(logits, own_logits, strict=True)
+        ])
+        for what, difference in differences.items():
+            _compare(what, layer, difference, sample, model)
+            worst[what] = max(worst[what], float(difference.max()))
+    return ReplayCheck(worst["hidden states"], worst["logits"])
+
+
+def _own_logits(model: LanguageModel, rows: Sequence[Prompt]) -> list[Float[Tensor, "_ vocab"]]:
+    """The model's own logits where each row's answer is predicted; of every token they would take gigabytes."""
+    places = [range(len(row.ids) - len(row.answer), len(row.ids)) for row in rows]
+    kept = sorted(set().union(*places))
+    columns = torch.tensor(kept, device=model.device)
+    logits = model.hf(input_ids=pad(rows).to(model.device), logits_to_keep=columns, use_cache=False).logits
+    return [logits[index, [kept.index(place) for place in own]] for index, own in enumerate(places)]
+
+
+def _check_finite(
+    model: LanguageModel,
+    facts: Sequence[Fact],
+    states: Float[Tensor, "layer fact d_model"],
+    logits: Sequence[Float[Tensor, "_ vocab"]],
+) -> None:
+    for index, fact in enumerate(facts):
+        if not (torch.isfinite(states[:, index]).all() and torch.isfinite(logits[index]).all()):
+            dtype = str(model.dtype).removeprefix("torch.")
+            raise InputError(
+                f"expected finite hidden states and logits, got NaN or infinity from {model.name!r} in {dtype} on fact "
+                f"{fact.id!r}: choose a --dtype of wider range, such as float32 or bfloat16"
             )
 
 
@@ -94,9 +132,7 @@ def _check_tokens(model: LanguageModel, fact: Fact, row: Prompt) -> None:
             f"expected the decisive token to end the subject {fact.subject!r}, got {with_it!r} up to it: "
             f"the tokenizer of {model.name!r} is not supported"
         )
-    bos = tokenizer.bos_token_id
-    if bos is not None and row.ids.count(bos) > 1:
-        raise InputError(f"expected one BOS at most, got {row.ids.count(bos)} in fact {fact.id!r}: mend the tokenizer")
+    check_bos(tokenizer, row.ids, fact.text)
 
 
 def _plain(text: str) -> str:
@@ -104,10 +140,13 @@ def _plain(text: str) -> str:
     return unicodedata.normalize("NFC", "".join(text.split()))
 
 
-def _compare(what: str, layer: int, got: Tensor, own: Tensor, facts: Sequence[Fact], model: LanguageModel) -> None:
-    """Compare along the last dimension; the one before it counts the facts."""
-    error = torch.linalg.vector_norm((got - own).double(), dim=-1) / torch.linalg.vector_norm(own.double(), dim=-1)
-    worst = error.flatten(end_dim=-2).amax(0) if error.dim() > 1 else error
+def _differences(got: Float[Tensor, "*row width"], own: Float[Tensor, "*row width"]) -> Float[Tensor, "*row"]:
+    """Relative, in the Euclidean norm of each row."""
+    error = torch.linalg.vector_norm(got.double() - own.double(), dim=-1)
+    return error / torch.linalg.vector_norm(own.double(), dim=-1)
+
+
+def _compare(what: str, layer: int, worst: Float[Tensor, " fact"], facts: Sequence[Fact], model: LanguageModel) -> None:
     if not (worst <= TOLERANCE[model.dtype]).all():
         fact = facts[int(worst.argmax())]
         raise InputError(

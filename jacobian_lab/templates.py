@@ -9,6 +9,7 @@ import torch
 from jacobian_lab.errors import InputError
 from jacobian_lab.language_model import LanguageModel
 from jacobian_lab.tokens import BARE
+from jacobian_lab.writing import write
 
 Templates = tuple[tuple[str, ...], ...]
 """Groups of templates; keys are averaged inside each group, then over the groups."""
@@ -95,19 +96,20 @@ def check_templates(groups: Any, source: str) -> tuple[tuple[str, ...], ...]:
 
 
 def _continue(model: LanguageModel, opening: str) -> str:
-    """Sample a context, without special tokens and braces."""
+    """Sample a context, without braces; special tokens are not sampled, so that its length is `LENGTH`."""
     tokenizer = model.tokenizer
     ids = tokenizer(opening, return_tensors="pt")["input_ids"].to(model.device)
     opening_length = len(tokenizer(opening, add_special_tokens=False)["input_ids"])
-    output = model.hf.generate(
+    special = [token for token, added in tokenizer.added_tokens_decoder.items() if added.special]
+    output = write(
+        model,
         ids,
-        attention_mask=torch.ones_like(ids),
         do_sample=True,
         top_k=TOP_K,
         top_p=1.0,
         temperature=1.0,
-        max_new_tokens=LENGTH - opening_length,
-        pad_token_id=tokenizer.eos_token_id,
+        max_new_tokens=max(LENGTH - opening_length, 1),
+        suppress_tokens=special or None,
     )
     text = tokenizer.decode(output[0], skip_special_tokens=True)
     return text.replace("{", " ").replace("}", " ")
