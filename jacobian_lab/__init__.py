@@ -3,4 +3,6 @@
 The toolkit implements and extends "From Backward Spreading to Forward Replay" (arXiv 2605.00358v2).
 """
 
-__version__ = "0.1.0"
+from importlib.metadata import version
+
+__version__ = version(__name__)

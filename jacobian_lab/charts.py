@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from jacobian_lab.comparison import FORWARD, METRICS, forward_gains, summaries
 from jacobian_lab.drawing import RULE_COLORS, RULE_MARKERS, STYLES
 from jacobian_lab.errors import InputError
-from jacobian_lab.reporting import DEGREES, PAPER, PAPER_LAYERS, below_last, summarise, table
+from jacobian_lab.reporting import DEGREES, PAPER, PAPER_LAYERS, below_last, seed_of, summarise, table
 from jacobian_lab.variables import DECISIONS
 
 YARDSTICK = {"color": "0.5", "linestyle": ":", "linewidth": 1, "marker": "x", "markersize": 3}
@@ -85,10 +85,10 @@ def theorem1(figure: FigureBase, dataset: xr.Dataset) -> None:
     left, right = figure.subplots(1, 2)
     for scheme in schemes_with(below, "eigen_residual"):
         chosen = below.sel(scheme=scheme)
-        _mean_curve(left, chosen["eigen_residual"], label=scheme, **STYLES.get(scheme, {}))
-        _mean_curve(right, chosen["eigenvector_angle"] * DEGREES, **STYLES.get(scheme, {}))
-    _mean_curve(left, below["random_residual"], label="random directions", **YARDSTICK)
-    _mean_curve(right, below["random_eigenvector_angle"] * DEGREES, **YARDSTICK)
+        _mean_curve(left, dataset, chosen["eigen_residual"], label=scheme, **STYLES.get(scheme, {}))
+        _mean_curve(right, dataset, chosen["eigenvector_angle"] * DEGREES, **STYLES.get(scheme, {}))
+    _mean_curve(left, dataset, below["random_residual"], label="random directions", **YARDSTICK)
+    _mean_curve(right, dataset, below["random_eigenvector_angle"] * DEGREES, **YARDSTICK)
     left.set(ylabel=r"$\sin\angle(J\delta, \delta)$", ylim=(0, 1.02))
     right.set(ylabel="nearest eigenvector (°)", ylim=(0, 92))
     figure.legend(*left.get_legend_handles_labels(), fontsize="x-small", loc="outside upper center", ncols=4)
@@ -151,7 +151,7 @@ def decomposition(figure: FigureBase, dataset: xr.Dataset) -> None:
         chosen = below.sel(scheme=scheme)
         for term, label, grey, marker in _TERMS:
             values = chosen[f"{term}_norm"] / chosen["passive_shift_norm"]
-            _mean_curve(ax, values, label=label, color=grey, marker=marker)
+            _mean_curve(ax, dataset, values, label=label, color=grey, marker=marker)
         ax.set_title(scheme, fontsize="small")
     panels[0].set(ylabel=r"norm over $\|\delta_L\|$", ylim=(0, None))
     figure.legend(*panels[0].get_legend_handles_labels(), fontsize="x-small", loc="outside upper center", ncols=3)
@@ -206,7 +206,7 @@ def layer_count(figure: FigureBase, dataset: xr.Dataset) -> None:
     """
     ax = figure.subplots()
     for scheme in schemes_with(dataset, "final_ratio"):
-        _mean_curve(ax, dataset["final_ratio"].sel(scheme=scheme), label=scheme, **STYLES.get(scheme, {}))
+        _mean_curve(ax, dataset, dataset["final_ratio"].sel(scheme=scheme), label=scheme, **STYLES.get(scheme, {}))
     ax.axhline(1.0, color="0.3", linewidth=0.5, linestyle=":")
     ax.set(xlabel="decisive layers", ylabel="residual left at the last layer", ylim=(0, None))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -235,10 +235,10 @@ def jacobian(figure: FigureBase, dataset: xr.Dataset) -> None:
     middle.set(ylabel=r"singular values of $J$", xlabel="share of the spectrum", yscale="log")
     left.legend(fontsize="x-small", frameon=False)
     distance = dataset.assign_coords(layer=last - layers)
-    _mean_curve(right, distance["henrici"], label="Henrici's departure", color="0.1", marker="o")
-    _mean_curve(right, distance["rotation"], label=r"rotation $\|A\|/\|S\|$", color="0.5", marker="s")
-    _mean_curve(gains, distance["sigma_max"], label=r"$\sigma_{\max}$", color="0.1", marker="o")
-    _mean_curve(gains, distance["random_gain"], label="random directions", color="0.5", marker="s")
+    _mean_curve(right, dataset, distance["henrici"], label="Henrici's departure", color="0.1", marker="o")
+    _mean_curve(right, dataset, distance["rotation"], label=r"rotation $\|A\|/\|S\|$", color="0.5", marker="s")
+    _mean_curve(gains, dataset, distance["sigma_max"], label=r"$\sigma_{\max}$", color="0.1", marker="o")
+    _mean_curve(gains, dataset, distance["random_gain"], label="random directions", color="0.5", marker="s")
     gains.set(xlabel="distance $L - l$", ylabel="gain", ylim=(0, None))
     gains.legend(fontsize="x-small", frameon=False)
     right.set(xlabel="distance $L - l$", ylim=(0, None))
@@ -336,13 +336,13 @@ def schemes_with(dataset: xr.Dataset, variable: str) -> list[str]:
     return [str(name) for name in dataset["scheme"].values if np.isfinite(dataset[variable].sel(scheme=name)).any()]
 
 
-def _mean_curve(ax: Axes, values: xr.DataArray, **look: Any) -> None:
-    """Mean over facts with its 95 % interval along the other dimension."""
+def _mean_curve(ax: Axes, dataset: xr.Dataset, values: xr.DataArray, **look: Any) -> None:
+    """Mean over facts with its 95 % interval along the other dimension, of values made from a run's."""
     dim = next(str(dim) for dim in values.dims if dim != "fact")
     places = values[dim].values
     if not np.isfinite(values).any():
         return
-    found = [summarise(values.sel({dim: place}).values) for place in places]
+    found = [summarise(values.sel({dim: place}).values, seed_of(dataset)) for place in places]
     mean, low, high = (np.array([each[name] for each in found]) for name in ("mean", "low", "high"))
     _error_bars(ax, places, mean, low, high, **look)
     ax.set(xlabel="layer", xticks=places)

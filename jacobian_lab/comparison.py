@@ -1,7 +1,6 @@
 """From a run of edit-table to Tables 3, 4, 6 and 7: methods with intervals, the paper's rows beside ours, FE's gain."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,113 +9,15 @@ import pandas as pd
 import xarray as xr
 from scipy import stats
 
-from jacobian_lab.errors import InputError
-from jacobian_lab.reporting import CONFIDENCE, RESAMPLES, write_table
+from jacobian_lab.paper_tables import METRICS, MORE, PAPER, PAPER_MODEL, TABLES, Metric, read_paper
+from jacobian_lab.publishing import facts_in_cells, write_csv, write_table
+from jacobian_lab.reporting import CONFIDENCE, RESAMPLES, model_name, seed_of
 from jacobian_lab.runs import open_run
 
 NUMBERS_AT_ONCE = 20_000_000
 """What a batch of resamples may hold."""
 
 UNEDITED, FORWARD = "unedited", "+fe"
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A column of the tables.
-
-    Attributes:
-        label: What it is called.
-        scale: What it is multiplied by: shares are given × 100.
-        best: Whether the largest (1) or the smallest (-1) is the best.
-        flat: Whether prompts are averaged at once, instead of each record's first (metrics.md).
-    """
-
-    label: str
-    scale: float = 100.0
-    best: int = 1
-    flat: bool = False
-
-
-METRICS: Mapping[str, Metric] = {
-    "efficacy_success": Metric("efficacy success"),
-    "efficacy_accuracy": Metric("efficacy accuracy"),
-    "generalization_success": Metric("generalisation success"),
-    "generalization_accuracy": Metric("generalisation accuracy"),
-    "kl": Metric("D_KL", scale=1.0, best=-1, flat=True),
-    "top1": Metric("Top-1", flat=True),
-    "top5": Metric("Top-5", flat=True),
-    "top10": Metric("Top-10", flat=True),
-}
-"""The paper's columns, and those of ``metrics.csv``."""
-
-MORE: Mapping[str, Metric] = {
-    "efficacy_greedy": Metric("efficacy, greedy"),
-    "generalization_greedy": Metric("generalisation, greedy"),
-    "neighborhood_success": Metric("neighbourhood success", flat=True),
-}
-
-
-@dataclass(frozen=True)
-class EditTable:
-    """One of the paper's tables.
-
-    Attributes:
-        model: The known model that it is of.
-        methods: Its rows below the unedited model.
-    """
-
-    model: str
-    methods: tuple[str, ...]
-
-
-_FIRST = ("onelayer", "memit", "blue", "memit+fe")
-_PAIRS = ("prune", "prune+fe", "rect", "rect+fe", "alphaedit", "alphaedit+fe")
-TABLES: Mapping[str, EditTable] = {
-    "table3": EditTable("llama-3-8b-instruct", _FIRST),
-    "table4": EditTable("llama-3-8b-instruct", ("memit", "memit+fe", *_PAIRS)),
-    "table6": EditTable("gpt2-xl", (*_FIRST, *_PAIRS)),
-    "table7": EditTable("gpt-j-6b", (*_FIRST, *_PAIRS)),
-}
-
-PAPER: Mapping[tuple[str, str], Mapping[str, float]] = {
-    ("counterfact", "onelayer"): {"efficacy_success": 76.2},
-    ("counterfact", "memit"): {"efficacy_success": 97.4, "generalization_accuracy": 48.0, "kl": 0.41, "top1": 77.5},
-    ("counterfact", "blue"): {"efficacy_success": 98.4, "generalization_accuracy": 60.1, "kl": 0.35, "top1": 81.0},
-    ("counterfact", "memit+fe"): {"efficacy_success": 99.9, "generalization_accuracy": 61.0, "kl": 0.34, "top1": 82.7},
-    ("zsre", "memit"): {"efficacy_success": 92.6, "generalization_accuracy": 72.6, "kl": 0.60, "top1": 45.3},
-    ("zsre", "blue"): {"efficacy_success": 94.6, "generalization_accuracy": 78.2, "kl": 0.18, "top1": 66.7},
-    ("zsre", "memit+fe"): {"efficacy_success": 97.6, "generalization_accuracy": 84.3, "kl": 0.09, "top1": 75.6},
-}
-"""What of the paper's tables could be had where this was written, from summaries of it: Llama-3-8B-Instruct, 2,000
-facts in one batch. `read_paper` takes the rest from a file."""
-
-PAPER_MODEL = "llama-3-8b-instruct"
-
-
-def read_paper(path: Path) -> dict[str, dict[str, float]]:
-    """Read somebody's numbers, to stand beside ours.
-
-    Args:
-        path: A CSV file in the layout of ``metrics.csv``; cells may be empty.
-
-    Returns:
-        Values by method and metric.
-
-    Raises:
-        InputError: If it cannot be read or has other columns.
-    """
-    expected = f"expected a CSV file with the columns method, {', '.join(METRICS)}"
-    try:
-        frame = pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{expected}, got {path} ({str(error).splitlines()[0]:.100}): check the file") from error
-    if "method" not in frame or not set(frame.columns) <= {"method", *METRICS}:
-        raise InputError(f"{expected}, got {', '.join(map(str, frame.columns))} in {path}: check the file")
-    try:
-        rows = frame.set_index("method").astype(float)
-    except ValueError as error:
-        raise InputError(f"{expected} of numbers, got another in {path} ({error}): check the file") from error
-    return {str(method): dict(row.dropna()) for method, row in rows.iterrows()}
 
 
 def records(dataset: xr.Dataset) -> pd.DataFrame:
@@ -147,7 +48,7 @@ def summaries(dataset: xr.Dataset) -> pd.DataFrame:
     """
     keys = [(str(name), metric) for name in dataset["edit"].values for metric in (*METRICS, *MORE)]
     kinds = {**METRICS, **MORE}
-    found = _intervals([(dataset[metric].sel(edit=name), kinds[metric]) for name, metric in keys], _seed(dataset))
+    found = _intervals([(dataset[metric].sel(edit=name), kinds[metric]) for name, metric in keys], seed_of(dataset))
     return pd.DataFrame([{"method": k[0], "metric": k[1], **each} for k, each in zip(keys, found, strict=True)])
 
 
@@ -167,7 +68,7 @@ def forward_gains(dataset: xr.Dataset) -> pd.DataFrame:
         (dataset[metric].sel(edit=f"{rule}{FORWARD}") - dataset[metric].sel(edit=rule), METRICS[metric])
         for rule, metric in keys
     ]
-    found = _intervals(differences, _seed(dataset))
+    found = _intervals(differences, seed_of(dataset))
     rows = [{"rule": k[0], "metric": k[1], **each} for k, each in zip(keys, found, strict=True)]
     return pd.DataFrame(rows, columns=["rule", "metric", "mean", "low", "high", "count"])
 
@@ -205,10 +106,10 @@ def write_comparison(folder: Path, tables: tuple[str, ...] | None = None, paper:
     metrics = means.reindex(index=dataset["edit"].values, columns=list(METRICS)).rename_axis(
         index="method", columns=None
     )
-    metrics.to_csv(folder / "metrics.csv")
-    long.to_csv(folder / "metrics_intervals.csv", index=False)
-    records(dataset).to_csv(folder / "records.csv", index=False)
-    weights(dataset).to_csv(folder / "weights.csv", index=False)
+    write_csv(folder / "metrics.csv", metrics, index=True)
+    write_csv(folder / "metrics_intervals.csv", long)
+    write_csv(folder / "records.csv", records(dataset))
+    write_csv(folder / "weights.csv", weights(dataset))
     own = dataset.attrs["config"]["provenance"]["protocol"]
     if tables is None:
         tables = tuple(name for name, t in TABLES.items() if t.model == own) or ("table3", "table4")
@@ -217,25 +118,12 @@ def write_comparison(folder: Path, tables: tuple[str, ...] | None = None, paper:
         chosen = [UNEDITED, *(m for m in TABLES[name].methods if m in metrics.index)]
         title = f"{name.replace('table', 'Table ')}. "
         parts.append(_write(folder / name, dataset, long, chosen, title, given, TABLES[name].model))
-        metrics.loc[chosen].to_csv(folder / f"{name}.csv")
+        write_csv(folder / f"{name}.csv", metrics.loc[chosen], index=True)
     parts.append(_write(folder / "edit_table", dataset, long, list(metrics.index), "All methods. ", given, own))
     parts.append(_write_damage(folder, dataset, long))
-    gained = forward_gains(dataset)
-    if not gained.empty:
-        gained.to_csv(folder / "gains.csv", index=False)
-        wide = pd.DataFrame.from_dict(dict(_gain_rows(gained)), orient="index", columns=_labels(METRICS))
-        caption = (
-            "What forward replay adds, with it less without it, the same facts: mean [95 % bootstrap interval]. "
-            f"{_facts(dataset)}"
-        )
-        parts.append(write_table(folder / "gains", wide.rename_axis("rule"), caption))
-    failed = dataset["anchor"].isnull().any(("anchor_layer", "d_model"))
-    refitted = dataset["refit_anchor_passes"] > 0
-    failed |= (dataset["refit_anchor"].isnull().any("d_model") & refitted).any("anchor_layer")
-    if failed.any():
-        ids = ", ".join(map(str, dataset["fact"].values[failed.values]))
-        parts.append(f"Facts without a finite anchor, not edited, counted as they are: {ids}.")
-    return "\n\n".join(parts)
+    parts.append(_write_gains(folder, dataset))
+    parts.append(_failed(dataset))
+    return "\n\n".join(filter(None, parts))
 
 
 def _write(
@@ -272,10 +160,10 @@ def _write(
             bold[name] = [False] * len(METRICS)
     frame = pd.DataFrame.from_dict(rows, orient="index", columns=_labels(METRICS)).rename_axis("method")
     marks = pd.DataFrame.from_dict(bold, orient="index", columns=frame.columns)
-    success = "the new answer before the true one" if style == "counterfact" else "share of the answer's tokens"
+    counts = [cells[method, metric]["count"] for method in methods for metric in METRICS]
     caption = (
-        f"{title}Shares × 100, D_KL in nats; mean [95 % bootstrap interval over facts]; success: {success}; "
-        f"best of each column in bold. {_facts(dataset)}"
+        f"{title}Shares × 100, D_KL in nats; mean [95 % bootstrap interval over facts]; {_meanings(dataset)}; "
+        f"best of each column in bold. {_facts(dataset, counts)}"
     )
     return write_table(stem, frame, caption, marks)
 
@@ -310,12 +198,38 @@ def _write_damage(folder: Path, dataset: xr.Dataset, long: pd.DataFrame) -> str:
     frame = pd.DataFrame.from_dict(rows, orient="index").fillna("").rename_axis("method")
     counterfact = dataset.attrs["config"]["settings"]["metrics"] == "counterfact"
     success = "the prompt's own answer before the new one" if counterfact else "share of its own answer's tokens"
+    shown = (dataset["neighborhood_success"], dataset["kl"].where(edited == 0))
+    counts = np.concatenate([values.notnull().any("neighbor").sum("fact") for values in shown])
     caption = (
         f"Damage and cost: neighbourhood success ({success}) × 100, D_KL without those neighbourhood prompts that are "
         f"edited themselves ({int((edited == 1).sum())} of {int(edited.notnull().sum())}), perplexity of the held-out "
-        f"text, ‖ΔW‖/‖W‖, prompts where greedy decoding differs from teacher-forced accuracy. {_facts(dataset)}"
+        "text, ‖ΔW‖/‖W‖, prompts where greedy decoding differs from teacher-forced accuracy. "
+        f"{_facts(dataset, counts)}"
     )
     return write_table(folder / "damage", frame, caption)
+
+
+def _write_gains(folder: Path, dataset: xr.Dataset) -> str:
+    gained = forward_gains(dataset)
+    if gained.empty:
+        return ""
+    write_csv(folder / "gains.csv", gained)
+    wide = pd.DataFrame.from_dict(dict(_gain_rows(gained)), orient="index", columns=_labels(METRICS))
+    caption = (
+        "What forward replay adds, with it less without it, the same facts: shares × 100, D_KL in nats; mean [95 % "
+        f"bootstrap interval]; {_meanings(dataset)}. {_facts(dataset, gained['count'])}"
+    )
+    return write_table(folder / "gains", wide.rename_axis("rule"), caption)
+
+
+def _failed(dataset: xr.Dataset) -> str:
+    failed = dataset["anchor"].isnull().any(("anchor_layer", "d_model"))
+    refitted = dataset["refit_anchor_passes"] > 0
+    failed |= (dataset["refit_anchor"].isnull().any("d_model") & refitted).any("anchor_layer")
+    if not failed.any():
+        return ""
+    ids = ", ".join(map(str, dataset["fact"].values[failed.values]))
+    return f"Facts without a finite anchor, not edited, counted as they are: {ids}."
 
 
 def _intervals(cells: Sequence[tuple[xr.DataArray, Metric]], seed: int) -> list[dict[str, float]]:
@@ -379,11 +293,16 @@ def _labels(metrics: Mapping[str, Metric]) -> list[str]:
     return [f"{kind.label} {'↑' if kind.best > 0 else '↓'}" for kind in metrics.values()]
 
 
-def _facts(dataset: xr.Dataset) -> str:
-    provenance = dataset.attrs["config"]["provenance"]
-    source = Path(provenance["facts"]["source"]).name
-    return f"{provenance['model']}, {dataset.sizes['fact']} facts of {source}."
+def _meanings(dataset: xr.Dataset) -> str:
+    """What a caption says of the columns."""
+    counterfact = dataset.attrs["config"]["settings"]["metrics"] == "counterfact"
+    success = "the new answer before the true one" if counterfact else "share of the answer's tokens, teacher forced"
+    return (
+        f"success: {success}; accuracy: every token of the answer the argmax, teacher forced; D_KL and Top-k: of the "
+        "next token after neighbourhood prompts, against the unedited model"
+    )
 
 
-def _seed(dataset: xr.Dataset) -> int:
-    return int(dataset.attrs["config"]["settings"]["seed"])
+def _facts(dataset: xr.Dataset, counts: Iterable[Any]) -> str:
+    source = Path(dataset.attrs["config"]["provenance"]["facts"]["source"]).name
+    return f"{model_name(dataset)}, {facts_in_cells(dataset.sizes['fact'], counts)}, of {source}."

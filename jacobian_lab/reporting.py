@@ -1,15 +1,16 @@
 """From stored arrays to tables: means with intervals, medians, the paper's rows beside ours."""
 
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 from scipy import stats
 
+from jacobian_lab.publishing import facts_in_cells, write_csv, write_table
 from jacobian_lab.runs import open_run
 from jacobian_lab.variables import KINDS
 
@@ -24,31 +25,6 @@ PAPER: dict[tuple[str, str], tuple[float, ...]] = {
     ("table5", "forward-replay"): (0.37, 0.15, 0.08, 0.05, 0.03),
 }
 """Tables 1, 2 and 5 of arXiv 2605.00358v2: Llama-3-8B-Instruct, 2,000 CounterFact facts, means."""
-
-LATEX = str.maketrans({
-    "δ": r"$\delta$",
-    "λ": r"$\lambda$",
-    "σ": r"$\sigma$",
-    "μ": r"$\mu$",
-    "β": r"$\beta$",
-    "‖": r"$\|$",
-    "∠": r"$\angle$",
-    "≻": r"$\succ$",
-    "·": r"$\cdot$",
-    "°": r"$^\circ$",
-    "ᵀ": r"$^\top$",
-    "⁻": "$^-$",
-    "Δ": r"$\Delta$",
-    "×": r"$\times$",
-    "↑": r"$\uparrow$",
-    "↓": r"$\downarrow$",
-    "−": "$-$",
-    "–": "--",
-    "⟪": r"\textbf{",
-    "⟫": "}",
-    "’": "'",
-})
-"""What pdfLaTeX has no letters for."""
 
 DEGREES = 180 / np.pi
 CONFIDENCE = 0.95
@@ -176,7 +152,7 @@ def table(dataset: xr.Dataset, name: str) -> pd.DataFrame:
         paper's, layer for layer in order.
     """
     layers = [int(layer) for layer in dataset["layer"].values]
-    seed = int(dataset.attrs["config"]["settings"]["seed"])
+    seed = seed_of(dataset)
     rows = []
     for line in TABLES[name].lines:
         if line.scheme not in dataset["scheme"].values:
@@ -248,7 +224,7 @@ def efficacy_table(dataset: xr.Dataset) -> pd.DataFrame:
         One row a scheme, the unedited model first: share of facts answered, its interval, and the
         largest relative change of a weight.
     """
-    seed = int(dataset.attrs["config"]["settings"]["seed"])
+    seed = seed_of(dataset)
     rows = [
         {
             "scheme": "unedited",
@@ -295,19 +271,20 @@ def write_reports(folder: Path, tables: Sequence[str] = tuple(TABLES)) -> str:
         The tables in Markdown, as the command line prints them.
     """
     dataset = open_run(folder)
-    measurements(dataset).to_csv(folder / "measurements.csv", index=False)
+    write_csv(folder / "measurements.csv", measurements(dataset))
     parts = []
     for name in tables:
         long = table(dataset, name)
         if long.empty:
             continue
-        caption = f"{name.replace('table', 'Table ')}. {TABLES[name].caption} {facts_line(dataset)}"
-        long.to_csv(folder / f"{name}.csv", index=False)
+        caption = f"{name.replace('table', 'Table ')}. {TABLES[name].caption} {facts_line(dataset, long['count'])}"
+        write_csv(folder / f"{name}.csv", long)
         parts.append(write_table(folder / name, wide(long), caption))
     efficacy = efficacy_table(dataset)
-    efficacy.to_csv(folder / "efficacy.csv", index=False)
+    write_csv(folder / "efficacy.csv", efficacy)
     caption = (
-        "Efficacy: share of facts whose new answer is the argmax at every token, with its 95 % bootstrap interval."
+        "Efficacy accuracy: share of facts whose new answer is the argmax at every token, teacher forced, with its "
+        f"95 % bootstrap interval. {model_name(dataset)}, {facts_in_cells(dataset.sizes['fact'], efficacy['count'])}."
     )
     parts.append(write_table(folder / "efficacy", efficacy.round(3).set_index("scheme"), caption))
     failed = failed_facts(dataset)
@@ -361,36 +338,39 @@ def below_last(dataset: xr.Dataset) -> xr.Dataset:
     return dataset.sel(layer=[layer for layer in dataset["layer"].values if layer < last])
 
 
-def facts_line(dataset: xr.Dataset) -> str:
-    """What a caption says of model, facts and cells.
+def seed_of(dataset: xr.Dataset) -> int:
+    """The seed that a run was made with; its intervals are resampled with it too.
 
     Args:
         dataset: An open run.
 
     Returns:
-        One sentence.
+        The seed.
     """
-    model = dataset.attrs["config"]["provenance"]["model"]
-    return f"{model}, {dataset.sizes['fact']} facts, mean [95 % bootstrap interval] (median)."
+    return int(dataset.attrs["config"]["settings"]["seed"])
 
 
-def write_table(stem: Path, frame: pd.DataFrame, caption: str, bold: pd.DataFrame | None = None) -> str:
-    """Write a table as Markdown and LaTeX.
+def model_name(dataset: xr.Dataset) -> str:
+    """What a caption calls the model.
 
     Args:
-        stem: Path without ending.
-        frame: The table.
-        caption: What is in it.
-        bold: Which of its cells, texts, stand in bold.
+        dataset: An open run.
 
     Returns:
-        The Markdown.
+        Its name.
     """
-    marked = frame if bold is None else frame.where(~bold, "**" + frame + "**")
-    text = f"{caption}\n\n{marked.to_markdown()}\n"
-    stem.with_suffix(".md").write_text(text, "utf-8")
-    escaped = re.sub(r"[%&#$_{}]", lambda found: "\\" + found[0], caption)
-    marked = frame if bold is None else frame.where(~bold, "⟪" + frame + "⟫")
-    latex = marked.to_latex(escape=True, caption=escaped, position="t").translate(LATEX)
-    stem.with_suffix(".tex").write_text(latex, "utf-8")
-    return text.rstrip()
+    return str(dataset.attrs["config"]["provenance"]["model"])
+
+
+def facts_line(dataset: xr.Dataset, counts: Iterable[Any]) -> str:
+    """What a caption says of model, facts and cells.
+
+    Args:
+        dataset: An open run.
+        counts: Facts that have a value, for each cell.
+
+    Returns:
+        One sentence.
+    """
+    facts = facts_in_cells(dataset.sizes["fact"], counts)
+    return f"{model_name(dataset)}, {facts}, mean [95 % bootstrap interval] (median)."

@@ -7,7 +7,8 @@ from pathlib import Path
 import pandas as pd
 import xarray as xr
 
-from jacobian_lab.reporting import DEGREES, below_last, facts_line, summarise, wide, write_table
+from jacobian_lab.publishing import write_csv, write_table
+from jacobian_lab.reporting import DEGREES, below_last, facts_line, seed_of, summarise, wide
 from jacobian_lab.runs import open_run
 from jacobian_lab.variables import DECISIONS
 
@@ -62,12 +63,12 @@ def write_account(folder: Path, name: str) -> str:
     account = ACCOUNTS[name]
     dataset = open_run(folder, account.kind)
     if "surveyed" in dataset and (dataset["surveyed"] == 1).any():
-        conditions(dataset).to_csv(folder / "conditions.csv", index=False)
+        write_csv(folder / "conditions.csv", conditions(dataset))
     long = summarised(dataset, name)
     if long.empty:
         return f"{account.caption} The run holds no such layer."
-    long.to_csv(folder / f"{name}.csv", index=False)
-    return write_table(folder / name, wide(long), f"{account.caption} {facts_line(dataset)}")
+    write_csv(folder / f"{name}.csv", long)
+    return write_table(folder / name, wide(long), f"{account.caption} {facts_line(dataset, long['count'])}")
 
 
 def summarised(dataset: xr.Dataset, name: str) -> pd.DataFrame:
@@ -81,7 +82,7 @@ def summarised(dataset: xr.Dataset, name: str) -> pd.DataFrame:
         ``row``, ``layer`` (or ``count_of_layers``), ``mean``, ``low``, ``high``, ``median``, ``count``; rows
         without a finite value are left out.
     """
-    seed = int(dataset.attrs["config"]["settings"]["seed"])
+    seed = seed_of(dataset)
     lines = []
     for label, values in ACCOUNTS[name].rows(dataset):
         dim = next(str(dim) for dim in values.dims if dim != "fact")
@@ -236,7 +237,7 @@ ACCOUNTS: dict[str, Account] = {
     "layer_count": Account(
         "layer-count",
         "Residual that is left at the last layer, over the initial one, against the number of decisive layers, the "
-        "last one fixed.",
+        "last one fixed; efficacy: share of facts whose new answer is the argmax at every token, teacher forced.",
         _layer_count,
     ),
     "jacobian": Account("jacobian", "J from the layer to the last one, at the decisive token.", _jacobian),

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
+from matplotlib.figure import Figure
 from scipy import stats
 
-from jacobian_lab import reporting, runs
+from jacobian_lab import charts, reporting, runs
 from jacobian_lab.errors import InputError
+from jacobian_lab.publishing import facts_in_cells
 from jacobian_lab.runs import Run, check_folder, marked, open_run
 from jacobian_lab.variables import KINDS
 
@@ -252,3 +254,39 @@ def test_a_run_without_arrays_of_this_version_is_refused(finished):
 def test_config_is_json_that_anyone_reads(finished):
     config = json.loads((finished / "config.json").read_text())
     assert set(config) == {"format", "kind", "settings", "provenance", "coordinates"}
+
+
+def test_captions_say_how_many_facts_are_in_the_cells(finished):
+    assert " my_model, 4 facts, mean [95 %" in reporting.write_reports(finished)
+    with create(finished) as run:
+        run.write("residual_ratio", [[np.nan]], fact=["c"], scheme="backward-dividing", layer=[5])
+        run.seal("measured", scheme="backward-dividing")
+    parts = {part.split(".")[0]: part for part in reporting.write_reports(finished).split("\n\n") if ". " in part}
+    assert "my_model, 3 to 4 of 4 facts in a cell, mean [95 %" in parts["Table 2"]
+    assert "my_model, 4 facts, mean" in parts["Table 1"]
+    assert "argmax at every token, teacher forced" in (finished / "efficacy.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("counts", "told"),
+    [
+        ([32, 32], "32 facts"),
+        ([31, 31], "31 of 32 facts in each cell"),
+        ([29, 32, 31], "29 to 32 of 32 facts in a cell"),
+        ([0, 32], "0 to 32 of 32 facts in a cell"),
+    ],
+)
+def test_facts_in_cells_are_told_in_words(counts, told):
+    assert facts_in_cells(32, counts) == told
+
+
+def test_intervals_of_figures_are_resampled_with_the_runs_seed(finished, monkeypatch):
+    seeds = []
+
+    def noted(values, seed=0):
+        seeds.append(seed)
+        return reporting.summarise(values, seed)
+
+    monkeypatch.setattr(charts, "summarise", noted)
+    charts.theorem1(Figure(), open_run(finished))
+    assert set(seeds) == {SETTINGS["seed"]}
