@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,15 +14,16 @@ from pydoc_data import topics
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from jacobian_lab.activations import batches, capture, forward
 from jacobian_lab.caching import cache_folder, content_key, written_whole
 from jacobian_lab.errors import InputError
+from jacobian_lab.hub import check_network
 from jacobian_lab.language_model import LanguageModel
-from jacobian_lab.progress import bar
+from jacobian_lab.progress import bar, note
 from jacobian_lab.tokens import Prompt
 
 PYTHON_DOCS = "python-docs"
@@ -35,6 +36,12 @@ SHORTEST = 100
 """Characters that a paragraph of `PYTHON_DOCS` has at the least."""
 
 DOCUMENTS_PER_PASS = 64
+
+ROWS_AT_ONCE = 1024
+"""Rows that are compared at once with the columns of the same matrix."""
+
+ASYMMETRY = 1e-6
+"""How far a second moment may be from symmetric, over its largest element: rounding, whatever the dtype of its sum."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +127,7 @@ def second_moments(
         InputError: If there are fewer tokens than a full-rank C_l needs.
     """
     settings = {
-        "what": "second moment 1",  # to be raised when the computation changes
+        "what": "second moment 2",  # to be raised when the computation changes
         "model": model.fingerprint,
         "corpus": corpus.digest,
         "length": length,
@@ -141,7 +148,7 @@ def second_moments(
         for layer, matrix in _accumulate(model, rows, missing, progress).items():
             tensors = {"second_moment": matrix / total, "tokens": torch.tensor(total)}
             with written_whole(paths[layer]) as partial:
-                save_file(tensors, partial)
+                save_file(tensors, partial, metadata={"digest": _digest(tensors)})
             loaded[layer] = tensors
     found = {layer: stored for layer, stored in loaded.items() if stored is not None}
     return SecondMoment(
@@ -151,14 +158,42 @@ def second_moments(
 
 
 def _stored(path: Path, width: int) -> dict[str, Tensor] | None:
-    """What the cache holds, if it is whole."""
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError):
+    """What the cache holds, if it is whole; else it says so."""
+    if not path.exists():
         return None
-    matrix = tensors.get("second_moment")
-    whole = matrix is not None and matrix.shape == (width, width) and "tokens" in tensors
-    return tensors if whole else None
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        fault = _fault(tensors, width) or ("" if metadata.get("digest") == _digest(tensors) else "another digest")
+    except (OSError, SafetensorError) as error:
+        fault = type(error).__name__
+    if fault:
+        note(f"the second moment in {path} is not as it was written ({fault}): it is computed anew")
+    return None if fault else tensors
+
+
+def _fault(tensors: Mapping[str, Tensor], width: int) -> str:
+    """Why tensors are no second moment; nothing if they are."""
+    if tensors.keys() != {"second_moment", "tokens"}:
+        return "other tensors"
+    matrix = tensors["second_moment"]
+    if matrix.shape != (width, width) or matrix.dtype != torch.float64:
+        return "another shape or dtype"
+    if not torch.isfinite(matrix).all():
+        return "NaN or infinity"
+    largest = float(matrix.diagonal().max())
+    if largest <= 0 or matrix.diagonal().min() < 0:  # that of a neuron that never fires is 0
+        return "a diagonal that is not positive"
+    halves = zip(matrix.split(ROWS_AT_ONCE), matrix.split(ROWS_AT_ONCE, dim=1), strict=True)
+    return "" if all((a - b.T).abs().max() <= ASYMMETRY * largest for a, b in halves) else "not symmetric"
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of all bytes."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        found.update(tensors[name].contiguous().numpy().data.cast("B"))
+    return found.hexdigest()
 
 
 @torch.no_grad()
@@ -246,6 +281,8 @@ def _dataset(name: str) -> list[str]:
             f"expected {PYTHON_DOCS!r}, a text file or a Hugging Face data set, got {name!r}, which is no file, "
             "and the package datasets is not installed: check the path, or pip install 'jacobian_lab[datasets]'"
         ) from error
+    if not datasets.config.HF_HUB_OFFLINE:  # else what is in its cache is found at once
+        check_network(name)
     dataset, _, configuration = name.partition(":")
     try:
         return [

@@ -5,8 +5,11 @@ import types
 
 import pytest
 import torch
+from huggingface_hub import constants
+from safetensors import safe_open
+from safetensors.torch import save_file
 
-from jacobian_lab import covariance
+from jacobian_lab import covariance, hub
 from jacobian_lab.covariance import load_corpus, second_moments
 from jacobian_lab.errors import InputError
 
@@ -66,11 +69,75 @@ def test_the_cache_is_keyed_by_content(tiny, corpus, monkeypatch):
     assert passes == [[1, 3], [2], [1]]
 
 
-def test_a_broken_cache_file_is_computed_again(tiny, corpus):
+def rewritten(path, change):
+    """A cache entry with other content; its digest is made anew if the change does not say otherwise."""
+    with safe_open(path, framework="pt") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    made = change(tensors)
+    save_file(tensors, path, metadata={"digest": covariance._digest(tensors)} if made is None else metadata | made)
+
+
+def changed(place, value):
+    def change(tensors):
+        tensors["second_moment"][place] = value
+
+    return change
+
+
+def silently_changed(tensors):
+    tensors["second_moment"] *= 2  # finite, symmetric, positive, and wrong
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("fault", "change"),
+    [
+        ("NaN or infinity", changed((2, 3), float("nan"))),
+        ("not symmetric", changed((2, 3), 5.0)),
+        ("a diagonal that is not positive", changed((2, 2), -1.0)),
+        ("a diagonal that is not positive", changed(slice(None), 0.0)),
+        ("another digest", silently_changed),
+        ("another digest", lambda tensors: tensors["tokens"].add_(1) and {}),
+        ("another digest", lambda _: {"digest": ""}),
+        ("another shape or dtype", lambda tensors: tensors.update(second_moment=torch.eye(3))),
+        ("other tensors", lambda tensors: tensors.pop("tokens") and None),
+    ],
+)
+def test_a_second_moment_that_is_not_one_is_computed_again_and_told(tiny, corpus, capsys, fault, change):
+    first = second_moments(tiny, corpus, (1,))
+    (path,) = (covariance.cache_folder("second-moments")).glob("*.safetensors")
+    rewritten(path, change)
+    found = second_moments(tiny, corpus, (1,))
+    assert torch.equal(found.matrices[1], first.matrices[1])
+    assert found.tokens == first.tokens
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert fault in line
+    assert str(path) in line
+    second_moments(tiny, corpus, (1,))
+    assert not capsys.readouterr().err  # what was computed again is kept
+
+
+def test_a_broken_cache_file_is_computed_again(tiny, corpus, capsys):
     first = second_moments(tiny, corpus, (1,))
     (path,) = (covariance.cache_folder("second-moments")).glob("*.safetensors")
     path.write_bytes(path.read_bytes()[:100])
     assert torch.equal(second_moments(tiny, corpus, (1,)).matrices[1], first.matrices[1])
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_neuron_that_never_fires_has_a_second_moment_of_zero(tiny, corpus, capsys):
+    weight = tiny.hf.model.layers[1].mlp.up_proj.weight
+    kept = weight.detach().clone()
+    with torch.no_grad():
+        weight[5] = 0
+        try:
+            first = second_moments(tiny, corpus, (1,))
+            again = second_moments(tiny, corpus, (1,))
+        finally:
+            weight.copy_(kept)
+    assert first.matrices[1][5, 5] == 0
+    assert torch.equal(again.matrices[1], first.matrices[1])
+    assert not capsys.readouterr().err
 
 
 def test_python_docs_need_no_download():
@@ -107,9 +174,26 @@ def test_a_data_set_of_the_hub(monkeypatch):
             raise RuntimeError("no such thing\nand more")
         return {"text": ["one", "", "two"]}
 
-    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    package = types.SimpleNamespace(load_dataset=load_dataset, config=types.SimpleNamespace(HF_HUB_OFFLINE=True))
+    monkeypatch.setitem(sys.modules, "datasets", package)
     assert load_corpus("wikitext:raw").documents == ("one", "two")
     assert asked == [("wikitext", "raw", "train")]
     with pytest.raises(InputError, match="no such thing") as caught:
         load_corpus("broken")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_data_set_without_a_network_is_said_at_once(monkeypatch):
+    def head(*_, **__):
+        raise OSError("Name or service not known")
+
+    def load_dataset(*_, **__):
+        pytest.fail("a data set was asked for, which takes its time to give up")
+
+    package = types.SimpleNamespace(load_dataset=load_dataset, config=types.SimpleNamespace(HF_HUB_OFFLINE=False))
+    monkeypatch.setitem(sys.modules, "datasets", package)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "get_session", lambda: types.SimpleNamespace(head=head))
+    with pytest.raises(InputError, match=r"no answer from https://huggingface\.co") as caught:
+        load_corpus("wikipedia:20200501.en")
     assert "\n" not in str(caught.value)
