@@ -1,21 +1,43 @@
-"""Fact records: the built-in set, CounterFact, zsRE, one's own JSON."""
+"""Fact records: the built-in set, every published layout, one's own JSON."""
 
-import json
-import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from importlib import resources
-from itertools import count, zip_longest
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from jacobian_lab.builtin import builtin_records
 from jacobian_lab.errors import InputError
+from jacobian_lab.fields import checked, checked_id
+from jacobian_lab.layouts import layout_of, meant
+from jacobian_lab.records import Record, RecordError, read_records
 
 BUILTIN = "builtin"
 """Name of the set of facts that the package ships."""
 
-NEIGHBOURS = 8
-"""Neighbourhood prompts that a built-in fact is given, where there are as many."""
+REFUSE, SKIP, FIRST, LAST, KEEP = "refuse", "skip", "first", "last", "keep"
+ON_BAD_RECORD = (REFUSE, SKIP)
+"""What is done about a record that cannot be used."""
+ON_REPEAT = (REFUSE, FIRST, LAST)
+"""What is done about a subject and prompt that come more than once."""
+
+LISTED = 20
+"""Records that a line names at the most."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A further question that a layout holds, beyond efficacy, paraphrases and neighbourhood.
+
+    Attributes:
+        group: What it belongs to, such as ``"multi-hop"`` or ``"portability: Reasoning"``.
+        prompt: The question.
+        answers: Acceptable answers.
+    """
+
+    group: str
+    prompt: str
+    answers: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -31,6 +53,8 @@ class Fact:
         paraphrase_prompts: Other wordings of the prompt, written out.
         neighborhood_prompts: Prompts about other subjects, which must not change.
         neighborhood_answers: Their answers, one a prompt; empty where they are `target_true`.
+        join: How an answer is joined to a prompt, ``""`` or ``" "``; `None` where the prompt tells.
+        probes: What else the layout asks.
     """
 
     id: int | str
@@ -41,6 +65,8 @@ class Fact:
     paraphrase_prompts: tuple[str, ...] = ()
     neighborhood_prompts: tuple[str, ...] = ()
     neighborhood_answers: tuple[str, ...] = ()
+    join: str | None = None
+    probes: tuple[Probe, ...] = ()
 
     @property
     def text(self) -> str:
@@ -48,16 +74,98 @@ class Fact:
         return self.prompt.replace("{}", self.subject)
 
 
-def load_facts(source: str | Path = BUILTIN, slice: str | None = None) -> tuple[Fact, ...]:
-    """Read facts.
+@dataclass(frozen=True)
+class Refused:
+    """A record that cannot be used.
 
-    Files are JSON (a list) or JSON Lines, of records in any of these layouts: CounterFact as
-    published (nested ``requested_rewrite``), the flat one, zsRE as published (``src``, ``alt``),
-    or one's own with at least ``subject``, ``prompt`` and ``target_new``.
+    Attributes:
+        place: Where it stands, as ``"record 4"`` or ``"line 5"``.
+        id: Its own identifier, if it has one.
+        reason: What was expected and got, and what to do.
+    """
+
+    place: str
+    id: int | str | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """A subject and prompt that come more than once.
+
+    Attributes:
+        subject: The subject.
+        prompt: The prompt, with ``{}``.
+        places: Where it comes.
+        ids: The facts' identifiers, in the same order.
+        answers: Their new answers, in the same order: all alike in a duplicate, several in a conflict.
+    """
+
+    subject: str
+    prompt: str
+    places: tuple[str, ...]
+    ids: tuple[int | str, ...]
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FactFile:
+    """What was found in a file of facts.
+
+    Attributes:
+        facts: The facts.
+        refused: Records that cannot be used.
+        duplicates: Subjects and prompts that come more than once with one answer.
+        conflicts: Those that come with several answers.
+        unknown: How many records have a field that nothing uses, by its name.
+        on_repeat: Which of the facts that are repeated stand in `facts`.
+    """
+
+    facts: tuple[Fact, ...]
+    refused: tuple[Refused, ...] = ()
+    duplicates: tuple[Repeat, ...] = ()
+    conflicts: tuple[Repeat, ...] = ()
+    unknown: Mapping[str, int] = field(default_factory=dict)
+    on_repeat: str = REFUSE
+
+    def notes(self) -> list[str]:
+        """Lines on what a user should hear of before the facts are used.
+
+        Returns:
+            One line on unknown fields, one on skipped records and one on repeats, where there are any.
+        """
+        fields = [_unknown(name, count) for name, count in self.unknown.items()]
+        left_out = self.left_out()
+        skipped, repeats = left_out.get("skipped", []), left_out.get("repeats", [])
+        how = "all kept" if self.on_repeat == KEEP else f"edited once, as the {self.on_repeat} says"
+        lines = {
+            "fields that nothing uses": fields,
+            f"records skipped: {len(skipped)}": skipped,
+            f"facts that come more than once, {how}: {len(repeats)}": repeats,
+        }
+        return [f"{what} ({_listing(named)})" for what, named in lines.items() if named]
+
+    def left_out(self) -> dict[str, list[str]]:
+        """What a run's record says of records that it did not use.
+
+        Returns:
+            ``skipped``, the bad records, and ``repeats``, what was edited once; neither where there is none.
+        """
+        skipped = [f"{record.place}: {record.reason}" for record in self.refused]
+        repeats = [_repeated(repeat) for repeat in (*self.conflicts, *self.duplicates)]
+        return {name: named for name, named in (("skipped", skipped), ("repeats", repeats)) if named}
+
+
+def load_facts(
+    source: str | Path = BUILTIN, slice: str | None = None, *, on_bad_record: str = REFUSE, on_repeat: str = REFUSE
+) -> tuple[Fact, ...]:
+    """Read facts; `read_facts` says how.
 
     Args:
         source: ``"builtin"`` or a file.
-        slice: Which records, as ``"A:B"``; all of them by default.
+        slice: Which of the facts, as ``"A:B"``; all of them by default.
+        on_bad_record: ``"refuse"`` or ``"skip"``.
+        on_repeat: ``"refuse"``, ``"first"`` or ``"last"``.
 
     Returns:
         The facts, in the order of the file.
@@ -65,14 +173,72 @@ def load_facts(source: str | Path = BUILTIN, slice: str | None = None) -> tuple[
     Raises:
         InputError: If the file or one of its records cannot be used, or the slice is outside it.
     """
-    if str(source) == BUILTIN:
-        facts = _builtin()
-    else:
-        records = _read_records(Path(source))
-        facts = [_fact(record, index, source) for index, record in enumerate(records)]
+    return read_facts(source, slice, on_bad_record=on_bad_record, on_repeat=on_repeat).facts
+
+
+def read_facts(
+    source: str | Path = BUILTIN, slice: str | None = None, *, on_bad_record: str = REFUSE, on_repeat: str = REFUSE
+) -> FactFile:
+    """Read facts, and report what else was found.
+
+    Files are JSON (a list) or JSON Lines, of records in any of `jacobian_lab.layouts.LAYOUTS`, or one's own with
+    at least ``subject``, ``prompt`` and ``target_new``.
+
+    The slice is by place in the file. A record that cannot be used keeps its place, so that 0:100 names the same
+    records whether or not one of them is skipped, and one outside the slice is in nobody's way. Facts that are
+    repeated are looked for inside the slice. Of those that are edited once, the one that stays takes over the
+    probes of the others with the same answer.
+
+    Args:
+        source: ``"builtin"`` or a file.
+        slice: Which of the facts, as ``"A:B"``; all of them by default.
+        on_bad_record: ``"refuse"``: none may be bad; ``"skip"``: go on without them.
+        on_repeat: ``"refuse"``: no subject and prompt may come twice; ``"first"`` or ``"last"``: each is edited
+            once, with that record's answer; ``"keep"``: all stay, to be looked at and not edited.
+
+    Returns:
+        What was found.
+
+    Raises:
+        InputError: If the file or one of its records cannot be used, or the slice is outside it.
+    """
+    check_choices(on_bad_record, on_repeat, also=(KEEP,))
+    found, unknown = _read(source)
+    start, stop = parse_slice(slice, len(found))
+    refused = tuple(item for _, item in found[start:stop] if isinstance(item, Refused))
+    placed = [(place, item) for place, item in found[start:stop] if isinstance(item, Fact)]
+    if refused and (on_bad_record == REFUSE or not placed):
+        raise InputError(_refusal(refused, source, bool(placed)))
+    groups: dict[tuple[str, str], list[tuple[str, Fact]]] = {}
+    for place, fact in placed:
+        groups.setdefault((fact.subject, fact.prompt), []).append((place, fact))
+    repeats = [_repeat(group) for group in groups.values() if len(group) > 1]
+    facts = [fact for _, fact in placed]
+    if on_repeat in {FIRST, LAST}:
+        facts = _once(facts, groups, on_repeat)
     _check_unique(facts, source)
-    start, stop = parse_slice(slice, len(facts))
-    return tuple(facts[start:stop])
+    if repeats and on_repeat == REFUSE:
+        raise InputError(_repeat_refusal(repeats, source))
+    duplicates = tuple(repeat for repeat in repeats if len(set(repeat.answers)) == 1)
+    conflicts = tuple(repeat for repeat in repeats if len(set(repeat.answers)) > 1)
+    return FactFile(tuple(facts), refused, duplicates, conflicts, unknown, on_repeat)
+
+
+def check_choices(on_bad_record: str, on_repeat: str, also: Sequence[str] = ()) -> None:
+    """Refuse what is not in `ON_BAD_RECORD` and `ON_REPEAT`.
+
+    Args:
+        on_bad_record: What is to be done about bad records.
+        on_repeat: What is to be done about repeats.
+        also: Further choices for repeats.
+
+    Raises:
+        InputError: If one of them is unknown.
+    """
+    named = {"on-bad-record": (on_bad_record, ON_BAD_RECORD), "on-repeat": (on_repeat, (*ON_REPEAT, *also))}
+    for option, (chosen, choices) in named.items():
+        if chosen not in choices:
+            raise InputError(f"expected --{option} of {', '.join(choices)}, got {chosen!r}: choose one of them")
 
 
 def parse_slice(text: str | None, length: int) -> tuple[int, int]:
@@ -112,188 +278,81 @@ def describe(facts: Iterable[Fact]) -> list[dict[str, Any]]:
         facts: The facts.
 
     Returns:
-        One dictionary a fact.
+        One dictionary a fact, without ``join`` and ``probes`` where it has none.
     """
-    return [{key: list(v) if isinstance(v, tuple) else v for key, v in asdict(fact).items()} for fact in facts]
-
-
-def _builtin() -> list[Fact]:
-    """The compact table of relations expanded, relations and their answers taking turns."""
-    table = json.loads(resources.files("jacobian_lab").joinpath("data/builtin.json").read_text("utf-8"))
-    facts = _in_turns(_in_turns(_of_relation(name, relation)) for name, relation in table["relations"].items())
-    prompts: dict[str, list[tuple[str, str]]] = {}
-    for fact in facts:
-        prompts.setdefault(fact.target_true, []).append((fact.subject, fact.text))
-    return [_with_neighbours(fact, prompts[fact.target_true]) for fact in facts]
-
-
-def _of_relation(name: str, relation: Mapping[str, Any]) -> list[list[Fact]]:
-    """Facts of one relation by their true answer; counterfactuals are the relation's other answers in turn."""
-    answers = list(relation["answers"])
-    numbers = count()
     return [
-        [
-            Fact(
-                id=f"{name}/{subject}",
-                subject=subject,
-                prompt=relation["prompt"],
-                target_new=answers[(place + 1 + next(numbers) % (len(answers) - 1)) % len(answers)],
-                target_true=answer,
-                paraphrase_prompts=tuple(text.replace("{}", subject) for text in relation["paraphrases"]),
-            )
-            for subject in subjects
-        ]
-        for place, (answer, subjects) in enumerate(relation["answers"].items())
+        {name: _plain(value) for name, value in vars(fact).items() if (name, value) not in _ABSENT} for fact in facts
     ]
 
 
-def _in_turns(groups: Iterable[list[Fact]]) -> list[Fact]:
-    """One of each group after the other, so that a short slice already meets them all."""
-    return [fact for turn in zip_longest(*groups) for fact in turn if fact is not None]
+_ABSENT = (("join", None), ("probes", ()))
 
 
-def _with_neighbours(fact: Fact, prompts: Sequence[tuple[str, str]]) -> Fact:
-    """Give a fact the prompts of others with the same true answer, beginning behind its own place."""
-    start = [text for _, text in prompts].index(fact.text)
-    others = [text for subject, text in (*prompts[start:], *prompts[:start]) if subject != fact.subject]
-    return replace(fact, neighborhood_prompts=tuple(others[:NEIGHBOURS]))
+def _plain(value: Any) -> Any:
+    if isinstance(value, Probe):
+        return {name: _plain(inner) for name, inner in vars(value).items()}
+    return [_plain(inner) for inner in value] if isinstance(value, tuple) else value
 
 
-def _read_records(path: Path) -> list[Any]:
-    """The records of a JSON or JSON Lines file."""
-    if not os.path.isfile(path):  # noqa: PTH113  Path.is_file raises where the path cannot be looked at
-        raise InputError(
-            f"expected 'builtin' or a JSON file of facts, got {str(path)!r}, which is "
-            f"{'a folder' if path.is_dir() else 'not there'}: check the path"
-        )
-    try:
-        text = path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"expected facts in UTF-8, got byte {error.object[error.start]:#04x} at {error.start} in {path}: "
-            "save the file as UTF-8"
-        ) from error
-    except OSError as error:
-        raise InputError(
-            f"expected a readable file of facts, got {path} ({error.strerror}): check its rights"
-        ) from error
-    records = _parse(text, path)
-    if not records:
-        raise InputError(f"expected at least one fact, got none in {path}: give a file with records")
-    return records
+def _read(source: str | Path) -> tuple[list[tuple[str, Fact | Refused]], dict[str, int]]:
+    """Every fact or refused record with its place, and how often there are fields that nothing uses."""
+    if str(source) == BUILTIN:
+        records = [Record(f"record {index}", content) for index, content in enumerate(builtin_records())]
+    else:
+        records = read_records(Path(source))
+    found: list[tuple[str, Fact | Refused]] = []
+    unknown: Counter[str] = Counter()
+    for index, record in enumerate(records):
+        try:
+            layout = layout_of(_object(record))
+            found += [(record.place, fact) for fact in _facts(layout.read(record.content), record, index)]
+            unknown.update(layout.unknown(record.content))
+        except RecordError as error:
+            found.append((record.place, Refused(record.place, _own_id(record.content), str(error))))
+    return found, dict(unknown)
 
 
-def _parse(text: str, path: Path) -> list[Any]:
-    try:
-        if not text.lstrip().startswith("["):
-            return [json.loads(line) for line in text.split("\n") if line.strip()]
-        return list(json.loads(text))
-    except (ValueError, RecursionError) as first:
-        try:  # one record written over several lines
-            return [json.loads(text)]
-        except (ValueError, RecursionError):
-            raise InputError(
-                f"expected a JSON list or JSON Lines of facts, got {path}, which is neither ({first}): mend the file"
-            ) from first
+def _own_id(content: Any) -> int | str | None:
+    given = content.get("id", content.get("case_id")) if isinstance(content, Mapping) else None
+    return given if isinstance(given, int | str) else None
 
 
-def _fact(record: Any, index: int, source: str | Path) -> Fact:
-    """One record, of any layout, checked."""
-    where = f"record {index} of {source}"
-    if not isinstance(record, Mapping):
-        raise InputError(
-            f"expected an object with subject, prompt and target_new, got {record!r:.60} as {where}: mend it"
-        )
-    fields = dict(_flat(record, where))
-    fact_id = record.get("id", record.get("case_id", index))
-    named = _encodable(fact_id) if isinstance(fact_id, str) else isinstance(fact_id, int) and abs(fact_id) < 2**63
-    if isinstance(fact_id, bool) or not named:
-        raise InputError(f"expected a whole number or a string as id, got {fact_id!r:.60} in {where}: mend it")
-    return Fact(id=fact_id, **_checked(fields, where))
+def _object(record: Record) -> Mapping[str, Any]:
+    if record.fault or not isinstance(record.content, Mapping):
+        got = f"what is not JSON ({record.fault})" if record.fault else f"{record.content!r:.60}"
+        raise RecordError(f"expected an object with subject, prompt and target_new, got {got}", "mend it")
+    return record.content
 
 
-def _flat(record: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    """The fields of a record, whichever layout it has."""
-    if "requested_rewrite" in record:
-        rewrite = record["requested_rewrite"]
-        if not isinstance(rewrite, Mapping):
-            raise InputError(f"expected an object as requested_rewrite, got {rewrite!r:.60} in {where}: mend it")
-        targets = {key: _inner_text(rewrite.get(key)) for key in ("target_new", "target_true") if key in rewrite}
-        return {**record, **rewrite, **targets}
-    if "src" in record and "prompt" not in record:
-        answers = record.get("answers", [record.get("alt")])
-        if not isinstance(answers, list) or not answers:
-            raise InputError(f"expected a list of answers, got {answers!r:.60} in {where}: mend it")
-        return {
-            "subject": record.get("subject"),
-            "prompt": _with_place(record["src"], record.get("subject"), where),
-            "target_new": answers[0],
-            "paraphrase_prompts": [record["rephrase"]] if "rephrase" in record else [],
-            "neighborhood_prompts": [record["loc"]] if "loc" in record else [],
-            "neighborhood_prompts_answers": [record["loc_ans"]] if "loc_ans" in record else [],
-        }
-    return record
+def _facts(readings: Sequence[Mapping[str, Any]], record: Record, index: int) -> list[Fact]:
+    """The facts of one record; they are numbered where it has several."""
+    name = checked_id(record.content, index)
+    names = [name] if len(readings) == 1 else [f"{name}/{number}" for number in range(len(readings))]
+    return [_fact(fields, own) for fields, own in zip(readings, names, strict=True)]
 
 
-def _inner_text(target: Any) -> Any:
-    return target.get("str") if isinstance(target, Mapping) else target
+def _fact(fields: Mapping[str, Any], name: int | str) -> Fact:
+    values = checked(fields)
+    return Fact(name, **values | {"probes": tuple(Probe(**probe) for probe in values["probes"])})
 
 
-def _with_place(text: Any, subject: Any, where: str) -> Any:
-    """Put ``{}`` where the subject stands in a prompt that is written out."""
-    if isinstance(text, str) and isinstance(subject, str) and subject.strip():
-        if subject.strip() not in text:
-            raise InputError(
-                f"expected the subject in the prompt, got {subject!r}, which does not appear in {text!r} "
-                f"({where}): mend the subject or the prompt"
-            )
-        return text.replace(subject.strip(), "{}", 1)
-    return text
+def _repeat(group: Sequence[tuple[str, Fact]]) -> Repeat:
+    places, facts = zip(*group, strict=True)
+    answers = tuple(fact.target_new for fact in facts)
+    return Repeat(facts[0].subject, facts[0].prompt, places, tuple(fact.id for fact in facts), answers)
 
 
-def _checked(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The fields of `Fact` but its id, with types, emptiness and the place of the subject checked."""
-    texts = {}
-    for name in ("subject", "prompt", "target_new", "target_true"):
-        value = fields.get(name, "" if name == "target_true" else None)
-        if not isinstance(value, str):
-            state = "nothing" if name not in fields else f"{value!r:.60}"
-            raise InputError(f"expected text in the field {name!r}, got {state} in {where}: add it")
-        texts[name] = value.strip() if name != "prompt" else value.rstrip()
-        if not _encodable(value):
-            raise InputError(f"expected text in the field {name!r}, got a lone surrogate in {where}: mend it")
-        if not texts[name] and name != "target_true":
-            raise InputError(f"expected a {name} that is not empty, got {value!r} in {where}: fill it in")
-    places = texts["prompt"].count("{}")
-    if places != 1:
-        stands = "stands in it written out" if texts["subject"] in texts["prompt"] else "does not appear in it either"
-        hint = f"; the subject {texts['subject']!r} {stands}" if places == 0 else ""
-        raise InputError(
-            f"expected one {{}} in the prompt where the subject goes, got {places} in {texts['prompt']!r} "
-            f"({where}{hint}): put {{}} in place of the subject"
-        )
-    lists = {
-        "paraphrase_prompts": _texts(fields, "paraphrase_prompts", where),
-        "neighborhood_prompts": _texts(fields, "neighborhood_prompts", where),
-        "neighborhood_answers": _texts(fields, "neighborhood_prompts_answers", where),
-    }
-    return {**texts, **lists}
-
-
-def _texts(fields: Mapping[str, Any], name: str, where: str) -> tuple[str, ...]:
-    value = fields.get(name) or ()
-    if not isinstance(value, list | tuple) or not all(isinstance(v, str) and _encodable(v) for v in value):
-        raise InputError(f"expected a list of texts in the field {name!r}, got {value!r:.60} in {where}: mend it")
-    return tuple(v.rstrip() for v in value)
-
-
-def _encodable(text: str) -> bool:
-    """JSON can hold halves of characters that UTF-8 cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _once(
+    facts: Sequence[Fact], groups: Mapping[tuple[str, str], Sequence[tuple[str, Fact]]], which: str
+) -> list[Fact]:
+    """Of facts with the same subject and prompt the first or last, with the probes of those that agree with it."""
+    chosen: dict[int, Fact] = {}
+    for group in groups.values():
+        same = [fact for _, fact in group]
+        kept = same[0] if which == FIRST else same[-1]
+        probes = dict.fromkeys(p for fact in same if fact.target_new == kept.target_new for p in fact.probes)
+        chosen[id(kept)] = replace(kept, probes=tuple(probes)) if len(same) > 1 else kept
+    return [chosen[id(fact)] for fact in facts if id(fact) in chosen]
 
 
 def _check_unique(facts: Sequence[Fact], source: str | Path) -> None:
@@ -302,3 +361,37 @@ def _check_unique(facts: Sequence[Fact], source: str | Path) -> None:
         if str(fact.id) in seen:
             raise InputError(f"expected every fact to have its own id, got {fact.id!r} twice in {source}: rename one")
         seen.add(str(fact.id))
+
+
+def _refusal(refused: Sequence[Refused], source: str | Path, others: bool) -> str:
+    """What to say of bad records; only one of them has the line for itself."""
+    way_out = ", or go on without by --on-bad-record skip" if others else ""
+    if len(refused) == 1:
+        what, _, todo = refused[0].reason.rpartition(": ")
+        return f"{what} in {refused[0].place} of {source}: {todo}{way_out}"
+    named = _listing([f"{record.place}: {record.reason}" for record in refused])
+    return f"expected facts, got {len(refused)} records that cannot be used in {source} ({named}): mend them{way_out}"
+
+
+def _repeat_refusal(repeats: Sequence[Repeat], source: str | Path) -> str:
+    named = _listing([_repeated(repeat) for repeat in repeats])
+    return (
+        f"expected every subject and prompt once, got {len(repeats)} more than once in {source} ({named}): "
+        "mend them, or edit each once by --on-repeat first or --on-repeat last"
+    )
+
+
+def _repeated(repeat: Repeat) -> str:
+    answers = " / ".join(repeat.answers[:LISTED])
+    return f"{repeat.prompt.replace('{}', repeat.subject)!r:.90} -> {answers} in {_listing(repeat.places, ', ')}"
+
+
+def _unknown(name: str, count: int) -> str:
+    other = meant(name)
+    hint = f", did you mean {other}?" if other else ""
+    return f"{name!r:.60} in {count} record{'s' if count > 1 else ''}{hint}"
+
+
+def _listing(named: Sequence[str], between: str = "; ") -> str:
+    more = f"{between}and {len(named) - LISTED} more" if len(named) > LISTED else ""
+    return between.join(named[:LISTED]) + more

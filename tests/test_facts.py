@@ -1,11 +1,16 @@
 """Facts: the built-in set and every layout of file."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
+from jacobian_lab.cli import FactsConfig
+from jacobian_lab.cli import facts as facts_command
 from jacobian_lab.errors import InputError
-from jacobian_lab.facts import BUILTIN, load_facts, parse_slice
+from jacobian_lab.experiment import Subject, SubjectConfig, load_subject
+from jacobian_lab.facts import BUILTIN, describe, load_facts, parse_slice, read_facts
 
 RECORD = {
     "id": 7,
@@ -60,38 +65,6 @@ def test_json_lines_and_missing_ids(tmp_path):
     assert [(fact.id, fact.subject) for fact in load_facts(path)] == [(0, "Ada"), (1, "Bea")]
 
 
-def test_counterfact_as_published(tmp_path):
-    record = {
-        "case_id": 3,
-        "requested_rewrite": {
-            "prompt": "{} lives in",
-            "subject": "Ada",
-            "target_new": {"str": "Rome", "id": "Q1"},
-            "target_true": {"str": "Bath", "id": "Q2"},
-        },
-        "paraphrase_prompts": ["Ada's home is"],
-        "neighborhood_prompts": ["Bea lives in", "Cleo lives in"],
-    }
-    (fact,) = load_facts(write(tmp_path / "f.json", [record]))
-    assert (fact.id, fact.target_new, fact.target_true) == (3, "Rome", "Bath")
-    assert fact.neighborhood_prompts == ("Bea lives in", "Cleo lives in")
-
-
-def test_zsre_as_published(tmp_path):
-    record = {
-        "subject": "Ada",
-        "src": "Where does Ada live?",
-        "answers": ["Rome"],
-        "alt": "Bath",
-        "rephrase": "Ada lives where?",
-        "loc": "nq question: who?",
-        "loc_ans": "him",
-    }
-    (fact,) = load_facts(write(tmp_path / "f.json", [record]))
-    assert (fact.prompt, fact.target_new) == ("Where does {} live?", "Rome")
-    assert fact.neighborhood_answers == ("him",)
-
-
 def test_shared_files(shared):
     counterfact = load_facts(shared / "data" / "counterfact_2000.json", "100:104")
     assert [fact.id for fact in counterfact] == [107, 108, 109, 110]
@@ -126,7 +99,7 @@ def test_bad_slices(text):
             "field 'target_new', got nothing",
         ),
         ([{k: v for k, v in RECORD.items() if k != "prompt"}], "field 'prompt', got nothing"),
-        ([{**RECORD, "prompt": "Ada lives in"}], "got 0 .*'Ada' stands in it"),
+        ([{**RECORD, "prompt": "ADA lives in"}], "got 0 .*'Ada' stands in it as 'ADA'"),
         ([{**RECORD, "prompt": "Bea lives in"}], "'Ada' does not appear"),
         ([{**RECORD, "prompt": "{} and {} live in"}], "got 2"),
         ([{**RECORD, "target_new": "  "}], "target_new that is not empty"),
@@ -169,3 +142,195 @@ def test_absent_files(tmp_path):
         load_facts(tmp_path / "none.json")
     with pytest.raises(InputError, match="a folder"):
         load_facts(tmp_path)
+
+
+def test_a_prompt_may_have_its_subject_written_out(tmp_path):
+    written = [
+        ("Ada lives in", "{} lives in"),
+        ("Adam likes Ada in", "Adam likes {} in"),
+        ("Ada and Ada in", "{} and Ada in"),
+    ]
+    path = write(tmp_path / "f.json", [{**RECORD, "id": i, "prompt": text} for i, (text, _) in enumerate(written)])
+    assert [fact.prompt for fact in load_facts(path)] == [prompt for _, prompt in written]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "given", "kept", "join"),
+    [
+        ("{} lives in", None, "{} lives in", None),
+        ("{} lives in ", None, "{} lives in", " "),
+        ("{} lives in  ", "", "{} lives in", ""),
+        ("{}住在", "", "{}住在", ""),
+        ("<user>\nWho is {}?\n<assistant>\n", None, "<user>\nWho is {}?\n<assistant>\n", None),
+        ("{}\t", " ", "{}\t", " "),
+    ],
+)
+def test_only_spaces_are_taken_off_the_end_of_a_prompt_and_then_join_the_answer(tmp_path, prompt, given, kept, join):
+    others = {"paraphrase_prompts": ["one ", "two\n"], "neighborhood_prompts": ["three \n "]}
+    record = {**RECORD, "prompt": prompt, **others} | ({} if given is None else {"join": given})
+    (fact,) = load_facts(write(tmp_path / "f.json", [record]))
+    assert (fact.prompt, fact.join) == (kept, join)
+    assert (fact.paraphrase_prompts, fact.neighborhood_prompts) == (("one", "two\n"), ("three \n",))
+
+
+def test_facts_without_join_and_probes_are_described_as_they_always_were(tmp_path):
+    (plain,) = describe(load_facts(write(tmp_path / "f.json", [RECORD])))
+    assert "join" not in plain
+    assert "probes" not in plain
+    probe = {"group": "why", "prompt": "what?", "answers": ["this", "that"]}
+    (full,) = describe(load_facts(write(tmp_path / "f.json", [{**RECORD, "join": "", "probes": [probe]}])))
+    assert json.loads(json.dumps(full)) == full == plain | {"join": "", "probes": [probe]}
+
+
+BAD_LINES = "\n".join([
+    json.dumps(RECORD),
+    '{"subject": "Bea", "prompt"',
+    "",
+    json.dumps({"id": "no subject", "prompt": "Who built the old bridge?", "target_new": "Rome"}),
+    json.dumps({**RECORD, "id": 8, "subject": "Cleo"}),
+])
+
+
+def test_every_bad_record_is_named_with_its_line_and_reason(tmp_path):
+    path = write(tmp_path / "f.jsonl", BAD_LINES)
+    with pytest.raises(InputError, match="got 2 records that cannot be used") as caught:
+        load_facts(path)
+    told = str(caught.value)
+    assert "line 2: expected an object" in told
+    assert "line 4: expected text in the field 'subject', got nothing: add the words of the prompt" in told
+    assert told.endswith("or go on without by --on-bad-record skip")
+
+
+def test_the_others_are_used_where_bad_records_are_skipped(tmp_path):
+    path = write(tmp_path / "f.jsonl", BAD_LINES)
+    file = read_facts(path, on_bad_record="skip")
+    assert [fact.subject for fact in file.facts] == ["Ada", "Cleo"]
+    assert [(record.place, record.id) for record in file.refused] == [("line 2", None), ("line 4", "no subject")]
+    assert load_facts(path, on_bad_record="skip") == file.facts
+    with pytest.raises(InputError, match="2 records that cannot be used"):
+        load_facts(path, "1:3", on_bad_record="skip")
+
+
+def test_a_slice_is_by_place_so_that_bad_records_outside_it_are_in_nobody_s_way(tmp_path):
+    path = write(tmp_path / "f.jsonl", BAD_LINES)
+    assert [fact.subject for fact in load_facts(path, "3:4")] == ["Cleo"]
+    file = read_facts(path, "0:3", on_bad_record="skip")
+    assert ([fact.subject for fact in file.facts], len(file.refused)) == (["Ada"], 2)
+
+
+def test_one_bad_record_has_the_line_for_itself(tmp_path):
+    path = write(tmp_path / "f.json", [RECORD, {**RECORD, "id": 8, "target_new": None}])
+    words = "expected text in the field 'target_new', got None in record 1 of .*: add it, or go on without"
+    with pytest.raises(InputError, match=words):
+        load_facts(path)
+
+
+def test_twenty_bad_records_are_named_and_the_rest_counted(tmp_path):
+    path = write(tmp_path / "f.json", [RECORD, *({"id": i} for i in range(25))])
+    with pytest.raises(InputError, match=r"record 20: .*; and 5 more") as caught:
+        load_facts(path)
+    assert "record 21" not in str(caught.value)
+
+
+def test_a_question_that_writes_the_subject_otherwise_refuses_that_record_alone(tmp_path):
+    records = [
+        {"subject": "Mira Vale", "src": f"Where was Mira Vale born in {i}?", "answers": ["Rome"]} for i in range(100)
+    ]
+    records[41]["src"] = "Where was MIRA VALE born?"
+    file = read_facts(write(tmp_path / "f.json", records), on_bad_record="skip")
+    assert len(file.facts) == 99
+    assert file.refused[0].place == "record 41"
+    assert "stands in it as 'MIRA VALE'" in file.refused[0].reason
+
+
+THRICE = [{**RECORD, "id": i, "target_new": answer} for i, answer in enumerate(("Rome", "Oslo", "Rome"))]
+
+
+def test_conflicts_are_refused_unless_each_is_to_be_edited_once(tmp_path):
+    path = write(tmp_path / "f.json", THRICE)
+    with pytest.raises(InputError, match=r"Rome / Oslo / Rome in record 0, record 1, record 2.*--on-repeat first"):
+        load_facts(path)
+    for how, answers in {"first": [(0, "Rome")], "last": [(2, "Rome")]}.items():
+        file = read_facts(path, on_repeat=how)
+        assert [(fact.id, fact.target_new) for fact in file.facts] == answers
+        (conflict,) = file.conflicts
+        assert (conflict.subject, conflict.prompt, conflict.ids) == ("Ada", "{} lives in", (0, 1, 2))
+        assert (conflict.answers, file.duplicates) == (("Rome", "Oslo", "Rome"), ())
+
+
+def test_duplicates_are_told_from_conflicts(tmp_path):
+    path = write(tmp_path / "f.json", [THRICE[0], {**THRICE[1], "subject": "Bea"}, THRICE[2]])
+    with pytest.raises(InputError, match="Rome / Rome in record 0, record 2"):
+        load_facts(path)
+    file = read_facts(path, on_repeat="last")
+    assert [fact.id for fact in file.facts] == [1, 2]
+    assert (file.duplicates[0].places, file.conflicts) == (("record 0", "record 2"), ())
+    kept = read_facts(path, on_repeat="keep")
+    assert (len(kept.facts), kept.duplicates) == (3, file.duplicates)
+
+
+def test_the_built_in_facts_have_no_repeats():
+    file = read_facts()
+    assert (file.refused, file.duplicates, file.conflicts, file.unknown) == ((), (), (), {})
+    assert file.notes() == []
+
+
+def test_fields_that_nothing_uses_are_named_once_with_what_they_may_mean(tmp_path):
+    records = [{**RECORD, "id": i, "subject": f"Ada {i}", "paraphrases": ["x"], "zzz": 1} for i in range(3)]
+    file = read_facts(write(tmp_path / "f.json", records))
+    assert file.unknown == {"paraphrases": 3, "zzz": 3}
+    assert file.notes() == [
+        "fields that nothing uses ('paraphrases' in 3 records, did you mean paraphrase_prompts?; 'zzz' in 3 records)"
+    ]
+
+
+@pytest.mark.parametrize("how", [{"on_bad_record": "ignore"}, {"on_repeat": "both"}])
+def test_unknown_ways_are_refused(how):
+    with pytest.raises(InputError, match=f"expected --{next(iter(how)).replace('_', '-')} of"):
+        load_facts(BUILTIN, **how)
+    with pytest.raises(InputError, match="choose one of them"):
+        load_subject(SubjectConfig(**how))
+
+
+def test_facts_that_would_be_edited_twice_are_refused_before_the_model_is_loaded():
+    with pytest.raises(InputError, match="expected --on-repeat of refuse, first, last, got 'keep'"):
+        load_subject(SubjectConfig(model="nowhere", on_repeat="keep"))
+
+
+COUNT = """
+import sys
+from jacobian_lab.facts import read_facts
+file = read_facts(sys.argv[1], on_bad_record="skip")
+print(len(file.facts), *(record.place for record in file.refused))
+"""  # in a process of its own, without the checks of every call that tests have
+
+
+def test_a_hundred_thousand_records_with_one_bad_among_them(tmp_path):
+    lines = [json.dumps({**RECORD, "id": i, "subject": f"Ada {i}"}) for i in range(100_000)]
+    lines[77_777] = lines[77_777][:-5]
+    path = write(tmp_path / "f.jsonl", "\n".join(lines))
+    told = subprocess.run([sys.executable, "-c", COUNT, path], capture_output=True, text=True, check=True)
+    assert told.stdout.split() == ["99999", "line", "77778"]
+
+
+def test_the_command_says_on_stderr_what_it_skipped_and_lists_the_others(tmp_path, capsys):
+    path = write(tmp_path / "f.jsonl", BAD_LINES)
+    facts_command(FactsConfig(str(path), on_bad_record="skip"))
+    told = capsys.readouterr()
+    assert [line.split("\t")[1] for line in told.out.splitlines()] == ["Ada lives in", "Cleo lives in"]
+    assert "records skipped: 2 (line 2: " in told.err
+    assert told.err.count("\n") == 1
+
+
+def test_a_run_says_which_records_it_left_out(tmp_path, folders):
+    records = [*THRICE, {"id": 9, "prompt": "{} lives in"}, {**RECORD, "id": 10, "subject": "Bea", "paraphrases": []}]
+    path = write(tmp_path / "f.json", records)
+    config = SubjectConfig(
+        model=str(folders["llama"]), facts=str(path), layers="2-4", on_bad_record="skip", on_repeat="first"
+    )
+    found = Subject(config, *load_subject(config)).provenance()["facts"]
+    assert found["count"] == 2
+    assert found["skipped"] == [
+        f"record 3: {read_facts(path, on_bad_record='skip', on_repeat='keep').refused[0].reason}"
+    ]
+    assert found["repeats"] == ["'Ada lives in' -> Rome / Oslo / Rome in record 0, record 1, record 2"]
