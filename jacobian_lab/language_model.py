@@ -10,7 +10,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from jacobian_lab.families import KNOWN, Defaults, Family
+from jacobian_lab import tokens
+from jacobian_lab.chat import Chat
+from jacobian_lab.facts import Fact
+from jacobian_lab.families import KNOWN, Defaults, Family, Shape
+from jacobian_lab.tokens import BARE, Prompt
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +27,7 @@ class LanguageModel:
         family: Where the parts are.
         name: What the user called it.
         fingerprint: SHA-256 of its configuration, its tokenizer and its weights as loaded.
+        chat: The chat template that prompts are a user's turn of, if they are to be.
     """
 
     hf: Any
@@ -30,6 +35,7 @@ class LanguageModel:
     family: Family
     name: str
     fingerprint: str
+    chat: Chat | None = None
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -65,6 +71,43 @@ class LanguageModel:
     def trunk(self) -> nn.Module:
         """The model without its head."""
         return self.hf.base_model
+
+    def fact_prompt(self, fact: Fact, template: str = BARE, *, answer: bool = False) -> Prompt:
+        """A fact's row; see `jacobian_lab.tokens.fact_prompt`.
+
+        Args:
+            fact: The fact.
+            template: A context template, with one ``{}``.
+            answer: Whether to append the answer to be learnt.
+
+        Returns:
+            The row.
+        """
+        return tokens.fact_prompt(self.tokenizer, fact, template, answer=answer, chat=self.chat)
+
+    def kl_prompt(self, fact: Fact) -> Prompt:
+        """The row of the KL term; see `jacobian_lab.tokens.kl_prompt`.
+
+        Args:
+            fact: The fact.
+
+        Returns:
+            The row.
+        """
+        return tokens.kl_prompt(self.tokenizer, fact, self.chat)
+
+    def text_prompt(self, text: str, answer: str = "", join: str | None = None) -> Prompt:
+        """The row of a prompt as it stands; see `jacobian_lab.tokens.text_prompt`.
+
+        Args:
+            text: The prompt.
+            answer: The answer, without the space before it.
+            join: What its record says of how they are joined.
+
+        Returns:
+            The row.
+        """
+        return tokens.text_prompt(self.tokenizer, text, answer, join, chat=self.chat)
 
     def projection(self, layer: int) -> Any:
         """The MLP output projection of a block; its input is the key.
@@ -181,21 +224,18 @@ class LanguageModel:
         """
         return operator.attrgetter(self.family.norm)(self.hf)(hidden)
 
-    def head(self, hidden: Float[Tensor, "*row d_model"], *, upcast: bool = False) -> Float[Tensor, "*row vocab"]:
-        """The head.
+    def head(self, hidden: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row vocab"]:
+        """The head, in float32 or better whatever the weights are: a loss of rounded logits keeps three digits.
 
         Args:
             hidden: Output of the norm.
-            upcast: Compute in float32 or better, whatever the weights are, instead of rounding logits to them.
 
         Returns:
             Logits, in float32 or better.
         """
         head, dtype = self.hf.get_output_embeddings(), torch.promote_types(self.dtype, torch.float32)
-        if upcast:
-            bias = None if head.bias is None else head.bias.to(dtype)
-            return nn.functional.linear(hidden.to(dtype), head.weight.to(dtype), bias)
-        return head(hidden).to(dtype)
+        bias = None if head.bias is None else head.bias.to(dtype)
+        return nn.functional.linear(hidden.to(dtype), head.weight.to(dtype), bias)
 
     def known(self) -> str:
         """The model's name in `KNOWN`, by its shape.
@@ -203,7 +243,15 @@ class LanguageModel:
         Returns:
             The name; empty for another model.
         """
-        shape = (self.hf.config.model_type, self.n_layers, self.d_model)
+        config = self.hf.config
+        shape = Shape(
+            config.model_type,
+            self.n_layers,
+            self.d_model,
+            self.d_mlp,
+            config.vocab_size,
+            config.max_position_embeddings,
+        )
         return next((name for name, known in KNOWN.items() if known.shape == shape), "")
 
     def defaults(self, protocol: str | None = None) -> Defaults:

@@ -1,27 +1,21 @@
 """Does an edited model answer as it was edited to, in other words too, and is the rest left alone?"""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, zip_longest
+from itertools import pairwise
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
-from transformers import GenerationConfig
 
 from jacobian_lab.activations import batches, forward
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts import Fact
 from jacobian_lab.language_model import LanguageModel
-from jacobian_lab.tokens import Prompt, text_prompt
-
-COUNTERFACT, ZSRE = "counterfact", "zsre"
-STYLES = (COUNTERFACT, ZSRE)
-"""Whose definition of Success: the new answer before the true one, or the share of its tokens."""
-
-Question = tuple[str, str]
-"""A prompt as it stands, and an answer that is looked for after it; empty: the next-token distribution."""
+from jacobian_lab.questions import COUNTERFACT, Question, neighborhood, paraphrases, questions
+from jacobian_lab.tokens import Prompt
+from jacobian_lab.writing import write
 
 TOP = (1, 5, 10)
 ROWS_OF_LOGITS = 256
@@ -89,7 +83,7 @@ def answers(model: LanguageModel, rows: Sequence[Prompt], states: Sequence[Float
     tokens = torch.tensor([token for row in rows for token in row.answer], device=model.device)
     nll, hits = [], []
     for state, token in zip(torch.cat(list(states)).split(ROWS_OF_LOGITS), tokens.split(ROWS_OF_LOGITS), strict=True):
-        logits = model.head(state, upcast=True)
+        logits = model.head(state)
         nll.append(-logits.double().log_softmax(-1).gather(-1, token[:, None])[:, 0])
         hits.append((logits.argmax(-1) == token).double())
     means = [[part.mean() for part in torch.cat(values).split(lengths)] for values in (nll, hits)]
@@ -114,53 +108,13 @@ def specificity(
     """
     found: dict[str, list[Tensor]] = {"kl": [], **{f"top{k}": [] for k in TOP}}
     for old, new in zip(before.split(ROWS_OF_LOGITS), after.split(ROWS_OF_LOGITS), strict=True):
-        p, q = model.head(old, upcast=True), model.head(new, upcast=True)
+        p, q = model.head(old), model.head(new)
         log_p, log_q = p.double().log_softmax(-1), q.double().log_softmax(-1)
         found["kl"].append((log_p.exp() * (log_p - log_q)).sum(-1))
         for k in TOP:
             stayed = p.topk(k).indices[:, :, None] == q.topk(k).indices[:, None, :]
             found[f"top{k}"].append(stayed.any(-1).double().mean(-1))
     return {name: torch.cat(parts).cpu() for name, parts in found.items()}
-
-
-def style_of(facts: Sequence[Fact]) -> str:
-    """Which definition of Success the facts allow.
-
-    Args:
-        facts: The facts.
-
-    Returns:
-        CounterFact's where every fact has a true answer to compare with, else zsRE's.
-    """
-    return COUNTERFACT if all(fact.target_true for fact in facts) else ZSRE
-
-
-def paraphrases(fact: Fact, style: str) -> tuple[str, ...]:
-    """Other wordings of a fact's prompt.
-
-    Args:
-        fact: The fact.
-        style: With zsRE's the first alone.
-
-    Returns:
-        The prompts.
-    """
-    return fact.paraphrase_prompts if style == COUNTERFACT else fact.paraphrase_prompts[:1]
-
-
-def neighborhood(fact: Fact, style: str) -> list[Question]:
-    """Prompts that an edit must leave alone, with their own answers.
-
-    Args:
-        fact: The fact.
-        style: With zsRE's the first alone.
-
-    Returns:
-        Prompts with answers; an answer is empty where the data give none.
-    """
-    own = fact.neighborhood_answers or (fact.target_true,) * len(fact.neighborhood_prompts)
-    pairs = list(zip_longest(fact.neighborhood_prompts, own[: len(fact.neighborhood_prompts)], fillvalue=""))
-    return pairs if style == COUNTERFACT else pairs[:1]
 
 
 def check_questions(model: LanguageModel, facts: Sequence[Fact], style: str) -> None:
@@ -175,8 +129,8 @@ def check_questions(model: LanguageModel, facts: Sequence[Fact], style: str) -> 
         InputError: Naming the first such fact.
     """
     for fact in facts:
-        for text, answer in _questions(fact, style):
-            length = len(text_prompt(model.tokenizer, text, answer).ids)
+        for question in questions(fact, style):
+            length = len(model.text_prompt(*question).ids)
             if length > model.max_tokens:
                 raise InputError(
                     f"expected prompts of at most {model.max_tokens} tokens, got one of {length} in fact {fact.id!r}: "
@@ -187,6 +141,9 @@ def check_questions(model: LanguageModel, facts: Sequence[Fact], style: str) -> 
 def neighborhood_states(model: LanguageModel, facts: Sequence[Fact], style: str) -> list[Float[Tensor, "_ d_model"]]:
     """Final states at the last token of every neighbourhood prompt; take them before anything is edited.
 
+    They are taken in the same rows, side by side with the same others, as `evaluate` takes them for these
+    facts: a model that has not been edited then equals itself to the last bit, whatever its dtype.
+
     Args:
         model: The model.
         facts: The facts.
@@ -195,60 +152,46 @@ def neighborhood_states(model: LanguageModel, facts: Sequence[Fact], style: str)
     Returns:
         For each fact one state a prompt.
     """
-    texts = [[text for text, _ in neighborhood(fact, style)] for fact in facts]
-    rows = [text_prompt(model.tokenizer, text) for each in texts for text in each]
+    asked = _asked(model, facts, style)
     empty = torch.empty(0, model.d_model, dtype=model.dtype, device=model.device)
-    return list(torch.cat([empty, *predicting_states(model, rows)]).split([len(each) for each in texts]))
+    return [torch.cat([empty, *(asked[Question(text)][1] for text, _ in neighborhood(f, style))]) for f in facts]
 
 
 def evaluate(
-    model: LanguageModel, facts: Sequence[Fact], before: Sequence[Float[Tensor, "_ d_model"]], style: str
+    model: LanguageModel,
+    facts: Sequence[Fact],
+    before: Sequence[Float[Tensor, "_ d_model"]],
+    style: str,
+    groups: Sequence[str] = (),
 ) -> list[dict[str, list[float]]]:
     """All teacher-forced metrics of metrics.md, prompt by prompt.
 
     Args:
         model: The model, edited or not.
         facts: The facts.
-        before: What `neighborhood_states` gave for them on the unedited model.
+        before: What `neighborhood_states` gave for the same facts together on the unedited model.
         style: Whose definition of Success.
+        groups: Groups of further questions, in the order that their values are wanted in.
 
     Returns:
         For each fact, a value for each prompt of ``efficacy_success``, ``efficacy_accuracy``,
         ``generalization_success``, ``generalization_accuracy``, ``kl``, ``top1``, ``top5``, ``top10`` and
-        ``neighborhood_success``, and ``nll_new`` and ``nll_true`` of the rewriting prompt. NaN where there is no
-        answer to compare with.
+        ``neighborhood_success``, ``nll_new`` and ``nll_true`` of the rewriting prompt, and for each group
+        ``probe_accuracy``: the share of its questions that are answered, by any of their answers. NaN where there
+        is no answer to compare with.
     """
-    rows = {question: text_prompt(model.tokenizer, *question) for fact in facts for question in _questions(fact, style)}
-    states = dict(zip(rows, predicting_states(model, list(rows.values())), strict=True))
-    answered = [question for question in rows if question[1]]
-    taken = answers(model, [rows[q] for q in answered], [states[q] for q in answered])
+    asked = _asked(model, facts, style)
+    answered = [question for question in asked if question.answer]
+    taken = answers(model, *map(list, zip(*(asked[question] for question in answered), strict=True)))
     nll = dict(zip(answered, taken.nll.tolist(), strict=True))
     share = dict(zip(answered, taken.share.tolist(), strict=True))
-
-    def below(first: Question, second: Question) -> float:
-        return float(nll[first] < nll[second]) if first[1] and second[1] else math.nan
-
-    def success(text: str, fact: Fact) -> float:
-        own = (text, fact.target_new)
-        return below(own, (text, fact.target_true)) if style == COUNTERFACT else share[own]
-
     found = []
     for fact, old in zip(facts, before, strict=True):
-        others, around = paraphrases(fact, style), neighborhood(fact, style)
-        values = {f"{name}_success": [success(text, fact) for text in texts] for name, texts in _told(fact, others)}
-        values |= {
-            f"{name}_accuracy": [float(share[text, fact.target_new] == 1) for text in texts]
-            for name, texts in _told(fact, others)
-        }
-        values["neighborhood_success"] = [
-            below(own, (own[0], fact.target_new)) if style == COUNTERFACT else share.get(own, math.nan)
-            for own in around
-        ]
-        if around:
-            now = torch.cat([states[text, ""] for text, _ in around])
+        values = _told(fact, style, nll, share) | _around(fact, style, nll, share)
+        if around := neighborhood(fact, style):
+            now = torch.cat([asked[Question(text)][1] for text, _ in around])
             values |= {name: moved.tolist() for name, moved in specificity(model, old, now).items()}
-        values["nll_new"] = [nll[fact.text, fact.target_new]]
-        values["nll_true"] = [nll.get((fact.text, fact.target_true), math.nan)]
+        values["probe_accuracy"] = [_probed(fact, group, share) for group in groups]
         found.append(values)
     return found
 
@@ -272,22 +215,11 @@ def greedy_matches(model: LanguageModel, rows: Sequence[Prompt]) -> Bool[Tensor,
         for part in (group[i : i + ROWS_OF_LOGITS] for i in range(0, len(group), ROWS_OF_LOGITS)):
             ids = torch.tensor([rows[i].ids[:length] for i in part], device=model.device)
             longest = max(len(rows[i].answer) for i in part)
-            written = _written(model, ids, longest)
+            written = write(model, ids, do_sample=False, max_new_tokens=longest)
             for index, tokens in zip(part, written[:, length:].tolist(), strict=True):
                 answer = rows[index].answer
                 matches[index] = tuple(tokens[: len(answer)]) == answer
     return matches
-
-
-def _written(model: LanguageModel, ids: Int[Tensor, "row token"], longest: int) -> Int[Tensor, "row written"]:
-    """Greedy decoding alone: without the penalties and word lists that a model may bring along."""
-    own, model.hf.generation_config = model.hf.generation_config, GenerationConfig()
-    plain = GenerationConfig(do_sample=False, max_new_tokens=longest, pad_token_id=0)
-    try:
-        written: Tensor = model.hf.generate(ids, attention_mask=torch.ones_like(ids), generation_config=plain)
-    finally:
-        model.hf.generation_config = own
-    return written
 
 
 @torch.no_grad()
@@ -321,18 +253,59 @@ def efficacy(model: LanguageModel, facts: Sequence[Fact]) -> Bool[Tensor, " fact
     Returns:
         One verdict a fact (metrics.md, Efficacy Accuracy).
     """
-    rows = [text_prompt(model.tokenizer, fact.text, fact.target_new) for fact in facts]
+    rows = [model.text_prompt(fact.text, fact.target_new, fact.join) for fact in facts]
     return answers(model, rows, predicting_states(model, rows)).share == 1
 
 
-def _told(fact: Fact, others: Sequence[str]) -> tuple[tuple[str, Sequence[str]], ...]:
-    return ("efficacy", [fact.text]), ("generalization", others)
+def _asked(
+    model: LanguageModel, facts: Sequence[Fact], style: str
+) -> dict[Question, tuple[Prompt, Float[Tensor, "_ d_model"]]]:
+    """Every question of the facts with its row, and the states that predict its answer."""
+    rows = {question: model.text_prompt(*question) for fact in facts for question in questions(fact, style)}
+    states = predicting_states(model, list(rows.values()))
+    return {question: (row, state) for (question, row), state in zip(rows.items(), states, strict=True)}
 
 
-def _questions(fact: Fact, style: str) -> Iterator[Question]:
-    """Every prompt that is asked of a fact with every answer that is looked for; an empty one: the distribution."""
-    answers_here = [fact.target_new, *([fact.target_true] if fact.target_true else [])]
-    for text in (fact.text, *paraphrases(fact, style)):
-        yield from ((text, answer) for answer in answers_here)
-    for text, own in neighborhood(fact, style):
-        yield from ((text, answer) for answer in {own, "", *([fact.target_new] if style == COUNTERFACT else [])})
+Values = Mapping[Question, float]
+
+
+def _below(nll: Values, text: str, first: str, second: str, join: str | None) -> float:
+    """Whether one answer is likelier than another; NaN where either is missing."""
+    if not first or not second:
+        return math.nan
+    return float(nll[Question(text, first, join)] < nll[Question(text, second, join)])
+
+
+def _told(fact: Fact, style: str, nll: Values, share: Values) -> dict[str, list[float]]:
+    """Success and Accuracy on the rewriting prompt and its paraphrases, and NLLs of the former."""
+
+    def success(text: str) -> float:
+        if style == COUNTERFACT:
+            return _below(nll, text, fact.target_new, fact.target_true, fact.join)
+        return share[Question(text, fact.target_new, fact.join)]
+
+    values: dict[str, list[float]] = {}
+    for name, texts in (("efficacy", [fact.text]), ("generalization", paraphrases(fact, style))):
+        values[f"{name}_success"] = [success(text) for text in texts]
+        values[f"{name}_accuracy"] = [float(share[Question(t, fact.target_new, fact.join)] == 1) for t in texts]
+    for name, answer in (("nll_new", fact.target_new), ("nll_true", fact.target_true)):
+        values[name] = [nll.get(Question(fact.text, answer, fact.join), math.nan)]
+    return values
+
+
+def _around(fact: Fact, style: str, nll: Values, share: Values) -> dict[str, list[float]]:
+    """Success of the neighbourhood prompts' own answers."""
+
+    def success(text: str, own: str) -> float:
+        if style == COUNTERFACT:
+            return _below(nll, text, own, fact.target_new, fact.join)
+        return share.get(Question(text, own, fact.join), math.nan)
+
+    return {"neighborhood_success": [success(text, own) for text, own in neighborhood(fact, style)]}
+
+
+def _probed(fact: Fact, group: str, share: Values) -> float:
+    """Share of a group's questions that are answered, by any of their answers; NaN where the fact has none."""
+    asked = [probe for probe in fact.probes if probe.group == group]
+    hits = [any(share[Question(probe.prompt, answer, fact.join)] == 1 for answer in probe.answers) for probe in asked]
+    return sum(hits) / len(hits) if hits else math.nan

@@ -1,6 +1,7 @@
 """J_{l→L} of every fact and layer: spectra, verdicts and yardsticks, into a run."""
 
 import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,6 @@ from jacobian_lab.progress import bar
 from jacobian_lab.replay import MLP, RESIDUAL, Frozen, Site, freeze
 from jacobian_lab.runs import Run, check_folder, marked
 from jacobian_lab.targets import Layers
-from jacobian_lab.tokens import fact_prompt
 from jacobian_lab.variables import DECISIONS
 
 RANDOM_DIRECTIONS = 64
@@ -77,11 +77,11 @@ def run_jacobian(config: JacobianConfig, *, progress: bool = True) -> Path:
         InputError: If anything cannot be used.
     """
     _check_config(config)
-    model, facts, layers = load_subject(config)
+    model, file, layers = load_subject(config)
     if len(layers) == 1:
         raise InputError(f"expected at least two layers, l and L, got only {layers[0]}: give them as 4-8")
-    check_lengths(model, facts, (("{}",),))
-    subject = Subject(config, model, facts, layers)
+    check_lengths(model, file.facts, (("{}",),))
+    subject = Subject(config, model, file, layers)
     settings = subject.settings() | {"site": config.site, "method": config.method}
     coordinates: dict[str, Sequence[Any]] = {
         "fact": subject.labels(),
@@ -96,7 +96,7 @@ def run_jacobian(config: JacobianConfig, *, progress: bool = True) -> Path:
         survey(
             run,
             model,
-            facts,
+            file.facts,
             layers,
             config.seed,
             site=MLP if config.site == MLP else RESIDUAL,
@@ -139,21 +139,28 @@ def survey(
     left = np.flatnonzero(~run.done("surveyed")).tolist()
     with bar(len(left), "Jacobians", "fact", show=progress) as shown:
         for index in left:
-            row = fact_prompt(model.tokenizer, facts[index]).cut()
+            row = model.fact_prompt(facts[index]).cut()
             frozen = freeze(model, [row], layers[:-1], layers[-1])
-            for layer, found in zip(layers, _measured(frozen, layers, seed, site, method, budget), strict=False):
+            seeds = (
+                seed,
+                zlib.crc32(facts[index].text.encode()),
+            )  # so that a fact's directions are its own in any slice
+            for layer, found in zip(layers, _measured(frozen, layers, seeds, site, method, budget), strict=False):
                 for name in found.keys() & run.variables.keys():
                     run.write(name, found[name], fact=labels[index], layer=layer)
             run.seal("surveyed", fact=labels[index])
             shown.update()
 
 
-def dense_conditions(J: Float[np.ndarray, "d d"], seed: int = 0, eps: float | None = None) -> dict[str, Any]:
+def dense_conditions(
+    J: Float[np.ndarray, "d d"], seed: int | Sequence[int] = 0, eps: float | None = None
+) -> dict[str, Any]:
     """All that is stored of one Jacobian, from the dense matrix.
 
     Args:
         J: The Jacobian.
-        seed: Seed of the random directions.
+        seed: Seed of the random directions; a run gives its own with one of the fact and the layer, so that no two
+            Jacobians share them.
         eps: Precision that it was computed in; that of its dtype by default.
 
     Returns:
@@ -191,19 +198,21 @@ def dense_conditions(J: Float[np.ndarray, "d d"], seed: int = 0, eps: float | No
     }
 
 
-def _measured(frozen: Frozen, layers: Layers, seed: int, site: Site, method: str, budget: int) -> list[dict[str, Any]]:
-    """What is stored of one fact, layer by layer."""
+def _measured(
+    frozen: Frozen, layers: Layers, seeds: tuple[int, int], site: Site, method: str, budget: int
+) -> list[dict[str, Any]]:
+    """What is stored of one fact, layer by layer; seeds are the run's and the fact's."""
     # whatever the dtype, transformers computes norms in float32
     eps = max(torch.finfo(frozen.model.dtype).eps, torch.finfo(torch.float32).eps)
     if method == LANCZOS:
         operators = [linear_operator(frozen, 0, layer, layers[-1], site=site) for layer in layers[:-1]]
-        norms = [largest_singular_value(J, seed=seed) for J in operators]
+        norms = [largest_singular_value(J, seed=seeds[0]) for J in operators]
         return [
-            _verdict(definiteness_matrix_free(J, norm, seed=seed, eps=eps)) | {"sigma_max": norm}
+            _verdict(definiteness_matrix_free(J, norm, seed=seeds[0], eps=eps)) | {"sigma_max": norm}
             for J, norm in zip(operators, norms, strict=True)
         ]
     sweep = dense_jacobians(frozen, layers[:-1], layers[-1], site=site, budget=budget)
-    return [dense_conditions(to_numpy(J[0]), seed, eps) for J in sweep]
+    return [dense_conditions(to_numpy(J[0]), (*seeds, layer), eps) for J, layer in zip(sweep, layers, strict=False)]
 
 
 def _verdict(verdict: Definiteness) -> dict[str, Any]:

@@ -24,6 +24,9 @@ BISECTIONS = 20
 TRUST = 0.1
 """J is trusted as far as its error is at most this share of the shift that it predicts."""
 
+UNTRUSTED = (torch.bfloat16, torch.float16)
+"""Dtypes whose rounding of a replayed state is more than `TRUST` of the shortest steps: no radius can be told."""
+
 FARTHEST = 64.0
 """The trust radius is sought up to this many times the norm of the hidden state."""
 
@@ -70,7 +73,8 @@ def step_size(edit: LayerEdit, progress: bool = False) -> dict[str, Float[Tensor
         progress: Not needed: replay is quick.
 
     Returns:
-        The curves ``[fact, step]`` over `STEPS`, and one number a fact for the rest.
+        The curves ``[fact, step]`` over `STEPS`, and one number a fact for the rest; no trust radius (NaN) for
+        `UNTRUSTED` dtypes.
     """
     del progress
     before = edit.frozen.states(edit.layer)
@@ -94,6 +98,8 @@ def step_size(edit: LayerEdit, progress: bool = False) -> dict[str, Float[Tensor
     least = _refined_minimum(left, curve, best.abs())
     reach = FARTHEST * norms(before.double()) / norms(edit.shift)
     radius = _last_below(error, TRUST, reach) * norms(edit.shift)
+    if before.dtype in UNTRUSTED:
+        radius = torch.full_like(radius, torch.nan)
     return {
         "step_predicted": predicted / size[:, None],
         "step_replayed": curve,

@@ -13,7 +13,6 @@ from jacobian_lab.facts import Fact
 from jacobian_lab.language_model import LanguageModel
 from jacobian_lab.replay import Frozen, freeze, freeze_groups, replay, replay_logits
 from jacobian_lab.templates import Templates
-from jacobian_lab.tokens import fact_prompt, kl_prompt
 
 PADDING = 1.25
 """The longest tail of a batch is at most this many times the shortest."""
@@ -87,9 +86,9 @@ def optimise_anchors(
         The anchors, in the order of the facts.
     """
     contexts = [template for group in templates for template in group]
-    rows = [fact_prompt(model.tokenizer, fact, c, answer=True) for fact in facts for c in contexts]
-    kl_rows = [kl_prompt(model.tokenizer, fact).cut() for fact in facts]
-    bare = decisive_states(model, [fact_prompt(model.tokenizer, fact) for fact in facts], [layer])[0]
+    rows = [model.fact_prompt(fact, c, answer=True) for fact in facts for c in contexts]
+    kl_rows = [model.kl_prompt(fact).cut() for fact in facts]
+    bare = decisive_states(model, [model.fact_prompt(fact) for fact in facts], [layer])[0]
     start = bare.to(torch.promote_types(model.dtype, torch.float32))
     descent = _Descent(freeze(model, rows, [layer]), freeze(model, kl_rows, [layer]), layer, start, settings)
     descent.run(progress)
@@ -107,7 +106,7 @@ def anchor_batches(model: LanguageModel, facts: Sequence[Fact], size: int) -> li
     Returns:
         Indices of the facts of each batch; every index once.
     """
-    tails = [fact_prompt(model.tokenizer, fact, answer=True).tail for fact in facts]
+    tails = [model.fact_prompt(fact, answer=True).tail for fact in facts]
     groups: list[list[int]] = []
     for index in sorted(range(len(facts)), key=tails.__getitem__):
         fits = groups and len(groups[-1]) < size and tails[index] <= PADDING * tails[groups[-1][0]]
@@ -349,7 +348,7 @@ def replay_targets(
     Returns:
         Targets in the order of `layers`; the first are the anchors themselves.
     """
-    rows = [fact_prompt(model.tokenizer, fact).cut() for fact in facts]
+    rows = [model.fact_prompt(fact).cut() for fact in facts]
     frozen = freeze_groups(model, rows, layers[:1], layers[-1])
     by_row = frozen.ask(lambda group, states: replay(group, layers[0], states, layers).transpose(0, 1), anchors)
     return torch.cat([anchors[None], by_row.transpose(0, 1)[1:].to(anchors.dtype)])

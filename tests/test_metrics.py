@@ -9,7 +9,7 @@ from conftest import CONFIGS, make_folder, make_tokenizer
 
 from jacobian_lab import metrics
 from jacobian_lab.errors import InputError
-from jacobian_lab.facts import Fact, load_facts
+from jacobian_lab.facts import Fact, Probe, load_facts
 from jacobian_lab.language_model import LanguageModel
 from jacobian_lab.metrics import (
     answers,
@@ -17,14 +17,12 @@ from jacobian_lab.metrics import (
     efficacy,
     evaluate,
     greedy_matches,
-    neighborhood,
     neighborhood_states,
-    paraphrases,
     perplexity,
     specificity,
-    style_of,
 )
 from jacobian_lab.models import load_model
+from jacobian_lab.questions import STYLES, neighborhood, paraphrases, probe_groups, style_of
 from jacobian_lab.tokens import Prompt, fact_prompt, text_prompt
 
 LOG2, LOG4, LOG8 = math.log(2), math.log(4), math.log(8)
@@ -47,7 +45,7 @@ RECORDS = (
 class Written(LanguageModel):
     """A model whose final states are its logits, so that they can be written down."""
 
-    def head(self, hidden, *, upcast=False):
+    def head(self, hidden):
         return hidden
 
 
@@ -99,7 +97,7 @@ def next_token(model, text):
         return model.hf(torch.tensor([text_prompt(model.tokenizer, text).ids])).logits[0, -1].double().log_softmax(-1)
 
 
-@pytest.mark.parametrize("style", metrics.STYLES)
+@pytest.mark.parametrize("style", STYLES)
 def test_evaluation_against_one_row_at_a_time(family_model, style):
     """Before and after a change of weights; multi-token targets, a prefix, one and no neighbourhood prompt."""
     model = family_model
@@ -234,3 +232,40 @@ def test_perplexity_against_one_row_at_a_time(family_model):
         total -= sum(log_p[i, token].item() for i, token in enumerate(row.ids[1:]))
         count += len(row.ids) - 1
     assert perplexity(family_model, rows) == pytest.approx(math.exp(total / count), rel=1e-9)
+
+
+PARTS = (RECORDS, RECORDS[:1], RECORDS[1:])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gptj"])
+def test_an_unedited_model_equals_itself_whatever_the_dtype_and_the_batch(family, dtype, folders):
+    model = load_model(folders[family], dtype=dtype, device="cpu")
+    for part in PARTS:
+        for values in evaluate(model, part, neighborhood_states(model, part, "counterfact"), "counterfact"):
+            for name in ("kl", "top1", "top5", "top10"):
+                assert all(value == (name != "kl") for value in values.get(name, []))
+
+
+@torch.no_grad()
+def told(model, text):
+    """What the model writes first after a text, where that is one piece of running text."""
+    token = int(model.hf(torch.tensor([model.text_prompt(text).ids])).logits[0, -1].argmax())
+    word = model.tokenizer.decode([token])
+    return word if word.strip() == word and model.text_prompt(text, word, "").answer == (token,) else None
+
+
+def test_further_questions_count_as_answered_by_any_of_their_answers(tiny):
+    said = {fact.text: told(tiny, fact.text) for fact in load_facts("builtin", "0:60")}
+    (text, word), (other, another), *_ = [(text, word) for text, word in said.items() if word]
+    probes = (
+        Probe("hops", text, ("no such answer", word)),
+        Probe("hops", other, ("no such answer",)),
+        Probe("more", other, (another,)),
+    )
+    facts = [dataclasses.replace(RECORDS[0], join="", probes=probes), RECORDS[1]]
+    assert probe_groups(facts) == ["hops", "more"]
+    before = neighborhood_states(tiny, facts, "counterfact")
+    found = evaluate(tiny, facts, before, "counterfact", ["more", "hops"])
+    assert found[0]["probe_accuracy"] == [1.0, 0.5]
+    assert all(math.isnan(value) for value in found[1]["probe_accuracy"])

@@ -126,13 +126,11 @@ def test_check_names_what_fails(tmp_path, facts, monkeypatch):
 
 
 def test_check_refuses_a_wrong_subject_index(tiny, facts, monkeypatch):
-    from jacobian_lab import checks
-
-    def late(tokenizer, fact, **keywords):
-        row = fact_prompt(tokenizer, fact, **keywords)
+    def late(model, fact, **keywords):
+        row = fact_prompt(model.tokenizer, fact, **keywords)
         return type(row)(row.ids, row.decisive - 1, row.answer)
 
-    monkeypatch.setattr(checks, "fact_prompt", late)
+    monkeypatch.setattr(type(tiny), "fact_prompt", late)
     with pytest.raises(InputError, match="decisive token to end the subject"):
         check_replay(tiny, facts[1:3], (1,))
 
