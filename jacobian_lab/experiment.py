@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from jacobian_lab.caching import content_key
+from jacobian_lab.chat import chat_of
 from jacobian_lab.checks import check_lengths, check_replay
 from jacobian_lab.covariance import PYTHON_DOCS, Corpus, load_corpus
 from jacobian_lab.errors import InputError
-from jacobian_lab.facts import BUILTIN, Fact, describe, load_facts
+from jacobian_lab.facts import BUILTIN, Fact, FactFile, check_choices, describe, read_facts
 from jacobian_lab.families import KNOWN
 from jacobian_lab.language_model import LanguageModel
-from jacobian_lab.models import DEFAULT_MODEL, check_layers, load_model
+from jacobian_lab.models import check_layers, load_model
+from jacobian_lab.progress import note
+from jacobian_lab.sources import DEFAULT_MODEL
 from jacobian_lab.targets import DAMPING, SCHEMES, AnchorSettings, Layers, Scheme
 from jacobian_lab.templates import Templates, read_templates, sample_templates
 
@@ -37,18 +40,24 @@ class SubjectConfig:
         model: An embedded model's name (smollm2-135m), a folder, a .gguf file, or a name on the hub.
         facts: "builtin", or a JSON or JSON Lines file of facts.
         slice: Which of the facts, as A:B; all of them by default.
+        on_bad_record: refuse the facts if a record cannot be used, or skip it.
+        on_repeat: refuse facts that come more than once, or edit each once, as the first or last record says.
         layers: Decisive layers, the last of them L, as 4-8 or 4,6,8.
+        chat: Whether prompts are put into the model's own chat template, as the user's turn that the answer follows.
         protocol: Known model whose settings of the literature to use, such as gpt2-xl; the model's own by default.
         seed: Seed of all that is sampled: templates, the bootstrap, random directions.
-        device: auto, cpu or cuda.
-        dtype: float32, float64 or bfloat16.
+        device: auto, cpu, cuda or cuda:N.
+        dtype: float32, float64, bfloat16 or float16.
         out: Folder of the run; runs/<hash of the settings> by default.
     """
 
     model: str = DEFAULT_MODEL
     facts: str = BUILTIN
     slice: str | None = None
+    on_bad_record: str = "refuse"
+    on_repeat: str = "refuse"
     layers: str | None = None
+    chat: bool = False
     protocol: str | None = None
     seed: int = 0
     device: str = "auto"
@@ -113,18 +122,24 @@ class Subject:
     Attributes:
         config: The configuration.
         model: The model.
-        facts: The facts.
+        file: The facts, with what else was found where they were read.
         layers: The decisive layers.
     """
 
     config: SubjectConfig
     model: LanguageModel
-    facts: tuple[Fact, ...]
+    file: FactFile
     layers: Layers
+
+    @property
+    def facts(self) -> tuple[Fact, ...]:
+        """The facts."""
+        return self.file.facts
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides a number, as it stands in ``config.json``."""
-        return {
+        chat = {} if self.model.chat is None else {"chat": asdict(self.model.chat)}
+        return chat | {
             "model": self.model.fingerprint,
             "dtype": self.config.dtype,
             "device": self.model.device.type,
@@ -140,7 +155,7 @@ class Subject:
         return {
             "model": config.model,
             "protocol": config.protocol.lower() if config.protocol else self.model.known(),
-            "facts": {"source": config.facts, "slice": config.slice, "count": len(self.facts)},
+            "facts": {"source": config.facts, "slice": config.slice, "count": len(self.facts)} | self.file.left_out(),
             "python": platform.python_version(),
             "platform": platform.platform(),
         }
@@ -208,8 +223,8 @@ class Experiment(Subject):
         }
 
 
-def load_subject(config: SubjectConfig) -> tuple[LanguageModel, tuple[Fact, ...], Layers]:
-    """Load and check model, facts and layers.
+def load_subject(config: SubjectConfig) -> tuple[LanguageModel, FactFile, Layers]:
+    """Load and check model, facts and layers, and say on stderr what was found beside the facts.
 
     Args:
         config: Which.
@@ -224,13 +239,18 @@ def load_subject(config: SubjectConfig) -> tuple[LanguageModel, tuple[Fact, ...]
         raise InputError(f"expected a seed from 0 to 2^63 - 1, got --seed {config.seed}: give another")
     if config.protocol is not None and config.protocol.lower() not in KNOWN:
         raise InputError(f"expected a protocol of {', '.join(KNOWN)}, got {config.protocol!r}: choose one of them")
+    check_choices(config.on_bad_record, config.on_repeat)
     layers = None if config.layers is None else parse_layers(config.layers)
-    facts = load_facts(config.facts, config.slice)
+    file = read_facts(config.facts, config.slice, on_bad_record=config.on_bad_record, on_repeat=config.on_repeat)
+    for line in file.notes():
+        note(line)
     model = load_model(config.model, config.dtype, config.device)
+    if config.chat:
+        model = replace(model, chat=chat_of(model.tokenizer, config.model))
     layers = layers or model.defaults(config.protocol).layers
     check_layers(layers, model)
-    check_replay(model, facts, layers)
-    return model, facts, layers
+    check_replay(model, file.facts, layers)
+    return model, file, layers
 
 
 def prepare(config: EditingConfig) -> Experiment:
@@ -248,7 +268,7 @@ def prepare(config: EditingConfig) -> Experiment:
     _check_config(config)
     templates = read_templates(config.templates) if config.templates else None
     corpus = load_corpus(config.corpus)
-    model, facts, layers = load_subject(config)
+    model, file, layers = load_subject(config)
     defaults = model.defaults(config.protocol)
     if config.corpus_length > model.max_tokens:
         raise InputError(
@@ -264,8 +284,8 @@ def prepare(config: EditingConfig) -> Experiment:
     )
     ridge = defaults.ridge if config.ridge is None else config.ridge
     templates = templates or sample_templates(model, config.seed)
-    check_lengths(model, facts, templates)
-    return Experiment(config, model, facts, layers, templates, anchor, ridge, corpus)
+    check_lengths(model, file.facts, templates)
+    return Experiment(config, model, file, layers, templates, anchor, ridge, corpus)
 
 
 def parse_layers(text: str) -> Layers:
