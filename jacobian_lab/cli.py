@@ -16,11 +16,12 @@ from jacobian_lab.deltas import add_delta, check_new_folder, read_delta, read_me
 from jacobian_lab.edit_table import EditConfig, EditTableConfig, run_edit, run_edit_table, saved_paths
 from jacobian_lab.errors import InputError
 from jacobian_lab.experiment import ExperimentConfig
-from jacobian_lab.facts import BUILTIN, load_facts
+from jacobian_lab.facts import BUILTIN, check_choices, read_facts
 from jacobian_lab.families import FAMILIES, KNOWN
 from jacobian_lab.layer_count import LayerCountConfig, run_layer_count
 from jacobian_lab.models import DEFAULT_MODEL, EMBEDDED, load_model
 from jacobian_lab.publishing import write_csv, write_table
+from jacobian_lab.progress import note
 from jacobian_lab.reporting import TABLES, write_reports
 from jacobian_lab.spectra import JacobianConfig, run_jacobian
 from jacobian_lab.tables import TablesConfig, run_tables
@@ -69,10 +70,14 @@ class FactsConfig:
     Attributes:
         facts: "builtin", or a JSON or JSON Lines file of facts.
         slice: Which of the facts, as A:B; all of them by default.
+        on_bad_record: refuse the facts if a record cannot be used, or skip it.
+        on_repeat: refuse facts that come more than once, or take each once, as the first or last record says.
     """
 
     facts: str = BUILTIN
     slice: str | None = None
+    on_bad_record: str = "refuse"
+    on_repeat: str = "refuse"
 
 
 def tables(config: TablesConfig) -> None:
@@ -265,7 +270,11 @@ def facts(config: FactsConfig) -> None:
     Args:
         config: Which facts.
     """
-    for fact in load_facts(config.facts, config.slice):
+    check_choices(config.on_bad_record, config.on_repeat)
+    file = read_facts(config.facts, config.slice, on_bad_record=config.on_bad_record, on_repeat=config.on_repeat)
+    for line in file.notes():
+        note(line)
+    for fact in file.facts:
         _say(f"{fact.id}\t{fact.text}\t{fact.target_true} -> {fact.target_new}")
 
 
