@@ -10,7 +10,7 @@ from torch import Tensor
 
 from jacobian_lab.activations import decisive_states
 from jacobian_lab.errors import InputError
-from jacobian_lab.facts import Fact
+from jacobian_lab.facts import Fact, Refused
 from jacobian_lab.language_model import LanguageModel
 from jacobian_lab.replay import freeze, replay, replay_logits
 from jacobian_lab.templates import Templates
@@ -34,14 +34,40 @@ def check_lengths(model: LanguageModel, facts: Sequence[Fact], templates: Templa
         InputError: Naming the first such fact.
     """
     for fact in facts:
-        longest = max(
-            len(model.fact_prompt(fact, template, answer=True).ids) for group in templates for template in group
+        for template in (template for group in templates for template in group):
+            _check_length(model, fact, model.fact_prompt(fact, template, answer=True))
+
+
+def editable(model: LanguageModel, facts: Sequence[Fact]) -> tuple[tuple[Fact, ...], tuple[Refused, ...]]:
+    """Tell facts whose prompt the model takes from those whose it does not.
+
+    Args:
+        model: The model.
+        facts: The facts.
+
+    Returns:
+        Those that can be edited, and the others with the reasons: a subject or an answer that the tokenizer drops,
+        joins or takes for something else, or a row that is too long.
+    """
+    taken, refused = [], []
+    for fact in facts:
+        try:
+            row = model.fact_prompt(fact, answer=True)
+            _check_tokens(model, fact, row)
+            _check_length(model, fact, row)
+        except InputError as error:
+            refused.append(Refused(f"fact {fact.id!r}", fact.id, str(error)))
+        else:
+            taken.append(fact)
+    return tuple(taken), tuple(refused)
+
+
+def _check_length(model: LanguageModel, fact: Fact, row: Prompt) -> None:
+    if len(row.ids) > model.max_tokens:
+        raise InputError(
+            f"expected prompts of at most {model.max_tokens} tokens, got one of {len(row.ids)} in fact {fact.id!r}: "
+            "shorten it"
         )
-        if longest > model.max_tokens:
-            raise InputError(
-                f"expected prompts of at most {model.max_tokens} tokens, got one of {longest} in fact {fact.id!r}: "
-                "shorten it"
-            )
 
 
 @dataclass(frozen=True)

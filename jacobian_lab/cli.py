@@ -1,5 +1,6 @@
 """The command line: ``jacobian-lab tables | edit-table | edit | apply | theorem1 | … | models | facts``."""
 
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,20 +10,24 @@ from typing import Any
 
 import tyro
 
+from jacobian_lab.caching import write_text
 from jacobian_lab.comparison import TABLES as COMPARISONS
 from jacobian_lab.comparison import read_paper, write_comparison
 from jacobian_lab.damping import DampingConfig, run_damping
-from jacobian_lab.deltas import add_delta, check_new_folder, read_delta, read_metadata, save_model
+from jacobian_lab.deltas import add_delta, check_new_folder, common_dtype, read_delta, save_model, summed
 from jacobian_lab.edit_table import EditConfig, EditTableConfig, run_edit, run_edit_table, saved_paths
-from jacobian_lab.errors import InputError
+from jacobian_lab.errors import InputError, first_line
 from jacobian_lab.experiment import ExperimentConfig
 from jacobian_lab.facts import BUILTIN, check_choices, read_facts
 from jacobian_lab.families import FAMILIES, KNOWN
+from jacobian_lab.inspection import CheckConfig, inspect, summary
 from jacobian_lab.layer_count import LayerCountConfig, run_layer_count
-from jacobian_lab.models import DEFAULT_MODEL, EMBEDDED, load_model
-from jacobian_lab.publishing import write_csv, write_table
+from jacobian_lab.memory import out_of_memory
+from jacobian_lab.models import load_model
 from jacobian_lab.progress import note
+from jacobian_lab.publishing import write_csv, write_table
 from jacobian_lab.reporting import TABLES, write_reports
+from jacobian_lab.sources import DEFAULT_MODEL, EMBEDDED
 from jacobian_lab.spectra import JacobianConfig, run_jacobian
 from jacobian_lab.tables import TablesConfig, run_tables
 from jacobian_lab.theory import write_account
@@ -43,16 +48,16 @@ class EditTableCommand(EditTableConfig):
 
 @dataclass(frozen=True)
 class ApplyConfig:
-    """Put a saved delta on its base model, and write the edited model as a folder that transformers loads.
+    """Put saved deltas on their base model, and write the edited model as a folder that transformers loads.
 
     Attributes:
-        delta: The file that jacobian-lab edit saved.
+        delta: The file that jacobian-lab edit saved, or several that it saved of one base model, to be added up.
         out: A new or empty folder for the model.
         model: The base model, named as in jacobian-lab edit.
-        device: auto, cpu or cuda.
+        device: auto, cpu, cuda or cuda:N.
     """
 
-    delta: Path
+    delta: tuple[Path, ...]
     out: Path
     model: str = DEFAULT_MODEL
     device: str = "auto"
@@ -177,15 +182,15 @@ def edit(config: EditConfig) -> None:
 
 
 def apply(config: ApplyConfig) -> None:
-    """Put a delta on its base model, and write the model.
+    """Put deltas on their base model, and write the model.
 
     Args:
         config: The configuration.
     """
-    metadata = read_metadata(config.delta)
+    dtype = common_dtype(config.delta)
     check_new_folder(config.out)
-    model = load_model(config.model, metadata["dtype"], config.device)
-    add_delta(model, read_delta(config.delta, model))
+    model = load_model(config.model, dtype, config.device)
+    add_delta(model, summed([read_delta(path, model) for path in config.delta]))
     save_model(model, config.out)
     _say(f"Edited model: {config.out}")
 
@@ -278,6 +283,25 @@ def facts(config: FactsConfig) -> None:
         _say(f"{fact.id}\t{fact.text}\t{fact.target_true} -> {fact.target_new}")
 
 
+def check(config: CheckConfig) -> None:
+    """Print what would be edited.
+
+    Args:
+        config: The configuration.
+
+    Raises:
+        InputError: If the model cannot be edited; the report has been printed before.
+    """
+    report = inspect(config)
+    text = json.dumps(report, indent=1, ensure_ascii=False)
+    if config.out is not None:
+        config.out.mkdir(parents=True, exist_ok=True)
+        write_text(config.out / "check.json", text + "\n")
+    _say(text if config.json else "\n".join(summary(report)))
+    if report["model"]["refused"] is not None:
+        raise InputError(report["model"]["refused"])
+
+
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "tables": (TablesConfig, tables),
     "damping": (DampingConfig, damping),
@@ -285,6 +309,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "edit": (EditConfig, edit),
     "apply": (ApplyConfig, apply),
     **{name.replace("_", "-"): (chosen.config, chosen) for name, chosen in ANALYSES.items()},
+    "check": (CheckConfig, check),
     "models": (ModelsConfig, models),
     "facts": (FactsConfig, facts),
 }
@@ -306,11 +331,15 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def guarded(command: Callable[[Any], None], config: Any) -> None:
-    """Run a command; bad input ends it with one line and status 2, an interruption with status 130.
+    """Run a command; bad input and lack of memory end it with one line and status 2, an interruption with status 130.
 
     Args:
         command: The command.
         config: Its configuration.
+
+    Raises:
+        MemoryError: Never; it is said, as any lack of memory is.
+        RuntimeError: If there is a fault in the command itself.
     """
     try:
         command(config)
@@ -323,9 +352,22 @@ def guarded(command: Callable[[Any], None], config: Any) -> None:
     except OSError as error:  # a disk that is full, rights that changed under way
         sys.stderr.write(f"jacobian-lab: expected files that can be read and written, got {error}: mend that\n")
         sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        sys.stderr.write(f"jacobian-lab: {_short_of_memory(error)}\n")
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.stderr.write("\njacobian-lab: interrupted; the same command goes on where it stopped\n")
         sys.exit(130)
+
+
+def _short_of_memory(error: BaseException) -> str:
+    return (
+        f"expected memory for all that is computed side by side, got too little ({first_line(error)}): give a smaller "
+        "--batch-size or --corpus-length, shorter or fewer facts, --dtype bfloat16, or another device or host; "
+        "what is finished is kept, and the same command goes on from there"
+    )
 
 
 def _say(text: str) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 
 from jacobian_lab.caching import content_key
 from jacobian_lab.chat import chat_of
-from jacobian_lab.checks import check_lengths, check_replay
+from jacobian_lab.checks import check_lengths, check_replay, editable
 from jacobian_lab.covariance import PYTHON_DOCS, Corpus, load_corpus
 from jacobian_lab.errors import InputError
-from jacobian_lab.facts import BUILTIN, Fact, FactFile, check_choices, describe, read_facts
+from jacobian_lab.facts import BUILTIN, REFUSE, Fact, FactFile, check_choices, describe, read_facts, refusal
 from jacobian_lab.families import KNOWN
 from jacobian_lab.language_model import LanguageModel
 from jacobian_lab.models import check_layers, load_model
@@ -223,6 +223,31 @@ class Experiment(Subject):
         }
 
 
+def open_model(config: SubjectConfig) -> tuple[LanguageModel, Layers]:
+    """Load and check a model and the layers to be edited.
+
+    Args:
+        config: Which.
+
+    Returns:
+        Both; the layers that suit the model if none are named.
+
+    Raises:
+        InputError: If either cannot be used.
+    """
+    if not 0 <= config.seed < 2**63:
+        raise InputError(f"expected a seed from 0 to 2^63 - 1, got --seed {config.seed}: give another")
+    if config.protocol is not None and config.protocol.lower() not in KNOWN:
+        raise InputError(f"expected a protocol of {', '.join(KNOWN)}, got {config.protocol!r}: choose one of them")
+    layers = None if config.layers is None else parse_layers(config.layers)
+    model = load_model(config.model, config.dtype, config.device)
+    if config.chat:
+        model = replace(model, chat=chat_of(model.tokenizer, config.model))
+    layers = layers or model.defaults(config.protocol).layers
+    check_layers(layers, model)
+    return model, layers
+
+
 def load_subject(config: SubjectConfig) -> tuple[LanguageModel, FactFile, Layers]:
     """Load and check model, facts and layers, and say on stderr what was found beside the facts.
 
@@ -235,21 +260,16 @@ def load_subject(config: SubjectConfig) -> tuple[LanguageModel, FactFile, Layers
     Raises:
         InputError: If anything cannot be used.
     """
-    if not 0 <= config.seed < 2**63:
-        raise InputError(f"expected a seed from 0 to 2^63 - 1, got --seed {config.seed}: give another")
-    if config.protocol is not None and config.protocol.lower() not in KNOWN:
-        raise InputError(f"expected a protocol of {', '.join(KNOWN)}, got {config.protocol!r}: choose one of them")
     check_choices(config.on_bad_record, config.on_repeat)
-    layers = None if config.layers is None else parse_layers(config.layers)
     file = read_facts(config.facts, config.slice, on_bad_record=config.on_bad_record, on_repeat=config.on_repeat)
+    model, layers = open_model(config)
+    taken, refused = editable(model, file.facts)
+    if refused and (config.on_bad_record == REFUSE or not taken):
+        raise InputError(refusal(refused, config.facts, bool(taken)))
+    file = replace(file, facts=taken, refused=file.refused + refused)
     for line in file.notes():
         note(line)
-    model = load_model(config.model, config.dtype, config.device)
-    if config.chat:
-        model = replace(model, chat=chat_of(model.tokenizer, config.model))
-    layers = layers or model.defaults(config.protocol).layers
-    check_layers(layers, model)
-    check_replay(model, file.facts, layers)
+    check_replay(model, taken, layers)
     return model, file, layers
 
 

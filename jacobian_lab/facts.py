@@ -207,8 +207,8 @@ def read_facts(
     start, stop = parse_slice(slice, len(found))
     refused = tuple(item for _, item in found[start:stop] if isinstance(item, Refused))
     placed = [(place, item) for place, item in found[start:stop] if isinstance(item, Fact)]
-    if refused and (on_bad_record == REFUSE or not placed):
-        raise InputError(_refusal(refused, source, bool(placed)))
+    if refused and (on_bad_record == REFUSE or not (placed or on_repeat == KEEP)):
+        raise InputError(refusal(refused, source, bool(placed)))
     groups: dict[tuple[str, str], list[tuple[str, Fact]]] = {}
     for place, fact in placed:
         groups.setdefault((fact.subject, fact.prompt), []).append((place, fact))
@@ -222,6 +222,25 @@ def read_facts(
     duplicates = tuple(repeat for repeat in repeats if len(set(repeat.answers)) == 1)
     conflicts = tuple(repeat for repeat in repeats if len(set(repeat.answers)) > 1)
     return FactFile(tuple(facts), refused, duplicates, conflicts, unknown, on_repeat)
+
+
+def refusal(refused: Sequence[Refused], source: str | Path, others: bool) -> str:
+    """What to say of bad records; only one of them has the line for itself.
+
+    Args:
+        refused: The records.
+        source: The file.
+        others: Whether there are good ones, so that one can go on without these.
+
+    Returns:
+        One line.
+    """
+    way_out = ", or go on without by --on-bad-record skip" if others else ""
+    if len(refused) == 1:
+        what, _, todo = refused[0].reason.rpartition(": ")
+        return f"{what} in {refused[0].place} of {source}: {todo}{way_out}"
+    named = _listing([f"{record.place}: {record.reason}" for record in refused])
+    return f"expected facts, got {len(refused)} records that cannot be used in {source} ({named}): mend them{way_out}"
 
 
 def check_choices(on_bad_record: str, on_repeat: str, also: Sequence[str] = ()) -> None:
@@ -361,16 +380,6 @@ def _check_unique(facts: Sequence[Fact], source: str | Path) -> None:
         if str(fact.id) in seen:
             raise InputError(f"expected every fact to have its own id, got {fact.id!r} twice in {source}: rename one")
         seen.add(str(fact.id))
-
-
-def _refusal(refused: Sequence[Refused], source: str | Path, others: bool) -> str:
-    """What to say of bad records; only one of them has the line for itself."""
-    way_out = ", or go on without by --on-bad-record skip" if others else ""
-    if len(refused) == 1:
-        what, _, todo = refused[0].reason.rpartition(": ")
-        return f"{what} in {refused[0].place} of {source}: {todo}{way_out}"
-    named = _listing([f"{record.place}: {record.reason}" for record in refused])
-    return f"expected facts, got {len(refused)} records that cannot be used in {source} ({named}): mend them{way_out}"
 
 
 def _repeat_refusal(repeats: Sequence[Repeat], source: str | Path) -> str:
