@@ -21,28 +21,23 @@ from jacobian_lab.experiment import EditingConfig, Experiment, prepare
 from jacobian_lab.facts import Fact
 from jacobian_lab.language_model import LanguageModel
 from jacobian_lab.methods import METHODS, PAIRS, UNEDITED, MethodEdit, edit_with, method, method_name
-from jacobian_lab.metrics import (
-    STYLES,
-    check_questions,
-    evaluate,
-    greedy_matches,
-    neighborhood,
-    neighborhood_states,
-    paraphrases,
-    perplexity,
-    style_of,
-)
+from jacobian_lab.metrics import check_questions, evaluate, greedy_matches, neighborhood_states, perplexity
 from jacobian_lab.progress import bar
-from jacobian_lab.rules import Eigh, RuleSettings, null_space
+from jacobian_lab.questions import STYLES, neighborhood, paraphrases, probe_groups, style_of
+from jacobian_lab.rules import RuleSettings
 from jacobian_lab.runs import Run, check_folder, marked, unfinished, whole
+from jacobian_lab.subspaces import Eigh, null_space
 from jacobian_lab.tables import read_anchors, store_anchors, usable_moments
 from jacobian_lab.targets import make_targets
-from jacobian_lab.tokens import Prompt, text_prompt
+from jacobian_lab.tokens import Prompt
 
 FACTS_AT_ONCE = 32
 """Facts whose final states are held at once while a model is evaluated."""
 
 AUTO = "auto"
+NO_PROBES = "none"
+"""What the dimension of further questions holds where there are none: one group that stays empty."""
+
 PAPER_METHODS = tuple(name for name in METHODS if name != "blue-refit")
 SAVES = ("delta", "folder", "both")
 
@@ -264,6 +259,7 @@ def _coordinates(bench: _Bench) -> dict[str, Sequence[Any]]:
         "layer": list(experiment.layers),
         "anchor_layer": list(experiment.anchor_layers),
         "paraphrase": range(max(1, *(len(paraphrases(fact, style)) for fact in experiment.facts))),
+        "probe": probe_groups(experiment.facts) or [NO_PROBES],
         "neighbor": range(max(1, *(len(neighborhood(fact, style)) for fact in experiment.facts))),
         "d_model": range(experiment.model.d_model),
     }
@@ -281,7 +277,8 @@ def _moments(
         experiment.scheme(each.scheme).edited(experiment.layers) for each in chosen if each.rule == "alphaedit"
     ]
     for layer in sorted({layer for layers in projected for layer in layers}):
-        null_space(moments[layer], config.alphaedit_threshold, relative=config.alphaedit_relative, eigh=eigh)
+        threshold, relative = config.alphaedit_threshold, config.alphaedit_relative
+        null_space(moments[layer], threshold, relative=relative, eigh=eigh, name=f"C at layer {layer}")
     return moments
 
 
@@ -310,7 +307,7 @@ def _store_metrics(run: Run, bench: _Bench, name: str, before: Sequence[Tensor],
     model, labels = bench.experiment.model, run.coordinates["fact"]
     for part in _parts(bench.experiment.facts):
         facts = bench.experiment.facts[part]
-        found = evaluate(model, facts, before[part], bench.style)
+        found = evaluate(model, facts, before[part], bench.style, probe_groups(bench.experiment.facts))
         if bench.settings["greedy"]:
             for values, extra in zip(found, _decoded(model, facts, bench.style), strict=True):
                 values |= extra
@@ -327,7 +324,7 @@ def _decoded(model: LanguageModel, facts: Sequence[Fact], style: str) -> list[di
     """Accuracy by greedy decoding, prompt by prompt."""
     texts = [(fact.text, *paraphrases(fact, style)) for fact in facts]
     rows = [
-        text_prompt(model.tokenizer, text, fact.target_new)
+        model.text_prompt(text, fact.target_new, fact.join)
         for fact, each in zip(facts, texts, strict=True)
         for text in each
     ]

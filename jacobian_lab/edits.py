@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,13 +17,14 @@ from jacobian_lab.facts import Fact
 from jacobian_lab.jacobians import dense_jacobians, jvp
 from jacobian_lab.language_model import LanguageModel
 from jacobian_lab.replay import FrozenGroups, freeze_groups, replay
-from jacobian_lab.rules import Problem, Rule, Update, memit
+from jacobian_lab.rules import Kept, Problem, Rule, Update, memit
 from jacobian_lab.targets import Layers, Scheme, Targets, damped_pullback
 from jacobian_lab.templates import Templates, template_weights
-from jacobian_lab.tokens import Prompt, fact_prompt
+from jacobian_lab.tokens import Prompt
 
-NO_RESIDUAL = 1e-5
-"""A residual below this share of the state's norm is zero to rounding: there is nothing to remain."""
+NO_RESIDUAL = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
+"""A residual below this share of the state's norm is zero to rounding: there is nothing to remain. In bfloat16 a state
+differs by up to a hundredth of its norm from one batch to another."""
 
 
 @contextmanager
@@ -62,6 +63,7 @@ class EditRecord:
         update_norm: ‖ΔW‖ / ‖W‖ in the Frobenius norm, ``[layer]``.
         condition: Condition number of the solve, ``[layer]``.
         unstored: Share of ΔW that the weight's dtype did not take, in the Frobenius norm, ``[layer]``.
+        dtype: The model's, which says what is rounding.
     """
 
     layers: Layers
@@ -76,6 +78,7 @@ class EditRecord:
     update_norm: Float[Tensor, " layer"]
     condition: Float[Tensor, " layer"]
     unstored: Float[Tensor, " layer"]
+    dtype: torch.dtype
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +90,6 @@ class LayerUpdate:
         frozen: The facts' bare prompts, frozen just before the edit, from l to the last decisive layer.
         wanted: Residuals before the scheme divided or pulled them back, ``[fact, d_model]``.
         given: Residuals that the layer was given, ``[fact, d_model]``.
-        problem: What was solved, with the facts whose target is finite.
         update: What was added to the weight.
         stored: What `write_weight` said.
     """
@@ -96,7 +98,6 @@ class LayerUpdate:
     frozen: FrozenGroups
     wanted: Float[Tensor, "fact d_model"]
     given: Float[Tensor, "fact d_model"]
-    problem: Problem
     update: Update
     stored: Mapping[str, Float[Tensor, ""]]
 
@@ -111,7 +112,7 @@ def edit_layers(
     second_moments: Mapping[int, Float[Tensor, "d_mlp d_mlp"]],
     ridge: float,
     rule: Rule = memit,
-    earlier: Mapping[int, Float[Tensor, "d_mlp d_mlp"]] | None = None,
+    kept: dict[int, Kept] | None = None,
 ) -> Iterator[LayerUpdate]:
     """Edit all facts jointly, layer after layer, and leave the model edited (use within `restored`).
 
@@ -127,7 +128,8 @@ def edit_layers(
         second_moments: C_l of each layer.
         ridge: λ.
         rule: What is done with keys and residuals.
-        earlier: Σ K Kᵀ of the batches that were edited before, by layer.
+        kept: Where these facts are one batch of several: what the rule handed on after the batch before, by
+            layer; what it hands on now takes its place.
 
     Yields:
         Every layer's edit just after it; the next layer is not looked at before it is asked for.
@@ -146,10 +148,14 @@ def edit_layers(
         if scheme.damping is not None:
             given = _pulled_back(frozen, layer, last, given, scheme.damping)
         keys, old = _averaged_keys(model, facts, templates, layer)[usable], model.weight(layer).clone()
-        problem = Problem(keys.T, given[usable].T, second_moments[layer], old, ridge, (earlier or {}).get(layer))
+        problem = Problem(layer, keys.T, given[usable].T, second_moments[layer], old, ridge)
+        if kept is not None:
+            problem = replace(problem, kept=kept.get(layer), goes_on=True)
         update = rule(problem)
-        stored = write_weight(model.weight(layer), old, update.delta)
-        yield LayerUpdate(layer, frozen, wanted, given, problem, update, stored)
+        if kept is not None and update.kept is not None:
+            kept[layer] = update.kept
+        stored = write_weight(model, layer, old, update.delta)
+        yield LayerUpdate(layer, frozen, wanted, given, update, stored)
 
 
 def usable_facts(targets: Targets) -> Bool[Tensor, " fact"]:
@@ -171,23 +177,34 @@ def usable_facts(targets: Targets) -> Bool[Tensor, " fact"]:
 
 
 def write_weight(
-    weight: Float[Tensor, "d_model d_mlp"],
+    model: LanguageModel,
+    layer: int,
     old: Float[Tensor, "d_model d_mlp"],
     delta: Float[Tensor, "d_model d_mlp"],
 ) -> dict[str, Float[Tensor, ""]]:
-    """Write ``old + delta`` into a weight, added up in float64, and say what that did to it.
+    """Write ``old + delta`` into a layer's weight, added up in float64, and say what that did to it.
 
     Args:
-        weight: The weight.
-        old: What it was.
-        delta: The change that is asked for, in float64.
+        model: The model.
+        layer: The layer.
+        old: What its weight was.
+        delta: The change that is asked for, in float32 or float64.
 
     Returns:
         ``update_norm`` and ``unstored`` as `EditRecord` has them.
+
+    Raises:
+        InputError: If the weight's dtype does not hold the sum.
     """
-    new = old.double() + delta
+    weight, new = model.weight(layer), old.double() + delta.double()
     weight.copy_(new.to(weight.dtype))
-    size, lost = torch.linalg.matrix_norm(delta), torch.linalg.matrix_norm(new - weight.double())
+    if not torch.isfinite(weight).all():
+        dtype = str(weight.dtype).removeprefix("torch.")
+        raise InputError(
+            f"expected an edit that {dtype} holds, got NaN or infinity in the weight of layer {layer}: "
+            "lower --anchor-clamp, raise --ridge or edit in float32"
+        )
+    size, lost = torch.linalg.matrix_norm(delta.double()), torch.linalg.matrix_norm(new - weight.double())
     return {"update_norm": size / torch.linalg.matrix_norm(old.double()), "unstored": lost / size}
 
 
@@ -253,7 +270,7 @@ def apply_edit(
             shift = states["after"] - states["before"]
             inspect(LayerEdit(edit.layer, last, edit.frozen, residual, shift, states["linear"]))
     layers = scheme.edited(targets.layers)
-    return EditRecord(layers, **{name: torch.stack([at[name] for at in seen]) for name in seen[0]})
+    return EditRecord(layers, **{name: torch.stack([at[name] for at in seen]) for name in seen[0]}, dtype=model.dtype)
 
 
 def _observe(
@@ -293,7 +310,8 @@ def measure(record: EditRecord, targets: Targets, scheme: Scheme) -> dict[str, F
     Returns:
         Arrays ``[fact, layer]`` over the edited layers, but those of the weights, ``[layer]``; those
         with ``_against_`` in their name are taken against that kind of target. NaN for facts without
-        a finite target, and for ratios to a residual that was zero from the beginning.
+        a finite target, and for ratios to a residual that was zero, to the rounding of the model's dtype, from the
+        beginning.
     """
     last, initial = targets.layers[-1], record.last_before[0]
     shift, passive = record.after - record.before, record.last_after - record.last_before
@@ -316,15 +334,25 @@ def measure(record: EditRecord, targets: Targets, scheme: Scheme) -> dict[str, F
         target = targets.of(kind, last).double()
         values[f"residual_norm_against_{kind}"] = norms(target - record.last_after)
         start = norms(target - initial)
-        start[start <= NO_RESIDUAL * norms(initial)] = math.nan
+        start[start <= NO_RESIDUAL[record.dtype] * norms(initial)] = math.nan
         values[f"residual_ratio_against_{kind}"] = norms(target - record.last_after) / start
     values["residual_ratio"] = values[f"residual_ratio_against_{scheme.kind}"]
     values["residual_norm"] = values[f"residual_norm_against_{scheme.kind}"]
+    for name in _OF_RESIDUAL:
+        values[name] = torch.where(values["residual_ratio"].isnan(), math.nan, values[name])
     usable = targets.finite()[:, None]
     by_fact = {name: torch.where(usable, value.T, math.nan) for name, value in values.items()}
     by_layer = {"update_norm": record.update_norm, "condition_number": record.condition, "unstored": record.unstored}
     return by_fact | by_layer
 
+
+_OF_RESIDUAL = (
+    "unrealised",
+    "realised",
+    "share_initial",
+    *(name.format(term) for term in ("linear", "curvature", "leakage") for name in ("share_{}", "{}_residual_cosine")),
+)
+"""What says nothing of a fact that has no residual."""
 
 _ALONG = {"rayleigh": rayleigh_quotient, "eigen_residual": eigen_residual, "linear_cosine": cosine, "gain": gain}
 
@@ -370,7 +398,7 @@ def norms(vectors: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row"]:
 
 def _bare_prompts(model: LanguageModel, facts: Sequence[Fact]) -> list[Prompt]:
     """The facts' prompts in no template, up to the decisive token."""
-    return [fact_prompt(model.tokenizer, fact).cut() for fact in facts]
+    return [model.fact_prompt(fact).cut() for fact in facts]
 
 
 def _averaged_keys(
@@ -378,7 +406,7 @@ def _averaged_keys(
 ) -> Float[Tensor, "fact d_mlp"]:
     """Keys averaged inside each template group, then over the groups (methods.md §3), in float64."""
     weighted = template_weights(templates)
-    rows: list[Prompt] = [fact_prompt(model.tokenizer, fact, text) for fact in facts for text, _ in weighted]
+    rows: list[Prompt] = [model.fact_prompt(fact, text) for fact in facts for text, _ in weighted]
     keys = decisive_keys(model, rows, layer).double().view(len(facts), len(weighted), -1)
     weights = keys.new_tensor([weight for _, weight in weighted])
     return torch.einsum("ftk,t->fk", keys, weights)

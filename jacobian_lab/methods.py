@@ -9,10 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from jacobian_lab.deltas import delta_dtype
 from jacobian_lab.edits import edit_layers, usable_facts, write_weight
 from jacobian_lab.errors import InputError
 from jacobian_lab.experiment import Experiment
-from jacobian_lab.rules import RULES, Eigh, RuleSettings
+from jacobian_lab.rules import RULES, Kept, RuleSettings
+from jacobian_lab.subspaces import Eigh
 from jacobian_lab.targets import SCHEMES, Layers, Scheme, Targets
 
 UNEDITED = "unedited"
@@ -97,9 +99,11 @@ class MethodEdit:
     """What editing with a method did to the weights.
 
     Attributes:
-        deltas: ΔW of each edited layer as it was asked for, all batches together, in float64.
+        deltas: ΔW of each edited layer as it was asked for, all batches together, rounded to `delta_dtype`: the
+            weights before the edit and these, added up in float64 and rounded once, are the edited model's bit for bit.
         values: By the names under which runs store them, a number for each edited layer: ``update_norm``,
-            ``unstored``, ``condition_number`` (the largest of the batches) and the rules' notes (of the last batch).
+            ``unstored``, ``condition_number`` (the largest of those that were factored) and the rules' notes (of the
+            last batch).
     """
 
     deltas: Mapping[int, Float[Tensor, "d_model d_mlp"]]
@@ -120,9 +124,11 @@ def edit_with(
 ) -> MethodEdit:
     """Edit, and leave the model edited (use within `restored`).
 
-    Targets are those of the unedited model for every batch, as in the official code; keys and hidden states
-    are measured on the model as the batches before have left it, and Σ K Kᵀ of theirs, as it was solved with,
-    stays in the solve.
+    Targets are those of the unedited model for every batch, as in the official ``FE-memit_main.py``, which takes
+    precomputed ones; ``memit_main.py``, ``alphaedit_main.py`` and ``prune_main.py`` optimise each batch's (by
+    ``compute_z``) on the model as the batches before have left it. Keys and hidden states are measured on that
+    model here too, and Σ K Kᵀ of the batches before, as it was solved with, stays in the solve. With one batch
+    all this makes no difference.
 
     Args:
         chosen: The method.
@@ -139,34 +145,33 @@ def edit_with(
         What it did.
 
     Raises:
-        InputError: If no fact has a finite anchor, or a solve is singular.
+        InputError: If no fact has a finite anchor, a solve is singular, or the model's dtype does not hold the edit.
     """
     model, count = experiment.model, len(experiment.facts)
     scheme, rule = experiment.scheme(chosen.scheme), settings.rule(chosen.rule, eigh)
     finite = usable_facts(targets).tolist()
+    step = size or count
     original = {layer: model.weight(layer).clone() for layer in scheme.edited(targets.layers)}
     deltas = {layer: torch.zeros_like(weight, dtype=torch.float64) for layer, weight in original.items()}
-    earlier: dict[int, Tensor] = {}
+    kept: dict[int, Kept] | None = {} if step < count else None
     seen: dict[int, dict[str, float]] = {layer: {} for layer in original}
-    step = size or count
     for batch in (range(start, min(start + step, count)) for start in range(0, count, step)):
         facts = [experiment.facts[index] for index in batch]
         stages = _stages(chosen, scheme, targets.select(batch), batch, refit) if any(finite[i] for i in batch) else ()
         for stage, wanted in stages:
             for edit in edit_layers(
-                model, facts, stage, wanted, experiment.templates, second_moments, experiment.ridge, rule, earlier
+                model, facts, stage, wanted, experiment.templates, second_moments, experiment.ridge, rule, kept
             ):
-                layer, keys, update = edit.layer, edit.problem.keys, edit.update
+                layer, update = edit.layer, edit.update
                 deltas[layer] += update.delta
-                write_weight(model.weight(layer), original[layer], deltas[layer])  # rounded once, not batch by batch
-                if step < count:
-                    earlier[layer] = earlier.get(layer, 0) + keys @ keys.T
+                write_weight(model, layer, original[layer], deltas[layer])  # rounded once, not batch by batch
                 worst = max(update.condition, seen[layer].get("condition_number", 0.0))
                 seen[layer] |= {**update.notes, "condition_number": worst}
         done(len(batch))
     for layer, weight in original.items():
-        deltas[layer], notes = settings.finish(chosen.rule, deltas[layer], weight)
-        stored = write_weight(model.weight(layer), weight, deltas[layer])
+        total, notes = settings.finish(chosen.rule, deltas[layer], weight)
+        deltas[layer] = total.to(delta_dtype(model))  # what is saved is what is measured
+        stored = write_weight(model, layer, weight, deltas[layer])
         seen[layer] |= notes | {name: float(value) for name, value in stored.items()}
     names = dict.fromkeys(name for values in seen.values() for name in values)
     return MethodEdit(deltas, {name: [values.get(name, math.nan) for values in seen.values()] for name in names})

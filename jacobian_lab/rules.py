@@ -1,6 +1,5 @@
 """Update rules: what is made of keys and residuals, each a pure function (methods.md §5)."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -8,14 +7,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from scipy.linalg.lapack import dpocon
 from torch import Tensor
 
 from jacobian_lab.errors import InputError
-
-Matrix = Float[Tensor, "n n"]
-Eigh = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Eigenvalues, ascending, and eigenvectors of a symmetric matrix, as `torch.linalg.eigh` returns them."""
+from jacobian_lab.solving import Factored, advice, factored
+from jacobian_lab.subspaces import Eigh, largest_singular_value, null_space, shrink
 
 PRUNE_KINDS = ("log", "log_a", "linear")
 PRUNE_SCOPES = ("layer", "total")
@@ -24,19 +20,34 @@ RECT_KEPT = {"magnitude": 0.6, "relative": 0.2}
 
 
 @dataclass(frozen=True, eq=False)
+class Kept:
+    """What a rule hands on to a layer's next batch.
+
+    Attributes:
+        matrix: What it solved with: λC + S, or what the rule has in its place, with S = Σ K Kᵀ of all batches so far.
+        limit: PRUNE's: the largest singular value that the weight had before all edits.
+    """
+
+    matrix: Factored
+    limit: Float[Tensor, ""] | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Update:
     """A change of one weight.
 
     Attributes:
         delta: ΔW, in float64.
-        condition: Condition number of the matrix that was solved with, in the 1-norm, as LAPACK
-            estimates it from the Cholesky factor.
+        condition: Condition number of the matrix that was factored, in the 1-norm, as LAPACK estimates it
+            from the Cholesky factor.
         notes: What else a rule has to say, by the names under which runs store it.
+        kept: For the layer's next batch, where there is to be one.
     """
 
     delta: Float[Tensor, "d_model d_mlp"]
     condition: float
     notes: Mapping[str, float] = field(default_factory=dict)
+    kept: Kept | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,25 +55,28 @@ class Problem:
     """What a rule is given at one layer; not every rule looks at all of it.
 
     Attributes:
+        layer: The layer, for messages.
         keys: K, one column a fact, in float64.
         residuals: R, one column a fact, in float64.
         second_moment: C.
         weight: W.
         ridge: λ.
-        earlier: S, Σ K Kᵀ of the batches before this one.
+        kept: What the rule handed on after the batch before this one.
+        goes_on: Whether there are to be further batches.
     """
 
+    layer: int
     keys: Float[Tensor, "d_mlp fact"]
     residuals: Float[Tensor, "d_model fact"]
     second_moment: Float[Tensor, "d_mlp d_mlp"]
     weight: Float[Tensor, "d_model d_mlp"]
     ridge: float
-    earlier: Float[Tensor, "d_mlp d_mlp"] | None = None
+    kept: Kept | None = None
+    goes_on: bool = False
 
-    def kept(self) -> Matrix:
-        """λC + S: what an edit is to leave as it is."""
-        kept = self.ridge * self.second_moment.to(self.keys.device)
-        return kept if self.earlier is None else kept + self.earlier
+    def spread(self) -> Float[Tensor, "d_mlp d_mlp"]:
+        """λC."""
+        return self.ridge * self.second_moment.to(self.keys.device)
 
 
 Rule = Callable[[Problem], Update]
@@ -77,12 +91,28 @@ def memit(problem: Problem) -> Update:
 
     Returns:
         The change.
-
-    Raises:
-        InputError: If the matrix to be solved with is singular.
     """
-    K, R = problem.keys, problem.residuals
-    return solve_spd(problem.kept() + K @ K.T, K @ R.T)
+    return _regressed(problem, problem.spread, "λC + K Kᵀ", advice(problem.second_moment, problem.ridge))
+
+
+def _regressed(
+    problem: Problem,
+    start: Callable[[], Float[Tensor, "n n"]],
+    name: str,
+    hint: str,
+    basis: Float[Tensor, "d_mlp n"] | None = None,
+) -> Update:
+    """``ΔW = R Kᵀ (M + S + K Kᵀ)⁻¹``, with M what `start` returns; in a basis if there is one."""
+    keys = problem.keys if basis is None else basis.T @ problem.keys
+    if problem.kept is None:  # factored with the first batch's keys in it; later ones come as columns
+        matrix = factored(start() + keys @ keys.T, f"{name} at layer {problem.layer}", hint)
+        solved = matrix.solve(keys @ problem.residuals.T)
+    else:
+        matrix = problem.kept.matrix.plus(keys)
+        solved = matrix.solve_newest(keys)
+    solved = (solved if basis is None else basis @ solved).T
+    delta = solved if problem.kept is None else problem.residuals @ solved
+    return Update(delta, matrix.condition, kept=Kept(matrix) if problem.goes_on else None)
 
 
 def prune(problem: Problem, *, kind: str = "log", base: float = 1.2) -> Update:
@@ -96,33 +126,12 @@ def prune(problem: Problem, *, kind: str = "log", base: float = 1.2) -> Update:
     Returns:
         The change, with the number of shrunk singular values as ``shrunk_values``.
     """
+    limit = problem.kept.limit if problem.kept else None
+    limit = largest_singular_value(problem.weight) if limit is None else limit
     update = memit(problem)
-    delta, count = shrink(update.delta, problem.weight, kind, base)
-    return replace(update, delta=delta, notes={"shrunk_values": float(count)})
-
-
-def shrink(
-    delta: Float[Tensor, "d_model d_mlp"], weight: Float[Tensor, "d_model d_mlp"], kind: str = "log", base: float = 1.2
-) -> tuple[Float[Tensor, "d_model d_mlp"], int]:
-    """PRUNE's restraint: σ_i ≥ σ_max becomes ln σ_i − ln σ_max + σ_max, with σ_max the largest of the weight.
-
-    Args:
-        delta: The change of one layer, or the total one after all edits.
-        weight: The weight before it.
-        kind: ``"log"``; ``"log_a"``, with logarithms to `base`; ``"linear"``, ½σ_i + ½σ_max.
-        base: 1.2, 1.5 or 2 in the literature.
-
-    Returns:
-        The restrained change, and how many singular values were too large.
-    """
-    limit = torch.linalg.matrix_norm(weight.double(), 2)
-    U, sigma, V = torch.linalg.svd(delta.double(), full_matrices=False)
-    over = sigma >= limit
-    if not over.any():
-        return delta, 0
-    logarithm = torch.log(sigma / limit) / (math.log(base) if kind == "log_a" else 1.0)
-    shrunk = (sigma + limit) / 2 if kind == "linear" else logarithm + limit
-    return U @ torch.diag(torch.where(over, shrunk, sigma)) @ V, int(over.sum())
+    delta, count = shrink(update.delta, limit, kind, base)
+    kept = replace(update.kept, limit=limit) if update.kept else None
+    return replace(update, delta=delta, notes={"shrunk_values": float(count)}, kept=kept)
 
 
 def rect(problem: Problem, *, by: str = "magnitude", kept: float | None = None) -> Update:
@@ -148,53 +157,6 @@ def rect(problem: Problem, *, by: str = "magnitude", kept: float | None = None) 
     return replace(update, delta=delta, notes={"kept_energy": float((delta**2).sum() / (update.delta**2).sum())})
 
 
-@dataclass(frozen=True, eq=False)
-class NullSpace:
-    """Directions in which the keys of a corpus hardly lie.
-
-    Attributes:
-        basis: Û, eigenvectors of C with small eigenvalues, one a column.
-        trace_left_out: Share of C's trace that lies outside.
-    """
-
-    basis: Float[Tensor, "d_mlp rank"]
-    trace_left_out: float
-
-
-def null_space(
-    second_moment: Float[Tensor, "d_mlp d_mlp"],
-    threshold: float = 0.02,
-    *,
-    relative: bool = False,
-    eigh: Eigh = torch.linalg.eigh,
-) -> NullSpace:
-    """AlphaEdit's null space of C (methods.md §5).
-
-    Args:
-        second_moment: C.
-        threshold: Eigenvalues below it belong to the null space.
-        relative: Whether the threshold is in units of the mean eigenvalue, so that the scale of the
-            keys does not matter.
-        eigh: Eigendecomposition; may remember what it has done.
-
-    Returns:
-        Its basis, and what it leaves out.
-
-    Raises:
-        InputError: If it is empty.
-    """
-    values, vectors = eigh(second_moment)
-    values, vectors = values.double(), vectors.double()
-    limit = threshold * float(values.mean()) if relative else threshold
-    inside = values < limit
-    if not inside.any():
-        raise InputError(
-            f"expected eigenvalues of C below {limit:g} for AlphaEdit's null space, got none: the smallest is "
-            f"{float(values[0]):.2g}: raise --alphaedit-threshold, or give --alphaedit-relative"
-        )
-    return NullSpace(vectors[:, inside], float(values[~inside].sum() / values.sum()))
-
-
 def alphaedit(
     problem: Problem,
     *,
@@ -217,20 +179,22 @@ def alphaedit(
     Returns:
         The change, with ``null_space_rank`` and ``trace_left_out``.
     """
-    space = null_space(problem.second_moment, threshold, relative=relative, eigh=eigh)
-    K, R = problem.keys, problem.residuals
-    basis = space.basis.to(K.device)
-    inner = basis.T @ K
-    matrix = inner @ inner.T + l2 * torch.eye(len(inner), dtype=inner.dtype, device=inner.device)
-    if problem.earlier is not None:
-        matrix += basis.T @ problem.earlier @ basis
-    update = solve_spd(matrix, inner @ R.T, "P K Kᵀ + L2·I", "raise --alphaedit-l2")
+    moment = problem.second_moment
+    space = null_space(moment, threshold, relative=relative, eigh=eigh, name=f"C at layer {problem.layer}")
+    basis = space.basis.to(problem.keys.device)
+
+    def start() -> Float[Tensor, "rank rank"]:
+        return l2 * torch.eye(basis.shape[1], dtype=basis.dtype, device=basis.device)
+
+    update = _regressed(problem, start, "P K Kᵀ + L2·I", "raise --alphaedit-l2", basis)
     notes = {"null_space_rank": float(basis.shape[1]), "trace_left_out": space.trace_left_out}
-    return replace(update, delta=update.delta @ basis.T, notes=notes)
+    return replace(update, notes=notes)
 
 
 def emmet(problem: Problem, *, epsilon: float = 0.1) -> Update:
     """EMMET: ``ΔW = R (Kᵀ A⁻¹ K + εI)⁻¹ Kᵀ A⁻¹`` with A = λC + S; with ε → 0, ΔW K = R (methods.md §5).
+
+    By the push-through identity this is ``R Kᵀ (εA + K Kᵀ)⁻¹``: for one batch, `memit` at λ·ε.
 
     Args:
         problem: K, R, C, W, λ and S.
@@ -239,43 +203,19 @@ def emmet(problem: Problem, *, epsilon: float = 0.1) -> Update:
     Returns:
         The change; the condition number is the larger one of the two solves.
     """
-    K, R = problem.keys, problem.residuals
-    whitened = solve_spd(problem.kept(), K, "λC")  # (A⁻¹ K)ᵀ
-    inner = whitened.delta @ K
+    K, R, layer = problem.keys, problem.residuals, problem.layer
+    kept = (
+        problem.kept.matrix
+        if problem.kept
+        else factored(problem.spread(), f"λC at layer {layer}", advice(problem.second_moment, problem.ridge))
+    )
+    whitened = kept.solve(K).T  # (A⁻¹ K)ᵀ
+    inner = whitened @ K
     inner = (inner + inner.T) / 2 + epsilon * torch.eye(len(inner), dtype=K.dtype, device=K.device)
-    multipliers = solve_spd(inner, R.T, "Kᵀ A⁻¹ K + εI", "raise --emmet-epsilon")  # R (Kᵀ A⁻¹ K + εI)⁻¹
-    return Update(multipliers.delta @ whitened.delta, max(whitened.condition, multipliers.condition))
-
-
-def solve_spd(
-    matrix: Matrix,
-    right: Float[Tensor, "n m"],
-    what: str = "λC + K Kᵀ",
-    hint: str = "raise --ridge, or give a longer corpus",
-) -> Update:
-    """Solve ``matrix · ΔWᵀ = right`` with a symmetric positive definite matrix.
-
-    Args:
-        matrix: The matrix, in float64.
-        right: The right-hand side.
-        what: What the matrix is, for the message.
-        hint: What to do if it is singular.
-
-    Returns:
-        ΔW, and the condition number of the matrix.
-
-    Raises:
-        InputError: If the matrix is not positive definite to working precision.
-    """
-    factor, info = torch.linalg.cholesky_ex(matrix)
-    reciprocal = 0.0
-    if not int(info):
-        reciprocal = float(dpocon(factor.cpu().numpy(), float(torch.linalg.matrix_norm(matrix, 1)), uplo="L")[0])
-    if not reciprocal > torch.finfo(matrix.dtype).eps:
-        raise InputError(
-            f"expected a positive definite {what} to solve with, got one that is singular to working precision: {hint}"
-        )
-    return Update(torch.cholesky_solve(right, factor).T, 1 / reciprocal)
+    multipliers = factored(inner, f"Kᵀ A⁻¹ K + εI at layer {layer}", "raise --emmet-epsilon")
+    delta = multipliers.solve(R.T).T @ whitened  # R (Kᵀ A⁻¹ K + εI)⁻¹, times Kᵀ A⁻¹
+    handed_on = Kept(kept.plus(K)) if problem.goes_on else None
+    return Update(delta, max(kept.condition, multipliers.condition), kept=handed_on)
 
 
 RULES: dict[str, Callable[..., Update]] = {
@@ -372,5 +312,5 @@ class RuleSettings:
         """
         if name != "prune" or self.prune_scope != "total":
             return delta, {}
-        shrunk, count = shrink(delta, weight, self.prune_kind, self.prune_base)
+        shrunk, count = shrink(delta, largest_singular_value(weight), self.prune_kind, self.prune_base)
         return shrunk, {"shrunk_values": float(count)}

@@ -3,21 +3,20 @@
 import json
 import runpy
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import make_folder, options
+from conftest import CONFIGS, make_folder, options
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPTJConfig, LlamaConfig
 
 from jacobian_lab import cli, comparison, edit_table, tables
 from jacobian_lab.comparison import METRICS, forward_gains, read_paper, summaries, write_comparison
-from jacobian_lab.deltas import DELTA, FOLDER, add_delta, read_delta, save_delta
+from jacobian_lab.deltas import DELTA, FOLDER, add_delta, read_delta, save_delta, save_model
 from jacobian_lab.edit_table import EditConfig, EditTableConfig, run_edit, run_edit_table
 from jacobian_lab.edits import apply_edit, edit_layers, restored
 from jacobian_lab.errors import InputError
@@ -26,8 +25,9 @@ from jacobian_lab.facts import load_facts
 from jacobian_lab.families import KNOWN
 from jacobian_lab.methods import METHODS, edit_with, method, method_name
 from jacobian_lab.models import load_model
-from jacobian_lab.rules import RuleSettings, memit, shrink
+from jacobian_lab.rules import RuleSettings, Update, memit
 from jacobian_lab.runs import open_run
+from jacobian_lab.subspaces import largest_singular_value, shrink
 from jacobian_lab.targets import SCHEMES, Targets, make_targets, optimise_anchors
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -204,32 +204,19 @@ def test_sequential_batches_keep_the_old_keys_in_the_solve(bench):
         grams, deltas = {}, {}
         original = {layer: model.weight(layer).clone() for layer in layers}
 
-        def first_rule(problem):
-            grams[layer_of(problem)] = problem.keys @ problem.keys.T
-            update = memit(problem)
-            deltas[layer_of(problem)] = update.delta
-            return update
+        def dense(problem):
+            left = problem.ridge * problem.second_moment + problem.keys @ problem.keys.T + grams.get(problem.layer, 0)
+            grams[problem.layer] = grams.get(problem.layer, 0) + problem.keys @ problem.keys.T
+            return Update(torch.linalg.solve(left, problem.keys @ problem.residuals.T).T, 1.0)
 
-        def layer_of(problem):
-            return next(layer for layer in layers if problem.second_moment is moments[layer])
-
-        def second_rule(problem):
-            gram = grams[layer_of(problem)]
-            left = problem.ridge * problem.second_moment + gram + problem.keys @ problem.keys.T
-            expected = torch.linalg.solve(left, problem.keys @ problem.residuals.T).T
-            update = memit(replace(problem, earlier=gram))
-            torch.testing.assert_close(update.delta, expected, rtol=1e-8, atol=1e-12)
-            return update
-
-        first = (model, facts[:4], SCHEMES["forward-replay"], targets.select(range(4)), experiment.templates, moments)
-        apply_edit(*first, experiment.ridge, first_rule)
-
-        second = (model, facts[4:], SCHEMES["forward-replay"], targets.select((4, 5)), experiment.templates, moments)
-        for edit in edit_layers(*second, experiment.ridge, second_rule):
-            total = deltas[edit.layer] + edit.update.delta
-            model.weight(edit.layer).copy_(original[edit.layer] + total)  # added to the weight once
+        scheme = SCHEMES["forward-replay"]
+        for part in (range(4), range(4, 6)):
+            given = (model, [facts[i] for i in part], scheme, targets.select(part), experiment.templates, moments)
+            for edit in edit_layers(*given, experiment.ridge, dense):
+                deltas[edit.layer] = deltas.get(edit.layer, 0) + edit.update.delta
+                model.weight(edit.layer).copy_(original[edit.layer] + deltas[edit.layer])  # added to the weight once
         for layer in layers:
-            torch.testing.assert_close(weights[layer], model.weight(layer), rtol=1e-12, atol=1e-14)
+            torch.testing.assert_close(weights[layer], model.weight(layer), rtol=1e-9, atol=1e-12)
     jointly, _ = edited(bench, "memit+fe", size=6)
     default, _ = edited(bench, "memit+fe")
     assert all(torch.equal(jointly[layer], default[layer]) for layer in layers)
@@ -261,7 +248,7 @@ def test_prune_on_the_total_shrinks_once_after_all_edits(bench):
         _, plain = edited(bench, "memit", size=3)
         weights, made = edited(bench, "prune", settings, size=3)
         for place, layer in enumerate(experiment.layers):
-            expected, count = shrink(plain.deltas[layer], small[layer], "linear")
+            expected, count = shrink(plain.deltas[layer], largest_singular_value(small[layer]), "linear")
             assert made.values["shrunk_values"][place] == count > 0
             torch.testing.assert_close(made.deltas[layer], expected, rtol=1e-10, atol=1e-12)
             torch.testing.assert_close(weights[layer], small[layer] + expected, rtol=1e-10, atol=1e-12)
@@ -479,7 +466,11 @@ def test_a_delta_that_does_not_fit_is_refused_with_one_line(saved, tmp_path, fol
     save_file({"layer.1": torch.zeros(2, 2)}, tmp_path / "foreign")
     save_delta(tmp_path / "shape", model, {1: torch.zeros(3, 5)}, {})
     save_delta(tmp_path / "layer", model, {77: delta[1]}, {})
-    save_delta(tmp_path / "nan", model, {1: delta[1] * float("nan")}, {})
+    tensors = load_file(folder / RECT_DELTA)
+    with safe_open(folder / RECT_DELTA, framework="pt") as file:
+        metadata = file.metadata()
+    save_file({**tensors, "layer.1": delta[1] * float("nan")}, tmp_path / "nan", metadata=metadata)
+    save_file(tensors, tmp_path / "bfloat16", metadata={**metadata, "dtype": "bfloat16"})
     cases = [
         ({"delta": tmp_path / "short"}, "expected a whole delta"),
         ({"delta": tmp_path / "empty"}, "expected a whole delta"),
@@ -489,18 +480,60 @@ def test_a_delta_that_does_not_fit_is_refused_with_one_line(saved, tmp_path, fol
         ({"delta": tmp_path / "layer"}, "layer.77"),
         ({"delta": tmp_path / "nan"}, "finite numbers"),
         ({"model": folders["llama"]}, "apply it to its own base model"),
+        ({"model": folder / RECT_FOLDER}, "in one command with all other deltas that are to go on it"),
+        ({"delta": f"{folder / RECT_DELTA}|{folder / RECT_DELTA}"}, "deltas that differ"),
+        ({"delta": f"{folder / RECT_DELTA}|{tmp_path / 'bfloat16'}"}, "of one dtype, got float32, bfloat16"),
         ({"out": folder}, "new or empty folder"),
     ]
     capsys.readouterr()
     for changes, words in cases:
         given = {"delta": folder / RECT_DELTA, "model": config["model"], "out": tmp_path / "new"} | changes
         with pytest.raises(SystemExit) as caught:
-            cli.main(["apply", *options(given)])
+            cli.main(["apply", *(part for option in options(given) for part in option.split("|"))])
         err = capsys.readouterr().err
         assert caught.value.code == 2
         assert words in err, (changes, err)
         assert err.count("\n") == 1
         assert not list((tmp_path / "new").glob("*"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("size", [None, 4])
+def test_base_and_saved_delta_are_the_measured_model_to_the_last_bit(dtype, size, bench, quick, tmp_path):
+    config = EditTableConfig(**{**quick, "dtype": dtype})
+    experiment = prepare(config)
+    weights, made = edited((experiment, *bench[1:3], config), "memit+fe", size=size)
+    model = experiment.model
+    save_delta(tmp_path / "delta", model, made.deltas, {})
+    with restored(model, experiment.layers):
+        add_delta(model, read_delta(tmp_path / "delta", model))
+        assert all(torch.equal(model.weight(layer), weight) for layer, weight in weights.items())
+
+
+def test_several_deltas_of_one_base_model_are_added_up(saved, tmp_path):
+    folder, config = saved
+    base = load_model(config["model"], device="cpu")
+    first = read_delta(folder / RECT_DELTA, base)
+    save_delta(tmp_path / "second", base, {2: first[1], 4: first[3]}, {})
+    paths = [str(folder / RECT_DELTA), str(tmp_path / "second")]
+    cli.main(["apply", "--delta", *paths, "--model", config["model"], "--out", str(tmp_path / "out")])
+    made = load_model(tmp_path / "out", device="cpu")
+    second = {2: first[1], 4: first[3]}
+    for layer in range(base.n_layers):
+        changes = [delta[layer].double() for delta in (first, second) if layer in delta]
+        assert torch.equal(made.weight(layer), (base.weight(layer).double() + sum(changes)).float()), layer
+
+
+def test_what_is_not_finite_is_not_saved(saved, tmp_path):
+    model = load_model(saved[1]["model"], device="cpu")
+    change = torch.zeros(model.d_model, model.d_mlp)
+    change[0, 0] = float("nan")
+    with pytest.raises(InputError, match=r"finite weights to save, got NaN in the change of layer 2: lower"):
+        save_delta(tmp_path / "delta", model, {2: change}, {})
+    model.weight(3)[0, 0] = float("inf")
+    with pytest.raises(InputError, match=r"finite weights to save, got infinity in transformer\.h\.3\.mlp\.c_proj"):
+        save_model(model, tmp_path / "model")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_delta_on_a_model_in_memory(saved):
@@ -570,6 +603,39 @@ def test_bad_input_ends_with_one_line(quick, capsys, tmp_path, monkeypatch):
         assert "Traceback" not in err
         assert err.splitlines()[-1].startswith("jacobian-lab: expected ")
         assert not (tmp_path / "run" / "config.json").exists()
+
+
+def silent_neurons(folder):
+    """Five neurons that never fire, in the second block."""
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][:5] = 0
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(("ridge", "hint"), [(0, "raise --ridge"), (10, "5 of 64 neurons are silent on the corpus")])
+def test_silent_neurons_are_refused_with_the_layer(ridge, hint, quick, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tables, "optimise_anchors", lambda *_a, **_k: pytest.fail("long work begun"))
+    silent_neurons(make_folder(tmp_path / "model", CONFIGS["llama"]))
+    given = {**quick, "model": tmp_path / "model", "ridge": ridge, "method": "emmet", "out": tmp_path / "run"}
+    del given["alphaedit_relative"]
+    with pytest.raises(SystemExit):
+        cli.main(["edit", *options(given)])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "positive definite λC at layer 1 to solve with" in last
+    assert hint in last
+
+
+@pytest.mark.parametrize("method", ["emmet", "memit"])
+def test_a_corpus_of_one_repeated_sentence_is_refused_with_the_layer(method, quick, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tables, "optimise_anchors", lambda *_a, **_k: pytest.fail("long work begun"))
+    (tmp_path / "corpus.txt").write_text("The old tower stands beside the river.\n" * 60)
+    given = {**quick, "corpus": tmp_path / "corpus.txt", "method": method, "out": tmp_path / "run"}
+    del given["alphaedit_relative"]
+    with pytest.raises(SystemExit):
+        cli.main(["edit", *options(given)])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "positive definite λC at layer 1 to solve with" in last
+    assert "give a longer corpus" in last
 
 
 @pytest.mark.parametrize("name", ["efficacy_specificity", "fe_gain"])

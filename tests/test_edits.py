@@ -13,6 +13,7 @@ from jacobian_lab.edits import apply_edit, measure, restored
 from jacobian_lab.errors import InputError
 from jacobian_lab.metrics import efficacy
 from jacobian_lab.models import load_model
+from jacobian_lab.rules import memit
 from jacobian_lab.targets import SCHEMES, AnchorSettings, Targets, make_targets, optimise_anchors
 from jacobian_lab.tokens import fact_prompt
 
@@ -155,6 +156,22 @@ def test_what_a_bfloat16_weight_does_not_take_is_reported(folders, facts, settin
     with restored(exact, LAYERS):
         doubled = apply_edit(exact, facts, scheme, setting[0], CONTEXTS, setting[1], 2.0)
     assert doubled.unstored.max() < 1e-12
+
+
+def test_an_edit_that_the_models_dtype_does_not_hold_is_refused(folders, facts, setting):
+    targets, moments = setting
+    for dtype in ("float32", "bfloat16"):
+        model = load_model(folders["llama"], dtype=dtype, device="cpu")
+        before = model.weight(1).clone()
+
+        def huge(problem):
+            update = memit(problem)
+            return dataclasses.replace(update, delta=update.delta * 1e45)
+
+        words = f"edit that {dtype} holds, got NaN or infinity in the weight of layer 1: lower --anchor-clamp"
+        with pytest.raises(InputError, match=words), restored(model, LAYERS):
+            apply_edit(model, facts, SCHEMES["backward-full"], targets, CONTEXTS, moments, 2.0, huge)
+        assert torch.equal(model.weight(1), before)
 
 
 def test_no_usable_fact_is_refused(tiny, facts, setting):

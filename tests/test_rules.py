@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,12 +16,11 @@ from jacobian_lab.rules import (
     alphaedit,
     emmet,
     memit,
-    null_space,
     prune,
     rect,
-    shrink,
-    solve_spd,
 )
+from jacobian_lab.solving import factored
+from jacobian_lab.subspaces import largest_singular_value, null_space, shrink
 
 D_MODEL, D_MLP, FACTS = 7, 12, 5
 
@@ -32,7 +32,14 @@ def random(*shape, seed=0):
 K, R, W = random(D_MLP, FACTS), random(D_MODEL, FACTS, seed=1), random(D_MODEL, D_MLP, seed=3)
 CORPUS = random(D_MLP, 40, seed=2)
 C = CORPUS @ CORPUS.T / 40
-PROBLEM = Problem(K, R, C, W, ridge=3.0)
+PROBLEM = Problem(4, K, R, C, W, ridge=3.0)
+OLD = random(D_MLP, 4, seed=8)
+
+
+def after(rule, keys, problem=PROBLEM):
+    """The problem as a batch of these keys has left it."""
+    first = replace(problem, keys=keys, residuals=random(D_MODEL, keys.shape[1], seed=12), goes_on=True)
+    return replace(problem, kept=rule(first).kept)
 
 
 def singular_values(matrix):
@@ -61,7 +68,7 @@ def test_memit_solves_the_normal_equations():
 
 def test_without_ridge_the_residual_is_met_exactly():
     K, R = random(6, 6), random(4, 6, seed=1)
-    update = memit(Problem(K, R, torch.eye(6, dtype=torch.float64), torch.zeros(4, 6), ridge=0.0))
+    update = memit(Problem(0, K, R, torch.eye(6, dtype=torch.float64), torch.zeros(4, 6), ridge=0.0))
     torch.testing.assert_close(update.delta @ K, R, rtol=1e-8, atol=1e-8)
 
 
@@ -69,22 +76,15 @@ def test_condition_number_is_an_estimate_of_the_dense_one():
     basis, _ = torch.linalg.qr(random(30, 30))
     matrix = basis @ torch.diag(torch.logspace(0, 5, 30, dtype=torch.float64)) @ basis.T
     matrix = (matrix + matrix.T) / 2
-    estimate = solve_spd(matrix, random(30, 2)).condition
+    estimate = factored(matrix, "matrix", "").condition
     exact = np.linalg.cond(matrix.numpy(), 1)
     assert exact / 3 <= estimate <= exact * (1 + 1e-8)
 
 
-@pytest.mark.parametrize("matrix", [torch.zeros(3, 3), torch.diag(torch.tensor([1.0, 1.0, 1e-18])), -torch.eye(3)])
-def test_a_singular_solve_is_refused(matrix):
-    with pytest.raises(InputError, match=r"singular to working precision: raise --ridge"):
-        solve_spd(matrix.double(), torch.ones(3, 2, dtype=torch.float64))
-
-
 def test_old_keys_stay_in_the_solve():
     """As further facts whose residual is zero."""
-    old = random(D_MLP, 4, seed=8)
-    together = memit(Problem(torch.cat([K, old], 1), torch.cat([R, torch.zeros(D_MODEL, 4)], 1), C, W, 3.0))
-    close(memit(replace(PROBLEM, earlier=old @ old.T)).delta, together.delta)
+    together = replace(PROBLEM, keys=torch.cat([K, OLD], 1), residuals=torch.cat([R, torch.zeros(D_MODEL, 4)], 1))
+    close(memit(after(memit, OLD)).delta, memit(together).delta)
 
 
 def test_with_vanishing_ridge_one_layer_meets_its_target_exactly():
@@ -106,7 +106,7 @@ def test_with_vanishing_ridge_one_layer_meets_its_target_exactly():
 )
 def test_prune_shrinks_what_is_above_the_weights_largest_singular_value(kind, base, expected):
     weight, delta = with_singular_values([2.0, 1.0, 0.5], seed=9), with_singular_values([8.0, 3.0, 2.0, 1.5, 0.1])
-    pruned, count = shrink(delta, weight, kind, base)
+    pruned, count = shrink(delta, largest_singular_value(weight), kind, base)
     assert count in {2, 3}  # 2.0 is the limit itself, where every kind gives 2.0
     wanted = sorted([*(expected(s, 2.0) for s in (8.0, 3.0)), 2.0, 1.5, 0.1], reverse=True)
     close(singular_values(pruned)[:5], wanted, 1e-9)
@@ -115,10 +115,40 @@ def test_prune_shrinks_what_is_above_the_weights_largest_singular_value(kind, ba
     close(pruned, left @ np.diag(new) @ right, 1e-9)
 
 
+@pytest.mark.parametrize(("kind", "base"), [("log", 1.2), ("log_a", 1.2), ("log_a", 2.0), ("linear", 1.2)])
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.999, 1.001])
+@pytest.mark.parametrize("shape", [(7, 12), (12, 7)])
+def test_prune_by_the_short_side_is_prune_by_singular_value_decomposition(shape, share, kind, base):
+    delta = random(*shape, seed=20)
+    left, sigma, right = np.linalg.svd(delta.numpy(), full_matrices=False)
+    limit = share * sigma[0]
+    logarithm = np.log(sigma / limit) / (math.log(base) if kind == "log_a" else 1)
+    shrunk = sigma / 2 + limit / 2 if kind == "linear" else logarithm + limit
+    expected = left @ np.diag(np.where(sigma >= limit, shrunk, sigma)) @ right
+    pruned, count = shrink(delta, torch.tensor(limit), kind, base)
+    assert count == (sigma >= limit).sum() == {0.05: 7, 0.3: 6, 0.999: 1, 1.001: 0}[share]
+    assert np.linalg.norm(pruned.numpy() - expected) < 1e-12 * np.linalg.norm(expected)
+    assert share <= 1 or torch.equal(pruned, delta)
+
+
+def test_prunes_limit_is_the_weights_spectral_norm():
+    close(largest_singular_value(W), np.linalg.norm(W.numpy(), 2), 1e-13)
+    close(largest_singular_value(W.float()), np.linalg.norm(W.float().double().numpy(), 2), 1e-13)
+
+
+def test_prunes_limit_is_taken_of_the_weight_before_all_edits():
+    problem = replace(PROBLEM, weight=W / 50, ridge=1e-3)
+    later = replace(after(partial(prune, kind="linear"), OLD, problem), weight=100 * W)
+    expected, count = shrink(memit(later).delta, largest_singular_value(W / 50), "linear")
+    update = prune(later, kind="linear")
+    close(update.delta, expected)
+    assert update.notes["shrunk_values"] == count > 0
+
+
 def test_prune_is_memit_then_shrinking():
     problem = replace(PROBLEM, weight=W / 50, ridge=1e-3)
     update = prune(problem, kind="linear")
-    delta, count = shrink(memit(problem).delta, W / 50, "linear")
+    delta, count = shrink(memit(problem).delta, largest_singular_value(W / 50), "linear")
     close(update.delta, delta)
     assert update.notes["shrunk_values"] == count > 0
 
@@ -155,7 +185,7 @@ def test_alphaedit_leaves_the_corpus_keys_alone():
     close(update.delta @ space @ space.T, update.delta, 1e-12)
 
 
-@pytest.mark.parametrize("earlier", [None, random(D_MLP, 4, seed=8)])
+@pytest.mark.parametrize("earlier", [None, OLD])
 def test_alphaedit_is_the_unsymmetric_solve(earlier):
     threshold = float(torch.linalg.eigvalsh(C)[6]) + 1e-9
     values, vectors = np.linalg.eigh(C.numpy())
@@ -163,7 +193,8 @@ def test_alphaedit_is_the_unsymmetric_solve(earlier):
     P, old = basis @ basis.T, np.zeros((D_MLP, D_MLP)) if earlier is None else (earlier @ earlier.T).numpy()
     left = P @ (K @ K.T).numpy() + P @ old + 10 * np.eye(D_MLP)
     expected = np.linalg.solve(left, P @ (K @ R.T).numpy()).T
-    update = alphaedit(replace(PROBLEM, earlier=None if earlier is None else torch.tensor(old)), threshold=threshold)
+    rule = partial(alphaedit, threshold=threshold)
+    update = rule(PROBLEM if earlier is None else after(rule, earlier))
     assert update.notes["null_space_rank"] == 7
     assert update.notes["trace_left_out"] == pytest.approx(values[7:].sum() / values.sum())
     close(update.delta, expected)
@@ -175,8 +206,10 @@ def test_the_null_spaces_threshold_is_absolute_or_in_units_of_the_mean():
         space = null_space(scale * C, 0.5, relative=True)
         assert space.basis.shape[1] == int((values < 0.5 * values.mean()).sum())
     assert null_space(C, 0.5).basis.shape[1] == int((values < 0.5).sum())
-    with pytest.raises(InputError, match=r"below 0.0001 for AlphaEdit's null space, got none.*raise --alphaedit"):
+    with pytest.raises(InputError, match=r"of C below 0.0001 for AlphaEdit's null space, got none.*raise --alphaedit"):
         null_space(C, 1e-4)
+    with pytest.raises(InputError, match=r"of C at layer 4 below 0\.0001"):
+        alphaedit(PROBLEM, threshold=1e-4)
 
 
 def test_emmet_is_its_formula_and_meets_its_constraint_as_epsilon_vanishes():
@@ -190,9 +223,14 @@ def test_emmet_is_its_formula_and_meets_its_constraint_as_epsilon_vanishes():
     free = random(D_MODEL, D_MLP, seed=11)
     Z = free - free @ K @ torch.linalg.pinv(K)
     close((exact.delta @ torch.tensor(A) * Z).sum(), 0.0, 1e-6)
-    old = random(D_MLP, 4, seed=8)
-    kept = emmet(replace(PROBLEM, second_moment=C + old @ old.T / 3.0))
-    close(emmet(replace(PROBLEM, earlier=old @ old.T)).delta, kept.delta)
+    kept = emmet(replace(PROBLEM, second_moment=C + OLD @ OLD.T / 3.0))
+    close(emmet(after(emmet, OLD)).delta, kept.delta)
+
+
+@pytest.mark.parametrize("epsilon", [0.01, 0.1, 1.0])
+def test_emmet_is_memit_at_ridge_times_epsilon(epsilon):
+    """The push-through identity; the paper's two rules are one where a batch is the first."""
+    close(emmet(PROBLEM, epsilon=epsilon).delta, memit(replace(PROBLEM, ridge=3.0 * epsilon)).delta)
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -200,8 +238,11 @@ def test_rules_are_pure(name):
     given = [K, R, C, W / 50]
     copies = [tensor.clone() for tensor in given]
     rule = RuleSettings(alphaedit_relative=True, alphaedit_threshold=1.0).rule(name)
-    first, second = rule(Problem(*given, 3.0)), rule(Problem(*given, 3.0))
+    problem = Problem(4, *given, 3.0)
+    first, second = rule(problem), rule(problem)
     assert torch.equal(first.delta, second.delta)
+    later = after(rule, OLD, problem)
+    assert torch.equal(rule(later).delta, rule(replace(later, goes_on=True)).delta)
     assert first.delta.dtype == torch.float64
     assert all(torch.equal(a, b) for a, b in zip(given, copies, strict=True))
 
