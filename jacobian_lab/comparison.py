@@ -30,11 +30,30 @@ def records(dataset: xr.Dataset) -> pd.DataFrame:
         One row for each method and fact: shares and nats as stored, a record's prompts averaged, and the number of its
         ``neighborhood_prompts``, by which flat means weigh it.
     """
-    names = [*METRICS, *MORE, "nll_new", "nll_true"]
-    means = dataset[names].map(lambda values: values.mean([dim for dim in values.dims if dim not in {"fact", "edit"}]))
+    names = [*METRICS, *MORE, *further(dataset), "nll_new", "nll_true"]
+    means = xr.Dataset({name: _column(dataset, name) for name in names}).map(
+        lambda values: values.mean([dim for dim in values.dims if dim not in {"fact", "edit"}])
+    )
     means["neighborhood_prompts"] = dataset["kl"].notnull().sum("neighbor")
     frame = means.to_dataframe(dim_order=["edit", "fact"]).reset_index().rename(columns={"edit": "method"})
     return frame[["method", "fact", *names, "neighborhood_prompts"]]
+
+
+def further(dataset: xr.Dataset) -> dict[str, Metric]:
+    """Columns beyond the paper's: what a layout asks besides, such as portability or multi-hop questions.
+
+    Args:
+        dataset: An open run of edit-table.
+
+    Returns:
+        A column for each group of further questions that the run's facts hold.
+    """
+    asked = dataset["probe_accuracy"].notnull().any(("fact", "edit"))
+    return {str(group): Metric(str(group)) for group in dataset["probe"].values[asked.values]}
+
+
+def _column(dataset: xr.Dataset, metric: str) -> xr.DataArray:
+    return dataset[metric] if metric in dataset else dataset["probe_accuracy"].sel(probe=metric, drop=True)
 
 
 def summaries(dataset: xr.Dataset) -> pd.DataFrame:
@@ -46,9 +65,9 @@ def summaries(dataset: xr.Dataset) -> pd.DataFrame:
     Returns:
         ``method, metric, mean, low, high, count``, shares × 100: 95 % percentile bootstrap over facts.
     """
-    keys = [(str(name), metric) for name in dataset["edit"].values for metric in (*METRICS, *MORE)]
-    kinds = {**METRICS, **MORE}
-    found = _intervals([(dataset[metric].sel(edit=name), kinds[metric]) for name, metric in keys], seed_of(dataset))
+    kinds = {**METRICS, **MORE, **further(dataset)}
+    keys = [(str(name), metric) for name in dataset["edit"].values for metric in kinds]
+    found = _intervals([(_column(dataset, m).sel(edit=name), kinds[m]) for name, m in keys], seed_of(dataset))
     return pd.DataFrame([{"method": k[0], "metric": k[1], **each} for k, each in zip(keys, found, strict=True)])
 
 
@@ -63,11 +82,10 @@ def forward_gains(dataset: xr.Dataset) -> pd.DataFrame:
     """
     edited = set(dataset["edit"].values)
     rules = [str(name) for name in dataset["edit"].values if f"{name}{FORWARD}" in edited]
-    keys = [(rule, metric) for rule in rules for metric in METRICS]
-    differences = [
-        (dataset[metric].sel(edit=f"{rule}{FORWARD}") - dataset[metric].sel(edit=rule), METRICS[metric])
-        for rule, metric in keys
-    ]
+    kinds = {**METRICS, **further(dataset)}
+    keys = [(rule, metric) for rule in rules for metric in kinds]
+    columns = {metric: _column(dataset, metric) for metric in kinds}
+    differences = [(columns[m].sel(edit=f"{rule}{FORWARD}") - columns[m].sel(edit=rule), kinds[m]) for rule, m in keys]
     found = _intervals(differences, seed_of(dataset))
     rows = [{"rule": k[0], "metric": k[1], **each} for k, each in zip(keys, found, strict=True)]
     return pd.DataFrame(rows, columns=["rule", "metric", "mean", "low", "high", "count"])
@@ -103,9 +121,8 @@ def write_comparison(folder: Path, tables: tuple[str, ...] | None = None, paper:
     dataset = open_run(folder, "edit-table")
     long = summaries(dataset)
     means = long.pivot_table(index="method", columns="metric", values="mean", sort=False, dropna=False)
-    metrics = means.reindex(index=dataset["edit"].values, columns=list(METRICS)).rename_axis(
-        index="method", columns=None
-    )
+    columns = [*METRICS, *further(dataset)]
+    metrics = means.reindex(index=dataset["edit"].values, columns=columns).rename_axis(index="method", columns=None)
     write_csv(folder / "metrics.csv", metrics, index=True)
     write_csv(folder / "metrics_intervals.csv", long)
     write_csv(folder / "records.csv", records(dataset))
@@ -136,6 +153,7 @@ def _write(
     model: str,
 ) -> str:
     """One table: our rows, the best of each column in bold, the paper's below each."""
+    kinds = {**METRICS, **further(dataset)}
     style = dataset.attrs["config"]["settings"]["metrics"]
     known = {m: values for (s, m), values in PAPER.items() if s == style}
     others = {each.model for each in TABLES.values()} - {PAPER_MODEL}
@@ -144,23 +162,23 @@ def _write(
     cells = {(row["method"], row["metric"]): row for row in long.to_dict("records")}
     best = {
         metric: max((kind.best * cells[m, metric]["mean"] for m in methods if m != UNEDITED), default=np.nan)
-        for metric, kind in METRICS.items()
+        for metric, kind in kinds.items()
     }
     rows: dict[str, list[str]] = {}
     bold: dict[str, list[bool]] = {}
     for method in methods:
-        rows[method] = [_cell(cells[method, metric], kind) for metric, kind in METRICS.items()]
+        rows[method] = [_cell(cells[method, metric], kind) for metric, kind in kinds.items()]
         bold[method] = [
             method != UNEDITED and kind.best * cells[method, metric]["mean"] == best[metric]
-            for metric, kind in METRICS.items()
+            for metric, kind in kinds.items()
         ]
         if method in beside:
             name = f"{method}, {label}"
-            rows[name] = [_number(beside[method].get(m, np.nan), kind) for m, kind in METRICS.items()]
-            bold[name] = [False] * len(METRICS)
-    frame = pd.DataFrame.from_dict(rows, orient="index", columns=_labels(METRICS)).rename_axis("method")
+            rows[name] = [_number(beside[method].get(m, np.nan), kind) for m, kind in kinds.items()]
+            bold[name] = [False] * len(kinds)
+    frame = pd.DataFrame.from_dict(rows, orient="index", columns=_labels(kinds)).rename_axis("method")
     marks = pd.DataFrame.from_dict(bold, orient="index", columns=frame.columns)
-    counts = [cells[method, metric]["count"] for method in methods for metric in METRICS]
+    counts = [cells[method, metric]["count"] for method in methods for metric in kinds]
     caption = (
         f"{title}Shares × 100, D_KL in nats; mean [95 % bootstrap interval over facts]; {_meanings(dataset)}; "
         f"best of each column in bold. {_facts(dataset, counts)}"
@@ -213,8 +231,9 @@ def _write_gains(folder: Path, dataset: xr.Dataset) -> str:
     gained = forward_gains(dataset)
     if gained.empty:
         return ""
+    kinds = {**METRICS, **further(dataset)}
     write_csv(folder / "gains.csv", gained)
-    wide = pd.DataFrame.from_dict(dict(_gain_rows(gained)), orient="index", columns=_labels(METRICS))
+    wide = pd.DataFrame.from_dict(dict(_gain_rows(gained, kinds)), orient="index", columns=_labels(kinds))
     caption = (
         "What forward replay adds, with it less without it, the same facts: shares × 100, D_KL in nats; mean [95 % "
         f"bootstrap interval]; {_meanings(dataset)}. {_facts(dataset, gained['count'])}"
@@ -272,10 +291,10 @@ def _by_fact(values: xr.DataArray, kind: Metric) -> tuple[np.ndarray, np.ndarray
     return sums / np.maximum(counts, 1), np.minimum(counts, 1)
 
 
-def _gain_rows(gained: pd.DataFrame) -> Iterator[tuple[str, list[str]]]:
+def _gain_rows(gained: pd.DataFrame, kinds: Mapping[str, Metric]) -> Iterator[tuple[str, list[str]]]:
     for rule, rows in gained.groupby("rule", sort=False):
         cells = {row["metric"]: row for row in rows.to_dict("records")}
-        yield str(rule), [_cell(cells[metric], kind, sign="+") for metric, kind in METRICS.items()]
+        yield str(rule), [_cell(cells[metric], kind, sign="+") for metric, kind in kinds.items()]
 
 
 def _cell(row: Mapping[Any, Any], kind: Metric, sign: str = "") -> str:

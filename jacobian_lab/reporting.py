@@ -201,7 +201,8 @@ def wide(long: pd.DataFrame) -> pd.DataFrame:
     out: dict[str, dict[int, str]] = {}
     for row in long.to_dict("records"):
         interval = "" if np.isnan(row["low"]) else f" [{_number(row['low'])}, {_number(row['high'])}]"
-        out.setdefault(row["row"], {})[row[dim]] = f"{_number(row['mean'])}{interval} ({_number(row['median'])})"
+        cell = f"{_number(row['mean'])}{interval} ({_number(row['median'])})" if row["count"] else "not known"
+        out.setdefault(row["row"], {})[row[dim]] = cell
         if not np.isnan(row.get("paper", np.nan)):
             out.setdefault(f"{row['row']}, paper (Llama-3-8B)", {})[row[dim]] = _number(row["paper"])
     frame = pd.DataFrame.from_dict(out, orient="index", columns=sorted(set(long[dim]))).fillna("")

@@ -35,6 +35,14 @@ CONDITIONS = (
 )
 
 
+HALF = ("bfloat16", "float16")
+NOT_KNOWN = {
+    "trust_share": "The step trusted to 10 % is not known: {dtype} rounds a replayed state by more than a tenth of the "
+    "shortest steps; give --dtype float32."
+}
+"""What cannot be measured with half as many bits, and why."""
+
+
 @dataclass(frozen=True)
 class Account:
     """A table of this module.
@@ -68,7 +76,9 @@ def write_account(folder: Path, name: str) -> str:
     if long.empty:
         return f"{account.caption} The run holds no such layer."
     write_csv(folder / f"{name}.csv", long)
-    return write_table(folder / name, wide(long), f"{account.caption} {facts_line(dataset, long['count'])}")
+    known = long["count"][long["count"] > 0]
+    caption = " ".join([account.caption, *_reasons(dataset, name), facts_line(dataset, known)])
+    return write_table(folder / name, wide(long), caption)
 
 
 def summarised(dataset: xr.Dataset, name: str) -> pd.DataFrame:
@@ -80,7 +90,7 @@ def summarised(dataset: xr.Dataset, name: str) -> pd.DataFrame:
 
     Returns:
         ``row``, ``layer`` (or ``count_of_layers``), ``mean``, ``low``, ``high``, ``median``, ``count``; rows
-        without a finite value are left out.
+        without a finite value are left out, but for those that the run's dtype does not allow to be known.
     """
     seed = seed_of(dataset)
     lines = []
@@ -88,9 +98,20 @@ def summarised(dataset: xr.Dataset, name: str) -> pd.DataFrame:
         dim = next(str(dim) for dim in values.dims if dim != "fact")
         for place in values[dim].values.tolist():
             summary = summarise(values.sel({dim: place}).values, seed)
-            if summary["count"]:
+            if summary["count"] or _not_known(dataset, values):
                 lines.append({"row": label, "count_of_layers" if dim == "count" else dim: place} | summary)
     return pd.DataFrame(lines, columns=list(lines[0]) if lines else ["row", "layer", "mean"])
+
+
+def _reasons(dataset: xr.Dataset, name: str) -> list[str]:
+    """Why some rows are not known."""
+    unknown = {values.name for _, values in ACCOUNTS[name].rows(dataset) if _not_known(dataset, values)}
+    dtype = dataset.attrs["config"]["settings"]["dtype"]
+    return [reason.format(dtype=dtype) for variable, reason in NOT_KNOWN.items() if variable in unknown]
+
+
+def _not_known(dataset: xr.Dataset, values: xr.DataArray) -> bool:
+    return values.name in NOT_KNOWN and dataset.attrs["config"]["settings"]["dtype"] in HALF
 
 
 def conditions(dataset: xr.Dataset) -> pd.DataFrame:

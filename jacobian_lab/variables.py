@@ -31,6 +31,7 @@ COORDINATES = {
     "edit": "method that the model was edited with: a target scheme with an update rule",
     "layer": "layer",
     "paraphrase": "place among the record's paraphrases",
+    "probe": "group of further questions",
     "neighbor": "place among the record's neighbourhood prompts",
     "anchor_layer": "layer that the anchor is optimised at",
     "count": "number of decisive layers, the last one fixed",
@@ -195,6 +196,9 @@ _EDIT_TABLE = {
     "top5": Variable(_NEIGHBOR, "share of the 5 likeliest next tokens that stayed"),
     "top10": Variable(_NEIGHBOR, "share of the 10 likeliest next tokens that stayed"),
     "neighborhood_success": Variable(_NEIGHBOR, "success of the prompt's own answer, as the older literature has it"),
+    "probe_accuracy": Variable(
+        (*_RECORD, "probe"), "share of a group's further questions that are answered, by any of their answers"
+    ),
     "nll_new": Variable(_RECORD, "mean NLL of the new target, rewriting prompt", "nat"),
     "nll_true": Variable(_RECORD, "mean NLL of the true target, rewriting prompt", "nat"),
     "perplexity": Variable(("edit",), "perplexity of the held-out text"),
