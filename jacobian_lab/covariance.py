@@ -37,6 +37,9 @@ SHORTEST = 100
 
 DOCUMENTS_PER_PASS = 64
 
+CHARACTERS_PER_TOKEN = 64
+"""More than tokens of any text have on the average; where they have more still, the whole document is tokenised."""
+
 ROWS_AT_ONCE = 1024
 """Rows that are compared at once with the columns of the same matrix."""
 
@@ -244,9 +247,15 @@ def token_rows(model: LanguageModel, corpus: Corpus, length: int, tokens: int | 
 
 
 def _encode(model: LanguageModel, documents: Sequence[str], length: int) -> Iterator[list[int]]:
-    iterator = iter(documents)
+    """Ids of each document's beginning; what is far beyond it is not tokenised, a line may have a million words."""
+    cut, iterator = length * CHARACTERS_PER_TOKEN, iter(documents)
+    keywords = {"truncation": True, "max_length": length}
     while chunk := list(islice(iterator, DOCUMENTS_PER_PASS)):
-        yield from model.tokenizer(chunk, truncation=True, max_length=length)["input_ids"]
+        for text, ids in zip(
+            chunk, model.tokenizer([text[:cut] for text in chunk], **keywords)["input_ids"], strict=True
+        ):
+            whole = len(ids) == length or len(text) <= cut
+            yield ids if whole else model.tokenizer(text, **keywords)["input_ids"]
 
 
 def _paragraphs(texts: Iterable[str]) -> list[str]:

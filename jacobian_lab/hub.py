@@ -117,7 +117,7 @@ def check_network(name: str) -> None:
     if problem is not None:
         raise InputError(
             f"expected {name!r} as a file or folder here, in the cache, or on the hub, got no answer from "
-            f"{constants.ENDPOINT} ({problem}): check the name and the network"
+            f"{constants.ENDPOINT} ({problem}): check the name and the network, or set HF_HUB_OFFLINE=1 to do without"
         )
 
 
