@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from filelock import FileLock, Timeout
+from filelock import FileLock, SoftFileLock, Timeout
 
 from jacobian_lab.caching import PARTIAL
 from jacobian_lab.digests import check, described, marks, part_digests, sealed
@@ -72,8 +72,11 @@ class Run:
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
+            # without flock there is only a marker, which outlives its host
+            gone = f", or remove {LOCK} in it if that is gone" if isinstance(self._lock, SoftFileLock) else ""
             raise InputError(
                 f"expected a run that nobody else is writing, got {folder}, which another process holds: wait for it"
+                f"{gone}"
             ) from None
         if not (folder / CONFIG).is_file():
             write_config(folder, kind, settings, provenance, self.coordinates)

@@ -1,11 +1,12 @@
 """A run that has lost a part: reports say so, and the same command makes that part again, and no other, to the bit."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 from conftest import options
 
-from jacobian_lab import cli, edit_table, layer_count, spectra, tables
+from jacobian_lab import cli, edit_table, layer_count, spectra, store, tables
 from jacobian_lab.comparison import write_comparison
 from jacobian_lab.edit_table import EditTableConfig, run_edit_table
 from jacobian_lab.errors import InputError
@@ -66,6 +67,23 @@ def test_tables(studied, tmp_path, monkeypatch, capsys, chunk, told, there):
     forbid(monkeypatch, tables, "usable_moments")
     command(folder)
     assert not capsys.readouterr().err
+
+
+def test_a_batch_that_has_lost_some_of_its_anchors_is_optimised_as_a_whole(arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "FACTS_PER_CHUNK", 1)
+    config = TablesConfig(**arguments, schemes=("one-layer",), survey="none", out=tmp_path / "finished")
+    finished = run_tables(config, progress=False)
+    folder = lose(finished, tmp_path / "run", "anchor/0.0.0")
+    sizes, original = [], tables.optimise_anchors
+
+    def noted(model, facts, *given):
+        sizes.append(len(facts))
+        return original(model, facts, *given)
+
+    monkeypatch.setattr(tables, "optimise_anchors", noted)
+    run_tables(replace(config, out=folder), progress=False)
+    assert sizes == [2, 2]  # one batch for each of the two anchor layers
+    assert open_run(folder).identical(open_run(finished))
 
 
 def test_layer_count(arguments, tmp_path, monkeypatch):

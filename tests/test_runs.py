@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
+from filelock import SoftFileLock
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -150,6 +151,16 @@ def test_a_run_that_another_process_writes_is_refused(tmp_path):
         create(tmp_path / "run")
     with create(tmp_path / "run"):
         pass
+
+
+def test_a_marker_of_another_host_where_nothing_can_be_locked_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "FileLock", SoftFileLock)
+    (tmp_path / runs.LOCK).write_text("1\nanother-host\n")
+    with pytest.raises(InputError, match=r"another process holds: wait for it, or remove \.lock in it if that is gone"):
+        create(tmp_path)
+    (tmp_path / runs.LOCK).unlink()
+    with create(tmp_path) as run:
+        assert not run.done("measured").any()
 
 
 def test_a_run_killed_while_it_was_created_is_taken_up(tmp_path):
