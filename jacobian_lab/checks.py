@@ -16,8 +16,9 @@ from jacobian_lab.replay import freeze, replay, replay_logits
 from jacobian_lab.templates import Templates
 from jacobian_lab.tokens import Prompt, check_bos, pad
 
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""Largest relative difference, in the Euclidean norm of a state or a row of logits."""
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 0.2}
+"""Largest relative difference, in the Euclidean norm of a state or a row of logits. A block that is called wrongly is
+off by its whole size; in bfloat16 the logits of SmolLM2's thirty blocks differ by up to 0.06 from rounding alone."""
 
 SAMPLE = 3
 
