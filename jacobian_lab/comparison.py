@@ -11,7 +11,7 @@ from scipy import stats
 
 from jacobian_lab.paper_tables import METRICS, MORE, PAPER, PAPER_MODEL, TABLES, Metric, read_paper
 from jacobian_lab.publishing import facts_in_cells, write_csv, write_table
-from jacobian_lab.reporting import CONFIDENCE, RESAMPLES, model_name, seed_of
+from jacobian_lab.reporting import CONFIDENCE, RESAMPLES, model_name, seed_of, unmet_anchors
 from jacobian_lab.runs import open_run
 
 NUMBERS_AT_ONCE = 20_000_000
@@ -139,7 +139,7 @@ def write_comparison(folder: Path, tables: tuple[str, ...] | None = None, paper:
     parts.append(_write(folder / "edit_table", dataset, long, list(metrics.index), "All methods. ", given, own))
     parts.append(_write_damage(folder, dataset, long))
     parts.append(_write_gains(folder, dataset))
-    parts.append(_failed(dataset))
+    parts += [unmet_anchors(dataset), unmet_anchors(dataset, "refit_anchor"), _failed(dataset)]
     return "\n\n".join(filter(None, parts))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from jacobian_lab.activations import decisive_keys, decisive_states
@@ -139,7 +139,7 @@ def edit_layers(
     """
     layers, last = scheme.edited(targets.layers), targets.layers[-1]
     bare = _bare_prompts(model, facts)
-    usable = usable_facts(targets)
+    usable = targets.usable()
     for index, layer in enumerate(layers):
         site = scheme.read(layers, index)
         frozen = freeze_groups(model, bare, sorted({layer, site, last}), last)
@@ -156,24 +156,6 @@ def edit_layers(
             kept[layer] = update.kept
         stored = write_weight(model, layer, old, update.delta)
         yield LayerUpdate(layer, frozen, wanted, given, update, stored)
-
-
-def usable_facts(targets: Targets) -> Bool[Tensor, " fact"]:
-    """Which facts take part in a solve.
-
-    Args:
-        targets: The targets.
-
-    Returns:
-        Whether each fact's are finite.
-
-    Raises:
-        InputError: If none are.
-    """
-    usable = targets.finite()
-    if not usable.any():
-        raise InputError("expected at least one fact with a finite anchor, got none: lower --anchor-lr")
-    return usable
 
 
 def write_weight(

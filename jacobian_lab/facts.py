@@ -10,7 +10,7 @@ from jacobian_lab.builtin import builtin_records
 from jacobian_lab.errors import InputError
 from jacobian_lab.fields import checked, checked_id
 from jacobian_lab.layouts import layout_of, meant
-from jacobian_lab.records import Record, RecordError, read_records
+from jacobian_lab.records import Record, RecordError, parse_slice, read_records
 
 BUILTIN = "builtin"
 """Name of the set of facts that the package ships."""
@@ -258,36 +258,6 @@ def check_choices(on_bad_record: str, on_repeat: str, also: Sequence[str] = ()) 
     for option, (chosen, choices) in named.items():
         if chosen not in choices:
             raise InputError(f"expected --{option} of {', '.join(choices)}, got {chosen!r}: choose one of them")
-
-
-def parse_slice(text: str | None, length: int) -> tuple[int, int]:
-    """Read ``"A:B"`` as the half-open range [A, B).
-
-    Args:
-        text: The slice; either end may be left out; `None` takes everything.
-        length: How many records there are.
-
-    Returns:
-        The two ends.
-
-    Raises:
-        InputError: If it is not of this form, is empty, or reaches outside the records.
-    """
-    if text is None:
-        return 0, length
-    first, colon, last = text.partition(":")
-    try:
-        start, stop = int(first or 0), int(last or length)
-    except ValueError:
-        start, stop, colon = 0, 0, ""
-    if not colon:
-        raise InputError(f"expected a slice A:B of two whole numbers, got {text!r}: try 0:32")
-    if not 0 <= start < stop <= length:
-        raise InputError(
-            f"expected a slice A:B with 0 <= A < B <= {length} (the number of facts), "
-            f"got {text!r}: choose one inside the file"
-        )
-    return start, stop
 
 
 def describe(facts: Iterable[Fact]) -> list[dict[str, Any]]:

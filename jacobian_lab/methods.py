@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jacobian_lab.deltas import delta_dtype
-from jacobian_lab.edits import edit_layers, usable_facts, write_weight
+from jacobian_lab.edits import edit_layers, write_weight
 from jacobian_lab.errors import InputError
 from jacobian_lab.experiment import Experiment
 from jacobian_lab.rules import RULES, Kept, RuleSettings
@@ -149,7 +149,7 @@ def edit_with(
     """
     model, count = experiment.model, len(experiment.facts)
     scheme, rule = experiment.scheme(chosen.scheme), settings.rule(chosen.rule, eigh)
-    finite = usable_facts(targets).tolist()
+    finite = targets.usable().tolist()
     step = size or count
     original = {layer: model.weight(layer).clone() for layer in scheme.edited(targets.layers)}
     deltas = {layer: torch.zeros_like(weight, dtype=torch.float64) for layer, weight in original.items()}

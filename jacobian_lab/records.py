@@ -54,6 +54,36 @@ def read_records(path: Path) -> list[Record]:
     return records
 
 
+def parse_slice(text: str | None, length: int) -> tuple[int, int]:
+    """Read ``"A:B"`` as the half-open range [A, B).
+
+    Args:
+        text: The slice; either end may be left out; `None` takes everything.
+        length: How many records there are.
+
+    Returns:
+        The two ends.
+
+    Raises:
+        InputError: If it is not of this form, is empty, or reaches outside the records.
+    """
+    if text is None:
+        return 0, length
+    first, colon, last = text.partition(":")
+    try:
+        start, stop = int(first or 0), int(last or length)
+    except ValueError:
+        start, stop, colon = 0, 0, ""
+    if not colon:
+        raise InputError(f"expected a slice A:B of two whole numbers, got {text!r}: try 0:32")
+    if not 0 <= start < stop <= length:
+        raise InputError(
+            f"expected a slice A:B with 0 <= A < B <= {length} (the number of facts), "
+            f"got {text!r}: choose one inside the file"
+        )
+    return start, stop
+
+
 def _read_text(path: Path) -> str:
     if not os.path.isfile(path):  # noqa: PTH113  Path.is_file raises where the path cannot be looked at
         raise InputError(

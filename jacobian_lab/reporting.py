@@ -288,13 +288,14 @@ def write_reports(folder: Path, tables: Sequence[str] = tuple(TABLES)) -> str:
         f"95 % bootstrap interval. {model_name(dataset)}, {facts_in_cells(dataset.sizes['fact'], efficacy['count'])}."
     )
     parts.append(write_table(folder / "efficacy", efficacy.round(3).set_index("scheme"), caption))
+    parts.append(unmet_anchors(dataset))
     failed = failed_facts(dataset)
     if failed:
         parts.append(f"Facts without a finite anchor, left out of every mean: {', '.join(failed)}.")
     answered = answered_facts(dataset)
     if answered:
         parts.append(f"Facts that the model answers already, left out of ratios: {', '.join(answered)}.")
-    return "\n\n".join(parts)
+    return "\n\n".join(filter(None, parts))
 
 
 def failed_facts(dataset: xr.Dataset) -> list[str]:
@@ -324,6 +325,28 @@ def answered_facts(dataset: xr.Dataset) -> list[str]:
     first = (dataset["anchor_passes"] == 1).any("anchor_layer")
     finite = dataset["anchor"].notnull().all(("anchor_layer", "d_model"))
     return [str(fact) for fact in dataset["fact"].values[(first & finite).values]]
+
+
+def unmet_anchors(dataset: xr.Dataset, name: str = "anchor") -> str:
+    """How many of the anchors did not come below the loss that ends their optimisation.
+
+    Args:
+        dataset: An open run.
+        name: ``"anchor"`` or ``"refit_anchor"``.
+
+    Returns:
+        A line for below the tables; empty where all did, or none was optimised.
+    """
+    settings, loss = dataset.attrs["config"]["settings"]["anchor"], dataset[f"{name}_loss"]
+    short, done = (loss >= settings["stop_loss"]).sum("fact"), loss.notnull().sum("fact")
+    parts = [
+        f"{int(short.sel(anchor_layer=layer))} of {int(done.sel(anchor_layer=layer))} at layer {layer}"
+        for layer in loss["anchor_layer"].values
+        if short.sel(anchor_layer=layer)
+    ]
+    what = f"{name}s".replace("_", " ").capitalize()
+    ends = f"{settings['stop_loss']:g} nat in {settings['steps']} passes"
+    return f"{what} whose loss did not come below {ends}: {', '.join(parts)}." if parts else ""
 
 
 def below_last(dataset: xr.Dataset) -> xr.Dataset:

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from jacobian_lab.activations import decisive_states
+from jacobian_lab.errors import InputError
 from jacobian_lab.facts import Fact
 from jacobian_lab.language_model import LanguageModel
 from jacobian_lab.replay import Frozen, freeze, freeze_groups, replay, replay_logits
@@ -315,6 +316,20 @@ class Targets:
         """Facts all of whose targets are finite, whichever scheme needs them: all schemes edit the same facts."""
         every = [*self.optimised.values(), *self.replayed.values()]
         return torch.stack([torch.isfinite(states).all(-1) for states in every]).all(0)
+
+    def usable(self) -> Bool[Tensor, " fact"]:
+        """Which facts take part in a solve: those whose targets are finite.
+
+        Returns:
+            Whether each does.
+
+        Raises:
+            InputError: If none does.
+        """
+        usable = self.finite()
+        if not usable.any():
+            raise InputError("expected at least one fact with a finite anchor, got none: lower --anchor-lr")
+        return usable
 
     def select(self, facts: Sequence[int]) -> "Targets":
         """Targets of some of the facts.

@@ -18,7 +18,13 @@ from jacobian_lab.publishing import facts_in_cells
 from jacobian_lab.runs import Run, check_folder, marked, open_run
 from jacobian_lab.variables import KINDS
 
-SETTINGS = {"model": "m", "anchor": {"lr": 0.5}, "ridge": 2.0, "seed": 3, "layers": [4, 5, 6, 7, 8]}
+SETTINGS = {
+    "model": "m",
+    "anchor": {"lr": 0.5, "steps": 25, "stop_loss": 0.05},
+    "ridge": 2.0,
+    "seed": 3,
+    "layers": [4, 5, 6, 7, 8],
+}
 COORDINATES = {
     "fact": ["a", "b", "c", "d"],
     "scheme": ["backward-dividing", "one-layer", "forward-replay"],
@@ -238,6 +244,16 @@ def test_facts_answered_without_an_update_are_listed(finished):
         run.seal("anchor_passes", [1], fact=["b"], anchor_layer=8)
     assert reporting.answered_facts(open_run(finished)) == ["b"]
     assert "answers already, left out of ratios: b." in reporting.write_reports(finished)
+
+
+def test_anchors_that_did_not_take_are_counted_by_layer(finished):
+    assert reporting.unmet_anchors(open_run(finished)) == ""
+    with create(finished) as run:
+        run.write("anchor_loss", [[0.01, 0.3], [0.049, 0.05], [np.nan, 0.02], [np.nan, np.nan]])
+        run.seal("anchor_passes", [[25, 25], [9, 25], [1, 9], [0, 0]])
+    line = "Anchors whose loss did not come below 0.05 nat in 25 passes: 2 of 3 at layer 8."
+    assert reporting.unmet_anchors(open_run(finished)) == line
+    assert line in reporting.write_reports(finished)
 
 
 @pytest.mark.parametrize("damage", ["absent", "empty", "truncated"])
