@@ -169,7 +169,8 @@ def _plain_attention(
     query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None
 ) -> tuple[Tensor, None]:
     """GPT-J's attention in the dtype of its inputs."""
-    return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask), None
+    mask = None if attention_mask is None else attention_mask[..., : key.shape[-2]]  # transformers 5.0 gives more
+    return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask), None
 
 
 def _check_finite(hf: nn.Module, name: str | Path) -> None:
