@@ -237,7 +237,7 @@ def _read_gguf(gguf: Path) -> tuple[Any, Any]:
     except Exception as error:  # whatever a broken file makes the readers raise
         raise _unreadable(gguf, error) from error
     model.hf_quantizer = None  # nothing of it is quantised any more
-    del model.config.quantization_config
+    vars(model.config).pop("quantization_config", None)  # transformers 5.0 sets none
     return model, tokenizer
 
 
