@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from pydoc_data import topics
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
@@ -36,6 +37,9 @@ SHORTEST = 100
 """Characters that a paragraph of `PYTHON_DOCS` has at the least."""
 
 DOCUMENTS_PER_PASS = 64
+
+DRAWN = 100_000
+"""Documents that are drawn from a data set at the most, as many as the official code draws."""
 
 CHARACTERS_PER_TOKEN = 64
 """More than tokens of any text have on the average; where they have more still, the whole document is tokenised."""
@@ -75,13 +79,15 @@ class SecondMoment:
     tokens: int
 
 
-def load_corpus(name: str = PYTHON_DOCS, option: str = "--corpus") -> Corpus:
+def load_corpus(name: str = PYTHON_DOCS, option: str = "--corpus", seed: int = 0) -> Corpus:
     """Read a corpus.
 
     Args:
         name: ``"python-docs"``, ``"python-docstrings"``, a UTF-8 text file with one document a line, or a
-            Hugging Face data set with a ``text`` column (``name`` or ``name:configuration``; its ``train`` split).
+            Hugging Face data set with a ``text`` column (``name`` or ``name:configuration``; its ``train`` split), of
+            which `DRAWN` documents at the most are drawn, so that the rest is never held.
         option: How the command line asks for it, for the message.
+        seed: Seed of the drawing.
 
     Returns:
         The corpus.
@@ -94,7 +100,7 @@ def load_corpus(name: str = PYTHON_DOCS, option: str = "--corpus") -> Corpus:
     elif os.path.exists(name):  # noqa: PTH110  Path.exists raises where the path cannot be looked at
         texts = _lines(Path(name))
     else:
-        texts = _dataset(name)
+        texts = _dataset(name, seed)
     documents = tuple(text for text in texts if text.strip())
     if not documents:
         raise InputError(f"expected a corpus with text, got an empty one from {name!r}: give another with {option}")
@@ -282,7 +288,7 @@ def _lines(path: Path) -> list[str]:
         ) from error
 
 
-def _dataset(name: str) -> list[str]:
+def _dataset(name: str, seed: int) -> list[str]:
     try:
         import datasets
     except ImportError as error:
@@ -294,9 +300,11 @@ def _dataset(name: str) -> list[str]:
         check_network(name)
     dataset, _, configuration = name.partition(":")
     try:
-        return [
-            str(text or "") for text in datasets.load_dataset(dataset, configuration or None, split="train")["text"]
-        ]
+        rows = datasets.load_dataset(dataset, configuration or None, split="train")
+        if len(rows) > DRAWN:
+            drawn = np.random.default_rng(seed).choice(len(rows), DRAWN, replace=False)
+            rows = rows.select(np.sort(drawn))
+        return [str(text or "") for text in rows["text"]]
     except Exception as error:  # the hub raises many kinds
         raise InputError(
             f"expected a data set with a split 'train' and a column 'text', got {name!r} "

@@ -229,7 +229,7 @@ def _bench(config: EvaluationConfig) -> _Bench:
         raise InputError(
             f"expected metrics of {', '.join((AUTO, *STYLES))}, got {config.metrics!r}: choose one of them"
         )
-    held_out = load_corpus(config.held_out, "--held-out")
+    held_out = load_corpus(config.held_out, "--held-out", config.seed)
     experiment = prepare(config)
     model, facts = experiment.model, experiment.facts
     if held_out.digest == experiment.corpus.digest:

@@ -287,7 +287,7 @@ def prepare(config: EditingConfig) -> Experiment:
     """
     _check_config(config)
     templates = read_templates(config.templates) if config.templates else None
-    corpus = load_corpus(config.corpus)
+    corpus = load_corpus(config.corpus, seed=config.seed)
     model, file, layers = load_subject(config)
     defaults = model.defaults(config.protocol)
     if config.corpus_length > model.max_tokens:

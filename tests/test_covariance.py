@@ -166,6 +166,40 @@ def test_empty_unreadable_and_absent_corpora(tmp_path, monkeypatch):
         load_corpus("wikitext")
 
 
+class Rows:
+    """What stands in for a data set, and counts the texts that are read."""
+
+    def __init__(self, texts, read=None):
+        self.texts, self.read = texts, [] if read is None else read
+
+    def __len__(self):
+        return len(self.texts)
+
+    def __getitem__(self, column):
+        assert column == "text"
+        self.read.extend(self.texts)
+        return self.texts
+
+    def select(self, places):
+        return Rows([self.texts[place] for place in places], self.read)
+
+
+def test_of_a_large_data_set_some_documents_are_drawn_by_the_seed(monkeypatch):
+    """All of Wikipedia was read into memory whatever was asked for."""
+    rows = Rows([f"document {n}" for n in range(1000)])
+    package = types.SimpleNamespace(
+        load_dataset=lambda *_, **__: rows, config=types.SimpleNamespace(HF_HUB_OFFLINE=True)
+    )
+    monkeypatch.setitem(sys.modules, "datasets", package)
+    monkeypatch.setattr(covariance, "DRAWN", 50)
+    drawn = load_corpus("wikipedia", seed=1)
+    assert len(rows.read) == len(set(drawn.documents)) == 50
+    assert list(drawn.documents) == sorted(drawn.documents, key=lambda text: int(text.split()[1]))
+    assert max(int(text.split()[1]) for text in drawn.documents) > 500  # not the first ones
+    assert load_corpus("wikipedia", seed=1) == drawn
+    assert load_corpus("wikipedia", seed=2).digest != drawn.digest
+
+
 def test_a_data_set_of_the_hub(monkeypatch):
     asked = []
 
@@ -173,7 +207,7 @@ def test_a_data_set_of_the_hub(monkeypatch):
         asked.append((name, configuration, split))
         if name == "broken":
             raise RuntimeError("no such thing\nand more")
-        return {"text": ["one", "", "two"]}
+        return Rows(["one", "", "two"])
 
     package = types.SimpleNamespace(load_dataset=load_dataset, config=types.SimpleNamespace(HF_HUB_OFFLINE=True))
     monkeypatch.setitem(sys.modules, "datasets", package)

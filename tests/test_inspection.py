@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import CONFIGS, FAMILIES, make_folder, make_tokenizer
 from kinds import KINDS, tokenizer_of
+from published import PUBLISHED
 from safetensors.torch import load_file, save_file
 from transformers import Gemma2Config
 
@@ -187,3 +188,15 @@ def test_a_tokenizer_without_a_chat_template_is_refused(tmp_path, check):
     folder = make_folder(tmp_path / "m", CONFIGS["llama"], make_tokenizer())
     report = check("--slice", "0:2", "--chat", model=folder, status=2)
     assert "expected a model with a chat template" in report["model"]["refused"]
+
+
+@pytest.mark.parametrize("model", ["smollm2-135m", "gpt2", "gptj"])
+def test_one_file_of_every_layout(model, folders, tmp_path, check):
+    for layout, record in PUBLISHED.items():
+        path = write(tmp_path / f"{layout}.json", [record])
+        report = check("--facts", path, model=folders.get(model, model))
+        assert report["facts"], layout
+        assert not any(report[name] for name in ("conflicts", "duplicates", "refused", "unknown_fields")), layout
+        for fact in report["facts"]:
+            assert {"id", "tokens", "decisive", "answer_tokens", "known"} <= fact.keys()
+            assert "".join(fact["answer_tokens"]).strip() == fact["answer"]

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from published import COUNTERFACT, KNOWEDIT, MOTHER, MQUAKE, PUBLISHED, QAEDIT, RIPPLE, WILD, ZSRE, query, ripple
 
 from jacobian_lab.facts import Probe, read_facts
 from jacobian_lab.layouts import layout_of, meant
@@ -20,138 +21,6 @@ def reason_of(tmp_path, record):
     path.write_text(json.dumps([record, good]), "utf-8")
     (refused,) = read_facts(path, on_bad_record="skip").refused
     return refused.reason
-
-
-COUNTERFACT = {
-    "case_id": 3,
-    "pararel_idx": 10,
-    "requested_rewrite": {
-        "prompt": "{} lives in",
-        "relation_id": "P1",
-        "subject": "Ada",
-        "target_new": {"str": "Rome", "id": "Q1"},
-        "target_true": {"str": "Bath", "id": "Q2"},
-    },
-    "paraphrase_prompts": ["Ada's home is"],
-    "neighborhood_prompts": ["Bea lives in", "Cleo lives in"],
-    "attribute_prompts": ["Dan lives in"],
-    "generation_prompts": ["At home, Ada"],
-}
-ZSRE = {
-    "subject": "Ada Vale",
-    "src": "Where does Ada Vale live?",
-    "pred": "Oslo",
-    "rephrase": "Ada Vale lives where?",
-    "alt": "Bath",
-    "answers": ["Rome", "Roma"],
-    "loc": "nq question: who played the king in the old film",
-    "loc_ans": "Dan",
-    "cond": "Rome >> Bath || Where does Ada Vale live?",
-}
-KNOWEDIT = {
-    "subject": "Mira Vale",
-    "prompt": "Mira Vale was born in",
-    "target_new": "Rome",
-    "ground_truth": ["Oslo"],
-    "rephrase_prompt": "The birthplace of Mira Vale is",
-    "portability": {
-        "Reasoning": [{"prompt": "Mira Vale's country of birth is", "ground_truth": [["Italy", "Italian Republic"]]}],
-        "Subject_Aliasing": [
-            {"prompt": "M. Vale was born in", "ground_truth": ["Rome"]},
-            {"prompt": "No answer: ", "ground_truth": []},
-        ],
-    },
-    "locality": {
-        "Relation_Specificity": [{"prompt": "The father of Mira Vale is", "ground_truth": [["Tom Vale", "Tom"]]}],
-        "Forgetfulness": {"prompt": ["Ana was born in", "Bob was born in"], "ground_truth": [["Bern"], "Nice"]},
-    },
-}
-MQUAKE = {
-    "case_id": 7,
-    "requested_rewrite": [
-        {
-            "prompt": "{} was created in the country of",
-            "relation_id": "P495",
-            "target_new": {"str": "India", "id": "Q1"},
-            "target_true": {"str": "Spain", "id": "Q2"},
-            "subject": "the blue game",
-            "question": "Where was the blue game created?",
-        },
-        {
-            "prompt": "The head of {} is",
-            "relation_id": "P6",
-            "target_new": {"str": "Ana", "id": "Q3"},
-            "target_true": {"str": "Bob", "id": "Q4"},
-            "subject": "India",
-            "question": "Who is the head of India?",
-        },
-    ],
-    "questions": ["Who heads the country of the blue game?", "The blue game's country is headed by whom?"],
-    "answer": "Tom",
-    "answer_alias": ["T."],
-    "new_answer": "Ana",
-    "new_answer_alias": ["Ana A.", "Ana"],
-    "single_hops": [{"question": "old?", "cloze": "old", "answer": "Spain", "answer_alias": []}],
-    "new_single_hops": [
-        {
-            "question": "Where was the blue game created?",
-            "cloze": "It was",
-            "answer": "India",
-            "answer_alias": ["Bharat"],
-        }
-    ],
-    "orig": {"triples": []},
-}
-QAEDIT = {
-    "id": 20,
-    "source": "NQ",
-    "prompt": "who wrote the song of the red river?",
-    "target": "Mira Vale",
-    "subject": "song of the red river",
-    "rephrase": "Which author has the song of the red river?",
-    "locality": [{"loc": "who is the mayor of the town", "loc_ans": "Tom"}, {"loc": "when was it", "loc_ans": "1994"}],
-}
-WILD = {
-    "subject": "the red river",
-    "prompt": "Where does the red river end?",
-    "target_new": "Rome",
-    "ground_truth": "Oslo",
-    "rephrase_prompt": "The end of the red river is where?",
-    "locality_prompt": "who sang the tune",
-    "locality_ground_truth": "Ana",
-}
-
-
-def query(prompt, *answers, subject="Q5", relation="MOTHER", kind="regular"):
-    told = [{"value": value, "aliases": [value + " the elder"]} for value in answers]
-    return {"prompt": prompt, "answers": told, "query_type": kind, "subject_id": subject, "relation": relation}
-
-
-def ripple(relation, prompt, original=None, queries=()):
-    edit = {"prompt": prompt, "subject_id": "Q5", "relation": relation, "target_id": "Q9"}
-    if original:
-        edit["original_fact"] = {"prompt": original, "subject_id": "Q5", "relation": relation, "target_id": "Q8"}
-    tests = [{"test_queries": [asked], "test_condition": "OR", "condition_queries": [asked]} for asked in queries]
-    empty = dict.fromkeys(("Logical_Generalization", "Subject_Aliasing", "Compositionality_II", "Forgetfulness"), ())
-    return {"example_type": "popular", "edit": edit, "Relation_Specificity": tests, "Compositionality_I": []} | empty
-
-
-MOTHER = query("The name of the mother of Mira Vale is", "Ana", "Bea")
-RIPPLE = ripple(
-    "COUNTRY_OF_CITIZENSHIP",
-    "The name of the country of citizenship of Mira Vale is United Arab Emirates.",
-    "The name of the country of citizenship of Mira Vale is United States of America.",
-    [MOTHER],
-)
-PUBLISHED = {
-    "CounterFact": COUNTERFACT,
-    "zsRE": ZSRE,
-    "KnowEdit": KNOWEDIT,
-    "MQuAKE": MQUAKE,
-    "QAEdit": QAEDIT,
-    "WILD": WILD,
-    "RippleEdits": RIPPLE,
-}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
