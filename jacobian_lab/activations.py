@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from jacobian_lab.language_model import LanguageModel, block_output
+from jacobian_lab.language_model import LanguageModel, block_output, cache_name
 from jacobian_lab.tokens import Prompt, pad
 
 TOKENS_PER_BATCH = 4096
@@ -118,7 +118,8 @@ def forward(model: LanguageModel, rows: Sequence[Prompt], stop: int | None = Non
     handle = None if stop is None else model.blocks[stop].register_forward_hook(halt)
     try:
         ones = torch.ones_like(ids)  # every position counts: rows are padded on the right
-        output = model.trunk(input_ids=ids, attention_mask=ones, past_key_values=cache, use_cache=cache is not None)
+        kept = {cache_name(model.trunk): cache, "use_cache": cache is not None}
+        output = model.trunk(input_ids=ids, attention_mask=ones, **kept)
         return output.last_hidden_state
     except _StopError:
         return None

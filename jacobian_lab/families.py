@@ -93,17 +93,14 @@ class Family:
         norm: The norm before the head.
         projection: A block's MLP output projection.
         inner: The linear maps at the MLP's entrance; between them and the projection all is elementwise.
-        cache_name: What the block calls its key-value cache.
-        positional: Name of the rotary module if blocks are given its cosines and sines, ``"ids"``
-            if they are given position ids, empty if positions enter with the embedding alone.
+        rotary: The module of rotary positions; empty if positions enter with the embedding alone.
     """
 
     blocks: str
     norm: str
     projection: str
     inner: tuple[str, ...]
-    cache_name: str
-    positional: str
+    rotary: str
 
 
 _LLAMA = Family(
@@ -111,7 +108,6 @@ _LLAMA = Family(
     "model.norm",
     "mlp.down_proj",
     ("mlp.gate_proj", "mlp.up_proj"),
-    "past_key_values",
     "model.rotary_emb",
 )
 FAMILIES: Mapping[str, Family] = {
@@ -119,14 +115,13 @@ FAMILIES: Mapping[str, Family] = {
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
-    "gpt2": Family("transformer.h", "transformer.ln_f", "mlp.c_proj", ("mlp.c_fc",), "past_key_values", ""),
-    "gptj": Family("transformer.h", "transformer.ln_f", "mlp.fc_out", ("mlp.fc_in",), "layer_past", "ids"),
+    "gpt2": Family("transformer.h", "transformer.ln_f", "mlp.c_proj", ("mlp.c_fc",), ""),
+    "gptj": Family("transformer.h", "transformer.ln_f", "mlp.fc_out", ("mlp.fc_in",), "transformer.rotary_emb"),
     "gpt_neox": Family(
         "gpt_neox.layers",
         "gpt_neox.final_layer_norm",
         "mlp.dense_4h_to_h",
         ("mlp.dense_h_to_4h",),
-        "layer_past",
         "gpt_neox.rotary_emb",
     ),
 }

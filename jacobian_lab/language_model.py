@@ -1,5 +1,6 @@
 """A causal language model with names for the parts that editing needs; with `models`, all that knows architectures."""
 
+import inspect
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -184,11 +185,11 @@ class LanguageModel:
         Returns:
             Keyword arguments for `call_block`.
         """
-        if not self.family.positional:
+        if not self.family.rotary:
             return {}
-        if self.family.positional == "ids":
-            return {"position_ids": positions}
-        return {"position_embeddings": operator.attrgetter(self.family.positional)(self.hf)(hidden, positions)}
+        if "position_embeddings" not in inspect.signature(self.blocks[0].forward).parameters:
+            return {"position_ids": positions}  # as GPT-J's blocks before transformers 5.24
+        return {"position_embeddings": operator.attrgetter(self.family.rotary)(self.hf)(hidden, positions)}
 
     def call_block(
         self,
@@ -210,8 +211,9 @@ class LanguageModel:
         Returns:
             The block's output.
         """
-        keywords = {self.family.cache_name: cache, "attention_mask": mask, **positional}
-        return block_output(self.blocks[layer](hidden, use_cache=True, **keywords))
+        block = self.blocks[layer]
+        keywords = {cache_name(block): cache, "attention_mask": mask, **positional}
+        return block_output(block(hidden, use_cache=True, **keywords))
 
     def norm(self, hidden: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:
         """The norm between the last block and the head.
@@ -269,6 +271,23 @@ class LanguageModel:
             return KNOWN[name].defaults
         first = min(self.n_layers // 8, max(self.n_layers - 5, 0))
         return Defaults(tuple(range(first, min(first + 5, self.n_layers))), 15000.0, 0.5, 25)
+
+
+CACHE_NAMES = ("cache", "past_key_values", "layer_past")
+"""What transformers calls a key-value cache: the first from 5.24 on, the others by family before."""
+
+
+def cache_name(module: nn.Module) -> str:
+    """What a block, or a model, calls its key-value cache.
+
+    Args:
+        module: The block or model.
+
+    Returns:
+        The name of the argument.
+    """
+    parameters = inspect.signature(module.forward).parameters
+    return next(name for name in CACHE_NAMES if name in parameters)
 
 
 def matrix(module: Any) -> Float[Tensor, "out in"]:

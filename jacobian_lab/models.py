@@ -162,7 +162,10 @@ def _compute_in_float64(hf: nn.Module) -> None:
                 norm.weight = module.weight
                 setattr(parent, name, norm)
             if type(module).__name__ == "GPTJAttention":
-                module._attn = _plain_attention
+                if hasattr(module, "_attn"):  # before transformers 5.24
+                    module._attn = _plain_attention
+                else:
+                    module.config._attn_implementation = "sdpa"
 
 
 def _plain_attention(

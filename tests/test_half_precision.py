@@ -21,12 +21,9 @@ def model(request, folders):
     return load_model(folders["llama"], dtype=request.param, device="cpu")
 
 
-@pytest.mark.parametrize("scheme", ["backward-dividing", "forward-replay"])
-def test_facts_that_are_answered_already_have_no_ratios_in_any_dtype(model, scheme):
-    """All facts stop at the first pass, so that targets are states, up to how they were batched."""
-    facts = load_facts("builtin", "0:24")
-    settings = AnchorSettings(stop_loss=1e9)
-    parts = [facts[:5], facts[5:]]
+def measured(model, scheme, parts, settings):
+    """All measures of one edit of facts whose anchors were optimised part by part."""
+    facts = [fact for part in parts for fact in part]
     anchors = {
         layer: torch.cat([optimise_anchors(model, part, layer, CONTEXTS, settings).states for part in parts])
         for layer in (1, 3)
@@ -35,24 +32,24 @@ def test_facts_that_are_answered_already_have_no_ratios_in_any_dtype(model, sche
     moments = {layer: torch.eye(model.d_mlp, dtype=torch.float64) for layer in LAYERS}
     with restored(model, LAYERS):
         record = apply_edit(model, facts, SCHEMES[scheme], targets, CONTEXTS, moments, ridge=1.0)
-    measured = measure(record, targets, SCHEMES[scheme])
+    return measure(record, targets, SCHEMES[scheme])
+
+
+@pytest.mark.parametrize("scheme", ["backward-dividing", "forward-replay"])
+def test_facts_that_are_answered_already_have_no_ratios_in_any_dtype(model, scheme):
+    """All facts stop at the first pass, so that targets are states, up to how they were batched."""
+    facts = load_facts("builtin", "0:24")
+    found = measured(model, scheme, [facts[:5], facts[5:]], AnchorSettings(stop_loss=1e9))
     for name in OF_RESIDUAL:
-        assert measured[name].isnan().all(), name
-    assert torch.isfinite(measured["shift_norm"]).all()
+        assert found[name].isnan().all(), name
+    assert torch.isfinite(found["shift_norm"]).all()
 
 
 @pytest.mark.parametrize("scheme", ["backward-dividing", "forward-replay"])
 def test_facts_with_a_residual_keep_their_ratios_in_every_dtype(model, scheme):
-    facts = load_facts("builtin", "0:6")
-    settings = AnchorSettings(lr=0.3, steps=6)
-    anchors = {layer: optimise_anchors(model, facts, layer, CONTEXTS, settings).states for layer in (1, 3)}
-    targets = make_targets(model, facts, LAYERS, anchors)
-    moments = {layer: torch.eye(model.d_mlp, dtype=torch.float64) for layer in LAYERS}
-    with restored(model, LAYERS):
-        record = apply_edit(model, facts, SCHEMES[scheme], targets, CONTEXTS, moments, ridge=1.0)
-    measured = measure(record, targets, SCHEMES[scheme])
+    found = measured(model, scheme, [load_facts("builtin", "0:6")], AnchorSettings(lr=0.3, steps=6))
     for name in OF_RESIDUAL:
-        assert torch.isfinite(measured[name]).all(), name
+        assert torch.isfinite(found[name]).all(), name
 
 
 def test_the_loss_of_anchors_is_taken_from_logits_that_are_not_rounded(model):
