@@ -196,9 +196,10 @@ def test_efficacy_is_greedy_decoding_of_the_whole_answer(family_model, facts):
         ids, _ = prompt(family_model.tokenizer, fact)
         greedy = family_model.hf.generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False, pad_token_id=0)
         continuation = greedy[0, len(ids) :].tolist()
-        own = dataclasses.replace(fact, target_new=family_model.tokenizer.decode(continuation).strip() or "x")
+        written = family_model.tokenizer.decode(continuation, skip_special_tokens=True).strip()
+        own = dataclasses.replace(fact, target_new=written or "x")
         for candidate in (own, fact):
-            answer = family_model.tokenizer(" " + candidate.target_new, add_special_tokens=False)["input_ids"]
+            answer = list(fact_prompt(family_model.tokenizer, candidate, answer=True).answer)
             checked.append((candidate, continuation[: len(answer)] == answer))
     verdicts = efficacy(family_model, [fact for fact, _ in checked])
     assert verdicts.tolist() == [greedy for _, greedy in checked]
