@@ -110,8 +110,8 @@ def check_network(name: str) -> None:
     """
     if constants.HF_HUB_OFFLINE:
         raise InputError(
-            f"expected {name!r} in the cache of the hub, since HF_HUB_OFFLINE is set, got nothing whole there: "
-            "check the name, or unset it to download"
+            f"expected {name!r} as a file or folder here, or in the cache of the hub, since HF_HUB_OFFLINE is set, got "
+            "neither: check the path or the name, or unset it to download"
         )
     problem = _problem()
     if problem is not None:

@@ -83,7 +83,7 @@ def test_why_the_hub_does_not_answer_is_said(monkeypatch):
 
 def test_offline_mode_is_respected(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    refused(f"expected {NAME!r} in the cache of the hub, since HF_HUB_OFFLINE is set")
+    refused(f"expected {NAME!r} as a file or folder here, or in the cache of the hub, since HF_HUB_OFFLINE is set")
 
 
 def test_what_cannot_be_edited_is_refused_before_its_weights_are_fetched(answering, monkeypatch, tmp_path):

@@ -13,7 +13,7 @@ from jacobian_lab.runs import Run, marked, open_run, unfinished, whole
 from jacobian_lab.variables import KINDS
 
 FACTS = [f"fact {n}" for n in range(20)]  # two chunks
-SETTINGS = {"seed": 3, "layers": [4, 5]}
+SETTINGS = {"seed": 3, "layers": [4, 5], "anchor": {"steps": 25, "stop_loss": 0.05}}
 COORDINATES = {
     "fact": FACTS,
     "scheme": ["backward-dividing", "one-layer", "forward-replay"],

