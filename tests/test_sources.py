@@ -20,7 +20,7 @@ def refused(words, *arguments, **keywords):
 
 
 def test_unknown_names_and_paths(tmp_path):
-    refused("HF_HUB_OFFLINE is set, got nothing whole there", "no-such-org/no-such-model")
+    refused("HF_HUB_OFFLINE is set, got neither", "no-such-org/no-such-model")
     refused("which is none of them: check the path", "no/such/folder")
     refused("config.json", tmp_path)
     refused("not-there.gguf .No such file", tmp_path / "not-there.gguf")
