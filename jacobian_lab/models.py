@@ -16,6 +16,8 @@ from jacobian_lab.language_model import LanguageModel
 from jacobian_lab.memory import out_of_memory
 from jacobian_lab.sources import DEFAULT_MODEL, Quiet, Source, check_room, count_weights, find_source
 
+# Versions of transformers have read one tokenizer in different ways: how this is split is part of a fingerprint.
+_PROBE = "The capital of France is Paris, 1413 km away.\n\u00c9t\u00e9 \u6771\u4eac"
 _NAMES_IN_CONFIG = (
     "_name_or_path",
     "name_or_path",
@@ -84,7 +86,7 @@ def load_model(
         _compute_in_float64(hf)
     hf.to(place)
     _check_finite(hf, name)
-    return LanguageModel(hf, tokenizer, family, str(name), _fingerprint(source, hf, lifted))
+    return LanguageModel(hf, tokenizer, family, str(name), _fingerprint(source, hf, tokenizer, lifted))
 
 
 def check_layers(layers: tuple[int, ...], model: LanguageModel) -> None:
@@ -184,9 +186,10 @@ def _check_finite(hf: nn.Module, name: str | Path) -> None:
             )
 
 
-def _fingerprint(source: Source, hf: nn.Module, exact: bool) -> str:
-    """SHA-256 over what the model's own files say, the weights as loaded, and whether float64 is exact."""
+def _fingerprint(source: Source, hf: nn.Module, tokenizer: Any, exact: bool) -> str:
+    """SHA-256 over the model's own files, the weights as loaded, whether float64 is exact, and how a text is split."""
     digest = hashlib.sha256(b"exact" if exact else b"")
+    digest.update(json.dumps(tokenizer(_PROBE)["input_ids"]).encode())
     for name, content in _described(source):
         digest.update(json.dumps([name, len(content)]).encode() + content)
     for key, weight in sorted(hf.named_parameters()):

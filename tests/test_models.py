@@ -8,7 +8,15 @@ import torch
 from conftest import CONFIGS, FAMILIES, GPT, VOCABULARY, make_folder, make_tokenizer
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, GPTJConfig, LlamaConfig, OPTConfig
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GPT2Config,
+    GPTJConfig,
+    LlamaConfig,
+    OPTConfig,
+    PreTrainedTokenizerBase,
+)
 
 from jacobian_lab import models, sources
 from jacobian_lab.checks import TOLERANCE, check_replay
@@ -82,6 +90,19 @@ def test_fingerprint_does_not_change_with_how_a_tokenizer_is_written(folders, mo
     first = load_model(folders["gpt2"], device="cpu").fingerprint
     monkeypatch.setattr(Tokenizer, "to_str", lambda *_: "written in another way")
     assert load_model(folders["gpt2"], device="cpu").fingerprint == first
+
+
+def test_fingerprint_tells_how_a_text_is_split(folders, monkeypatch):
+    """As when a version of transformers gives a second BOS to the tokenizer of a GGUF file."""
+    first = load_model(folders["gpt2"], device="cpu").fingerprint
+    split = PreTrainedTokenizerBase.__call__
+
+    def doubled(self, text, **keywords):
+        made = split(self, text, **keywords)
+        return made | {"input_ids": [*made["input_ids"][:1], *made["input_ids"]]}
+
+    monkeypatch.setattr(PreTrainedTokenizerBase, "__call__", doubled)
+    assert load_model(folders["gpt2"], device="cpu").fingerprint != first
 
 
 def test_fingerprint_tells_what_is_computed_in(folders):
