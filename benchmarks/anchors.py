@@ -12,13 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jacobian_lab.facts import load_facts
-from jacobian_lab.models import load_model
-from jacobian_lab.targets import AnchorSettings, anchor_batches, optimise_anchors
-from jacobian_lab.templates import sample_templates
+from jacobian_lab.editing.anchors import AnchorSettings, anchor_batches, optimise_anchors
+from jacobian_lab.facts.reading import load_facts
+from jacobian_lab.model.loading import load_model
+from jacobian_lab.model.templates import sample_templates
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from reference import Plain
+from helpers.reference import Plain
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:

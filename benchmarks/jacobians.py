@@ -19,14 +19,15 @@ from typing import Any
 
 import torch
 
-from jacobian_lab.facts import Fact, load_facts
-from jacobian_lab.jacobians import dense_jacobians
-from jacobian_lab.models import load_model
-from jacobian_lab.replay import Frozen, freeze
-from jacobian_lab.tokens import fact_prompt
+from jacobian_lab.facts.fact import Fact
+from jacobian_lab.facts.reading import load_facts
+from jacobian_lab.maps.jacobians import dense_jacobians
+from jacobian_lab.maps.replay import Frozen, freeze
+from jacobian_lab.model.loading import load_model
+from jacobian_lab.model.tokens import fact_prompt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from reference import Plain
+from helpers.reference import Plain
 
 LARGE = 2048
 

@@ -14,7 +14,7 @@ import torch
 from scipy.linalg.lapack import dpocon
 from torch import Tensor
 
-from jacobian_lab.rules import Problem, Rule, alphaedit, emmet, memit
+from jacobian_lab.editing.rules import Problem, Rule, alphaedit, emmet, memit
 
 LAYER, RIDGE = 0, 15000.0
 

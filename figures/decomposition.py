@@ -1,7 +1,7 @@
 """What an edit does at the last layer: J·δ, curvature and leakage, scheme by scheme."""
 
-from jacobian_lab.charts import decomposition, schemes_with
-from jacobian_lab.drawing import script
+from jacobian_lab.report.figures import decomposition, schemes_with
+from jacobian_lab.report.style import script
 
 if __name__ == "__main__":
     script(

@@ -1,7 +1,7 @@
 """Every method in the plane of what it edits and what it leaves alone, with and without forward replay."""
 
-from jacobian_lab.charts import efficacy_specificity
-from jacobian_lab.drawing import script
+from jacobian_lab.report.figures import efficacy_specificity
+from jacobian_lab.report.style import script
 
 if __name__ == "__main__":
     script(

@@ -1,7 +1,7 @@
 """What forward replay adds to each rule, paired over facts."""
 
-from jacobian_lab.charts import fe_gain
-from jacobian_lab.drawing import script
+from jacobian_lab.report.figures import fe_gain
+from jacobian_lab.report.style import script
 
 if __name__ == "__main__":
     script(

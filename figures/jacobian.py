@@ -1,7 +1,7 @@
 """Spectra of the Jacobians, and how far they are from normal against the distance."""
 
-from jacobian_lab.charts import jacobian
-from jacobian_lab.drawing import script
+from jacobian_lab.report.figures import jacobian
+from jacobian_lab.report.style import script
 
 if __name__ == "__main__":
     script(

@@ -1,7 +1,7 @@
 """Figure 3, measured: the residual after other steps along the edits' shifts, layer by layer."""
 
-from jacobian_lab.charts import step_size
-from jacobian_lab.drawing import script
+from jacobian_lab.report.figures import step_size
+from jacobian_lab.report.style import script
 
 if __name__ == "__main__":
     script(

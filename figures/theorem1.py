@@ -1,7 +1,7 @@
 """Theorem 1: how far the edits' shifts are from eigenvectors of J, against random directions."""
 
-from jacobian_lab.charts import theorem1
-from jacobian_lab.drawing import script
+from jacobian_lab.report.figures import theorem1
+from jacobian_lab.report.style import script
 
 if __name__ == "__main__":
     script(

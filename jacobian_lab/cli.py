@@ -11,26 +11,26 @@ from typing import Any
 import tyro
 
 from jacobian_lab.caching import write_text
-from jacobian_lab.comparison import TABLES as COMPARISONS
-from jacobian_lab.comparison import read_paper, write_comparison
-from jacobian_lab.damping import DampingConfig, run_damping
-from jacobian_lab.deltas import add_delta, check_new_folder, common_dtype, read_delta, save_model, summed
-from jacobian_lab.edit_table import EditConfig, EditTableConfig, run_edit, run_edit_table, saved_paths
+from jacobian_lab.editing.deltas import add_delta, check_new_folder, common_dtype, read_delta, save_model, summed
 from jacobian_lab.errors import InputError, first_line
-from jacobian_lab.experiment import ExperimentConfig
-from jacobian_lab.facts import BUILTIN, check_choices, read_facts
-from jacobian_lab.families import FAMILIES, KNOWN
-from jacobian_lab.inspection import CheckConfig, inspect, summary
-from jacobian_lab.layer_count import LayerCountConfig, run_layer_count
+from jacobian_lab.facts.reading import BUILTIN, check_choices, read_facts
+from jacobian_lab.jobs.config import ExperimentConfig
+from jacobian_lab.jobs.damping import DampingConfig, run_damping
+from jacobian_lab.jobs.inspection import CheckConfig, inspect, summary
+from jacobian_lab.jobs.jacobians import JacobianConfig, run_jacobian
+from jacobian_lab.jobs.layer_count import LayerCountConfig, run_layer_count
+from jacobian_lab.jobs.methods import EditConfig, EditTableConfig, run_edit, run_edit_table, saved_paths
+from jacobian_lab.jobs.schemes import TablesConfig, run_tables
 from jacobian_lab.memory import out_of_memory
-from jacobian_lab.models import load_model
+from jacobian_lab.model.families import FAMILIES, KNOWN
+from jacobian_lab.model.loading import load_model
+from jacobian_lab.model.sources import DEFAULT_MODEL, EMBEDDED
 from jacobian_lab.progress import note
-from jacobian_lab.publishing import write_csv, write_table
-from jacobian_lab.reporting import TABLES, write_reports
-from jacobian_lab.sources import DEFAULT_MODEL, EMBEDDED
-from jacobian_lab.spectra import JacobianConfig, run_jacobian
-from jacobian_lab.tables import TablesConfig, run_tables
-from jacobian_lab.theory import write_account
+from jacobian_lab.report.methods import TABLES as COMPARISONS
+from jacobian_lab.report.methods import read_paper, write_comparison
+from jacobian_lab.report.residuals import TABLES, write_reports
+from jacobian_lab.report.theorems import write_account
+from jacobian_lab.report.writing import write_csv, write_table
 
 
 @dataclass(frozen=True)

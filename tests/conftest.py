@@ -1,4 +1,4 @@
-"""Small random models of every family, the real model, and the shared data where they are."""
+"""Fixtures: small random models of every family, the real model, and the shared data where they are."""
 
 import json
 import os
@@ -6,96 +6,17 @@ import tempfile
 from pathlib import Path
 
 import pytest
-import torch
 
 os.environ.setdefault("JACOBIAN_LAB_CACHE", str(Path(tempfile.gettempdir()) / "jacobian_lab-tests-cache"))
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import (
-    AutoModelForCausalLM,
-    GPT2Config,
-    GPTJConfig,
-    GPTNeoXConfig,
-    LlamaConfig,
-    MistralConfig,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen3Config,
-)
+from helpers.small import CONFIGS, FAMILIES, make_folder, make_tokenizer
 
-from jacobian_lab.facts import Fact, load_facts
-from jacobian_lab.models import load_model
-from jacobian_lab.templates import read_templates
+from jacobian_lab.facts.fact import Fact
+from jacobian_lab.model.loading import load_model
+from jacobian_lab.model.templates import read_templates
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-VOCABULARY = 512
-
-SMALL = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 4,
-}
-ROTARY = {**SMALL, "num_key_value_heads": 2, "max_position_embeddings": 256}
-GPT = {"n_embd": 32, "n_inner": 64, "n_layer": 6, "n_head": 4, "n_positions": 256}
-CONFIGS = {
-    "llama": LlamaConfig(**ROTARY),
-    "mistral": MistralConfig(**ROTARY, sliding_window=6),
-    "qwen2": Qwen2Config(**ROTARY, use_sliding_window=True, sliding_window=6, max_window_layers=3),
-    "qwen3": Qwen3Config(**ROTARY, head_dim=8),
-    "gpt2": GPT2Config(**GPT),
-    "gptj": GPTJConfig(**GPT, rotary_dim=4),
-    "gpt_neox": GPTNeoXConfig(**SMALL, max_position_embeddings=256, rotary_pct=0.5),
-}
-FAMILIES = sorted(CONFIGS)
-
-CONTEXTS = (("{}",), ("The weather was fine. {}", "Therefore. {}", "I saw it in the old book. {}"))
-
-
-def corpus_of_texts() -> list[str]:
-    return [fact.text + " " + fact.target_true for fact in load_facts()]
-
-
-def make_tokenizer(side: str = "right", bos: bool = False, eos: bool = False) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer trained on the built-in facts."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<pad>", "<bos>", "<eos>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )
-    tokenizer.train_from_iterator(corpus_of_texts(), trainer)
-    if bos or eos:
-        single = " ".join((["<bos>"] if bos else []) + ["$A"] + (["<eos>"] if eos else []))
-        tokenizer.post_processor = processors.Sequence([
-            processors.ByteLevel(trim_offsets=False),
-            processors.TemplateProcessing(single=single, special_tokens=[("<bos>", 1), ("<eos>", 2)]),
-        ])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        bos_token="<bos>",
-        eos_token="<eos>",
-        padding_side=side,
-    )
-
-
-def make_folder(path: Path, config, tokenizer=None, seed: int = 0) -> Path:
-    """A random model in a folder laid out as the hub's."""
-    torch.manual_seed(seed)
-    config.vocab_size = VOCABULARY
-    config.initializer_range = 0.15  # large enough that layers matter
-    model = AutoModelForCausalLM.from_config(config)
-    for name, weight in model.named_parameters():
-        if weight.dim() == 1:  # norms and biases, which begin as ones and zeros
-            torch.nn.init.normal_(weight, mean=float("norm" in name or "ln_" in name), std=0.1)
-    model.save_pretrained(path)
-    (tokenizer or make_tokenizer()).save_pretrained(path)
-    return path
 
 
 @pytest.fixture(scope="session")
@@ -167,11 +88,6 @@ def arguments(tmp_path_factory, corpus_file) -> dict[str, object]:
         "device": "cpu",
         "dtype": "float64",
     }
-
-
-def options(arguments: dict[str, object]) -> list[str]:
-    """The same as a command line has them."""
-    return [part for name, value in arguments.items() for part in ("--" + name.replace("_", "-"), str(value))]
 
 
 @pytest.fixture(scope="session")

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from jacobian_lab import cli, memory, tables
+from jacobian_lab import cli, memory
+from jacobian_lab.jobs import shared
+from jacobian_lab.jobs.schemes import TablesConfig, run_tables
 from jacobian_lab.memory import available_memory, halving, out_of_memory
-from jacobian_lab.runs import open_run
-from jacobian_lab.tables import TablesConfig, run_tables
+from jacobian_lab.store.run import open_run
 
 CPU = "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
 SHORT = [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), MemoryError(), RuntimeError(CPU)]
@@ -91,7 +92,7 @@ def test_anchors_that_do_not_fit_together_are_made_in_halves(arguments, tmp_path
     """The numbers are the same, one line says so, and the bar ends where it should."""
     config = {**arguments, "batch_size": 6, "schemes": ("backward-dividing",), "survey": "none"}
     whole = open_run(run_tables(TablesConfig(**config, out=tmp_path / "whole"), progress=False))
-    original, sizes, bars = tables.optimise_anchors, [], []
+    original, sizes, bars = shared.optimise_anchors, [], []
 
     def cramped(model, facts, *rest):
         sizes.append(len(facts))
@@ -101,9 +102,9 @@ def test_anchors_that_do_not_fit_together_are_made_in_halves(arguments, tmp_path
             raise torch.OutOfMemoryError("CUDA out of memory")
         return original(model, facts, *rest)
 
-    real_bar = tables.bar
-    monkeypatch.setattr(tables, "optimise_anchors", cramped)
-    monkeypatch.setattr(tables, "bar", lambda *a, **k: bars.append(real_bar(*a, **k)) or bars[-1])
+    real_bar = shared.bar
+    monkeypatch.setattr(shared, "optimise_anchors", cramped)
+    monkeypatch.setattr(shared, "bar", lambda *a, **k: bars.append(real_bar(*a, **k)) or bars[-1])
     parts = open_run(run_tables(TablesConfig(**config, out=tmp_path / "parts"), progress=True))
     assert max(sizes) > 1
     told = [line for line in capsys.readouterr().err.splitlines() if "out of memory" in line]

@@ -1,0 +1,238 @@
+"""Saved edits: a delta that goes on its own base model and on no other, or a whole model for transformers."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from jacobian_lab.caching import written_whole
+from jacobian_lab.errors import InputError
+from jacobian_lab.model.language_model import LanguageModel
+
+FORMAT = "jacobian_lab delta 1"
+DELTA, FOLDER = "delta-{}.safetensors", "model-{}"
+"""What a run calls a method's saved edit."""
+_NAME = "layer.{}"
+
+Deltas = Mapping[int, Float[Tensor, "d_model d_mlp"]]
+"""ΔW by layer."""
+
+
+def delta_dtype(model: LanguageModel) -> torch.dtype:
+    """In which dtype a model's deltas are kept.
+
+    Args:
+        model: The base model.
+
+    Returns:
+        float32, or float64 for a model in float64.
+    """
+    return torch.promote_types(model.dtype, torch.float32)
+
+
+def save_delta(path: Path, model: LanguageModel, deltas: Deltas, config: Mapping[str, Any]) -> None:
+    """Write a delta.
+
+    Args:
+        path: The file.
+        model: The base model; its fingerprint, taken when it was loaded, goes into the file.
+        deltas: ΔW by layer; written in `delta_dtype`.
+        config: Everything that decided it, as JSON can hold it.
+
+    Raises:
+        InputError: If it is not finite.
+    """
+    tensors = {layer: delta.to(delta_dtype(model)).cpu().contiguous() for layer, delta in deltas.items()}
+    for layer, tensor in tensors.items():
+        _check_finite(tensor, f"the change of layer {layer}")
+    metadata = {
+        "format": FORMAT,
+        "model": model.fingerprint,
+        "name": model.name,
+        "dtype": _name(model.dtype),
+        "config": json.dumps(config, ensure_ascii=False),
+    }
+    with written_whole(path) as partial:
+        save_file({_NAME.format(layer): tensor for layer, tensor in tensors.items()}, partial, metadata=metadata)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a delta says of itself.
+
+    Args:
+        path: The file.
+
+    Returns:
+        ``model`` (the base model's fingerprint), ``name``, ``dtype`` and ``config``.
+
+    Raises:
+        InputError: If it is not a whole delta.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise InputError(_not_whole(path, error)) from error
+    if metadata.get("format") != FORMAT or not {"model", "name", "dtype"} <= metadata.keys():
+        raise InputError(f"expected a delta that jacobian-lab edit saved, got another file, {path}: give its path")
+    return dict(metadata)
+
+
+def read_delta(path: Path, model: LanguageModel) -> dict[int, Float[Tensor, "d_model d_mlp"]]:
+    """Read a delta for its base model.
+
+    Args:
+        path: The file.
+        model: The model that it is to go on.
+
+    Returns:
+        ΔW by layer, in `delta_dtype`.
+
+    Raises:
+        InputError: If it is not whole, was made for another model, or has other shapes.
+    """
+    metadata = read_metadata(path)
+    if metadata["model"] != model.fingerprint:
+        raise InputError(
+            f"expected a delta for {model.name} ({model.fingerprint[:12]}), got one for {metadata['name']} "
+            f"({metadata['model'][:12]}) in {path}: apply it to its own base model, in one command with all other "
+            "deltas that are to go on it"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dictionary
+    except (OSError, SafetensorError) as error:
+        raise InputError(_not_whole(path, error)) from error
+    names = {_NAME.format(layer): layer for layer in range(model.n_layers)}
+    shape, dtype = (model.d_model, model.d_mlp), delta_dtype(model)
+    if not tensors:
+        raise InputError(f"expected changes of layers, got none in {path}: give another delta")
+    for name, tensor in tensors.items():
+        if name not in names:
+            raise InputError(
+                f"expected changes of layers 0 to {model.n_layers - 1}, got {name!r} in {path}: give another"
+            )
+        if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+            raise InputError(
+                f"expected {shape} in {_name(dtype)} as {name}, got {tuple(tensor.shape)} in "
+                f"{_name(tensor.dtype)} in {path}: give another delta"
+            )
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"expected finite numbers as {name}, got NaN or infinity in {path}: give another delta")
+    return {names[name]: tensor for name, tensor in tensors.items()}
+
+
+def common_dtype(paths: Sequence[Path]) -> str:
+    """In which dtype a model is to be loaded for some deltas to be added up on it.
+
+    Args:
+        paths: The files.
+
+    Returns:
+        The dtype of the model that all of them were made with.
+
+    Raises:
+        InputError: If there is none, one is named twice, one is not a whole delta, or their dtypes differ.
+    """
+    if len({path.resolve() for path in paths}) != len(paths) or not paths:
+        raise InputError(f"expected deltas that differ, got {', '.join(map(str, paths)) or 'none'}: name each once")
+    dtypes = [read_metadata(path)["dtype"] for path in paths]
+    if len(set(dtypes)) > 1:
+        raise InputError(f"expected deltas of one dtype, got {', '.join(dtypes)}: make them with the same --dtype")
+    return dtypes[0]
+
+
+def summed(deltas: Sequence[Deltas]) -> dict[int, Float[Tensor, "d_model d_mlp"]]:
+    """Add up deltas of the same base model.
+
+    Args:
+        deltas: ΔW by layer of each.
+
+    Returns:
+        ΔW by layer, in float64.
+    """
+    total: dict[int, Tensor] = {}
+    for delta in deltas:
+        for layer, change in delta.items():
+            total[layer] = total[layer] + change.double() if layer in total else change.double()
+    return total
+
+
+@torch.no_grad()
+def add_delta(model: LanguageModel, deltas: Deltas) -> None:
+    """Put a delta on a model; the weights stay changed.
+
+    Args:
+        model: The base model.
+        deltas: ΔW by layer.
+    """
+    for layer, delta in deltas.items():
+        weight = model.weight(layer)
+        weight.copy_((weight.double() + delta.to(weight.device).double()).to(weight.dtype))
+
+
+def check_new_folder(folder: Path) -> None:
+    """Check that a folder can be made, or is empty.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        InputError: If it holds anything, or cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = next(folder.iterdir(), None)
+    except OSError as error:
+        raise InputError(
+            f"expected a folder that can be made, got {folder} ({error.strerror}): choose another"
+        ) from error
+    if held is not None:
+        raise InputError(f"expected a new or empty folder, got {folder}, which holds {held.name!r}: choose another")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"expected a folder that can be written, got {folder}: choose another or change its rights")
+
+
+def save_model(model: LanguageModel, folder: Path) -> None:
+    """Write a model as a folder that transformers loads, whole or not at all.
+
+    Args:
+        model: The model as it is now.
+        folder: The folder; what it held is replaced.
+
+    Raises:
+        InputError: If a weight is not finite, or the folder cannot be given its name, as a mount point cannot.
+    """
+    for name, weight in model.hf.named_parameters():
+        _check_finite(weight, name)
+    folder = folder.resolve()
+    with written_whole(folder) as partial:
+        model.hf.save_pretrained(partial)
+        model.tokenizer.save_pretrained(partial)
+        shutil.rmtree(folder, ignore_errors=True)
+    if not (folder / "config.json").is_file():
+        raise InputError(f"expected a folder that can be replaced, got {folder}: give one inside it")
+
+
+def _check_finite(tensor: Tensor, name: str) -> None:
+    if not torch.isfinite(tensor).all():
+        kind = "NaN" if tensor.isnan().any() else "infinity"
+        raise InputError(
+            f"expected finite weights to save, got {kind} in {name}: lower --anchor-clamp, or raise --ridge"
+        )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _not_whole(path: Path, error: Exception) -> str:
+    return f"expected a whole delta, got {path} ({str(error).strip().splitlines()[0]:.120}): make it again"

@@ -1,0 +1,195 @@
+"""The paper's methods: pairs of a target scheme and an update rule, and what it takes to edit with one."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from jacobian_lab.editing.deltas import delta_dtype
+from jacobian_lab.editing.layers import edit_layers, write_weight
+from jacobian_lab.editing.rules import RULES, Kept, RuleSettings
+from jacobian_lab.editing.schemes import SCHEMES, Scheme, Targets
+from jacobian_lab.editing.solving import Eigh
+from jacobian_lab.errors import InputError
+from jacobian_lab.jobs.setup import Experiment
+from jacobian_lab.model.language_model import Layers
+
+UNEDITED = "unedited"
+FORWARD = "+fe"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A target scheme with an update rule.
+
+    Attributes:
+        scheme: Its name in `SCHEMES`.
+        rule: Its name in `RULES`.
+        refit: Whether the last layer's anchor is optimised on the model as the edit of the first has left
+            it (the protocol of BLUE's authors) instead of the unedited one (the paper's).
+    """
+
+    scheme: str
+    rule: str
+    refit: bool = False
+
+
+_RULES_WITH_FORWARD = ("memit", "prune", "rect", "alphaedit", "emmet")
+METHODS: Mapping[str, Method] = {
+    "onelayer": Method("one-layer", "memit"),
+    "memit": Method("backward-dividing", "memit"),
+    "blue": Method("independent", "memit"),
+    "blue-refit": Method("independent", "memit", refit=True),
+    **{rule: Method("backward-dividing", rule) for rule in _RULES_WITH_FORWARD if rule not in {"memit", "emmet"}},
+    **{f"{rule}{FORWARD}": Method("forward-replay", rule) for rule in _RULES_WITH_FORWARD if rule != "emmet"},
+    "emmet": Method("backward-dividing", "emmet"),
+    f"emmet{FORWARD}": Method("forward-replay", "emmet"),
+}
+"""The paper's methods by name; any other pair is called ``rule@scheme``."""
+
+PAIRS = tuple(f"{rule}@{scheme}" for rule in RULES for scheme in SCHEMES)
+ALIASES = {"fe": f"memit{FORWARD}"}
+
+
+def method_name(text: str) -> str:
+    """The name under which a method is stored.
+
+    Args:
+        text: What a user calls it: a name in `METHODS`, ``fe``, or ``rule@scheme``; case does not matter.
+
+    Returns:
+        The name.
+
+    Raises:
+        InputError: If there is no such method.
+    """
+    name = ALIASES.get(text.lower(), text.lower())
+    if name not in METHODS and name not in PAIRS:
+        raise InputError(
+            f"expected methods among {', '.join(METHODS)}, or a pair rule@scheme such as rect@backward-full, "
+            f"got {text!r}: choose among them"
+        )
+    return name
+
+
+def method(name: str) -> Method:
+    """A method.
+
+    Args:
+        name: What `method_name` returned.
+
+    Returns:
+        The method.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    rule, _, scheme = name.partition("@")
+    return Method(scheme, rule)
+
+
+Refit = Callable[[int, Sequence[int]], Float[Tensor, "fact d_model"]]
+"""Gives the anchors of some facts at a layer of the model as it is now."""
+
+
+@dataclass(frozen=True, eq=False)
+class MethodEdit:
+    """What editing with a method did to the weights.
+
+    Attributes:
+        deltas: ΔW of each edited layer as it was asked for, all batches together, rounded to `delta_dtype`: the
+            weights before the edit and these, added up in float64 and rounded once, are the edited model's bit for bit.
+        values: By the names under which runs store them, a number for each edited layer: ``update_norm``,
+            ``unstored``, ``condition_number`` (the largest of those that were factored) and the rules' notes (of the
+            last batch).
+    """
+
+    deltas: Mapping[int, Float[Tensor, "d_model d_mlp"]]
+    values: Mapping[str, list[float]]
+
+
+def edit_with(
+    chosen: Method,
+    experiment: Experiment,
+    targets: Targets,
+    second_moments: Mapping[int, Float[Tensor, "d_mlp d_mlp"]],
+    settings: RuleSettings,
+    *,
+    eigh: Eigh = torch.linalg.eigh,
+    size: int | None = None,
+    refit: Refit | None = None,
+    done: Callable[[int], Any] = lambda _: None,
+) -> MethodEdit:
+    """Edit, and leave the model edited (use within `restored`).
+
+    Targets are those of the unedited model for every batch, as in the official ``FE-memit_main.py``, which takes
+    precomputed ones; ``memit_main.py``, ``alphaedit_main.py`` and ``prune_main.py`` optimise each batch's (by
+    ``compute_z``) on the model as the batches before have left it. Keys and hidden states are measured on that
+    model here too, and Σ K Kᵀ of the batches before, as it was solved with, stays in the solve. With one batch
+    all this makes no difference.
+
+    Args:
+        chosen: The method.
+        experiment: Model, facts, templates and λ.
+        targets: The targets of all facts.
+        second_moments: C of each decisive layer.
+        settings: What rules leave open.
+        eigh: Eigendecomposition of C; may remember what it has done.
+        size: Facts in a batch; all of them in one by default.
+        refit: Optimises anchors on the model as it is, for methods that need it.
+        done: Told of every batch's number of facts.
+
+    Returns:
+        What it did.
+
+    Raises:
+        InputError: If no fact has a finite anchor, a solve is singular, or the model's dtype does not hold the edit.
+    """
+    model, count = experiment.model, len(experiment.facts)
+    scheme, rule = experiment.scheme(chosen.scheme), settings.rule(chosen.rule, eigh)
+    finite = targets.usable().tolist()
+    step = size or count
+    original = {layer: model.weight(layer).clone() for layer in scheme.edited(targets.layers)}
+    deltas = {layer: torch.zeros_like(weight, dtype=torch.float64) for layer, weight in original.items()}
+    kept: dict[int, Kept] | None = {} if step < count else None
+    seen: dict[int, dict[str, float]] = {layer: {} for layer in original}
+    for batch in (range(start, min(start + step, count)) for start in range(0, count, step)):
+        facts = [experiment.facts[index] for index in batch]
+        stages = _stages(chosen, scheme, targets.select(batch), batch, refit) if any(finite[i] for i in batch) else ()
+        for stage, wanted in stages:
+            for edit in edit_layers(
+                model, facts, stage, wanted, experiment.templates, second_moments, experiment.ridge, rule, kept
+            ):
+                layer, update = edit.layer, edit.update
+                deltas[layer] += update.delta
+                write_weight(model, layer, original[layer], deltas[layer])  # rounded once, not batch by batch
+                worst = max(update.condition, seen[layer].get("condition_number", 0.0))
+                seen[layer] |= {**update.notes, "condition_number": worst}
+        done(len(batch))
+    for layer, weight in original.items():
+        total, notes = settings.finish(chosen.rule, deltas[layer], weight)
+        deltas[layer] = total.to(delta_dtype(model))  # what is saved is what is measured
+        stored = write_weight(model, layer, weight, deltas[layer])
+        seen[layer] |= notes | {name: float(value) for name, value in stored.items()}
+    names = dict.fromkeys(name for values in seen.values() for name in values)
+    return MethodEdit(deltas, {name: [values.get(name, math.nan) for values in seen.values()] for name in names})
+
+
+def _stages(
+    chosen: Method, scheme: Scheme, targets: Targets, batch: Sequence[int], refit: Refit | None
+) -> Iterator[tuple[Scheme, Targets]]:
+    """Edits to be made one after the other: one, or with refitting one a layer, the next target made after the last."""
+    if not chosen.refit:
+        yield scheme, targets
+        return
+    assert refit is not None
+    layers: Layers = scheme.edited(targets.layers)
+    usable = targets.finite()[:, None]
+    for layer in layers:
+        anchors = targets.optimised[layer] if layer == layers[0] else refit(layer, batch)
+        wanted = {layer: torch.where(usable, anchors, torch.nan)}
+        if torch.isfinite(wanted[layer]).all(-1).any():
+            yield SCHEMES["one-layer"], Targets((layer,), wanted, wanted)

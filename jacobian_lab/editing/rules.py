@@ -1,0 +1,315 @@
+"""Update rules: what is made of keys and residuals, each a pure function (methods.md §5)."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from jacobian_lab.editing.solving import Eigh, Factored, advice, factored, largest_singular_value, null_space, shrink
+from jacobian_lab.errors import InputError
+
+PRUNE_KINDS = ("log", "log_a", "linear")
+PRUNE_SCOPES = ("layer", "total")
+RECT_KEPT = {"magnitude": 0.6, "relative": 0.2}
+"""How RECT ranks, and the share that it keeps: the paper's code, and RECT's authors."""
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """What a rule hands on to a layer's next batch.
+
+    Attributes:
+        matrix: What it solved with: λC + S, or what the rule has in its place, with S = Σ K Kᵀ of all batches so far.
+        limit: PRUNE's: the largest singular value that the weight had before all edits.
+    """
+
+    matrix: Factored
+    limit: Float[Tensor, ""] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """A change of one weight.
+
+    Attributes:
+        delta: ΔW, in float64.
+        condition: Condition number of the matrix that was factored, in the 1-norm, as LAPACK estimates it
+            from the Cholesky factor.
+        notes: What else a rule has to say, by the names under which runs store it.
+        kept: For the layer's next batch, where there is to be one.
+    """
+
+    delta: Float[Tensor, "d_model d_mlp"]
+    condition: float
+    notes: Mapping[str, float] = field(default_factory=dict)
+    kept: Kept | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What a rule is given at one layer; not every rule looks at all of it.
+
+    Attributes:
+        layer: The layer, for messages.
+        keys: K, one column a fact, in float64.
+        residuals: R, one column a fact, in float64.
+        second_moment: C.
+        weight: W.
+        ridge: λ.
+        kept: What the rule handed on after the batch before this one.
+        goes_on: Whether there are to be further batches.
+    """
+
+    layer: int
+    keys: Float[Tensor, "d_mlp fact"]
+    residuals: Float[Tensor, "d_model fact"]
+    second_moment: Float[Tensor, "d_mlp d_mlp"]
+    weight: Float[Tensor, "d_model d_mlp"]
+    ridge: float
+    kept: Kept | None = None
+    goes_on: bool = False
+
+    def spread(self) -> Float[Tensor, "d_mlp d_mlp"]:
+        """λC."""
+        return self.ridge * self.second_moment.to(self.keys.device)
+
+
+Rule = Callable[[Problem], Update]
+"""An update rule: a pure function."""
+
+
+def memit(problem: Problem) -> Update:
+    """MEMIT's rule: ``ΔW = R Kᵀ (λC + S + K Kᵀ)⁻¹``, in float64 by Cholesky (methods.md §3, §5).
+
+    Args:
+        problem: K, R, C, W, λ and S.
+
+    Returns:
+        The change.
+    """
+    return _regressed(problem, problem.spread, "λC + K Kᵀ", advice(problem.second_moment, problem.ridge))
+
+
+def _regressed(
+    problem: Problem,
+    start: Callable[[], Float[Tensor, "n n"]],
+    name: str,
+    hint: str,
+    basis: Float[Tensor, "d_mlp n"] | None = None,
+) -> Update:
+    """``ΔW = R Kᵀ (M + S + K Kᵀ)⁻¹``, with M what `start` returns; in a basis if there is one."""
+    keys = problem.keys if basis is None else basis.T @ problem.keys
+    if problem.kept is None:  # factored with the first batch's keys in it; later ones come as columns
+        matrix = factored(start() + keys @ keys.T, f"{name} at layer {problem.layer}", hint)
+        solved = matrix.solve(keys @ problem.residuals.T)
+    else:
+        matrix = problem.kept.matrix.plus(keys)
+        solved = matrix.solve_newest(keys)
+    solved = (solved if basis is None else basis @ solved).T
+    delta = solved if problem.kept is None else problem.residuals @ solved
+    return Update(delta, matrix.condition, kept=Kept(matrix) if problem.goes_on else None)
+
+
+def prune(problem: Problem, *, kind: str = "log", base: float = 1.2) -> Update:
+    """PRUNE: `memit`, then the change's singular values above the weight's largest are shrunk (methods.md §5).
+
+    Args:
+        problem: K, R, C, W, λ and S.
+        kind: See `shrink`.
+        base: See `shrink`.
+
+    Returns:
+        The change, with the number of shrunk singular values as ``shrunk_values``.
+    """
+    limit = problem.kept.limit if problem.kept else None
+    limit = largest_singular_value(problem.weight) if limit is None else limit
+    update = memit(problem)
+    delta, count = shrink(update.delta, limit, kind, base)
+    kept = replace(update.kept, limit=limit) if update.kept else None
+    return replace(update, delta=delta, notes={"shrunk_values": float(count)}, kept=kept)
+
+
+def rect(problem: Problem, *, by: str = "magnitude", kept: float | None = None) -> Update:
+    """RECT: `memit`, then the smallest entries of the change are set to zero (methods.md §5).
+
+    Args:
+        problem: K, R, C, W, λ and S.
+        by: ``"magnitude"`` ranks by |ΔW_ij|, as the paper's code does; ``"relative"`` by |ΔW_ij / W_ij|, as
+            RECT's authors do.
+        kept: Share of the entries that stay; that of `RECT_KEPT` by default.
+
+    Returns:
+        The change, with the share of its squared norm that stayed as ``kept_energy``.
+    """
+    update = memit(problem)
+    size = update.delta.abs()
+    if by == "relative":
+        size = torch.nan_to_num(size / problem.weight.double().abs(), nan=0.0)
+    dropped = round((1 - (RECT_KEPT[by] if kept is None else kept)) * size.numel())
+    if not dropped:
+        return replace(update, notes={"kept_energy": 1.0})
+    delta = torch.where(size > size.flatten().kthvalue(dropped).values, update.delta, 0.0)
+    return replace(update, delta=delta, notes={"kept_energy": float((delta**2).sum() / (update.delta**2).sum())})
+
+
+def alphaedit(
+    problem: Problem,
+    *,
+    threshold: float = 0.02,
+    relative: bool = False,
+    l2: float = 10.0,
+    eigh: Eigh = torch.linalg.eigh,
+) -> Update:
+    """AlphaEdit: ``[P (K Kᵀ + S) + L2·I] ΔWᵀ = P K Rᵀ``, with P the projection on the null space of C (methods.md §5).
+
+    Solved in the null space's own basis, where the matrix is symmetric and positive definite.
+
+    Args:
+        problem: K, R, C, W, λ and S.
+        threshold: See `null_space`.
+        relative: See `null_space`.
+        l2: L2.
+        eigh: See `null_space`.
+
+    Returns:
+        The change, with ``null_space_rank`` and ``trace_left_out``.
+    """
+    moment = problem.second_moment
+    space = null_space(moment, threshold, relative=relative, eigh=eigh, name=f"C at layer {problem.layer}")
+    basis = space.basis.to(problem.keys.device)
+
+    def start() -> Float[Tensor, "rank rank"]:
+        return l2 * torch.eye(basis.shape[1], dtype=basis.dtype, device=basis.device)
+
+    update = _regressed(problem, start, "P K Kᵀ + L2·I", "raise --alphaedit-l2", basis)
+    notes = {"null_space_rank": float(basis.shape[1]), "trace_left_out": space.trace_left_out}
+    return replace(update, notes=notes)
+
+
+def emmet(problem: Problem, *, epsilon: float = 0.1) -> Update:
+    """EMMET: ``ΔW = R (Kᵀ A⁻¹ K + εI)⁻¹ Kᵀ A⁻¹`` with A = λC + S; with ε → 0, ΔW K = R (methods.md §5).
+
+    By the push-through identity this is ``R Kᵀ (εA + K Kᵀ)⁻¹``: for one batch, `memit` at λ·ε.
+
+    Args:
+        problem: K, R, C, W, λ and S.
+        epsilon: ε.
+
+    Returns:
+        The change; the condition number is the larger one of the two solves.
+    """
+    K, R, layer = problem.keys, problem.residuals, problem.layer
+    kept = (
+        problem.kept.matrix
+        if problem.kept
+        else factored(problem.spread(), f"λC at layer {layer}", advice(problem.second_moment, problem.ridge))
+    )
+    whitened = kept.solve(K).T  # (A⁻¹ K)ᵀ
+    inner = whitened @ K
+    inner = (inner + inner.T) / 2 + epsilon * torch.eye(len(inner), dtype=K.dtype, device=K.device)
+    multipliers = factored(inner, f"Kᵀ A⁻¹ K + εI at layer {layer}", "raise --emmet-epsilon")
+    delta = multipliers.solve(R.T).T @ whitened  # R (Kᵀ A⁻¹ K + εI)⁻¹, times Kᵀ A⁻¹
+    handed_on = Kept(kept.plus(K)) if problem.goes_on else None
+    return Update(delta, max(kept.condition, multipliers.condition), kept=handed_on)
+
+
+RULES: dict[str, Callable[..., Update]] = {
+    "memit": memit,
+    "prune": prune,
+    "rect": rect,
+    "alphaedit": alphaedit,
+    "emmet": emmet,
+}
+"""Each takes a `Problem`, and its own options by name; any goes with any scheme of `jacobian_lab.editing.schemes`."""
+
+
+@dataclass(frozen=True)
+class RuleSettings:
+    """What the rules leave open; the defaults are the paper's.
+
+    Attributes:
+        prune_kind: How PRUNE shrinks: log, log_a or linear.
+        prune_base: Base of log_a: 1.2, 1.5 or 2 in the literature.
+        prune_scope: What PRUNE shrinks: every layer's change as it is made, or the total one after all edits.
+        rect_by: How RECT ranks: by magnitude, or relative to the weight.
+        rect_kept: Share of the entries that RECT keeps; 0.6 by magnitude, 0.2 relative by default.
+        alphaedit_threshold: Eigenvalues of C below it span AlphaEdit's null space.
+        alphaedit_relative: Whether this threshold is in units of the mean eigenvalue.
+        alphaedit_l2: L2 of AlphaEdit's solve.
+        emmet_epsilon: ε of EMMET's solve.
+    """
+
+    prune_kind: str = "log"
+    prune_base: float = 1.2
+    prune_scope: str = "layer"
+    rect_by: str = "magnitude"
+    rect_kept: float | None = None
+    alphaedit_threshold: float = 0.02
+    alphaedit_relative: bool = False
+    alphaedit_l2: float = 10.0
+    emmet_epsilon: float = 0.1
+
+    def check(self) -> None:
+        """Refuse what no rule can use.
+
+        Raises:
+            InputError: Naming the option.
+        """
+        choices = {"prune_kind": PRUNE_KINDS, "prune_scope": PRUNE_SCOPES, "rect_by": tuple(RECT_KEPT)}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                option = "--" + name.replace("_", "-")
+                raise InputError(f"expected {option} of {', '.join(known)}, got {getattr(self, name)!r}: choose one")
+        if not self.prune_base > 1:
+            raise InputError(f"expected a base above 1, got --prune-base {self.prune_base}: give 1.2, 1.5 or 2")
+        if not self.alphaedit_l2 > 0:
+            raise InputError(f"expected a number above zero, got --alphaedit-l2 {self.alphaedit_l2}: give 10")
+        if self.rect_kept is not None and not 0 < self.rect_kept <= 1:
+            raise InputError(f"expected a share above 0 and up to 1, got --rect-kept {self.rect_kept}: give 0.6")
+
+    def rule(self, name: str, eigh: Eigh = torch.linalg.eigh) -> Rule:
+        """A rule with these settings.
+
+        Args:
+            name: Its name in `RULES`.
+            eigh: Eigendecomposition of C; may remember what it has done.
+
+        Returns:
+            The rule; PRUNE's on the total is MEMIT's, since it shrinks only in `finish`.
+        """
+        if name == "prune" and self.prune_scope == "total":
+            return memit
+        options: dict[str, dict[str, Any]] = {
+            "prune": {"kind": self.prune_kind, "base": self.prune_base},
+            "rect": {"by": self.rect_by, "kept": self.rect_kept},
+            "alphaedit": {
+                "threshold": self.alphaedit_threshold,
+                "relative": self.alphaedit_relative,
+                "l2": self.alphaedit_l2,
+                "eigh": eigh,
+            },
+            "emmet": {"epsilon": self.emmet_epsilon},
+        }
+        return partial(RULES[name], **options.get(name, {}))
+
+    def finish(
+        self, name: str, delta: Float[Tensor, "d_model d_mlp"], weight: Float[Tensor, "d_model d_mlp"]
+    ) -> tuple[Float[Tensor, "d_model d_mlp"], dict[str, float]]:
+        """What a rule does to a layer's total change after all edits: nothing, but for PRUNE on the total.
+
+        Args:
+            name: Its name in `RULES`.
+            delta: The total change.
+            weight: The weight before all edits.
+
+        Returns:
+            The change to be made in its place, and notes as an `Update` has them.
+        """
+        if name != "prune" or self.prune_scope != "total":
+            return delta, {}
+        shrunk, count = shrink(delta, largest_singular_value(weight), self.prune_kind, self.prune_base)
+        return shrunk, {"shrunk_values": float(count)}

@@ -1,0 +1,157 @@
+"""The uncentred second moment C_l = E[k kᵀ] of a text corpus, all layers in one pass."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from jacobian_lab.caching import cache_folder, content_key, written_whole
+from jacobian_lab.errors import InputError
+from jacobian_lab.maps.hooks import batches, capture, forward
+from jacobian_lab.model.corpus import Corpus, token_rows
+from jacobian_lab.model.language_model import LanguageModel
+from jacobian_lab.model.tokens import Prompt
+from jacobian_lab.progress import bar, note
+
+ROWS_AT_ONCE = 1024
+"""Rows that are compared at once with the columns of the same matrix."""
+
+ASYMMETRY = 1e-6
+"""How far a second moment may be from symmetric, over its largest element: rounding, whatever the dtype of its sum."""
+
+
+@dataclass(frozen=True, eq=False)
+class SecondMoment:
+    """C_l of some layers over one corpus.
+
+    Attributes:
+        matrices: For each layer, C_l in float64, ``[d_mlp, d_mlp]``, on the CPU.
+        tokens: Tokens that it is the mean over.
+    """
+
+    matrices: dict[int, Float[Tensor, "d_mlp d_mlp"]]
+    tokens: int
+
+
+def second_moments(
+    model: LanguageModel,
+    corpus: Corpus,
+    layers: Sequence[int],
+    length: int = 256,
+    tokens: int | None = None,
+    *,
+    progress: bool = False,
+) -> SecondMoment:
+    """C_l over all tokens of a corpus, kept in the cache layer by layer.
+
+    Args:
+        model: The model.
+        corpus: The corpus; documents are independent rows.
+        layers: Layers whose keys to take; all in one pass, which stops after the highest.
+        length: Tokens of a document at the most; what is beyond is cut off.
+        tokens: Tokens in all; the whole corpus by default.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The second moments.
+
+    Raises:
+        InputError: If there are fewer tokens than a full-rank C_l needs.
+    """
+    settings = {
+        "what": "second moment 2",  # to be raised when the computation changes
+        "model": model.fingerprint,
+        "corpus": corpus.digest,
+        "length": length,
+        "tokens": tokens,
+    }
+    folder = cache_folder("second-moments")
+    paths = {layer: folder / f"{content_key({**settings, 'layer': layer})}.safetensors" for layer in layers}
+    loaded = {layer: _stored(paths[layer], model.d_mlp) for layer in layers}
+    missing = [layer for layer in layers if loaded[layer] is None]
+    if missing:
+        rows = token_rows(model, corpus, length, tokens)
+        total = sum(len(row.ids) for row in rows)
+        if total < model.d_mlp:
+            raise InputError(
+                f"expected at least {model.d_mlp} tokens for a second moment of full rank, got {total} from "
+                f"{corpus.name!r}: give a longer corpus, or raise --corpus-tokens or --corpus-length"
+            )
+        for layer, matrix in _accumulate(model, rows, missing, progress).items():
+            tensors = {"second_moment": matrix / total, "tokens": torch.tensor(total)}
+            with written_whole(paths[layer]) as partial:
+                save_file(tensors, partial, metadata={"digest": _digest(tensors)})
+            loaded[layer] = tensors
+    found = {layer: stored for layer, stored in loaded.items() if stored is not None}
+    return SecondMoment(
+        {layer: stored["second_moment"] for layer, stored in found.items()},
+        int(next(iter(found.values()))["tokens"]),
+    )
+
+
+def _stored(path: Path, width: int) -> dict[str, Tensor] | None:
+    """What the cache holds, if it is whole; else it says so."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        fault = _fault(tensors, width) or ("" if metadata.get("digest") == _digest(tensors) else "another digest")
+    except (OSError, SafetensorError) as error:
+        fault = type(error).__name__
+    if fault:
+        note(f"the second moment in {path} is not as it was written ({fault}): it is computed anew")
+    return None if fault else tensors
+
+
+def _fault(tensors: Mapping[str, Tensor], width: int) -> str:
+    """Why tensors are no second moment; nothing if they are."""
+    if tensors.keys() != {"second_moment", "tokens"}:
+        return "other tensors"
+    matrix = tensors["second_moment"]
+    if matrix.shape != (width, width) or matrix.dtype != torch.float64:
+        return "another shape or dtype"
+    if not torch.isfinite(matrix).all():
+        return "NaN or infinity"
+    largest = float(matrix.diagonal().max())
+    if largest <= 0 or matrix.diagonal().min() < 0:  # that of a neuron that never fires is 0
+        return "a diagonal that is not positive"
+    halves = zip(matrix.split(ROWS_AT_ONCE), matrix.split(ROWS_AT_ONCE, dim=1), strict=True)
+    return "" if all((a - b.T).abs().max() <= ASYMMETRY * largest for a, b in halves) else "not symmetric"
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of all bytes."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        found.update(tensors[name].contiguous().numpy().data.cast("B"))
+    return found.hexdigest()
+
+
+@torch.no_grad()
+def _accumulate(
+    model: LanguageModel, rows: Sequence[Prompt], layers: Sequence[int], progress: bool
+) -> dict[int, Float[Tensor, "d_mlp d_mlp"]]:
+    """Σ k kᵀ in float64."""
+    sums = {layer: torch.zeros(model.d_mlp, model.d_mlp, dtype=torch.float64, device=model.device) for layer in layers}
+    total = sum(len(row.ids) for row in rows)
+    with (
+        bar(total, "second moment", "token", show=progress) as shown,
+        capture(model, keys=layers) as seen,
+    ):
+        for group in batches(rows):
+            chosen = [rows[i] for i in group]
+            forward(model, chosen, stop=max(layers))
+            lengths = torch.tensor([len(row.ids) for row in chosen], device=model.device)
+            real = torch.arange(int(lengths.max()), device=model.device) < lengths[:, None]
+            for layer in layers:
+                keys = seen.keys[layer][real].double()
+                sums[layer].addmm_(keys.T, keys)
+            shown.update(int(lengths.sum()))
+    return {layer: matrix.cpu() for layer, matrix in sums.items()}

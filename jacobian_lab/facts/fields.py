@@ -1,0 +1,152 @@
+"""The fields of one record in our own layout, checked one by one."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jacobian_lab.facts.records import RecordError
+
+SPACE = " "
+JOINS = ("", SPACE)
+"""What may stand between a prompt and its answer."""
+
+NO_SUBJECT = "add the words of the prompt that name what the fact is about"
+
+
+def checked_id(record: Mapping[str, Any], otherwise: int) -> int | str:
+    """A record's own identifier.
+
+    Args:
+        record: The record.
+        otherwise: What it is called if it does not say.
+
+    Returns:
+        The identifier.
+
+    Raises:
+        RecordError: If it is neither a whole number of 64 bits nor a text that UTF-8 holds.
+    """
+    given = record.get("id", record.get("case_id", otherwise))
+    fits = _encodable(given) if isinstance(given, str) else isinstance(given, int) and abs(given) < 2**63
+    if isinstance(given, bool) or not fits:
+        raise RecordError(f"expected a whole number or a string as id, got {given!r:.60}", "mend it")
+    return given
+
+
+def checked(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What `jacobian_lab.facts.fact.Fact` holds but its id, with types, emptiness and the subject's place checked.
+
+    Spaces at the end of a prompt are taken off, and the answer is then joined by one; whatever else stands
+    there, such as a line's end, belongs to the prompt.
+
+    Args:
+        fields: A record in our own layout; a prompt may have its subject written out.
+
+    Returns:
+        The values by name, the probes as dictionaries.
+
+    Raises:
+        RecordError: If the record cannot be used.
+    """
+    texts = {name: _text(fields, name) for name in ("subject", "prompt", "target_new")}
+    texts["target_true"] = _text(fields, "target_true", needed=False)
+    join = fields.get("join")
+    if join is not None and join not in JOINS:
+        raise RecordError(f"expected '' or ' ' as join, got {join!r:.60}", "give one of them, or leave it out")
+    if join is None and fields["prompt"].endswith(SPACE):
+        join = SPACE
+    prompts = {name: _texts(fields, name, name) for name in ("paraphrase_prompts", "neighborhood_prompts")}
+    answers = _texts(fields, "neighborhood_prompts_answers", "neighborhood_prompts_answers")
+    if answers and len(answers) != len(prompts["neighborhood_prompts"]):
+        raise RecordError(
+            f"expected an answer for each of {len(prompts['neighborhood_prompts'])} neighborhood_prompts, "
+            f"got {len(answers)} neighborhood_prompts_answers",
+            "give as many",
+        )
+    prompt = _with_place(texts["prompt"], texts["subject"])
+    return {
+        **texts,
+        **prompts,
+        "prompt": prompt,
+        "neighborhood_answers": answers,
+        "join": join,
+        "probes": _probes(fields.get("probes")),
+    }
+
+
+def _text(fields: Mapping[str, Any], name: str, *, needed: bool = True) -> str:
+    value = fields.get(name, None if needed else "")
+    if not isinstance(value, str):
+        state = "nothing" if name not in fields else f"{value!r:.60}"
+        raise RecordError(
+            f"expected text in the field {name!r}, got {state}", NO_SUBJECT if name == "subject" else "add it"
+        )
+    if not _encodable(value):
+        raise RecordError(f"expected text in the field {name!r}, got a lone surrogate", "mend it")
+    if needed and not value.strip():
+        raise RecordError(f"expected a {name} that is not empty, got {value!r:.60}", "fill it in")
+    return value.rstrip(SPACE) if name == "prompt" else value.strip()
+
+
+def _with_place(prompt: str, subject: str) -> str:
+    """The prompt with ``{}`` where the subject goes, which may stand there written out."""
+    places = prompt.count("{}")
+    if places == 0 and subject in prompt:
+        return _replaced(prompt, subject)
+    if places == 1:
+        return prompt
+    hint = ""
+    if places == 0:
+        at = prompt.casefold().find(subject.casefold())
+        written = prompt[at : at + len(subject)]
+        stands = "does not appear in it either" if at < 0 else f"stands in it as {written!r}"
+        hint = f" (the subject {subject!r:.60} {stands})"
+    raise RecordError(
+        f"expected one {{}} in the prompt where the subject goes, got {places} in {prompt!r:.90}{hint}",
+        "put {} in place of the subject",
+    )
+
+
+def _replaced(prompt: str, subject: str) -> str:
+    """The first place where the subject stands as words of its own, else the first where it stands at all."""
+    first = at = prompt.find(subject)
+    while at >= 0 and not _stands_alone(prompt, at, at + len(subject)):
+        at = prompt.find(subject, at + 1)
+    at = at if at >= 0 else first
+    return prompt[:at] + "{}" + prompt[at + len(subject) :]
+
+
+def _stands_alone(text: str, start: int, end: int) -> bool:
+    """Whether no word goes on over either end."""
+    return not any(text[max(at - 1, 0) : at].isalnum() and text[at : at + 1].isalnum() for at in (start, end))
+
+
+def _texts(fields: Mapping[str, Any], name: str, called: str) -> tuple[str, ...]:
+    value = fields.get(name) or ()
+    if not isinstance(value, list | tuple) or not all(isinstance(v, str) and _encodable(v) for v in value):
+        raise RecordError(f"expected a list of texts in the field {called!r}, got {value!r:.60}", "mend it")
+    return tuple(v.rstrip(SPACE) for v in value)
+
+
+def _probes(value: Any) -> list[dict[str, Any]]:
+    if not isinstance(value, list | None):
+        raise RecordError(f"expected a list of objects in the field 'probes', got {value!r:.60}", "mend it")
+    return [_probe(probe) for probe in value or ()]
+
+
+def _probe(value: Any) -> dict[str, Any]:
+    """A further question; its answers are stripped as those of facts are."""
+    if not isinstance(value, Mapping) or not isinstance(value.get("group"), str):
+        raise RecordError(f"expected probes with group, prompt and answers, got {value!r:.60}", "mend it")
+    answers = tuple(answer.strip() for answer in _texts(value, "answers", "answers of a probe"))
+    if not answers or not all(answers):
+        raise RecordError(f"expected answers for a probe, got {value.get('answers')!r:.60}", "add them")
+    return {"group": value["group"], "prompt": _text(value, "prompt"), "answers": answers}
+
+
+def _encodable(text: str) -> bool:
+    """JSON can hold halves of characters that UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

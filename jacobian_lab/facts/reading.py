@@ -1,0 +1,212 @@
+"""Reading facts: the built-in set, every published layout, one's own JSON."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jacobian_lab.errors import InputError
+from jacobian_lab.facts.builtin import builtin_records
+from jacobian_lab.facts.fact import (
+    FIRST,
+    KEEP,
+    LAST,
+    ON_BAD_RECORD,
+    ON_REPEAT,
+    REFUSE,
+    Fact,
+    FactFile,
+    Probe,
+    Refused,
+    Repeat,
+    listing,
+    repeated,
+)
+from jacobian_lab.facts.fields import checked, checked_id
+from jacobian_lab.facts.layouts import layout_of
+from jacobian_lab.facts.records import Record, RecordError, parse_slice, read_records
+
+BUILTIN = "builtin"
+"""Name of the set of facts that the package ships."""
+
+
+def load_facts(
+    source: str | Path = BUILTIN, slice: str | None = None, *, on_bad_record: str = REFUSE, on_repeat: str = REFUSE
+) -> tuple[Fact, ...]:
+    """Read facts; `read_facts` says how.
+
+    Args:
+        source: ``"builtin"`` or a file.
+        slice: Which of the facts, as ``"A:B"``; all of them by default.
+        on_bad_record: ``"refuse"`` or ``"skip"``.
+        on_repeat: ``"refuse"``, ``"first"`` or ``"last"``.
+
+    Returns:
+        The facts, in the order of the file.
+
+    Raises:
+        InputError: If the file or one of its records cannot be used, or the slice is outside it.
+    """
+    return read_facts(source, slice, on_bad_record=on_bad_record, on_repeat=on_repeat).facts
+
+
+def read_facts(
+    source: str | Path = BUILTIN, slice: str | None = None, *, on_bad_record: str = REFUSE, on_repeat: str = REFUSE
+) -> FactFile:
+    """Read facts, and report what else was found.
+
+    Files are JSON (a list) or JSON Lines, of records in any of `jacobian_lab.facts.layouts.LAYOUTS`, or one's own with
+    at least ``subject``, ``prompt`` and ``target_new``.
+
+    The slice is by place in the file. A record that cannot be used keeps its place, so that 0:100 names the same
+    records whether or not one of them is skipped, and one outside the slice is in nobody's way. Facts that are
+    repeated are looked for inside the slice. Of those that are edited once, the one that stays takes over the
+    probes of the others with the same answer.
+
+    Args:
+        source: ``"builtin"`` or a file.
+        slice: Which of the facts, as ``"A:B"``; all of them by default.
+        on_bad_record: ``"refuse"``: none may be bad; ``"skip"``: go on without them.
+        on_repeat: ``"refuse"``: no subject and prompt may come twice; ``"first"`` or ``"last"``: each is edited
+            once, with that record's answer; ``"keep"``: all stay, to be looked at and not edited.
+
+    Returns:
+        What was found.
+
+    Raises:
+        InputError: If the file or one of its records cannot be used, or the slice is outside it.
+    """
+    check_choices(on_bad_record, on_repeat, also=(KEEP,))
+    found, unknown = _read(source)
+    start, stop = parse_slice(slice, len(found))
+    refused = tuple(item for _, item in found[start:stop] if isinstance(item, Refused))
+    placed = [(place, item) for place, item in found[start:stop] if isinstance(item, Fact)]
+    if refused and (on_bad_record == REFUSE or not (placed or on_repeat == KEEP)):
+        raise InputError(refusal(refused, source, bool(placed)))
+    groups: dict[tuple[str, str], list[tuple[str, Fact]]] = {}
+    for place, fact in placed:
+        groups.setdefault((fact.subject, fact.prompt), []).append((place, fact))
+    repeats = [_repeat(group) for group in groups.values() if len(group) > 1]
+    facts = [fact for _, fact in placed]
+    if on_repeat in {FIRST, LAST}:
+        facts = _once(facts, groups, on_repeat)
+    _check_unique(facts, source)
+    if repeats and on_repeat == REFUSE:
+        raise InputError(_repeat_refusal(repeats, source))
+    duplicates = tuple(repeat for repeat in repeats if len(set(repeat.answers)) == 1)
+    conflicts = tuple(repeat for repeat in repeats if len(set(repeat.answers)) > 1)
+    return FactFile(tuple(facts), refused, duplicates, conflicts, unknown, on_repeat)
+
+
+def refusal(refused: Sequence[Refused], source: str | Path, others: bool) -> str:
+    """What to say of bad records; only one of them has the line for itself.
+
+    Args:
+        refused: The records.
+        source: The file.
+        others: Whether there are good ones, so that one can go on without these.
+
+    Returns:
+        One line.
+    """
+    way_out = ", or go on without by --on-bad-record skip" if others else ""
+    if len(refused) == 1:
+        what, _, todo = refused[0].reason.rpartition(": ")
+        return f"{what} in {refused[0].place} of {source}: {todo}{way_out}"
+    named = listing([f"{record.place}: {record.reason}" for record in refused])
+    return f"expected facts, got {len(refused)} records that cannot be used in {source} ({named}): mend them{way_out}"
+
+
+def check_choices(on_bad_record: str, on_repeat: str, also: Sequence[str] = ()) -> None:
+    """Refuse what is not in `ON_BAD_RECORD` and `ON_REPEAT`.
+
+    Args:
+        on_bad_record: What is to be done about bad records.
+        on_repeat: What is to be done about repeats.
+        also: Further choices for repeats.
+
+    Raises:
+        InputError: If one of them is unknown.
+    """
+    named = {"on-bad-record": (on_bad_record, ON_BAD_RECORD), "on-repeat": (on_repeat, (*ON_REPEAT, *also))}
+    for option, (chosen, choices) in named.items():
+        if chosen not in choices:
+            raise InputError(f"expected --{option} of {', '.join(choices)}, got {chosen!r}: choose one of them")
+
+
+def _read(source: str | Path) -> tuple[list[tuple[str, Fact | Refused]], dict[str, int]]:
+    """Every fact or refused record with its place, and how often there are fields that nothing uses."""
+    if str(source) == BUILTIN:
+        records = [Record(f"record {index}", content) for index, content in enumerate(builtin_records())]
+    else:
+        records = read_records(Path(source))
+    found: list[tuple[str, Fact | Refused]] = []
+    unknown: Counter[str] = Counter()
+    for index, record in enumerate(records):
+        try:
+            layout = layout_of(_object(record))
+            found += [(record.place, fact) for fact in _facts(layout.read(record.content), record, index)]
+            unknown.update(layout.unknown(record.content))
+        except RecordError as error:
+            found.append((record.place, Refused(record.place, _own_id(record.content), str(error))))
+    return found, dict(unknown)
+
+
+def _own_id(content: Any) -> int | str | None:
+    given = content.get("id", content.get("case_id")) if isinstance(content, Mapping) else None
+    return given if isinstance(given, int | str) else None
+
+
+def _object(record: Record) -> Mapping[str, Any]:
+    if record.fault or not isinstance(record.content, Mapping):
+        got = f"what is not JSON ({record.fault})" if record.fault else f"{record.content!r:.60}"
+        raise RecordError(f"expected an object with subject, prompt and target_new, got {got}", "mend it")
+    return record.content
+
+
+def _facts(readings: Sequence[Mapping[str, Any]], record: Record, index: int) -> list[Fact]:
+    """The facts of one record; they are numbered where it has several."""
+    name = checked_id(record.content, index)
+    names = [name] if len(readings) == 1 else [f"{name}/{number}" for number in range(len(readings))]
+    return [_fact(fields, own) for fields, own in zip(readings, names, strict=True)]
+
+
+def _fact(fields: Mapping[str, Any], name: int | str) -> Fact:
+    values = checked(fields)
+    return Fact(name, **values | {"probes": tuple(Probe(**probe) for probe in values["probes"])})
+
+
+def _repeat(group: Sequence[tuple[str, Fact]]) -> Repeat:
+    places, facts = zip(*group, strict=True)
+    answers = tuple(fact.target_new for fact in facts)
+    return Repeat(facts[0].subject, facts[0].prompt, places, tuple(fact.id for fact in facts), answers)
+
+
+def _once(
+    facts: Sequence[Fact], groups: Mapping[tuple[str, str], Sequence[tuple[str, Fact]]], which: str
+) -> list[Fact]:
+    """Of facts with the same subject and prompt the first or last, with the probes of those that agree with it."""
+    chosen: dict[int, Fact] = {}
+    for group in groups.values():
+        same = [fact for _, fact in group]
+        kept = same[0] if which == FIRST else same[-1]
+        probes = dict.fromkeys(p for fact in same if fact.target_new == kept.target_new for p in fact.probes)
+        chosen[id(kept)] = replace(kept, probes=tuple(probes)) if len(same) > 1 else kept
+    return [chosen[id(fact)] for fact in facts if id(fact) in chosen]
+
+
+def _check_unique(facts: Sequence[Fact], source: str | Path) -> None:
+    seen: set[str] = set()
+    for fact in facts:
+        if str(fact.id) in seen:
+            raise InputError(f"expected every fact to have its own id, got {fact.id!r} twice in {source}: rename one")
+        seen.add(str(fact.id))
+
+
+def _repeat_refusal(repeats: Sequence[Repeat], source: str | Path) -> str:
+    named = listing([repeated(repeat) for repeat in repeats])
+    return (
+        f"expected every subject and prompt once, got {len(repeats)} more than once in {source} ({named}): "
+        "mend them, or edit each once by --on-repeat first or --on-repeat last"
+    )

@@ -1,0 +1,277 @@
+"""What would be edited, before anything is: the model's own checks, the facts' tokens, what is known already."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from jacobian_lab.errors import InputError
+from jacobian_lab.evaluation.metrics import predicting_states
+from jacobian_lab.facts.fact import KEEP, SKIP, Fact, Repeat
+from jacobian_lab.facts.reading import read_facts
+from jacobian_lab.jobs.config import SubjectConfig
+from jacobian_lab.jobs.setup import open_model
+from jacobian_lab.maps.agreement import TOLERANCE, check_replay
+from jacobian_lab.maps.hooks import decisive_keys
+from jacobian_lab.model.fitting import editable
+from jacobian_lab.model.language_model import LanguageModel, Layers
+from jacobian_lab.model.tokens import Prompt
+from jacobian_lab.progress import bar
+
+NEAR = 0.9
+"""Keys whose cosine is above this are nearly the same: what one fact is given, the other gets."""
+
+SAME = 0.9999
+NEAR_LISTED = 1000
+KEYS_AT_ONCE, ROWS_AT_ONCE = 1024, 64
+
+Report = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CheckConfig(SubjectConfig):
+    """Show what would be edited, before anything is edited.
+
+    Attributes:
+        json: Whether to print JSON, for programs, instead of text.
+        out: Folder to write check.json into; none by default.
+    """
+
+    out: Path | None = None
+    json: bool = False
+
+
+def inspect(config: CheckConfig) -> Report:
+    """Look at a model and at facts.
+
+    Args:
+        config: Which.
+
+    Returns:
+        What JSON can hold: ``model`` (what it is, its ``checks``, each with ``passed`` and ``detail``, and
+        ``refused``, why it cannot be edited, or `None`), ``facts`` (for each ``id, prompt, tokens, decisive,
+        answer, answer_tokens, known, rank, probability, says``), ``refused`` (records that cannot be edited, with
+        ``place, id, reason``), ``duplicates`` and ``conflicts`` (``subject, prompt, places, ids, answers``),
+        ``near`` (pairs of facts whose keys are nearly the same) and ``unknown_fields``.
+
+    Raises:
+        InputError: If the file of facts cannot be read at all.
+    """
+    file = read_facts(config.facts, config.slice, on_bad_record=SKIP, on_repeat=KEEP)
+    report: Report = {
+        "model": {"name": config.model, "checks": [], "refused": None},
+        "facts": [],
+        "refused": [asdict(record) for record in file.refused],
+        "duplicates": [_repeat(repeat) for repeat in file.duplicates],
+        "conflicts": [_repeat(repeat) for repeat in file.conflicts],
+        "near": [],
+        "unknown_fields": dict(file.unknown or {}),
+    }
+    try:
+        model, layers = open_model(config)
+    except InputError as error:
+        report["model"]["refused"] = str(error)
+        return report
+    facts, refused = editable(model, file.facts)
+    rows = [model.fact_prompt(fact, answer=True) for fact in facts]
+    report["refused"] += [asdict(each) for each in refused]
+    report["model"] |= _described(model, layers) | _checked(model, layers, facts, len(refused))
+    report["facts"] = [
+        _shown(model, fact, row) | known for fact, row, known in zip(facts, rows, _known(model, rows), strict=True)
+    ]
+    report["near"] = near_keys(model, facts, layers)
+    return report
+
+
+def summary(report: Report) -> Iterator[str]:
+    """A report in words.
+
+    Args:
+        report: What `inspect` gave.
+
+    Yields:
+        Its lines.
+    """
+    model = report["model"]
+    if model["refused"] is None:
+        yield (
+            f"{model['name']}: {model['family']}, {model['blocks']} blocks of width {model['d_model']}, keys of "
+            f"{model['d_mlp']}, {model['dtype']} on {model['device']}; decisive layers "
+            f"{', '.join(map(str, model['layers']))}; fingerprint {model['fingerprint'][:12]}"
+        )
+    else:
+        yield f"{model['name']}: cannot be edited. {model['refused']}"
+    for check in model["checks"]:
+        yield f"  {'ok  ' if check['passed'] else 'FAIL'} {check['check']}: {check['detail']}"
+    if report["facts"]:
+        yield "\nFacts: pieces of the prompt, the decisive one in ⟦ ⟧, and of the answer; its rank and probability now"
+    for fact in report["facts"]:
+        pieces = [f"⟦{piece}⟧" if i == fact["decisive"] else piece for i, piece in enumerate(fact["tokens"])]
+        state = (
+            "known" if fact["known"] else f"rank {fact['rank']}, p = {fact['probability']:.2g}, says {fact['says']!r}"
+        )
+        told = "|".join(pieces).replace("\n", "⏎")
+        yield f"  {fact['id']}: {told} → {'|'.join(fact['answer_tokens'])}   ({state})"
+    yield from _findings(report)
+
+
+def near_keys(model: LanguageModel, facts: Sequence[Fact], layers: Layers) -> list[dict[str, Any]]:
+    """Pairs of facts whose keys are nearly the same, at the first or at the last decisive layer.
+
+    Args:
+        model: The model.
+        facts: The facts.
+        layers: The decisive layers.
+
+    Returns:
+        ``ids``, ``cosine`` (the larger of the two), ``same`` (the keys are equal to rounding: both facts get the
+        same change) and ``answers``, nearest first, `NEAR_LISTED` at the most.
+    """
+    if len(facts) < 2:
+        return []
+    rows = [model.fact_prompt(fact) for fact in facts]
+    best: dict[tuple[int, int], float] = {}
+    for layer in sorted({layers[0], layers[-1]}):
+        keys = decisive_keys(model, rows, layer).float()
+        for pair, cosine in _close(keys / torch.linalg.vector_norm(keys, dim=1, keepdim=True)):
+            best[pair] = max(cosine, best.get(pair, 0.0))
+    nearest = sorted(best.items(), key=lambda item: -item[1])[:NEAR_LISTED]
+    return [
+        {
+            "ids": [facts[i].id for i in pair],
+            "cosine": cosine,
+            "same": cosine > SAME,
+            "answers": [facts[i].target_new for i in pair],
+        }
+        for pair, cosine in nearest
+    ]
+
+
+def _close(directions: Float[Tensor, "fact d_mlp"]) -> Iterator[tuple[tuple[int, int], float]]:
+    for start in range(0, len(directions), KEYS_AT_ONCE):
+        cosines = (directions[start : start + KEYS_AT_ONCE] @ directions.T).triu(start + 1)
+        for i, j in torch.nonzero(cosines > NEAR).tolist():
+            yield (start + i, j), float(cosines[i, j])
+
+
+def _described(model: LanguageModel, layers: Layers) -> dict[str, Any]:
+    return {
+        "family": model.hf.config.model_type,
+        "known_as": model.known(),
+        "fingerprint": model.fingerprint,
+        "blocks": model.n_layers,
+        "d_model": model.d_model,
+        "d_mlp": model.d_mlp,
+        "vocabulary": int(model.hf.get_input_embeddings().weight.shape[0]),
+        "longest": model.max_tokens,
+        "layers": list(layers),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "chat": None if model.chat is None else asdict(model.chat),
+    }
+
+
+def _checked(model: LanguageModel, layers: Layers, facts: Sequence[Fact], refused: int) -> dict[str, Any]:
+    """The model's own checks; those of loading have been passed."""
+    checks = [
+        _check("weights", True, f"finite, {sum(p.numel() for p in model.hf.parameters()) / 1e6:.0f} million"),
+        _check("layers", True, f"{', '.join(map(str, layers))} of 0 to {model.n_layers - 1}"),
+        _check("dtype", True, f"{model.dtype}".removeprefix("torch.") + f", on {model.device}"),
+        _check("tokens", not refused, f"decisive token and answer found in {len(facts)} facts, not in {refused}"),
+    ]
+    why = None
+    if facts:
+        try:
+            seen = check_replay(model, facts, layers)
+            told = (
+                f"states to {seen.states:.0e}, logits to {seen.logits:.0e}; {TOLERANCE[model.dtype]:.0e} is asked for"
+            )
+            checks.append(_check("replay", True, told))
+        except InputError as error:
+            why = str(error)
+            checks.append(_check("replay", False, why))
+    return {"checks": checks, "refused": why}
+
+
+def _check(name: str, passed: bool, detail: str) -> dict[str, Any]:
+    return {"check": name, "passed": passed, "detail": detail}
+
+
+def _shown(model: LanguageModel, fact: Fact, row: Prompt) -> dict[str, Any]:
+    """A fact as its tokens have it."""
+    prompt = row.ids[: len(row.ids) - len(row.answer) + 1]
+    return {
+        "id": fact.id,
+        "subject": fact.subject,
+        "prompt": fact.text,
+        "tokens": _pieces(model, prompt),
+        "token_ids": list(prompt),
+        "decisive": row.decisive,
+        "answer": fact.target_new,
+        "answer_tokens": _pieces(model, row.answer),
+        "answer_ids": list(row.answer),
+    }
+
+
+def _pieces(model: LanguageModel, ids: Sequence[int]) -> list[str]:
+    """What each token writes; the tokenizer's own name where that is no whole character or nothing at all."""
+    pieces = []
+    for token, name in zip(ids, model.tokenizer.convert_ids_to_tokens(list(ids)), strict=True):
+        text = model.tokenizer.decode([token])
+        if name.startswith("▁") and not text.startswith(" "):  # whose decoder takes off a first space
+            text = f" {text}"
+        pieces.append(text if text and "\ufffd" not in text else name)
+    return pieces
+
+
+@torch.no_grad()
+def _known(model: LanguageModel, rows: Sequence[Prompt]) -> Iterator[dict[str, Any]]:
+    """What the model makes of each answer now, teacher forced."""
+    with bar(len(rows), "facts", "fact") as shown:
+        for part in (rows[start : start + ROWS_AT_ONCE] for start in range(0, len(rows), ROWS_AT_ONCE)):
+            for row, states in zip(part, predicting_states(model, part), strict=True):
+                yield _taken(model, row, states)
+                shown.update()
+
+
+def _taken(model: LanguageModel, row: Prompt, states: Float[Tensor, "answer d_model"]) -> dict[str, Any]:
+    log_p = model.head(states).double().log_softmax(-1)
+    answer = torch.tensor(row.answer, device=log_p.device)
+    own, likeliest = log_p.gather(-1, answer[:, None])[:, 0], log_p.argmax(-1)
+    return {
+        "known": bool((likeliest == answer).all()),
+        "rank": int((log_p[0] > own[0]).sum()) + 1,
+        "probability": math.exp(float(own.sum())),
+        "says": _pieces(model, [int(likeliest[0])])[0],
+    }
+
+
+def _repeat(repeat: Repeat) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(repeat).items()}
+
+
+def _findings(report: Report) -> Iterator[str]:
+    """What is wrong, or worth knowing, with the facts together."""
+    known = sum(fact["known"] for fact in report["facts"])
+    yield f"\n{len(report['facts'])} facts can be edited; the model gives the new answer already for {known}."
+    for record in report["refused"]:
+        yield f"  refused: {record['place']}: {record['reason']}"
+    for name in ("conflicts", "duplicates"):
+        for repeat in report[name]:
+            answers = " / ".join(map(str, repeat["answers"]))
+            prompt, places = repeat["prompt"].replace("{}", repeat["subject"]), ", ".join(repeat["places"])
+            yield f"  {name[:-1]}: {prompt!r} → {answers} ({places})"
+    if report["conflicts"] or report["duplicates"]:
+        yield "  commands that edit refuse these; --on-repeat first or last edits each once"
+    for pair in report["near"][:10]:
+        same = "the same key" if pair["same"] else f"keys with cosine {pair['cosine']:.3f}"
+        yield f"  near: {pair['ids'][0]} and {pair['ids'][1]} have {same} ({' / '.join(pair['answers'])})"
+    if len(report["near"]) > 10:
+        yield f"  … and {len(report['near']) - 10} more pairs of facts with nearly the same key (--json has all)"
+    for name, count in report["unknown_fields"].items():
+        yield f"  not used: the field {name!r} of {count} records"

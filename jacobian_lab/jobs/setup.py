@@ -1,0 +1,218 @@
+"""What a configuration names, loaded and checked."""
+
+import importlib.metadata
+import platform
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from jacobian_lab.caching import content_key
+from jacobian_lab.editing.anchors import AnchorSettings
+from jacobian_lab.editing.schemes import SCHEMES, Scheme
+from jacobian_lab.errors import InputError
+from jacobian_lab.facts.fact import REFUSE, Fact, FactFile, describe
+from jacobian_lab.facts.reading import check_choices, read_facts, refusal
+from jacobian_lab.jobs.config import EditingConfig, SubjectConfig, _check_config, parse_layers
+from jacobian_lab.maps.agreement import check_replay
+from jacobian_lab.model.chat import chat_of
+from jacobian_lab.model.corpus import Corpus, load_corpus
+from jacobian_lab.model.families import KNOWN
+from jacobian_lab.model.fitting import check_lengths, editable
+from jacobian_lab.model.language_model import LanguageModel, Layers
+from jacobian_lab.model.loading import check_layers, load_model
+from jacobian_lab.model.templates import Templates, read_templates, sample_templates
+from jacobian_lab.progress import note
+
+_PACKAGES = ("jacobian_lab", "torch", "transformers", "tokenizers", "numpy", "scipy")
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """What a `SubjectConfig` names, loaded and checked.
+
+    Attributes:
+        config: The configuration.
+        model: The model.
+        file: The facts, with what else was found where they were read.
+        layers: The decisive layers.
+    """
+
+    config: SubjectConfig
+    model: LanguageModel
+    file: FactFile
+    layers: Layers
+
+    @property
+    def facts(self) -> tuple[Fact, ...]:
+        """The facts."""
+        return self.file.facts
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides a number, as it stands in ``config.json``."""
+        chat = {} if self.model.chat is None else {"chat": asdict(self.model.chat)}
+        return chat | {
+            "model": self.model.fingerprint,
+            "dtype": self.config.dtype,
+            "device": self.model.device.type,
+            "facts": content_key(describe(self.facts)),
+            "layers": list(self.layers),
+            "seed": self.config.seed,
+            "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        }
+
+    def provenance(self) -> dict[str, Any]:
+        """What else is worth knowing of a run."""
+        config = self.config
+        return {
+            "model": config.model,
+            "protocol": config.protocol.lower() if config.protocol else self.model.known(),
+            "facts": {"source": config.facts, "slice": config.slice, "count": len(self.facts)} | self.file.left_out(),
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+        }
+
+    def labels(self) -> list[Any]:
+        """The facts' ids as labels of one type: numbers if all are, else texts."""
+        ids = [fact.id for fact in self.facts]
+        return ids if all(isinstance(i, int) for i in ids) else [str(i) for i in ids]
+
+
+@dataclass(frozen=True, eq=False)
+class Experiment(Subject):
+    """An `EditingConfig` with everything that it names loaded and checked.
+
+    Attributes:
+        templates: The context templates.
+        anchor: How anchors are optimised.
+        ridge: λ.
+        corpus: The corpus of the second moment.
+    """
+
+    config: EditingConfig
+    templates: Templates
+    anchor: AnchorSettings
+    ridge: float
+    corpus: Corpus
+
+    @property
+    def anchor_layers(self) -> Layers:
+        """The layers that anchors are optimised at."""
+        return tuple(sorted({self.layers[0], self.layers[-1]}))
+
+    def scheme(self, name: str) -> Scheme:
+        """A scheme with the configuration's damping.
+
+        Args:
+            name: Its name in `SCHEMES`.
+
+        Returns:
+            The scheme.
+        """
+        scheme = SCHEMES[name]
+        return scheme if scheme.damping is None else replace(scheme, damping=self.config.pullback_damping)
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides a number, as it stands in ``config.json``."""
+        config = self.config
+        return super().settings() | {
+            "templates": [list(group) for group in self.templates],
+            "corpus": {
+                "digest": self.corpus.digest,
+                "length": config.corpus_length,
+                "tokens": config.corpus_tokens,
+            },
+            "ridge": self.ridge,
+            "pullback_damping": config.pullback_damping,
+            "anchor": asdict(self.anchor),
+        }
+
+    def provenance(self) -> dict[str, Any]:
+        """What else is worth knowing of a run."""
+        return super().provenance() | {
+            "templates": str(self.config.templates or f"sampled with seed {self.config.seed}"),
+            "corpus": self.corpus.name,
+        }
+
+
+def open_model(config: SubjectConfig) -> tuple[LanguageModel, Layers]:
+    """Load and check a model and the layers to be edited.
+
+    Args:
+        config: Which.
+
+    Returns:
+        Both; the layers that suit the model if none are named.
+
+    Raises:
+        InputError: If either cannot be used.
+    """
+    if not 0 <= config.seed < 2**63:
+        raise InputError(f"expected a seed from 0 to 2^63 - 1, got --seed {config.seed}: give another")
+    if config.protocol is not None and config.protocol.lower() not in KNOWN:
+        raise InputError(f"expected a protocol of {', '.join(KNOWN)}, got {config.protocol!r}: choose one of them")
+    layers = None if config.layers is None else parse_layers(config.layers)
+    model = load_model(config.model, config.dtype, config.device)
+    if config.chat:
+        model = replace(model, chat=chat_of(model.tokenizer, config.model))
+    layers = layers or model.defaults(config.protocol).layers
+    check_layers(layers, model)
+    return model, layers
+
+
+def load_subject(config: SubjectConfig) -> tuple[LanguageModel, FactFile, Layers]:
+    """Load and check model, facts and layers, and say on stderr what was found beside the facts.
+
+    Args:
+        config: Which.
+
+    Returns:
+        All three; the layers that suit the model if none are named.
+
+    Raises:
+        InputError: If anything cannot be used.
+    """
+    check_choices(config.on_bad_record, config.on_repeat)
+    file = read_facts(config.facts, config.slice, on_bad_record=config.on_bad_record, on_repeat=config.on_repeat)
+    model, layers = open_model(config)
+    taken, refused = editable(model, file.facts)
+    if refused and (config.on_bad_record == REFUSE or not taken):
+        raise InputError(refusal(refused, config.facts, bool(taken)))
+    file = replace(file, facts=taken, refused=file.refused + refused)
+    for line in file.notes():
+        note(line)
+    check_replay(model, taken, layers)
+    return model, file, layers
+
+
+def prepare(config: EditingConfig) -> Experiment:
+    """Load and check everything that a configuration names.
+
+    Args:
+        config: The configuration.
+
+    Returns:
+        The experiment.
+
+    Raises:
+        InputError: If anything cannot be used.
+    """
+    _check_config(config)
+    templates = read_templates(config.templates) if config.templates else None
+    corpus = load_corpus(config.corpus, seed=config.seed)
+    model, file, layers = load_subject(config)
+    defaults = model.defaults(config.protocol)
+    if config.corpus_length > model.max_tokens:
+        raise InputError(
+            f"expected documents of at most {model.max_tokens} tokens, got --corpus-length {config.corpus_length}: "
+            f"{config.model} takes no longer ones"
+        )
+    anchor = AnchorSettings(
+        lr=config.anchor_lr or defaults.anchor_lr,
+        steps=config.anchor_steps or defaults.anchor_steps,
+        weight_decay=config.anchor_weight_decay,
+        kl_factor=config.anchor_kl_factor,
+        clamp=config.anchor_clamp,
+    )
+    ridge = defaults.ridge if config.ridge is None else config.ridge
+    templates = templates or sample_templates(model, config.seed)
+    check_lengths(model, file.facts, templates)
+    return Experiment(config, model, file, layers, templates, anchor, ridge, corpus)

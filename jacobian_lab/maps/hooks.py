@@ -1,0 +1,198 @@
+"""Hooks: capture or replace hidden states and MLP keys while the model runs as it is."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from jacobian_lab.model.language_model import LanguageModel, block_output, cache_name
+from jacobian_lab.model.tokens import Prompt, pad
+
+TOKENS_PER_BATCH = 4096
+"""Padded tokens that one forward pass takes at the most."""
+
+
+class _StopError(Exception):
+    """Raised by a hook to end a forward pass that has served its purpose."""
+
+
+@dataclass
+class Captured:
+    """What hooks saw, by layer.
+
+    Attributes:
+        hidden: Block outputs, ``[row, token, d_model]``.
+        keys: Inputs of the MLP output projections, ``[row, token, d_mlp]``.
+    """
+
+    hidden: dict[int, Float[Tensor, "row token d_model"]] = field(default_factory=dict)
+    keys: dict[int, Float[Tensor, "row token d_mlp"]] = field(default_factory=dict)
+
+
+@contextmanager
+def capture(model: LanguageModel, hidden: Sequence[int] = (), keys: Sequence[int] = ()) -> Iterator[Captured]:
+    """Record block outputs and keys of every forward pass within.
+
+    Args:
+        model: The model.
+        hidden: Layers whose output to record.
+        keys: Layers whose key to record.
+
+    Yields:
+        The record, overwritten by every pass; its tensors are copies.
+    """
+    seen = Captured()
+
+    def hidden_hook(layer: int) -> Callable[..., None]:
+        def hook(_module: Any, _inputs: Any, output: Any) -> None:
+            seen.hidden[layer] = block_output(output).detach().clone()
+
+        return hook
+
+    def key_hook(layer: int) -> Callable[..., None]:
+        def hook(_module: Any, inputs: tuple[Tensor, ...]) -> None:
+            seen.keys[layer] = inputs[0].detach().clone()
+
+        return hook
+
+    with ExitStack() as stack:
+        for layer in hidden:
+            stack.callback(model.blocks[layer].register_forward_hook(hidden_hook(layer)).remove)
+        for layer in keys:
+            stack.callback(model.projection(layer).register_forward_pre_hook(key_hook(layer)).remove)
+        yield seen
+
+
+@contextmanager
+def replace(
+    model: LanguageModel,
+    layer: int,
+    positions: Int[Tensor, " row"],
+    states: Float[Tensor, "row d_model"],
+) -> Iterator[None]:
+    """Overwrite the block output of one token a row in every forward pass within.
+
+    Args:
+        model: The model.
+        layer: The block whose output is overwritten.
+        positions: Which token of each row.
+        states: What it becomes; gradients flow into it.
+
+    Yields:
+        Nothing.
+    """
+
+    def hook(_module: Any, _inputs: Any, output: Any) -> Any:
+        hidden = block_output(output).clone()
+        hidden[torch.arange(len(positions), device=hidden.device), positions] = states.to(hidden.dtype)
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    handle = model.blocks[layer].register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def forward(model: LanguageModel, rows: Sequence[Prompt], stop: int | None = None, cache: Any = None) -> Tensor | None:
+    """Run rows through the model as it is, without its head.
+
+    Args:
+        model: The model.
+        rows: The rows; padded on the right.
+        stop: Block after which to stop; the last by default.
+        cache: A transformers cache to be filled.
+
+    Returns:
+        The last block's output after the final norm, ``[row, token, d_model]``; `None` if stopped before.
+    """
+    ids = pad(rows).to(model.device)
+
+    def halt(*_: Any) -> None:
+        raise _StopError
+
+    handle = None if stop is None else model.blocks[stop].register_forward_hook(halt)
+    try:
+        ones = torch.ones_like(ids)  # every position counts: rows are padded on the right
+        kept = {cache_name(model.trunk): cache, "use_cache": cache is not None}
+        output = model.trunk(input_ids=ids, attention_mask=ones, **kept)
+        return output.last_hidden_state
+    except _StopError:
+        return None
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+def batches(rows: Sequence[Prompt], tokens: int = TOKENS_PER_BATCH) -> list[list[int]]:
+    """Group rows of similar length.
+
+    Args:
+        rows: The rows.
+        tokens: Padded tokens in a group at the most; a longer row stands alone.
+
+    Returns:
+        Indices of each group's rows; every index once.
+    """
+    groups: list[list[int]] = []
+    for index in sorted(range(len(rows)), key=lambda i: len(rows[i].ids)):
+        width = len(rows[index].ids)
+        if groups and (len(groups[-1]) + 1) * width <= tokens:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups
+
+
+@torch.no_grad()
+def decisive_states(
+    model: LanguageModel, rows: Sequence[Prompt], layers: Sequence[int]
+) -> Float[Tensor, "layer row d_model"]:
+    """Hidden states of the decisive tokens.
+
+    Args:
+        model: The model.
+        rows: The rows; what follows the decisive token does not matter and is not run.
+        layers: Layers whose block output to read.
+
+    Returns:
+        In the order of `layers` and `rows`, in the model's dtype.
+    """
+    states = torch.empty(len(layers), len(rows), model.d_model, dtype=model.dtype, device=model.device)
+    short = [row.cut() for row in rows]
+    for group in batches(short):
+        with capture(model, hidden=layers) as seen:
+            forward(model, [short[i] for i in group], stop=max(layers))
+        for index, layer in enumerate(layers):
+            states[index, group] = _at_decisive(seen.hidden[layer], [short[i] for i in group])
+    return states
+
+
+@torch.no_grad()
+def decisive_keys(model: LanguageModel, rows: Sequence[Prompt], layer: int) -> Float[Tensor, "row d_mlp"]:
+    """Keys of the decisive tokens.
+
+    Args:
+        model: The model.
+        rows: The rows; what follows the decisive token does not matter and is not run.
+        layer: Layer whose key to read.
+
+    Returns:
+        In the order of `rows`, in the model's dtype.
+    """
+    keys = torch.empty(len(rows), model.d_mlp, dtype=model.dtype, device=model.device)
+    short = [row.cut() for row in rows]
+    for group in batches(short):
+        with capture(model, keys=[layer]) as seen:
+            forward(model, [short[i] for i in group], stop=layer)
+        keys[group] = _at_decisive(seen.keys[layer], [short[i] for i in group])
+    return keys
+
+
+def _at_decisive(values: Float[Tensor, "row token width"], rows: Sequence[Prompt]) -> Float[Tensor, "row width"]:
+    positions = torch.tensor([row.decisive for row in rows], device=values.device)
+    return values[torch.arange(len(rows), device=values.device), positions]

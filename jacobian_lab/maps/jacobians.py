@@ -1,0 +1,262 @@
+"""J_{l→L} = ∂h_L/∂h_l at the decisive token: dense, as jvp and vjp, as a linear operator.
+
+The dense sweep runs the single token forward once, pulls the d unit cotangents of the last layer
+back through the blocks together, and reads them off at every layer on the way: all J_{l→L} for the
+price of the deepest, at the speed of matrix products.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.sparse.linalg import LinearOperator
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from jacobian_lab.maps.merged_mlps import merged_mlps
+from jacobian_lab.maps.replay import RESIDUAL, Frozen, Site, trajectory
+
+MEMORY_BUDGET = 2**30
+"""Bytes that a sweep may hold beside the model and its result, unless told otherwise."""
+
+
+def dense_jacobians(
+    frozen: Frozen,
+    layers: Sequence[int],
+    last: int,
+    states: Float[Tensor, "row d_model"] | None = None,
+    *,
+    site: Site = RESIDUAL,
+    budget: int = MEMORY_BUDGET,
+) -> Float[Tensor, "layer row d_model d_model"]:
+    """J_{l→last} of every row, from every layer, in one sweep (paper §3; methods.md §0).
+
+    Args:
+        frozen: Rows frozen with the lowest of `layers` among their starts, up to `last` or above.
+        layers: Ascending layers, none above `last`.
+        last: The layer L.
+        states: Decisive states at the lowest layer to linearise at; the unmodified ones by default.
+        site: The residual stream, or the MLPs' outputs: then J maps a change of what the MLP of l
+            adds to the change of what the MLP of `last` adds.
+        budget: Bytes that one sweep may hold beside its result and a small Jacobian for each MLP;
+            cotangents are taken in chunks that fit.
+
+    Returns:
+        ``J[layer, row, i, j] = ∂h_last[i] / ∂h_layer[j]``, in the model's dtype; the identity at `last`.
+
+    Raises:
+        ValueError: If a layer is above `last`, where h_last does not depend on it.
+    """
+    if max(layers) > last:
+        raise ValueError(f"expected layers up to {last}, got {max(layers)}")
+    states = frozen.states(layers[0]) if states is None else states
+    width, below = states.shape[1], [layer for layer in layers if layer < last]
+    result = torch.empty(len(layers), len(frozen), width, width, dtype=frozen.model.dtype, device=states.device)
+    identity = torch.eye(width, dtype=result.dtype, device=states.device)
+    result[len(below) :] = identity
+    chunk = max(1, min(width, budget // _bytes_per_cotangent(frozen, last - layers[0])))
+    for row in range(len(frozen)) if below else ():
+        one = frozen.select(torch.tensor([row], device=states.device))
+        state = states[row : row + 1].detach().requires_grad_()
+        with torch.enable_grad(), _Differentiable(), merged_mlps(frozen.model, range(below[0] + 1, last + 1)):
+            along = trajectory(one, below[0], state, last, site)
+        inputs = [along[layer] for layer in below]
+        for cotangents, rows in zip(identity[:, None, None].split(chunk), result[:, row].split(chunk, 1), strict=True):
+            pulled = torch.autograd.grad(along[last], inputs, cotangents, retain_graph=True, is_grads_batched=True)
+            for place, values in enumerate(pulled):
+                rows[place] = values[:, 0, 0]
+    return result
+
+
+def layer_factors(
+    frozen: Frozen, layers: Sequence[int], states: Float[Tensor, "row d_model"] | None = None
+) -> Iterator[Float[Tensor, "row d_model d_model"]]:
+    """The factors J_{i→i+1} between neighbours in a list of layers, whose product is J_{l→L}.
+
+    Args:
+        frozen: Rows frozen with the lowest of `layers` among their starts.
+        layers: Ascending layers.
+        states: Decisive states at the lowest layer; the unmodified ones by default.
+
+    Yields:
+        One factor for each neighbouring pair, in ascending order, each at the state that the one
+        below leads to; of the residual stream, since MLP outputs alone do not determine what follows.
+    """
+    states = frozen.states(layers[0]) if states is None else states
+    with torch.no_grad():
+        along = trajectory(frozen, layers[0], states, layers[-1])
+    for lower, upper in pairwise(layers):
+        yield dense_jacobians(frozen, [lower], upper, along[lower][:, 0])[0]
+
+
+def jvp(
+    frozen: Frozen,
+    layer: int,
+    last: int,
+    directions: Float[Tensor, "row d_model"],
+    states: Float[Tensor, "row d_model"] | None = None,
+    *,
+    site: Site = RESIDUAL,
+) -> Float[Tensor, "row d_model"]:
+    """J·δ by forward-mode differentiation.
+
+    Args:
+        frozen: The rows.
+        layer: The layer l.
+        last: The layer L.
+        directions: One δ a row.
+        states: Decisive states to linearise at; the unmodified ones by default.
+        site: The residual stream or the MLPs' outputs.
+
+    Returns:
+        One J·δ a row, in the model's dtype.
+    """
+    through, states = _map(frozen, layer, last, states, site)
+    return torch.func.jvp(through, (states,), (directions.to(states.dtype),))[1]
+
+
+def vjp(
+    frozen: Frozen,
+    layer: int,
+    last: int,
+    cotangents: Float[Tensor, "row d_model"],
+    states: Float[Tensor, "row d_model"] | None = None,
+    *,
+    site: Site = RESIDUAL,
+) -> Float[Tensor, "row d_model"]:
+    """Jᵀ·u by reverse-mode differentiation.
+
+    Args:
+        frozen: The rows.
+        layer: The layer l.
+        last: The layer L.
+        cotangents: One u a row.
+        states: Decisive states to linearise at; the unmodified ones by default.
+        site: The residual stream or the MLPs' outputs.
+
+    Returns:
+        One Jᵀ·u a row, in the model's dtype.
+    """
+    through, states = _map(frozen, layer, last, states, site)
+    pull_back: Callable[[Tensor], tuple[Tensor]] = torch.func.vjp(through, states)[1]
+    return pull_back(cotangents.to(states.dtype))[0]
+
+
+def linear_operator(
+    frozen: Frozen,
+    row: int,
+    layer: int,
+    last: int,
+    state: Float[Tensor, " d_model"] | None = None,
+    *,
+    site: Site = RESIDUAL,
+) -> LinearOperator:
+    """J_{layer→last} of one row as SciPy sees it, for what is too large to hold.
+
+    Args:
+        frozen: The rows.
+        row: Which of them.
+        layer: The layer l.
+        last: The layer L.
+        state: The decisive state to linearise at; the unmodified one by default.
+        site: The residual stream or the MLPs' outputs.
+
+    Returns:
+        A square operator with ``matvec`` (J·δ) and ``rmatvec`` (Jᵀ·u), in float64 if the model is,
+        else in float32.
+    """
+    one = frozen.select(torch.tensor([row], device=frozen.start.device))
+    through, here = _map(one, layer, last, None if state is None else state[None], site)
+    pull_back: Callable[[Tensor], tuple[Tensor]] = torch.func.vjp(through, here)[1]
+
+    def push(vector: np.ndarray) -> np.ndarray:
+        direction = torch.from_numpy(vector.reshape(1, -1)).to(here)
+        return to_numpy(torch.func.jvp(through, (here,), (direction,))[1][0])
+
+    def pull(vector: np.ndarray) -> np.ndarray:
+        return to_numpy(pull_back(torch.from_numpy(vector.reshape(1, -1)).to(here))[0][0])
+
+    return LinearOperator((here.shape[1],) * 2, matvec=push, rmatvec=pull, dtype=to_numpy(here).dtype)
+
+
+def to_numpy(values: Tensor) -> np.ndarray:
+    """A tensor as NumPy has it.
+
+    Args:
+        values: On any device.
+
+    Returns:
+        On the CPU, in float32 or better.
+    """
+    return values.detach().to("cpu", torch.promote_types(values.dtype, torch.float32)).numpy()
+
+
+def _map(
+    frozen: Frozen, layer: int, last: int, states: Tensor | None, site: Site
+) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """The function to differentiate, and where."""
+    states = frozen.states(layer) if states is None else states
+
+    def through(state: Tensor) -> Tensor:
+        with _Differentiable():
+            return trajectory(frozen, layer, state, last, site)[last][:, 0]
+
+    return through, states.to(frozen.model.dtype)
+
+
+def _bytes_per_cotangent(frozen: Frozen, blocks: int) -> int:
+    """A generous estimate of what a sweep holds for one cotangent: the gradients within a block, and the results."""
+    model = frozen.model
+    size = torch.empty(0, dtype=model.dtype).element_size()
+    prefix = max((keys[0].numel() for keys, _ in frozen.prefix.values()), default=0)
+    return size * ((12 + 2 * blocks) * model.d_model + 6 * model.d_mlp + 8 * prefix)
+
+
+def _softmax(values: Tensor, dim: int = -1, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
+    values = values if dtype is None else values.to(dtype)
+    exponentials = (values - values.detach().amax(dim, keepdim=True)).exp()
+    return exponentials / exponentials.sum(dim, keepdim=True)
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    assert attn_mask is not None and not dropout_p and not is_causal  # noqa: PT018 - replay always gives its own mask
+    if enable_gqa:
+        groups = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    return _softmax(scores + attn_mask) @ value
+
+
+def _silu(values: Tensor, inplace: bool = False) -> Tensor:
+    return values * torch.sigmoid(values)
+
+
+_PARTS: dict[Any, Callable[..., Tensor]] = {
+    functional.scaled_dot_product_attention: _attention,
+    functional.softmax: _softmax,
+    functional.silu: _silu,
+}
+
+
+class _Differentiable(TorchFunctionMode):
+    """Run what PyTorch fuses as its parts.
+
+    Fused attention has no forward-mode derivative, and the backward passes of softmax and SiLU no
+    batching rule: `vmap` would take the cotangents one by one through them.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _PARTS.get(func, func)(*args, **(kwargs or {}))

@@ -1,0 +1,303 @@
+"""Replay: F_{l→L} and on to the logits, everything before the decisive token frozen.
+
+By causality the tokens before the decisive one never change when its hidden state does. Their keys
+and values are computed once; after that only the tail is run, from the decisive token to the last
+position whose output is asked for, and only through the blocks above the start. Rows that share
+nothing run side by side: prefixes are padded and masked, tails are aligned at the decisive token.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from jacobian_lab.maps.hooks import batches, capture, forward
+from jacobian_lab.model.language_model import LanguageModel
+from jacobian_lab.model.tokens import Prompt
+
+Site = Literal["residual", "mlp"]
+"""The residual stream behind a block, or what the block's MLP adds to it (methods.md §0)."""
+RESIDUAL: Site = "residual"
+MLP: Site = "mlp"
+
+
+@dataclass(frozen=True, eq=False)
+class Frozen:
+    """Rows made ready for replay.
+
+    Attributes:
+        model: The model that they were frozen with.
+        prefix: For each block, keys and values of the tokens before the decisive one, ``[row, head,
+            prefix, head_dim]``.
+        tails: For each start layer, its block output over the tail, ``[row, tail, d_model]``.
+        start: Position of the decisive token in each row.
+        answer_at: Place in the tail of each output that predicts an answer token; 0 where there is none.
+        answer: The answer tokens themselves, ``[row, answer]``; -1 where a row has fewer.
+    """
+
+    model: LanguageModel
+    prefix: dict[int, tuple[Tensor, Tensor]]
+    tails: dict[int, Float[Tensor, "row tail d_model"]]
+    start: Int[Tensor, " row"]
+    answer_at: Int[Tensor, "row answer"]
+    answer: Int[Tensor, "row answer"]
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def states(self, layer: int) -> Float[Tensor, "row d_model"]:
+        """Unmodified hidden states of the decisive tokens.
+
+        Args:
+            layer: One of the start layers.
+
+        Returns:
+            The block output at the decisive token of each row.
+        """
+        return self.tails[layer][:, 0]
+
+    def select(self, rows: Int[Tensor, " row"]) -> "Frozen":
+        """Some of the rows, in any order.
+
+        Args:
+            rows: Their indices; one may come more than once.
+
+        Returns:
+            These rows.
+        """
+        return replace(
+            self,
+            prefix={layer: (keys[rows], values[rows]) for layer, (keys, values) in self.prefix.items()},
+            tails={layer: tail[rows] for layer, tail in self.tails.items()},
+            start=self.start[rows],
+            answer_at=self.answer_at[rows],
+            answer=self.answer[rows],
+        )
+
+
+@torch.no_grad()
+def freeze(model: LanguageModel, rows: Sequence[Prompt], starts: Sequence[int], last: int | None = None) -> Frozen:
+    """Run rows once and keep what replay needs of them.
+
+    Args:
+        model: The model, as it is now: a later change of its weights is not seen.
+        rows: The rows. Replay covers each from its decisive token to its end.
+        starts: Layers that replay may start from.
+        last: The highest block to be replayed; the last of the model by default.
+
+    Returns:
+        The frozen rows.
+    """
+    last = model.n_layers - 1 if last is None else last
+    cache = DynamicCache()
+    with capture(model, hidden=starts) as seen:
+        forward(model, rows, stop=last, cache=cache)
+    start = torch.tensor([row.decisive for row in rows], device=model.device)
+    width = max(row.decisive for row in rows)
+    above = range(min(starts) + 1, last + 1)
+    filled: Sequence[Any] = cache.layers
+    prefix = {
+        layer: (filled[layer].keys[:, :, :width].clone(), filled[layer].values[:, :, :width].clone()) for layer in above
+    }
+    longest = max(row.tail for row in rows)
+    columns = start[:, None] + torch.arange(longest, device=model.device)
+    tails = {layer: _gather(hidden, columns) for layer, hidden in seen.hidden.items()}
+    answer_at, answer = _answers(rows)
+    return Frozen(model, prefix, tails, start, answer_at.to(model.device), answer.to(model.device))
+
+
+def replay(
+    frozen: Frozen, start: int, states: Float[Tensor, "row d_model"], layers: Sequence[int]
+) -> Float[Tensor, "layer row d_model"]:
+    """F_{start→l}: hidden states of the decisive tokens above, given theirs at `start`.
+
+    Args:
+        frozen: The rows.
+        start: The layer whose block output is overwritten at the decisive token.
+        states: What it becomes; gradients flow through.
+        layers: Ascending layers to read, none below `start`.
+
+    Returns:
+        In the order of `layers`. Only the decisive token is run.
+    """
+    along = trajectory(frozen, start, states, max(layers))
+    return torch.stack([along[layer][:, 0] for layer in layers])
+
+
+def trajectory(
+    frozen: Frozen, start: int, states: Float[Tensor, "row d_model"], last: int, site: Site = RESIDUAL
+) -> dict[int, Float[Tensor, "row 1 d_model"]]:
+    """What the blocks hand on to one another, so that derivatives by each of them can be taken.
+
+    Args:
+        frozen: The rows.
+        start: The layer whose block output is overwritten at the decisive token.
+        states: What it becomes; gradients flow through.
+        last: The last layer to be run.
+        site: What is read at `last`, unless that is `start`; below it stands the residual stream,
+            which a change of the MLP's output changes by the same.
+
+    Returns:
+        By layer, from `start` to `last`.
+    """
+    along = {start: states.to(frozen.model.dtype)[:, None]}
+    added: list[Tensor] = []
+    handle = frozen.model.mlp(last).register_forward_hook(lambda _m, _i, output: added.append(output))
+    try:
+        along |= dict(_blocks(frozen, start, along[start], last))
+    finally:
+        handle.remove()
+    return along | {last: added[0].view_as(along[last])} if site == MLP and added else along
+
+
+def replay_logits(
+    frozen: Frozen, start: int, states: Float[Tensor, "row d_model"]
+) -> Float[Tensor, "row answer vocab"]:
+    """Logits where the answer's tokens are predicted, given the decisive states at `start`.
+
+    Args:
+        frozen: The rows.
+        start: The layer whose block output is overwritten at the decisive token.
+        states: What it becomes; gradients flow through.
+
+    Returns:
+        Float32 or better. Rows without an answer give the logits at the decisive token; places
+        beyond a row's answer repeat those and are to be masked by ``frozen.answer >= 0``.
+    """
+    length = int(frozen.answer_at.max()) + 1
+    tail = frozen.tails[start][:, 1:length]
+    hidden = torch.cat([states.to(frozen.model.dtype)[:, None], tail], dim=1)
+    output = hidden
+    for _, output in _blocks(frozen, start, hidden, frozen.model.n_layers - 1):  # noqa: B007
+        pass
+    return frozen.model.head(frozen.model.norm(_gather(output, frozen.answer_at)))
+
+
+@dataclass(frozen=True, eq=False)
+class FrozenGroups:
+    """Many rows, frozen in groups of similar length, asked as if they were one.
+
+    Attributes:
+        groups: The rows of each group, by index, and the group itself.
+    """
+
+    groups: list[tuple[list[int], Frozen]]
+
+    def ask(self, question: Callable[..., Tensor], *values: Float[Tensor, "row ..."]) -> Float[Tensor, "row ..."]:
+        """Put a question to every group.
+
+        Args:
+            question: Takes a `Frozen` and, row for row, what belongs to it of each of the values.
+            *values: Tensors with a first axis over all rows.
+
+        Returns:
+            The answers, row for row, in the order of the rows.
+        """
+        answers = [question(rows, *(value[indices] for value in values)) for indices, rows in self.groups]
+        order = torch.tensor([index for indices, _ in self.groups for index in indices])
+        return torch.cat(answers)[torch.argsort(order).to(answers[0].device)]
+
+    def states(self, layer: int) -> Float[Tensor, "row d_model"]:
+        """Unmodified hidden states of the decisive tokens.
+
+        Args:
+            layer: One of the start layers.
+
+        Returns:
+            The block output at the decisive token of each row.
+        """
+        return self.ask(lambda rows: rows.states(layer))
+
+    def one_by_one(self) -> Iterator[tuple[int, Frozen]]:
+        """Every row by itself, for what is too large to be held for many.
+
+        Yields:
+            Its index and the row.
+        """
+        for indices, rows in self.groups:
+            for place, index in enumerate(indices):
+                yield index, rows.select(torch.tensor([place], device=rows.start.device))
+
+
+def freeze_groups(
+    model: LanguageModel, rows: Sequence[Prompt], starts: Sequence[int], last: int | None = None
+) -> FrozenGroups:
+    """Freeze any number of rows.
+
+    Args:
+        model: The model, as it is now.
+        rows: The rows.
+        starts: Layers that replay may start from.
+        last: The highest block to be replayed; the last of the model by default.
+
+    Returns:
+        The frozen rows, in groups that one forward pass takes.
+    """
+    return FrozenGroups([(group, freeze(model, [rows[i] for i in group], starts, last)) for group in batches(rows)])
+
+
+class _PrefixCache:
+    """Looks like a cache to a block: joins the frozen prefix and the new keys, storing nothing."""
+
+    def __init__(self, prefix: dict[int, tuple[Tensor, Tensor]]) -> None:
+        self.prefix = prefix
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        old_keys, old_values = self.prefix[layer]
+        return torch.cat([old_keys, keys], dim=2), torch.cat([old_values, values], dim=2)
+
+
+def _blocks(frozen: Frozen, start: int, hidden: Tensor, last: int) -> Iterator[tuple[int, Tensor]]:
+    """Run the blocks above `start` over the tail, giving each one's index and output."""
+    model = frozen.model
+    offsets = torch.arange(hidden.shape[1], device=hidden.device)
+    positions = frozen.start[:, None] + offsets
+    positional = model.positional(hidden, positions)
+    cache = _PrefixCache(frozen.prefix)
+    masks: dict[int | None, Tensor] = {}
+    for layer in range(start + 1, last + 1):
+        window = model.window(layer)
+        if window not in masks:
+            masks[window] = _mask(frozen, positions, window, hidden.dtype)
+        hidden = model.call_block(layer, hidden, masks[window], cache, positional)
+        yield layer, hidden
+
+
+def _mask(
+    frozen: Frozen, positions: Int[Tensor, "row tail"], window: int | None, dtype: torch.dtype
+) -> Float[Tensor, "row 1 tail key"]:
+    """Additive mask over prefix and tail: causal, without padding, within the window."""
+    width = next(iter(frozen.prefix.values()))[0].shape[2] if frozen.prefix else 0
+    prefix = torch.arange(width, device=positions.device).expand(len(frozen), width)
+    padding = prefix >= frozen.start[:, None]
+    key_positions = torch.cat([prefix, positions], dim=1)
+    absent = torch.cat([padding, torch.zeros_like(positions, dtype=torch.bool)], dim=1)
+    distance = positions[:, :, None] - key_positions[:, None, :]
+    hidden: Bool[Tensor, "row tail key"] = absent[:, None, :] | (distance < 0)
+    if window is not None:
+        hidden = hidden | (distance >= window)
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=positions.device)
+    return mask.masked_fill(hidden, torch.finfo(dtype).min)[:, None]
+
+
+def _gather(hidden: Float[Tensor, "row token d_model"], columns: Int[Tensor, "row column"]) -> Tensor:
+    """Pick columns of each row; beyond the end of the rows the last token is repeated."""
+    columns = columns.clamp(max=hidden.shape[1] - 1)
+    return hidden[torch.arange(len(hidden), device=hidden.device)[:, None], columns]
+
+
+def _answers(rows: Sequence[Prompt]) -> tuple[Int[Tensor, "row answer"], Int[Tensor, "row answer"]]:
+    """Where in the tail each answer token is predicted, and which it is."""
+    width = max(1, *(len(row.answer) for row in rows))
+    answer_at = torch.zeros(len(rows), width, dtype=torch.long)
+    answer = torch.full((len(rows), width), -1)
+    for index, row in enumerate(rows):
+        first = row.tail - len(row.answer)
+        for place, token in enumerate(row.answer):
+            answer_at[index, place] = first + place
+            answer[index, place] = token
+    return answer_at, answer

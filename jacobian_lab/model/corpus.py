@@ -1,0 +1,167 @@
+"""Text corpora, and their rows of tokens."""
+
+import ast
+import hashlib
+import os
+import re
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from pydoc_data import topics
+
+import numpy as np
+
+from jacobian_lab.errors import InputError
+from jacobian_lab.model.hub import check_network
+from jacobian_lab.model.language_model import LanguageModel
+from jacobian_lab.model.tokens import Prompt
+
+PYTHON_DOCS = "python-docs"
+"""The language reference that every CPython carries; documents are its paragraphs."""
+
+DOCSTRINGS = "python-docstrings"
+"""What the modules of the standard library say of themselves; held out from `PYTHON_DOCS`."""
+
+SHORTEST = 100
+"""Characters that a paragraph of `PYTHON_DOCS` has at the least."""
+
+DOCUMENTS_PER_PASS = 64
+
+DRAWN = 100_000
+"""Documents that are drawn from a data set at the most, as many as the official code draws."""
+
+CHARACTERS_PER_TOKEN = 64
+"""More than tokens of any text have on the average; where they have more still, the whole document is tokenised."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents of text.
+
+    Attributes:
+        name: What the user called it.
+        documents: Its documents.
+        digest: SHA-256 of their content.
+    """
+
+    name: str
+    documents: tuple[str, ...]
+    digest: str
+
+
+def load_corpus(name: str = PYTHON_DOCS, option: str = "--corpus", seed: int = 0) -> Corpus:
+    """Read a corpus.
+
+    Args:
+        name: ``"python-docs"``, ``"python-docstrings"``, a UTF-8 text file with one document a line, or a
+            Hugging Face data set with a ``text`` column (``name`` or ``name:configuration``; its ``train`` split), of
+            which `DRAWN` documents at the most are drawn, so that the rest is never held.
+        option: How the command line asks for it, for the message.
+        seed: Seed of the drawing.
+
+    Returns:
+        The corpus.
+
+    Raises:
+        InputError: If it cannot be read or holds no text.
+    """
+    if name in {PYTHON_DOCS, DOCSTRINGS}:
+        texts = _paragraphs(dict(sorted(topics.topics.items())).values() if name == PYTHON_DOCS else _docstrings())
+    elif os.path.exists(name):  # noqa: PTH110  Path.exists raises where the path cannot be looked at
+        texts = _lines(Path(name))
+    else:
+        texts = _dataset(name, seed)
+    documents = tuple(text for text in texts if text.strip())
+    if not documents:
+        raise InputError(f"expected a corpus with text, got an empty one from {name!r}: give another with {option}")
+    digest = hashlib.sha256()
+    for document in documents:
+        digest.update(document.encode() + b"\0")
+    return Corpus(name, documents, digest.hexdigest())
+
+
+def token_rows(model: LanguageModel, corpus: Corpus, length: int, tokens: int | None) -> list[Prompt]:
+    """Token rows of a corpus's documents.
+
+    Args:
+        model: The model whose tokenizer is used.
+        corpus: The corpus.
+        length: Tokens of a document at the most.
+        tokens: Tokens in all; every document by default.
+
+    Returns:
+        A row a document, up to the number of tokens asked for.
+    """
+    rows: list[Prompt] = []
+    left = float("inf") if tokens is None else tokens
+    for ids in _encode(model, corpus.documents, length):
+        ids = ids[: int(min(left, len(ids)))]
+        if ids:
+            rows.append(Prompt(tuple(ids), len(ids) - 1))
+        left -= len(ids)
+        if left <= 0:
+            break
+    return rows
+
+
+def _encode(model: LanguageModel, documents: Sequence[str], length: int) -> Iterator[list[int]]:
+    """Ids of each document's beginning; what is far beyond it is not tokenised, a line may have a million words."""
+    cut, iterator = length * CHARACTERS_PER_TOKEN, iter(documents)
+    keywords = {"truncation": True, "max_length": length}
+    while chunk := list(islice(iterator, DOCUMENTS_PER_PASS)):
+        for text, ids in zip(
+            chunk, model.tokenizer([text[:cut] for text in chunk], **keywords)["input_ids"], strict=True
+        ):
+            whole = len(ids) == length or len(text) <= cut
+            yield ids if whole else model.tokenizer(text, **keywords)["input_ids"]
+
+
+def _paragraphs(texts: Iterable[str]) -> list[str]:
+    """Every paragraph of some length, once."""
+    paragraphs = (re.sub(r"\s+", " ", paragraph).strip() for text in texts for paragraph in re.split(r"\n\s*\n", text))
+    return list(dict.fromkeys(text for text in paragraphs if len(text) >= SHORTEST))
+
+
+def _docstrings() -> Iterator[str]:
+    """Docstrings of the standard library's modules, read without importing them."""
+    library = Path(sysconfig.get_path("stdlib"))
+    for name in sorted(sys.stdlib_module_names):
+        path = next((p for p in (library / f"{name}.py", library / name / "__init__.py") if p.is_file()), None)
+        if path is not None:
+            yield ast.get_docstring(ast.parse(path.read_bytes())) or ""
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text("utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"expected a UTF-8 text file with one document a line, got {path} ({error}): check the file"
+        ) from error
+
+
+def _dataset(name: str, seed: int) -> list[str]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError(
+            f"expected {PYTHON_DOCS!r}, a text file or a Hugging Face data set, got {name!r}, which is no file, "
+            "and the package datasets is not installed: check the path, or pip install 'jacobian_lab[datasets]'"
+        ) from error
+    if not datasets.config.HF_HUB_OFFLINE:  # else what is in its cache is found at once
+        check_network(name)
+    dataset, _, configuration = name.partition(":")
+    try:
+        rows = datasets.load_dataset(dataset, configuration or None, split="train")
+        if len(rows) > DRAWN:
+            drawn = np.random.default_rng(seed).choice(len(rows), DRAWN, replace=False)
+            rows = rows.select(np.sort(drawn))
+        return [str(text or "") for text in rows["text"]]
+    except Exception as error:  # the hub raises many kinds
+        raise InputError(
+            f"expected a data set with a split 'train' and a column 'text', got {name!r} "
+            f"({type(error).__name__}: {error!s:.150}): check the name"
+        ) from error

@@ -1,0 +1,318 @@
+"""A causal language model with names for the parts that editing needs; with `models`, all that knows architectures."""
+
+import inspect
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from jacobian_lab.facts.fact import Fact
+from jacobian_lab.model import tokens
+from jacobian_lab.model.chat import Chat
+from jacobian_lab.model.families import KNOWN, Defaults, Family, Shape
+from jacobian_lab.model.tokens import BARE, Prompt
+
+
+@dataclass(frozen=True, eq=False)
+class LanguageModel:
+    """A causal language model with names for the parts that editing needs.
+
+    Attributes:
+        hf: The transformers model, in evaluation mode, its weights not requiring gradients.
+        tokenizer: Its fast tokenizer.
+        family: Where the parts are.
+        name: What the user called it.
+        fingerprint: SHA-256 of its configuration, its tokenizer and its weights as loaded.
+        chat: The chat template that prompts are a user's turn of, if they are to be.
+    """
+
+    hf: Any
+    tokenizer: Any
+    family: Family
+    name: str
+    fingerprint: str
+    chat: Chat | None = None
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The decoder blocks."""
+        return operator.attrgetter(self.family.blocks)(self.hf)
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return int(self.hf.config.hidden_size)
+
+    @property
+    def d_mlp(self) -> int:
+        """Width of the keys."""
+        return int(self.weight(0).shape[1])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.hf.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the weights are."""
+        return next(self.hf.parameters()).dtype
+
+    @property
+    def trunk(self) -> nn.Module:
+        """The model without its head."""
+        return self.hf.base_model
+
+    def fact_prompt(self, fact: Fact, template: str = BARE, *, answer: bool = False) -> Prompt:
+        """A fact's row; see `jacobian_lab.model.tokens.fact_prompt`.
+
+        Args:
+            fact: The fact.
+            template: A context template, with one ``{}``.
+            answer: Whether to append the answer to be learnt.
+
+        Returns:
+            The row.
+        """
+        return tokens.fact_prompt(self.tokenizer, fact, template, answer=answer, chat=self.chat)
+
+    def kl_prompt(self, fact: Fact) -> Prompt:
+        """The row of the KL term; see `jacobian_lab.model.tokens.kl_prompt`.
+
+        Args:
+            fact: The fact.
+
+        Returns:
+            The row.
+        """
+        return tokens.kl_prompt(self.tokenizer, fact, self.chat)
+
+    def text_prompt(self, text: str, answer: str = "", join: str | None = None) -> Prompt:
+        """The row of a prompt as it stands; see `jacobian_lab.model.tokens.text_prompt`.
+
+        Args:
+            text: The prompt.
+            answer: The answer, without the space before it.
+            join: What its record says of how they are joined.
+
+        Returns:
+            The row.
+        """
+        return tokens.text_prompt(self.tokenizer, text, answer, join, chat=self.chat)
+
+    def projection(self, layer: int) -> Any:
+        """The MLP output projection of a block; its input is the key.
+
+        Args:
+            layer: The block's index.
+
+        Returns:
+            The module.
+        """
+        return operator.attrgetter(self.family.projection)(self.blocks[layer])
+
+    def weight(self, layer: int) -> Float[Tensor, "d_model d_mlp"]:
+        """W_l, so that the MLP's output is ``W_l k`` (and a bias).
+
+        Args:
+            layer: The block's index.
+
+        Returns:
+            A view that shares memory with the model: writing into it edits the model.
+        """
+        return matrix(self.projection(layer))
+
+    def mlp(self, layer: int) -> nn.Module:
+        """The MLP of a block, whose output joins the residual stream.
+
+        Args:
+            layer: The block's index.
+
+        Returns:
+            The module.
+        """
+        return operator.attrgetter(self.family.projection.rpartition(".")[0])(self.blocks[layer])
+
+    def inner(self, layer: int) -> list[nn.Module]:
+        """The linear maps at the MLP's entrance; from them to the key all is elementwise.
+
+        Args:
+            layer: The block's index.
+
+        Returns:
+            The modules.
+        """
+        return [operator.attrgetter(path)(self.blocks[layer]) for path in self.family.inner]
+
+    @property
+    def max_tokens(self) -> int:
+        """How long a row may be."""
+        return int(self.hf.config.max_position_embeddings)
+
+    def window(self, layer: int) -> int | None:
+        """How many tokens, itself counted, a token of this block attends to.
+
+        Args:
+            layer: The block's index.
+
+        Returns:
+            The sliding window, or `None` if attention reaches back to the first token.
+        """
+        config = self.hf.config
+        kinds = getattr(config, "layer_types", None)
+        sliding = kinds[layer] == "sliding_attention" if kinds else config.model_type == "mistral"
+        return config.sliding_window if sliding else None
+
+    def positional(
+        self, hidden: Float[Tensor, "row token d_model"], positions: Int[Tensor, "row token"]
+    ) -> dict[str, Any]:
+        """What the blocks are told of positions; the same for all blocks.
+
+        Args:
+            hidden: Any hidden states; only their dtype matters.
+            positions: Position of each token in its row.
+
+        Returns:
+            Keyword arguments for `call_block`.
+        """
+        if not self.family.rotary:
+            return {}
+        if "position_embeddings" not in inspect.signature(self.blocks[0].forward).parameters:
+            return {"position_ids": positions}  # as GPT-J's blocks before transformers 5.24
+        return {"position_embeddings": operator.attrgetter(self.family.rotary)(self.hf)(hidden, positions)}
+
+    def call_block(
+        self,
+        layer: int,
+        hidden: Float[Tensor, "row token d_model"],
+        mask: Float[Tensor, "row 1 token key"],
+        cache: Any,
+        positional: Mapping[str, Any],
+    ) -> Float[Tensor, "row token d_model"]:
+        """Run one block by itself.
+
+        Args:
+            layer: The block's index.
+            hidden: Output of the block before.
+            mask: What is added to the attention scores.
+            cache: An object whose ``update(keys, values, layer)`` returns the keys and values to attend to.
+            positional: What `positional` returned.
+
+        Returns:
+            The block's output.
+        """
+        block = self.blocks[layer]
+        keywords = {cache_name(block): cache, "attention_mask": mask, **positional}
+        return block_output(block(hidden, use_cache=True, **keywords))
+
+    def norm(self, hidden: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:
+        """The norm between the last block and the head.
+
+        Args:
+            hidden: Output of the last block.
+
+        Returns:
+            Input of the head.
+        """
+        return operator.attrgetter(self.family.norm)(self.hf)(hidden)
+
+    def head(self, hidden: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row vocab"]:
+        """The head, in float32 or better whatever the weights are: a loss of rounded logits keeps three digits.
+
+        Args:
+            hidden: Output of the norm.
+
+        Returns:
+            Logits, in float32 or better.
+        """
+        head, dtype = self.hf.get_output_embeddings(), torch.promote_types(self.dtype, torch.float32)
+        bias = None if head.bias is None else head.bias.to(dtype)
+        return nn.functional.linear(hidden.to(dtype), head.weight.to(dtype), bias)
+
+    def known(self) -> str:
+        """The model's name in `KNOWN`, by its shape.
+
+        Returns:
+            The name; empty for another model.
+        """
+        config = self.hf.config
+        shape = Shape(
+            config.model_type,
+            self.n_layers,
+            self.d_model,
+            self.d_mlp,
+            config.vocab_size,
+            config.max_position_embeddings,
+        )
+        return next((name for name, known in KNOWN.items() if known.shape == shape), "")
+
+    def defaults(self, protocol: str | None = None) -> Defaults:
+        """Settings for this model: the literature's where it is known, else an educated guess.
+
+        Args:
+            protocol: Name in `KNOWN` of a model whose settings are to be used instead.
+
+        Returns:
+            For an unknown model five layers from an eighth of its depth on, as the paper has them
+            in Llama-3-8B.
+        """
+        name = protocol.lower() if protocol else self.known()
+        if name:
+            return KNOWN[name].defaults
+        first = min(self.n_layers // 8, max(self.n_layers - 5, 0))
+        return Defaults(tuple(range(first, min(first + 5, self.n_layers))), 15000.0, 0.5, 25)
+
+
+CACHE_NAMES = ("cache", "past_key_values", "layer_past")
+"""What transformers calls a key-value cache: the first from 5.24 on, the others by family before."""
+
+
+def cache_name(module: nn.Module) -> str:
+    """What a block, or a model, calls its key-value cache.
+
+    Args:
+        module: The block or model.
+
+    Returns:
+        The name of the argument.
+    """
+    parameters = inspect.signature(module.forward).parameters
+    return next(name for name in CACHE_NAMES if name in parameters)
+
+
+def matrix(module: Any) -> Float[Tensor, "out in"]:
+    """The matrix of a linear module, whichever way it is stored.
+
+    Args:
+        module: A Linear or a Conv1D.
+
+    Returns:
+        W, so that the module's output is ``W x`` (and a bias); a view that shares memory with it.
+    """
+    weight = module.weight.detach()
+    return weight.T if isinstance(module, Conv1D) else weight
+
+
+def block_output(output: Any) -> Tensor:
+    """The hidden states in what a block returns: a tensor, or a tuple that begins with it.
+
+    Args:
+        output: A block's return value.
+
+    Returns:
+        The hidden states.
+    """
+    return output[0] if isinstance(output, tuple) else output
+
+
+Layers = tuple[int, ...]

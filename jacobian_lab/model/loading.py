@@ -1,0 +1,210 @@
+"""Loading a model: its weights and tokenizer as they are, checked, and named by their content."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from jacobian_lab.errors import InputError, first_line
+from jacobian_lab.memory import out_of_memory
+from jacobian_lab.model.families import family_of
+from jacobian_lab.model.language_model import LanguageModel
+from jacobian_lab.model.sources import DEFAULT_MODEL, Quiet, Source, check_room, count_weights, find_source
+
+# Versions of transformers have read one tokenizer in different ways: how this is split is part of a fingerprint.
+_PROBE = "The capital of France is Paris, 1413 km away.\n\u00c9t\u00e9 \u6771\u4eac"
+_NAMES_IN_CONFIG = (
+    "_name_or_path",
+    "name_or_path",
+    "architectures",
+    "transformers_version",
+    "use_cache",
+    "dtype",
+    "torch_dtype",
+)
+"""Entries of a configuration that decide no number; the dtype is the weights' own."""
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def load_model(
+    name: str | Path = DEFAULT_MODEL,
+    dtype: str = "float32",
+    device: str = "auto",
+    *,
+    exact: bool = False,
+) -> LanguageModel:
+    """Load a model for analysis.
+
+    Args:
+        name: An embedded model's name, a folder or a ``.gguf`` file, or a name on the hub.
+        dtype: One of `DTYPES`.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or ``"auto"``: CUDA where there is one.
+        exact: With float64, compute in float64 throughout. transformers casts to float32 inside
+            RMS norms and GPT-J's attention whatever the dtype; that is left as it is by default, so
+            that the model is the one that everybody runs, and lifted where derivatives are compared.
+
+    Returns:
+        The model.
+
+    Raises:
+        InputError: If the model cannot be had, is of an unsupported family, is quantised, does not fit
+            into memory, or has weights that are not finite.
+    """
+    place = _device(device)
+    if dtype not in DTYPES:
+        raise InputError(f"expected a dtype of {', '.join(DTYPES)}, got {dtype!r}: choose one of them")
+    source = find_source(str(name))
+    family = family_of(source.config()["model_type"])
+    check_room(count_weights(source.folder), DTYPES[dtype], str(name))
+    with Quiet():
+        hf, tokenizer = _from_pretrained(source.folder, DTYPES[dtype])
+    hf.eval().requires_grad_(False)
+    lifted = exact and dtype == "float64"
+    if lifted:
+        _compute_in_float64(hf)
+    hf.to(place)
+    _check_finite(hf, name)
+    return LanguageModel(hf, tokenizer, family, str(name), _fingerprint(source, hf, tokenizer, lifted))
+
+
+def check_layers(layers: tuple[int, ...], model: LanguageModel) -> None:
+    """Check decisive layers against a model.
+
+    Args:
+        layers: The layers.
+        model: The model.
+
+    Raises:
+        InputError: If they do not ascend or are not in the model.
+    """
+    if not layers or list(layers) != sorted(set(layers)):
+        raise InputError(f"expected ascending layers, got {layers}: give them from the lowest to the highest, as 4-8")
+    if layers[0] < 0 or layers[-1] >= model.n_layers:
+        raise InputError(
+            f"expected layers from 0 to {model.n_layers - 1}, got {layers}: {model.name} has {model.n_layers}"
+        )
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if re.fullmatch(r"cpu|cuda(:\d{1,3})?", device) is None:
+        raise InputError(
+            f"expected a device of auto, cpu, cuda or cuda:N, got {device!r}: choose one of them; "
+            "a model runs on one device"
+        )
+    place = torch.device(device)
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"expected a CUDA device for {device!r}, got none on this machine: use --device cpu")
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        last = torch.cuda.device_count() - 1
+        raise InputError(f"expected a CUDA device up to cuda:{last}, got {device!r}: choose one that is there")
+    return place
+
+
+def _from_pretrained(source: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
+    except Exception as error:  # transformers raises many kinds
+        if out_of_memory(error):
+            raise
+        raise InputError(
+            f"expected safetensors and a tokenizer that can be read, got {str(source)!r} ({first_line(error)}): "
+            "mend or replace it"
+        ) from error
+    hf, report = loaded
+    if report["missing_keys"]:
+        raise InputError(
+            f"expected weights for the whole model, got none for {min(report['missing_keys'])} in {str(source)!r}: "
+            "replace the files"
+        )
+    if not getattr(tokenizer, "is_fast", False):
+        raise InputError(f"expected a fast tokenizer, got a slow one in {str(source)!r}: convert it to tokenizer.json")
+    words, rows = tokenizer.vocab_size, hf.get_input_embeddings().weight.shape[0]
+    if not tokenizer("a").input_ids or words > rows:
+        raise InputError(
+            f"expected a tokenizer of at most {rows} words, got one of {words} in {str(source)!r}: give the model's own"
+        )
+    return hf, tokenizer
+
+
+def _compute_in_float64(hf: nn.Module) -> None:
+    """Lift the casts to float32 that transformers' norms and GPT-J's attention make to guard half precision."""
+    parents: list[Any] = list(hf.modules())
+    for parent in parents:
+        for name, module in parent.named_children():
+            if type(module).__name__.endswith("RMSNorm"):
+                eps = getattr(module, "variance_epsilon", None)
+                norm = nn.RMSNorm(module.weight.shape, eps=eps, dtype=torch.float64)
+                norm.weight = module.weight
+                setattr(parent, name, norm)
+            if type(module).__name__ == "GPTJAttention":
+                if hasattr(module, "_attn"):  # before transformers 5.24
+                    module._attn = _plain_attention
+                else:
+                    module.config._attn_implementation = "sdpa"
+
+
+def _plain_attention(
+    query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None
+) -> tuple[Tensor, None]:
+    """GPT-J's attention in the dtype of its inputs."""
+    mask = None if attention_mask is None else attention_mask[..., : key.shape[-2]]  # transformers 5.0 gives more
+    return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask), None
+
+
+def _check_finite(hf: nn.Module, name: str | Path) -> None:
+    for key, weight in hf.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise InputError(
+                f"expected finite weights, got NaN or infinity in {key} of {str(name)!r}: replace the file"
+            )
+
+
+def _fingerprint(source: Source, hf: nn.Module, tokenizer: Any, exact: bool) -> str:
+    """SHA-256 over the model's own files, the weights as loaded, whether float64 is exact, and how a text is split."""
+    digest = hashlib.sha256(b"exact" if exact else b"")
+    digest.update(json.dumps(tokenizer(_PROBE)["input_ids"]).encode())
+    for name, content in _described(source):
+        digest.update(json.dumps([name, len(content)]).encode() + content)
+    for key, weight in sorted(hf.named_parameters()):
+        digest.update(json.dumps([key, str(weight.dtype), list(weight.shape)]).encode())
+        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _described(source: Source) -> list[tuple[str, bytes]]:
+    """Configuration and tokenizer; for a GGUF file, which holds both, its digest."""
+    if source.gguf:  # the folder's own files are of transformers' making, and differ between its versions
+        return [("gguf", source.gguf.encode())]
+    config = {key: value for key, value in source.config().items() if key not in _NAMES_IN_CONFIG}
+    files = [source.folder / name for name in _TOKENIZER_FILES]
+    return [
+        ("config", json.dumps(config, sort_keys=True).encode()),
+        *((file.name, file.read_bytes()) for file in files if file.is_file()),
+    ]

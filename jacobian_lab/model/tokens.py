@@ -1,0 +1,227 @@
+"""From a fact and a template to token ids, the decisive position and the answer's span.
+
+Prompt and answer are tokenised together, as running text has them, and never again; the decisive token is
+found by the fast tokenizer's character offsets; nothing here depends on the tokenizer's padding side or on
+padding and truncation that its file may have switched on, or changes them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from jacobian_lab.errors import InputError
+from jacobian_lab.facts.fact import Fact
+from jacobian_lab.model.chat import Chat, joint, opens_turns
+
+BARE = "{}"
+"""The template that adds nothing."""
+
+KL_PROMPT = "{} is a"
+"""The prompt that the KL term of the anchor's loss is taken on."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A row of token ids with the places that matter in it.
+
+    Attributes:
+        ids: The prompt's ids followed by all but the last id of the answer.
+        decisive: Position of the decisive token, the last one of the subject; in prompts without a subject the
+            last one before the answer.
+        answer: Ids of the answer; empty if the row has none. Position ``len(ids) - len(answer) + j``
+            of the model's output predicts ``answer[j]``.
+    """
+
+    ids: tuple[int, ...]
+    decisive: int
+    answer: tuple[int, ...] = ()
+
+    @property
+    def tail(self) -> int:
+        """Tokens from the decisive one to the end of the row, both counted."""
+        return len(self.ids) - self.decisive
+
+    def cut(self) -> "Prompt":
+        """The row up to its decisive token: by causality all that this token's state depends on."""
+        return Prompt(self.ids[: self.decisive + 1], self.decisive)
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """Ids of a text with their places in it, less an EOS, which would stand between prompt and answer."""
+
+    text: str
+    ids: tuple[int, ...]
+    offsets: tuple[tuple[int, int], ...]
+
+    def covering(self, place: int) -> int | None:
+        """The last token that covers a character."""
+        found = [i for i, (start, end) in enumerate(self.offsets) if start <= place < end]
+        return found[-1] if found else None
+
+
+def fact_prompt(
+    tokenizer: Any, fact: Fact, template: str = BARE, *, answer: bool = False, chat: Chat | None = None
+) -> Prompt:
+    """Tokenise ``template(prompt(subject))``, with the answer to be learnt after it if asked for.
+
+    Args:
+        tokenizer: A fast tokenizer.
+        fact: The fact.
+        template: A context template, with one ``{}``.
+        answer: Whether to append ``target_new``, joined as `jacobian_lab.model.chat.joint` says.
+        chat: The chat template that all of this is a user's turn of, if any.
+
+    Returns:
+        The row.
+
+    Raises:
+        InputError: If the decisive token cannot be found, there is more than one BOS, or the tokenizer makes
+            nothing of the answer.
+    """
+    before, _, after = template.partition("{}")
+    start, _, end = fact.prompt.partition("{}")
+    return _locate(tokenizer, before + start, fact, end + after, answer=answer, chat=chat)
+
+
+def kl_prompt(tokenizer: Any, fact: Fact, chat: Chat | None = None) -> Prompt:
+    """Tokenise ``"{subject} is a"``.
+
+    Args:
+        tokenizer: A fast tokenizer.
+        fact: The fact.
+        chat: The chat template that it is a user's turn of, if any.
+
+    Returns:
+        The row.
+    """
+    before, _, after = KL_PROMPT.partition("{}")
+    return _locate(tokenizer, before, fact, after, answer=False, chat=chat)
+
+
+def text_prompt(
+    tokenizer: Any, text: str, answer: str = "", join: str | None = None, *, chat: Chat | None = None
+) -> Prompt:
+    """Tokenise a prompt as it stands, with an answer after it if one is given.
+
+    Args:
+        tokenizer: A fast tokenizer.
+        text: The prompt.
+        answer: The answer, without the space before it.
+        join: What its record says of how they are joined; `None` if nothing.
+        chat: The chat template that the prompt is a user's turn of, if any.
+
+    Returns:
+        The row.
+
+    Raises:
+        InputError: If there is nothing in the prompt, more than one BOS, or the tokenizer makes nothing of the answer.
+    """
+    prompt = _encode(tokenizer, chat(text) if chat else text)
+    if not prompt.ids:
+        raise InputError(f"expected a prompt with at least one token, got {text!r}: give another")
+    following: tuple[int, ...] = ()
+    if answer:
+        prompt, following = _continue(tokenizer, prompt, answer, chat.join if chat else join)
+    return Prompt(prompt.ids + following[:-1], len(prompt.ids) - 1, following)
+
+
+def pad(rows: Sequence[Prompt]) -> Int[Tensor, "row token"]:
+    """Ids of rows side by side, filled up on the right.
+
+    Rows keep their positions, and by causality what fills them up changes nothing before it, so no
+    attention mask is needed.
+
+    Args:
+        rows: The rows.
+
+    Returns:
+        Ids; zero where a row has ended.
+    """
+    width = max(len(row.ids) for row in rows)
+    return torch.tensor([row.ids + (0,) * (width - len(row.ids)) for row in rows])
+
+
+def check_bos(tokenizer: Any, ids: Sequence[int], text: str) -> None:
+    """Refuse a doubled BOS.
+
+    Args:
+        tokenizer: The tokenizer.
+        ids: Ids of a prompt.
+        text: The prompt, for the message.
+
+    Raises:
+        InputError: If it begins with two, or holds a further one that no turn of the model's chat template opens.
+    """
+    bos = tokenizer.bos_token_id
+    count = list(ids).count(bos) if bos is not None else 0
+    if count > 1 and (ids[1] == bos or not opens_turns(tokenizer)):
+        raise InputError(f"expected one BOS at most, got {count} in {text!r}: remove it from the text")
+
+
+def _locate(tokenizer: Any, before: str, fact: Fact, after: str, *, answer: bool, chat: Chat | None) -> Prompt:
+    """Tokenise the three parts as one text; the decisive token covers the subject's last character."""
+    head, tail = (chat.head, chat.tail) if chat else ("", "")
+    prompt = _encode(tokenizer, head + before + fact.subject + after + tail)
+    first = len(head) + len(before)
+    last = first + len(fact.subject) - 1
+    following: tuple[int, ...] = ()
+    if answer:
+        prompt, following = _continue(tokenizer, prompt, fact.target_new, chat.join if chat else fact.join)
+    decisive = prompt.covering(last)
+    if decisive is None:
+        raise InputError(
+            f"expected the subject to appear among the tokens of its prompt, got none for {fact.subject!r} in "
+            f"{prompt.text!r}: the tokenizer drops it, or joins it with the answer; give another subject"
+        )
+    _check_plain(tokenizer, prompt, first, last, fact.subject)
+    return Prompt(prompt.ids + following[:-1], decisive, following)
+
+
+def _continue(tokenizer: Any, prompt: _Encoded, answer: str, join: str | None) -> tuple[_Encoded, tuple[int, ...]]:
+    """Prompt and answer tokenised together: the prompt as it begins then, and the ids of the answer."""
+    both = _encode(tokenizer, prompt.text + joint(prompt.text, join) + answer)
+    split = len(prompt.ids)
+    if both.ids[:split] != prompt.ids:  # as when a space at the prompt's end becomes part of the answer's first word
+        reaching = (i for i, (start, end) in enumerate(both.offsets) if end > len(prompt.text))
+        split = next((i for i in reaching if both.text[slice(*both.offsets[i])].strip()), len(both.ids))
+        prompt = _Encoded(prompt.text, both.ids[:split], both.offsets[:split])
+    if split >= len(both.ids):
+        raise InputError(
+            f"expected a target with at least one token of its own, got {answer!r}: the tokenizer makes nothing of it "
+            "or one piece with the prompt; give another"
+        )
+    if tokenizer.unk_token_id in both.ids[split:]:
+        raise InputError(
+            f"expected a target that the tokenizer can write, got unknown pieces in {answer!r}: give another"
+        )
+    _check_plain(tokenizer, both, len(both.text) - len(answer), len(both.text) - 1, answer)
+    return prompt, both.ids[split:]
+
+
+def _encode(tokenizer: Any, text: str) -> _Encoded:
+    """Ids of a text with their places in it; one BOS at most."""
+    encoding = tokenizer(
+        text, return_offsets_mapping=True, return_special_tokens_mask=True, padding=False, truncation=False
+    )
+    ids, offsets = encoding["input_ids"], encoding["offset_mapping"]
+    length = len(ids)
+    while length and encoding["special_tokens_mask"][length - 1]:
+        length -= 1
+    check_bos(tokenizer, ids[:length], text)
+    return _Encoded(text, tuple(ids[:length]), tuple(map(tuple, offsets[:length])))
+
+
+def _check_plain(tokenizer: Any, encoded: _Encoded, first: int, last: int, part: str) -> None:
+    """Refuse a part of a text that the tokenizer takes for one of its special tokens."""
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    for token, (start, end) in zip(encoded.ids, encoded.offsets, strict=True):
+        if token in special and start <= last and end > first and end > start:
+            raise InputError(
+                f"expected plain text as subject and answer, got the special token "
+                f"{encoded.text[start:end]!r} in {part!r}: give another"
+            )

@@ -1,0 +1,268 @@
+"""Tables of the theorems, of what an edit does, of step sizes and layer counts, from stored arrays."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import xarray as xr
+
+from jacobian_lab.report.captions import DEGREES, below_last, facts_line, seed_of
+from jacobian_lab.report.intervals import summarise
+from jacobian_lab.report.residuals import wide
+from jacobian_lab.report.writing import write_csv, write_table
+from jacobian_lab.store.run import open_run
+from jacobian_lab.store.schema import DECISIONS
+
+Row = tuple[str, xr.DataArray]
+"""What a row is called, and its values, one a fact and layer (or number of layers)."""
+
+DECIDED = {DECISIONS["definite"]: "True", DECISIONS["indefinite"]: "False", DECISIONS["undecided"]: "undecided"}
+"""How ``conditions.csv`` says whether S is positive definite."""
+
+CONDITIONS = (
+    "lambda_min",
+    "lambda_max",
+    "positive_share",
+    "definite",
+    "sigma_max",
+    "cholesky",
+    "lambda_error",
+    "margin",
+    "sigma_min",
+    "spectral_radius",
+    "henrici",
+    "rotation",
+    "distance",
+)
+
+
+HALF = ("bfloat16", "float16")
+NOT_KNOWN = {
+    "trust_share": "The step trusted to 10 % is not known: {dtype} rounds a replayed state by more than a tenth of the "
+    "shortest steps; give --dtype float32."
+}
+"""What cannot be measured with half as many bits, and why."""
+
+
+@dataclass(frozen=True)
+class Account:
+    """A table of this module.
+
+    Attributes:
+        kind: The kind of run that it reads.
+        caption: What is in its cells.
+        rows: Its rows, from an open run.
+    """
+
+    kind: str
+    caption: str
+    rows: Callable[[xr.Dataset], Iterator[Row]]
+
+
+def write_account(folder: Path, name: str) -> str:
+    """Write one table beside a run's store.
+
+    Args:
+        folder: The run's folder.
+        name: One of `ACCOUNTS`.
+
+    Returns:
+        The table in Markdown, as the command line prints it.
+    """
+    account = ACCOUNTS[name]
+    dataset = open_run(folder, account.kind)
+    if "surveyed" in dataset and (dataset["surveyed"] == 1).any():
+        write_csv(folder / "conditions.csv", conditions(dataset))
+    long = summarised(dataset, name)
+    if long.empty:
+        return f"{account.caption} The run holds no such layer."
+    write_csv(folder / f"{name}.csv", long)
+    known = long["count"][long["count"] > 0]
+    caption = " ".join([account.caption, *_reasons(dataset, name), facts_line(dataset, known)])
+    return write_table(folder / name, wide(long), caption)
+
+
+def summarised(dataset: xr.Dataset, name: str) -> pd.DataFrame:
+    """One of the tables in long form.
+
+    Args:
+        dataset: An open run.
+        name: One of `ACCOUNTS`.
+
+    Returns:
+        ``row``, ``layer`` (or ``count_of_layers``), ``mean``, ``low``, ``high``, ``median``, ``count``; rows
+        without a finite value are left out, but for those that the run's dtype does not allow to be known.
+    """
+    seed = seed_of(dataset)
+    lines = []
+    for label, values in ACCOUNTS[name].rows(dataset):
+        dim = next(str(dim) for dim in values.dims if dim != "fact")
+        for place in values[dim].values.tolist():
+            summary = summarise(values.sel({dim: place}).values, seed)
+            if summary["count"] or _not_known(dataset, values):
+                lines.append({"row": label, "count_of_layers" if dim == "count" else dim: place} | summary)
+    return pd.DataFrame(lines, columns=list(lines[0]) if lines else ["row", "layer", "mean"])
+
+
+def _reasons(dataset: xr.Dataset, name: str) -> list[str]:
+    """Why some rows are not known."""
+    unknown = {values.name for _, values in ACCOUNTS[name].rows(dataset) if _not_known(dataset, values)}
+    dtype = dataset.attrs["config"]["settings"]["dtype"]
+    return [reason.format(dtype=dtype) for variable, reason in NOT_KNOWN.items() if variable in unknown]
+
+
+def _not_known(dataset: xr.Dataset, values: xr.DataArray) -> bool:
+    return values.name in NOT_KNOWN and dataset.attrs["config"]["settings"]["dtype"] in HALF
+
+
+def conditions(dataset: xr.Dataset) -> pd.DataFrame:
+    """Spectra in numbers and the verdict of theorem 2, one row for each fact and layer below the last.
+
+    Args:
+        dataset: An open run.
+
+    Returns:
+        Columns ``fact, layer, lambda_min, lambda_max, positive_share, definite, sigma_max`` and more;
+        ``definite`` is True, False or undecided.
+    """
+    last = max(dataset.attrs["config"]["settings"]["layers"])
+    names = [name for name in CONDITIONS if name in dataset]
+    frame = dataset[[*names, "decision", "surveyed"]].to_dataframe(dim_order=["fact", "layer"]).reset_index()
+    frame = frame[(frame["surveyed"] == 1) & (frame["layer"] < last)]
+    frame = frame.assign(definite=frame["decision"].map(DECIDED), distance=last - frame["layer"])
+    return frame[["fact", "layer", *CONDITIONS]]
+
+
+def _schemes(dataset: xr.Dataset) -> Iterator[tuple[str, xr.Dataset]]:
+    for scheme in dataset["scheme"].values:
+        yield str(scheme), dataset.sel(scheme=scheme)
+
+
+def _share(values: xr.DataArray, condition: xr.DataArray) -> xr.DataArray:
+    """1 where a condition holds, 0 where not, NaN where there is no value."""
+    return condition.astype(float).where(values.notnull())
+
+
+def _verdicts(dataset: xr.Dataset) -> Iterator[Row]:
+    decided = dataset["decision"].where(dataset["surveyed"] == 1)
+    yield "S ≻ 0, share of facts", _share(decided, decided == DECISIONS["definite"])
+    yield "undecided, share of facts", _share(decided, decided == DECISIONS["undecided"])
+
+
+def _theorem_1(dataset: xr.Dataset) -> Iterator[Row]:
+    dataset = below_last(dataset)
+    for scheme, chosen in _schemes(dataset):
+        yield f"{scheme}: eigen-residual sin∠(Jδ, δ)", chosen["eigen_residual"]
+        yield f"{scheme}: Rayleigh quotient β", chosen["rayleigh"]
+        yield f"{scheme}: cos(Jδ, δ)", chosen["linear_cosine"]
+        yield f"{scheme}: gain ‖Jδ‖/‖δ‖", chosen["gain"]
+        yield f"{scheme}: angle to the nearest eigenvector, °", chosen["eigenvector_angle"] * DEGREES
+        yield f"{scheme}: angle to the nearest invariant plane, °", chosen["plane_angle"] * DEGREES
+    yield "random directions: eigen-residual", dataset["random_residual"]
+    yield "random directions: Rayleigh quotient β", dataset["random_rayleigh"]
+    yield "random directions: cos(Jv, v)", dataset["random_cosine"]
+    yield "random directions: gain ‖Jv‖/‖v‖", dataset["random_gain"]
+    yield "random directions: angle to the nearest eigenvector, °", dataset["random_eigenvector_angle"] * DEGREES
+    yield "random directions: angle to the nearest invariant plane, °", dataset["random_plane_angle"] * DEGREES
+    yield "J's real eigenvectors: largest eigen-residual", dataset["eigenvector_residual"]
+    yield "J's real eigenvectors: share with cos(Jv, v) > 0", dataset["eigenvector_positive"]
+
+
+def _theorem_2(dataset: xr.Dataset) -> Iterator[Row]:
+    dataset = below_last(dataset)
+    yield from _verdicts(dataset)
+    yield "λ_min of S", dataset["lambda_min"]
+    yield "positive eigenvalues of S, share", dataset["positive_share"]
+    yield "random directions: share with cos(Jv, v) > 0", dataset["random_positive"]
+    for scheme, chosen in _schemes(dataset):
+        yield (
+            f"{scheme}: share of facts with cos(Jδ, δ) > 0",
+            _share(chosen["linear_cosine"], chosen["linear_cosine"] > 0),
+        )
+        yield f"{scheme}: cos(Jδ, δ), linear", chosen["linear_cosine"]
+        yield f"{scheme}: cos(δ_L, δ), realised", chosen["cosine"].where(chosen["linear_cosine"].notnull())
+        yield f"{scheme}: place of β between λ_min (0) and λ_max (1)", chosen["range_position"]
+
+
+def _decomposition(dataset: xr.Dataset) -> Iterator[Row]:
+    dataset = below_last(dataset)
+    for scheme, chosen in _schemes(dataset):
+        for term, symbol in (("linear", "J·δ"), ("curvature", "curvature"), ("leakage", "leakage")):
+            yield f"{scheme}: ‖{symbol}‖ / ‖δ_L‖", chosen[f"{term}_norm"] / chosen["passive_shift_norm"]
+            yield f"{scheme}: cos({symbol}, R)", chosen[f"{term}_residual_cosine"]
+        for term in ("initial", "linear", "curvature", "leakage"):
+            yield f"{scheme}: share of {term} in the residual left", chosen[f"share_{term}"]
+
+
+def _step_size(dataset: xr.Dataset) -> Iterator[Row]:
+    for scheme, chosen in _schemes(below_last(dataset)):
+        yield f"{scheme}: best step t*, by J", chosen["best_step"]
+        yield f"{scheme}: best step, replayed", chosen["best_step_replayed"]
+        yield f"{scheme}: residual after t*, replayed", chosen["best_residual"]
+        yield f"{scheme}: residual after the best replayed step", chosen["best_residual_replayed"]
+        yield f"{scheme}: share of facts with t* > 0", _share(chosen["best_step"], chosen["best_step"] > 0)
+        yield f"{scheme}: step beyond which J predicts harm", chosen["harm_bound"]
+        yield f"{scheme}: step beyond which replay shows harm, where there is one", chosen["harm_bound_replayed"]
+        yield (
+            f"{scheme}: share of facts with harm up to 3|t*|",
+            _share(chosen["best_step"], chosen["harm_bound_replayed"].notnull()),
+        )
+        yield f"{scheme}: norm of the step trusted to 10 %, over ‖h‖", chosen["trust_share"]
+
+
+def _layer_count(dataset: xr.Dataset) -> Iterator[Row]:
+    for scheme, chosen in _schemes(dataset):
+        yield f"{scheme}: residual left, own target", chosen["final_ratio"]
+        yield f"{scheme}: residual left, optimised target", chosen["final_ratio_against_optimised"]
+        yield f"{scheme}: efficacy", chosen["count_efficacy"]
+
+
+def _jacobian(dataset: xr.Dataset) -> Iterator[Row]:
+    yield from _verdicts(dataset)
+    yield "λ_min of S", dataset["lambda_min"]
+    yield "λ_max of S", dataset["lambda_max"]
+    yield "positive eigenvalues of S, share", dataset["positive_share"]
+    yield "random directions: share with cos(Jv, v) > 0", dataset["random_positive"]
+    yield "σ_max of J", dataset["sigma_max"]
+    yield "σ_min of J", dataset["sigma_min"]
+    yield "spectral radius of J", dataset["spectral_radius"]
+    yield "random directions: gain ‖Jv‖/‖v‖", dataset["random_gain"]
+    yield "Henrici's departure from normality", dataset["henrici"]
+    yield "rotation ‖A‖/‖S‖", dataset["rotation"]
+
+
+ACCOUNTS: dict[str, Account] = {
+    "theorem1": Account(
+        "tables",
+        "Theorem 1: how near the layers' shifts δ are to eigenvectors of J just before the edit, against random "
+        "directions and J's own eigenvectors in the unedited model.",
+        _theorem_1,
+    ),
+    "theorem2": Account(
+        "tables",
+        "Theorem 2: whether S = (J + Jᵀ)/2 of the unedited model is positive definite, and the milder condition "
+        "cos(Jδ, δ) > 0 along the edits' own directions, with J just before the edit.",
+        _theorem_2,
+    ),
+    "decomposition": Account(
+        "tables",
+        "What an edit does at the last layer: δ_L = J·δ + curvature + leakage; norms, cosines with the residual R "
+        "before the layer's edit, and shares in the residual that is left (they add up to 1).",
+        _decomposition,
+    ),
+    "step_size": Account(
+        "tables",
+        "Steps t forward along the layers' shifts δ (the edit makes t = 1), up to 3|t*|: the best, the harmful, and "
+        "those that J predicts to 10 %.",
+        _step_size,
+    ),
+    "layer_count": Account(
+        "layer-count",
+        "Residual that is left at the last layer, over the initial one, against the number of decisive layers, the "
+        "last one fixed; efficacy: share of facts whose new answer is the argmax at every token, teacher forced.",
+        _layer_count,
+    ),
+    "jacobian": Account("jacobian", "J from the layer to the last one, at the decisive token.", _jacobian),
+}
+"""Tables by name; scripts in ``analyses/`` and subcommands are called by the same."""

@@ -1,0 +1,258 @@
+"""The files of a run: its configuration, and its arrays with the labels of their dimensions."""
+
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import xarray as xr
+import zarr
+
+from jacobian_lab.caching import content_key, write_text, written_whole
+from jacobian_lab.errors import InputError
+from jacobian_lab.store.digests import Check, check
+from jacobian_lab.store.schema import COORDINATES, KINDS, Variable
+
+FORMAT = "jacobian_lab run 3"
+CONFIG, STORE = "config.json", "data.zarr"
+FACTS_PER_CHUNK = 16
+UNREADABLE = (OSError, ValueError, KeyError, RuntimeError)
+"""What zarr and its codecs raise."""
+
+
+class Places:
+    """Where labels are along their dimensions.
+
+    Args:
+        coordinates: The labels of each dimension.
+    """
+
+    def __init__(self, coordinates: Mapping[str, Sequence[Any]]) -> None:
+        self._places = {dim: {label: n for n, label in enumerate(each)} for dim, each in coordinates.items()}
+
+    def index(self, dims: Sequence[str], labels: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Index of part of an array.
+
+        Args:
+            dims: The array's dimensions.
+            labels: For some of them, a label or a list of labels.
+
+        Returns:
+            For each dimension a slice, a place or a list of places.
+        """
+        return tuple(self._along(self._places[dim], labels.get(dim)) for dim in dims)
+
+    def cells(self, dims: Sequence[str], labels: Mapping[str, Any]) -> tuple[np.ndarray, ...]:
+        """The same for NumPy, with all dimensions kept.
+
+        Args:
+            dims: The array's dimensions.
+            labels: For some of them, a label or a list of labels.
+
+        Returns:
+            Places along each dimension.
+        """
+        places = (self._along(self._places[dim], listed(labels.get(dim), self._places[dim])) for dim in dims)
+        return np.ix_(*(np.asarray(each, dtype=int) for each in places))
+
+    @staticmethod
+    def _along(places: Mapping[Any, int], chosen: Any) -> Any:
+        if chosen is None:
+            return slice(None)
+        return [places[label] for label in chosen] if isinstance(chosen, list | tuple) else places[chosen]
+
+
+def listed(chosen: Any, every: Iterable[Any]) -> list[Any]:
+    """A choice of labels as a list.
+
+    Args:
+        chosen: A label, a list of labels, or none for all of them.
+        every: All labels.
+
+    Returns:
+        The chosen labels.
+    """
+    if chosen is None:
+        return list(every)
+    return list(chosen) if isinstance(chosen, list | tuple) else [chosen]
+
+
+def exists(folder: Path) -> bool:
+    """Whether a folder holds a run.
+
+    Args:
+        folder: The folder; may be new.
+
+    Returns:
+        Whether its configuration and its arrays have been made.
+    """
+    return (folder / CONFIG).is_file() and (folder / STORE).is_dir()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The configuration of a run.
+
+    Args:
+        folder: The run's folder.
+
+    Returns:
+        What ``config.json`` holds: ``format``, ``kind``, ``settings``, ``provenance``.
+
+    Raises:
+        InputError: If there is no run.
+    """
+    try:
+        config = json.loads((folder / CONFIG).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"expected the folder of a run, got {folder} ({error}): make one with jacobian-lab") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise InputError(f"expected a run of the format {FORMAT!r}, got another one in {folder}: choose another folder")
+    return config
+
+
+def write_config(
+    folder: Path,
+    kind: str,
+    settings: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    coordinates: Mapping[str, Sequence[Any]],
+) -> None:
+    """Write the configuration of a run.
+
+    Args:
+        folder: The run's folder.
+        kind: One of `KINDS`.
+        settings: Everything that decides a number.
+        provenance: What else is worth knowing.
+        coordinates: Labels of each dimension; their digests are kept, so that lost labels are noticed.
+    """
+    config = {
+        "format": FORMAT,
+        "kind": kind,
+        "settings": settings,
+        "provenance": provenance,
+        "coordinates": {name: content_key(list(labels)) for name, labels in coordinates.items()},
+    }
+    write_text(folder / CONFIG, json.dumps(config, indent=1, ensure_ascii=False) + "\n")
+
+
+def create_store(folder: Path, variables: Mapping[str, Variable], coordinates: Mapping[str, Sequence[Any]]) -> None:
+    """Make all arrays at their full size, empty.
+
+    Args:
+        folder: The run's folder.
+        variables: What they are.
+        coordinates: Labels of each dimension.
+    """
+    labelled = {name: (name, list(labels), {"long_name": COORDINATES[name]}) for name, labels in coordinates.items()}
+    dataset = xr.Dataset(coords=labelled)
+    encoding = {}
+    for name, variable in variables.items():
+        shape = tuple(len(coordinates[dim]) for dim in variable.dims)
+        empty = np.full(shape, np.nan if variable.dtype.startswith("f") else 0, dtype=variable.dtype)
+        dataset[name] = xr.Variable(variable.dims, empty, {"long_name": variable.long_name, "units": variable.units})
+        chunks = tuple(
+            max(1, min(FACTS_PER_CHUNK, n) if dim == "fact" else n) for dim, n in zip(variable.dims, shape, strict=True)
+        )
+        encoding[name] = {"chunks": chunks}
+    with written_whole(folder / STORE) as partial:
+        dataset.to_zarr(partial, zarr_format=2, consolidated=True, encoding=encoding)
+
+
+def open_arrays(folder: Path, mode: Literal["r", "r+"]) -> tuple[Any, dict[str, list[Any]]]:
+    """Open the arrays of a run.
+
+    Args:
+        folder: The run's folder.
+        mode: To read, or to write too.
+
+    Returns:
+        The arrays as zarr has them, and the labels of their dimensions.
+    """
+    config = read_config(folder)
+    with reading(folder):
+        arrays = zarr.open_group(folder / STORE, mode=mode, use_consolidated=True)
+        check_arrays(folder, KINDS[config["kind"]], set(arrays.array_keys()))
+        labels = {name: np.asarray(arrays[name]).tolist() for name in config["coordinates"]}
+    check_labels(folder, config, labels)
+    return arrays, labels
+
+
+def check_part(folder: Path, arrays: Any, mark: str, labels: Mapping[str, Sequence[Any]]) -> Check:
+    """Compare a part of a run with its digests.
+
+    Args:
+        folder: The run's folder.
+        arrays: Its arrays.
+        mark: The part.
+        labels: Labels of every dimension.
+
+    Returns:
+        What is done and what is lost.
+    """
+    variables = KINDS[read_config(folder)["kind"]]
+    with reading(folder):
+        return check(variables, mark, labels, lambda name: np.asarray(arrays[name][:]))
+
+
+def check_arrays(folder: Path, variables: Iterable[str], held: Collection[object]) -> None:
+    """Check that a store has all arrays of its kind.
+
+    Args:
+        folder: The run's folder.
+        variables: The names of the kind's arrays.
+        held: Those that the store has.
+
+    Raises:
+        InputError: If one is not there.
+    """
+    if missing := [name for name in variables if name not in held]:
+        raise InputError(
+            f"expected the arrays that this version stores, got a run without {missing[0]!r} in {folder}, made by an "
+            "older one: choose another folder"
+        )
+
+
+def check_labels(folder: Path, config: Mapping[str, Any], labels: Mapping[str, Sequence[Any]]) -> None:
+    """Check that the labels of a store's dimensions are those that it was made with.
+
+    Args:
+        folder: The run's folder.
+        config: Its configuration.
+        labels: The labels of every dimension.
+
+    Raises:
+        InputError: If some have been lost.
+    """
+    for name, key in config["coordinates"].items():
+        if content_key(labels.get(name)) != key:
+            raise InputError(_broken(folder, f"other labels of {name} than it was made with"))
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Say in one line what zarr cannot read.
+
+    Args:
+        folder: The run's folder.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        InputError: If something cannot be read.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except UNREADABLE as error:
+        raise InputError(_broken(folder, f"{type(error).__name__}: {error}")) from error
+
+
+def _broken(folder: Path, fault: str) -> str:
+    return (
+        f"expected the arrays of a run in {folder / STORE}, got {fault}: remove the folder, or make the run elsewhere"
+    )

@@ -1,0 +1,146 @@
+"""Whether what a run has finished is all there: a digest of each array for each finished part."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, UInt64
+
+from jacobian_lab.store.schema import DIGEST, Variable
+
+Variables = Mapping[str, Variable]
+Labels = Mapping[str, Sequence[Any]]
+Read = Callable[[str], np.ndarray]
+"""Gives a stored array by its name."""
+
+SHOWN = 3
+"""How many of the things that are lost are named."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """What the digests say of a part.
+
+    Attributes:
+        done: Which of its cells are finished and all there; a cell is a place in the mark.
+        lost: Which are not all there any more, and in which arrays, the names of these last.
+    """
+
+    done: Bool[np.ndarray, "*cells"]
+    lost: Mapping[str, Bool[np.ndarray, "*cells"]]
+
+
+def marks(variables: Variables) -> list[str]:
+    """The marks of a kind of run.
+
+    Args:
+        variables: Its arrays.
+
+    Returns:
+        Their names.
+    """
+    return [name for name, variable in variables.items() if variable.mark == name]
+
+
+def sealed(variables: Variables) -> list[str]:
+    """The arrays that have digests: labels of the dimension ``array``.
+
+    Args:
+        variables: The arrays of a kind of run.
+
+    Returns:
+        Their names.
+    """
+    return [name for name, variable in variables.items() if variable.mark]
+
+
+def part_digests(variables: Variables, mark: str, labels: Labels, read: Read) -> UInt64[np.ndarray, "*cells array"]:
+    """Digests of the arrays of a part, cell by cell.
+
+    Args:
+        variables: The arrays of the kind of run.
+        mark: The part.
+        labels: Labels of the cells, for each dimension of the mark.
+        read: Gives an array at these labels.
+
+    Returns:
+        For each cell and each of `sealed`, 8 bytes of SHA-256 of the array there; 0 for arrays of other parts.
+    """
+    names, dims = sealed(variables), variables[mark].dims
+    found = np.zeros((*(len(labels[dim]) for dim in dims), len(names)), dtype=np.uint64)
+    for place, name in enumerate(names):
+        variable = variables[name]
+        if variable.mark != mark:
+            continue
+        if not variable.study:
+            found[..., place] = _cell_digests(read(name), variable.dims, dims)
+        elif variable.study in labels["study"]:
+            study = labels["study"].index(variable.study)
+            found[study, ..., place] = _cell_digests(read(name), variable.dims, dims[1:])
+    return found
+
+
+def _cell_digests(values: np.ndarray, dims: Sequence[str], over: Sequence[str]) -> UInt64[np.ndarray, "*cells"]:
+    """Digests of an array at each place along some of its dimensions."""
+    front = np.moveaxis(values, [dims.index(dim) for dim in over], range(len(over)))
+    if front.dtype.kind == "f":
+        front = np.where(np.isnan(front), np.nan, front)  # there are many NaN, and a store keeps only one
+    rows = np.ascontiguousarray(front).reshape(*front.shape[: len(over)], -1)
+    found = np.empty(rows.shape[:-1], dtype=np.uint64)
+    for cell in np.ndindex(found.shape):
+        found[cell] = int.from_bytes(hashlib.sha256(rows[cell].tobytes()).digest()[:8], "little")
+    return found
+
+
+def check(variables: Variables, mark: str, coordinates: Labels, read: Read) -> Check:
+    """Compare a part with its digests.
+
+    Args:
+        variables: The arrays of the kind of run.
+        mark: The part.
+        coordinates: Labels of every dimension.
+        read: Gives a whole array; the mark and its digests are asked for first, since others may be writing.
+
+    Returns:
+        What is done and what is lost.
+    """
+    values, stored = read(mark), read(f"{mark}{DIGEST}")
+    finished = (values != 0) | (stored != 0).any(-1)
+    wrong = finished[..., None] & (part_digests(variables, mark, coordinates, read) != stored)
+    undigested = finished & (stored == 0).all(-1)
+    lost = {f"{mark}{DIGEST}": undigested} if undigested.any() else {}
+    for place, name in enumerate(sealed(variables)):
+        if (here := wrong[..., place] & ~undigested).any():
+            lost[name] = here
+    return Check(finished & ~wrong.any(-1), lost)
+
+
+def described(variables: Variables, coordinates: Labels, found: Mapping[str, Check]) -> str:
+    """Say in words what is lost.
+
+    Args:
+        variables: The arrays of the kind of run.
+        coordinates: Labels of every dimension.
+        found: What `check` returned, by mark.
+
+    Returns:
+        Names of arrays and of cells; nothing if all is there.
+    """
+    parts = []
+    for mark, each in found.items():
+        if each.lost:
+            cells = np.logical_or.reduce(list(each.lost.values()))
+            where = [
+                f"{dim} {_some(coordinates[dim][i] for i in np.unique(places))}"
+                for dim, places in zip(variables[mark].dims, cells.nonzero(), strict=True)
+            ]
+            parts.append(f"{_some(each.lost)} of {', '.join(where)}")
+    return "; ".join(parts)
+
+
+def _some(names: Iterable[Any]) -> str:
+    texts = list(map(str, names))
+    more = f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
+    return ", ".join(texts[:SHOWN]) + more

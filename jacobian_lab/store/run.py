@@ -1,0 +1,309 @@
+"""A run: a folder with its configuration and its stored arrays, that can be left and resumed.
+
+``config.json`` holds everything that decides a number; ``data.zarr`` opens as one
+`xarray.Dataset`. A folder made with other settings is refused by name. What is finished is sealed with digests:
+where something of it is missing, a reader is told, and a writer does it again.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from filelock import FileLock, SoftFileLock, Timeout
+
+from jacobian_lab.caching import PARTIAL
+from jacobian_lab.errors import InputError
+from jacobian_lab.progress import note
+from jacobian_lab.store.arrays import (
+    CONFIG,
+    STORE,
+    Places,
+    check_arrays,
+    check_labels,
+    check_part,
+    create_store,
+    exists,
+    listed,
+    open_arrays,
+    read_config,
+    reading,
+    write_config,
+)
+from jacobian_lab.store.digests import check, described, marks, part_digests, sealed
+from jacobian_lab.store.schema import DIGEST, KINDS
+
+LOCK = ".lock"
+
+
+class Run:
+    """A folder of results, open for writing; use as a context manager.
+
+    Args:
+        folder: The folder; made if absent.
+        kind: One of `KINDS`.
+        settings: Everything that decides a number, as JSON can hold it.
+        provenance: What else is worth knowing; not compared on resuming.
+        coordinates: Labels of each dimension.
+
+    Raises:
+        InputError: If the folder cannot be written, holds something else, or was made with other
+            settings, which the message names.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        kind: str,
+        settings: Mapping[str, Any],
+        provenance: Mapping[str, Any],
+        coordinates: Mapping[str, Sequence[Any]],
+    ) -> None:
+        self.folder, self.variables = folder, KINDS[kind]
+        self.coordinates = {name: np.asarray(labels).tolist() for name, labels in coordinates.items()}
+        self.coordinates["array"] = sealed(self.variables)
+        check_folder(folder, kind, settings)
+        self._lock = FileLock(folder / LOCK)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            # without flock there is only a marker, which outlives its host
+            gone = f", or remove {LOCK} in it if that is gone" if isinstance(self._lock, SoftFileLock) else ""
+            raise InputError(
+                f"expected a run that nobody else is writing, got {folder}, which another process holds: wait for it"
+                f"{gone}"
+            ) from None
+        if not (folder / CONFIG).is_file():
+            write_config(folder, kind, settings, provenance, self.coordinates)
+        if not (folder / STORE).is_dir():
+            create_store(folder, self.variables, self.coordinates)
+        self._arrays, labels = open_arrays(folder, "r+")
+        self._places = Places(labels)
+        if changed := [name for name, each in self.coordinates.items() if labels.get(name) != each]:
+            raise InputError(
+                f"expected a run of this version, got other {changed[0]}s in {folder}: choose another folder"
+            )
+        for left in (folder / STORE).rglob("*.partial"):  # a chunk that a killed process was writing
+            left.unlink()
+        found = {mark: check_part(folder, self._arrays, mark, labels) for mark in marks(self.variables)}
+        self._done = {mark: each.done for mark, each in found.items()}
+        if lost := described(self.variables, labels, found):
+            note(f"{folder} is without {lost}, which was finished: what of it belongs to this command is done again")
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._lock.release()
+
+    def read(self, name: str, **labels: Any) -> np.ndarray:
+        """A stored array, or part of it, as it is now.
+
+        Args:
+            name: One of the run's variables.
+            **labels: For some dimensions, a label or a list of labels.
+
+        Returns:
+            The values, with one dimension for each list of labels and each dimension without.
+        """
+        return np.asarray(self._arrays[name].oindex[self._places.index(self.variables[name].dims, labels)])
+
+    def write(self, name: str, values: Any, **labels: Any) -> None:
+        """Write part of an array.
+
+        Args:
+            name: One of the run's variables.
+            values: What to write, with one dimension for each list of labels and each dimension without.
+            **labels: For some dimensions, a label or a list of labels.
+        """
+        self._arrays[name].oindex[self._places.index(self.variables[name].dims, labels)] = np.asarray(
+            values, self.variables[name].dtype
+        )
+
+    def seal(self, mark: str, values: Any = 1, **labels: Any) -> None:
+        """Set marks, after all that they stand for has been written, and the digests of that.
+
+        Args:
+            mark: The part's mark.
+            values: What to set it to, not 0.
+            **labels: For some of its dimensions, a label or a list of labels.
+        """
+        dims = self.variables[mark].dims
+        cells = {dim: listed(labels.get(dim), self.coordinates[dim]) for dim in dims}
+        shape = [len(each) for each in cells.values()]
+        given = np.full(math.prod(shape), np.ravel(values), self.variables[mark].dtype).reshape(shape)
+
+        def read(name: str) -> np.ndarray:
+            return given if name == mark else self.read(name, **cells)
+
+        self.write(f"{mark}{DIGEST}", part_digests(self.variables, mark, cells, read), **cells)
+        self.write(mark, given, **cells)  # last: it says that all is there
+        self._done[mark][self._places.cells(dims, cells)] = True
+
+    def done(self, mark: str, **labels: Any) -> np.ndarray:
+        """What of a part is finished and all there.
+
+        Args:
+            mark: The part's mark.
+            **labels: For some of its dimensions, a label or a list of labels.
+
+        Returns:
+            True and False, in the mark's dimensions.
+        """
+        return self._done[mark][self._places.cells(self.variables[mark].dims, labels)]
+
+
+def open_run(folder: Path, kind: str | None = None, part: str | None = None) -> xr.Dataset:
+    """Open the results of a run for reading.
+
+    Args:
+        folder: The run's folder.
+        kind: The kind that it must be of, if that matters.
+        part: The mark of the only part that is wanted; all of them by default.
+
+    Returns:
+        Its dataset, with the schemes or methods that have been measured; the configuration is in
+        ``attrs["config"]``.
+
+    Raises:
+        InputError: If there is no run, or not of this kind, or something that it had finished is missing.
+    """
+    config = read_config(folder)
+    if kind is not None and config["kind"] != kind:
+        raise InputError(
+            f"expected a run of jacobian-lab {kind}, got one of {config['kind']} in {folder}: give another"
+        )
+    variables = KINDS[config["kind"]]
+    with reading(folder):
+        dataset = xr.open_zarr(folder / STORE, consolidated=True, chunks=None)
+        check_arrays(folder, variables, set(dataset))
+        labels = {str(name): each.values.tolist() for name, each in dataset.coords.items()}
+        check_labels(folder, config, labels)
+        wanted = marks(variables) if part is None else [part]
+        found = {mark: check(variables, mark, labels, lambda name: dataset[name].values) for mark in wanted}
+        dataset = dataset[[name for name in variables if part in {None, variables[name].mark}]].load()
+    if lost := described(variables, labels, found):
+        raise InputError(f"expected all that a run had finished, got {folder} without {lost}: give its command again")
+    dataset.attrs["config"] = config
+    for name in dataset:
+        if study := variables[str(name)].study:
+            dataset[name] = dataset[name].where(dataset["studied"].sel(study=study, drop=True) == 1)
+    if "measured" in dataset:
+        (measured,) = dataset["measured"].dims
+        dataset = dataset.isel({measured: np.flatnonzero(dataset["measured"].values == 1)})
+    return dataset
+
+
+def marked(folder: Path, mark: str, **labels: Any) -> bool:
+    """Whether all that some marks stand for is finished and there.
+
+    Args:
+        folder: The run's folder; may be new.
+        mark: The mark.
+        **labels: For some of its dimensions, a label or a list of labels.
+
+    Returns:
+        Whether there is nothing left to do; false if there is no run.
+    """
+    return bool(_done(folder, mark, labels).all()) if exists(folder) else False
+
+
+def unfinished(folder: Path, mark: str, **labels: Sequence[Any]) -> list[Any]:
+    """Those of some labels whose part is not finished, or not all there.
+
+    Args:
+        folder: The run's folder; may be new.
+        mark: The mark, of one dimension.
+        **labels: For this dimension, a list of labels.
+
+    Returns:
+        Some of them.
+    """
+    (wanted,) = labels.values()
+    done = _done(folder, mark, labels) if exists(folder) else np.zeros(len(wanted), dtype=bool)
+    return [label for label, there in zip(wanted, done, strict=True) if not there]
+
+
+def whole(folder: Path, mark: str) -> bool:
+    """Whether nothing of a part has been lost that was finished.
+
+    Args:
+        folder: The run's folder; may be new.
+        mark: The part's mark.
+
+    Returns:
+        Whether it is as it was left; true if there is no run.
+    """
+    if not exists(folder):
+        return True
+    arrays, labels = open_arrays(folder, "r")
+    return not check_part(folder, arrays, mark, labels).lost
+
+
+def _done(folder: Path, mark: str, labels: Mapping[str, Any]) -> np.ndarray:
+    arrays, every = open_arrays(folder, "r")
+    dims = KINDS[read_config(folder)["kind"]][mark].dims
+    return check_part(folder, arrays, mark, every).done[Places(every).cells(dims, labels)]
+
+
+def check_folder(folder: Path, kind: str, settings: Mapping[str, Any]) -> None:
+    """Check that a folder is new, empty, or of a run with the same settings; make it if it is absent.
+
+    Args:
+        folder: The folder.
+        kind: The kind of run.
+        settings: Everything that decides a number.
+
+    Raises:
+        InputError: If it cannot be written, holds something else, or was made with other settings.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"expected an output folder that can be made, got {folder} ({error.strerror}): choose another"
+        ) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(
+            f"expected an output folder that can be written, got {folder}: choose another or change its rights"
+        )
+    held = {path.name for path in folder.iterdir()}
+    if CONFIG in held:
+        config = read_config(folder)
+        if config["kind"] != kind:
+            raise InputError(
+                f"expected a folder of jacobian-lab {kind}, got one of {config['kind']} in {folder}: give another --out"
+            )
+        _check_same(config["settings"], settings, folder)
+    elif foreign := {name for name in held - {LOCK} if not name.startswith(PARTIAL)}:
+        raise InputError(
+            f"expected a new or empty output folder, or one of a run, got {folder}, which holds "
+            f"{min(foreign)!r}: choose another"
+        )
+
+
+def _check_same(old: Any, new: Any, folder: Path) -> None:
+    before, now = _flat(old), _flat(json.loads(json.dumps(new)))
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            raise InputError(
+                f"expected the settings that {folder} was made with, got another {name}: it has "
+                f"{before.get(name)!r:.80}, this command {now.get(name)!r:.80}: give the same, or another --out"
+            )
+
+
+def _flat(settings: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(settings, dict):
+        return {name: settings}
+    pairs = ((f"{name}.{key}" if name else key, value) for key, value in settings.items())
+    return {inner: value for key, child in pairs for inner, value in _flat(child, key).items()}

@@ -1,0 +1,122 @@
+"""Anchors against the plain way; batches, order, failures; the schemes' two answers."""
+
+import dataclasses
+
+import pytest
+import torch
+from helpers.reference import Plain, prompt
+from helpers.small import CONTEXTS
+
+from jacobian_lab.editing import anchors as descent
+from jacobian_lab.editing.anchors import AnchorSettings, anchor_batches, optimise_anchors
+from jacobian_lab.editing.schemes import SCHEMES, replay_targets
+from jacobian_lab.model.tokens import fact_prompt
+
+SETTINGS = AnchorSettings(lr=0.1, steps=8)
+
+
+def plain(model):
+    return Plain(model.hf, model.tokenizer, model.blocks)
+
+
+def test_anchors_agree_with_one_fact_at_a_time(family_model, facts):
+    anchors = optimise_anchors(family_model, facts, 2, CONTEXTS, SETTINGS)
+    for index, fact in enumerate(facts):
+        expected, loss, passes = plain(family_model).anchor(fact, 2, CONTEXTS, lr=0.1, steps=8)
+        torch.testing.assert_close(anchors.states[index], expected, rtol=1e-8, atol=1e-8)
+        assert float(anchors.loss[index]) == pytest.approx(loss, rel=1e-8)
+        assert int(anchors.passes[index]) == passes
+
+
+def test_batching_and_order_change_nothing(tiny, facts):
+    """Facts leave at different passes; per-fact quantities must follow their fact."""
+    settings = dataclasses.replace(SETTINGS, lr=0.4, steps=20, stop_loss=6.3)
+    together = optimise_anchors(tiny, facts, 2, CONTEXTS, settings)
+    assert len(set(together.passes.tolist())) > 2
+    order = [3, 0, 4, 2, 1]
+    shuffled = optimise_anchors(tiny, [facts[i] for i in order], 2, CONTEXTS, settings)
+    torch.testing.assert_close(shuffled.states, together.states[order], rtol=1e-9, atol=1e-9)
+    for index, fact in enumerate(facts):
+        alone = optimise_anchors(tiny, [fact], 2, CONTEXTS, settings)
+        torch.testing.assert_close(alone.states[0], together.states[index], rtol=1e-9, atol=1e-9)
+        assert alone.passes[0] == together.passes[index]
+
+
+def test_the_clamp_holds(tiny, facts):
+    settings = dataclasses.replace(SETTINGS, lr=5.0, clamp=0.2, stop_loss=0.0)
+    anchors = optimise_anchors(tiny, facts, 2, CONTEXTS, settings)
+    starts = torch.stack([plain(tiny).states(*prompt(tiny.tokenizer, fact), [2])[1][2] for fact in facts])
+    shift = (anchors.states - starts).norm(dim=1) / starts.norm(dim=1)
+    torch.testing.assert_close(shift, torch.full_like(shift, 0.2), rtol=1e-9, atol=0)
+
+
+def test_one_pass_makes_no_update(tiny, facts):
+    anchors = optimise_anchors(tiny, facts, 2, CONTEXTS, dataclasses.replace(SETTINGS, steps=1))
+    _, states = plain(tiny).states(*prompt(tiny.tokenizer, facts[0]), [2])
+    torch.testing.assert_close(anchors.states[0], states[2], rtol=1e-12, atol=1e-12)
+
+
+def test_a_fact_whose_loss_is_not_finite_keeps_its_place(tiny, facts, monkeypatch):
+    original = descent.freeze
+
+    def poisoned(model, rows, starts):
+        frozen = original(model, rows, starts)
+        if len(rows) > len(facts):  # the rewriting rows, not the KL rows
+            frozen.tails[2][len(rows) // len(facts)] = float("nan")  # the first row of fact 1
+        return frozen
+
+    expected = optimise_anchors(tiny, facts, 2, CONTEXTS, SETTINGS)
+    monkeypatch.setattr(descent, "freeze", poisoned)
+    anchors = optimise_anchors(tiny, facts, 2, CONTEXTS, SETTINGS)
+    assert anchors.states[1].isnan().all()
+    assert anchors.loss[1].isnan()
+    assert int(anchors.passes[1]) == 1
+    others = [0, 2, 3, 4]
+    torch.testing.assert_close(anchors.states[others], expected.states[others], rtol=1e-9, atol=1e-9)
+
+
+def test_progress_counts_every_fact_once(tiny, facts):
+    told = []
+    optimise_anchors(tiny, facts, 2, CONTEXTS, SETTINGS, lambda finished, loss: told.append((finished, loss)))
+    assert sum(finished for finished, _ in told) == len(facts)
+    assert len(told) <= SETTINGS.steps
+
+
+def test_replayed_targets_are_the_models_states(family_model, facts):
+    anchors = optimise_anchors(family_model, facts, 1, CONTEXTS, SETTINGS)
+    replayed = replay_targets(family_model, facts, anchors.states, (1, 2, 4))
+    for index, fact in enumerate(facts):
+        ids, position = prompt(family_model.tokenizer, fact)
+        with torch.no_grad():
+            _, states = plain(family_model).states(ids, position, [2, 4], 1, value=anchors.states[index])
+        torch.testing.assert_close(replayed[0, index], anchors.states[index])
+        torch.testing.assert_close(replayed[1, index], states[2], rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(replayed[2, index], states[4], rtol=1e-10, atol=1e-10)
+
+
+def test_batches_hold_every_fact_once_and_tails_of_about_a_length(tiny, facts):
+    many = [dataclasses.replace(f, id=i) for i, f in enumerate(facts * 3)]
+    groups = anchor_batches(tiny, many, 2)
+    assert sorted(i for group in groups for i in group) == list(range(len(many)))
+    assert max(map(len, groups)) == 2
+    for group in anchor_batches(tiny, many, 100):
+        tails = [fact_prompt(tiny.tokenizer, many[i], answer=True).tail for i in group]
+        assert max(tails) <= 1.25 * min(tails)
+
+
+@pytest.mark.parametrize(
+    ("name", "edited", "read", "divisors"),
+    [
+        ("backward-dividing", (4, 5, 8), (8, 8, 8), (3, 2, 1)),
+        ("backward-full", (4, 5, 8), (8, 8, 8), (1, 1, 1)),
+        ("one-layer", (8,), (8,), (1,)),
+        ("independent", (4, 8), (4, 8), (1, 1)),
+        ("forward-replay", (4, 5, 8), (4, 5, 8), (1, 1, 1)),
+    ],
+)
+def test_the_schemes_answers(name, edited, read, divisors):
+    scheme = SCHEMES[name]
+    layers = scheme.edited((4, 5, 8))
+    assert layers == edited
+    assert tuple(scheme.read(layers, i) for i in range(len(layers))) == read
+    assert tuple(scheme.divisor(i, len(layers)) for i in range(len(layers))) == divisors

@@ -1,0 +1,247 @@
+"""Every published layout, by invented records with the published names and nesting."""
+
+import json
+
+import pytest
+from helpers.published import (
+    COUNTERFACT,
+    KNOWEDIT,
+    MOTHER,
+    MQUAKE,
+    PUBLISHED,
+    QAEDIT,
+    RIPPLE,
+    WILD,
+    ZSRE,
+    query,
+    ripple,
+)
+
+from jacobian_lab.facts.fact import Probe
+from jacobian_lab.facts.layouts import layout_of, meant
+from jacobian_lab.facts.reading import read_facts
+
+
+def facts_of(tmp_path, *records, **how):
+    path = tmp_path / "f.json"
+    path.write_text(json.dumps(records), "utf-8")
+    return read_facts(path, **how).facts
+
+
+def reason_of(tmp_path, record):
+    good = {"subject": "Ada", "prompt": "{} lives in", "target_new": "Rome"}
+    path = tmp_path / "f.json"
+    path.write_text(json.dumps([record, good]), "utf-8")
+    (refused,) = read_facts(path, on_bad_record="skip").refused
+    return refused.reason
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_no_field_of_a_published_layout_is_unknown(name):
+    layout = layout_of(PUBLISHED[name])
+    assert layout.unknown(PUBLISHED[name]) == []
+    assert layout.unknown(PUBLISHED[name] | {"paraphrases": []}) == ["paraphrases"]
+
+
+def test_a_layout_is_told_by_its_record():
+    flat = {"KnowEdit", "QAEdit", "WILD"}
+    for name, record in PUBLISHED.items():
+        assert layout_of(record).name == ("flat" if name in flat else name)
+
+
+def test_a_misspelt_field_is_told_what_it_may_be_meant_for():
+    assert meant("paraphrases") == "paraphrase_prompts"
+    assert meant("neighbourhood_prompts") == "neighborhood_prompts"
+    assert meant("zzz") is None
+
+
+def test_counterfact_as_published(tmp_path):
+    (fact,) = facts_of(tmp_path, COUNTERFACT)
+    assert (fact.id, fact.subject, fact.prompt) == (3, "Ada", "{} lives in")
+    assert (fact.target_new, fact.target_true) == ("Rome", "Bath")
+    assert fact.paraphrase_prompts == ("Ada's home is",)
+    assert fact.neighborhood_prompts == ("Bea lives in", "Cleo lives in")
+    assert fact.probes == ()
+
+
+def test_zsre_as_published_ends_the_neighbourhood_prompt_as_the_flat_file_does(tmp_path):
+    (fact,) = facts_of(tmp_path, ZSRE)
+    assert (fact.prompt, fact.target_new, fact.target_true) == ("Where does {} live?", "Rome", "")
+    assert fact.paraphrase_prompts == ("Ada Vale lives where?",)
+    assert fact.neighborhood_prompts == ("nq question: who played the king in the old film?",)
+    assert fact.neighborhood_answers == ("Dan",)
+    (ended,) = facts_of(tmp_path, ZSRE | {"loc": ZSRE["loc"] + "? "})
+    assert ended.neighborhood_prompts == fact.neighborhood_prompts
+
+
+def test_zsre_in_the_published_layout_gives_the_facts_of_the_shared_flat_file(tmp_path, shared):
+    flat = json.loads((shared / "data" / "zsre_2000.json").read_text("utf-8"))
+    published = [
+        {
+            "subject": record["subject"],
+            "src": record["prompt"].replace("{}", record["subject"]),
+            "answers": [record["target_new"]],
+            "rephrase": record["paraphrase_prompts"][0],
+            "loc": record["neighborhood_prompts"][0].removesuffix("?"),
+            "loc_ans": record["neighborhood_prompts_answers"][0],
+            "id": record["id"],
+        }
+        for record in flat
+    ]
+    assert facts_of(tmp_path, *published) == read_facts(shared / "data" / "zsre_2000.json").facts
+
+
+def test_knowedit_keeps_portability_as_probes_and_locality_as_neighbourhood(tmp_path):
+    (fact,) = facts_of(tmp_path, KNOWEDIT)
+    assert (fact.prompt, fact.target_new, fact.target_true) == ("{} was born in", "Rome", "Oslo")
+    assert fact.paraphrase_prompts == ("The birthplace of Mira Vale is",)
+    assert fact.probes == (
+        Probe("portability: Reasoning", "Mira Vale's country of birth is", ("Italy", "Italian Republic")),
+        Probe("portability: Subject_Aliasing", "M. Vale was born in", ("Rome",)),
+    )
+    assert fact.neighborhood_prompts == ("The father of Mira Vale is", "Ana was born in", "Bob was born in")
+    assert fact.neighborhood_answers == ("Tom Vale", "Bern", "Nice")
+
+
+def test_knowedit_with_nothing_beside_the_edit(tmp_path):
+    (fact,) = facts_of(tmp_path, KNOWEDIT | {"portability": {}, "locality": {}, "rephrase_prompt": ""})
+    assert fact.probes == fact.neighborhood_prompts == fact.neighborhood_answers == ()
+
+
+def test_knowedit_wikibio_has_other_names(tmp_path):
+    record = {"text": "This is about mira vale.", "labels": "She is old.", "concept": "mira vale", "locality": {}}
+    (fact,) = facts_of(tmp_path, record)
+    assert (fact.subject, fact.prompt, fact.target_new) == ("mira vale", "This is about {}.", "She is old.")
+
+
+def test_portability_with_new_question_and_new_answer(tmp_path):
+    portability = {"Recalled Relation": "(a, b, c)", "New Question": "Which land has it?", "New Answer": "Italy"}
+    (fact,) = facts_of(tmp_path, ZSRE | {"portability": portability})
+    assert fact.probes == (Probe("portability", "Which land has it?", ("Italy",)),)
+
+
+def test_mquake_gives_one_fact_a_rewrite_and_the_questions_to_the_first(tmp_path):
+    first, second = facts_of(tmp_path, MQUAKE)
+    assert (first.id, first.text, first.target_new) == ("7/0", "the blue game was created in the country of", "India")
+    assert (second.id, second.prompt, second.target_true) == ("7/1", "The head of {} is", "Bob")
+    assert first.probes == (
+        Probe("multi-hop", "Who heads the country of the blue game?", ("Ana", "Ana A.")),
+        Probe("multi-hop", "The blue game's country is headed by whom?", ("Ana", "Ana A.")),
+        Probe("single-hop", "Where was the blue game created?", ("India", "Bharat")),
+    )
+    assert second.probes == ()
+
+
+def test_mquake_with_one_rewrite_keeps_its_own_id(tmp_path):
+    (fact,) = facts_of(tmp_path, MQUAKE | {"requested_rewrite": MQUAKE["requested_rewrite"][:1]})
+    assert fact.id == 7
+
+
+def test_mquake_cases_that_share_a_rewrite_are_edited_once_and_keep_all_questions(tmp_path):
+    other = MQUAKE | {"case_id": 8, "questions": ["Who heads the land of the blue game?"], "new_single_hops": []}
+    facts = facts_of(tmp_path, MQUAKE, other, on_repeat="first")
+    assert [fact.id for fact in facts] == ["7/0", "7/1"]
+    assert [probe.prompt for probe in facts[0].probes][-1] == "Who heads the land of the blue game?"
+    assert len(facts[0].probes) == 4
+
+
+def test_qaedit_as_published(tmp_path):
+    (fact,) = facts_of(tmp_path, QAEDIT)
+    assert (fact.id, fact.prompt, fact.target_new) == (20, "who wrote the {}?", "Mira Vale")
+    assert fact.paraphrase_prompts == ("Which author has the song of the red river?",)
+    assert fact.neighborhood_prompts == ("who is the mayor of the town", "when was it")
+    assert fact.neighborhood_answers == ("Tom", "1994")
+
+
+def test_wild_as_easyedit_has_it(tmp_path):
+    (fact,) = facts_of(tmp_path, WILD)
+    assert (fact.prompt, fact.target_new, fact.target_true) == ("Where does {} end?", "Rome", "Oslo")
+    assert fact.paraphrase_prompts == ("The end of the red river is where?",)
+    assert (fact.neighborhood_prompts, fact.neighborhood_answers) == (("who sang the tune",), ("Ana",))
+
+
+def test_rippleedits_as_published(tmp_path):
+    (fact,) = facts_of(tmp_path, RIPPLE)
+    assert fact.subject == "Mira Vale"
+    assert fact.prompt == "The name of the country of citizenship of {} is"
+    assert (fact.target_new, fact.target_true) == ("United Arab Emirates", "United States of America")
+    answers = ("Ana", "Ana the elder", "Bea", "Bea the elder")
+    assert fact.probes == (Probe("ripple: Relation_Specificity", MOTHER["prompt"], answers),)
+
+
+@pytest.mark.parametrize(
+    ("relation", "prompt", "queries", "subject", "target"),
+    [
+        ("AUTHOR", "The name of the author of House of Cards is Mira.", (), "House of Cards", "Mira"),
+        ("AUTHOR", "The name of the author of X is Mira.", [query("The gender of X is", "a")], "X", "Mira"),
+        ("COUNTRY", "The name of the country which Bo is associated with is Peru.", (), "Bo", "Peru"),
+        ("CONTINENT", "The name of the continent which Bo is part of is Asia.", (), "Bo", "Asia"),
+        ("FOLLOWED_BY", "The Blue Cup is followed by The Red Cup.", (), "The Blue Cup", "The Red Cup"),
+        ("FOLLOWS", "Cup of 2003 follows Cup of 2002.", (), "Cup of 2003", "Cup of 2002"),
+        ("SIBLING", "The names of the siblings of Mira are Tom.", (), "Mira", "Tom"),
+        ("AWARD_RECEIVED", "The name of the award Mira Vale won is Blue Medal.", (), "Mira Vale", "Blue Medal"),
+        ("NUMBER_OF_CHILDREN", "The number of children Mira Vale has is 4.", (), "Mira Vale", "4"),
+        ("POSITION_HELD", "The name of the position held by Mira is mayor of Bern.", (), "Mira", "mayor of Bern"),
+        ("SEX_OR_GENDER", "The gender of Mira is female.", (), "Mira", "female"),
+        (
+            "UNHEARD_OF",
+            "The best food of the house of Mira is soup.",
+            [query("The aunt of Mira is", "a")],
+            "Mira",
+            "soup",
+        ),
+    ],
+)
+def test_rippleedits_subjects_are_found(tmp_path, relation, prompt, queries, subject, target):
+    (fact,) = facts_of(tmp_path, ripple(relation, prompt, None, queries))
+    assert (fact.subject, fact.target_new) == (subject, target)
+    assert f"{fact.text} {target}." == prompt
+
+
+@pytest.mark.parametrize(
+    ("relation", "prompt", "original", "queries"),
+    [
+        ("UNHEARD_OF", "The best food of Mira is soup.", None, ()),
+        ("AUTHOR", "The name of the author of What is Love is Mira.", None, ()),
+        ("AUTHOR", "Mira wrote it.", None, ()),
+        ("AUTHOR", "The name of the author of X is Mira.", "The name of the author of Y is Mira.", ()),
+        ("AUTHOR", "The name of the author of X is Mira.", None, [query("The gender of Y is", "a")]),
+    ],
+)
+def test_rippleedits_records_that_do_not_tell_their_subject_are_refused(tmp_path, relation, prompt, original, queries):
+    assert "where its subject and its object stand" in reason_of(tmp_path, ripple(relation, prompt, original, queries))
+
+
+def test_rippleedits_original_fact_decides_between_two_verbs(tmp_path):
+    prompt, original = (
+        "The name of the author of What is Love is Mira.",
+        "The name of the author of What is Love is Tom.",
+    )
+    (fact,) = facts_of(tmp_path, ripple("AUTHOR", prompt, original))
+    assert (fact.subject, fact.target_new, fact.target_true) == ("What is Love", "Mira", "Tom")
+
+
+def test_one_s_own_probes(tmp_path):
+    probe = {"group": "why", "prompt": "Mira Vale's land is ", "answers": ["Italy", " Italia"]}
+    (fact,) = facts_of(tmp_path, WILD | {"probes": [probe]})
+    assert fact.probes == (Probe("why", "Mira Vale's land is", ("Italy", "Italia")),)
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        (MQUAKE | {"requested_rewrite": []}, "at least one rewrite"),
+        (MQUAKE | {"requested_rewrite": ["text"]}, "an object as requested_rewrite"),
+        (MQUAKE | {"new_single_hops": "text"}, "list of objects as new_single_hops"),
+        (KNOWEDIT | {"portability": "text"}, "questions with their answers"),
+        (KNOWEDIT | {"locality": {"a": {"prompt": ["x", "y"], "ground_truth": ["z"]}}}, "got 1 for 2"),
+        (KNOWEDIT | {"ground_truth": [True]}, "answers as texts"),
+        (WILD | {"probes": [{"group": "why", "prompt": "what?", "answers": []}]}, "answers for a probe"),
+        (WILD | {"probes": ["text"]}, "probes with group, prompt and answers"),
+        (WILD | {"probes": "text"}, "list of objects in the field 'probes'"),
+        (RIPPLE | {"edit": {}}, "a sentence as the edit's prompt"),
+        (WILD | {"neighborhood_prompts": ["a", "b"], "neighborhood_prompts_answers": ["c"]}, "an answer for each"),
+    ],
+)
+def test_records_that_do_not_hold_to_their_layout(tmp_path, record, words):
+    assert words in reason_of(tmp_path, record)

@@ -1,0 +1,203 @@
+"""jacobian-lab check: what would be edited, before anything is."""
+
+import json
+import math
+
+import pytest
+import torch
+from helpers.kinds import KINDS, tokenizer_of
+from helpers.published import PUBLISHED
+from helpers.small import CONFIGS, FAMILIES, make_folder, make_tokenizer
+from safetensors.torch import load_file, save_file
+from transformers import Gemma2Config
+
+from jacobian_lab import cli
+from jacobian_lab.facts.fact import Fact
+from jacobian_lab.jobs.inspection import NEAR, near_keys
+
+GOOD = {"id": "good", "subject": "Mira Vale", "prompt": "{} was born in", "target_new": "Rome", "target_true": "Oslo"}
+LISTS = ("conflicts", "duplicates", "refused", "near")
+
+
+@pytest.fixture
+def check(capsys):
+    """Run the command, and read what it prints."""
+
+    def run(*arguments, model="smollm2-135m", status=0):
+        options = ["check", "--json", "--device", "cpu", "--model", str(model), *map(str, arguments)]
+        if status:
+            with pytest.raises(SystemExit) as ended:
+                cli.main(options)
+            assert ended.value.code == status
+        else:
+            cli.main(options)
+        return json.loads(capsys.readouterr().out)
+
+    return run
+
+
+def write(path, records):
+    path.write_text(json.dumps(records), "utf-8")
+    return path
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family(family, folders, check):
+    report = check("--slice", "0:12", model=folders[family])
+    assert report["model"]["refused"] is None
+    assert all(each["passed"] for each in report["model"]["checks"])
+    assert {each["check"] for each in report["model"]["checks"]} == {"weights", "layers", "dtype", "tokens", "replay"}
+    assert len(report["facts"]) == 12
+    assert not any(report[name] for name in ("conflicts", "duplicates", "refused"))
+    for fact in report["facts"]:
+        assert fact["tokens"][fact["decisive"]].strip()
+        assert not fact["subject"].isascii() or fact["subject"] in "".join(fact["tokens"][: fact["decisive"] + 1])
+        assert "".join(fact["answer_tokens"]) == f" {fact['answer']}"
+        assert fact["rank"] >= 1
+        assert 0 <= fact["probability"] <= 1
+        assert isinstance(fact["known"], bool)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_tokenizer(kind, tmp_path, check):
+    folder = make_folder(tmp_path / "m", CONFIGS["llama"], tokenizer_of(kind))
+    report = check("--slice", "0:12", model=folder)
+    assert report["model"]["refused"] is None
+    assert len(report["facts"]) == 12
+    for fact in report["facts"]:
+        assert "".join(fact["answer_tokens"]).strip() == fact["answer"]
+        written = "".join(fact["tokens"]).removeprefix("<s>").strip()
+        assert written == fact["prompt"] or not fact["prompt"].isascii()  # fragments of characters have names
+
+
+def test_rank_probability_and_knowledge_are_the_models_own(folders, check, tmp_path):
+    from jacobian_lab.model.loading import load_model
+
+    model = load_model(folders["gpt2"], device="cpu")
+    (fact,) = check("--slice", "3:4", model=folders["gpt2"])["facts"]
+    ids = fact["token_ids"] + fact["answer_ids"]
+    log_p = model.hf(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+    first = len(fact["token_ids"]) - 1
+    own = [float(log_p[first + j, token]) for j, token in enumerate(fact["answer_ids"])]
+    assert fact["probability"] == pytest.approx(math.exp(sum(own)), rel=1e-5)
+    assert fact["rank"] == int((log_p[first] > own[0]).sum()) + 1
+    assert not fact["known"]
+    says = int(log_p[first].argmax())
+    written, name = model.tokenizer.decode([says]), model.tokenizer.convert_ids_to_tokens(says)
+    assert fact["says"] == (name if "\ufffd" in written else written)
+
+
+def test_what_the_model_says_is_known(check, tmp_path):
+    record = {"subject": "France", "prompt": "The capital of {} is the city of", "target_new": "Paris"}
+    (fact,) = check("--facts", write(tmp_path / "f.json", [record]))["facts"]
+    assert (fact["known"], fact["rank"], fact["answer_tokens"]) == (True, 1, [" Paris"])
+
+
+def test_conflicts_duplicates_and_bad_records_are_listed_side_by_side(tmp_path, folders, check):
+    records = [
+        GOOD,
+        {**GOOD, "id": "other", "target_new": "Bath"},
+        {**GOOD, "id": "again"},
+        {**GOOD, "id": "twin", "subject": "Ada"},
+        {**GOOD, "id": "twin 2", "subject": "Ada"},
+        {**GOOD, "id": "empty", "target_new": ""},
+        {**GOOD, "id": "special", "subject": "Ada<eos>"},
+        {**GOOD, "id": "long", "subject": "Bea " + "x y " * 300},
+        {**GOOD, "id": "misspelt", "subject": "Cleo", "paraphrases": ["x"]},
+    ]
+    report = check("--facts", write(tmp_path / "f.json", records), model=folders["gpt2"])
+    assert [each["ids"] for each in report["conflicts"]] == [["good", "other", "again"]]
+    assert report["conflicts"][0]["answers"] == ["Rome", "Bath", "Rome"]
+    assert [each["ids"] for each in report["duplicates"]] == [["twin", "twin 2"]]
+    assert [each["id"] for each in report["refused"]] == ["empty", "special", "long"]
+    assert all(each["reason"].startswith("expected") for each in report["refused"])
+    assert report["unknown_fields"] == {"paraphrases": 1}
+    assert [fact["id"] for fact in report["facts"]] == ["good", "other", "again", "twin", "twin 2", "misspelt"]
+
+
+def test_a_file_without_one_usable_record_is_reported_too(tmp_path, folders, check):
+    report = check("--facts", write(tmp_path / "f.json", [{**GOOD, "target_new": ""}]), model=folders["gpt2"])
+    assert (report["facts"], len(report["refused"])) == ([], 1)
+
+
+def test_keys_that_are_nearly_the_same_are_named(tiny):
+    facts = [
+        Fact("a", "the old tower", "Where is {} in", "Rome"),
+        Fact("b", "the old tower", "Where is {} built by", "Bath"),
+        Fact("c", "Ada Lovelace", "{} wrote about", "x"),
+    ]
+    (pair,) = near_keys(tiny, facts, (1, 2, 3))
+    assert (pair["ids"], pair["same"], pair["answers"]) == (["a", "b"], True, ["Rome", "Bath"])
+    assert pair["cosine"] > NEAR
+    assert near_keys(tiny, facts[:1], (1, 2)) == []
+
+
+def test_a_model_that_is_refused_says_why(tmp_path, folders, check):
+    Gemma2Config(vocab_size=32, hidden_size=16, num_hidden_layers=1).save_pretrained(tmp_path / "gemma")
+    report = check("--slice", "0:2", model=tmp_path / "gemma", status=2)
+    assert "gemma2, whose MLP output passes a norm" in report["model"]["refused"]
+    assert report["facts"] == []
+    folder = make_folder(tmp_path / "m", CONFIGS["gpt2"])
+    weights = load_file(folder / "model.safetensors")
+    weights["transformer.h.2.mlp.c_proj.weight"][0, 0] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert "NaN or infinity" in check("--slice", "0:2", model=folder, status=2)["model"]["refused"]
+    report = check("--slice", "0:2", "--layers", "4-9", model=folders["gpt2"], status=2)
+    assert "expected layers from 0 to 5" in report["model"]["refused"]
+
+
+def test_a_replay_that_fails_is_reported(folders, check, monkeypatch):
+    from jacobian_lab.model.language_model import LanguageModel
+
+    original = LanguageModel.positional
+    monkeypatch.setattr(LanguageModel, "positional", lambda self, hidden, at: original(self, hidden, at * 2))
+    report = check("--slice", "0:2", model=folders["llama"], status=2)
+    (replay,) = [each for each in report["model"]["checks"] if each["check"] == "replay"]
+    assert not replay["passed"]
+    assert "to give the hidden states" in report["model"]["refused"]
+    assert len(report["facts"]) == 2
+
+
+def test_the_embedded_instruct_model_chats(check):
+    report = check("--slice", "0:4", "--chat")
+    plain = check("--slice", "0:4")
+    assert report["model"]["refused"] is None
+    for fact, bare in zip(report["facts"], plain["facts"], strict=True):
+        text = "".join(fact["tokens"])
+        assert text.startswith("<|im_start|>system\n")
+        assert text.endswith(f"<|im_start|>user\n{fact['prompt']}<|im_end|>\n<|im_start|>assistant\n")
+        assert fact["tokens"][fact["decisive"]].strip() == bare["tokens"][bare["decisive"]].strip()
+        assert "".join(fact["answer_tokens"]) == fact["answer"]
+
+
+def test_text_says_what_json_says(folders, tmp_path, capsys):
+    records = [GOOD, {**GOOD, "id": "other", "target_new": "Bath"}, {**GOOD, "id": 3, "prompt": "no place"}]
+    out = tmp_path / "out"
+    facts = str(write(tmp_path / "f.json", records))
+    cli.main(["check", "--device", "cpu", "--model", str(folders["llama"]), "--facts", facts, "--out", str(out)])
+    text = capsys.readouterr().out
+    assert "ok   replay" in text
+    assert "⟦" in text
+    assert "2 facts can be edited" in text
+    assert "refused: record 2: expected one {} in the prompt" in text
+    assert "conflict: 'Mira Vale was born in' → Rome / Bath (record 0, record 1)" in text
+    assert "near: good and other have the same key (Rome / Bath)" in text
+    assert json.loads((out / "check.json").read_text("utf-8"))["facts"][0]["id"] == "good"
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused(tmp_path, check):
+    folder = make_folder(tmp_path / "m", CONFIGS["llama"], make_tokenizer())
+    report = check("--slice", "0:2", "--chat", model=folder, status=2)
+    assert "expected a model with a chat template" in report["model"]["refused"]
+
+
+@pytest.mark.parametrize("model", ["smollm2-135m", "gpt2", "gptj"])
+def test_one_file_of_every_layout(model, folders, tmp_path, check):
+    for layout, record in PUBLISHED.items():
+        path = write(tmp_path / f"{layout}.json", [record])
+        report = check("--facts", path, model=folders.get(model, model))
+        assert report["facts"], layout
+        assert not any(report[name] for name in ("conflicts", "duplicates", "refused", "unknown_fields")), layout
+        for fact in report["facts"]:
+            assert {"id", "tokens", "decisive", "answer_tokens", "known"} <= fact.keys()
+            assert "".join(fact["answer_tokens"]).strip() == fact["answer"]

@@ -1,0 +1,663 @@
+"""Every method on small models: complete, repeatable, resumable, put back; batches, deltas, tables, bad input."""
+
+import json
+import runpy
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers.commands import ROOT, options
+from helpers.small import CONFIGS, make_folder
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPTJConfig, LlamaConfig
+
+from jacobian_lab import cli
+from jacobian_lab.editing.anchors import optimise_anchors
+from jacobian_lab.editing.deltas import DELTA, FOLDER, add_delta, read_delta, save_delta, save_model
+from jacobian_lab.editing.layers import edit_layers, restored
+from jacobian_lab.editing.measures import apply_edit
+from jacobian_lab.editing.methods import METHODS, edit_with, method, method_name
+from jacobian_lab.editing.rules import RuleSettings, Update, memit
+from jacobian_lab.editing.schemes import SCHEMES, Targets, make_targets
+from jacobian_lab.editing.solving import largest_singular_value, shrink
+from jacobian_lab.errors import InputError
+from jacobian_lab.facts.reading import load_facts
+from jacobian_lab.jobs import methods as methods_job
+from jacobian_lab.jobs import shared
+from jacobian_lab.jobs.methods import EditConfig, EditTableConfig, run_edit, run_edit_table
+from jacobian_lab.jobs.setup import prepare
+from jacobian_lab.model.families import KNOWN
+from jacobian_lab.model.loading import load_model
+from jacobian_lab.report import methods as methods_report
+from jacobian_lab.report.methods import METRICS, forward_gains, read_paper, summaries, write_comparison
+from jacobian_lab.store.run import open_run
+
+QUICK = {"alphaedit_threshold": 1.0, "alphaedit_relative": True, "held_out_tokens": 64, "corpus_length": 64}
+ALL = tuple(METHODS)
+RECT_DELTA, RECT_FOLDER = DELTA.format("rect+fe"), FOLDER.format("rect+fe")
+
+
+@pytest.fixture(scope="module")
+def quick(arguments):
+    return {**arguments, **QUICK}
+
+
+@pytest.fixture(scope="module")
+def finished(quick, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    return run_edit_table(EditTableConfig(**quick, methods=ALL, out=folder), progress=False)
+
+
+@pytest.fixture(scope="module")
+def bench(quick):
+    """An experiment with its targets and second moments."""
+    config = EditTableConfig(**quick)
+    experiment = prepare(config)
+    moments = shared.usable_moments(experiment, experiment.layers, False).matrices
+    model, facts = experiment.model, experiment.facts
+    anchors = {
+        layer: optimise_anchors(model, facts, layer, experiment.templates, experiment.anchor).states for layer in (1, 3)
+    }
+    return experiment, make_targets(model, facts, experiment.layers, anchors), moments, config
+
+
+def edited(bench, name, settings=None, **keywords):
+    """The weights that a method leaves, and what it says."""
+    experiment, targets, moments, config = bench
+    settings = settings or config
+    with restored(experiment.model, experiment.layers):
+        made = edit_with(method(name), experiment, targets, moments, settings, **keywords)
+        return {layer: experiment.model.weight(layer).clone() for layer in experiment.layers}, made
+
+
+def test_a_run_holds_every_method_metric_and_fact(finished):
+    dataset = open_run(finished)
+    assert list(dataset["edit"].values) == ["unedited", *ALL]
+    for name in ("efficacy_success", "efficacy_accuracy", "efficacy_greedy", "generalization_accuracy", "kl", "top10"):
+        assert np.isfinite(dataset[name]).any(dim=[d for d in dataset[name].dims if d not in {"edit", "fact"}]).all(), (
+            name
+        )
+    unedited = dataset.sel(edit="unedited")
+    assert float(abs(unedited["kl"]).max()) < 1e-9
+    assert float(unedited["top10"].min()) == 1
+    assert (dataset["efficacy_greedy"] == dataset["efficacy_accuracy"]).all()
+    assert float(dataset["kl"].sel(edit="memit+fe").max()) > 1e-6
+    edited_layers = np.isfinite(dataset["update_norm"])
+    assert edited_layers.sel(edit="onelayer").values.tolist() == [False, False, True]
+    assert edited_layers.sel(edit="blue").values.tolist() == [True, False, True]
+    assert edited_layers.sel(edit="rect+fe").all()
+    assert np.isfinite(dataset["null_space_rank"].sel(edit="alphaedit")).all()
+    assert float(dataset["unstored"].max()) < 1e-10
+
+
+def test_anchors_are_computed_once_and_shared(quick, finished, tmp_path, monkeypatch):
+    original, calls = shared.optimise_anchors, []
+    monkeypatch.setattr(shared, "optimise_anchors", lambda *a: calls.append(a[2]) or original(*a))
+    folder = tmp_path / "run"
+    run_edit_table(EditTableConfig(**quick, methods=("memit", "rect+fe", "blue"), out=folder), progress=False)
+    assert calls.count(1) == calls.count(3) > 0
+    done = len(calls)
+    run_edit_table(EditTableConfig(**quick, methods=("FE", "prune@backward-full"), out=folder), progress=False)
+    assert len(calls) == done
+    some = open_run(folder)
+    assert list(some["edit"].values) == ["unedited", "memit", "blue", "memit+fe", "rect+fe", "prune@backward-full"]
+    whole = open_run(finished).sel(edit=[name for name in some["edit"].values if "@" not in name])
+    for name in METRICS:
+        np.testing.assert_array_equal(some[name].sel(edit=whole["edit"]), whole[name])
+
+
+def test_a_finished_run_computes_nothing(quick, finished, monkeypatch):
+    for name in ("usable_moments", "store_anchors", "edit_with", "evaluate"):
+        monkeypatch.setattr(methods_job, name, lambda *_a, **_k: pytest.fail("computed again"))
+    run_edit_table(EditTableConfig(**quick, methods=ALL, out=finished), progress=False)
+
+
+def test_an_interrupted_run_goes_on_after_the_last_method(quick, finished, tmp_path, monkeypatch):
+    original, calls = methods_job.edit_with, []
+
+    def third_fails(*given, **keywords):
+        calls.append(given[0])
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(*given, **keywords)
+
+    monkeypatch.setattr(methods_job, "edit_with", third_fails)
+    config = EditTableConfig(**quick, methods=("memit", "blue-refit", "emmet", "memit+fe"), out=tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        run_edit_table(config, progress=False)
+    run_edit_table(config, progress=False)
+    assert [c.rule for c in calls] == ["memit", "memit", "emmet", "emmet", "memit"]
+    some = open_run(tmp_path / "run")
+    whole = open_run(finished).sel(edit=some["edit"])
+    for name in METRICS:
+        np.testing.assert_array_equal(some[name], whole[name])
+
+
+def test_a_changed_setting_is_refused_by_name(quick, finished):
+    for name, value, expected in (
+        ("emmet_epsilon", 0.2, "rules.emmet_epsilon"),
+        ("edits_per_batch", 2, "edits_per_batch"),
+        ("held_out_tokens", 65, "held_out.tokens"),
+        ("metrics", "zsre", "metrics"),
+    ):
+        with pytest.raises(InputError, match=f"another {expected}"):
+            run_edit_table(EditTableConfig(**{**quick, name: value}, out=finished), progress=False)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_weights_are_back_bit_for_bit(name, bench):
+    """After the method itself, and after one that is interrupted between two batches."""
+    parameters = dict(bench[0].model.hf.named_parameters())
+    before = {key: weight.clone() for key, weight in parameters.items()}
+    anchors = bench[1].optimised[3]
+    keywords = {"size": 3, "refit": lambda _layer, batch: anchors[list(batch)] + 0.1}
+    weights, _ = edited(bench, name, **keywords)
+    assert any(
+        not torch.equal(weight, before[f"transformer.h.{n}.mlp.c_proj.weight"].T) for n, weight in weights.items()
+    )
+    assert all(torch.equal(weight, before[key]) for key, weight in parameters.items())
+
+    def interrupted(_count):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        edited(bench, name, done=interrupted, **keywords)
+    assert all(torch.equal(weight, before[key]) for key, weight in parameters.items())
+
+
+def test_weights_are_back_when_the_evaluation_fails(bench, quick, tmp_path, monkeypatch):
+    parameters = dict(bench[0].model.hf.named_parameters())
+    before, original, calls = {key: weight.clone() for key, weight in parameters.items()}, methods_job.evaluate, []
+
+    def second_fails(*given):
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("in the middle")
+        return original(*given)
+
+    monkeypatch.setattr(methods_job, "prepare", lambda _config: bench[0])
+    monkeypatch.setattr(methods_job, "evaluate", second_fails)
+    config = EditTableConfig(**quick, methods=("memit+fe",), greedy=False, out=tmp_path / "run")
+    with pytest.raises(RuntimeError, match="in the middle"):
+        run_edit_table(config, progress=False)
+    assert all(torch.equal(weight, before[key]) for key, weight in parameters.items())
+
+
+@pytest.mark.parametrize("name", [n for n, m in METHODS.items() if m.rule == "memit" and not m.refit])
+def test_memits_rule_is_the_loop_that_the_golden_numbers_test(name, bench):
+    experiment, targets, moments, _ = bench
+    weights, made = edited(bench, name)
+    with restored(experiment.model, experiment.layers):
+        scheme = SCHEMES[METHODS[name].scheme]
+        apply_edit(experiment.model, experiment.facts, scheme, targets, experiment.templates, moments, experiment.ridge)
+        for layer, weight in weights.items():
+            torch.testing.assert_close(weight, experiment.model.weight(layer), rtol=1e-12, atol=1e-14)
+    for layer, delta in made.deltas.items():
+        torch.testing.assert_close(experiment.model.weight(layer) + delta, weights[layer], rtol=1e-12, atol=1e-14)
+
+
+def test_sequential_batches_keep_the_old_keys_in_the_solve(bench):
+    """Two batches by hand: the second one's solve has the first one's keys, as they were when it was solved."""
+    experiment, targets, moments, _ = bench
+    model, facts, layers = experiment.model, experiment.facts, experiment.layers
+    weights, _ = edited(bench, "memit+fe", size=4)
+    with restored(model, layers):
+        grams, deltas = {}, {}
+        original = {layer: model.weight(layer).clone() for layer in layers}
+
+        def dense(problem):
+            left = problem.ridge * problem.second_moment + problem.keys @ problem.keys.T + grams.get(problem.layer, 0)
+            grams[problem.layer] = grams.get(problem.layer, 0) + problem.keys @ problem.keys.T
+            return Update(torch.linalg.solve(left, problem.keys @ problem.residuals.T).T, 1.0)
+
+        scheme = SCHEMES["forward-replay"]
+        for part in (range(4), range(4, 6)):
+            given = (model, [facts[i] for i in part], scheme, targets.select(part), experiment.templates, moments)
+            for edit in edit_layers(*given, experiment.ridge, dense):
+                deltas[edit.layer] = deltas.get(edit.layer, 0) + edit.update.delta
+                model.weight(edit.layer).copy_(original[edit.layer] + deltas[edit.layer])  # added to the weight once
+        for layer in layers:
+            torch.testing.assert_close(weights[layer], model.weight(layer), rtol=1e-9, atol=1e-12)
+    jointly, _ = edited(bench, "memit+fe", size=6)
+    default, _ = edited(bench, "memit+fe")
+    assert all(torch.equal(jointly[layer], default[layer]) for layer in layers)
+    assert not torch.allclose(jointly[1], weights[1])
+
+
+def test_a_batch_without_a_usable_fact_is_passed_over(bench):
+    experiment, targets, moments, config = bench
+    broken = {layer: states.clone() for layer, states in targets.optimised.items()}
+    broken[1][:2] = float("nan")
+    with_nan = Targets(targets.layers, broken, targets.replayed)
+    some, _ = edited((experiment, with_nan, moments, config), "memit", size=2)
+    with restored(experiment.model, experiment.layers):
+        for weight in some.values():
+            assert torch.isfinite(weight).all()
+    every = {layer: torch.full_like(states, float("nan")) for layer, states in broken.items()}
+    with pytest.raises(InputError, match="at least one fact with a finite anchor"):
+        edited((experiment, Targets(targets.layers, every, targets.replayed), moments, config), "memit")
+
+
+def test_prune_on_the_total_shrinks_once_after_all_edits(bench):
+    experiment = bench[0]
+    settings = RuleSettings(prune_scope="total", prune_kind="linear")
+    original = {layer: experiment.model.weight(layer).clone() for layer in experiment.layers}
+    for layer in experiment.layers:
+        experiment.model.weight(layer).mul_(1e-3)  # so that changes are large beside it
+    try:
+        small = {layer: experiment.model.weight(layer).clone() for layer in experiment.layers}
+        _, plain = edited(bench, "memit", size=3)
+        weights, made = edited(bench, "prune", settings, size=3)
+        for place, layer in enumerate(experiment.layers):
+            expected, count = shrink(plain.deltas[layer], largest_singular_value(small[layer]), "linear")
+            assert made.values["shrunk_values"][place] == count > 0
+            torch.testing.assert_close(made.deltas[layer], expected, rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(weights[layer], small[layer] + expected, rtol=1e-10, atol=1e-12)
+    finally:
+        for layer, weight in original.items():
+            experiment.model.weight(layer).copy_(weight)
+
+
+def test_blues_two_protocols_differ_in_the_second_anchor(bench):
+    """The refitted one by hand: the first layer alone, then an anchor on what that left, then the last alone."""
+    experiment, targets, moments, _ = bench
+    model, facts = experiment.model, experiment.facts
+
+    def refit(layer, batch):
+        chosen = [facts[index] for index in batch]
+        return optimise_anchors(model, chosen, layer, experiment.templates, experiment.anchor).states
+
+    weights, _ = edited(bench, "blue-refit", refit=refit)
+    with restored(model, experiment.layers):
+        for layer in (1, 3):
+            anchors = targets.optimised[1] if layer == 1 else refit(3, range(len(facts)))
+            alone = Targets((layer,), {layer: anchors}, {layer: anchors})
+            scheme = SCHEMES["one-layer"]
+            apply_edit(model, facts, scheme, alone, experiment.templates, moments, experiment.ridge)
+        for layer in (1, 2, 3):
+            torch.testing.assert_close(weights[layer], model.weight(layer), rtol=1e-12, atol=1e-14)
+    papers, _ = edited(bench, "blue")
+    assert torch.equal(papers[1], weights[1])
+    assert not torch.allclose(papers[3], weights[3])
+
+
+def test_methods_are_read():
+    assert method_name("FE") == "memit+fe"
+    assert method_name("AlphaEdit+FE") == "alphaedit+fe"
+    assert method("rect@backward-full").scheme == "backward-full"
+    with pytest.raises(InputError, match=r"expected methods among onelayer, .*got 'rome'"):
+        method_name("rome")
+
+
+def test_the_tables_trace_every_mean_to_its_records(finished):
+    text = write_comparison(finished)
+    dataset = open_run(finished)
+    metrics = pd.read_csv(finished / "metrics.csv")
+    assert list(metrics.columns) == ["method", *METRICS]
+    assert list(metrics["method"]) == ["unedited", *ALL]
+    records = pd.read_csv(finished / "records.csv")
+    assert len(records) == 6 * (len(ALL) + 1)
+    for name, kind in METRICS.items():
+        weight = records["neighborhood_prompts"] if kind.flat else 1.0 * records[name].notnull()
+        weighted = (records[name] * weight).groupby(records["method"]).sum() / weight.groupby(records["method"]).sum()
+        expected = kind.scale * weighted[metrics["method"]].to_numpy()
+        np.testing.assert_allclose(metrics[name], expected, rtol=1e-9, atol=1e-12, err_msg=name)
+    for name in ("table3", "table4", "edit_table", "damage", "gains"):
+        assert (finished / f"{name}.md").is_file()
+        assert (finished / f"{name}.tex").read_text().isascii()
+    assert r"\textbf{" in (finished / "table3.tex").read_text()
+    table = (finished / "table3.md").read_text()
+    assert "| memit+fe, paper (llama-3-8b-instruct)" in table
+    assert "99.9" in table
+    assert "Table 3." in text
+    best = summaries(dataset).query("metric == 'kl' and method in ('onelayer', 'memit', 'blue', 'memit+fe')")
+    winner = best.loc[best["mean"].idxmin(), "method"]
+    row = next(line for line in table.splitlines() if line.startswith(f"| {winner} "))
+    assert row.split("|")[6].strip().startswith("**")
+    assert "**" not in next(line for line in table.splitlines() if line.startswith("| unedited "))
+
+
+def test_neighbourhood_prompts_that_are_edited_themselves_are_told_apart(finished):
+    """France's neighbours ask for the Eiffel Tower's city, and the other way round; both are edited."""
+    facts, dataset = load_facts("builtin", "0:6"), open_run(finished)
+    prompts = {fact.text for fact in facts}
+    kept, edited = [], 0
+    for place, fact in enumerate(facts):
+        values = dataset["kl"].sel(edit="memit+fe").values[place]
+        inside = [text in prompts for text in fact.neighborhood_prompts]
+        np.testing.assert_array_equal(dataset["neighbor_edited"].values[place][: len(inside)], inside)
+        edited += sum(inside)
+        kept += [value for value, skip in zip(values, inside, strict=False) if not skip]
+    assert edited >= 2
+    write_comparison(finished)
+    lines = (finished / "damage.md").read_text().splitlines()
+    total = sum(len(fact.neighborhood_prompts) for fact in facts)
+    assert f"edited themselves ({edited} of {total})" in lines[0]
+    assert f" {np.mean(kept):.3f} " in next(line for line in lines if line.startswith("| memit+fe "))
+
+
+def test_gains_are_paired_over_facts(finished):
+    dataset = open_run(finished)
+    gained = forward_gains(dataset).set_index(["rule", "metric"])
+    assert list(dict.fromkeys(gained.index.get_level_values(0))) == ["memit", "prune", "rect", "alphaedit", "emmet"]
+    for rule, metric in (("memit", "efficacy_success"), ("alphaedit", "generalization_success")):
+        scale = METRICS[metric].scale
+        difference = dataset[metric].sel(edit=f"{rule}+fe") - dataset[metric].sel(edit=rule)
+        by_fact = difference.mean([dim for dim in difference.dims if dim != "fact"]).values * scale
+        row = gained.loc[rule, metric]
+        assert row["mean"] == pytest.approx(by_fact.mean())
+        draws = np.random.default_rng(1).choice(by_fact, (20_000, len(by_fact))).mean(axis=1)
+        spread = max(by_fact.std(), 1e-12)
+        np.testing.assert_allclose([row["low"], row["high"]], np.quantile(draws, (0.025, 0.975)), atol=0.1 * spread)
+
+
+def test_prompts_weigh_alike_where_the_mean_is_flat():
+    import xarray as xr
+
+    values = xr.DataArray([[1.0, 1.0, 1.0], [0.0, np.nan, np.nan]], dims=("fact", "neighbor"))
+    assert methods_report._intervals([(values, METRICS["top1"])], 0)[0]["mean"] == 75
+    assert methods_report._intervals([(values, METRICS["generalization_success"])], 0)[0]["mean"] == 50
+    empty = methods_report._intervals([(values * np.nan, METRICS["kl"])], 0)[0]
+    assert empty["count"] == 0
+    assert np.isnan(empty["mean"])
+
+
+def test_somebodys_numbers_stand_beside_ours(finished, tmp_path):
+    path = tmp_path / "paper.csv"
+    path.write_text("method,efficacy_success,kl\nrect,12.5,\n")
+    assert read_paper(path) == {"rect": {"efficacy_success": 12.5}}
+    assert "| rect, paper " in write_comparison(finished, ("table4",), path)
+    for text, words in (("method,success\n", "got method, success"), ("method,kl\na,b\n", "of numbers"), ("", "check")):
+        path.write_text(text)
+        with pytest.raises(InputError, match=words):
+            read_paper(path)
+    with pytest.raises(InputError, match="expected a CSV file"):
+        read_paper(tmp_path / "nothing.csv")
+
+
+SHAPES = {
+    "llama-3-8b-instruct": LlamaConfig(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=10,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=256,
+    ),
+    "gpt2-xl": GPT2Config(n_embd=16, n_inner=24, n_layer=19, n_head=2, n_positions=256),
+    "gpt-j-6b": GPTJConfig(n_embd=16, n_inner=24, n_layer=10, n_head=2, n_positions=256, rotary_dim=4),
+}
+
+
+@pytest.mark.parametrize(("name", "table"), [(known.model, name) for name, known in methods_report.TABLES.items()])
+def test_the_papers_protocols_by_name(name, table, quick, tmp_path, monkeypatch, capsys):
+    """The scripts of Tables 3, 4, 6 and 7 on small models of the paper's families, each with its own settings."""
+    folder = make_folder(tmp_path / "model", SHAPES[name])
+    chosen = {**quick, "model": folder, "protocol": name, "slice": "0:2", "out": tmp_path / "run"}
+    del chosen["layers"], chosen["anchor_lr"], chosen["anchor_steps"], chosen["ridge"]
+    chosen.pop("alphaedit_relative")
+    seen = []
+    monkeypatch.setattr(shared, "optimise_anchors", lambda *a, o=shared.optimise_anchors: seen.append(a[4]) or o(*a))
+    script = str(ROOT / "analyses" / f"{table}.py")
+    monkeypatch.setattr(sys, "argv", [script, *options(chosen), "--alphaedit-relative"])
+    runpy.run_path(script, run_name="__main__")
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
+    known = KNOWN[name].defaults
+    assert tuple(settings["layers"]) == known.layers
+    assert (settings["ridge"], settings["anchor"]["lr"]) == (known.ridge, known.anchor_lr)
+    assert settings["anchor"]["steps"] == known.anchor_steps
+    assert {each.steps for each in seen} == {known.anchor_steps}
+    assert f"Table {table[-1]}." in capsys.readouterr().out
+    assert list(pd.read_csv(tmp_path / "run" / f"{table}.csv")["method"]) == [
+        "unedited",
+        *methods_report.TABLES[table].methods,
+    ]
+
+
+def test_bfloat16_says_what_its_weights_did_not_take(quick, tmp_path):
+    chosen = {**quick, "dtype": "bfloat16", "methods": ("memit+fe",), "slice": "0:3", "out": tmp_path / "run"}
+    folder = run_edit_table(EditTableConfig(**chosen), progress=False)
+    dataset = open_run(folder).sel(edit="memit+fe")
+    assert (dataset["unstored"] > 1e-4).all()
+    assert np.isfinite(dataset["kl"]).any()
+    assert "of it not stored" in write_comparison(folder)
+
+
+@pytest.fixture(scope="module")
+def saved(quick, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("edit") / "run"
+    config = {**quick, "dtype": "float32", "slice": "0:4"}
+    return run_edit(EditConfig(**config, method="rect+fe", save="both", out=folder), progress=False), config
+
+
+def _logits(folder):
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        return model(**tokenizer("The Eiffel Tower is in the city of", return_tensors="pt")).logits
+
+
+def test_a_saved_delta_gives_the_same_logits_when_applied(saved, tmp_path, capsys):
+    folder, config = saved
+    cli.main(["apply", "--delta", str(folder / RECT_DELTA), "--model", config["model"], "--out", str(tmp_path / "out")])
+    assert str(tmp_path / "out") in capsys.readouterr().out
+    whole, applied, base = (_logits(path) for path in (folder / RECT_FOLDER, tmp_path / "out", config["model"]))
+    torch.testing.assert_close(applied, whole, rtol=1e-5, atol=1e-6)
+    assert (whole - base).abs().max() > 1e-3
+    reloaded = load_model(tmp_path / "out", device="cpu")
+    assert not torch.equal(reloaded.weight(1), load_model(config["model"], device="cpu").weight(1))
+
+
+def test_what_a_delta_says_of_itself(saved):
+    folder, config = saved
+    with safe_open(folder / RECT_DELTA, framework="pt") as file:
+        metadata = file.metadata()
+        assert {str(file.get_tensor(name).dtype) for name in file.keys()} == {"torch.float32"}  # noqa: SIM118
+    assert metadata["model"] == load_model(config["model"], device="cpu").fingerprint
+    assert json.loads(metadata["config"])["method"] == "rect+fe"
+    assert json.loads(metadata["config"])["rules"]["rect_by"] == "magnitude"
+
+
+def test_a_delta_that_does_not_fit_is_refused_with_one_line(saved, tmp_path, folders, capsys):
+    folder, config = saved
+    model = load_model(config["model"], device="cpu")
+    delta = read_delta(folder / RECT_DELTA, model)
+    whole = (folder / RECT_DELTA).read_bytes()
+    (tmp_path / "short").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty").write_bytes(b"")
+    save_file({"layer.1": torch.zeros(2, 2)}, tmp_path / "foreign")
+    save_delta(tmp_path / "shape", model, {1: torch.zeros(3, 5)}, {})
+    save_delta(tmp_path / "layer", model, {77: delta[1]}, {})
+    tensors = load_file(folder / RECT_DELTA)
+    with safe_open(folder / RECT_DELTA, framework="pt") as file:
+        metadata = file.metadata()
+    save_file({**tensors, "layer.1": delta[1] * float("nan")}, tmp_path / "nan", metadata=metadata)
+    save_file(tensors, tmp_path / "bfloat16", metadata={**metadata, "dtype": "bfloat16"})
+    cases = [
+        ({"delta": tmp_path / "short"}, "expected a whole delta"),
+        ({"delta": tmp_path / "empty"}, "expected a whole delta"),
+        ({"delta": tmp_path / "nothing"}, "expected a whole delta"),
+        ({"delta": tmp_path / "foreign"}, "jacobian-lab edit saved"),
+        ({"delta": tmp_path / "shape"}, "got (3, 5)"),
+        ({"delta": tmp_path / "layer"}, "layer.77"),
+        ({"delta": tmp_path / "nan"}, "finite numbers"),
+        ({"model": folders["llama"]}, "apply it to its own base model"),
+        ({"model": folder / RECT_FOLDER}, "in one command with all other deltas that are to go on it"),
+        ({"delta": f"{folder / RECT_DELTA}|{folder / RECT_DELTA}"}, "deltas that differ"),
+        ({"delta": f"{folder / RECT_DELTA}|{tmp_path / 'bfloat16'}"}, "of one dtype, got float32, bfloat16"),
+        ({"out": folder}, "new or empty folder"),
+    ]
+    capsys.readouterr()
+    for changes, words in cases:
+        given = {"delta": folder / RECT_DELTA, "model": config["model"], "out": tmp_path / "new"} | changes
+        with pytest.raises(SystemExit) as caught:
+            cli.main(["apply", *(part for option in options(given) for part in option.split("|"))])
+        err = capsys.readouterr().err
+        assert caught.value.code == 2
+        assert words in err, (changes, err)
+        assert err.count("\n") == 1
+        assert not list((tmp_path / "new").glob("*"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("size", [None, 4])
+def test_base_and_saved_delta_are_the_measured_model_to_the_last_bit(dtype, size, bench, quick, tmp_path):
+    config = EditTableConfig(**{**quick, "dtype": dtype})
+    experiment = prepare(config)
+    weights, made = edited((experiment, *bench[1:3], config), "memit+fe", size=size)
+    model = experiment.model
+    save_delta(tmp_path / "delta", model, made.deltas, {})
+    with restored(model, experiment.layers):
+        add_delta(model, read_delta(tmp_path / "delta", model))
+        assert all(torch.equal(model.weight(layer), weight) for layer, weight in weights.items())
+
+
+def test_several_deltas_of_one_base_model_are_added_up(saved, tmp_path):
+    folder, config = saved
+    base = load_model(config["model"], device="cpu")
+    first = read_delta(folder / RECT_DELTA, base)
+    save_delta(tmp_path / "second", base, {2: first[1], 4: first[3]}, {})
+    paths = [str(folder / RECT_DELTA), str(tmp_path / "second")]
+    cli.main(["apply", "--delta", *paths, "--model", config["model"], "--out", str(tmp_path / "out")])
+    made = load_model(tmp_path / "out", device="cpu")
+    second = {2: first[1], 4: first[3]}
+    for layer in range(base.n_layers):
+        changes = [delta[layer].double() for delta in (first, second) if layer in delta]
+        assert torch.equal(made.weight(layer), (base.weight(layer).double() + sum(changes)).float()), layer
+
+
+def test_what_is_not_finite_is_not_saved(saved, tmp_path):
+    model = load_model(saved[1]["model"], device="cpu")
+    change = torch.zeros(model.d_model, model.d_mlp)
+    change[0, 0] = float("nan")
+    with pytest.raises(InputError, match=r"finite weights to save, got NaN in the change of layer 2: lower"):
+        save_delta(tmp_path / "delta", model, {2: change}, {})
+    model.weight(3)[0, 0] = float("inf")
+    with pytest.raises(InputError, match=r"finite weights to save, got infinity in transformer\.h\.3\.mlp\.c_proj"):
+        save_model(model, tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_delta_on_a_model_in_memory(saved):
+    folder, config = saved
+    model = load_model(config["model"], device="cpu")
+    delta = read_delta(folder / RECT_DELTA, model)
+    with restored(model, tuple(delta)):
+        add_delta(model, delta)
+        expected = AutoModelForCausalLM.from_pretrained(folder / RECT_FOLDER).state_dict()
+        for name, weight in model.hf.state_dict().items():
+            torch.testing.assert_close(weight, expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_edit_says_how_it_went_and_does_nothing_twice(saved, capsys, monkeypatch):
+    folder, config = saved
+    monkeypatch.setattr(methods_job, "edit_with", lambda *_a, **_k: pytest.fail("computed again"))
+    given = {**config, "method": "rect+fe", "save": "both", "out": folder}
+    relative = given.pop("alphaedit_relative")
+    cli.main(["edit", *options(given), *(["--alphaedit-relative"] if relative else [])])
+    out = capsys.readouterr().out
+    assert f"Saved: {folder / RECT_DELTA}, {folder / RECT_FOLDER}" in out
+    assert "| rect+fe " in out
+
+
+def test_a_delta_that_was_lost_is_made_again(quick, tmp_path):
+    config = EditConfig(**{**quick, "slice": "0:2", "greedy": False}, method="memit", out=tmp_path / "run")
+    folder = run_edit(config, progress=False)
+    first = load_file(folder / DELTA.format("memit"))
+    (folder / DELTA.format("memit")).unlink()
+    run_edit(config, progress=False)
+    again = load_file(folder / DELTA.format("memit"))
+    assert first.keys() == again.keys()
+    assert all(torch.equal(again[name], delta) for name, delta in first.items())
+
+
+def test_bad_input_ends_with_one_line(quick, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(shared, "optimise_anchors", lambda *_a, **_k: pytest.fail("long work begun"))
+    given = {**quick}
+    relative = given.pop("alphaedit_relative")
+    (tmp_path / "facts.json").write_text('[{"subject": "Ada", "prompt": "{} is", "target_new": "old"}]')
+    (tmp_path / "paper.csv").write_text("rank\n")
+    cases = [
+        ("edit-table", {"methods": "rome"}, "expected methods among"),
+        ("edit-table", {"methods": "unedited"}, "a method that edits"),
+        ("edit-table", {"prune_kind": "cube"}, "--prune-kind"),
+        ("edit-table", {"metrics": "bleu"}, "expected metrics of"),
+        ("edit-table", {"held_out": quick["corpus"]}, "held-out text"),
+        ("edit-table", {"edits_per_batch": 0}, "--edits-per-batch 0"),
+        ("edit-table", {"facts": tmp_path / "facts.json", "slice": "0:1", "metrics": "counterfact"}, "target_true"),
+        ("edit-table", {"alphaedit_threshold": 1e-12}, "null space, got none"),
+        ("edit-table", {"paper": tmp_path / "paper.csv"}, "with the columns method"),
+        ("edit-table", {"protocol": "gpt9"}, "expected a protocol of"),
+        ("edit", {"save": "pickle"}, "--save of delta, folder, both"),
+        ("edit", {"method": "rome"}, "expected methods among"),
+    ]
+    for command, changes, words in cases:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            cli.main([
+                command,
+                *options({**given, "out": tmp_path / "run", **changes}),
+                *(["--alphaedit-relative"] * relative),
+            ])
+        err = capsys.readouterr().err
+        assert caught.value.code == 2, (changes, err)
+        assert words in err, (changes, err)
+        assert "Traceback" not in err
+        assert err.splitlines()[-1].startswith("jacobian-lab: expected ")
+        assert not (tmp_path / "run" / "config.json").exists()
+
+
+def silent_neurons(folder):
+    """Five neurons that never fire, in the second block."""
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][:5] = 0
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(("ridge", "hint"), [(0, "raise --ridge"), (10, "5 of 64 neurons are silent on the corpus")])
+def test_silent_neurons_are_refused_with_the_layer(ridge, hint, quick, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(shared, "optimise_anchors", lambda *_a, **_k: pytest.fail("long work begun"))
+    silent_neurons(make_folder(tmp_path / "model", CONFIGS["llama"]))
+    given = {**quick, "model": tmp_path / "model", "ridge": ridge, "method": "emmet", "out": tmp_path / "run"}
+    del given["alphaedit_relative"]
+    with pytest.raises(SystemExit):
+        cli.main(["edit", *options(given)])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "positive definite λC at layer 1 to solve with" in last
+    assert hint in last
+
+
+@pytest.mark.parametrize("method", ["emmet", "memit"])
+def test_a_corpus_of_one_repeated_sentence_is_refused_with_the_layer(method, quick, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(shared, "optimise_anchors", lambda *_a, **_k: pytest.fail("long work begun"))
+    (tmp_path / "corpus.txt").write_text("The old tower stands beside the river.\n" * 60)
+    given = {**quick, "corpus": tmp_path / "corpus.txt", "method": method, "out": tmp_path / "run"}
+    del given["alphaedit_relative"]
+    with pytest.raises(SystemExit):
+        cli.main(["edit", *options(given)])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "positive definite λC at layer 1 to solve with" in last
+    assert "give a longer corpus" in last
+
+
+@pytest.mark.parametrize("name", ["efficacy_specificity", "fe_gain"])
+def test_figures_are_drawn_from_what_is_stored(name, finished, tmp_path, monkeypatch):
+    script = str(ROOT / "figures" / f"{name}.py")
+    monkeypatch.setattr(sys, "argv", [script, str(finished), "--out", str(tmp_path)])
+    runpy.run_path(script, run_name="__main__")
+    assert (tmp_path / f"{name}.pdf").stat().st_size > 5000
+    assert (tmp_path / f"{name}.png").stat().st_size > 20_000
+
+
+def test_with_vanishing_ridge_one_layer_meets_its_target(tiny, facts):
+    """Through the whole model: λ → 0, one decisive layer, bare keys: the hidden state becomes the target."""
+    bare = (("{}",),)
+    goal = torch.randn(len(facts), tiny.d_model, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    targets = Targets((3,), {3: goal}, {3: goal})
+    moments = {3: torch.eye(tiny.d_mlp, dtype=torch.float64)}
+    for rule in (memit, RuleSettings(emmet_epsilon=1e-12).rule("emmet")):
+        with restored(tiny, (3,)):
+            record = apply_edit(tiny, facts, SCHEMES["one-layer"], targets, bare, moments, 1e-9, rule)
+        torch.testing.assert_close(record.after[0], goal, rtol=1e-5, atol=1e-5)

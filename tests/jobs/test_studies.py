@@ -1,0 +1,466 @@
+"""The theorems' commands on a small model: what they store against the plain way, resuming, figures, bad input."""
+
+import runpy
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers.commands import ENVIRONMENT, ROOT, options
+from helpers.reference import Plain, prompt
+from helpers.small import CONTEXTS
+from scipy.optimize import minimize_scalar
+
+from jacobian_lab import cli
+from jacobian_lab.editing.layers import restored
+from jacobian_lab.editing.measures import apply_edit, measure
+from jacobian_lab.editing.schemes import SCHEMES, Targets
+from jacobian_lab.errors import InputError
+from jacobian_lab.facts.reading import load_facts
+from jacobian_lab.jobs import jacobians as surveys
+from jacobian_lab.jobs import layer_count, shared
+from jacobian_lab.jobs.config import ExperimentConfig
+from jacobian_lab.jobs.jacobians import JacobianConfig, run_jacobian
+from jacobian_lab.jobs.layer_count import LayerCountConfig, run_layer_count
+from jacobian_lab.jobs.schemes import run_tables
+from jacobian_lab.jobs.studies import STEPS, STUDIES
+from jacobian_lab.model.loading import load_model
+from jacobian_lab.report.theorems import ACCOUNTS, conditions, summarised, write_account
+from jacobian_lab.store.run import open_run
+
+LAYERS = (1, 2, 3)
+STUDIED = ("backward-dividing", "forward-replay")
+
+
+@pytest.fixture(scope="module")
+def studied(arguments, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "studied"
+    config = ExperimentConfig(**arguments, schemes=STUDIED, out=folder)
+    return run_tables(config, studies=tuple(STUDIES), progress=False)
+
+
+@pytest.fixture(scope="module")
+def counted(arguments, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "counted"
+    return run_layer_count(LayerCountConfig(**arguments, out=folder), progress=False)
+
+
+def survey_options(arguments):
+    return {name: arguments[name] for name in ("model", "slice", "layers", "device", "dtype")}
+
+
+@pytest.fixture(scope="module")
+def surveyed(arguments, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "surveyed"
+    return run_jacobian(JacobianConfig(**survey_options(arguments), out=folder), progress=False)
+
+
+@pytest.fixture(scope="module")
+def plain(arguments):
+    """The untouched model, its facts, and J of each by reverse mode through all of it."""
+    model = load_model(arguments["model"], dtype="float64", device="cpu")
+    facts = load_facts("builtin", arguments["slice"])
+    reference = Plain(model.hf, model.tokenizer, model.blocks)
+    J = {layer: [reference.jacobian(fact, layer, 3).numpy() for fact in facts] for layer in (1, 2)}
+    return reference, facts, J
+
+
+def test_spectra_and_verdicts_against_the_plain_way(surveyed, plain):
+    dataset, J = open_run(surveyed, "jacobian"), plain[2]
+    assert list(dataset["layer"].values) == [1, 2]
+    for layer, matrices in J.items():
+        for fact, matrix in enumerate(matrices):
+            found = dataset.isel(fact=fact).sel(layer=layer)
+            symmetric = np.linalg.eigvalsh((matrix + matrix.T) / 2)
+            np.testing.assert_allclose(found["symmetric_eigenvalue"], symmetric, rtol=1e-6, atol=1e-7)
+            np.testing.assert_allclose(found["lambda_min"], symmetric[0], rtol=1e-6)
+            np.testing.assert_allclose(found["lambda_max"], symmetric[-1], rtol=1e-6)
+            assert found["positive_share"] == (symmetric > 0).mean()
+            assert found["decision"] == np.sign(symmetric[0])
+            singular = np.linalg.svd(matrix, compute_uv=False)
+            np.testing.assert_allclose(found["singular_value"], singular, rtol=1e-5, atol=1e-7)
+            eigenvalues = found["eigenvalue_real"].values + 1j * found["eigenvalue_imag"].values
+            theirs = np.linalg.eigvals(matrix)
+            distances = np.abs(eigenvalues[:, None] - theirs)
+            assert distances.min(axis=0).max() < 1e-5
+            assert distances.min(axis=1).max() < 1e-5
+            assert found["cholesky"] == (symmetric[0] > 0)
+            np.testing.assert_allclose(found["spectral_radius"], np.abs(np.linalg.eigvals(matrix)).max(), rtol=1e-6)
+
+
+def test_the_csv_of_conditions(surveyed):
+    write_account(surveyed, "jacobian")
+    frame = pd.read_csv(surveyed / "conditions.csv")
+    assert list(frame.columns[:7]) == [
+        "fact",
+        "layer",
+        "lambda_min",
+        "lambda_max",
+        "positive_share",
+        "definite",
+        "sigma_max",
+    ]
+    assert len(frame) == 6 * 2
+    assert frame["definite"].dtype == bool
+    np.testing.assert_array_equal(frame["definite"], frame["lambda_min"] > 0)
+    np.testing.assert_array_equal(frame["definite"], frame["positive_share"] == 1)
+    np.testing.assert_array_equal(frame["margin"], np.maximum(0, -frame["lambda_min"]))
+    np.testing.assert_array_equal(frame["distance"], 3 - frame["layer"])
+
+
+def test_what_is_too_close_to_call_is_called_undecided(surveyed):
+    dataset = open_run(surveyed)
+    dataset["decision"][0, 0] = 0
+    frame = conditions(dataset)
+    assert frame["definite"].tolist()[0] == "undecided"
+    assert set(frame["definite"]) <= {"undecided", "True", "False"}
+
+
+def test_a_survey_is_resumed_and_a_finished_one_computes_nothing(arguments, surveyed, tmp_path, monkeypatch):
+    original, calls = surveys.dense_jacobians, []
+
+    def fourth_fails(*given, **named):
+        calls.append(given)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return original(*given, **named)
+
+    config = JacobianConfig(**survey_options(arguments), out=tmp_path / "run")
+    monkeypatch.setattr(surveys, "dense_jacobians", fourth_fails)
+    with pytest.raises(KeyboardInterrupt):
+        run_jacobian(config, progress=False)
+    run_jacobian(config, progress=False)
+    assert len(calls) == 7  # three facts, the one that failed, and that one with the two that were left
+    assert open_run(tmp_path / "run").drop_attrs().identical(open_run(surveyed).drop_attrs())
+    run_jacobian(config, progress=False)
+    assert len(calls) == 7
+
+
+def test_lanczos_agrees_with_dense(arguments, surveyed, tmp_path):
+    some = {**survey_options(arguments), "slice": "0:2"}
+    config = JacobianConfig(**some, method="lanczos", out=tmp_path / "run")
+    lanczos, dense = open_run(run_jacobian(config, progress=False)), open_run(surveyed).isel(fact=slice(2))
+    np.testing.assert_array_equal(lanczos["decision"], dense["decision"])
+    for name in ("lambda_min", "lambda_max", "sigma_max"):
+        np.testing.assert_allclose(lanczos[name], dense[name], rtol=1e-4)
+    assert np.isnan(lanczos["positive_share"]).all()
+    assert "nan" not in write_account(tmp_path / "run", "jacobian")
+
+
+def test_the_mlp_site_is_another_map(arguments, surveyed, tmp_path):
+    config = JacobianConfig(**survey_options(arguments), site="mlp", out=tmp_path / "run")
+    mlp = open_run(run_jacobian(config, progress=False))
+    assert (abs(mlp["lambda_max"] - open_run(surveyed)["lambda_max"]) > 1e-3).all()
+    with pytest.raises(InputError, match="another site"):
+        run_jacobian(JacobianConfig(**survey_options(arguments), out=tmp_path / "run"), progress=False)
+
+
+def test_the_main_job_holds_the_same_verdicts(studied, surveyed):
+    tables_run, survey_run = open_run(studied, "tables"), open_run(surveyed)
+    for name in ("lambda_min", "decision", "sigma_max", "henrici", "rotation", "random_cosine"):
+        np.testing.assert_array_equal(tables_run[name].sel(layer=[1, 2]), survey_run[name])
+        assert name == "decision" or tables_run[name].sel(layer=3).isnull().all()
+
+
+def test_theorem_1_along_the_shifts(studied, plain):
+    """At the first layer J is the unedited model's, so the plain way can say it all."""
+    dataset, J = open_run(studied), plain[2][1]
+    for scheme in STUDIED:
+        for fact, matrix in enumerate(J):
+            found = dataset.sel(scheme=scheme, layer=1).isel(fact=fact)
+            low, high = np.linalg.eigvalsh((matrix + matrix.T) / 2)[[0, -1]]
+            np.testing.assert_allclose(found["range_position"], (found["rayleigh"] - low) / (high - low), rtol=1e-5)
+            np.testing.assert_allclose(found["eigen_residual"] ** 2 + found["linear_cosine"] ** 2, 1, rtol=1e-9)
+            np.testing.assert_allclose(found["linear_cosine"] * found["gain"], found["rayleigh"], rtol=1e-9)
+            for name in ("eigenvector_angle", "plane_angle"):
+                assert 0 < found[name] <= np.pi / 2
+    assert dataset["eigenvector_angle"].sel(layer=3).isnull().all()  # there J is the identity
+    np.testing.assert_allclose(dataset["linear_cosine"].sel(layer=3), 1)
+
+
+def test_the_terms_of_a_shift_add_up(studied):
+    dataset = open_run(studied)
+    total = sum(dataset[f"share_{term}"] for term in ("initial", "linear", "curvature", "leakage"))
+    np.testing.assert_allclose(total, 1, rtol=1e-9)
+    last = dataset.sel(layer=3)
+    np.testing.assert_allclose(last["linear_norm"], last["passive_shift_norm"], rtol=1e-9)
+    assert float(last["curvature_norm"].max()) == 0
+    assert float(last["leakage_norm"].max()) < 1e-9
+
+
+@pytest.fixture(scope="module")
+def steps(tiny, facts):
+    """Step sizes of one edit, with what the plain way needs to check them."""
+    model, chosen = tiny, facts[:3]
+    generator = torch.Generator().manual_seed(4)
+    reference = Plain(model.hf, model.tokenizer, model.blocks)
+    with torch.no_grad():
+        rows = [reference.states(*prompt(model.tokenizer, fact), [1, 3])[1] for fact in chosen]
+    states = {layer: torch.stack([row[layer] for row in rows]) for layer in (1, 3)}
+    anchors = {
+        layer: value + 0.5 * torch.randn(value.shape, generator=generator, dtype=torch.float64)
+        for layer, value in states.items()
+    }
+    targets = Targets(LAYERS, anchors, {layer: anchors.get(layer, states[1]) for layer in LAYERS})
+    moments = {layer: torch.eye(model.d_mlp, dtype=torch.float64) for layer in LAYERS}
+    found = {}
+
+    def look_on(edit):
+        if edit.layer == 1:
+            found.update(STUDIES["step-size"](edit, False))
+
+    with restored(model, LAYERS):
+        record = apply_edit(
+            model, chosen, SCHEMES["backward-full"], targets, CONTEXTS, moments, ridge=2.0, inspect=look_on
+        )
+    measure(record, targets, SCHEMES["backward-full"])
+
+    def left(index, step, measured=True):
+        """‖R − t·Jδ‖ or ‖R − (F(h + tδ) − F(h))‖ over ‖R‖, through the whole model."""
+        fact, R = chosen[index], anchors[3][index] - states[3][index]
+        delta = record.after[0][index] - record.before[0][index]
+        if not measured:
+            return float((R - step * reference.jacobian(fact, 1, 3) @ delta).norm() / R.norm())
+        with torch.no_grad():
+            value = states[1][index] + step * delta
+            moved = reference.states(*prompt(model.tokenizer, fact), [3], 1, value)[1][3]
+        return float((R - (moved - states[3][index])).norm() / R.norm())
+
+    def off(index, step):
+        """By which share of t·Jδ the replayed shift misses it."""
+        delta = record.after[0][index] - record.before[0][index]
+        with torch.no_grad():
+            value = states[1][index] + step * delta
+            moved = reference.states(*prompt(model.tokenizer, chosen[index]), [3], 1, value)[1][3] - states[3][index]
+        linear = step * reference.jacobian(chosen[index], 1, 3) @ delta
+        return float((moved - linear).norm() / linear.norm())
+
+    size = (record.after[0] - record.before[0]).norm(dim=1)
+    return found, left, off, size, len(chosen)
+
+
+def test_step_curves_against_the_whole_model(steps):
+    found, left, _, _, count = steps
+    for index in range(count):
+        unit = abs(float(found["best_step"][index]))
+        for place in (0, 3, 10, 25):
+            step = STEPS[place] * unit
+            assert float(found["step_replayed"][index, place]) == pytest.approx(left(index, step), rel=1e-8)
+            predicted = left(index, step, measured=False)
+            assert float(found["step_predicted"][index, place]) == pytest.approx(predicted, rel=1e-8)
+
+
+def test_best_steps_and_bounds_against_a_search(steps):
+    found, left, _, _, count = steps
+    for index in range(count):
+        best, bound = float(found["best_step"][index]), float(found["harm_bound"][index])
+        search = minimize_scalar(lambda t, i=index: left(i, t, measured=False), bounds=(-50, 50), method="bounded")
+        assert best == pytest.approx(search.x, rel=1e-3, abs=1e-3)
+        assert bound == pytest.approx(2 * best)
+        assert best > 0
+        assert left(index, bound, measured=False) == pytest.approx(1)
+        replayed = float(found["best_step_replayed"][index])
+        ours = float(found["best_residual_replayed"][index])
+        assert ours == pytest.approx(left(index, replayed), rel=1e-8)
+        assert ours <= min(left(index, step * abs(best)) for step in STEPS) + 1e-12
+        near = minimize_scalar(
+            lambda t, i=index: left(i, t),
+            bounds=(max(0.0, replayed - 0.2 * abs(best)), replayed + 0.2 * abs(best)),
+            method="bounded",
+        )
+        assert ours == pytest.approx(near.fun, rel=1e-4)
+        harm = float(found["harm_bound_replayed"][index])
+        if np.isfinite(harm) and harm > 0:
+            assert left(index, harm) == pytest.approx(1, abs=1e-4)
+
+
+def test_the_trust_radius_is_where_the_error_is_a_tenth(steps):
+    found, _, off, size, count = steps
+    for index in range(count):
+        step = float(found["trust_radius"][index] / size[index])
+        assert off(index, step) == pytest.approx(0.1, rel=1e-3)
+        assert off(index, step / 2) < 0.1
+
+
+def test_layer_counts_are_edits_of_so_many_layers(arguments, counted, tmp_path):
+    """Each count is the main job with these layers; four is all there are up to layer 3."""
+    dataset = open_run(counted, "layer-count")
+    assert list(dataset["count"].values) == [1, 2, 3, 4]
+    run = open_run(run_tables(ExperimentConfig(**{**arguments, "layers": "2-3"}, out=tmp_path / "run"), progress=False))
+    for scheme in LayerCountConfig.schemes:
+        for ours, theirs in (("final_ratio", "residual_ratio"), ("final_norm", "residual_norm")):
+            np.testing.assert_allclose(
+                dataset[ours].sel(scheme=scheme, count=2), run[theirs].sel(scheme=scheme, layer=3), rtol=1e-7
+            )
+        np.testing.assert_array_equal(
+            dataset["count_efficacy"].sel(scheme=scheme, count=2), run["efficacy"].sel(scheme=scheme)
+        )
+    one = dataset["final_ratio"].sel(count=1)
+    np.testing.assert_allclose(one.sel(scheme="forward-replay"), one.sel(scheme="backward-full"), rtol=1e-9)
+
+
+def test_dampings_beside_backward_spreading(arguments, tmp_path, capsys):
+    folder = tmp_path / "run"
+    cli.main(["damping", *options({**arguments, "out": folder}), "--dampings", "0.01", "2.0"])
+    printed = capsys.readouterr().out
+    rows = pd.read_csv(folder / "damping.csv").set_index(["row", "layer"])
+    assert len(rows) == 4 * 3
+    run = open_run(folder)
+    dividing = run["residual_ratio"].sel(scheme="backward-dividing").mean("fact")
+    np.testing.assert_allclose(rows.loc["backward-dividing", "mean"], dividing, rtol=1e-6)
+    config = ExperimentConfig(**arguments, schemes=("jacobian-pullback",), pullback_damping=2.0, out=tmp_path / "other")
+    expected = open_run(run_tables(config, progress=False))["residual_ratio"].isel(scheme=0).mean("fact")
+    np.testing.assert_allclose(rows.loc["jacobian-pullback, μ = 2", "mean"], expected, rtol=1e-6)
+    assert "μ = 2" in printed
+    assert (folder / "damping.tex").read_text().isascii()
+
+
+def test_finished_analyses_compute_nothing(arguments, studied, counted, monkeypatch):
+    monkeypatch.setattr(shared, "apply_edit", lambda *_a, **_k: pytest.fail("computed again"))
+    for module in (shared, layer_count):
+        monkeypatch.setattr(module, "usable_moments", lambda *_a, **_k: pytest.fail("computed again"))
+    run_tables(ExperimentConfig(**arguments, schemes=STUDIED, out=studied), studies=("theorem1",), progress=False)
+    run_layer_count(LayerCountConfig(**arguments, out=counted), progress=False)
+
+
+def test_a_study_is_added_to_a_run_without_changing_it(arguments, studied, tmp_path):
+    config = ExperimentConfig(**arguments, schemes=STUDIED, out=tmp_path / "run")
+    run_tables(config, progress=False)
+    run_tables(config, studies=("step-size",), progress=False)
+    added, whole = open_run(tmp_path / "run"), open_run(studied)
+    for name in ("residual_ratio", "linear_norm", "step_replayed", "trust_radius"):
+        assert added[name].identical(whole[name])
+    assert added["eigenvector_angle"].isnull().all()
+
+
+RUNS = {"tables": "studied", "layer-count": "counted", "jacobian": "surveyed"}
+ANALYSES = tuple(ACCOUNTS)
+
+
+@pytest.mark.parametrize("name", ANALYSES)
+def test_every_analysis_has_a_script_and_a_subcommand(name, arguments, request, capsys, monkeypatch):
+    folder = request.getfixturevalue(RUNS[ACCOUNTS[name].kind])
+    chosen = {**(survey_options(arguments) if name == "jacobian" else arguments), "out": folder}
+    schemes = {"layer_count": ["--schemes", *LayerCountConfig.schemes], "jacobian": []}
+    schemes = schemes.get(name, ["--schemes", *STUDIED])
+    cli.main([name.replace("_", "-"), *options(chosen), *schemes])
+    printed = capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *options(chosen), *schemes])
+    runpy.run_path(str(ROOT / "analyses" / f"{name}.py"), run_name="__main__")
+    assert capsys.readouterr().out == printed
+    assert ACCOUNTS[name].caption in printed
+    assert (folder / f"{name}.tex").read_text().isascii()
+    long = pd.read_csv(folder / f"{name}.csv")
+    assert np.isfinite(long[["mean", "median"]].to_numpy()).all()
+    pd.testing.assert_frame_equal(long, summarised(open_run(folder), name))
+
+
+FIGURES = {"layer_count": "counted", "jacobian": "surveyed"}
+OF_METHODS = {"efficacy_specificity", "fe_gain"}  # drawn in test_edit_table, from its runs
+SCRIPTS = [path for path in sorted((ROOT / "figures").glob("*.py")) if path.stem not in OF_METHODS]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.stem)
+def test_every_figure_is_drawn_from_a_run(script, request, tmp_path, capsys, monkeypatch):
+    run = request.getfixturevalue(FIGURES.get(script.stem, "studied"))
+    monkeypatch.setattr(sys, "argv", [script.name, str(run), "--out", str(tmp_path / "figures")])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        runpy.run_path(str(script), run_name="__main__")
+    out, err = capsys.readouterr()
+    pdf, png = (tmp_path / "figures" / f"{script.stem}.{ending}" for ending in ("pdf", "png"))
+    assert out.split() == [str(pdf), str(png)]
+    assert pdf.read_bytes().startswith(b"%PDF")
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert pdf.stat().st_size > 5000
+    assert "findfont" not in err
+
+
+def test_schemes_that_edit_the_last_layer_alone_have_nothing_below_it(arguments, tmp_path, capsys):
+    folder = tmp_path / "run"
+    for command in ("decomposition", "step-size"):
+        cli.main([command, *options({**arguments, "out": folder}), "--schemes", "one-layer"])
+        assert "The run holds no such layer." in capsys.readouterr().out
+    cli.main(["tables", *options({**arguments, "out": folder}), "--schemes", "one-layer"])
+    assert "S ≻ 0" in capsys.readouterr().out
+    script = [sys.executable, ROOT / "figures" / "decomposition.py", folder]
+    result = subprocess.run(script, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+
+
+def test_the_survey_can_be_done_by_lanczos_or_left_out(arguments, studied, tmp_path):
+    dense, some = open_run(studied).isel(fact=slice(2)), {**arguments, "slice": "0:2"}
+    for survey in ("lanczos", "none"):
+        config = ExperimentConfig(**some, schemes=("one-layer",), survey=survey, out=tmp_path / survey)
+        dataset = open_run(run_tables(config, progress=False))
+        if survey == "none":
+            assert dataset["lambda_min"].isnull().all()
+        else:
+            np.testing.assert_allclose(dataset["lambda_min"], dense["lambda_min"], rtol=1e-4)
+            assert dataset["henrici"].isnull().all()
+
+
+def test_what_an_interrupted_study_left_is_not_shown(arguments, tmp_path, monkeypatch):
+    original = STUDIES["step-size"]
+
+    def second_fails(edit, progress):
+        if edit.layer == 2:
+            raise KeyboardInterrupt
+        return original(edit, progress)
+
+    config = ExperimentConfig(**arguments, schemes=("backward-full",), out=tmp_path / "run")
+    monkeypatch.setitem(STUDIES, "step-size", second_fails)
+    with pytest.raises(KeyboardInterrupt):
+        run_tables(config, studies=("step-size",), progress=False)
+    monkeypatch.undo()
+    run_tables(config, progress=False)
+    assert open_run(tmp_path / "run")["best_step"].isnull().all()
+    run_tables(config, studies=("step-size",), progress=False)
+    assert open_run(tmp_path / "run")["best_step"].sel(layer=[1, 2]).notnull().all()
+
+
+def test_figures_of_another_run_or_of_nothing_computed_are_refused(surveyed, arguments, tmp_path):
+    folder = run_tables(ExperimentConfig(**arguments, schemes=("one-layer",), out=tmp_path / "run"), progress=False)
+    for name, run, words in (
+        ("theorem2", surveyed, "expected a run of jacobian-lab tables, got one of jacobian"),
+        ("theorem1", folder, f"make it with jacobian-lab theorem1, to {folder}"),
+        ("step_size", folder, "make it with jacobian-lab step-size"),
+    ):
+        command = [sys.executable, ROOT / "figures" / f"{name}.py", run, "--out", tmp_path / "figures"]
+        result = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+        assert result.returncode == 2
+        assert words in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
+def test_bad_input_ends_with_one_line(arguments, surveyed, studied, capsys):
+    survey = survey_options(arguments)
+    cases = [
+        ("jacobian", {**survey, "site": "attention"}, "site of residual or mlp"),
+        ("jacobian", {**survey, "method": "magic"}, "method of dense or lanczos"),
+        ("jacobian", {**survey, "memory": "nan"}, "--memory nan"),
+        ("jacobian", {**survey, "memory": "inf"}, "--memory inf"),
+        ("theorem2", {**arguments, "survey": "magic"}, "survey of dense, lanczos, none"),
+        ("jacobian", {**survey, "seed": -1}, "seed from 0"),
+        ("jacobian", {**survey, "layers": "3"}, "at least two layers"),
+        ("jacobian", {**survey, "layers": "1-9"}, "layers from 0 to 5"),
+        ("jacobian", {**survey, "out": studied}, "a folder of jacobian-lab jacobian, got one of tables"),
+        ("theorem1", {**arguments, "out": surveyed}, "a folder of jacobian-lab tables, got one of jacobian"),
+        ("theorem2", {**arguments, "schemes": "sideways"}, "schemes among"),
+        ("step-size", {**arguments, "pullback_damping": 0}, "--pullback-damping 0"),
+        ("damping", {**arguments, "dampings": 0}, "values of μ above zero"),
+        ("layer-count", {**arguments, "most": 0}, "at least one layer"),
+        ("layer-count", {**arguments, "most": 9}, "at most 4 layers up to layer 3"),
+    ]
+    for command, changes, words in cases:
+        with pytest.raises(SystemExit) as caught:
+            cli.main([command, *options(changes)])
+        out, err = capsys.readouterr()
+        assert caught.value.code == 2, changes
+        assert out == ""
+        assert err.startswith("jacobian-lab: expected ")
+        assert err.count("\n") == 1
+        assert words in err

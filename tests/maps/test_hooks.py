@@ -1,0 +1,63 @@
+"""Hooks: what is captured is what the model computes; what is replaced is what it goes on with."""
+
+import torch
+from helpers.reference import Plain, prompt
+
+from jacobian_lab.maps.hooks import batches, capture, decisive_keys, decisive_states, forward, replace
+from jacobian_lab.model.tokens import Prompt, fact_prompt
+
+
+@torch.no_grad()
+def test_captured_states_and_keys_are_the_models(family_model, facts):
+    rows = [fact_prompt(family_model.tokenizer, fact) for fact in facts]
+    layers = (0, 3, 5)
+    states = decisive_states(family_model, rows, layers)
+    plain = Plain(family_model.hf, family_model.tokenizer, family_model.blocks)
+    keys = {layer: decisive_keys(family_model, rows, layer) for layer in layers}
+    for index, fact in enumerate(facts):
+        ids, position = prompt(family_model.tokenizer, fact)
+        _, own = plain.states(ids, position, layers)
+        for place, layer in enumerate(layers):
+            torch.testing.assert_close(states[place, index], own[layer], rtol=1e-10, atol=1e-10)
+            seen = []
+            handle = family_model.projection(layer).register_forward_pre_hook(lambda _m, i, s=seen: s.append(i[0]))
+            family_model.hf(torch.tensor([ids]))
+            handle.remove()
+            torch.testing.assert_close(keys[layer][index], seen[0][0, position], rtol=1e-10, atol=1e-10)
+
+
+@torch.no_grad()
+def test_replacing_a_state_reaches_every_row_at_its_own_place(family_model, facts):
+    rows = [fact_prompt(family_model.tokenizer, fact) for fact in facts]
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(len(rows), family_model.d_model, generator=generator, dtype=torch.float64)
+    positions = torch.tensor([row.decisive for row in rows])
+    with replace(family_model, 2, positions, values), capture(family_model, hidden=[2, 4]) as seen:
+        forward(family_model, rows, stop=4)
+    plain = Plain(family_model.hf, family_model.tokenizer, family_model.blocks)
+    for index, fact in enumerate(facts):
+        ids, position = prompt(family_model.tokenizer, fact)
+        _, own = plain.states(ids, position, [4], 2, value=values[index])
+        torch.testing.assert_close(seen.hidden[4][index, position], own[4], rtol=1e-10, atol=1e-10)
+    before = decisive_states(family_model, rows, [4])
+    assert not torch.allclose(before[0], seen.hidden[4][torch.arange(len(rows)), positions])
+
+
+@torch.no_grad()
+def test_captured_tensors_are_copies_and_hooks_go(tiny, facts):
+    rows = [fact_prompt(tiny.tokenizer, facts[0])]
+    with capture(tiny, hidden=[1], keys=[1]) as seen:
+        expected = forward(tiny, rows)
+        seen.hidden[1].zero_()
+        seen.keys[1].zero_()
+    assert torch.equal(forward(tiny, rows), expected)
+    assert not any(block._forward_hooks for block in tiny.blocks)
+    assert not any(tiny.projection(layer)._forward_pre_hooks for layer in range(tiny.n_layers))
+
+
+def test_batches_hold_every_row_once_and_keep_to_the_limit():
+    rows = [Prompt(tuple(range(n)), 0) for n in (5, 1, 9, 3, 3, 30)]
+    groups = batches(rows, tokens=12)
+    assert sorted(index for group in groups for index in group) == list(range(6))
+    for group in groups:
+        assert len(group) == 1 or len(group) * max(len(rows[i].ids) for i in group) <= 12

@@ -1,0 +1,174 @@
+"""Tokens: the decisive position, the answer's span, and the traps of both."""
+
+import pytest
+from helpers.small import make_tokenizer
+
+from jacobian_lab.errors import InputError
+from jacobian_lab.facts.fact import Fact
+from jacobian_lab.model.chat import Chat, chat_of, opens_turns
+from jacobian_lab.model.tokens import fact_prompt, kl_prompt, pad, text_prompt
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return make_tokenizer()
+
+
+def test_decisive_token_is_the_last_of_the_subject(tokenizer, facts):
+    for fact in facts:
+        row = fact_prompt(tokenizer, fact)
+        upto = tokenizer.decode(row.ids[: row.decisive + 1])
+        assert upto.endswith(fact.subject[-1])
+        assert fact.subject in upto
+
+
+def test_a_subject_that_occurs_twice_is_taken_at_its_place(tokenizer, facts):
+    twice = facts[-1]
+    row = fact_prompt(tokenizer, twice)
+    assert tokenizer.decode(row.ids[: row.decisive + 1]) == "Paris is where Paris"
+
+
+def test_a_subject_whose_last_token_merges_with_what_follows(tokenizer):
+    """The token that covers the subject's last character, even if it covers more."""
+    fact = Fact(0, "the Eiffel Towe", "We saw {}r in", "Paris")
+    row = fact_prompt(tokenizer, fact)
+    ids = tokenizer("We saw the Eiffel Tower in")["input_ids"]
+    assert list(row.ids) == ids
+    assert "Tower" in tokenizer.decode(row.ids[: row.decisive + 1])
+
+
+def test_a_character_of_several_tokens_ends_at_its_last(tokenizer):
+    row = fact_prompt(tokenizer, Fact(0, "Tōkyō 日", "{} is", "x"))
+    assert tokenizer.decode(row.ids[: row.decisive + 1]) == "Tōkyō 日"
+
+
+def test_the_answer_is_concatenated_not_tokenised_again(tokenizer):
+    fact = Fact(0, "Ada", "{} wrote the", "unbelievable poems of Paris")
+    row, bare = fact_prompt(tokenizer, fact, answer=True), fact_prompt(tokenizer, fact)
+    answer = tuple(tokenizer(" " + fact.target_new)["input_ids"])
+    assert len(answer) > 2
+    assert row.ids == bare.ids + answer[:-1]
+    assert row.answer == answer
+    assert row.ids[len(row.ids) - len(answer) + 1 :] == answer[:-1]
+
+
+def test_braces_in_a_subject_are_text(tokenizer):
+    row = fact_prompt(tokenizer, Fact(0, "the {} sign", "We saw {} in", "Paris"), "Look. {}")
+    assert tokenizer.decode(row.ids) == "Look. We saw the {} sign in"
+
+
+def test_one_bos_and_no_eos(facts):
+    tokenizer = make_tokenizer(bos=True, eos=True)
+    row = fact_prompt(tokenizer, facts[0], answer=True)
+    assert row.ids.count(tokenizer.bos_token_id) == 1
+    assert tokenizer.eos_token_id not in row.ids
+    assert not {tokenizer.bos_token_id, tokenizer.eos_token_id} & set(row.answer)
+
+
+def test_two_bos_are_refused():
+    tokenizer = make_tokenizer(bos=True)
+    for template in ("<bos>Look. {}", "Look. <bos>{}"):
+        with pytest.raises(InputError, match="one BOS at most, got 2"):
+            fact_prompt(tokenizer, Fact(0, "Ada", "{} wrote", "x"), template)
+
+
+def test_a_subject_that_the_tokenizer_drops_is_refused(tokenizer):
+    from tokenizers.normalizers import Replace
+
+    dropping = make_tokenizer()
+    dropping.backend_tokenizer.normalizer = Replace("Ada", "")
+    with pytest.raises(InputError, match="appear among the tokens"):
+        fact_prompt(dropping, Fact(0, "Ada", "{} wrote", "x"))
+
+
+def test_an_answer_without_tokens_is_refused():
+    from tokenizers.normalizers import Replace
+
+    dropping = make_tokenizer()
+    dropping.backend_tokenizer.normalizer = Replace(" Rome", "")
+    with pytest.raises(InputError, match="at least one token"):
+        text_prompt(dropping, "It is", "Rome")
+
+
+def test_cut_and_tail(tokenizer, facts):
+    row = fact_prompt(tokenizer, facts[1], answer=True)
+    assert row.cut().ids == row.ids[: row.decisive + 1]
+    assert row.tail == len(row.ids) - row.decisive
+    kl = kl_prompt(tokenizer, facts[1])
+    assert tokenizer.decode(kl.ids) == "the Eiffel Tower is a"
+
+
+def test_padding_is_on_the_right_whatever_the_tokenizer_says(facts):
+    left = make_tokenizer("left")
+    rows = [fact_prompt(left, fact) for fact in facts]
+    ids = pad(rows)
+    for row, line in zip(rows, ids, strict=True):
+        assert tuple(line[: len(row.ids)].tolist()) == row.ids
+        assert not line[len(row.ids) :].any()
+
+
+TURNS = "{% for m in messages %}<bos>{{ m.role }}\n{{ m.content | trim }}<eos>\n{% endfor %}"
+ASKING = TURNS + "{% if add_generation_prompt %}<bos>assistant\n{% endif %}"
+BRACKETS = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+
+
+def chatting(template: str, bos: bool = False):
+    made = make_tokenizer(bos=bos)
+    made.chat_template = template
+    return made
+
+
+def test_a_chat_template_is_taken_apart():
+    found = chat_of(chatting(ASKING), "m")
+    assert found == Chat("<bos>user\n", "<eos>\n<bos>assistant\n", "")
+    assert chat_of(chatting(BRACKETS), "m") == Chat("<bos>[INST] ", " [/INST]", " ")
+    assert chat_of(chatting(BRACKETS, bos=True), "m").head == "[INST] "  # the tokenizer adds the BOS itself
+    assert opens_turns(chatting(ASKING))
+    assert not opens_turns(chatting(BRACKETS))
+
+
+def test_prompts_are_the_users_turn_and_answers_the_assistants(facts):
+    for made in (chatting(ASKING), chatting(BRACKETS), chatting(BRACKETS, bos=True)):
+        chat = chat_of(made, "m")
+        for fact in facts:
+            row = fact_prompt(made, fact, "The weather was fine. {}", answer=True, chat=chat)
+            turns = [
+                {"role": "user", "content": "The weather was fine. " + fact.text},
+                {"role": "assistant", "content": fact.target_new},
+            ]
+            whole = made.apply_chat_template(turns, tokenize=False)
+            begun = whole[: whole.rindex(fact.target_new) + len(fact.target_new)]
+            ids = tuple(made(begun, add_special_tokens=False)["input_ids"])
+            assert row.ids + row.answer[-1:] == ids
+            assert made.decode(row.answer).strip() == fact.target_new
+            assert made.decode(row.ids[: row.decisive + 1]).endswith(fact.subject)
+            kl = kl_prompt(made, fact, chat)
+            assert made.decode(kl.ids[: kl.decisive + 1]) == ("<bos>" + chat.head).replace("<bos><bos>", "<bos>") + (
+                fact.subject
+            )
+            asked = text_prompt(made, "The weather was fine. " + fact.text, fact.target_new, chat=chat)
+            assert (asked.ids, asked.answer) == (row.ids, row.answer)
+
+
+def test_a_prompt_that_is_written_as_a_chat_is_taken_where_turns_open_with_the_bos(facts):
+    written = Fact(0, "Mira Vale", "<bos>user\nWhere was {} born?<eos>\n<bos>assistant\n", "Rome")
+    asked = Fact(0, "Mira Vale", "Where was {} born?", "Rome")
+    made = chatting(ASKING)
+    assert fact_prompt(made, written, answer=True) == fact_prompt(made, asked, answer=True, chat=chat_of(made, "m"))
+    doubled = Fact(0, "Mira Vale", "<bos>" + written.prompt, "Rome")
+    with pytest.raises(InputError, match="one BOS at most, got 3"):
+        fact_prompt(made, doubled)
+    with pytest.raises(InputError, match="one BOS at most, got 2"):
+        fact_prompt(make_tokenizer(), written)
+
+
+def test_models_that_cannot_chat_are_refused():
+    with pytest.raises(InputError, match="chat template for --chat, got 'm' without one"):
+        chat_of(make_tokenizer(), "m")
+    with pytest.raises(InputError, match="writes the user's text once, got 0 times"):
+        chat_of(chatting("nothing"), "m")
+    with pytest.raises(InputError, match="that can be filled in, got that of 'm'"):
+        chat_of(chatting("{{ raise_exception('no') }}"), "m")

@@ -1,0 +1,216 @@
+"""Nothing that a run has lost is presented as whole: readers are told, writers do it again."""
+
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from jacobian_lab.caching import PARTIAL
+from jacobian_lab.errors import InputError
+from jacobian_lab.report.residuals import write_reports
+from jacobian_lab.store.run import Run, marked, open_run, unfinished, whole
+from jacobian_lab.store.schema import KINDS
+
+FACTS = [f"fact {n}" for n in range(20)]  # two chunks
+SETTINGS = {"seed": 3, "layers": [4, 5], "anchor": {"steps": 25, "stop_loss": 0.05}}
+COORDINATES = {
+    "fact": FACTS,
+    "scheme": ["backward-dividing", "one-layer", "forward-replay"],
+    "layer": [4, 5],
+    "anchor_layer": [4, 5],
+    "study": ["theorem1", "step-size"],
+    "step": [0.0, 1.0],
+    "d_model": range(3),
+}
+DONE = ["backward-dividing", "forward-replay"]
+
+
+def create(folder, coordinates=COORDINATES):
+    return Run(folder, "tables", SETTINGS, {"model": "my_model"}, coordinates)
+
+
+def values(run, name):
+    """Numbers that are the same at every call, in the shape of one scheme's or of the whole array."""
+    shape = [len(run.coordinates[dim]) for dim in run.variables[name].dims if dim != "scheme"]
+    return np.random.default_rng(len(name)).normal(size=shape)
+
+
+def fill(run, mark, **labels):
+    """Write and seal a part."""
+    for name, variable in run.variables.items():
+        if variable.mark == mark != name and variable.study in {"", labels.get("study")}:
+            run.write(name, values(run, name), **{k: v for k, v in labels.items() if k in variable.dims})
+    run.seal(mark, **labels)
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """Every part but one scheme and one study."""
+    with create(tmp_path / "run") as run:
+        for mark in ("anchor_passes", "replayed", "surveyed"):
+            fill(run, mark)
+        for scheme in DONE:
+            fill(run, "measured", scheme=scheme)
+            fill(run, "studied", scheme=scheme, study="theorem1")
+    return tmp_path / "run"
+
+
+def lose(folder, chunk):
+    path = folder / "data.zarr" / chunk
+    assert path.is_file()
+    path.unlink()
+
+
+LOSSES = [
+    ("residual_ratio/0.0.0", "measured", r"residual_ratio of scheme backward-dividing, forward-replay"),
+    ("efficacy/1.0", "measured", r"efficacy of scheme backward-dividing, forward-replay"),
+    ("update_norm/0.0", "measured", r"update_norm of scheme backward-dividing, forward-replay"),
+    ("measured/0", "measured", r"measured of scheme backward-dividing, forward-replay"),
+    ("measured_digest/0.0", "measured", r"measured_digest of scheme backward-dividing, forward-replay"),
+    ("anchor/1.0.0", "anchor_passes", r"anchor of fact fact 16, fact 17, fact 18 and 1 more, anchor_layer 4, 5"),
+    ("anchor_loss/0.0", "anchor_passes", r"anchor_loss of fact fact 0, fact 1, fact 2 and 13 more, anchor_layer 4, 5"),
+    ("anchor_passes/1.0", "anchor_passes", r"anchor_passes of fact fact 16, fact 17, fact 18 and 1 more"),
+    ("anchor_passes_digest/1.0.0", "anchor_passes", r"anchor_passes_digest of fact fact 16"),
+    ("replayed_target/0.0.0", "replayed", r"replayed_target of fact fact 0, fact 1, fact 2 and 13 more"),
+    ("efficacy_unedited/1", "replayed", r"efficacy_unedited of fact fact 16"),
+    ("lambda_min/1.0", "surveyed", r"lambda_min of fact fact 16, fact 17, fact 18 and 1 more"),
+    ("decision/1.0", "surveyed", r"decision of fact fact 16"),
+    ("eigenvector_angle/0.0.0", "studied", r"eigenvector_angle of study theorem1, scheme backward-dividing, forward"),
+    ("studied/0.0", "studied", r"studied of study theorem1, scheme backward-dividing, forward-replay"),
+]
+
+
+@pytest.mark.parametrize(("chunk", "mark", "told"), LOSSES)
+def test_a_lost_chunk_is_named_and_its_part_alone_is_done_again(finished, capsys, chunk, mark, told):
+    before = open_run(finished)
+    lose(finished, chunk)
+    for read in (open_run, write_reports):
+        with pytest.raises(InputError, match=f"got .*run without {told}.*: give its command again$") as caught:
+            read(finished)
+        assert "\n" not in str(caught.value)
+    assert not whole(finished, mark)
+    with create(finished) as run:
+        (line,) = capsys.readouterr().err.splitlines()
+        assert re.search(f"without {told}", line)
+        for each in ("anchor_passes", "replayed", "surveyed"):
+            assert run.done(each).all() == (each != mark)
+        for each, labels in (("measured", {}), ("studied", {"study": "theorem1"})):
+            done = run.done(each, scheme=DONE, **labels)
+            assert done.all() == (each != mark)
+            for scheme, there in zip(DONE, done.ravel(), strict=True):
+                if not there:
+                    fill(run, each, scheme=scheme, **labels)
+        if mark not in {"measured", "studied"}:
+            fill(run, mark)
+    assert open_run(finished).identical(before)
+    assert whole(finished, mark)
+
+
+def test_a_lost_chunk_leaves_the_facts_of_the_others_done(finished):
+    lose(finished, "anchor/1.0.0")
+    with create(finished) as run:
+        assert run.done("anchor_passes").all(1).tolist() == [True] * 16 + [False] * 4
+    assert not marked(finished, "anchor_passes")
+    assert unfinished(finished, "surveyed", fact=FACTS) == []
+    assert marked(finished, "measured", scheme=DONE)
+
+
+def test_one_part_can_be_read_where_another_is_lost(finished):
+    anchors = open_run(finished)["anchor"]
+    lose(finished, "cosine/0.0.0")
+    assert open_run(finished, part="anchor_passes")["anchor"].identical(anchors)
+    with pytest.raises(InputError, match="without cosine of scheme"):
+        open_run(finished, part="measured")
+
+
+def test_a_value_that_has_changed_is_noticed(finished):
+    with create(finished) as run:
+        run.write("residual_ratio", [[7.0]], fact=["fact 3"], scheme="forward-replay", layer=[5])
+    with pytest.raises(InputError, match="without residual_ratio of scheme forward-replay: give"):
+        open_run(finished)
+    assert unfinished(finished, "measured", scheme=DONE) == ["forward-replay"]
+
+
+def test_what_is_not_finished_is_not_lost(tmp_path, capsys):
+    with create(tmp_path / "run") as run:
+        run.write("residual_ratio", values(run, "residual_ratio"), scheme="one-layer")
+        run.write("anchor", values(run, "anchor")[:3], fact=FACTS[:3])
+    assert open_run(tmp_path / "run").sizes["scheme"] == 0
+    with create(tmp_path / "run") as run:
+        assert not run.done("measured").any()
+    assert not capsys.readouterr().err
+    assert unfinished(tmp_path / "run", "measured", scheme=DONE) == DONE
+    assert unfinished(tmp_path / "nothing", "measured", scheme=DONE) == DONE
+    assert whole(tmp_path / "nothing", "measured")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_array_of_every_kind_belongs_to_a_part(kind):
+    for name, variable in KINDS[kind].items():
+        assert variable.mark in KINDS[kind] or name.endswith("_digest")
+
+
+@pytest.mark.parametrize("dim", ["fact", "scheme", "layer", "anchor_layer", "study", "step", "array"])
+def test_lost_labels_are_told_in_one_line(finished, dim):
+    lose(finished, f"{dim}/0")
+    for use in (open_run, create, lambda folder: marked(folder, "measured")):
+        with pytest.raises(InputError, match=f"the arrays of a run in .*, got other labels of {dim} than it was"):
+            use(finished)
+
+
+@pytest.mark.parametrize("damage", ["no metadata", "half a chunk", "no chunk of an array's metadata"])
+def test_lost_metadata_and_torn_chunks_are_told_in_one_line(finished, damage):
+    store = finished / "data.zarr"
+    if damage == "no metadata":
+        (store / ".zmetadata").unlink()
+    elif damage == "half a chunk":
+        torn = store / "residual_ratio" / "0.0.0"
+        torn.write_bytes(torn.read_bytes()[: torn.stat().st_size // 2])
+    else:
+        (store / ".zmetadata").write_text("{")
+    for use in (open_run, create, lambda folder: marked(folder, "measured")):
+        with pytest.raises(InputError, match=r"expected the arrays of a run in .*, got \w+: .*: remove") as caught:
+            use(finished)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_run_with_labels_of_another_version_is_refused(finished):
+    more = {**COORDINATES, "scheme": ["a new one", *COORDINATES["scheme"]]}
+    with pytest.raises(InputError, match=r"a run of this version, got other schemes in .*: choose another folder"):
+        create(finished, more)
+
+
+def test_what_a_killed_run_left_half_written_is_swept(finished, tmp_path):
+    torn = finished / "data.zarr" / "cosine" / "0.0.d34db33f.partial"
+    torn.write_bytes(b"half")
+    (finished / f"{PARTIAL}left").mkdir()
+    with create(finished):
+        assert not torn.exists()
+    new = tmp_path / "new"
+    (new / f"{PARTIAL}left").mkdir(parents=True)  # killed while the configuration was written
+    with create(new) as run:
+        assert not run.done("measured").any()
+
+
+def test_a_table_that_was_deleted_is_written_again(finished):
+    write_reports(finished)
+    text = (finished / "table2.md").read_text()
+    (finished / "table2.md").unlink()
+    write_reports(finished)
+    assert (finished / "table2.md").read_text() == text
+
+
+def test_tables_into_a_folder_that_cannot_be_written_end_in_one_line(finished, monkeypatch):
+    from jacobian_lab import caching
+
+    def full(*_a, **_k):
+        raise OSError(28, "No space left on device")
+
+    write_reports(finished)
+    text = (finished / "table2.md").read_text()
+    monkeypatch.setattr(caching.tempfile, "mkdtemp", full)
+    with pytest.raises(InputError, match=r"got .*measurements\.csv \(No space left on device\): change"):
+        write_reports(finished)
+    assert (finished / "table2.md").read_text() == text
+    shutil.rmtree(finished)

@@ -1,0 +1,198 @@
+"""A run that has lost a part: reports say so, and the same command makes that part again, and no other, to the bit."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+from helpers.commands import options
+
+from jacobian_lab import cli
+from jacobian_lab.errors import InputError
+from jacobian_lab.jobs import jacobians as surveys
+from jacobian_lab.jobs import layer_count, shared
+from jacobian_lab.jobs import methods as methods_job
+from jacobian_lab.jobs.jacobians import JacobianConfig, run_jacobian
+from jacobian_lab.jobs.layer_count import LayerCountConfig, run_layer_count
+from jacobian_lab.jobs.methods import EditTableConfig, run_edit_table
+from jacobian_lab.jobs.schemes import TablesConfig, run_tables
+from jacobian_lab.report.methods import write_comparison
+from jacobian_lab.report.residuals import write_reports
+from jacobian_lab.report.theorems import write_account
+from jacobian_lab.store import arrays
+from jacobian_lab.store.run import open_run
+
+
+def forbid(monkeypatch, module, *names):
+    for name in names:
+        monkeypatch.setattr(module, name, lambda *_a, **_k: pytest.fail("computed though it was there"))
+
+
+def lose(finished, folder, chunk):
+    """A copy of a run without one of its files."""
+    shutil.copytree(finished, folder)
+    (folder / "data.zarr" / chunk).unlink()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def studied(arguments, tmp_path_factory):
+    def command(folder):
+        config = TablesConfig(**arguments, schemes=("backward-dividing", "forward-replay"), out=folder)
+        return run_tables(config, ("theorem1",), progress=False)
+
+    return command, command(tmp_path_factory.mktemp("runs") / "studied")
+
+
+@pytest.mark.parametrize(
+    ("chunk", "told", "there"),
+    [
+        ("residual_ratio/0.0.0", "residual_ratio of scheme", ("optimise_anchors", "survey_one")),
+        ("anchor/0.0.0", "anchor of fact", ("apply_edit", "survey_one")),
+        ("anchor_passes_digest/0.0.0", "anchor_passes_digest of fact", ("apply_edit", "survey_one")),
+        ("replayed_target/0.0.0", "replayed_target of fact", ("apply_edit", "optimise_anchors", "survey_one")),
+        ("measured/0", "measured of scheme", ("optimise_anchors", "survey_one")),
+        ("eigenvector_angle/0.0.0", "eigenvector_angle of study theorem1", ("optimise_anchors", "survey_one")),
+        ("lambda_min/0.0", "lambda_min of fact", ("optimise_anchors", "apply_edit")),
+    ],
+)
+def test_tables(studied, tmp_path, monkeypatch, capsys, chunk, told, there):
+    command, finished = studied
+    before = open_run(finished)
+    folder = lose(finished, tmp_path / "run", chunk)
+    for report in (write_reports, lambda folder: write_account(folder, "theorem1")):
+        with pytest.raises(InputError, match=f"without {told}"):
+            report(folder)
+    forbid(monkeypatch, shared, *(name for name in there if name != "survey_one"))
+    if "survey_one" in there:
+        forbid(monkeypatch, surveys, "_measured")
+    command(folder)
+    assert told in capsys.readouterr().err
+    assert open_run(folder).identical(before)
+    forbid(monkeypatch, shared, "usable_moments")
+    command(folder)
+    assert not capsys.readouterr().err
+
+
+def test_a_batch_that_has_lost_some_of_its_anchors_is_optimised_as_a_whole(arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr(arrays, "FACTS_PER_CHUNK", 1)
+    config = TablesConfig(**arguments, schemes=("one-layer",), survey="none", out=tmp_path / "finished")
+    finished = run_tables(config, progress=False)
+    folder = lose(finished, tmp_path / "run", "anchor/0.0.0")
+    sizes, original = [], shared.optimise_anchors
+
+    def noted(model, facts, *given):
+        sizes.append(len(facts))
+        return original(model, facts, *given)
+
+    monkeypatch.setattr(shared, "optimise_anchors", noted)
+    run_tables(replace(config, out=folder), progress=False)
+    assert sizes == [2, 2]  # one batch for each of the two anchor layers
+    assert open_run(folder).identical(open_run(finished))
+
+
+def test_layer_count(arguments, tmp_path, monkeypatch):
+    def command(folder):
+        given = {**arguments, "schemes": ("backward-full",), "most": 2}
+        return run_layer_count(LayerCountConfig(**given, out=folder), progress=False)
+
+    finished = command(tmp_path / "finished")
+    folder = lose(finished, tmp_path / "run", "final_ratio/0.0.0")
+    forbid(monkeypatch, shared, "optimise_anchors")
+    assert open_run(command(folder)).identical(open_run(finished))
+    monkeypatch.undo()
+    folder = lose(finished, tmp_path / "other", "anchor/0.0.0")
+    forbid(monkeypatch, layer_count, "measured_edit")
+    assert open_run(command(folder)).identical(open_run(finished))
+
+
+def test_jacobian(arguments, tmp_path):
+    given = {name: value for name, value in arguments.items() if name in {"model", "layers", "device", "dtype"}}
+
+    def command(folder):
+        return run_jacobian(JacobianConfig(**given, slice="0:2", out=folder), progress=False)
+
+    finished = command(tmp_path / "finished")
+    folder = lose(finished, tmp_path / "run", "singular_value/0.0.0")
+    with pytest.raises(InputError, match="without singular_value of fact"):
+        write_account(folder, "jacobian")
+    assert open_run(command(folder)).identical(open_run(finished))
+
+
+@pytest.fixture(scope="module")
+def edited(arguments, tmp_path_factory):
+    def command(folder):
+        given = {**arguments, "greedy": False, "held_out_tokens": 100, "methods": ("memit", "blue-refit")}
+        return run_edit_table(EditTableConfig(**given, out=folder), progress=False)
+
+    return command, command(tmp_path_factory.mktemp("runs") / "edited")
+
+
+@pytest.mark.parametrize(
+    ("chunk", "told", "methods"),
+    [
+        ("refit_anchor/0.0.0", "refit_anchor of fact", {"blue-refit"}),
+        ("kl/0.0.0", "kl of edit unedited, memit, blue-refit", {"memit", "blue-refit"}),
+        ("neighbor_edited/0.0", "neighbor_edited of fact", set()),
+    ],
+)
+def test_edit_table(edited, tmp_path, monkeypatch, chunk, told, methods):
+    command, finished = edited
+    before = open_run(finished)
+    folder = lose(finished, tmp_path / "run", chunk)
+    with pytest.raises(InputError, match=f"without {told}"):
+        write_comparison(folder)
+    made, original = [], methods_job.method
+    monkeypatch.setattr(methods_job, "edit_with", _noted(methods_job.edit_with, made))
+    assert open_run(command(folder)).identical(before)
+    assert {name for name in ("memit", "blue-refit") if original(name) in made} == methods
+
+
+def _noted(work, made):
+    def noted(chosen, *given, **named):
+        made.append(chosen)
+        return work(chosen, *given, **named)
+
+    return noted
+
+
+def test_refitting_reads_the_anchors_of_its_batch_alone(arguments, tmp_path, monkeypatch):
+    read, original = [], methods_job.Run.read
+
+    def noted(run, name, **labels):
+        if (
+            name == "refit_anchor"
+            and set(labels) == {"fact", "anchor_layer"}
+            and isinstance(labels["anchor_layer"], int)
+        ):
+            read.append(len(labels["fact"]))
+        return original(run, name, **labels)
+
+    monkeypatch.setattr(methods_job.Run, "read", noted)
+    monkeypatch.setattr(shared, "open_run", _noted(shared.open_run, opened := []))
+    given = {**arguments, "greedy": False, "held_out_tokens": 100, "methods": ("blue-refit",), "edits_per_batch": 2}
+    run_edit_table(EditTableConfig(**given, out=tmp_path / "run"), progress=False)
+    assert read == [2, 2, 2]
+    assert len(opened) == 1  # the anchors of the unedited model, once
+
+
+def test_captions_count_the_facts_in_each_cell_and_say_how_they_were_measured(edited, studied):
+    text = write_comparison(edited[1])
+    for part in text.split("\n\n"):
+        if part.startswith(("Table", "All methods")):
+            assert "accuracy: every token of the answer the argmax, teacher forced" in part
+            assert "success: the new answer before the true one" in part
+            assert ", 6 facts, of builtin" in part
+    assert "6 facts, mean [95 %" in write_reports(studied[1])
+
+
+def test_the_command_line_ends_with_one_line_where_a_part_of_another_command_is_lost(
+    studied, arguments, tmp_path, capsys
+):
+    folder = lose(studied[1], tmp_path / "run", "eigenvector_angle/0.0.0")
+    command = ["tables", *options(arguments), "--schemes", "forward-replay", "--out", str(folder)]
+    with pytest.raises(SystemExit) as caught:
+        cli.main(command)
+    assert caught.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "without eigenvector_angle of study theorem1, scheme backward-dividing, forward-replay" in last
+    assert last.endswith("give its command again")
