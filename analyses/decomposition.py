@@ -1,6 +1,6 @@
 """What an edit does at the last layer, split into J·δ, curvature and leakage."""
 
-from jacobian_lab.cli import analysis
+from jacobian_lab.cli import SCRIPTS
 
 if __name__ == "__main__":
-    analysis("decomposition")
+    SCRIPTS["decomposition"]()

@@ -1,6 +1,6 @@
 """J of every fact and layer: spectra, and the verdict of theorem 2."""
 
-from jacobian_lab.cli import analysis
+from jacobian_lab.cli import SCRIPTS
 
 if __name__ == "__main__":
-    analysis("jacobian")
+    SCRIPTS["jacobian"]()

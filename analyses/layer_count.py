@@ -1,6 +1,6 @@
 """The residual that is left against the number of decisive layers."""
 
-from jacobian_lab.cli import analysis
+from jacobian_lab.cli import SCRIPTS
 
 if __name__ == "__main__":
-    analysis("layer_count")
+    SCRIPTS["layer_count"]()

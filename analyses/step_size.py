@@ -1,6 +1,6 @@
 """Figure 3, measured: what other step sizes would leave, and how far J can be trusted."""
 
-from jacobian_lab.cli import analysis
+from jacobian_lab.cli import SCRIPTS
 
 if __name__ == "__main__":
-    analysis("step_size")
+    SCRIPTS["step_size"]()

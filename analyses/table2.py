@@ -1,6 +1,6 @@
 """Table 2: the residual that backward spreading leaves at the last layer."""
 
-from jacobian_lab.cli import paper_table
+from jacobian_lab.cli import SCRIPTS
 
 if __name__ == "__main__":
-    paper_table("table2")
+    SCRIPTS["table2"]()

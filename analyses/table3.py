@@ -1,6 +1,6 @@
 """Table 3: methods with and without forward replay on Llama-3-8B-Instruct's protocol."""
 
-from jacobian_lab.cli import comparison_table
+from jacobian_lab.cli import SCRIPTS
 
 if __name__ == "__main__":
-    comparison_table("table3")
+    SCRIPTS["table3"]()

@@ -1,6 +1,6 @@
 """Table 5: the residual that forward replay leaves at the last layer."""
 
-from jacobian_lab.cli import paper_table
+from jacobian_lab.cli import SCRIPTS
 
 if __name__ == "__main__":
-    paper_table("table5")
+    SCRIPTS["table5"]()

@@ -1,6 +1,6 @@
 """Table 6: the methods on GPT2-XL's protocol."""
 
-from jacobian_lab.cli import comparison_table
+from jacobian_lab.cli import SCRIPTS
 
 if __name__ == "__main__":
-    comparison_table("table6")
+    SCRIPTS["table6"]()

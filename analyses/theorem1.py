@@ -1,6 +1,6 @@
 """Theorem 1: how near the edits' shifts are to eigenvectors of J, against random directions."""
 
-from jacobian_lab.cli import analysis
+from jacobian_lab.cli import SCRIPTS
 
 if __name__ == "__main__":
-    analysis("theorem1")
+    SCRIPTS["theorem1"]()

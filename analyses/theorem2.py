@@ -1,6 +1,6 @@
 """Theorem 2: whether S is positive definite, and the milder condition along the edits' directions."""
 
-from jacobian_lab.cli import analysis
+from jacobian_lab.cli import SCRIPTS
 
 if __name__ == "__main__":
-    analysis("theorem2")
+    SCRIPTS["theorem2"]()

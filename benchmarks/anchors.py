@@ -15,6 +15,7 @@ from typing import Any
 from jacobian_lab.editing.anchors import AnchorSettings, anchor_batches, optimise_anchors
 from jacobian_lab.facts.reading import load_facts
 from jacobian_lab.model.loading import load_model
+from jacobian_lab.model.rows import fact_rows
 from jacobian_lab.model.templates import sample_templates
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
@@ -49,13 +50,14 @@ def main() -> None:
     second_load, _ = timed(lambda: load_model(dtype=options.dtype))
     facts = load_facts(options.facts, options.slice)
     templates = sample_templates(model)
+    rows = fact_rows(model, facts, templates)
     settings = AnchorSettings(steps=options.steps)
     plain = Plain(model.hf, model.tokenizer, model.blocks)
 
     def batched() -> dict[int, Any]:
         found: dict[int, Any] = {}
-        for batch in anchor_batches(model, facts, 16):
-            anchors = optimise_anchors(model, [facts[i] for i in batch], options.layer, templates, settings)
+        for batch in anchor_batches(rows, 16):
+            anchors = optimise_anchors(rows.select(batch), options.layer, settings)
             found |= dict(zip(batch, anchors.states, strict=True))
         return found
 

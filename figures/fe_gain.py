@@ -7,7 +7,7 @@ if __name__ == "__main__":
     script(
         fe_gain,
         __doc__,
-        kind="edit-table",
+        kind="edit_table",
         needs=("efficacy_success",),
         made_by="edit-table",
         panels=lambda _run: 2,

@@ -2,172 +2,94 @@
 
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, cast
 
 import tyro
 
 from jacobian_lab.caching import write_text
 from jacobian_lab.editing.deltas import add_delta, check_new_folder, common_dtype, read_delta, save_model, summed
 from jacobian_lab.errors import InputError, first_line
-from jacobian_lab.facts.reading import BUILTIN, check_choices, read_facts
-from jacobian_lab.jobs.config import ExperimentConfig
-from jacobian_lab.jobs.damping import DampingConfig, run_damping
+from jacobian_lab.facts.reading import BUILTIN, read_facts
+from jacobian_lab.jobs.analyses import COMPUTATIONS
+from jacobian_lab.jobs.config import EditConfig, EditTableConfig, SchemesConfig
 from jacobian_lab.jobs.inspection import CheckConfig, inspect, summary
-from jacobian_lab.jobs.jacobians import JacobianConfig, run_jacobian
-from jacobian_lab.jobs.layer_count import LayerCountConfig, run_layer_count
-from jacobian_lab.jobs.methods import EditConfig, EditTableConfig, run_edit, run_edit_table, saved_paths
-from jacobian_lab.jobs.schemes import TablesConfig, run_tables
+from jacobian_lab.jobs.methods import run_edit, run_edit_table, saved_paths
+from jacobian_lab.jobs.schemes import run_schemes
 from jacobian_lab.memory import out_of_memory
 from jacobian_lab.model.families import FAMILIES, KNOWN
 from jacobian_lab.model.loading import load_model
 from jacobian_lab.model.sources import DEFAULT_MODEL, EMBEDDED
 from jacobian_lab.progress import note
-from jacobian_lab.report.methods import TABLES as COMPARISONS
 from jacobian_lab.report.methods import read_paper, write_comparison
+from jacobian_lab.report.paper import TABLES as COMPARISONS
 from jacobian_lab.report.residuals import TABLES, write_reports
-from jacobian_lab.report.theorems import write_account
-from jacobian_lab.report.writing import write_csv, write_table
+from jacobian_lab.report.theorems import ACCOUNTS, write_account
 
 
 @dataclass(frozen=True)
-class EditTableCommand(EditTableConfig):
-    """Edit with every method of the paper and evaluate: Tables 3, 4, 6 and 7.
-
-    Whatever is not given suits the model at hand.
+class Command:
+    """A command, or a script in ``analyses/``.
 
     Attributes:
-        paper: CSV file in the layout of metrics.csv; its rows stand beside ours, instead of the paper's.
+        help: What it does.
+        function: Takes its options by name.
     """
 
-    paper: Path | None = None
+    help: str
+    function: Callable[..., None]
+
+    def __call__(self, arguments: list[str] | None = None) -> None:
+        """Run it as a script.
+
+        Args:
+            arguments: Arguments of the command line; those of the process by default.
+        """
+        _guarded(lambda: tyro.cli(self.function, args=arguments, description=self.help))
 
 
-@dataclass(frozen=True)
-class ApplyConfig:
-    """Put saved deltas on their base model, and write the edited model as a folder that transformers loads.
-
-    Attributes:
-        delta: The file that jacobian-lab edit saved, or several that it saved of one base model, to be added up.
-        out: A new or empty folder for the model.
-        model: The base model, named as in jacobian-lab edit.
-        device: auto, cpu, cuda or cuda:N.
-    """
-
-    delta: tuple[Path, ...]
-    out: Path
-    model: str = DEFAULT_MODEL
-    device: str = "auto"
-
-
-@dataclass(frozen=True)
-class ModelsConfig:
-    """List the models that are at hand, and the defaults of those that are known."""
-
-
-@dataclass(frozen=True)
-class FactsConfig:
-    """List facts.
-
-    Attributes:
-        facts: "builtin", or a JSON or JSON Lines file of facts.
-        slice: Which of the facts, as A:B; all of them by default.
-        on_bad_record: refuse the facts if a record cannot be used, or skip it.
-        on_repeat: refuse facts that come more than once, or take each once, as the first or last record says.
-    """
-
-    facts: str = BUILTIN
-    slice: str | None = None
-    on_bad_record: str = "refuse"
-    on_repeat: str = "refuse"
-
-
-def tables(config: TablesConfig) -> None:
+def tables(config: SchemesConfig, only: tuple[str, ...] = tuple(TABLES)) -> None:
     """Measure, write the tables, and print them.
 
     Args:
         config: The configuration.
+        only: Which of Tables 1, 2 and 5; with all of them come the verdicts on J and the split of the shifts.
     """
-    folder = run_tables(config)
-    tables, verdicts = write_reports(folder), write_account(folder, "theorem2")
-    write_account(folder, "decomposition")
-    _say(f"{tables}\n\n{verdicts}\n\nRun: {folder}")
+    every = only == tuple(TABLES)
+    folder = run_schemes(config, verdicts=every)
+    told = [write_reports(folder, only)]
+    if every:
+        told.append(write_account(folder, "theorem2"))
+        write_account(folder, "decomposition")
+    _say("\n\n".join([*told, f"Run: {folder}"]))
 
 
-@dataclass(frozen=True)
-class Theorem1Config(ExperimentConfig):
-    """Test theorem 1: how near the edits' shifts are to eigenvectors of J.
-
-    Goes into the same run as tables. Whatever is not given suits the model at hand.
-    """
-
-
-@dataclass(frozen=True)
-class Theorem2Config(ExperimentConfig):
-    """Test theorem 2: whether S = (J + Jᵀ)/2 is positive definite, and cos(Jδ, δ) > 0 along the edits.
-
-    Goes into the same run as tables. Whatever is not given suits the model at hand.
-    """
-
-
-@dataclass(frozen=True)
-class DecompositionConfig(ExperimentConfig):
-    """Split what an edit does at the last layer into J·δ, curvature and leakage.
-
-    Goes into the same run as tables. Whatever is not given suits the model at hand.
-    """
-
-
-@dataclass(frozen=True)
-class StepSizeConfig(ExperimentConfig):
-    """Measure what other step sizes along the edits' shifts would leave, against what J predicts.
-
-    Goes into the same run as tables. Whatever is not given suits the model at hand.
-    """
-
-
-@dataclass(frozen=True)
-class _Analysis:
-    """A command that makes a run and prints one table of it."""
-
-    config: type
-    run: Callable[[Any], Path]
-
-    def __call__(self, config: Any) -> None:
-        folder = self.run(config)
-        _say(f"{write_account(folder, _name_of(type(config)))}\n\nRun: {folder}")
-
-
-def damping(config: DampingConfig) -> None:
-    """Edit at several μ, and print the residual that is left.
+def analysis(config: Any, name: str) -> None:
+    """Compute what an analysis shows, and print its table.
 
     Args:
-        config: The configuration.
+        config: The configuration, of the kind that `COMPUTATIONS` has.
+        name: The analysis.
     """
-    folder, rows = run_damping(config)
-    write_csv(folder / "damping.csv", rows)
-    last = rows[rows["layer"] == rows["layer"].max()].drop(columns=["layer", "median"])
-    caption = (
-        "Residual left at the last layer, over the initial one: mean, 95 % bootstrap interval, count of facts; "
-        "efficacy: share of facts whose new answer is the argmax at every token, teacher forced; and what it cost."
-    )
-    _say(f"{write_table(folder / 'damping', last.round(3).set_index('row'), caption)}\n\nRun: {folder}")
+    folder = COMPUTATIONS[name].run(config)
+    _say(f"{write_account(folder, name)}\n\nRun: {folder}")
 
 
-def edit_table(config: EditTableCommand, tables: tuple[str, ...] | None = None) -> None:
+def edit_table(config: EditTableConfig, paper: Path | None = None, only: tuple[str, ...] | None = None) -> None:
     """Edit with every method, evaluate, write the tables, and print them.
 
     Args:
         config: The configuration.
-        tables: Which of the paper's tables; those of the model by default.
+        paper: CSV file in the layout of metrics.csv; its rows stand beside ours, instead of the paper's.
+        only: Which of the paper's tables; those of the model by default.
     """
-    if config.paper is not None:
-        read_paper(config.paper)  # before the long work
+    if paper is not None:
+        read_paper(paper)  # before the long work
     folder = run_edit_table(config)
-    _say(f"{write_comparison(folder, tables, config.paper)}\n\nRun: {folder}")
+    _say(f"{write_comparison(folder, only, paper)}\n\nRun: {folder}")
 
 
 def edit(config: EditConfig) -> None:
@@ -181,83 +103,25 @@ def edit(config: EditConfig) -> None:
     _say(f"{told}\n\nSaved: {', '.join(map(str, saved_paths(folder, config.method, config.save)))}")
 
 
-def apply(config: ApplyConfig) -> None:
-    """Put deltas on their base model, and write the model.
+def apply(delta: tuple[Path, ...], out: Path, model: str = DEFAULT_MODEL, device: str = "auto") -> None:
+    """Put saved deltas on their base model, and write the edited model as a folder that transformers loads.
 
     Args:
-        config: The configuration.
+        delta: The file that jacobian-lab edit saved, or several that it saved of one base model, to be added up.
+        out: A new or empty folder for the model.
+        model: The base model, named as in jacobian-lab edit.
+        device: auto, cpu, cuda or cuda:N.
     """
-    dtype = common_dtype(config.delta)
-    check_new_folder(config.out)
-    model = load_model(config.model, dtype, config.device)
-    add_delta(model, summed([read_delta(path, model) for path in config.delta]))
-    save_model(model, config.out)
-    _say(f"Edited model: {config.out}")
+    dtype = common_dtype(delta)
+    check_new_folder(out)
+    base = load_model(model, dtype, device)
+    add_delta(base, summed([read_delta(path, base) for path in delta]))
+    save_model(base, out)
+    _say(f"Edited model: {out}")
 
 
-ANALYSES: dict[str, _Analysis] = {
-    "theorem1": _Analysis(Theorem1Config, partial(run_tables, studies=("theorem1",))),
-    "theorem2": _Analysis(Theorem2Config, partial(run_tables, studies=("theorem1",))),
-    "decomposition": _Analysis(DecompositionConfig, partial(run_tables, verdicts=False)),
-    "step_size": _Analysis(StepSizeConfig, partial(run_tables, studies=("step-size",), verdicts=False)),
-    "layer_count": _Analysis(LayerCountConfig, run_layer_count),
-    "jacobian": _Analysis(JacobianConfig, run_jacobian),
-}
-"""Subcommands, with a dash for the underscore, and scripts in ``analyses/`` of the same name."""
-
-
-def _name_of(config: type) -> str:
-    return next(name for name, analysis in ANALYSES.items() if analysis.config is config)
-
-
-def paper_table(table: str, arguments: list[str] | None = None) -> None:
-    """Measure what one table of the paper needs, into the run that all share, and print it.
-
-    Args:
-        table: ``"table1"``, ``"table2"`` or ``"table5"``.
-        arguments: Arguments of the command line; those of the process by default.
-    """
-    default = TablesConfig(schemes=TABLES[table].schemes)
-    config = tyro.cli(TablesConfig, default=default, args=arguments, description=TABLES[table].caption)
-
-    def report(chosen: TablesConfig) -> None:
-        folder = run_tables(chosen, verdicts=False)
-        _say(f"{write_reports(folder, (table,))}\n\nRun: {folder}")
-
-    guarded(report, config)
-
-
-def comparison_table(table: str, arguments: list[str] | None = None) -> None:
-    """Measure one of the paper's tables of methods, into the run that edit-table makes too, and print it.
-
-    Args:
-        table: One of ``table3``, ``table4``, ``table6`` and ``table7``.
-        arguments: Arguments of the command line; those of the process by default.
-    """
-    chosen = COMPARISONS[table]
-    default = EditTableCommand(methods=chosen.methods)
-    description = f"{table.replace('table', 'Table ')}: {', '.join(chosen.methods)} (in the paper of {chosen.model})."
-    config = tyro.cli(EditTableCommand, default=default, args=arguments, description=description)
-    guarded(partial(edit_table, tables=(table,)), config)
-
-
-def analysis(name: str, arguments: list[str] | None = None) -> None:
-    """Run one of `ANALYSES`.
-
-    Args:
-        name: Its name.
-        arguments: Arguments of the command line; those of the process by default.
-    """
-    chosen = ANALYSES[name]
-    guarded(chosen, tyro.cli(chosen.config, args=arguments))
-
-
-def models(_config: ModelsConfig) -> None:
-    """Print the models.
-
-    Args:
-        _config: Nothing to configure.
-    """
+def models() -> None:
+    """List the models that are at hand, and the defaults of those that are known."""
     for name, (package, file, _) in EMBEDDED.items():
         _say(f"{name}: embedded, {file} of the package {package}")
     _say(f"any folder, .gguf file or hub name of the families {', '.join(FAMILIES)}")
@@ -269,14 +133,18 @@ def models(_config: ModelsConfig) -> None:
         _say(f"settings of {name}{hub}: layers {layers}, ridge {defaults.ridge:g}, {anchor}")
 
 
-def facts(config: FactsConfig) -> None:
-    """Print facts, one a line, tab-separated.
+def facts(
+    facts: str = BUILTIN, slice: str | None = None, on_bad_record: str = "refuse", on_repeat: str = "refuse"
+) -> None:
+    """List facts, one a line, tab-separated.
 
     Args:
-        config: Which facts.
+        facts: "builtin", or a JSON or JSON Lines file of facts.
+        slice: Which of the facts, as A:B; all of them by default.
+        on_bad_record: refuse the facts if a record cannot be used, or skip it.
+        on_repeat: refuse facts that come more than once, or take each once, as the first or last record says.
     """
-    check_choices(config.on_bad_record, config.on_repeat)
-    file = read_facts(config.facts, config.slice, on_bad_record=config.on_bad_record, on_repeat=config.on_repeat)
+    file = read_facts(facts, slice, on_bad_record=on_bad_record, on_repeat=on_repeat)
     for line in file.notes():
         note(line)
     for fact in file.facts:
@@ -302,17 +170,78 @@ def check(config: CheckConfig) -> None:
         raise InputError(report["model"]["refused"])
 
 
-COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
-    "tables": (TablesConfig, tables),
-    "damping": (DampingConfig, damping),
-    "edit-table": (EditTableCommand, edit_table),
-    "edit": (EditConfig, edit),
-    "apply": (ApplyConfig, apply),
-    **{name.replace("_", "-"): (chosen.config, chosen) for name, chosen in ANALYSES.items()},
-    "check": (CheckConfig, check),
-    "models": (ModelsConfig, models),
-    "facts": (FactsConfig, facts),
+def _taking(config: Any, function: Callable[..., None], **fixed: Any) -> Callable[..., None]:
+    """A function whose options are the fields of a configuration, given as its type or with its defaults."""
+    default = config() if isinstance(config, type) else config
+
+    def command(config: Any = default) -> None:
+        function(config, **fixed)
+
+    command.__annotations__ = {"config": Annotated[type(default), tyro.conf.arg(name="")]}
+    return command
+
+
+SUITS = "Whatever is not given suits the model at hand."
+_SHARED = f"Goes into the same run as tables. {SUITS}"
+
+
+def _analyses() -> dict[str, Command]:
+    told = {name: SUITS if account.kind != "tables" else _SHARED for name, account in ACCOUNTS.items()}
+    return {
+        name: Command(f"{ACCOUNTS[name].caption} {told[name]}", _taking(each.config, analysis, name=name))
+        for name, each in COMPUTATIONS.items()
+    }
+
+
+def _edit_table(default: EditTableConfig, only: tuple[str, ...] | None = None) -> Callable[..., None]:
+    def command(config: Any = default, paper: Path | None = None) -> None:
+        """Edit with several methods.
+
+        Args:
+            config: The configuration.
+            paper: CSV file in the layout of metrics.csv; its rows stand beside ours, instead of the paper's.
+        """
+        edit_table(config, paper, only)
+
+    command.__annotations__["config"] = Annotated[EditTableConfig, tyro.conf.arg(name="")]
+    return command
+
+
+COMMANDS: Mapping[str, Command] = {
+    "tables": Command(
+        f"Measure Tables 1, 2 and 5 of the paper, the verdicts on J, and the split of every passive shift. {SUITS}",
+        _taking(SchemesConfig, tables),
+    ),
+    "edit_table": Command(
+        f"Edit with every method of the paper and evaluate: Tables 3, 4, 6 and 7. {SUITS}",
+        _edit_table(EditTableConfig()),
+    ),
+    "edit": Command(
+        f"Edit facts with one method, evaluate, and save the edited model. {SUITS}", _taking(EditConfig, edit)
+    ),
+    "apply": Command("Put saved deltas on their base model, and write the edited model as a folder.", apply),
+    **_analyses(),
+    "check": Command("Show what would be edited, before anything is edited.", _taking(CheckConfig, check)),
+    "models": Command("List the models that are at hand, and the defaults of those that are known.", models),
+    "facts": Command("List facts.", facts),
 }
+"""By name; the command line has a dash for the underscore."""
+
+SCRIPTS: Mapping[str, Command] = {
+    **_analyses(),
+    **{
+        name: Command(each.caption, _taking(replace(SchemesConfig(), schemes=cast("Any", each.schemes)), tables, only=(name,)))
+        for name, each in TABLES.items()
+    },
+    **{
+        name: Command(
+            f"{name.replace('table', 'Table ')}: {', '.join(each.methods)} (in the paper of {each.model}).",
+            _edit_table(EditTableConfig(methods=each.methods), (name,)),
+        )
+        for name, each in COMPARISONS.items()
+    },
+}
+"""Scripts in ``analyses/`` by name."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -321,30 +250,19 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: Its arguments; those of the process by default.
     """
-    config = tyro.extras.subcommand_cli_from_dict(
-        {name: config for name, (config, _) in COMMANDS.items()},
-        args=arguments,
-        prog="jacobian-lab",
-        description="Why an edit of a language model's knowledge works, layer by layer.",
-    )
-    guarded(next(command for kind, command in COMMANDS.values() if kind is type(config)), config)
+    app = tyro.extras.SubcommandApp()
+    for name, command in COMMANDS.items():
+        app.command(name=name.replace("_", "-"), help=command.help)(command.function)
+    description = "Why an edit of a language model's knowledge works, layer by layer."
+    _guarded(partial(app.cli, prog="jacobian-lab", description=description, args=arguments))
 
 
-def guarded(command: Callable[[Any], None], config: Any) -> None:
-    """Run a command; bad input and lack of memory end it with one line and status 2, an interruption with status 130.
-
-    Args:
-        command: The command.
-        config: Its configuration.
-
-    Raises:
-        MemoryError: Never; it is said, as any lack of memory is.
-        RuntimeError: If there is a fault in the command itself.
-    """
+def _guarded(command: Callable[[], Any]) -> None:
+    """Run a command; bad input and lack of memory end it with a line and status 2, an interruption with status 130."""
     try:
-        command(config)
+        command()
     except InputError as error:
-        sys.stderr.write(f"jacobian-lab: {error}\n")
+        sys.stderr.write(f"jacobian-lab: {error.by_option()}\n")
         sys.exit(2)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has gone; there is nobody to tell

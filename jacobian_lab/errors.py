@@ -1,18 +1,38 @@
 """The one exception that speaks to the user, and how others are quoted in it."""
 
+import re
+from collections.abc import Callable
+
+_FIELD = re.compile(r"⟨([a-z0-9_.]+)⟩")
+"""How a message names a setting, so that the command line can make an option of it."""
+
 
 class InputError(ValueError):
     """What was given cannot be used.
 
     The message says what was expected, what was got and what to do, in one line, whatever it
-    quotes. The command line prints it as it is and exits with status 2.
+    quotes. Settings stand in it as ``⟨anchor.lr⟩``; as text they are called by their field's name, and the
+    command line, which exits with status 2, calls them by their option.
 
     Args:
         message: The message.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        self.message = " ".join(message.split())
+        super().__init__(_named(self.message, str))
+
+    def by_option(self) -> str:
+        """The message as the command line prints it.
+
+        Returns:
+            One line, with ``--anchor.lr`` for ``anchor.lr``.
+        """
+        return _named(self.message, lambda field: "--" + field.replace("_", "-"))
+
+
+def _named(message: str, name: Callable[[str], str]) -> str:
+    return _FIELD.sub(lambda found: name(found[1]), message)
 
 
 def first_line(error: BaseException) -> str:

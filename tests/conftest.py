@@ -13,6 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 from helpers.small import CONFIGS, FAMILIES, make_folder, make_tokenizer
 
 from jacobian_lab.facts.fact import Fact
+from jacobian_lab.jobs.config import AnchorConfig
 from jacobian_lab.model.loading import load_model
 from jacobian_lab.model.templates import read_templates
 
@@ -82,8 +83,7 @@ def arguments(tmp_path_factory, corpus_file) -> dict[str, object]:
         "layers": "1-3",
         "corpus": str(corpus_file),
         "ridge": 10.0,
-        "anchor_lr": 0.1,
-        "anchor_steps": 4,
+        "anchor": AnchorConfig(lr=0.1, steps=4),
         "batch_size": 2,
         "device": "cpu",
         "dtype": "float64",

@@ -1,18 +1,16 @@
 """Anchors by gradient descent, all facts side by side."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from jacobian_lab.facts.fact import Fact
 from jacobian_lab.maps.hooks import decisive_states
 from jacobian_lab.maps.replay import Frozen, freeze, replay_logits
-from jacobian_lab.model.language_model import LanguageModel
-from jacobian_lab.model.templates import Templates
+from jacobian_lab.model.rows import FactRows
 
 PADDING = 1.25
 """The longest tail of a batch is at most this many times the shortest."""
@@ -58,14 +56,7 @@ class Anchors:
     passes: Int[Tensor, " fact"]
 
 
-def optimise_anchors(
-    model: LanguageModel,
-    facts: Sequence[Fact],
-    layer: int,
-    templates: Templates,
-    settings: AnchorSettings,
-    progress: Progress | None = None,
-) -> Anchors:
+def optimise_anchors(rows: FactRows, layer: int, settings: AnchorSettings, progress: Progress | None = None) -> Anchors:
     """Find the states at `layer` that make the model give the new answers (methods.md §2).
 
     The facts are optimised side by side. Each has its own optimiser, its own stop, and leaves the
@@ -73,40 +64,36 @@ def optimise_anchors(
     float64 whatever the model's dtype: in float32 its rounding alone moved an anchor by 2e-4.
 
     Args:
-        model: The model, unedited.
-        facts: The facts; see `anchor_batches` for which of many to take together.
+        rows: The facts, of the unedited model; see `anchor_batches` for which of many to take together.
         layer: The anchor layer.
-        templates: Context templates of the rewriting prompts.
         settings: How to optimise.
         progress: Told of every pass.
 
     Returns:
         The anchors, in the order of the facts.
     """
-    contexts = [template for group in templates for template in group]
-    rows = [model.fact_prompt(fact, c, answer=True) for fact in facts for c in contexts]
-    kl_rows = [model.kl_prompt(fact).cut() for fact in facts]
-    bare = decisive_states(model, [model.fact_prompt(fact) for fact in facts], [layer])[0]
+    model = rows.model
+    contexts = [row for answered in rows.answered_contexts for row in answered]
+    bare = decisive_states(model, rows.bare, [layer])[:, 0]
     start = bare.to(torch.promote_types(model.dtype, torch.float32))
-    descent = _Descent(freeze(model, rows, [layer]), freeze(model, kl_rows, [layer]), layer, start, settings)
+    descent = _Descent(freeze(model, contexts, [layer]), freeze(model, rows.kl, [layer]), layer, start, settings)
     descent.run(progress)
     return Anchors(layer, descent.states, descent.loss, descent.passes)
 
 
-def anchor_batches(model: LanguageModel, facts: Sequence[Fact], size: int) -> list[list[int]]:
+def anchor_batches(rows: FactRows, size: int) -> list[list[int]]:
     """Which facts to optimise together: those whose tails are about equally long.
 
     Args:
-        model: The model.
-        facts: The facts.
+        rows: The facts.
         size: Facts in a batch at the most.
 
     Returns:
         Indices of the facts of each batch; every index once.
     """
-    tails = [model.fact_prompt(fact, answer=True).tail for fact in facts]
+    tails = [row.tail for row in rows.answered]
     groups: list[list[int]] = []
-    for index in sorted(range(len(facts)), key=tails.__getitem__):
+    for index in sorted(range(len(rows)), key=tails.__getitem__):
         fits = groups and len(groups[-1]) < size and tails[index] <= PADDING * tails[groups[-1][0]]
         if fits:
             groups[-1].append(index)

@@ -146,7 +146,7 @@ def common_dtype(paths: Sequence[Path]) -> str:
         raise InputError(f"expected deltas that differ, got {', '.join(map(str, paths)) or 'none'}: name each once")
     dtypes = [read_metadata(path)["dtype"] for path in paths]
     if len(set(dtypes)) > 1:
-        raise InputError(f"expected deltas of one dtype, got {', '.join(dtypes)}: make them with the same --dtype")
+        raise InputError(f"expected deltas of one dtype, got {', '.join(dtypes)}: make them with the same ⟨dtype⟩")
     return dtypes[0]
 
 
@@ -226,7 +226,7 @@ def _check_finite(tensor: Tensor, name: str) -> None:
     if not torch.isfinite(tensor).all():
         kind = "NaN" if tensor.isnan().any() else "infinity"
         raise InputError(
-            f"expected finite weights to save, got {kind} in {name}: lower --anchor-clamp, or raise --ridge"
+            f"expected finite weights to save, got {kind} in {name}: lower ⟨anchor.clamp⟩, or raise ⟨ridge⟩"
         )
 
 

@@ -9,15 +9,77 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jacobian_lab.editing.rules import Kept, Problem, Rule, Update, memit
-from jacobian_lab.editing.schemes import Scheme, Targets, damped_pullback
+from jacobian_lab.editing.schemes import DAMPING, Scheme, Targets, damped_pullback
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import Fact
 from jacobian_lab.maps.hooks import decisive_keys
 from jacobian_lab.maps.jacobians import dense_jacobians
 from jacobian_lab.maps.replay import FrozenGroups, freeze_groups
 from jacobian_lab.model.language_model import LanguageModel
-from jacobian_lab.model.templates import Templates, template_weights
-from jacobian_lab.model.tokens import Prompt
+from jacobian_lab.model.rows import FactRows
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What an edit is made with, whatever the method.
+
+    Attributes:
+        rows: The facts as the model reads them, and the model.
+        moments: C of each decisive layer, ``[d_mlp, d_mlp]``.
+        ridge: λ, the weight of C in the solve.
+        damping: μ, for the schemes that pull residuals back through J.
+    """
+
+    rows: FactRows
+    moments: Mapping[int, Float[Tensor, "d_mlp d_mlp"]]
+    ridge: float
+    damping: float = DAMPING
+
+    @property
+    def model(self) -> LanguageModel:
+        """The model."""
+        return self.rows.model
+
+    @property
+    def facts(self) -> tuple[Fact, ...]:
+        """The facts."""
+        return self.rows.facts
+
+    def select(self, facts: Sequence[int]) -> "Setting":
+        """The same for some of the facts.
+
+        Args:
+            facts: Their indices.
+
+        Returns:
+            What an edit of these is made with.
+        """
+        return replace(self, rows=self.rows.select(facts))
+
+
+@dataclass(frozen=True, eq=False)
+class LayerEdit:
+    """One layer's edit, just after it was made.
+
+    Attributes:
+        layer: The layer l.
+        last: The last decisive layer L.
+        frozen: The facts' bare prompts, frozen just before the edit, from l to L.
+        wanted: Residuals before the scheme divided or pulled them back, ``[fact, d_model]``.
+        given: Residuals that the layer was given, ``[fact, d_model]``.
+        update: What the rule made of them.
+        update_norm: ‖ΔW‖ / ‖W‖ in the Frobenius norm.
+        unstored: Share of ΔW that the weight's dtype did not take, in the Frobenius norm.
+    """
+
+    layer: int
+    last: int
+    frozen: FrozenGroups
+    wanted: Float[Tensor, "fact d_model"]
+    given: Float[Tensor, "fact d_model"]
+    update: Update
+    update_norm: float
+    unstored: float
 
 
 @contextmanager
@@ -39,52 +101,19 @@ def restored(model: LanguageModel, layers: Sequence[int]) -> Iterator[None]:
             model.weight(layer).copy_(weight)
 
 
-@dataclass(frozen=True, eq=False)
-class LayerUpdate:
-    """One layer's edit, just after it was made.
-
-    Attributes:
-        layer: The layer l.
-        frozen: The facts' bare prompts, frozen just before the edit, from l to the last decisive layer.
-        wanted: Residuals before the scheme divided or pulled them back, ``[fact, d_model]``.
-        given: Residuals that the layer was given, ``[fact, d_model]``.
-        update: What was added to the weight.
-        stored: What `write_weight` said.
-    """
-
-    layer: int
-    frozen: FrozenGroups
-    wanted: Float[Tensor, "fact d_model"]
-    given: Float[Tensor, "fact d_model"]
-    update: Update
-    stored: Mapping[str, Float[Tensor, ""]]
-
-
 @torch.no_grad()
 def edit_layers(
-    model: LanguageModel,
-    facts: Sequence[Fact],
-    scheme: Scheme,
-    targets: Targets,
-    templates: Templates,
-    second_moments: Mapping[int, Float[Tensor, "d_mlp d_mlp"]],
-    ridge: float,
-    rule: Rule = memit,
-    kept: dict[int, Kept] | None = None,
-) -> Iterator[LayerUpdate]:
+    setting: Setting, scheme: Scheme, targets: Targets, rule: Rule = memit, kept: dict[int, Kept] | None = None
+) -> Iterator[LayerEdit]:
     """Edit all facts jointly, layer after layer, and leave the model edited (use within `restored`).
 
     Keys and hidden states are measured anew after every layer's edit. A fact whose target is not
     finite keeps its place and takes no part in the solve.
 
     Args:
-        model: The model.
-        facts: The facts.
+        setting: What the edit is made with.
         scheme: Which residual each layer is given.
         targets: The targets, of the unedited model.
-        templates: Context templates that keys are averaged over.
-        second_moments: C_l of each layer.
-        ridge: λ.
         rule: What is done with keys and residuals.
         kept: Where these facts are one batch of several: what the rule handed on after the batch before, by
             layer; what it hands on now takes its place.
@@ -95,25 +124,25 @@ def edit_layers(
     Raises:
         InputError: If no fact has a finite target, or a solve is singular.
     """
+    model, rows = setting.model, setting.rows
     layers, last = scheme.edited(targets.layers), targets.layers[-1]
-    bare = bare_prompts(model, facts)
     usable = targets.usable()
     for index, layer in enumerate(layers):
         site = scheme.read(layers, index)
-        frozen = freeze_groups(model, bare, sorted({layer, site, last}), last)
+        frozen = freeze_groups(model, rows.bare, sorted({layer, site, last}), last)
         wanted = targets.of(scheme.kind, site).double() - frozen.states(site).double()
         given = wanted / scheme.divisor(index, len(layers))
-        if scheme.damping is not None:
-            given = _pulled_back(frozen, layer, last, given, scheme.damping)
-        keys, old = _averaged_keys(model, facts, templates, layer)[usable], model.weight(layer).clone()
-        problem = Problem(layer, keys.T, given[usable].T, second_moments[layer], old, ridge)
+        if scheme.pulls_back:
+            given = _pulled_back(frozen, layer, last, given, setting.damping)
+        keys, old = averaged_keys(rows, layer)[usable], model.weight(layer).clone()
+        problem = Problem(layer, keys.T, given[usable].T, setting.moments[layer], old, setting.ridge)
         if kept is not None:
             problem = replace(problem, kept=kept.get(layer), goes_on=True)
         update = rule(problem)
         if kept is not None and update.kept is not None:
             kept[layer] = update.kept
         stored = write_weight(model, layer, old, update.delta)
-        yield LayerUpdate(layer, frozen, wanted, given, update, stored)
+        yield LayerEdit(layer, last, frozen, wanted, given, update, **stored)
 
 
 def write_weight(
@@ -121,7 +150,7 @@ def write_weight(
     layer: int,
     old: Float[Tensor, "d_model d_mlp"],
     delta: Float[Tensor, "d_model d_mlp"],
-) -> dict[str, Float[Tensor, ""]]:
+) -> dict[str, float]:
     """Write ``old + delta`` into a layer's weight, added up in float64, and say what that did to it.
 
     Args:
@@ -131,7 +160,7 @@ def write_weight(
         delta: The change that is asked for, in float32 or float64.
 
     Returns:
-        ``update_norm`` and ``unstored`` as `EditRecord` has them.
+        ``update_norm`` and ``unstored`` as `LayerEdit` has them.
 
     Raises:
         InputError: If the weight's dtype does not hold the sum.
@@ -142,10 +171,29 @@ def write_weight(
         dtype = str(weight.dtype).removeprefix("torch.")
         raise InputError(
             f"expected an edit that {dtype} holds, got NaN or infinity in the weight of layer {layer}: "
-            "lower --anchor-clamp, raise --ridge or edit in float32"
+            "lower ⟨anchor.clamp⟩, raise ⟨ridge⟩ or edit in float32"
         )
     size, lost = torch.linalg.matrix_norm(delta.double()), torch.linalg.matrix_norm(new - weight.double())
-    return {"update_norm": size / torch.linalg.matrix_norm(old.double()), "unstored": lost / size}
+    return {
+        "update_norm": float(size / torch.linalg.matrix_norm(old.double())),
+        "unstored": float(lost / size),
+    }
+
+
+@torch.no_grad()
+def averaged_keys(rows: FactRows, layer: int) -> Float[Tensor, "fact d_mlp"]:
+    """Keys averaged inside each template group, then over the groups (methods.md §3).
+
+    Args:
+        rows: The facts.
+        layer: The layer.
+
+    Returns:
+        One key a fact, in float64.
+    """
+    every = [row for contexts in rows.contexts for row in contexts]
+    keys = decisive_keys(rows.model, every, layer).double().view(len(rows), len(rows.weights), -1)
+    return torch.einsum("ftk,t->fk", keys, keys.new_tensor(rows.weights))
 
 
 def _pulled_back(
@@ -157,19 +205,3 @@ def _pulled_back(
         J = dense_jacobians(row, [layer], last)[0].double()
         shifts[fact] = damped_pullback(J, residuals[fact : fact + 1], damping)[0]
     return shifts
-
-
-def bare_prompts(model: LanguageModel, facts: Sequence[Fact]) -> list[Prompt]:
-    """The facts' prompts in no template, up to the decisive token."""
-    return [model.fact_prompt(fact).cut() for fact in facts]
-
-
-def _averaged_keys(
-    model: LanguageModel, facts: Sequence[Fact], templates: Templates, layer: int
-) -> Float[Tensor, "fact d_mlp"]:
-    """Keys averaged inside each template group, then over the groups (methods.md §3), in float64."""
-    weighted = template_weights(templates)
-    rows: list[Prompt] = [model.fact_prompt(fact, text) for fact in facts for text, _ in weighted]
-    keys = decisive_keys(model, rows, layer).double().view(len(facts), len(weighted), -1)
-    weights = keys.new_tensor([weight for _, weight in weighted])
-    return torch.einsum("ftk,t->fk", keys, weights)

@@ -10,16 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jacobian_lab.editing.deltas import delta_dtype
-from jacobian_lab.editing.layers import edit_layers, write_weight
+from jacobian_lab.editing.layers import Setting, edit_layers, write_weight
 from jacobian_lab.editing.rules import RULES, Kept, RuleSettings
 from jacobian_lab.editing.schemes import SCHEMES, Scheme, Targets
 from jacobian_lab.editing.solving import Eigh
 from jacobian_lab.errors import InputError
-from jacobian_lab.jobs.setup import Experiment
 from jacobian_lab.model.language_model import Layers
 
 UNEDITED = "unedited"
-FORWARD = "+fe"
 
 
 @dataclass(frozen=True)
@@ -38,21 +36,28 @@ class Method:
     refit: bool = False
 
 
-_RULES_WITH_FORWARD = ("memit", "prune", "rect", "alphaedit", "emmet")
 METHODS: Mapping[str, Method] = {
     "onelayer": Method("one-layer", "memit"),
     "memit": Method("backward-dividing", "memit"),
     "blue": Method("independent", "memit"),
     "blue-refit": Method("independent", "memit", refit=True),
-    **{rule: Method("backward-dividing", rule) for rule in _RULES_WITH_FORWARD if rule not in {"memit", "emmet"}},
-    **{f"{rule}{FORWARD}": Method("forward-replay", rule) for rule in _RULES_WITH_FORWARD if rule != "emmet"},
+    "prune": Method("backward-dividing", "prune"),
+    "rect": Method("backward-dividing", "rect"),
+    "alphaedit": Method("backward-dividing", "alphaedit"),
+    "memit+fe": Method("forward-replay", "memit"),
+    "prune+fe": Method("forward-replay", "prune"),
+    "rect+fe": Method("forward-replay", "rect"),
+    "alphaedit+fe": Method("forward-replay", "alphaedit"),
     "emmet": Method("backward-dividing", "emmet"),
-    f"emmet{FORWARD}": Method("forward-replay", "emmet"),
+    "emmet+fe": Method("forward-replay", "emmet"),
 }
 """The paper's methods by name; any other pair is called ``rule@scheme``."""
 
+PAPER_METHODS = tuple(name for name in METHODS if name != "blue-refit")
+"""What a table has unless told otherwise: all but the other reading of BLUE."""
+
 PAIRS = tuple(f"{rule}@{scheme}" for rule in RULES for scheme in SCHEMES)
-ALIASES = {"fe": f"memit{FORWARD}"}
+ALIASES = {"fe": "memit+fe"}
 
 
 def method_name(text: str) -> str:
@@ -113,10 +118,9 @@ class MethodEdit:
 
 def edit_with(
     chosen: Method,
-    experiment: Experiment,
+    setting: Setting,
     targets: Targets,
-    second_moments: Mapping[int, Float[Tensor, "d_mlp d_mlp"]],
-    settings: RuleSettings,
+    rules: RuleSettings,
     *,
     eigh: Eigh = torch.linalg.eigh,
     size: int | None = None,
@@ -133,10 +137,9 @@ def edit_with(
 
     Args:
         chosen: The method.
-        experiment: Model, facts, templates and λ.
+        setting: What the edit is made with.
         targets: The targets of all facts.
-        second_moments: C of each decisive layer.
-        settings: What rules leave open.
+        rules: What rules leave open.
         eigh: Eigendecomposition of C; may remember what it has done.
         size: Facts in a batch; all of them in one by default.
         refit: Optimises anchors on the model as it is, for methods that need it.
@@ -148,8 +151,8 @@ def edit_with(
     Raises:
         InputError: If no fact has a finite anchor, a solve is singular, or the model's dtype does not hold the edit.
     """
-    model, count = experiment.model, len(experiment.facts)
-    scheme, rule = experiment.scheme(chosen.scheme), settings.rule(chosen.rule, eigh)
+    model, count = setting.model, len(setting.facts)
+    scheme, rule = SCHEMES[chosen.scheme], rules.rule(chosen.rule, eigh)
     finite = targets.usable().tolist()
     step = size or count
     original = {layer: model.weight(layer).clone() for layer in scheme.edited(targets.layers)}
@@ -157,12 +160,10 @@ def edit_with(
     kept: dict[int, Kept] | None = {} if step < count else None
     seen: dict[int, dict[str, float]] = {layer: {} for layer in original}
     for batch in (range(start, min(start + step, count)) for start in range(0, count, step)):
-        facts = [experiment.facts[index] for index in batch]
+        some = setting.select(batch)
         stages = _stages(chosen, scheme, targets.select(batch), batch, refit) if any(finite[i] for i in batch) else ()
         for stage, wanted in stages:
-            for edit in edit_layers(
-                model, facts, stage, wanted, experiment.templates, second_moments, experiment.ridge, rule, kept
-            ):
+            for edit in edit_layers(some, stage, wanted, rule, kept):
                 layer, update = edit.layer, edit.update
                 deltas[layer] += update.delta
                 write_weight(model, layer, original[layer], deltas[layer])  # rounded once, not batch by batch
@@ -170,10 +171,9 @@ def edit_with(
                 seen[layer] |= {**update.notes, "condition_number": worst}
         done(len(batch))
     for layer, weight in original.items():
-        total, notes = settings.finish(chosen.rule, deltas[layer], weight)
+        total, notes = rules.finish(chosen.rule, deltas[layer], weight)
         deltas[layer] = total.to(delta_dtype(model))  # what is saved is what is measured
-        stored = write_weight(model, layer, weight, deltas[layer])
-        seen[layer] |= notes | {name: float(value) for name, value in stored.items()}
+        seen[layer] |= notes | write_weight(model, layer, weight, deltas[layer])
     names = dict.fromkeys(name for values in seen.values() for name in values)
     return MethodEdit(deltas, {name: [values.get(name, math.nan) for values in seen.values()] for name in names})
 

@@ -3,17 +3,15 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Gt, Le
 from jaxtyping import Float
 from torch import Tensor
 
 from jacobian_lab.editing.solving import Eigh, Factored, advice, factored, largest_singular_value, null_space, shrink
-from jacobian_lab.errors import InputError
 
-PRUNE_KINDS = ("log", "log_a", "linear")
-PRUNE_SCOPES = ("layer", "total")
 RECT_KEPT = {"magnitude": 0.6, "relative": 0.2}
 """How RECT ranks, and the share that it keeps: the paper's code, and RECT's authors."""
 
@@ -185,7 +183,7 @@ def alphaedit(
     def start() -> Float[Tensor, "rank rank"]:
         return l2 * torch.eye(basis.shape[1], dtype=basis.dtype, device=basis.device)
 
-    update = _regressed(problem, start, "P K Kᵀ + L2·I", "raise --alphaedit-l2", basis)
+    update = _regressed(problem, start, "P K Kᵀ + L2·I", "raise ⟨alphaedit_l2⟩", basis)
     notes = {"null_space_rank": float(basis.shape[1]), "trace_left_out": space.trace_left_out}
     return replace(update, notes=notes)
 
@@ -193,7 +191,8 @@ def alphaedit(
 def emmet(problem: Problem, *, epsilon: float = 0.1) -> Update:
     """EMMET: ``ΔW = R (Kᵀ A⁻¹ K + εI)⁻¹ Kᵀ A⁻¹`` with A = λC + S; with ε → 0, ΔW K = R (methods.md §5).
 
-    By the push-through identity this is ``R Kᵀ (εA + K Kᵀ)⁻¹``: for one batch, `memit` at λ·ε.
+    By the push-through identity this is ``R Kᵀ (εA + K Kᵀ)⁻¹``: for one batch identically `memit` at λ·ε (of later
+    batches the old keys, which are part of A, count ε times as much as in `memit`).
 
     Args:
         problem: K, R, C, W, λ and S.
@@ -211,7 +210,7 @@ def emmet(problem: Problem, *, epsilon: float = 0.1) -> Update:
     whitened = kept.solve(K).T  # (A⁻¹ K)ᵀ
     inner = whitened @ K
     inner = (inner + inner.T) / 2 + epsilon * torch.eye(len(inner), dtype=K.dtype, device=K.device)
-    multipliers = factored(inner, f"Kᵀ A⁻¹ K + εI at layer {layer}", "raise --emmet-epsilon")
+    multipliers = factored(inner, f"Kᵀ A⁻¹ K + εI at layer {layer}", "raise ⟨emmet_epsilon⟩")
     delta = multipliers.solve(R.T).T @ whitened  # R (Kᵀ A⁻¹ K + εI)⁻¹, times Kᵀ A⁻¹
     handed_on = Kept(kept.plus(K)) if problem.goes_on else None
     return Update(delta, max(kept.condition, multipliers.condition), kept=handed_on)
@@ -232,7 +231,7 @@ class RuleSettings:
     """What the rules leave open; the defaults are the paper's.
 
     Attributes:
-        prune_kind: How PRUNE shrinks: log, log_a or linear.
+        prune_kind: How PRUNE shrinks.
         prune_base: Base of log_a: 1.2, 1.5 or 2 in the literature.
         prune_scope: What PRUNE shrinks: every layer's change as it is made, or the total one after all edits.
         rect_by: How RECT ranks: by magnitude, or relative to the weight.
@@ -243,33 +242,15 @@ class RuleSettings:
         emmet_epsilon: ε of EMMET's solve.
     """
 
-    prune_kind: str = "log"
-    prune_base: float = 1.2
-    prune_scope: str = "layer"
-    rect_by: str = "magnitude"
-    rect_kept: float | None = None
+    prune_kind: Literal["log", "log_a", "linear"] = "log"
+    prune_base: Annotated[float, Gt(1)] = 1.2
+    prune_scope: Literal["layer", "total"] = "layer"
+    rect_by: Literal["magnitude", "relative"] = "magnitude"
+    rect_kept: Annotated[float, Gt(0), Le(1)] | None = None
     alphaedit_threshold: float = 0.02
     alphaedit_relative: bool = False
-    alphaedit_l2: float = 10.0
+    alphaedit_l2: Annotated[float, Gt(0)] = 10.0
     emmet_epsilon: float = 0.1
-
-    def check(self) -> None:
-        """Refuse what no rule can use.
-
-        Raises:
-            InputError: Naming the option.
-        """
-        choices = {"prune_kind": PRUNE_KINDS, "prune_scope": PRUNE_SCOPES, "rect_by": tuple(RECT_KEPT)}
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                option = "--" + name.replace("_", "-")
-                raise InputError(f"expected {option} of {', '.join(known)}, got {getattr(self, name)!r}: choose one")
-        if not self.prune_base > 1:
-            raise InputError(f"expected a base above 1, got --prune-base {self.prune_base}: give 1.2, 1.5 or 2")
-        if not self.alphaedit_l2 > 0:
-            raise InputError(f"expected a number above zero, got --alphaedit-l2 {self.alphaedit_l2}: give 10")
-        if self.rect_kept is not None and not 0 < self.rect_kept <= 1:
-            raise InputError(f"expected a share above 0 and up to 1, got --rect-kept {self.rect_kept}: give 0.6")
 
     def rule(self, name: str, eigh: Eigh = torch.linalg.eigh) -> Rule:
         """A rule with these settings.

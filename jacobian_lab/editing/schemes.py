@@ -1,16 +1,22 @@
 """Target schemes: which residual each layer is given, and the targets made of anchors."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from jacobian_lab.errors import InputError
-from jacobian_lab.facts.fact import Fact
 from jacobian_lab.maps.replay import freeze_groups, replay
-from jacobian_lab.model.language_model import LanguageModel, Layers
+from jacobian_lab.model.language_model import Layers
+from jacobian_lab.model.rows import FactRows
+
+Kind = Literal["optimised", "replayed"]
+OPTIMISED, REPLAYED = "optimised", "replayed"
+DAMPING = 0.01
+"""μ of the scheme ``jacobian-pullback`` unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -18,63 +24,70 @@ class Scheme:
     """How targets are made of anchors: two answers for the loop over layers (methods.md §4).
 
     Attributes:
-        edited: Which of the decisive layers are edited.
-        read: At which layer the hidden state is read, and compared with its target, when the i-th
-            of the edited layers is edited.
-        divisor: What the residual read there is divided by before the i-th of m layers gets it.
-        kind: Whose target at the last layer is the scheme's own: ``"optimised"`` there, or ``"replayed"``.
-        damping: μ of `damped_pullback`, for schemes that solve a layer's shift from J_{l→L} instead
-            of copying the residual.
+        edits: Which of the decisive layers are edited: all, the last, or both ends.
+        reads: At which layer the hidden state is read, and compared with its target, when a layer is edited: at the
+            last one, or at its own.
+        divides: Whether a layer gets its share alone of the residual that it reads: one over the layers that are left.
+        kind: Whose target at the last layer is the scheme's own: optimised there, or replayed.
+        pulls_back: Whether a layer's shift is solved from J_{l→L} (`damped_pullback`) instead of being the residual.
     """
 
-    edited: Callable[[Layers], Layers]
-    read: Callable[[Layers, int], int]
-    divisor: Callable[[int, int], int]
-    kind: str
-    damping: float | None = None
+    edits: Literal["all", "last", "ends"]
+    reads: Literal["last", "own"]
+    divides: bool
+    kind: Kind
+    pulls_back: bool = False
+
+    def edited(self, layers: Layers) -> Layers:
+        """The layers that are edited.
+
+        Args:
+            layers: The decisive layers, ascending.
+
+        Returns:
+            Those of them.
+        """
+        if self.edits == "all":
+            return layers
+        return layers[-1:] if self.edits == "last" or len(layers) == 1 else (layers[0], layers[-1])
+
+    def read(self, layers: Layers, index: int) -> int:
+        """Where the residual is read.
+
+        Args:
+            layers: The edited layers.
+            index: Which of them is edited now.
+
+        Returns:
+            The layer.
+        """
+        return layers[-1] if self.reads == "last" else layers[index]
+
+    def divisor(self, index: int, count: int) -> int:
+        """What the residual is divided by.
+
+        Args:
+            index: Which of the edited layers is edited now.
+            count: How many there are.
+
+        Returns:
+            The number of layers that are left, or 1.
+        """
+        return count - index if self.divides else 1
 
 
-def _all(layers: Layers) -> Layers:
-    return layers
-
-
-def _last(layers: Layers) -> Layers:
-    return layers[-1:]
-
-
-def _ends(layers: Layers) -> Layers:
-    return layers if len(layers) == 1 else (layers[0], layers[-1])
-
-
-def _at_last(layers: Layers, index: int) -> int:
-    return layers[-1]
-
-
-def _at_own(layers: Layers, index: int) -> int:
-    return layers[index]
-
-
-def _undivided(index: int, count: int) -> int:
-    return 1
-
-
-def _remaining(index: int, count: int) -> int:
-    return count - index
-
-
-OPTIMISED, REPLAYED = "optimised", "replayed"
-DAMPING = 0.01
-"""μ of the scheme ``jacobian-pullback`` unless told otherwise."""
-
+SchemeName = Literal[
+    "backward-dividing", "backward-full", "one-layer", "independent", "forward-replay", "jacobian-pullback"
+]
 SCHEMES: dict[str, Scheme] = {
-    "backward-dividing": Scheme(_all, _at_last, _remaining, OPTIMISED),
-    "backward-full": Scheme(_all, _at_last, _undivided, OPTIMISED),
-    "one-layer": Scheme(_last, _at_last, _undivided, OPTIMISED),
-    "independent": Scheme(_ends, _at_own, _undivided, OPTIMISED),
-    "forward-replay": Scheme(_all, _at_own, _undivided, REPLAYED),
-    "jacobian-pullback": Scheme(_all, _at_last, _remaining, OPTIMISED, DAMPING),
+    "backward-dividing": Scheme("all", "last", divides=True, kind="optimised"),
+    "backward-full": Scheme("all", "last", divides=False, kind="optimised"),
+    "one-layer": Scheme("last", "last", divides=False, kind="optimised"),
+    "independent": Scheme("ends", "own", divides=False, kind="optimised"),
+    "forward-replay": Scheme("all", "own", divides=False, kind="replayed"),
+    "jacobian-pullback": Scheme("all", "last", divides=True, kind="optimised", pulls_back=True),
 }
-"""Any scheme goes with any update rule of `jacobian_lab.editing.layers`."""
+"""Any scheme goes with any update rule of `jacobian_lab.editing.rules`."""
 
 
 def damped_pullback(
@@ -109,7 +122,7 @@ class Targets:
     optimised: dict[int, Float[Tensor, "fact d_model"]]
     replayed: dict[int, Float[Tensor, "fact d_model"]]
 
-    def of(self, kind: str, layer: int) -> Float[Tensor, "fact d_model"]:
+    def of(self, kind: Kind, layer: int) -> Float[Tensor, "fact d_model"]:
         """m_l of one kind.
 
         Args:
@@ -137,7 +150,7 @@ class Targets:
         """
         usable = self.finite()
         if not usable.any():
-            raise InputError("expected at least one fact with a finite anchor, got none: lower --anchor-lr")
+            raise InputError("expected at least one fact with a finite anchor, got none: lower ⟨anchor.lr⟩")
         return usable
 
     def select(self, facts: Sequence[int]) -> "Targets":
@@ -159,38 +172,33 @@ class Targets:
 
 @torch.no_grad()
 def replay_targets(
-    model: LanguageModel, facts: Sequence[Fact], anchors: Float[Tensor, "fact d_model"], layers: Layers
-) -> Float[Tensor, "layer fact d_model"]:
+    rows: FactRows, anchors: Float[Tensor, "fact d_model"], layers: Layers
+) -> Float[Tensor, "fact layer d_model"]:
     """Forward replay: what an anchor becomes at the layers above (methods.md §4).
 
     Args:
-        model: The model, unedited.
-        facts: The facts.
+        rows: The facts, of the unedited model.
         anchors: Their anchors at the first of the layers.
         layers: The decisive layers, ascending.
 
     Returns:
         Targets in the order of `layers`; the first are the anchors themselves.
     """
-    rows = [model.fact_prompt(fact).cut() for fact in facts]
-    frozen = freeze_groups(model, rows, layers[:1], layers[-1])
-    by_row = frozen.ask(lambda group, states: replay(group, layers[0], states, layers).transpose(0, 1), anchors)
-    return torch.cat([anchors[None], by_row.transpose(0, 1)[1:].to(anchors.dtype)])
+    frozen = freeze_groups(rows.model, rows.bare, layers[:1], layers[-1])
+    replayed = frozen.ask(lambda group, states: replay(group, layers[0], states, layers), anchors)
+    return torch.cat([anchors[:, None], replayed[:, 1:].to(anchors.dtype)], dim=1)
 
 
-def make_targets(
-    model: LanguageModel, facts: Sequence[Fact], layers: Layers, anchors: Mapping[int, Float[Tensor, "fact d_model"]]
-) -> Targets:
+def make_targets(rows: FactRows, layers: Layers, anchors: Mapping[int, Float[Tensor, "fact d_model"]]) -> Targets:
     """Targets of both kinds from the anchors at the first and at the last decisive layer.
 
     Args:
-        model: The model, unedited.
-        facts: The facts.
+        rows: The facts, of the unedited model.
         layers: The decisive layers, ascending.
         anchors: Anchors by layer.
 
     Returns:
         The targets.
     """
-    replayed = replay_targets(model, facts, anchors[layers[0]], layers)
-    return Targets(layers, dict(anchors), dict(zip(layers, replayed, strict=True)))
+    replayed = replay_targets(rows, anchors[layers[0]], layers)
+    return Targets(layers, dict(anchors), dict(zip(layers, replayed.unbind(1), strict=True)))

@@ -81,7 +81,7 @@ def second_moments(
         if total < model.d_mlp:
             raise InputError(
                 f"expected at least {model.d_mlp} tokens for a second moment of full rank, got {total} from "
-                f"{corpus.name!r}: give a longer corpus, or raise --corpus-tokens or --corpus-length"
+                f"{corpus.name!r}: give a longer corpus, or raise ⟨corpus_tokens⟩ or ⟨corpus_length⟩"
             )
         for layer, matrix in _accumulate(model, rows, missing, progress).items():
             tensors = {"second_moment": matrix / total, "tokens": torch.tensor(total)}

@@ -130,11 +130,11 @@ def advice(second_moment: Matrix, ridge: float) -> str:
         A hint for `factored`.
     """
     if not ridge:
-        return "raise --ridge"
+        return "raise ⟨ridge⟩"
     silent = int((second_moment.diagonal() == 0).sum())
     if silent:
-        return f"{silent} of {len(second_moment)} neurons are silent on the corpus: give another, or other --layers"
-    return "give a longer corpus, or raise --ridge"
+        return f"{silent} of {len(second_moment)} neurons are silent on the corpus: give another, or other ⟨layers⟩"
+    return "give a longer corpus, or raise ⟨ridge⟩"
 
 
 def _extended(
@@ -237,6 +237,6 @@ def null_space(
     if not rank:
         raise InputError(
             f"expected eigenvalues of {name} below {limit:g} for AlphaEdit's null space, got none: the smallest is "
-            f"{float(values[0]):.2g}: raise --alphaedit-threshold, or give --alphaedit-relative"
+            f"{float(values[0]):.2g}: raise ⟨alphaedit_threshold⟩, or give ⟨alphaedit_relative⟩"
         )
     return NullSpace(vectors[:, :rank], float(values[rank:].sum() / values.sum()))

@@ -110,7 +110,7 @@ def refusal(refused: Sequence[Refused], source: str | Path, others: bool) -> str
     Returns:
         One line.
     """
-    way_out = ", or go on without by --on-bad-record skip" if others else ""
+    way_out = ", or go on without by ⟨on_bad_record⟩ skip" if others else ""
     if len(refused) == 1:
         what, _, todo = refused[0].reason.rpartition(": ")
         return f"{what} in {refused[0].place} of {source}: {todo}{way_out}"
@@ -129,10 +129,10 @@ def check_choices(on_bad_record: str, on_repeat: str, also: Sequence[str] = ()) 
     Raises:
         InputError: If one of them is unknown.
     """
-    named = {"on-bad-record": (on_bad_record, ON_BAD_RECORD), "on-repeat": (on_repeat, (*ON_REPEAT, *also))}
+    named = {"on_bad_record": (on_bad_record, ON_BAD_RECORD), "on_repeat": (on_repeat, (*ON_REPEAT, *also))}
     for option, (chosen, choices) in named.items():
         if chosen not in choices:
-            raise InputError(f"expected --{option} of {', '.join(choices)}, got {chosen!r}: choose one of them")
+            raise InputError(f"expected ⟨{option}⟩ of {', '.join(choices)}, got {chosen!r}: choose one of them")
 
 
 def _read(source: str | Path) -> tuple[list[tuple[str, Fact | Refused]], dict[str, int]]:
@@ -208,5 +208,5 @@ def _repeat_refusal(repeats: Sequence[Repeat], source: str | Path) -> str:
     named = listing([repeated(repeat) for repeat in repeats])
     return (
         f"expected every subject and prompt once, got {len(repeats)} more than once in {source} ({named}): "
-        "mend them, or edit each once by --on-repeat first or --on-repeat last"
+        "mend them, or edit each once by ⟨on_repeat⟩ first or ⟨on_repeat⟩ last"
     )

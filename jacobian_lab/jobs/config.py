@@ -1,24 +1,30 @@
-"""What a user can say: configurations, with the checks that need nothing loaded."""
+"""What a user can say: settings with their choices and ranges, and the checks that need nothing loaded."""
 
 import math
-from dataclasses import asdict, dataclass
+import types
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from annotated_types import Gt, Le, Lt
+from tyro.conf import OmitArgPrefixes
 
 from jacobian_lab.editing.anchors import AnchorSettings
-from jacobian_lab.editing.schemes import DAMPING, SCHEMES
+from jacobian_lab.editing.methods import PAPER_METHODS
+from jacobian_lab.editing.rules import RuleSettings
+from jacobian_lab.editing.schemes import DAMPING, SchemeName
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.reading import BUILTIN
-from jacobian_lab.model.corpus import PYTHON_DOCS
-from jacobian_lab.model.language_model import Layers
+from jacobian_lab.maps.jacobians import MEMORY_BUDGET
+from jacobian_lab.maps.replay import Site
+from jacobian_lab.model.corpus import DOCSTRINGS, PYTHON_DOCS
 from jacobian_lab.model.sources import DEFAULT_MODEL
 
-DENSE, LANCZOS = "dense", "lanczos"
-METHODS = (DENSE, LANCZOS)
+Positive = Annotated[int, Gt(0)]
+Above = Annotated[float, Gt(0)]
+"""A number above zero; any other float is one that is not negative."""
+Survey = Literal["dense", "lanczos"]
 """How a Jacobian is surveyed; Lanczos for models whose J is too large to hold."""
-SURVEYS = (*METHODS, "none")
-
-DIGITS = 3
-"""Digits that the number of a layer has at the most."""
 
 
 @dataclass(frozen=True)
@@ -36,29 +42,46 @@ class SubjectConfig:
         protocol: Known model whose settings of the literature to use, such as gpt2-xl; the model's own by default.
         seed: Seed of all that is sampled: templates, the bootstrap, random directions.
         device: auto, cpu, cuda or cuda:N.
-        dtype: float32, float64, bfloat16 or float16.
+        dtype: What the weights are.
         out: Folder of the run; runs/<hash of the settings> by default.
     """
 
     model: str = DEFAULT_MODEL
     facts: str = BUILTIN
     slice: str | None = None
-    on_bad_record: str = "refuse"
-    on_repeat: str = "refuse"
+    on_bad_record: Literal["refuse", "skip"] = "refuse"
+    on_repeat: Literal["refuse", "first", "last"] = "refuse"
     layers: str | None = None
     chat: bool = False
     protocol: str | None = None
-    seed: int = 0
+    seed: Annotated[int, Gt(-1), Lt(2**63)] = 0
     device: str = "auto"
-    dtype: str = "float32"
+    dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
     out: Path | None = None
+
+
+@dataclass(frozen=True)
+class AnchorConfig:
+    """How anchors are optimised; what is not given suits the model at hand.
+
+    Attributes:
+        lr: Adam's learning rate.
+        steps: Passes of the optimisation, the first of which makes no update.
+        weight_decay: Weight of the anchor's norm in the loss.
+        kl_factor: Weight of the KL divergence in the loss.
+        clamp: Largest norm of the anchor's shift, as a share of the state's.
+    """
+
+    lr: Above | None = None
+    steps: Annotated[int, Gt(1)] | None = None
+    weight_decay: float = AnchorSettings.weight_decay
+    kl_factor: float = AnchorSettings.kl_factor
+    clamp: Above = AnchorSettings.clamp
 
 
 @dataclass(frozen=True)
 class EditingConfig(SubjectConfig):
     """What edits of facts are made with.
-
-    Whatever is not given suits the model at hand.
 
     Attributes:
         templates: File of context templates, [["{}"], ["... {}", ...]]; sampled from the seed by default.
@@ -67,97 +90,172 @@ class EditingConfig(SubjectConfig):
         corpus_tokens: Tokens in all; the whole corpus by default.
         ridge: Weight of the second moment in the solve.
         pullback_damping: Weight μ of the shift's norm in the scheme jacobian-pullback.
-        anchor_lr: Adam's learning rate for the anchors.
-        anchor_steps: Passes of the anchors' optimisation.
-        anchor_weight_decay: Weight of the anchor's norm in the loss.
-        anchor_kl_factor: Weight of the KL divergence in the loss.
-        anchor_clamp: Largest norm of the anchor's shift, as a share of the state's.
+        anchor: How anchors are optimised.
         batch_size: Facts optimised side by side at the most; changes no number beyond rounding.
     """
 
     templates: Path | None = None
     corpus: str = PYTHON_DOCS
-    corpus_length: int = 256
-    corpus_tokens: int | None = None
+    corpus_length: Positive = 256
+    corpus_tokens: Positive | None = None
     ridge: float | None = None
-    pullback_damping: float = DAMPING
-    anchor_lr: float | None = None
-    anchor_steps: int | None = None
-    anchor_weight_decay: float = AnchorSettings.weight_decay
-    anchor_kl_factor: float = AnchorSettings.kl_factor
-    anchor_clamp: float = AnchorSettings.clamp
-    batch_size: int = 16
+    pullback_damping: Above = DAMPING
+    anchor: AnchorConfig = field(default_factory=AnchorConfig)
+    batch_size: Positive = 16
 
 
 @dataclass(frozen=True)
-class ExperimentConfig(EditingConfig):
+class SchemesConfig(EditingConfig):
     """Edits of facts under target schemes.
-
-    Whatever is not given suits the model at hand.
 
     Attributes:
         schemes: Target schemes to measure.
         survey: How J is surveyed: dense, lanczos (extreme eigenvalues only, for wide models) or none.
     """
 
-    schemes: tuple[str, ...] = tuple(SCHEMES)
-    survey: str = DENSE
+    schemes: tuple[SchemeName, ...] = get_args(SchemeName)
+    survey: Survey | Literal["none"] = "dense"
 
 
-def parse_layers(text: str) -> Layers:
-    """Read decisive layers.
+@dataclass(frozen=True)
+class LayerCountConfig(EditingConfig):
+    """Edits with decisive layers added one by one; only the last of `layers` matters.
+
+    Attributes:
+        schemes: Target schemes to measure.
+        most: Decisive layers at the most, counted from 1; 8, or as many as there are, by default.
+    """
+
+    schemes: tuple[SchemeName, ...] = ("backward-dividing", "backward-full", "forward-replay", "jacobian-pullback")
+    most: Positive | None = None
+
+
+@dataclass(frozen=True)
+class DampingConfig(EditingConfig):
+    """Edits with jacobian-pullback at several μ, beside backward spreading.
+
+    Attributes:
+        dampings: The values of μ.
+    """
+
+    dampings: tuple[Above, ...] = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+
+
+@dataclass(frozen=True)
+class JacobianConfig(SubjectConfig):
+    """J_{l→L} at the decisive token of every fact.
+
+    Attributes:
+        site: residual (the stream behind a block) or mlp (what the block's MLP adds to it).
+        survey: dense, or lanczos for models whose J is too large to hold: extreme eigenvalues only.
+        memory: GiB that a sweep may hold beside the model; changes no number beyond rounding.
+    """
+
+    site: Site = "residual"
+    survey: Survey = "dense"
+    memory: Above = MEMORY_BUDGET / 2**30
+
+
+@dataclass(frozen=True)
+class EvaluationConfig(EditingConfig):
+    """How methods edit, and how an edited model is evaluated.
+
+    Attributes:
+        rules: What the update rules leave open.
+        edits_per_batch: Facts that are edited jointly; all of them by default, else one batch after the other.
+        metrics: Whose definition of Success: counterfact (before the true answer), zsre (share of tokens), or auto:
+            counterfact where every fact has a true answer.
+        greedy: Whether Accuracy is checked by real greedy decoding.
+        held_out: Text whose perplexity is taken, named as corpus is.
+        held_out_tokens: Tokens of it.
+    """
+
+    rules: OmitArgPrefixes[RuleSettings] = field(default_factory=RuleSettings)
+    edits_per_batch: Positive | None = None
+    metrics: Literal["auto", "counterfact", "zsre"] = "auto"
+    greedy: bool = True
+    held_out: str = DOCSTRINGS
+    held_out_tokens: Positive = 2048
+
+
+@dataclass(frozen=True)
+class EditTableConfig(EvaluationConfig):
+    """Edits with several methods.
+
+    Attributes:
+        methods: Methods, or pairs rule@scheme; the unedited model always comes first.
+    """
+
+    methods: tuple[str, ...] = PAPER_METHODS
+
+
+@dataclass(frozen=True)
+class EditConfig(EvaluationConfig):
+    """An edit with one method.
+
+    Attributes:
+        method: The method, or a pair rule@scheme.
+        save: delta (delta-<method>.safetensors, for jacobian-lab apply), folder (model-<method>, for transformers), or
+            both.
+    """
+
+    method: str = "memit+fe"
+    save: Literal["delta", "folder", "both"] = "delta"
+
+
+def check(config: Any, prefix: str = "") -> None:
+    """Hold every field against its type: its choices and its range, that floats are finite and lists not empty.
 
     Args:
-        text: ``"4-8"``, ``"4,6,8"`` or ``"8"``.
-
-    Returns:
-        The layers.
+        config: A configuration.
+        prefix: What its fields' names begin with.
 
     Raises:
-        InputError: If it is not of this form or does not ascend.
+        InputError: Naming the first field that cannot be used.
     """
-    layers: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or max(len(first), len(last)) > DIGITS:
-            raise InputError(f"expected layers as 4-8 or 4,6,8, got {text!r}: give whole numbers")
-        span = range(int(first), int(last or first) + 1)
-        layers.extend(span or [int(first), int(last)])
-    if layers != sorted(set(layers)):
-        raise InputError(f"expected ascending layers, got {text!r}: give them from the lowest to the highest, as 4-8")
-    return tuple(layers)
+    hints = get_type_hints(type(config), include_extras=True)
+    for each in fields(config):
+        value, name = getattr(config, each.name), prefix + each.name
+        if is_dataclass(value):
+            omitted = hasattr(hints[each.name], "__metadata__")  # OmitArgPrefixes: options without the field's name
+            check(value, prefix if omitted else f"{name}.")
+        elif value is not None:
+            _check(value, hints[each.name], name)
 
 
-def _check_config(config: EditingConfig) -> None:
-    """What can be refused before anything is loaded."""
-    if isinstance(config, ExperimentConfig):
-        _check_schemes(config)
-    if config.anchor_steps == 1:
-        raise InputError("expected at least 2 passes, got --anchor-steps 1: the first one makes no update")
-    positive = (
-        "corpus_length",
-        "corpus_tokens",
-        "anchor_lr",
-        "anchor_steps",
-        "anchor_clamp",
-        "batch_size",
-        "pullback_damping",
-        "held_out_tokens",
-        "edits_per_batch",
-    )
-    for name, value in asdict(config).items():
-        option = "--" + name.replace("_", "-")
-        if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
-            raise InputError(f"expected a number that is not negative, got {option} {value}: give another")
-        if name in positive and value is not None and not value > 0:
-            raise InputError(f"expected a number above zero, got {option} {value}: give another")
+def _check(value: Any, hint: Any, name: str) -> None:
+    """One value against what its field takes."""
+    kinds = [kind for kind in _alternatives(hint) if kind is not type(None)]
+    if isinstance(value, tuple):
+        (inner, _) = get_args(kinds[0])
+        if not value:
+            raise InputError(f"expected at least one{_choices(_alternatives(inner))}, got ⟨{name}⟩ without: name one")
+        for item in value:
+            _check(item, inner, name)
+    elif choices := [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]:
+        if value not in choices:
+            raise InputError(f"expected{_choices(kinds)}, got ⟨{name}⟩ {value!r}: choose one of them")
+    else:
+        _check_range(value, kinds[0], name)
 
 
-def _check_schemes(config: ExperimentConfig) -> None:
-    if not config.schemes:
-        raise InputError(f"expected at least one scheme of {', '.join(SCHEMES)}, got none: name one after --schemes")
-    for name in config.schemes:
-        if name not in SCHEMES:
-            raise InputError(f"expected schemes among {', '.join(SCHEMES)}, got {name!r}: choose among them")
-    if config.survey not in SURVEYS:
-        raise InputError(f"expected a survey of {', '.join(SURVEYS)}, got {config.survey!r}: choose one of them")
+def _check_range(value: Any, kind: Any, name: str) -> None:
+    if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
+        raise InputError(f"expected a number that is not negative, got ⟨{name}⟩ {value}: give another")
+    for bound in getattr(kind, "__metadata__", ()):
+        if isinstance(bound, Gt) and not value > bound.gt:
+            least = "above zero" if bound.gt == 0 else f"above {bound.gt}"
+            raise InputError(f"expected a number {least}, got ⟨{name}⟩ {value}: give another")
+        if isinstance(bound, Lt) and not value < bound.lt:
+            raise InputError(f"expected a number below {bound.lt}, got ⟨{name}⟩ {value}: give another")
+        if isinstance(bound, Le) and not value <= bound.le:
+            raise InputError(f"expected a number of at most {bound.le}, got ⟨{name}⟩ {value}: give another")
+
+
+def _alternatives(hint: Any) -> list[Any]:
+    return list(get_args(hint)) if get_origin(hint) in {Union, types.UnionType} else [hint]
+
+
+def _choices(kinds: list[Any]) -> str:
+    choices = [str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+    return f" of {', '.join(choices)}" if choices else ""

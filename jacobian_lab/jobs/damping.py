@@ -1,77 +1,63 @@
 """At which μ does jacobian-pullback help? The same anchors and keys, one edit for each μ."""
 
-import math
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import pandas as pd
-
-from jacobian_lab.editing.schemes import make_targets
-from jacobian_lab.errors import InputError
-from jacobian_lab.jobs.config import ExperimentConfig
-from jacobian_lab.jobs.schemes import run_experiment
+from jacobian_lab.editing.schemes import SCHEMES
+from jacobian_lab.jobs.bench import Bench, measured_edit
+from jacobian_lab.jobs.config import DampingConfig
+from jacobian_lab.jobs.job import Job, Labels, Part, cell_by_cell
 from jacobian_lab.jobs.setup import prepare
-from jacobian_lab.jobs.shared import measured_edit, read_anchors, usable_moments
-from jacobian_lab.progress import bar
-from jacobian_lab.report.intervals import summarise
+from jacobian_lab.store.run import Run
 
 YARDSTICKS = ("backward-dividing", "backward-full")
+PULLBACK = "jacobian-pullback, μ = {:g}"
 
 
-@dataclass(frozen=True)
-class DampingConfig(ExperimentConfig):
-    """Edit with jacobian-pullback at several μ, beside backward spreading.
-
-    Takes the anchors of the run that tables makes with the same settings, or makes it. Whatever is
-    not given suits the model at hand.
-
-    Attributes:
-        dampings: The values of μ.
-    """
-
-    schemes: tuple[str, ...] = YARDSTICKS
-    dampings: tuple[float, ...] = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-
-
-def run_damping(config: DampingConfig, *, progress: bool = True) -> tuple[Path, pd.DataFrame]:
-    """Edit with each μ, with the anchors of a run.
+def run_damping(config: DampingConfig, *, progress: bool = True) -> Path:
+    """Edit with each μ, beside backward spreading.
 
     Args:
         config: The configuration.
         progress: Whether to show progress bars.
 
     Returns:
-        The run's folder, and a row for each scheme, or μ, and layer.
+        The run's folder.
 
     Raises:
         InputError: If anything cannot be used.
     """
-    if not config.dampings or not all(math.isfinite(value) and value > 0 for value in config.dampings):
-        raise InputError(f"expected values of μ above zero, got --dampings {config.dampings}: give others")
     experiment = prepare(config)
-    folder = run_experiment(experiment, config, verdicts=False, progress=progress)
-    pullback = experiment.scheme("jacobian-pullback")
-    schemes = {name: experiment.scheme(name) for name in YARDSTICKS}
-    schemes |= {f"jacobian-pullback, μ = {value:g}": replace(pullback, damping=value) for value in config.dampings}
-    model, layers, seed = experiment.model, experiment.layers, config.seed
-    moments = usable_moments(experiment, layers, progress)
-    targets = make_targets(model, experiment.facts, layers, read_anchors(folder, model))
-    rows = []
-    with bar(len(schemes), "μ", "edit", show=progress) as shown:
-        for label, scheme in schemes.items():
-            edited, values = measured_edit(experiment, scheme, targets, moments)
-            rows += [
-                {
-                    "row": label,
-                    "layer": layer,
-                    **summarise(values["residual_ratio"][:, place], seed),
-                    "efficacy": np.nanmean(values["efficacy"]),
-                    "update_norm": values["update_norm"][place],
-                    "linear_residual_cosine": np.nanmean(values["linear_residual_cosine"][:, place]),
-                    "realised": np.nanmean(values["realised"][:, place]),
-                }
-                for place, layer in enumerate(edited)
-            ]
-            shown.update()
-    return folder, pd.DataFrame(rows)
+    bench = Bench(experiment, progress)
+    edits = {name: (SCHEMES[name], config.pullback_damping) for name in YARDSTICKS}
+    edits |= {PULLBACK.format(value): (SCHEMES["jacobian-pullback"], value) for value in config.dampings}
+
+    def damped(run: Run) -> None:
+        targets = bench.targets(run)
+
+        def left(row: str) -> Iterator[tuple[str, Any, Labels]]:
+            scheme, damping = edits[row]
+            layers, values = measured_edit(replace(bench.setting, damping=damping), scheme, targets)
+            for name in ("residual_ratio", "linear_residual_cosine", "realised", "update_norm"):
+                yield name, values[name], {"layer": list(layers)}
+            yield "efficacy", values["efficacy"], {}
+
+        cell_by_cell(run, "measured", [{"row": row} for row in edits], left, "μ", "edit", progress)
+
+    return Job(
+        "damping",
+        config.out,
+        experiment.settings() | {"dampings": list(config.dampings)},
+        experiment.provenance(),
+        {
+            "fact": experiment.labels(),
+            "row": list(edits),
+            "layer": list(experiment.layers),
+            "anchor_layer": list(experiment.anchor_layers),
+            "d_model": range(experiment.model.d_model),
+        },
+        [Part([("anchor_passes", {}), ("measured", {})], damped)],
+        before=lambda: bench.moments,
+    ).carry_out()

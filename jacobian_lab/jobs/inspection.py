@@ -18,8 +18,8 @@ from jacobian_lab.jobs.config import SubjectConfig
 from jacobian_lab.jobs.setup import open_model
 from jacobian_lab.maps.agreement import TOLERANCE, check_replay
 from jacobian_lab.maps.hooks import decisive_keys
-from jacobian_lab.model.fitting import editable
 from jacobian_lab.model.language_model import LanguageModel, Layers
+from jacobian_lab.model.rows import editable
 from jacobian_lab.model.tokens import Prompt
 from jacobian_lab.progress import bar
 

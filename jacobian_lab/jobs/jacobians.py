@@ -1,9 +1,7 @@
 """J_{l→L} of every fact and layer: spectra, verdicts and yardsticks, into a run."""
 
-import math
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +9,9 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from jacobian_lab.caching import content_key
 from jacobian_lab.errors import InputError
-from jacobian_lab.facts.fact import Fact
-from jacobian_lab.jobs.config import DENSE, LANCZOS, METHODS, SubjectConfig
+from jacobian_lab.jobs.config import JacobianConfig
+from jacobian_lab.jobs.job import Job, Labels, Part, cell_by_cell
 from jacobian_lab.jobs.setup import Subject, load_subject
 from jacobian_lab.maps.conditions import (
     Definiteness,
@@ -35,32 +32,13 @@ from jacobian_lab.maps.conditions import (
     symmetric_part,
 )
 from jacobian_lab.maps.jacobians import MEMORY_BUDGET, dense_jacobians, linear_operator, to_numpy
-from jacobian_lab.maps.replay import MLP, RESIDUAL, Frozen, Site, freeze
-from jacobian_lab.model.fitting import check_lengths
-from jacobian_lab.model.language_model import LanguageModel, Layers
-from jacobian_lab.progress import bar
-from jacobian_lab.store.run import Run, check_folder, marked
+from jacobian_lab.maps.replay import RESIDUAL, Frozen, Site, freeze
+from jacobian_lab.model.language_model import Layers
+from jacobian_lab.store.run import Run
 from jacobian_lab.store.schema import DECISIONS
 
 RANDOM_DIRECTIONS = 64
 """Random directions that serve as a yardstick for each Jacobian."""
-
-
-@dataclass(frozen=True)
-class JacobianConfig(SubjectConfig):
-    """Survey J_{l→L} at the decisive token of every fact: spectra, and the verdict of theorem 2.
-
-    Whatever is not given suits the model at hand.
-
-    Attributes:
-        site: residual (the stream behind a block) or mlp (what the block's MLP adds to it).
-        method: dense, or lanczos for models whose J is too large to hold: extreme eigenvalues only.
-        memory: GiB that a sweep may hold beside the model; changes no number beyond rounding.
-    """
-
-    site: str = RESIDUAL
-    method: str = DENSE
-    memory: float = MEMORY_BUDGET / 2**30
 
 
 def run_jacobian(config: JacobianConfig, *, progress: bool = True) -> Path:
@@ -76,46 +54,32 @@ def run_jacobian(config: JacobianConfig, *, progress: bool = True) -> Path:
     Raises:
         InputError: If anything cannot be used.
     """
-    _check_config(config)
-    model, file, layers = load_subject(config)
+    subject = load_subject(config)
+    model, layers = subject.model, subject.layers
     if len(layers) == 1:
         raise InputError(f"expected at least two layers, l and L, got only {layers[0]}: give them as 4-8")
-    check_lengths(model, file.facts, (("{}",),))
-    subject = Subject(config, model, file, layers)
-    settings = subject.settings() | {"site": config.site, "method": config.method}
-    coordinates: dict[str, Sequence[Any]] = {
-        "fact": subject.labels(),
-        "layer": list(layers[:-1]),
-        "rank": range(model.d_model),
-    }
-    folder = config.out or Path("runs") / content_key(settings)[:12]
-    check_folder(folder, "jacobian", settings)
-    if marked(folder, "surveyed"):
-        return folder
-    with Run(folder, "jacobian", settings, subject.provenance(), coordinates) as run:
-        survey(
-            run,
-            model,
-            file.facts,
-            layers,
-            config.seed,
-            site=MLP if config.site == MLP else RESIDUAL,
-            method=config.method,
-            budget=int(config.memory * 2**30),
-            progress=progress,
-        )
-    return folder
+
+    def surveyed(run: Run) -> None:
+        budget = int(config.memory * 2**30)
+        survey(run, subject, config.seed, site=config.site, kind=config.survey, budget=budget, progress=progress)
+
+    return Job(
+        "jacobian",
+        config.out,
+        subject.settings() | {"site": config.site, "method": config.survey},
+        subject.provenance(),
+        {"fact": subject.labels(), "layer": list(layers[:-1]), "rank": range(model.d_model)},
+        [Part([("surveyed", {})], surveyed)],
+    ).carry_out()
 
 
 def survey(
     run: Run,
-    model: LanguageModel,
-    facts: Sequence[Fact],
-    layers: Layers,
+    subject: Subject,
     seed: int,
     *,
     site: Site = RESIDUAL,
-    method: str = DENSE,
+    kind: str = "dense",
     budget: int = MEMORY_BUDGET,
     progress: bool = True,
 ) -> None:
@@ -123,33 +87,28 @@ def survey(
 
     Args:
         run: A run that has these variables.
-        model: The model, unedited.
-        facts: All facts of the run.
-        layers: Layers l and, the last of them, L.
+        subject: The unedited model, all facts of the run, layers l and, the last of them, L.
         seed: Seed of the random directions and of Lanczos.
         site: The residual stream or the MLPs' outputs.
-        method: ``"dense"`` or ``"lanczos"``.
+        kind: ``"dense"`` or ``"lanczos"``.
         budget: Bytes that a sweep may hold.
         progress: Whether to show a progress bar.
     """
-    labels = run.coordinates["fact"]
+    model, layers = subject.model, subject.layers
     if len(layers) == 1:  # J of the last layer to itself is the identity
         run.seal("surveyed")
         return
-    left = np.flatnonzero(~run.done("surveyed")).tolist()
-    with bar(len(left), "Jacobians", "fact", show=progress) as shown:
-        for index in left:
-            row = model.fact_prompt(facts[index]).cut()
-            frozen = freeze(model, [row], layers[:-1], layers[-1])
-            seeds = (
-                seed,
-                zlib.crc32(facts[index].text.encode()),
-            )  # so that a fact's directions are its own in any slice
-            for layer, found in zip(layers, _measured(frozen, layers, seeds, site, method, budget), strict=False):
-                for name in found.keys() & run.variables.keys():
-                    run.write(name, found[name], fact=labels[index], layer=layer)
-            run.seal("surveyed", fact=labels[index])
-            shown.update()
+    facts = dict(zip(run.coordinates["fact"], subject.facts, strict=True))
+
+    def measured(fact: Any) -> Iterator[tuple[str, Any, Labels]]:
+        row = model.fact_prompt(facts[fact]).cut()
+        frozen = freeze(model, [row], layers[:-1], layers[-1])
+        seeds = (seed, zlib.crc32(facts[fact].text.encode()))  # so that a fact's directions are its own in any slice
+        for layer, found in zip(layers, _measured(frozen, layers, seeds, site, kind, budget), strict=False):
+            for name in found.keys() & run.variables.keys():
+                yield name, found[name], {"layer": layer}
+
+    cell_by_cell(run, "surveyed", [{"fact": label} for label in facts], measured, "Jacobians", "fact", progress)
 
 
 def dense_conditions(
@@ -199,12 +158,12 @@ def dense_conditions(
 
 
 def _measured(
-    frozen: Frozen, layers: Layers, seeds: tuple[int, int], site: Site, method: str, budget: int
+    frozen: Frozen, layers: Layers, seeds: tuple[int, int], site: Site, kind: str, budget: int
 ) -> list[dict[str, Any]]:
     """What is stored of one fact, layer by layer; seeds are the run's and the fact's."""
     # whatever the dtype, transformers computes norms in float32
     eps = max(torch.finfo(frozen.model.dtype).eps, torch.finfo(torch.float32).eps)
-    if method == LANCZOS:
+    if kind == "lanczos":
         operators = [linear_operator(frozen, 0, layer, layers[-1], site=site) for layer in layers[:-1]]
         norms = [largest_singular_value(J, seed=seeds[0]) for J in operators]
         return [
@@ -223,12 +182,3 @@ def _verdict(verdict: Definiteness) -> dict[str, Any]:
         "decision": DECISIONS[verdict.decision],
         "margin": verdict.margin,
     }
-
-
-def _check_config(config: JacobianConfig) -> None:
-    if config.site not in {RESIDUAL, MLP}:
-        raise InputError(f"expected a site of residual or mlp, got {config.site!r}: choose one of them")
-    if config.method not in METHODS:
-        raise InputError(f"expected a method of dense or lanczos, got {config.method!r}: choose one of them")
-    if not (math.isfinite(config.memory) and config.memory > 0):
-        raise InputError(f"expected a number above zero, got --memory {config.memory}: give another")

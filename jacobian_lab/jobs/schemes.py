@@ -1,36 +1,26 @@
 """The main job: every scheme under the same anchors, keys and seeds, into one run."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from jacobian_lab.caching import content_key
-from jacobian_lab.editing.measures import LayerEdit
-from jacobian_lab.editing.schemes import SCHEMES, make_targets
-from jacobian_lab.editing.second_moments import SecondMoment
+from jacobian_lab.editing.measures import ObservedEdit
+from jacobian_lab.editing.schemes import SCHEMES
 from jacobian_lab.evaluation.metrics import efficacy
-from jacobian_lab.jobs.config import ExperimentConfig
+from jacobian_lab.jobs.bench import Bench, measured_edit, where_finite
+from jacobian_lab.jobs.config import SchemesConfig
 from jacobian_lab.jobs.jacobians import survey
-from jacobian_lab.jobs.setup import Experiment, prepare
-from jacobian_lab.jobs.shared import measured_edit, read_anchors, store_anchors, usable_moments, where_finite
+from jacobian_lab.jobs.job import Job, Part
+from jacobian_lab.jobs.setup import prepare
 from jacobian_lab.jobs.studies import STEPS, STUDIES
 from jacobian_lab.progress import bar
-from jacobian_lab.store.run import Run, check_folder, marked
+from jacobian_lab.store.run import Run
 
 
-@dataclass(frozen=True)
-class TablesConfig(ExperimentConfig):
-    """Measure Tables 1, 2 and 5 of the paper, the verdicts on J, and the split of every passive shift.
-
-    Whatever is not given suits the model at hand.
-    """
-
-
-def run_tables(
-    config: ExperimentConfig, studies: Sequence[str] = (), *, verdicts: bool = True, progress: bool = True
+def run_schemes(
+    config: SchemesConfig, studies: Sequence[str] = (), *, verdicts: bool = True, progress: bool = True
 ) -> Path:
-    """Do the main job, or what is left of it.
+    """Measure Tables 1, 2 and 5 and the split of every passive shift, the verdicts on J, and studies.
 
     Anchors are stored batch by batch, Jacobians fact by fact, schemes one by one; a run that was
     interrupted goes on after the last finished one, and a finished run computes nothing.
@@ -47,96 +37,64 @@ def run_tables(
     Raises:
         InputError: If anything cannot be used.
     """
-    return run_experiment(prepare(config), config, studies, verdicts=verdicts, progress=progress)
+    experiment, schemes = prepare(config), list(config.schemes)
+    bench = Bench(experiment, progress)
+
+    def surveyed(run: Run) -> None:
+        survey(run, experiment, experiment.config.seed, kind=config.survey, progress=progress)
+
+    def edited(run: Run) -> None:
+        _store_schemes(run, bench, schemes, studies)
+
+    parts = [Part([("anchor_passes", {})], lambda run: bench.anchors(run, experiment.anchor_layers))]
+    if verdicts and config.survey != "none":
+        parts.append(Part([("surveyed", {})], surveyed))
+    measured, studied = {"scheme": schemes}, {"study": list(studies), "scheme": schemes}
+    parts.append(Part([("replayed", {}), ("measured", measured), ("studied", studied)], edited))
+    return Job(
+        "tables",
+        config.out,
+        experiment.settings() | {"survey": config.survey},
+        experiment.provenance(),
+        {
+            "fact": experiment.labels(),
+            "scheme": list(SCHEMES),
+            "layer": list(experiment.layers),
+            "anchor_layer": list(experiment.anchor_layers),
+            "study": list(STUDIES),
+            "step": list(STEPS),
+            "d_model": range(experiment.model.d_model),
+        },
+        parts,
+        before=lambda: bench.moments,
+    ).carry_out()
 
 
-def run_experiment(
-    experiment: Experiment,
-    config: ExperimentConfig,
-    studies: Sequence[str] = (),
-    *,
-    verdicts: bool = True,
-    progress: bool = True,
-) -> Path:
-    """Do the main job for an experiment that has been prepared; see `run_tables`.
-
-    Args:
-        experiment: The experiment.
-        config: Which schemes and survey it is to have.
-        studies: Names in `STUDIES`.
-        verdicts: Whether the unedited model's Jacobians are wanted too.
-        progress: Whether to show progress bars.
-
-    Returns:
-        The run's folder.
-
-    Raises:
-        InputError: If anything cannot be used.
-    """
-    settings = experiment.settings() | {"survey": config.survey}
-    folder, schemes = config.out or Path("runs") / content_key(settings)[:12], list(config.schemes)
-    surveyed = verdicts and config.survey != "none"
-    coordinates: dict[str, Sequence[Any]] = {
-        "fact": experiment.labels(),
-        "scheme": list(SCHEMES),
-        "layer": list(experiment.layers),
-        "anchor_layer": list(experiment.anchor_layers),
-        "study": list(STUDIES),
-        "step": list(STEPS),
-        "d_model": range(experiment.model.d_model),
-    }
-    check_folder(folder, "tables", settings)
-    if (
-        marked(folder, "anchor_passes")
-        and marked(folder, "replayed")
-        and marked(folder, "measured", scheme=schemes)
-        and marked(folder, "studied", study=list(studies), scheme=schemes)
-        and (not surveyed or marked(folder, "surveyed"))
-    ):
-        return folder
-    moments = usable_moments(experiment, experiment.layers, progress)  # first: a useless corpus claims no folder
-    with Run(folder, "tables", settings, experiment.provenance(), coordinates) as run:
-        store_anchors(run, experiment, experiment.anchor_layers, progress)
-        if surveyed:
-            model, facts, layers = experiment.model, experiment.facts, experiment.layers
-            survey(run, model, facts, layers, config.seed, method=config.survey, progress=progress)
-        _store_schemes(run, experiment, schemes, moments, studies, progress)
-    return folder
-
-
-def _store_schemes(
-    run: Run,
-    experiment: Experiment,
-    schemes: Sequence[str],
-    moments: SecondMoment,
-    studies: Sequence[str],
-    progress: bool,
-) -> None:
+def _store_schemes(run: Run, bench: Bench, schemes: Sequence[str], studies: Sequence[str]) -> None:
     """Edit under each scheme that the run lacks something of, measure and store."""
-    model, facts = experiment.model, experiment.facts
-    targets = make_targets(model, facts, experiment.layers, read_anchors(run.folder, model))
+    experiment, targets = bench.experiment, bench.targets(run)
     if not run.done("replayed").all():
         for layer in experiment.layers:
             run.write("replayed_target", targets.replayed[layer].cpu().double(), layer=layer)
-        run.write("efficacy_unedited", where_finite(efficacy(model, facts), targets))
+        run.write("efficacy_unedited", where_finite(efficacy(experiment.model, experiment.facts), targets))
         run.seal("replayed")
-    todo = {
+    new = {
         name: [study for study in studies if not run.done("studied", study=study, scheme=name).all()]
         for name in schemes
     }
-    todo = {name: new for name, new in todo.items() if new or not run.done("measured", scheme=name).all()}
-    with bar(len(todo), "schemes", "scheme", show=progress) as shown:
-        for name, new in todo.items():
+    todo = [name for name in schemes if new[name] or not run.done("measured", scheme=name).all()]
 
-            def look_on(edit: LayerEdit, name: str = name, new: Sequence[str] = new) -> None:
-                for study in new if edit.layer < edit.last else ():
-                    for variable, values in STUDIES[study](edit, progress).items():
-                        run.write(variable, where_finite(values, targets), scheme=name, layer=edit.layer)
+    def look_on(name: str, edit: ObservedEdit) -> None:
+        for study in new[name] if edit.layer < edit.last else ():
+            for variable, values in STUDIES[study](edit, bench.progress).items():
+                run.write(variable, where_finite(values, targets), scheme=name, layer=edit.layer)
 
-            layers, values = measured_edit(experiment, experiment.scheme(name), targets, moments, look_on)
+    with bar(len(todo), "schemes", "scheme", show=bench.progress) as shown:
+        for name in todo:
+            layers, values = measured_edit(bench.setting, SCHEMES[name], targets, partial(look_on, name))
             for variable, value in values.items():
                 run.write(variable, value, scheme=name, layer=list(layers))
             run.seal("measured", scheme=name)
-            for study in new:
+            for study in new[name]:
                 run.seal("studied", scheme=name, study=study)
             shown.update()

@@ -7,20 +7,24 @@ from typing import Any
 
 from jacobian_lab.caching import content_key
 from jacobian_lab.editing.anchors import AnchorSettings
-from jacobian_lab.editing.schemes import SCHEMES, Scheme
+from jacobian_lab.editing.layers import Setting
+from jacobian_lab.editing.second_moments import SecondMoment
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import REFUSE, Fact, FactFile, describe
-from jacobian_lab.facts.reading import check_choices, read_facts, refusal
-from jacobian_lab.jobs.config import EditingConfig, SubjectConfig, _check_config, parse_layers
+from jacobian_lab.facts.reading import read_facts, refusal
+from jacobian_lab.jobs.config import EditingConfig, SubjectConfig, check
 from jacobian_lab.maps.agreement import check_replay
 from jacobian_lab.model.chat import chat_of
 from jacobian_lab.model.corpus import Corpus, load_corpus
 from jacobian_lab.model.families import KNOWN
-from jacobian_lab.model.fitting import check_lengths, editable
 from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.loading import check_layers, load_model
+from jacobian_lab.model.rows import FactRows, editable, fact_rows
 from jacobian_lab.model.templates import Templates, read_templates, sample_templates
 from jacobian_lab.progress import note
+
+DIGITS = 3
+"""Digits that the number of a layer has at the most."""
 
 _PACKAGES = ("jacobian_lab", "torch", "transformers", "tokenizers", "numpy", "scipy")
 
@@ -82,6 +86,7 @@ class Experiment(Subject):
 
     Attributes:
         templates: The context templates.
+        rows: The facts as the model reads them.
         anchor: How anchors are optimised.
         ridge: λ.
         corpus: The corpus of the second moment.
@@ -89,6 +94,7 @@ class Experiment(Subject):
 
     config: EditingConfig
     templates: Templates
+    rows: FactRows
     anchor: AnchorSettings
     ridge: float
     corpus: Corpus
@@ -98,17 +104,16 @@ class Experiment(Subject):
         """The layers that anchors are optimised at."""
         return tuple(sorted({self.layers[0], self.layers[-1]}))
 
-    def scheme(self, name: str) -> Scheme:
-        """A scheme with the configuration's damping.
+    def setting(self, moments: SecondMoment) -> Setting:
+        """What an edit of these facts is made with.
 
         Args:
-            name: Its name in `SCHEMES`.
+            moments: C of the decisive layers.
 
         Returns:
-            The scheme.
+            The setting.
         """
-        scheme = SCHEMES[name]
-        return scheme if scheme.damping is None else replace(scheme, damping=self.config.pullback_damping)
+        return Setting(self.rows, moments.matrices, self.ridge, self.config.pullback_damping)
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides a number, as it stands in ``config.json``."""
@@ -145,8 +150,6 @@ def open_model(config: SubjectConfig) -> tuple[LanguageModel, Layers]:
     Raises:
         InputError: If either cannot be used.
     """
-    if not 0 <= config.seed < 2**63:
-        raise InputError(f"expected a seed from 0 to 2^63 - 1, got --seed {config.seed}: give another")
     if config.protocol is not None and config.protocol.lower() not in KNOWN:
         raise InputError(f"expected a protocol of {', '.join(KNOWN)}, got {config.protocol!r}: choose one of them")
     layers = None if config.layers is None else parse_layers(config.layers)
@@ -158,7 +161,7 @@ def open_model(config: SubjectConfig) -> tuple[LanguageModel, Layers]:
     return model, layers
 
 
-def load_subject(config: SubjectConfig) -> tuple[LanguageModel, FactFile, Layers]:
+def load_subject(config: SubjectConfig) -> Subject:
     """Load and check model, facts and layers, and say on stderr what was found beside the facts.
 
     Args:
@@ -170,7 +173,7 @@ def load_subject(config: SubjectConfig) -> tuple[LanguageModel, FactFile, Layers
     Raises:
         InputError: If anything cannot be used.
     """
-    check_choices(config.on_bad_record, config.on_repeat)
+    check(config)
     file = read_facts(config.facts, config.slice, on_bad_record=config.on_bad_record, on_repeat=config.on_repeat)
     model, layers = open_model(config)
     taken, refused = editable(model, file.facts)
@@ -180,7 +183,7 @@ def load_subject(config: SubjectConfig) -> tuple[LanguageModel, FactFile, Layers
     for line in file.notes():
         note(line)
     check_replay(model, taken, layers)
-    return model, file, layers
+    return Subject(config, model, file, layers)
 
 
 def prepare(config: EditingConfig) -> Experiment:
@@ -195,24 +198,44 @@ def prepare(config: EditingConfig) -> Experiment:
     Raises:
         InputError: If anything cannot be used.
     """
-    _check_config(config)
+    check(config)
     templates = read_templates(config.templates) if config.templates else None
     corpus = load_corpus(config.corpus, seed=config.seed)
-    model, file, layers = load_subject(config)
+    subject = load_subject(config)
+    model = subject.model
     defaults = model.defaults(config.protocol)
     if config.corpus_length > model.max_tokens:
         raise InputError(
-            f"expected documents of at most {model.max_tokens} tokens, got --corpus-length {config.corpus_length}: "
+            f"expected documents of at most {model.max_tokens} tokens, got ⟨corpus_length⟩ {config.corpus_length}: "
             f"{config.model} takes no longer ones"
         )
-    anchor = AnchorSettings(
-        lr=config.anchor_lr or defaults.anchor_lr,
-        steps=config.anchor_steps or defaults.anchor_steps,
-        weight_decay=config.anchor_weight_decay,
-        kl_factor=config.anchor_kl_factor,
-        clamp=config.anchor_clamp,
-    )
+    given = {name: value for name, value in asdict(config.anchor).items() if value is not None}
+    anchor = AnchorSettings(**{"lr": defaults.anchor_lr, "steps": defaults.anchor_steps} | given)
     ridge = defaults.ridge if config.ridge is None else config.ridge
     templates = templates or sample_templates(model, config.seed)
-    check_lengths(model, file.facts, templates)
-    return Experiment(config, model, file, layers, templates, anchor, ridge, corpus)
+    rows = fact_rows(model, subject.facts, templates)
+    return Experiment(config, model, subject.file, subject.layers, templates, rows, anchor, ridge, corpus)
+
+
+def parse_layers(text: str) -> Layers:
+    """Read decisive layers.
+
+    Args:
+        text: ``"4-8"``, ``"4,6,8"`` or ``"8"``.
+
+    Returns:
+        The layers.
+
+    Raises:
+        InputError: If it is not of this form or does not ascend.
+    """
+    layers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or max(len(first), len(last)) > DIGITS:
+            raise InputError(f"expected layers as 4-8 or 4,6,8, got {text!r}: give whole numbers")
+        span = range(int(first), int(last or first) + 1)
+        layers.extend(span or [int(first), int(last)])
+    if layers != sorted(set(layers)):
+        raise InputError(f"expected ascending layers, got {text!r}: give them from the lowest to the highest, as 4-8")
+    return tuple(layers)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jacobian_lab.editing.measures import LayerEdit, norms
+from jacobian_lab.editing.measures import ObservedEdit, norms
 from jacobian_lab.maps.conditions import definiteness, eigenspaces, eigenvector_angle, plane_angle, rayleigh_quotient
 from jacobian_lab.maps.jacobians import dense_jacobians, to_numpy
 from jacobian_lab.maps.replay import replay
@@ -31,7 +31,7 @@ FARTHEST = 64.0
 """The trust radius is sought up to this many times the norm of the hidden state."""
 
 
-def theorem_1(edit: LayerEdit, progress: bool = False) -> dict[str, Float[Tensor, " fact"]]:
+def theorem_1(edit: ObservedEdit, progress: bool = False) -> dict[str, Float[Tensor, " fact"]]:
     """How near the layer's shift is to what theorem 1 asks for, and where it falls in the numerical range.
 
     J is taken at the state just before the edit, one fact at a time.
@@ -61,7 +61,7 @@ def theorem_1(edit: LayerEdit, progress: bool = False) -> dict[str, Float[Tensor
 _THEOREM_1 = ("eigenvector_angle", "plane_angle", "range_position")
 
 
-def step_size(edit: LayerEdit, progress: bool = False) -> dict[str, Float[Tensor, "fact ..."]]:
+def step_size(edit: ObservedEdit, progress: bool = False) -> dict[str, Float[Tensor, "fact ..."]]:
     """The residual that other steps t·δ along the layer's shift would leave (paper, Figure 3).
 
     J predicts ‖R − t·Jδ‖, least at t* = ⟨R, Jδ⟩/‖Jδ‖² and above ‖R‖ beyond 2cosθ‖R‖/‖Jδ‖ = 2t*;
@@ -114,12 +114,12 @@ def step_size(edit: LayerEdit, progress: bool = False) -> dict[str, Float[Tensor
     }
 
 
-Study = Callable[[LayerEdit, bool], dict[str, Tensor]]
-STUDIES: dict[str, Study] = {"theorem1": theorem_1, "step-size": step_size}
+Study = Callable[[ObservedEdit, bool], dict[str, Tensor]]
+STUDIES: dict[str, Study] = {"theorem1": theorem_1, "step_size": step_size}
 """Each looks on while a layer is edited, and gives variables of the run's store, fact by fact."""
 
 
-def _through(edit: LayerEdit, states: Float[Tensor, "fact d_model"]) -> Float[Tensor, "fact d_model"]:
+def _through(edit: ObservedEdit, states: Float[Tensor, "fact d_model"]) -> Float[Tensor, "fact d_model"]:
     """F_{l→L} at other states, just before the edit."""
     return edit.frozen.ask(lambda rows, values: replay(rows, edit.layer, values, [edit.last])[0], states).double()
 

@@ -11,8 +11,8 @@ from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import Fact
 from jacobian_lab.maps.hooks import decisive_states
 from jacobian_lab.maps.replay import freeze, replay, replay_logits
-from jacobian_lab.model.fitting import check_tokens
 from jacobian_lab.model.language_model import LanguageModel
+from jacobian_lab.model.rows import check_tokens
 from jacobian_lab.model.tokens import Prompt, pad
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 0.2}
@@ -61,9 +61,10 @@ def check_replay(model: LanguageModel, facts: Sequence[Fact], layers: Sequence[i
     _check_finite(model, sample, own_states, own_logits)
     worst = {"hidden states": 0.0, "logits": 0.0}
     for layer in layers:
-        start = own_states[above.index(layer)]
-        states = replay(frozen, layer, start, above[above.index(layer) :])
-        differences = {"hidden states": _differences(states, own_states[above.index(layer) :]).amax(0)}
+        place = above.index(layer)
+        start = own_states[:, place]
+        states = replay(frozen, layer, start, above[place:])
+        differences = {"hidden states": _differences(states, own_states[:, place:]).amax(1)}
         logits = replay_logits(frozen, layer, start)
         differences["logits"] = torch.stack([
             _differences(got[: len(own)], own).amax() for got, own in zip(logits, own_logits, strict=True)
@@ -86,15 +87,15 @@ def _own_logits(model: LanguageModel, rows: Sequence[Prompt]) -> list[Float[Tens
 def _check_finite(
     model: LanguageModel,
     facts: Sequence[Fact],
-    states: Float[Tensor, "layer fact d_model"],
+    states: Float[Tensor, "fact layer d_model"],
     logits: Sequence[Float[Tensor, "_ vocab"]],
 ) -> None:
     for index, fact in enumerate(facts):
-        if not (torch.isfinite(states[:, index]).all() and torch.isfinite(logits[index]).all()):
+        if not (torch.isfinite(states[index]).all() and torch.isfinite(logits[index]).all()):
             dtype = str(model.dtype).removeprefix("torch.")
             raise InputError(
                 f"expected finite hidden states and logits, got NaN or infinity from {model.name!r} in {dtype} on fact "
-                f"{fact.id!r}: choose a --dtype of wider range, such as float32 or bfloat16"
+                f"{fact.id!r}: choose a ⟨dtype⟩ of wider range, such as float32 or bfloat16"
             )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from jacobian_lab.model.language_model import LanguageModel, block_output, cache_name
@@ -67,37 +67,6 @@ def capture(model: LanguageModel, hidden: Sequence[int] = (), keys: Sequence[int
         yield seen
 
 
-@contextmanager
-def replace(
-    model: LanguageModel,
-    layer: int,
-    positions: Int[Tensor, " row"],
-    states: Float[Tensor, "row d_model"],
-) -> Iterator[None]:
-    """Overwrite the block output of one token a row in every forward pass within.
-
-    Args:
-        model: The model.
-        layer: The block whose output is overwritten.
-        positions: Which token of each row.
-        states: What it becomes; gradients flow into it.
-
-    Yields:
-        Nothing.
-    """
-
-    def hook(_module: Any, _inputs: Any, output: Any) -> Any:
-        hidden = block_output(output).clone()
-        hidden[torch.arange(len(positions), device=hidden.device), positions] = states.to(hidden.dtype)
-        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
-
-    handle = model.blocks[layer].register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 def forward(model: LanguageModel, rows: Sequence[Prompt], stop: int | None = None, cache: Any = None) -> Tensor | None:
     """Run rows through the model as it is, without its head.
 
@@ -151,7 +120,7 @@ def batches(rows: Sequence[Prompt], tokens: int = TOKENS_PER_BATCH) -> list[list
 @torch.no_grad()
 def decisive_states(
     model: LanguageModel, rows: Sequence[Prompt], layers: Sequence[int]
-) -> Float[Tensor, "layer row d_model"]:
+) -> Float[Tensor, "row layer d_model"]:
     """Hidden states of the decisive tokens.
 
     Args:
@@ -160,15 +129,15 @@ def decisive_states(
         layers: Layers whose block output to read.
 
     Returns:
-        In the order of `layers` and `rows`, in the model's dtype.
+        In the order of `rows` and `layers`, in the model's dtype.
     """
-    states = torch.empty(len(layers), len(rows), model.d_model, dtype=model.dtype, device=model.device)
+    states = torch.empty(len(rows), len(layers), model.d_model, dtype=model.dtype, device=model.device)
     short = [row.cut() for row in rows]
     for group in batches(short):
         with capture(model, hidden=layers) as seen:
             forward(model, [short[i] for i in group], stop=max(layers))
         for index, layer in enumerate(layers):
-            states[index, group] = _at_decisive(seen.hidden[layer], [short[i] for i in group])
+            states[group, index] = _at_decisive(seen.hidden[layer], [short[i] for i in group])
     return states
 
 

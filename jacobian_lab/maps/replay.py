@@ -112,7 +112,7 @@ def freeze(model: LanguageModel, rows: Sequence[Prompt], starts: Sequence[int], 
 
 def replay(
     frozen: Frozen, start: int, states: Float[Tensor, "row d_model"], layers: Sequence[int]
-) -> Float[Tensor, "layer row d_model"]:
+) -> Float[Tensor, "row layer d_model"]:
     """F_{start→l}: hidden states of the decisive tokens above, given theirs at `start`.
 
     Args:
@@ -125,7 +125,7 @@ def replay(
         In the order of `layers`. Only the decisive token is run.
     """
     along = trajectory(frozen, start, states, max(layers))
-    return torch.stack([along[layer][:, 0] for layer in layers])
+    return torch.cat([along[layer] for layer in layers], dim=1)
 
 
 def trajectory(
@@ -211,6 +211,11 @@ class FrozenGroups:
             The block output at the decisive token of each row.
         """
         return self.ask(lambda rows: rows.states(layer))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The model's, which says what is rounding."""
+        return self.groups[0][1].model.dtype
 
     def one_by_one(self) -> Iterator[tuple[int, Frozen]]:
         """Every row by itself, for what is too large to be held for many.

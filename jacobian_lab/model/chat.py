@@ -69,13 +69,13 @@ def chat_of(tokenizer: Any, name: str) -> Chat:
     """
     if not getattr(tokenizer, "chat_template", None):
         raise InputError(
-            f"expected a model with a chat template for --chat, got {name!r} without one: leave --chat out"
+            f"expected a model with a chat template for ⟨chat⟩, got {name!r} without one: leave ⟨chat⟩ out"
         )
     asked = _rendered(tokenizer, name, [_QUESTION])
     if asked.count(_QUESTION) != 1:
         raise InputError(
             f"expected a chat template that writes the user's text once, got {asked.count(_QUESTION)} times from "
-            f"{name!r}: leave --chat out"
+            f"{name!r}: leave ⟨chat⟩ out"
         )
     head, tail = asked.split(_QUESTION)
     answered = _rendered(tokenizer, name, [_QUESTION, _ANSWER])
@@ -129,7 +129,7 @@ def _rendered(tokenizer: Any, name: str, turns: list[str]) -> str:
         text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=len(turns) % 2 == 1)
     except Exception as error:  # templates are programs: they raise what they like
         raise InputError(
-            f"expected a chat template that can be filled in, got that of {name!r} ({error!s:.120}): leave --chat out"
+            f"expected a chat template that can be filled in, got that of {name!r} ({error!s:.120}): leave ⟨chat⟩ out"
         ) from error
     return text
 

@@ -52,14 +52,14 @@ class Corpus:
     digest: str
 
 
-def load_corpus(name: str = PYTHON_DOCS, option: str = "--corpus", seed: int = 0) -> Corpus:
+def load_corpus(name: str = PYTHON_DOCS, field: str = "corpus", seed: int = 0) -> Corpus:
     """Read a corpus.
 
     Args:
         name: ``"python-docs"``, ``"python-docstrings"``, a UTF-8 text file with one document a line, or a
             Hugging Face data set with a ``text`` column (``name`` or ``name:configuration``; its ``train`` split), of
             which `DRAWN` documents at the most are drawn, so that the rest is never held.
-        option: How the command line asks for it, for the message.
+        field: The setting that names it, for the message.
         seed: Seed of the drawing.
 
     Returns:
@@ -76,7 +76,7 @@ def load_corpus(name: str = PYTHON_DOCS, option: str = "--corpus", seed: int = 0
         texts = _dataset(name, seed)
     documents = tuple(text for text in texts if text.strip())
     if not documents:
-        raise InputError(f"expected a corpus with text, got an empty one from {name!r}: give another with {option}")
+        raise InputError(f"expected a corpus with text, got an empty one from {name!r}: give another ⟨{field}⟩")
     digest = hashlib.sha256()
     for document in documents:
         digest.update(document.encode() + b"\0")

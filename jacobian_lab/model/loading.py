@@ -117,7 +117,7 @@ def _device(device: str) -> torch.device:
         )
     place = torch.device(device)
     if place.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"expected a CUDA device for {device!r}, got none on this machine: use --device cpu")
+        raise InputError(f"expected a CUDA device for {device!r}, got none on this machine: use ⟨device⟩ cpu")
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         last = torch.cuda.device_count() - 1
         raise InputError(f"expected a CUDA device up to cuda:{last}, got {device!r}: choose one that is there")

@@ -115,7 +115,7 @@ def write_comparison(folder: Path, tables: tuple[str, ...] | None = None, paper:
         The tables in Markdown, as the command line prints them.
     """
     given = read_paper(paper) if paper else None
-    dataset = open_run(folder, "edit-table")
+    dataset = open_run(folder, "edit_table")
     long = summaries(dataset)
     means = long.pivot_table(index="method", columns="metric", values="mean", sort=False, dropna=False)
     columns = [*METRICS, *further(dataset)]

@@ -218,6 +218,16 @@ def _layer_count(dataset: xr.Dataset) -> Iterator[Row]:
         yield f"{scheme}: efficacy", chosen["count_efficacy"]
 
 
+def _damping(dataset: xr.Dataset) -> Iterator[Row]:
+    last = int(dataset["layer"].values[-1])
+    for row in dataset["row"].values:
+        chosen = dataset.sel(row=row)
+        yield f"{row}: residual left", chosen["residual_ratio"]
+        yield f"{row}: cos(J·δ, R)", chosen["linear_residual_cosine"].where(chosen["layer"] < last)
+        yield f"{row}: realised", chosen["realised"]
+        yield f"{row}: efficacy", chosen["efficacy"].expand_dims(layer=[last])
+
+
 def _jacobian(dataset: xr.Dataset) -> Iterator[Row]:
     yield from _verdicts(dataset)
     yield "λ_min of S", dataset["lambda_min"]
@@ -258,10 +268,17 @@ ACCOUNTS: dict[str, Account] = {
         _step_size,
     ),
     "layer_count": Account(
-        "layer-count",
+        "layer_count",
         "Residual that is left at the last layer, over the initial one, against the number of decisive layers, the "
         "last one fixed; efficacy: share of facts whose new answer is the argmax at every token, teacher forced.",
         _layer_count,
+    ),
+    "damping": Account(
+        "damping",
+        "Residual that is left at the last layer, over the initial one, under jacobian-pullback at several μ and under "
+        "backward spreading; cosine of J·δ with the residual R before the layer's edit; share of what the layer was "
+        "given that it realised; share of facts whose new answer is the argmax at every token, teacher forced.",
+        _damping,
     ),
     "jacobian": Account("jacobian", "J from the layer to the last one, at the decisive token.", _jacobian),
 }

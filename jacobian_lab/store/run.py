@@ -282,7 +282,7 @@ def check_folder(folder: Path, kind: str, settings: Mapping[str, Any]) -> None:
         config = read_config(folder)
         if config["kind"] != kind:
             raise InputError(
-                f"expected a folder of jacobian-lab {kind}, got one of {config['kind']} in {folder}: give another --out"
+                f"expected a folder of jacobian-lab {kind}, got one of {config['kind']} in {folder}: give another ⟨out⟩"
             )
         _check_same(config["settings"], settings, folder)
     elif foreign := {name for name in held - {LOCK} if not name.startswith(PARTIAL)}:
@@ -298,7 +298,7 @@ def _check_same(old: Any, new: Any, folder: Path) -> None:
         if before.get(name) != now.get(name):
             raise InputError(
                 f"expected the settings that {folder} was made with, got another {name}: it has "
-                f"{before.get(name)!r:.80}, this command {now.get(name)!r:.80}: give the same, or another --out"
+                f"{before.get(name)!r:.80}, this command {now.get(name)!r:.80}: give the same, or another ⟨out⟩"
             )
 
 

@@ -35,6 +35,7 @@ COORDINATES = {
     "neighbor": "place among the record's neighbourhood prompts",
     "anchor_layer": "layer that the anchor is optimised at",
     "count": "number of decisive layers, the last one fixed",
+    "row": "scheme, or jacobian-pullback with its μ",
     "study": "what was looked at beside the tables",
     "step": "step along the layer's shift, over the size of the best step that J predicts",
     "d_model": "component of a hidden state",
@@ -142,7 +143,7 @@ _THEOREM_1 = {
 
 
 def _step(long_name: str, units: str = "1", dims: tuple[str, ...] = _EACH) -> Variable:
-    return Variable(dims, long_name, units, study="step-size")
+    return Variable(dims, long_name, units, study="step_size")
 
 
 _STEPS = {
@@ -165,6 +166,16 @@ _LAYER_COUNT = {
     "final_ratio_against_optimised": Variable(_COUNT, "residual left, over the initial one, optimised target"),
     "count_efficacy": Variable(_COUNT, "every target token is the argmax after the edit"),
     "counted": Variable(("scheme", "count"), "whether this many layers have been measured", "1", "i4"),
+}
+
+_ROW = ("fact", "row", "layer")
+_DAMPING = {
+    "residual_ratio": Variable(_ROW, "remaining residual at the last layer over the initial one, own target"),
+    "linear_residual_cosine": Variable(_ROW, "cosine of J·δ and the residual before the edit"),
+    "realised": Variable(_ROW, "shift along the residual given to the layer, over its norm"),
+    "efficacy": Variable(("fact", "row"), "every target token is the argmax after the edit"),
+    "update_norm": Variable(("row", "layer"), "norm of the weight's change over the weight's norm"),
+    "measured": Variable(("row",), "whether the row has been measured", "1", "i4"),
 }
 
 _RECORD = ("fact", "edit")
@@ -230,8 +241,9 @@ KINDS: dict[str, dict[str, Variable]] = {
     | _part("surveyed", _CONDITIONS)
     | _part("studied", _THEOREM_1 | _STEPS | _STUDIED),
     "jacobian": _part("surveyed", _CONDITIONS | _SPECTRA),
-    "layer-count": _part("anchor_passes", _ANCHORS) | _part("counted", _LAYER_COUNT),
-    "edit-table": _part("anchor_passes", _ANCHORS)
+    "layer_count": _part("anchor_passes", _ANCHORS) | _part("counted", _LAYER_COUNT),
+    "damping": _part("anchor_passes", _ANCHORS) | _part("measured", _DAMPING),
+    "edit_table": _part("anchor_passes", _ANCHORS)
     | _part("refit_anchor_passes", _REFIT)
     | _part("neighbors_compared", _NEIGHBORS)
     | _part("measured", _EDIT_TABLE),

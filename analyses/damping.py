@@ -1,0 +1,6 @@
+"""At which μ does jacobian-pullback help? One edit for each μ, beside backward spreading."""
+
+from jacobian_lab.cli import SCRIPTS
+
+if __name__ == "__main__":
+    SCRIPTS["damping"]()

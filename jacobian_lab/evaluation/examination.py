@@ -1,0 +1,74 @@
+"""One examination for every model: what is asked of it, and what the unedited model answered."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from jaxtyping import Float
+from torch import Tensor
+
+from jacobian_lab.evaluation.metrics import evaluate, greedy_matches, neighborhood_states
+from jacobian_lab.evaluation.questions import paraphrases, probe_groups
+from jacobian_lab.facts.fact import Fact
+from jacobian_lab.model.language_model import LanguageModel
+
+FACTS_AT_ONCE = 32
+"""Facts whose final states are held at once while a model is evaluated."""
+
+
+@dataclass(frozen=True, eq=False)
+class Examination:
+    """All metrics of metrics.md, for a model before and after an edit.
+
+    Attributes:
+        model: The model.
+        facts: The facts.
+        style: Whose definition of Success: ``"counterfact"`` or ``"zsre"``.
+        greedy: Whether Accuracy is checked by real greedy decoding.
+    """
+
+    model: LanguageModel
+    facts: Sequence[Fact]
+    style: str
+    greedy: bool = True
+
+    @cached_property
+    def groups(self) -> list[str]:
+        """The groups of further questions."""
+        return probe_groups(self.facts)
+
+    @cached_property
+    def before(self) -> list[Float[Tensor, "_ d_model"]]:
+        """Final states at the neighbourhood prompts, by fact; to be asked for before anything is edited."""
+        return [
+            state for part in self._parts() for state in neighborhood_states(self.model, self.facts[part], self.style)
+        ]
+
+    def answers(self) -> Iterator[tuple[slice, list[dict[str, list[float]]]]]:
+        """Evaluate the model as it is, a part of the facts at a time.
+
+        Yields:
+            Which facts, and what `evaluate` says of each of them; ``efficacy_greedy`` and ``generalization_greedy``
+            beside it.
+        """
+        for part in self._parts():
+            facts = self.facts[part]
+            found = evaluate(self.model, facts, self.before[part], self.style, self.groups)
+            if self.greedy:
+                for values, extra in zip(found, self._decoded(facts), strict=True):
+                    values |= extra
+            yield part, found
+
+    def _decoded(self, facts: Sequence[Fact]) -> list[dict[str, list[float]]]:
+        """Accuracy by greedy decoding, prompt by prompt."""
+        texts = [(fact.text, *paraphrases(fact, self.style)) for fact in facts]
+        rows = [
+            self.model.text_prompt(text, fact.target_new, fact.join)
+            for fact, each in zip(facts, texts, strict=True)
+            for text in each
+        ]
+        verdicts = greedy_matches(self.model, rows).double().split([len(each) for each in texts])
+        return [{"efficacy_greedy": v[:1].tolist(), "generalization_greedy": v[1:].tolist()} for v in verdicts]
+
+    def _parts(self) -> list[slice]:
+        return [slice(start, start + FACTS_AT_ONCE) for start in range(0, len(self.facts), FACTS_AT_ONCE)]

@@ -1,0 +1,135 @@
+"""Facts as a model reads them: their token rows, made once, and which of them a model takes."""
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from jacobian_lab.errors import InputError
+from jacobian_lab.facts.fact import Fact, Refused
+from jacobian_lab.model.language_model import LanguageModel
+from jacobian_lab.model.templates import Templates, template_weights
+from jacobian_lab.model.tokens import Prompt, check_bos
+
+
+@dataclass(frozen=True, eq=False)
+class FactRows:
+    """Facts as a model reads them; what belongs to a fact stands at its place everywhere.
+
+    Attributes:
+        model: The model.
+        weights: Each context's share in the average of the keys; they add up to one (methods.md §3).
+        facts: The facts.
+        bare: Their prompts in no context, up to the decisive token.
+        answered: Their prompts in no context, with the answer.
+        contexts: Their prompts in every context, up to the decisive token.
+        answered_contexts: The same with the answer.
+        kl: The rows of the KL term.
+    """
+
+    model: LanguageModel
+    weights: tuple[float, ...]
+    facts: tuple[Fact, ...]
+    bare: tuple[Prompt, ...]
+    answered: tuple[Prompt, ...]
+    contexts: tuple[tuple[Prompt, ...], ...]
+    answered_contexts: tuple[tuple[Prompt, ...], ...]
+    kl: tuple[Prompt, ...]
+
+    def __len__(self) -> int:
+        return len(self.facts)
+
+    def select(self, facts: Sequence[int]) -> "FactRows":
+        """Some of the facts.
+
+        Args:
+            facts: Their indices.
+
+        Returns:
+            These, in this order.
+        """
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        by_fact = {name: value for name, value in named.items() if name not in {"model", "weights"}}
+        return FactRows(self.model, self.weights, **{n: tuple(v[i] for i in facts) for n, v in by_fact.items()})
+
+
+def fact_rows(model: LanguageModel, facts: Sequence[Fact], templates: Templates) -> FactRows:
+    """Make the token rows of facts.
+
+    Args:
+        model: The model.
+        facts: The facts.
+        templates: The context templates.
+
+    Returns:
+        The rows.
+
+    Raises:
+        InputError: If one is longer than the model takes, naming the first such fact.
+    """
+    texts, weights = zip(*template_weights(templates), strict=True)
+    rows = FactRows(
+        model,
+        weights,
+        tuple(facts),
+        bare=tuple(model.fact_prompt(fact).cut() for fact in facts),
+        answered=tuple(model.fact_prompt(fact, answer=True) for fact in facts),
+        contexts=tuple(tuple(model.fact_prompt(fact, text).cut() for text in texts) for fact in facts),
+        answered_contexts=tuple(tuple(model.fact_prompt(fact, text, answer=True) for text in texts) for fact in facts),
+        kl=tuple(model.kl_prompt(fact).cut() for fact in facts),
+    )
+    for fact, answered in zip(facts, rows.answered_contexts, strict=True):
+        for row in answered:
+            _check_length(model, fact, row)
+    return rows
+
+
+def editable(model: LanguageModel, facts: Sequence[Fact]) -> tuple[tuple[Fact, ...], tuple[Refused, ...]]:
+    """Tell facts whose prompt the model takes from those whose it does not.
+
+    Args:
+        model: The model.
+        facts: The facts.
+
+    Returns:
+        Those that can be edited, and the others with the reasons: a subject or an answer that the tokenizer drops,
+        joins or takes for something else, or a row that is too long.
+    """
+    taken, refused = [], []
+    for fact in facts:
+        try:
+            row = model.fact_prompt(fact, answer=True)
+            check_tokens(model, fact, row)
+            _check_length(model, fact, row)
+        except InputError as error:
+            refused.append(Refused(f"fact {fact.id!r}", fact.id, str(error)))
+        else:
+            taken.append(fact)
+    return tuple(taken), tuple(refused)
+
+
+def _check_length(model: LanguageModel, fact: Fact, row: Prompt) -> None:
+    if len(row.ids) > model.max_tokens:
+        raise InputError(
+            f"expected prompts of at most {model.max_tokens} tokens, got one of {len(row.ids)} in fact {fact.id!r}: "
+            "shorten it"
+        )
+
+
+def check_tokens(model: LanguageModel, fact: Fact, row: Prompt) -> None:
+    """The subject is complete with the decisive token, not before it, and there is one BOS at most."""
+    tokenizer = model.tokenizer
+    subject = _plain(fact.subject)
+    with_it, without = (
+        _plain(tokenizer.decode(row.ids[:end], skip_special_tokens=True)) for end in (row.decisive + 1, row.decisive)
+    )
+    if with_it.count(subject) <= without.count(subject):
+        raise InputError(
+            f"expected the decisive token to end the subject {fact.subject!r}, got {with_it!r} up to it: "
+            f"the tokenizer of {model.name!r} is not supported"
+        )
+    check_bos(tokenizer, row.ids, fact.text)
+
+
+def _plain(text: str) -> str:
+    """Without spaces, and composed: what tokenizers may change."""
+    return unicodedata.normalize("NFC", "".join(text.split()))
