@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -230,7 +230,9 @@ COMMANDS: Mapping[str, Command] = {
 SCRIPTS: Mapping[str, Command] = {
     **_analyses(),
     **{
-        name: Command(each.caption, _taking(replace(SchemesConfig(), schemes=cast("Any", each.schemes)), tables, only=(name,)))
+        name: Command(
+            each.caption, _taking(replace(SchemesConfig(), schemes=cast("Any", each.schemes)), tables, only=(name,))
+        )
         for name, each in TABLES.items()
     },
     **{

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from jacobian_lab import cli, memory
-from jacobian_lab.jobs import shared
-from jacobian_lab.jobs.schemes import TablesConfig, run_tables
+from jacobian_lab.jobs import bench
+from jacobian_lab.jobs.config import SchemesConfig
+from jacobian_lab.jobs.schemes import run_schemes
 from jacobian_lab.memory import available_memory, halving, out_of_memory
 from jacobian_lab.store.run import open_run
 
@@ -91,8 +92,8 @@ def test_memory_is_what_is_free_within_the_group(tmp_path, monkeypatch):
 def test_anchors_that_do_not_fit_together_are_made_in_halves(arguments, tmp_path, monkeypatch, capsys):
     """The numbers are the same, one line says so, and the bar ends where it should."""
     config = {**arguments, "batch_size": 6, "schemes": ("backward-dividing",), "survey": "none"}
-    whole = open_run(run_tables(TablesConfig(**config, out=tmp_path / "whole"), progress=False))
-    original, sizes, bars = shared.optimise_anchors, [], []
+    whole = open_run(run_schemes(SchemesConfig(**config, out=tmp_path / "whole"), progress=False))
+    original, sizes, bars = bench.optimise_anchors, [], []
 
     def cramped(model, facts, *rest):
         sizes.append(len(facts))
@@ -102,10 +103,10 @@ def test_anchors_that_do_not_fit_together_are_made_in_halves(arguments, tmp_path
             raise torch.OutOfMemoryError("CUDA out of memory")
         return original(model, facts, *rest)
 
-    real_bar = shared.bar
-    monkeypatch.setattr(shared, "optimise_anchors", cramped)
-    monkeypatch.setattr(shared, "bar", lambda *a, **k: bars.append(real_bar(*a, **k)) or bars[-1])
-    parts = open_run(run_tables(TablesConfig(**config, out=tmp_path / "parts"), progress=True))
+    real_bar = bench.bar
+    monkeypatch.setattr(bench, "optimise_anchors", cramped)
+    monkeypatch.setattr(bench, "bar", lambda *a, **k: bars.append(real_bar(*a, **k)) or bars[-1])
+    parts = open_run(run_schemes(SchemesConfig(**config, out=tmp_path / "parts"), progress=True))
     assert max(sizes) > 1
     told = [line for line in capsys.readouterr().err.splitlines() if "out of memory" in line]
     assert told

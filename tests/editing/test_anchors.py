@@ -10,9 +10,14 @@ from helpers.small import CONTEXTS
 from jacobian_lab.editing import anchors as descent
 from jacobian_lab.editing.anchors import AnchorSettings, anchor_batches, optimise_anchors
 from jacobian_lab.editing.schemes import SCHEMES, replay_targets
+from jacobian_lab.model.rows import fact_rows
 from jacobian_lab.model.tokens import fact_prompt
 
 SETTINGS = AnchorSettings(lr=0.1, steps=8)
+
+
+def rows(model, facts):
+    return fact_rows(model, facts, CONTEXTS)
 
 
 def plain(model):
@@ -20,7 +25,7 @@ def plain(model):
 
 
 def test_anchors_agree_with_one_fact_at_a_time(family_model, facts):
-    anchors = optimise_anchors(family_model, facts, 2, CONTEXTS, SETTINGS)
+    anchors = optimise_anchors(fact_rows(family_model, facts, CONTEXTS), 2, SETTINGS)
     for index, fact in enumerate(facts):
         expected, loss, passes = plain(family_model).anchor(fact, 2, CONTEXTS, lr=0.1, steps=8)
         torch.testing.assert_close(anchors.states[index], expected, rtol=1e-8, atol=1e-8)
@@ -31,27 +36,27 @@ def test_anchors_agree_with_one_fact_at_a_time(family_model, facts):
 def test_batching_and_order_change_nothing(tiny, facts):
     """Facts leave at different passes; per-fact quantities must follow their fact."""
     settings = dataclasses.replace(SETTINGS, lr=0.4, steps=20, stop_loss=6.3)
-    together = optimise_anchors(tiny, facts, 2, CONTEXTS, settings)
+    together = optimise_anchors(rows(tiny, facts), 2, settings)
     assert len(set(together.passes.tolist())) > 2
     order = [3, 0, 4, 2, 1]
-    shuffled = optimise_anchors(tiny, [facts[i] for i in order], 2, CONTEXTS, settings)
+    shuffled = optimise_anchors(rows(tiny, facts).select(order), 2, settings)
     torch.testing.assert_close(shuffled.states, together.states[order], rtol=1e-9, atol=1e-9)
     for index, fact in enumerate(facts):
-        alone = optimise_anchors(tiny, [fact], 2, CONTEXTS, settings)
+        alone = optimise_anchors(rows(tiny, [fact]), 2, settings)
         torch.testing.assert_close(alone.states[0], together.states[index], rtol=1e-9, atol=1e-9)
         assert alone.passes[0] == together.passes[index]
 
 
 def test_the_clamp_holds(tiny, facts):
     settings = dataclasses.replace(SETTINGS, lr=5.0, clamp=0.2, stop_loss=0.0)
-    anchors = optimise_anchors(tiny, facts, 2, CONTEXTS, settings)
+    anchors = optimise_anchors(rows(tiny, facts), 2, settings)
     starts = torch.stack([plain(tiny).states(*prompt(tiny.tokenizer, fact), [2])[1][2] for fact in facts])
     shift = (anchors.states - starts).norm(dim=1) / starts.norm(dim=1)
     torch.testing.assert_close(shift, torch.full_like(shift, 0.2), rtol=1e-9, atol=0)
 
 
 def test_one_pass_makes_no_update(tiny, facts):
-    anchors = optimise_anchors(tiny, facts, 2, CONTEXTS, dataclasses.replace(SETTINGS, steps=1))
+    anchors = optimise_anchors(rows(tiny, facts), 2, dataclasses.replace(SETTINGS, steps=1))
     _, states = plain(tiny).states(*prompt(tiny.tokenizer, facts[0]), [2])
     torch.testing.assert_close(anchors.states[0], states[2], rtol=1e-12, atol=1e-12)
 
@@ -59,15 +64,15 @@ def test_one_pass_makes_no_update(tiny, facts):
 def test_a_fact_whose_loss_is_not_finite_keeps_its_place(tiny, facts, monkeypatch):
     original = descent.freeze
 
-    def poisoned(model, rows, starts):
-        frozen = original(model, rows, starts)
-        if len(rows) > len(facts):  # the rewriting rows, not the KL rows
-            frozen.tails[2][len(rows) // len(facts)] = float("nan")  # the first row of fact 1
+    def poisoned(model, these, starts):
+        frozen = original(model, these, starts)
+        if len(these) > len(facts):  # the rewriting rows, not the KL rows
+            frozen.tails[2][len(these) // len(facts)] = float("nan")  # the first row of fact 1
         return frozen
 
-    expected = optimise_anchors(tiny, facts, 2, CONTEXTS, SETTINGS)
+    expected = optimise_anchors(rows(tiny, facts), 2, SETTINGS)
     monkeypatch.setattr(descent, "freeze", poisoned)
-    anchors = optimise_anchors(tiny, facts, 2, CONTEXTS, SETTINGS)
+    anchors = optimise_anchors(rows(tiny, facts), 2, SETTINGS)
     assert anchors.states[1].isnan().all()
     assert anchors.loss[1].isnan()
     assert int(anchors.passes[1]) == 1
@@ -77,14 +82,15 @@ def test_a_fact_whose_loss_is_not_finite_keeps_its_place(tiny, facts, monkeypatc
 
 def test_progress_counts_every_fact_once(tiny, facts):
     told = []
-    optimise_anchors(tiny, facts, 2, CONTEXTS, SETTINGS, lambda finished, loss: told.append((finished, loss)))
+    optimise_anchors(rows(tiny, facts), 2, SETTINGS, lambda finished, loss: told.append((finished, loss)))
     assert sum(finished for finished, _ in told) == len(facts)
     assert len(told) <= SETTINGS.steps
 
 
 def test_replayed_targets_are_the_models_states(family_model, facts):
-    anchors = optimise_anchors(family_model, facts, 1, CONTEXTS, SETTINGS)
-    replayed = replay_targets(family_model, facts, anchors.states, (1, 2, 4))
+    made = rows(family_model, facts)
+    anchors = optimise_anchors(made, 1, SETTINGS)
+    replayed = replay_targets(made, anchors.states, (1, 2, 4)).transpose(0, 1)
     for index, fact in enumerate(facts):
         ids, position = prompt(family_model.tokenizer, fact)
         with torch.no_grad():
@@ -96,10 +102,10 @@ def test_replayed_targets_are_the_models_states(family_model, facts):
 
 def test_batches_hold_every_fact_once_and_tails_of_about_a_length(tiny, facts):
     many = [dataclasses.replace(f, id=i) for i, f in enumerate(facts * 3)]
-    groups = anchor_batches(tiny, many, 2)
+    groups = anchor_batches(rows(tiny, many), 2)
     assert sorted(i for group in groups for i in group) == list(range(len(many)))
     assert max(map(len, groups)) == 2
-    for group in anchor_batches(tiny, many, 100):
+    for group in anchor_batches(rows(tiny, many), 100):
         tails = [fact_prompt(tiny.tokenizer, many[i], answer=True).tail for i in group]
         assert max(tails) <= 1.25 * min(tails)
 

@@ -8,14 +8,15 @@ from helpers.reference import Plain
 from safetensors.torch import load_file
 
 from jacobian_lab.editing.anchors import AnchorSettings, optimise_anchors
-from jacobian_lab.editing.layers import restored
-from jacobian_lab.editing.measures import apply_edit, measure
+from jacobian_lab.editing.layers import Setting, restored
+from jacobian_lab.editing.measures import measure, observed_edits
 from jacobian_lab.editing.schemes import SCHEMES, make_targets
 from jacobian_lab.editing.second_moments import second_moments
 from jacobian_lab.evaluation.metrics import efficacy
 from jacobian_lab.facts.reading import load_facts
 from jacobian_lab.model.corpus import load_corpus
 from jacobian_lab.model.loading import load_model
+from jacobian_lab.model.rows import fact_rows
 
 LAYERS = (4, 5, 6, 7, 8)
 
@@ -37,8 +38,10 @@ def test_golden_numbers(dtype, tolerance, shared, golden, moments):
     expected, numbers = load_file(golden["tensors"]), golden["numbers"]
     assert [fact.id for fact in facts] == numbers["fact_ids"]
     settings = AnchorSettings(lr=0.5, steps=25)
-    anchors = {layer: optimise_anchors(model, facts, layer, golden["templates"], settings) for layer in (4, 8)}
-    targets = make_targets(model, facts, LAYERS, {layer: found.states for layer, found in anchors.items()})
+    rows = fact_rows(model, facts, golden["templates"])
+    anchors = {layer: optimise_anchors(rows, layer, settings) for layer in (4, 8)}
+    targets = make_targets(rows, LAYERS, {layer: found.states for layer, found in anchors.items()})
+    setting = Setting(rows, moments, 15000.0)
     found = {"anchor_first": anchors[4].states, "anchor_last": anchors[8].states}
     found |= {f"replayed_{layer}": targets.replayed[layer] for layer in LAYERS[1:]}
     for name, states in found.items():
@@ -48,12 +51,13 @@ def test_golden_numbers(dtype, tolerance, shared, golden, moments):
     for name, reference in numbers["schemes"].items():
         scheme = SCHEMES[name]
         with restored(model, LAYERS):
-            record = apply_edit(model, facts, scheme, targets, golden["templates"], moments, ridge=15000.0)
+            edits = list(observed_edits(setting, scheme, targets))
             correct = efficacy(model, facts).double().mean()
-        assert [str(layer) for layer in record.layers] == list(reference["residual_ratio"])
-        measured = measure(record, targets, scheme)
+        layers = [str(edit.layer) for edit in edits]
+        assert layers == list(reference["residual_ratio"])
+        measured = measure(edits, targets, scheme)
         for quantity in ("residual_ratio", "cosine", "unrealised"):
-            golden_values = torch.tensor([reference[quantity][str(layer)] for layer in record.layers]).T
+            golden_values = torch.tensor([reference[quantity][layer] for layer in layers]).T
             assert (measured[quantity] - golden_values).abs().max() < 1e-3, (name, quantity)
         assert float(correct) == reference["all_tokens_correct"]
 
@@ -63,22 +67,23 @@ def test_other_facts_agree_with_one_at_a_time_through_the_whole_model(file, slic
     """Anchors at both ends, few passes, then the edits, on facts that were never looked at."""
     facts, templates = load_facts(shared / "data" / file, slice), golden["templates"]
     settings, plain = AnchorSettings(lr=0.5, steps=3), Plain(real.hf, real.tokenizer, real.blocks)
-    anchors = {layer: optimise_anchors(real, facts, layer, templates, settings) for layer in (4, 8)}
+    rows = fact_rows(real, facts, templates)
+    anchors = {layer: optimise_anchors(rows, layer, settings) for layer in (4, 8)}
     for layer, found in anchors.items():
         for index, fact in enumerate(facts):
             expected, _, passes = plain.anchor(fact, layer, templates, lr=0.5, steps=3)
             error = (found.states[index] - expected).norm() / expected.norm()
             assert error < 1e-4, (fact.id, layer, error)
             assert int(found.passes[index]) == passes
-    targets = make_targets(real, facts, LAYERS, {layer: found.states for layer, found in anchors.items()})
+    targets = make_targets(rows, LAYERS, {layer: found.states for layer, found in anchors.items()})
     for name in ("backward-dividing", "forward-replay"):
         scheme = SCHEMES[name]
         with restored(real, LAYERS):
-            record = apply_edit(real, facts, scheme, targets, templates, moments, ridge=15000.0)
+            edits = list(observed_edits(Setting(rows, moments, 15000.0), scheme, targets))
         with restored(real, LAYERS):
             expected = plain.edit(
                 facts, name, LAYERS, real, partial(targets.of, scheme.kind), moments, 15000.0, templates
             )
-        measured = measure(record, targets, scheme)
+        measured = measure(edits, targets, scheme)
         for quantity in ("residual_ratio", "cosine", "unrealised"):
             assert (measured[quantity] - expected[quantity]).abs().max() < 1e-3, (name, quantity)

@@ -9,31 +9,32 @@ from helpers.reference import Plain, prompt
 from helpers.small import CONTEXTS
 
 from jacobian_lab.editing.anchors import AnchorSettings, optimise_anchors
-from jacobian_lab.editing.layers import restored
-from jacobian_lab.editing.measures import apply_edit, measure
+from jacobian_lab.editing.layers import Setting, restored
+from jacobian_lab.editing.measures import measure, observed_edits
 from jacobian_lab.editing.rules import memit
 from jacobian_lab.editing.schemes import SCHEMES, Targets, make_targets
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.metrics import efficacy
 from jacobian_lab.maps.hooks import decisive_states
 from jacobian_lab.model.loading import load_model
+from jacobian_lab.model.rows import fact_rows
 from jacobian_lab.model.tokens import fact_prompt
 
 LAYERS = (1, 2, 4)
 
 
 @pytest.fixture(scope="module")
-def setting(tiny, facts):
-    """Targets and well-conditioned second moments for the small model."""
-    settings = AnchorSettings(lr=0.1, steps=5)
-    anchors = {layer: optimise_anchors(tiny, facts, layer, CONTEXTS, settings) for layer in (1, 4)}
+def made(tiny, facts):
+    """Targets, and a setting with well-conditioned second moments, for the small model."""
+    rows, settings = fact_rows(tiny, facts, CONTEXTS), AnchorSettings(lr=0.1, steps=5)
+    anchors = {layer: optimise_anchors(rows, layer, settings) for layer in (1, 4)}
     generator = torch.Generator().manual_seed(0)
     moments = {}
     for layer in LAYERS:
         keys = torch.randn(tiny.d_mlp, 300, generator=generator, dtype=torch.float64)
         moments[layer] = keys @ keys.T / 300
-    targets = make_targets(tiny, facts, LAYERS, {layer: found.states for layer, found in anchors.items()})
-    return targets, moments
+    targets = make_targets(rows, LAYERS, {layer: found.states for layer, found in anchors.items()})
+    return targets, Setting(rows, moments, 2.0)
 
 
 def random(*shape, seed=0):
@@ -64,47 +65,48 @@ def test_weight_is_the_map_from_key_to_output(family_model):
 
 
 @pytest.mark.parametrize("name", SCHEMES)
-def test_the_loop_against_the_plain_way(name, tiny, facts, setting):
+def test_the_loop_against_the_plain_way(name, tiny, facts, made):
     """Keys, hidden states, residuals and shifts, recomputed one fact at a time with other hooks."""
-    targets, moments = setting
+    targets, setting = made
     scheme = SCHEMES[name]
     with restored(tiny, LAYERS):
-        record = apply_edit(tiny, facts, scheme, targets, CONTEXTS, moments, ridge=2.0)
-        measured = measure(record, targets, scheme)
+        edits = list(observed_edits(setting, scheme, targets))
+        measured = measure(edits, targets, scheme)
     plain = Plain(tiny.hf, tiny.tokenizer, tiny.blocks)
     with restored(tiny, LAYERS):
         expected = plain.edit(
             facts,
             name,
-            record.layers,
+            [edit.layer for edit in edits],
             tiny,
             partial(targets.of, scheme.kind),
-            moments,
+            setting.moments,
             2.0,
             CONTEXTS,
-            scheme.damping,
+            setting.damping if scheme.pulls_back else None,
             split=True,
         )
     for quantity, values in expected.items():
         torch.testing.assert_close(measured[quantity], values, rtol=1e-7, atol=1e-9, msg=quantity)
 
 
-def test_residuals_against_both_targets(tiny, facts, setting):
-    targets, moments = setting
+def test_residuals_against_both_targets(tiny, facts, made):
+    targets, setting = made
     for name, own in (("backward-full", "optimised"), ("forward-replay", "replayed")):
         with restored(tiny, LAYERS):
-            record = apply_edit(tiny, facts, SCHEMES[name], targets, CONTEXTS, moments, ridge=2.0)
-        measured = measure(record, targets, SCHEMES[name])
+            edits = list(observed_edits(setting, SCHEMES[name], targets))
+        measured = measure(edits, targets, SCHEMES[name])
+        after = torch.stack([edit.last_after for edit in edits], dim=1)
         torch.testing.assert_close(measured["residual_ratio"], measured[f"residual_ratio_against_{own}"])
         for kind in ("optimised", "replayed"):
-            target = targets.of(kind, LAYERS[-1])
-            expected = (target - record.last_after).norm(dim=-1) / (target - record.last_before[0]).norm(dim=-1)
-            torch.testing.assert_close(measured[f"residual_ratio_against_{kind}"], expected.T)
+            target = targets.of(kind, LAYERS[-1])[:, None]
+            expected = (target - after).norm(dim=-1) / (target - edits[0].last_before[:, None]).norm(dim=-1)
+            torch.testing.assert_close(measured[f"residual_ratio_against_{kind}"], expected)
 
 
 @pytest.mark.parametrize("layer", [1, 4])
-def test_a_fact_without_an_anchor_keeps_its_place_and_moves_nothing(layer, tiny, facts, setting):
-    targets, moments = setting
+def test_a_fact_without_an_anchor_keeps_its_place_and_moves_nothing(layer, tiny, facts, made):
+    targets, setting = made
     broken = {place: states.clone() for place, states in targets.optimised.items()}
     broken[layer][1] = float("nan")
     with_nan = Targets(LAYERS, broken, targets.replayed)
@@ -115,9 +117,9 @@ def test_a_fact_without_an_anchor_keeps_its_place_and_moves_nothing(layer, tiny,
         {layer: states[keep] for layer, states in targets.replayed.items()},
     )
     scheme, results = SCHEMES["backward-full"], []
-    for chosen, these in ((facts, with_nan), ([facts[i] for i in keep], without)):
+    for chosen, these in ((setting, with_nan), (setting.select(keep), without)):
         with restored(tiny, LAYERS):
-            results.append(measure(apply_edit(tiny, chosen, scheme, these, CONTEXTS, moments, 2.0), these, scheme))
+            results.append(measure(list(observed_edits(chosen, scheme, these)), these, scheme))
     for name, values in results[0].items():
         if values.dim() == 2:  # by fact and layer
             assert values[1].isnan().all(), name
@@ -126,42 +128,43 @@ def test_a_fact_without_an_anchor_keeps_its_place_and_moves_nothing(layer, tiny,
             torch.testing.assert_close(values, results[1][name], rtol=1e-9, atol=1e-12)
 
 
-def test_a_residual_that_is_zero_from_the_beginning_has_no_ratio(tiny, facts, setting):
-    targets, moments = setting
-    states = decisive_states(tiny, [fact_prompt(tiny.tokenizer, fact) for fact in facts], [4])[0]
+def test_a_residual_that_is_zero_from_the_beginning_has_no_ratio(tiny, facts, made):
+    targets, setting = made
+    states = decisive_states(tiny, [fact_prompt(tiny.tokenizer, fact) for fact in facts], [4])[:, 0]
     optimised = {1: targets.optimised[1], 4: targets.optimised[4].clone()}
     optimised[4][2] = states[2] * (1 + 1e-9)
     nothing_to_do = Targets(LAYERS, optimised, targets.replayed)
     scheme = SCHEMES["backward-full"]
     with restored(tiny, LAYERS):
-        record = apply_edit(tiny, facts, scheme, nothing_to_do, CONTEXTS, moments, 2.0)
-    ratios = measure(record, nothing_to_do, scheme)["residual_ratio"]
+        edits = list(observed_edits(setting, scheme, nothing_to_do))
+    ratios = measure(edits, nothing_to_do, scheme)["residual_ratio"]
     assert ratios[2].isnan().all()
     assert ratios[[0, 1, 3, 4]].isfinite().all()
 
 
-def test_what_a_bfloat16_weight_does_not_take_is_reported(folders, facts, setting):
+def test_what_a_bfloat16_weight_does_not_take_is_reported(folders, facts, made):
     """Against float64, where everything is taken."""
     model = load_model(folders["llama"], dtype="bfloat16", device="cpu")
-    anchors = {n: optimise_anchors(model, facts, n, CONTEXTS, AnchorSettings(lr=0.1, steps=3)).states for n in (1, 4)}
+    rows = fact_rows(model, facts, CONTEXTS)
+    anchors = {n: optimise_anchors(rows, n, AnchorSettings(lr=0.1, steps=3)).states for n in (1, 4)}
     assert anchors[1].dtype == torch.float32
-    targets, scheme = make_targets(model, facts, LAYERS, anchors), SCHEMES["forward-replay"]
+    targets, scheme = make_targets(rows, LAYERS, anchors), SCHEMES["forward-replay"]
     before = model.weight(1).clone()
     with restored(model, LAYERS):
-        record = apply_edit(model, facts, scheme, targets, CONTEXTS, setting[1], 2.0)
+        edits = list(observed_edits(dataclasses.replace(made[1], rows=rows), scheme, targets))
         taken = (model.weight(1).double() - before.double()).norm() / before.double().norm()
-    measured = measure(record, targets, scheme)
+    measured = measure(edits, targets, scheme)
     assert 1e-4 < measured["unstored"][0] < 1
     assert float(taken) == pytest.approx(float(measured["update_norm"][0]), abs=float(measured["unstored"][0]))
     assert torch.equal(model.weight(1), before)
     exact = load_model(folders["llama"], dtype="float64", device="cpu")
     with restored(exact, LAYERS):
-        doubled = apply_edit(exact, facts, scheme, setting[0], CONTEXTS, setting[1], 2.0)
-    assert doubled.unstored.max() < 1e-12
+        doubled = dataclasses.replace(made[1], rows=fact_rows(exact, facts, CONTEXTS))
+        assert max(edit.unstored for edit in observed_edits(doubled, scheme, made[0])) < 1e-12
 
 
-def test_an_edit_that_the_models_dtype_does_not_hold_is_refused(folders, facts, setting):
-    targets, moments = setting
+def test_an_edit_that_the_models_dtype_does_not_hold_is_refused(folders, facts, made):
+    targets, setting = made
     for dtype in ("float32", "bfloat16"):
         model = load_model(folders["llama"], dtype=dtype, device="cpu")
         before = model.weight(1).clone()
@@ -170,14 +173,15 @@ def test_an_edit_that_the_models_dtype_does_not_hold_is_refused(folders, facts, 
             update = memit(problem)
             return dataclasses.replace(update, delta=update.delta * 1e45)
 
-        words = f"edit that {dtype} holds, got NaN or infinity in the weight of layer 1: lower --anchor-clamp"
+        words = f"edit that {dtype} holds, got NaN or infinity in the weight of layer 1: lower anchor.clamp"
+        wide = dataclasses.replace(setting, rows=fact_rows(model, facts, CONTEXTS))
         with pytest.raises(InputError, match=words), restored(model, LAYERS):
-            apply_edit(model, facts, SCHEMES["backward-full"], targets, CONTEXTS, moments, 2.0, huge)
+            list(observed_edits(wide, SCHEMES["backward-full"], targets, huge))
         assert torch.equal(model.weight(1), before)
 
 
-def test_no_usable_fact_is_refused(tiny, facts, setting):
-    targets, moments = setting
+def test_no_usable_fact_is_refused(tiny, facts, made):
+    targets, setting = made
     empty = Targets(
         LAYERS,
         {k: torch.full_like(v, float("nan")) for k, v in targets.optimised.items()},
@@ -187,7 +191,7 @@ def test_no_usable_fact_is_refused(tiny, facts, setting):
         pytest.raises(InputError, match="at least one fact with a finite anchor"),
         restored(tiny, LAYERS),
     ):
-        apply_edit(tiny, facts, SCHEMES["one-layer"], empty, CONTEXTS, moments, 2.0)
+        list(observed_edits(setting, SCHEMES["one-layer"], empty))
 
 
 def test_efficacy_is_greedy_decoding_of_the_whole_answer(family_model, facts):

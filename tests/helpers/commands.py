@@ -7,13 +7,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
+UNPREFIXED = {"rules"}
+"""Settings whose fields are options without their name."""
 
-def options(arguments: dict[str, object]) -> list[str]:
-    """The same as a command line has them."""
-    flat = {
-        f"{name}.{inner}" if is_dataclass(value) else name: given
-        for name, value in arguments.items()
-        for inner, given in (vars(value) if is_dataclass(value) else {"": value}).items()
-        if given is not None
-    }
-    return [part for name, value in flat.items() for part in ("--" + name.replace("_", "-"), str(value))]
+
+def options(arguments: dict[str, object], prefix: str = "") -> list[str]:
+    """The same as a command line has them; what is absent is left out."""
+    found: list[str] = []
+    for name, value in arguments.items():
+        option = "--" + (prefix + name).replace("_", "-")
+        if is_dataclass(value):
+            found += options(vars(value), "" if name in UNPREFIXED else f"{name}.")
+        elif isinstance(value, bool):
+            found.append(option if value else option.replace("--", "--no-", 1))
+        elif value is not None:
+            found += [option, str(value)]
+    return found

@@ -7,12 +7,13 @@ from helpers.small import CONTEXTS
 
 from jacobian_lab import cli
 from jacobian_lab.editing.anchors import AnchorSettings, optimise_anchors
-from jacobian_lab.editing.layers import restored
-from jacobian_lab.editing.measures import apply_edit, measure
+from jacobian_lab.editing.layers import Setting, restored
+from jacobian_lab.editing.measures import measure, observed_edits
 from jacobian_lab.editing.schemes import SCHEMES, make_targets
 from jacobian_lab.facts.reading import load_facts
 from jacobian_lab.maps.replay import freeze, replay_logits
 from jacobian_lab.model.loading import load_model
+from jacobian_lab.model.rows import fact_rows
 from jacobian_lab.store.run import open_run
 
 LAYERS = (1, 2, 3)
@@ -28,14 +29,15 @@ def measured(model, scheme, parts, settings):
     """All measures of one edit of facts whose anchors were optimised part by part."""
     facts = [fact for part in parts for fact in part]
     anchors = {
-        layer: torch.cat([optimise_anchors(model, part, layer, CONTEXTS, settings).states for part in parts])
+        layer: torch.cat([optimise_anchors(fact_rows(model, p, CONTEXTS), layer, settings).states for p in parts])
         for layer in (1, 3)
     }
-    targets = make_targets(model, facts, LAYERS, anchors)
+    rows = fact_rows(model, facts, CONTEXTS)
+    targets = make_targets(rows, LAYERS, anchors)
     moments = {layer: torch.eye(model.d_mlp, dtype=torch.float64) for layer in LAYERS}
     with restored(model, LAYERS):
-        record = apply_edit(model, facts, SCHEMES[scheme], targets, CONTEXTS, moments, ridge=1.0)
-    return measure(record, targets, SCHEMES[scheme])
+        edits = list(observed_edits(Setting(rows, moments, 1.0), SCHEMES[scheme], targets))
+    return measure(edits, targets, SCHEMES[scheme])
 
 
 @pytest.mark.parametrize("scheme", ["backward-dividing", "forward-replay"])

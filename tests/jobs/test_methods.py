@@ -3,6 +3,7 @@
 import json
 import runpy
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -17,25 +18,30 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPTJCo
 from jacobian_lab import cli
 from jacobian_lab.editing.anchors import optimise_anchors
 from jacobian_lab.editing.deltas import DELTA, FOLDER, add_delta, read_delta, save_delta, save_model
-from jacobian_lab.editing.layers import edit_layers, restored
-from jacobian_lab.editing.measures import apply_edit
+from jacobian_lab.editing.layers import Setting, edit_layers, restored
+from jacobian_lab.editing.measures import observed_edits
 from jacobian_lab.editing.methods import METHODS, edit_with, method, method_name
 from jacobian_lab.editing.rules import RuleSettings, Update, memit
 from jacobian_lab.editing.schemes import SCHEMES, Targets, make_targets
 from jacobian_lab.editing.solving import largest_singular_value, shrink
 from jacobian_lab.errors import InputError
+from jacobian_lab.evaluation import examination
 from jacobian_lab.facts.reading import load_facts
+from jacobian_lab.jobs import bench as bench_module
 from jacobian_lab.jobs import methods as methods_job
-from jacobian_lab.jobs import shared
-from jacobian_lab.jobs.methods import EditConfig, EditTableConfig, run_edit, run_edit_table
+from jacobian_lab.jobs.bench import Bench
+from jacobian_lab.jobs.config import EditConfig, EditTableConfig
+from jacobian_lab.jobs.methods import run_edit, run_edit_table
 from jacobian_lab.jobs.setup import prepare
 from jacobian_lab.model.families import KNOWN
 from jacobian_lab.model.loading import load_model
+from jacobian_lab.model.rows import fact_rows
 from jacobian_lab.report import methods as methods_report
 from jacobian_lab.report.methods import METRICS, forward_gains, read_paper, summaries, write_comparison
 from jacobian_lab.store.run import open_run
 
-QUICK = {"alphaedit_threshold": 1.0, "alphaedit_relative": True, "held_out_tokens": 64, "corpus_length": 64}
+RULES = RuleSettings(alphaedit_threshold=1.0, alphaedit_relative=True)
+QUICK = {"rules": RULES, "held_out_tokens": 64, "corpus_length": 64}
 ALL = tuple(METHODS)
 RECT_DELTA, RECT_FOLDER = DELTA.format("rect+fe"), FOLDER.format("rect+fe")
 
@@ -53,23 +59,18 @@ def finished(quick, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bench(quick):
-    """An experiment with its targets and second moments."""
-    config = EditTableConfig(**quick)
-    experiment = prepare(config)
-    moments = shared.usable_moments(experiment, experiment.layers, False).matrices
-    model, facts = experiment.model, experiment.facts
-    anchors = {
-        layer: optimise_anchors(model, facts, layer, experiment.templates, experiment.anchor).states for layer in (1, 3)
-    }
-    return experiment, make_targets(model, facts, experiment.layers, anchors), moments, config
+    """An experiment with its targets, and what its edits are made with."""
+    experiment = prepare(EditTableConfig(**quick))
+    rows = experiment.rows
+    anchors = {layer: optimise_anchors(rows, layer, experiment.anchor).states for layer in (1, 3)}
+    return experiment, make_targets(rows, experiment.layers, anchors), Bench(experiment, False).setting
 
 
-def edited(bench, name, settings=None, **keywords):
+def edited(bench, name, rules=RULES, **keywords):
     """The weights that a method leaves, and what it says."""
-    experiment, targets, moments, config = bench
-    settings = settings or config
+    experiment, targets, setting = bench
     with restored(experiment.model, experiment.layers):
-        made = edit_with(method(name), experiment, targets, moments, settings, **keywords)
+        made = edit_with(method(name), setting, targets, rules, **keywords)
         return {layer: experiment.model.weight(layer).clone() for layer in experiment.layers}, made
 
 
@@ -94,8 +95,8 @@ def test_a_run_holds_every_method_metric_and_fact(finished):
 
 
 def test_anchors_are_computed_once_and_shared(quick, finished, tmp_path, monkeypatch):
-    original, calls = shared.optimise_anchors, []
-    monkeypatch.setattr(shared, "optimise_anchors", lambda *a: calls.append(a[2]) or original(*a))
+    original, calls = bench_module.optimise_anchors, []
+    monkeypatch.setattr(bench_module, "optimise_anchors", lambda *a: calls.append(a[1]) or original(*a))
     folder = tmp_path / "run"
     run_edit_table(EditTableConfig(**quick, methods=("memit", "rect+fe", "blue"), out=folder), progress=False)
     assert calls.count(1) == calls.count(3) > 0
@@ -110,7 +111,7 @@ def test_anchors_are_computed_once_and_shared(quick, finished, tmp_path, monkeyp
 
 
 def test_a_finished_run_computes_nothing(quick, finished, monkeypatch):
-    for name in ("usable_moments", "store_anchors", "edit_with", "evaluate"):
+    for name in ("edit_with", "perplexity"):
         monkeypatch.setattr(methods_job, name, lambda *_a, **_k: pytest.fail("computed again"))
     run_edit_table(EditTableConfig(**quick, methods=ALL, out=finished), progress=False)
 
@@ -138,7 +139,7 @@ def test_an_interrupted_run_goes_on_after_the_last_method(quick, finished, tmp_p
 
 def test_a_changed_setting_is_refused_by_name(quick, finished):
     for name, value, expected in (
-        ("emmet_epsilon", 0.2, "rules.emmet_epsilon"),
+        ("rules", replace(RULES, emmet_epsilon=0.2), "rules.emmet_epsilon"),
         ("edits_per_batch", 2, "edits_per_batch"),
         ("held_out_tokens", 65, "held_out.tokens"),
         ("metrics", "zsre", "metrics"),
@@ -170,7 +171,7 @@ def test_weights_are_back_bit_for_bit(name, bench):
 
 def test_weights_are_back_when_the_evaluation_fails(bench, quick, tmp_path, monkeypatch):
     parameters = dict(bench[0].model.hf.named_parameters())
-    before, original, calls = {key: weight.clone() for key, weight in parameters.items()}, methods_job.evaluate, []
+    before, original, calls = {key: weight.clone() for key, weight in parameters.items()}, examination.evaluate, []
 
     def second_fails(*given):
         calls.append(1)
@@ -179,7 +180,7 @@ def test_weights_are_back_when_the_evaluation_fails(bench, quick, tmp_path, monk
         return original(*given)
 
     monkeypatch.setattr(methods_job, "prepare", lambda _config: bench[0])
-    monkeypatch.setattr(methods_job, "evaluate", second_fails)
+    monkeypatch.setattr(examination, "evaluate", second_fails)
     config = EditTableConfig(**quick, methods=("memit+fe",), greedy=False, out=tmp_path / "run")
     with pytest.raises(RuntimeError, match="in the middle"):
         run_edit_table(config, progress=False)
@@ -188,11 +189,11 @@ def test_weights_are_back_when_the_evaluation_fails(bench, quick, tmp_path, monk
 
 @pytest.mark.parametrize("name", [n for n, m in METHODS.items() if m.rule == "memit" and not m.refit])
 def test_memits_rule_is_the_loop_that_the_golden_numbers_test(name, bench):
-    experiment, targets, moments, _ = bench
+    experiment, targets, setting = bench
     weights, made = edited(bench, name)
     with restored(experiment.model, experiment.layers):
         scheme = SCHEMES[METHODS[name].scheme]
-        apply_edit(experiment.model, experiment.facts, scheme, targets, experiment.templates, moments, experiment.ridge)
+        list(observed_edits(setting, scheme, targets))
         for layer, weight in weights.items():
             torch.testing.assert_close(weight, experiment.model.weight(layer), rtol=1e-12, atol=1e-14)
     for layer, delta in made.deltas.items():
@@ -201,8 +202,8 @@ def test_memits_rule_is_the_loop_that_the_golden_numbers_test(name, bench):
 
 def test_sequential_batches_keep_the_old_keys_in_the_solve(bench):
     """Two batches by hand: the second one's solve has the first one's keys, as they were when it was solved."""
-    experiment, targets, moments, _ = bench
-    model, facts, layers = experiment.model, experiment.facts, experiment.layers
+    experiment, targets, setting = bench
+    model, layers = experiment.model, experiment.layers
     weights, _ = edited(bench, "memit+fe", size=4)
     with restored(model, layers):
         grams, deltas = {}, {}
@@ -215,12 +216,11 @@ def test_sequential_batches_keep_the_old_keys_in_the_solve(bench):
 
         scheme = SCHEMES["forward-replay"]
         for part in (range(4), range(4, 6)):
-            given = (model, [facts[i] for i in part], scheme, targets.select(part), experiment.templates, moments)
-            for edit in edit_layers(*given, experiment.ridge, dense):
+            for edit in edit_layers(setting.select(part), scheme, targets.select(part), dense):
                 deltas[edit.layer] = deltas.get(edit.layer, 0) + edit.update.delta
                 model.weight(edit.layer).copy_(original[edit.layer] + deltas[edit.layer])  # added to the weight once
         for layer in layers:
-            torch.testing.assert_close(weights[layer], model.weight(layer), rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(weights[layer], model.weight(layer), rtol=1e-8, atol=1e-9)
     jointly, _ = edited(bench, "memit+fe", size=6)
     default, _ = edited(bench, "memit+fe")
     assert all(torch.equal(jointly[layer], default[layer]) for layer in layers)
@@ -228,17 +228,17 @@ def test_sequential_batches_keep_the_old_keys_in_the_solve(bench):
 
 
 def test_a_batch_without_a_usable_fact_is_passed_over(bench):
-    experiment, targets, moments, config = bench
+    experiment, targets, setting = bench
     broken = {layer: states.clone() for layer, states in targets.optimised.items()}
     broken[1][:2] = float("nan")
     with_nan = Targets(targets.layers, broken, targets.replayed)
-    some, _ = edited((experiment, with_nan, moments, config), "memit", size=2)
+    some, _ = edited((experiment, with_nan, setting), "memit", size=2)
     with restored(experiment.model, experiment.layers):
         for weight in some.values():
             assert torch.isfinite(weight).all()
     every = {layer: torch.full_like(states, float("nan")) for layer, states in broken.items()}
     with pytest.raises(InputError, match="at least one fact with a finite anchor"):
-        edited((experiment, Targets(targets.layers, every, targets.replayed), moments, config), "memit")
+        edited((experiment, Targets(targets.layers, every, targets.replayed), setting), "memit")
 
 
 def test_prune_on_the_total_shrinks_once_after_all_edits(bench):
@@ -263,20 +263,19 @@ def test_prune_on_the_total_shrinks_once_after_all_edits(bench):
 
 def test_blues_two_protocols_differ_in_the_second_anchor(bench):
     """The refitted one by hand: the first layer alone, then an anchor on what that left, then the last alone."""
-    experiment, targets, moments, _ = bench
-    model, facts = experiment.model, experiment.facts
+    experiment, targets, setting = bench
+    model = experiment.model
 
     def refit(layer, batch):
-        chosen = [facts[index] for index in batch]
-        return optimise_anchors(model, chosen, layer, experiment.templates, experiment.anchor).states
+        return optimise_anchors(setting.rows.select(batch), layer, experiment.anchor).states
 
     weights, _ = edited(bench, "blue-refit", refit=refit)
     with restored(model, experiment.layers):
         for layer in (1, 3):
-            anchors = targets.optimised[1] if layer == 1 else refit(3, range(len(facts)))
+            anchors = targets.optimised[1] if layer == 1 else refit(3, range(len(setting.facts)))
             alone = Targets((layer,), {layer: anchors}, {layer: anchors})
             scheme = SCHEMES["one-layer"]
-            apply_edit(model, facts, scheme, alone, experiment.templates, moments, experiment.ridge)
+            list(observed_edits(setting, scheme, alone))
         for layer in (1, 2, 3):
             torch.testing.assert_close(weights[layer], model.weight(layer), rtol=1e-12, atol=1e-14)
     papers, _ = edited(bench, "blue")
@@ -397,12 +396,13 @@ def test_the_papers_protocols_by_name(name, table, quick, tmp_path, monkeypatch,
     """The scripts of Tables 3, 4, 6 and 7 on small models of the paper's families, each with its own settings."""
     folder = make_folder(tmp_path / "model", SHAPES[name])
     chosen = {**quick, "model": folder, "protocol": name, "slice": "0:2", "out": tmp_path / "run"}
-    del chosen["layers"], chosen["anchor_lr"], chosen["anchor_steps"], chosen["ridge"]
-    chosen.pop("alphaedit_relative")
+    del chosen["layers"], chosen["anchor"], chosen["ridge"]
     seen = []
-    monkeypatch.setattr(shared, "optimise_anchors", lambda *a, o=shared.optimise_anchors: seen.append(a[4]) or o(*a))
+    monkeypatch.setattr(
+        bench_module, "optimise_anchors", lambda *a, o=bench_module.optimise_anchors: seen.append(a[2]) or o(*a)
+    )
     script = str(ROOT / "analyses" / f"{table}.py")
-    monkeypatch.setattr(sys, "argv", [script, *options(chosen), "--alphaedit-relative"])
+    monkeypatch.setattr(sys, "argv", [script, *options(chosen)])
     runpy.run_path(script, run_name="__main__")
     settings = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
     known = KNOWN[name].defaults
@@ -504,9 +504,9 @@ def test_a_delta_that_does_not_fit_is_refused_with_one_line(saved, tmp_path, fol
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 @pytest.mark.parametrize("size", [None, 4])
 def test_base_and_saved_delta_are_the_measured_model_to_the_last_bit(dtype, size, bench, quick, tmp_path):
-    config = EditTableConfig(**{**quick, "dtype": dtype})
-    experiment = prepare(config)
-    weights, made = edited((experiment, *bench[1:3], config), "memit+fe", size=size)
+    experiment = prepare(EditTableConfig(**{**quick, "dtype": dtype}))
+    setting = replace(bench[2], rows=experiment.rows)
+    weights, made = edited((experiment, bench[1], setting), "memit+fe", size=size)
     model = experiment.model
     save_delta(tmp_path / "delta", model, made.deltas, {})
     with restored(model, experiment.layers):
@@ -555,8 +555,7 @@ def test_edit_says_how_it_went_and_does_nothing_twice(saved, capsys, monkeypatch
     folder, config = saved
     monkeypatch.setattr(methods_job, "edit_with", lambda *_a, **_k: pytest.fail("computed again"))
     given = {**config, "method": "rect+fe", "save": "both", "out": folder}
-    relative = given.pop("alphaedit_relative")
-    cli.main(["edit", *options(given), *(["--alphaedit-relative"] if relative else [])])
+    cli.main(["edit", *options(given)])
     out = capsys.readouterr().out
     assert f"Saved: {folder / RECT_DELTA}, {folder / RECT_FOLDER}" in out
     assert "| rect+fe " in out
@@ -574,33 +573,25 @@ def test_a_delta_that_was_lost_is_made_again(quick, tmp_path):
 
 
 def test_bad_input_ends_with_one_line(quick, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(shared, "optimise_anchors", lambda *_a, **_k: pytest.fail("long work begun"))
-    given = {**quick}
-    relative = given.pop("alphaedit_relative")
+    monkeypatch.setattr(bench_module, "optimise_anchors", lambda *_a, **_k: pytest.fail("long work begun"))
     (tmp_path / "facts.json").write_text('[{"subject": "Ada", "prompt": "{} is", "target_new": "old"}]')
     (tmp_path / "paper.csv").write_text("rank\n")
     cases = [
         ("edit-table", {"methods": "rome"}, "expected methods among"),
         ("edit-table", {"methods": "unedited"}, "a method that edits"),
-        ("edit-table", {"prune_kind": "cube"}, "--prune-kind"),
-        ("edit-table", {"metrics": "bleu"}, "expected metrics of"),
+        ("edit-table", {"prune_base": 0.5}, "above 1, got --prune-base 0.5"),
         ("edit-table", {"held_out": quick["corpus"]}, "held-out text"),
         ("edit-table", {"edits_per_batch": 0}, "--edits-per-batch 0"),
         ("edit-table", {"facts": tmp_path / "facts.json", "slice": "0:1", "metrics": "counterfact"}, "target_true"),
-        ("edit-table", {"alphaedit_threshold": 1e-12}, "null space, got none"),
+        ("edit-table", {"rules": replace(RULES, alphaedit_threshold=1e-12)}, "null space, got none"),
         ("edit-table", {"paper": tmp_path / "paper.csv"}, "with the columns method"),
         ("edit-table", {"protocol": "gpt9"}, "expected a protocol of"),
-        ("edit", {"save": "pickle"}, "--save of delta, folder, both"),
         ("edit", {"method": "rome"}, "expected methods among"),
     ]
     for command, changes, words in cases:
         capsys.readouterr()
         with pytest.raises(SystemExit) as caught:
-            cli.main([
-                command,
-                *options({**given, "out": tmp_path / "run", **changes}),
-                *(["--alphaedit-relative"] * relative),
-            ])
+            cli.main([command, *options({**quick, "out": tmp_path / "run", **changes})])
         err = capsys.readouterr().err
         assert caught.value.code == 2, (changes, err)
         assert words in err, (changes, err)
@@ -618,10 +609,9 @@ def silent_neurons(folder):
 
 @pytest.mark.parametrize(("ridge", "hint"), [(0, "raise --ridge"), (10, "5 of 64 neurons are silent on the corpus")])
 def test_silent_neurons_are_refused_with_the_layer(ridge, hint, quick, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(shared, "optimise_anchors", lambda *_a, **_k: pytest.fail("long work begun"))
+    monkeypatch.setattr(bench_module, "optimise_anchors", lambda *_a, **_k: pytest.fail("long work begun"))
     silent_neurons(make_folder(tmp_path / "model", CONFIGS["llama"]))
     given = {**quick, "model": tmp_path / "model", "ridge": ridge, "method": "emmet", "out": tmp_path / "run"}
-    del given["alphaedit_relative"]
     with pytest.raises(SystemExit):
         cli.main(["edit", *options(given)])
     last = capsys.readouterr().err.splitlines()[-1]
@@ -631,10 +621,9 @@ def test_silent_neurons_are_refused_with_the_layer(ridge, hint, quick, tmp_path,
 
 @pytest.mark.parametrize("method", ["emmet", "memit"])
 def test_a_corpus_of_one_repeated_sentence_is_refused_with_the_layer(method, quick, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(shared, "optimise_anchors", lambda *_a, **_k: pytest.fail("long work begun"))
+    monkeypatch.setattr(bench_module, "optimise_anchors", lambda *_a, **_k: pytest.fail("long work begun"))
     (tmp_path / "corpus.txt").write_text("The old tower stands beside the river.\n" * 60)
     given = {**quick, "corpus": tmp_path / "corpus.txt", "method": method, "out": tmp_path / "run"}
-    del given["alphaedit_relative"]
     with pytest.raises(SystemExit):
         cli.main(["edit", *options(given)])
     last = capsys.readouterr().err.splitlines()[-1]
@@ -657,7 +646,8 @@ def test_with_vanishing_ridge_one_layer_meets_its_target(tiny, facts):
     goal = torch.randn(len(facts), tiny.d_model, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     targets = Targets((3,), {3: goal}, {3: goal})
     moments = {3: torch.eye(tiny.d_mlp, dtype=torch.float64)}
+    setting = Setting(fact_rows(tiny, facts, bare), moments, 1e-9)
     for rule in (memit, RuleSettings(emmet_epsilon=1e-12).rule("emmet")):
         with restored(tiny, (3,)):
-            record = apply_edit(tiny, facts, SCHEMES["one-layer"], targets, bare, moments, 1e-9, rule)
-        torch.testing.assert_close(record.after[0], goal, rtol=1e-5, atol=1e-5)
+            (edit,) = observed_edits(setting, SCHEMES["one-layer"], targets, rule)
+        torch.testing.assert_close(edit.after, goal, rtol=1e-5, atol=1e-5)

@@ -18,9 +18,10 @@ from transformers import OPTConfig
 from jacobian_lab import cli
 from jacobian_lab.editing.schemes import SCHEMES
 from jacobian_lab.errors import InputError
-from jacobian_lab.jobs import shared
-from jacobian_lab.jobs.config import parse_layers
-from jacobian_lab.jobs.schemes import TablesConfig, run_tables
+from jacobian_lab.jobs import bench
+from jacobian_lab.jobs.config import AnchorConfig, SchemesConfig
+from jacobian_lab.jobs.schemes import run_schemes
+from jacobian_lab.jobs.setup import parse_layers
 from jacobian_lab.model import sources
 from jacobian_lab.report.residuals import TABLES, measurements
 from jacobian_lab.store.run import open_run
@@ -31,7 +32,7 @@ COMMAND = [sys.executable, "-c", "from jacobian_lab.cli import main; main()", "t
 @pytest.fixture(scope="module")
 def finished(arguments, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
-    run_tables(TablesConfig(**arguments, out=folder), progress=False)
+    run_schemes(SchemesConfig(**arguments, out=folder), progress=False)
     return folder
 
 
@@ -52,29 +53,29 @@ def test_a_run_holds_every_scheme_layer_and_fact(finished):
 
 
 def test_the_same_command_gives_the_same_numbers(arguments, finished, tmp_path):
-    run_tables(TablesConfig(**arguments, out=tmp_path / "again"), progress=False)
+    run_schemes(SchemesConfig(**arguments, out=tmp_path / "again"), progress=False)
     assert open_run(finished).drop_attrs().identical(open_run(tmp_path / "again").drop_attrs())
 
 
 def test_batch_size_and_order_change_nothing_beyond_rounding(arguments, finished, tmp_path):
-    run_tables(TablesConfig(**{**arguments, "batch_size": 6}, out=tmp_path / "other"), progress=False)
+    run_schemes(SchemesConfig(**{**arguments, "batch_size": 6}, out=tmp_path / "other"), progress=False)
     one, other = open_run(finished), open_run(tmp_path / "other")
     for name in ("anchor", "residual_ratio", "cosine"):
         np.testing.assert_allclose(one[name], other[name], rtol=1e-8, atol=1e-10)
 
 
 def test_a_finished_run_computes_nothing(arguments, finished, monkeypatch):
-    for name in ("optimise_anchors", "apply_edit", "second_moments", "survey"):
-        monkeypatch.setattr(shared, name, lambda *_a, **_k: pytest.fail("computed again"))
-    run_tables(TablesConfig(**arguments, out=finished), progress=False)
+    for name in ("optimise_anchors", "observed_edits", "second_moments"):
+        monkeypatch.setattr(bench, name, lambda *_a, **_k: pytest.fail("computed again"))
+    run_schemes(SchemesConfig(**arguments, out=finished), progress=False)
 
 
 def test_schemes_are_added_to_a_run_and_agree(arguments, finished, tmp_path, monkeypatch):
     folder = tmp_path / "run"
-    run_tables(TablesConfig(**arguments, schemes=("one-layer",), out=folder), progress=False)
+    run_schemes(SchemesConfig(**arguments, schemes=("one-layer",), out=folder), progress=False)
     assert list(open_run(folder)["scheme"].values) == ["one-layer"]
-    monkeypatch.setattr(shared, "optimise_anchors", lambda *_a, **_k: pytest.fail("computed again"))
-    run_tables(TablesConfig(**arguments, schemes=("forward-replay",), out=folder), progress=False)
+    monkeypatch.setattr(bench, "optimise_anchors", lambda *_a, **_k: pytest.fail("computed again"))
+    run_schemes(SchemesConfig(**arguments, schemes=("forward-replay",), out=folder), progress=False)
     some = open_run(folder)
     whole = open_run(finished).sel(scheme=some["scheme"])
     assert some["residual_ratio"].identical(whole["residual_ratio"])
@@ -82,20 +83,20 @@ def test_schemes_are_added_to_a_run_and_agree(arguments, finished, tmp_path, mon
 
 
 def test_an_interrupted_run_goes_on_after_the_last_batch(arguments, finished, tmp_path, monkeypatch):
-    original, calls = shared.optimise_anchors, []
+    original, calls = bench.optimise_anchors, []
 
     def third_fails(*given):
-        calls.append([fact.id for fact in given[1]])
+        calls.append([fact.id for fact in given[0].facts])
         if len(calls) == 3:
             raise KeyboardInterrupt
         return original(*given)
 
-    monkeypatch.setattr(shared, "optimise_anchors", third_fails)
-    config = TablesConfig(**arguments, out=tmp_path / "run")
+    monkeypatch.setattr(bench, "optimise_anchors", third_fails)
+    config = SchemesConfig(**arguments, out=tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
-        run_tables(config, progress=False)
+        run_schemes(config, progress=False)
     done = calls[:2]
-    run_tables(config, progress=False)
+    run_schemes(config, progress=False)
     assert not any(batch in done for batch in calls[3:5])
     assert open_run(tmp_path / "run").drop_attrs().identical(open_run(finished).drop_attrs())
 
@@ -103,7 +104,7 @@ def test_an_interrupted_run_goes_on_after_the_last_batch(arguments, finished, tm
 def test_a_killed_run_goes_on(arguments, finished, tmp_path):
     """SIGKILL in the middle of the anchors; then the same command, in a new process."""
     folder = tmp_path / "run"
-    slow = "import jacobian_lab.jobs.schemes as t, time; o = t.optimise_anchors\n"
+    slow = "import jacobian_lab.jobs.bench as t, time; o = t.optimise_anchors\n"
     slow += "t.optimise_anchors = lambda *a: (time.sleep(0.7), o(*a))[1]\n"
     command = [sys.executable, "-c", slow + COMMAND[2], "tables", *options(arguments), "--out", str(folder)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -119,7 +120,7 @@ def test_a_killed_run_goes_on(arguments, finished, tmp_path):
     process.wait()
     before = _passes(folder)
     assert 0 < (before > 0).sum() < before.size
-    run_tables(TablesConfig(**arguments, out=folder), progress=False)
+    run_schemes(SchemesConfig(**arguments, out=folder), progress=False)
     assert open_run(folder).drop_attrs().identical(open_run(finished).drop_attrs())
 
 
@@ -132,27 +133,27 @@ def _passes(folder):
 def test_a_changed_setting_is_refused_by_name(arguments, finished):
     for name, value, expected in (
         ("ridge", 11.0, "ridge"),
-        ("anchor_steps", 5, "anchor.steps"),
+        ("anchor", AnchorConfig(lr=0.1, steps=5), "anchor.steps"),
         ("slice", "1:7", "facts"),
         ("dtype", "float32", "dtype"),
         ("corpus_tokens", 500, "corpus.tokens"),
         ("seed", 1, "(seed|templates)"),
     ):
         with pytest.raises(InputError, match=f"another {expected}"):
-            run_tables(TablesConfig(**{**arguments, name: value}, out=finished), progress=False)
+            run_schemes(SchemesConfig(**{**arguments, name: value}, out=finished), progress=False)
 
 
 def test_the_default_folder_is_named_by_the_settings(arguments, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    first = run_tables(TablesConfig(**arguments, schemes=("one-layer",)), progress=False)
+    first = run_schemes(SchemesConfig(**arguments, schemes=("one-layer",)), progress=False)
     assert first.parent == Path("runs")
-    assert run_tables(TablesConfig(**arguments, schemes=("one-layer",)), progress=False) == first
-    other = run_tables(TablesConfig(**{**arguments, "ridge": 11.0}, schemes=("one-layer",)), progress=False)
+    assert run_schemes(SchemesConfig(**arguments, schemes=("one-layer",)), progress=False) == first
+    other = run_schemes(SchemesConfig(**{**arguments, "ridge": 11.0}, schemes=("one-layer",)), progress=False)
     assert other != first
 
 
 def test_one_decisive_layer_is_enough(arguments, tmp_path):
-    run_tables(TablesConfig(**{**arguments, "layers": "3"}, out=tmp_path / "run"), progress=False)
+    run_schemes(SchemesConfig(**{**arguments, "layers": "3"}, out=tmp_path / "run"), progress=False)
     dataset = open_run(tmp_path / "run")
     ratios = dataset["residual_ratio"].sel(layer=3).drop_sel(scheme="jacobian-pullback").values
     for column in range(1, ratios.shape[1]):  # with one layer all schemes are one, but for the damping
@@ -160,7 +161,7 @@ def test_one_decisive_layer_is_enough(arguments, tmp_path):
 
 
 def test_the_last_block_can_be_decisive(arguments, tmp_path):
-    run_tables(TablesConfig(**{**arguments, "layers": "4-5"}, out=tmp_path / "run"), progress=False)
+    run_schemes(SchemesConfig(**{**arguments, "layers": "4-5"}, out=tmp_path / "run"), progress=False)
     assert np.isfinite(measurements(open_run(tmp_path / "run"))["residual_ratio"]).all()
 
 
@@ -235,12 +236,12 @@ def test_bad_input_ends_with_one_line(arguments, capsys, tmp_path, monkeypatch):
         ({"corpus": "empty"}, "corpus with text"),
         ({"corpus_tokens": 10}, "at least 64 tokens"),
         ({"ridge": "-1"}, "not negative, got --ridge -1"),
-        ({"anchor_lr": "nan"}, "--anchor-lr nan"),
-        ({"anchor_steps": 0}, "above zero, got --anchor-steps 0"),
+        ({"anchor": AnchorConfig(lr=float("nan"))}, "--anchor.lr nan"),
+        ({"anchor": AnchorConfig(steps=0)}, "above 1, got --anchor.steps 0"),
         ({"batch_size": 0}, "--batch-size 0"),
         ({"dtype": "float8"}, "dtype of"),
-        ({"seed": -1}, "seed from 0"),
-        ({"anchor_steps": 1}, "at least 2 passes"),
+        ({"seed": -1}, "above -1, got --seed -1"),
+        ({"anchor": AnchorConfig(steps=1)}, "above 1, got --anchor.steps 1"),
         ({"corpus_length": 5000}, "documents of at most 256 tokens"),
         ({"layers": "0-99999999999"}, "layers as 4-8"),
         ({"layers": "²"}, "layers as 4-8"),
@@ -259,7 +260,7 @@ def test_bad_input_ends_with_one_line(arguments, capsys, tmp_path, monkeypatch):
 
 
 def test_a_singular_solve_is_refused_before_the_long_work(arguments, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(shared, "optimise_anchors", lambda *_a, **_k: pytest.fail("long work begun"))
+    monkeypatch.setattr(bench, "optimise_anchors", lambda *_a, **_k: pytest.fail("long work begun"))
     with pytest.raises(SystemExit) as caught:
         cli.main(["tables", *options({**arguments, "ridge": 0, "out": tmp_path / "run"})])
     assert caught.value.code == 2
@@ -285,7 +286,7 @@ def test_a_disk_that_fails_ends_with_one_line(arguments, capsys, monkeypatch):
     def fail(*_a, **_k):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cli, "run_tables", fail)
+    monkeypatch.setattr(cli, "run_schemes", fail)
     assert "No space left" in bad(capsys, arguments)
 
 
@@ -300,7 +301,7 @@ def test_interruption_says_how_to_go_on(arguments, capsys, monkeypatch, tmp_path
     def interrupted(*_a, **_k):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "run_tables", interrupted)
+    monkeypatch.setattr(cli, "run_schemes", interrupted)
     with pytest.raises(SystemExit) as caught:
         cli.main(["tables", *options(arguments)])
     assert caught.value.code == 130

@@ -15,19 +15,21 @@ from helpers.small import CONTEXTS
 from scipy.optimize import minimize_scalar
 
 from jacobian_lab import cli
-from jacobian_lab.editing.layers import restored
-from jacobian_lab.editing.measures import apply_edit, measure
+from jacobian_lab.editing.layers import Setting, restored
+from jacobian_lab.editing.measures import measure, observed_edits
 from jacobian_lab.editing.schemes import SCHEMES, Targets
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.reading import load_facts
+from jacobian_lab.jobs import bench
 from jacobian_lab.jobs import jacobians as surveys
-from jacobian_lab.jobs import layer_count, shared
-from jacobian_lab.jobs.config import ExperimentConfig
-from jacobian_lab.jobs.jacobians import JacobianConfig, run_jacobian
-from jacobian_lab.jobs.layer_count import LayerCountConfig, run_layer_count
-from jacobian_lab.jobs.schemes import run_tables
+from jacobian_lab.jobs.config import JacobianConfig, LayerCountConfig, SchemesConfig
+from jacobian_lab.jobs.damping import run_damping
+from jacobian_lab.jobs.jacobians import run_jacobian
+from jacobian_lab.jobs.layer_count import run_layer_count
+from jacobian_lab.jobs.schemes import run_schemes
 from jacobian_lab.jobs.studies import STEPS, STUDIES
 from jacobian_lab.model.loading import load_model
+from jacobian_lab.model.rows import fact_rows
 from jacobian_lab.report.theorems import ACCOUNTS, conditions, summarised, write_account
 from jacobian_lab.store.run import open_run
 
@@ -38,14 +40,20 @@ STUDIED = ("backward-dividing", "forward-replay")
 @pytest.fixture(scope="module")
 def studied(arguments, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "studied"
-    config = ExperimentConfig(**arguments, schemes=STUDIED, out=folder)
-    return run_tables(config, studies=tuple(STUDIES), progress=False)
+    config = SchemesConfig(**arguments, schemes=STUDIED, out=folder)
+    return run_schemes(config, studies=tuple(STUDIES), progress=False)
 
 
 @pytest.fixture(scope="module")
 def counted(arguments, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "counted"
     return run_layer_count(LayerCountConfig(**arguments, out=folder), progress=False)
+
+
+@pytest.fixture(scope="module")
+def damped(arguments, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "damped"
+    return run_damping(DampingConfig(**arguments, dampings=(0.1,), out=folder), progress=False)
 
 
 def survey_options(arguments):
@@ -141,7 +149,7 @@ def test_a_survey_is_resumed_and_a_finished_one_computes_nothing(arguments, surv
 
 def test_lanczos_agrees_with_dense(arguments, surveyed, tmp_path):
     some = {**survey_options(arguments), "slice": "0:2"}
-    config = JacobianConfig(**some, method="lanczos", out=tmp_path / "run")
+    config = JacobianConfig(**some, survey="lanczos", out=tmp_path / "run")
     lanczos, dense = open_run(run_jacobian(config, progress=False)), open_run(surveyed).isel(fact=slice(2))
     np.testing.assert_array_equal(lanczos["decision"], dense["decision"])
     for name in ("lambda_min", "lambda_max", "sigma_max"):
@@ -210,18 +218,20 @@ def steps(tiny, facts):
 
     def look_on(edit):
         if edit.layer == 1:
-            found.update(STUDIES["step-size"](edit, False))
+            found.update(STUDIES["step_size"](edit, False))
 
+    setting, edits = Setting(fact_rows(model, chosen, CONTEXTS), moments, 2.0), []
     with restored(model, LAYERS):
-        record = apply_edit(
-            model, chosen, SCHEMES["backward-full"], targets, CONTEXTS, moments, ridge=2.0, inspect=look_on
-        )
-    measure(record, targets, SCHEMES["backward-full"])
+        for edit in observed_edits(setting, SCHEMES["backward-full"], targets):
+            look_on(edit)
+            edits.append(edit)
+    measure(edits, targets, SCHEMES["backward-full"])
+    shift = edits[0].shift
 
     def left(index, step, measured=True):
         """‖R − t·Jδ‖ or ‖R − (F(h + tδ) − F(h))‖ over ‖R‖, through the whole model."""
         fact, R = chosen[index], anchors[3][index] - states[3][index]
-        delta = record.after[0][index] - record.before[0][index]
+        delta = shift[index]
         if not measured:
             return float((R - step * reference.jacobian(fact, 1, 3) @ delta).norm() / R.norm())
         with torch.no_grad():
@@ -231,14 +241,14 @@ def steps(tiny, facts):
 
     def off(index, step):
         """By which share of t·Jδ the replayed shift misses it."""
-        delta = record.after[0][index] - record.before[0][index]
+        delta = shift[index]
         with torch.no_grad():
             value = states[1][index] + step * delta
             moved = reference.states(*prompt(model.tokenizer, chosen[index]), [3], 1, value)[1][3] - states[3][index]
         linear = step * reference.jacobian(chosen[index], 1, 3) @ delta
         return float((moved - linear).norm() / linear.norm())
 
-    size = (record.after[0] - record.before[0]).norm(dim=1)
+    size = shift.norm(dim=1)
     return found, left, off, size, len(chosen)
 
 
@@ -287,9 +297,9 @@ def test_the_trust_radius_is_where_the_error_is_a_tenth(steps):
 
 def test_layer_counts_are_edits_of_so_many_layers(arguments, counted, tmp_path):
     """Each count is the main job with these layers; four is all there are up to layer 3."""
-    dataset = open_run(counted, "layer-count")
+    dataset = open_run(counted, "layer_count")
     assert list(dataset["count"].values) == [1, 2, 3, 4]
-    run = open_run(run_tables(ExperimentConfig(**{**arguments, "layers": "2-3"}, out=tmp_path / "run"), progress=False))
+    run = open_run(run_schemes(SchemesConfig(**{**arguments, "layers": "2-3"}, out=tmp_path / "run"), progress=False))
     for scheme in LayerCountConfig.schemes:
         for ours, theirs in (("final_ratio", "residual_ratio"), ("final_norm", "residual_norm")):
             np.testing.assert_allclose(
@@ -306,37 +316,37 @@ def test_dampings_beside_backward_spreading(arguments, tmp_path, capsys):
     folder = tmp_path / "run"
     cli.main(["damping", *options({**arguments, "out": folder}), "--dampings", "0.01", "2.0"])
     printed = capsys.readouterr().out
-    rows = pd.read_csv(folder / "damping.csv").set_index(["row", "layer"])
-    assert len(rows) == 4 * 3
-    run = open_run(folder)
-    dividing = run["residual_ratio"].sel(scheme="backward-dividing").mean("fact")
-    np.testing.assert_allclose(rows.loc["backward-dividing", "mean"], dividing, rtol=1e-6)
-    config = ExperimentConfig(**arguments, schemes=("jacobian-pullback",), pullback_damping=2.0, out=tmp_path / "other")
-    expected = open_run(run_tables(config, progress=False))["residual_ratio"].isel(scheme=0).mean("fact")
-    np.testing.assert_allclose(rows.loc["jacobian-pullback, μ = 2", "mean"], expected, rtol=1e-6)
+    rows = pd.read_csv(folder / "damping.csv").set_index(["row", "layer"])["mean"]
+    schemes = ("backward-dividing", "jacobian-pullback")
+    config = SchemesConfig(**arguments, schemes=schemes, pullback_damping=2.0, out=tmp_path / "other")
+    expected = open_run(run_schemes(config, progress=False))
+    for scheme, row in zip(schemes, ("backward-dividing", "jacobian-pullback, μ = 2"), strict=True):
+        ratios = expected["residual_ratio"].sel(scheme=scheme).mean("fact")
+        np.testing.assert_allclose(rows.loc[f"{row}: residual left"], ratios, rtol=1e-6)
+        answered = float(expected["efficacy"].sel(scheme=scheme).mean())
+        assert rows.loc[f"{row}: efficacy", 3] == pytest.approx(answered)
     assert "μ = 2" in printed
     assert (folder / "damping.tex").read_text().isascii()
 
 
 def test_finished_analyses_compute_nothing(arguments, studied, counted, monkeypatch):
-    monkeypatch.setattr(shared, "apply_edit", lambda *_a, **_k: pytest.fail("computed again"))
-    for module in (shared, layer_count):
-        monkeypatch.setattr(module, "usable_moments", lambda *_a, **_k: pytest.fail("computed again"))
-    run_tables(ExperimentConfig(**arguments, schemes=STUDIED, out=studied), studies=("theorem1",), progress=False)
+    for name in ("observed_edits", "optimise_anchors", "second_moments"):
+        monkeypatch.setattr(bench, name, lambda *_a, **_k: pytest.fail("computed again"))
+    run_schemes(SchemesConfig(**arguments, schemes=STUDIED, out=studied), studies=("theorem1",), progress=False)
     run_layer_count(LayerCountConfig(**arguments, out=counted), progress=False)
 
 
 def test_a_study_is_added_to_a_run_without_changing_it(arguments, studied, tmp_path):
-    config = ExperimentConfig(**arguments, schemes=STUDIED, out=tmp_path / "run")
-    run_tables(config, progress=False)
-    run_tables(config, studies=("step-size",), progress=False)
+    config = SchemesConfig(**arguments, schemes=STUDIED, out=tmp_path / "run")
+    run_schemes(config, progress=False)
+    run_schemes(config, studies=("step_size",), progress=False)
     added, whole = open_run(tmp_path / "run"), open_run(studied)
     for name in ("residual_ratio", "linear_norm", "step_replayed", "trust_radius"):
         assert added[name].identical(whole[name])
     assert added["eigenvector_angle"].isnull().all()
 
 
-RUNS = {"tables": "studied", "layer-count": "counted", "jacobian": "surveyed"}
+RUNS = {"tables": "studied", "layer_count": "counted", "damping": "damped", "jacobian": "surveyed"}
 ANALYSES = tuple(ACCOUNTS)
 
 
@@ -344,7 +354,11 @@ ANALYSES = tuple(ACCOUNTS)
 def test_every_analysis_has_a_script_and_a_subcommand(name, arguments, request, capsys, monkeypatch):
     folder = request.getfixturevalue(RUNS[ACCOUNTS[name].kind])
     chosen = {**(survey_options(arguments) if name == "jacobian" else arguments), "out": folder}
-    schemes = {"layer_count": ["--schemes", *LayerCountConfig.schemes], "jacobian": []}
+    schemes = {
+        "layer_count": ["--schemes", *LayerCountConfig.schemes],
+        "damping": ["--dampings", "0.1"],
+        "jacobian": [],
+    }
     schemes = schemes.get(name, ["--schemes", *STUDIED])
     cli.main([name.replace("_", "-"), *options(chosen), *schemes])
     printed = capsys.readouterr().out
@@ -394,8 +408,8 @@ def test_schemes_that_edit_the_last_layer_alone_have_nothing_below_it(arguments,
 def test_the_survey_can_be_done_by_lanczos_or_left_out(arguments, studied, tmp_path):
     dense, some = open_run(studied).isel(fact=slice(2)), {**arguments, "slice": "0:2"}
     for survey in ("lanczos", "none"):
-        config = ExperimentConfig(**some, schemes=("one-layer",), survey=survey, out=tmp_path / survey)
-        dataset = open_run(run_tables(config, progress=False))
+        config = SchemesConfig(**some, schemes=("one-layer",), survey=survey, out=tmp_path / survey)
+        dataset = open_run(run_schemes(config, progress=False))
         if survey == "none":
             assert dataset["lambda_min"].isnull().all()
         else:
@@ -404,26 +418,26 @@ def test_the_survey_can_be_done_by_lanczos_or_left_out(arguments, studied, tmp_p
 
 
 def test_what_an_interrupted_study_left_is_not_shown(arguments, tmp_path, monkeypatch):
-    original = STUDIES["step-size"]
+    original = STUDIES["step_size"]
 
     def second_fails(edit, progress):
         if edit.layer == 2:
             raise KeyboardInterrupt
         return original(edit, progress)
 
-    config = ExperimentConfig(**arguments, schemes=("backward-full",), out=tmp_path / "run")
-    monkeypatch.setitem(STUDIES, "step-size", second_fails)
+    config = SchemesConfig(**arguments, schemes=("backward-full",), out=tmp_path / "run")
+    monkeypatch.setitem(STUDIES, "step_size", second_fails)
     with pytest.raises(KeyboardInterrupt):
-        run_tables(config, studies=("step-size",), progress=False)
+        run_schemes(config, studies=("step_size",), progress=False)
     monkeypatch.undo()
-    run_tables(config, progress=False)
+    run_schemes(config, progress=False)
     assert open_run(tmp_path / "run")["best_step"].isnull().all()
-    run_tables(config, studies=("step-size",), progress=False)
+    run_schemes(config, studies=("step_size",), progress=False)
     assert open_run(tmp_path / "run")["best_step"].sel(layer=[1, 2]).notnull().all()
 
 
 def test_figures_of_another_run_or_of_nothing_computed_are_refused(surveyed, arguments, tmp_path):
-    folder = run_tables(ExperimentConfig(**arguments, schemes=("one-layer",), out=tmp_path / "run"), progress=False)
+    folder = run_schemes(SchemesConfig(**arguments, schemes=("one-layer",), out=tmp_path / "run"), progress=False)
     for name, run, words in (
         ("theorem2", surveyed, "expected a run of jacobian-lab tables, got one of jacobian"),
         ("theorem1", folder, f"make it with jacobian-lab theorem1, to {folder}"),
@@ -439,20 +453,16 @@ def test_figures_of_another_run_or_of_nothing_computed_are_refused(surveyed, arg
 def test_bad_input_ends_with_one_line(arguments, surveyed, studied, capsys):
     survey = survey_options(arguments)
     cases = [
-        ("jacobian", {**survey, "site": "attention"}, "site of residual or mlp"),
-        ("jacobian", {**survey, "method": "magic"}, "method of dense or lanczos"),
         ("jacobian", {**survey, "memory": "nan"}, "--memory nan"),
         ("jacobian", {**survey, "memory": "inf"}, "--memory inf"),
-        ("theorem2", {**arguments, "survey": "magic"}, "survey of dense, lanczos, none"),
-        ("jacobian", {**survey, "seed": -1}, "seed from 0"),
+        ("jacobian", {**survey, "seed": -1}, "above -1, got --seed -1"),
         ("jacobian", {**survey, "layers": "3"}, "at least two layers"),
         ("jacobian", {**survey, "layers": "1-9"}, "layers from 0 to 5"),
         ("jacobian", {**survey, "out": studied}, "a folder of jacobian-lab jacobian, got one of tables"),
         ("theorem1", {**arguments, "out": surveyed}, "a folder of jacobian-lab tables, got one of jacobian"),
-        ("theorem2", {**arguments, "schemes": "sideways"}, "schemes among"),
-        ("step-size", {**arguments, "pullback_damping": 0}, "--pullback-damping 0"),
-        ("damping", {**arguments, "dampings": 0}, "values of μ above zero"),
-        ("layer-count", {**arguments, "most": 0}, "at least one layer"),
+        ("step_size", {**arguments, "pullback_damping": 0}, "--pullback-damping 0"),
+        ("damping", {**arguments, "dampings": 0}, "above zero, got --dampings 0.0"),
+        ("layer-count", {**arguments, "most": 0}, "above zero, got --most 0"),
         ("layer-count", {**arguments, "most": 9}, "at most 4 layers up to layer 3"),
     ]
     for command, changes, words in cases:

@@ -1,9 +1,9 @@
-"""Hooks: what is captured is what the model computes; what is replaced is what it goes on with."""
+"""Hooks: what is captured is what the model computes, and no hook is left behind."""
 
 import torch
 from helpers.reference import Plain, prompt
 
-from jacobian_lab.maps.hooks import batches, capture, decisive_keys, decisive_states, forward, replace
+from jacobian_lab.maps.hooks import batches, capture, decisive_keys, decisive_states, forward
 from jacobian_lab.model.tokens import Prompt, fact_prompt
 
 
@@ -18,29 +18,12 @@ def test_captured_states_and_keys_are_the_models(family_model, facts):
         ids, position = prompt(family_model.tokenizer, fact)
         _, own = plain.states(ids, position, layers)
         for place, layer in enumerate(layers):
-            torch.testing.assert_close(states[place, index], own[layer], rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(states[index, place], own[layer], rtol=1e-10, atol=1e-10)
             seen = []
             handle = family_model.projection(layer).register_forward_pre_hook(lambda _m, i, s=seen: s.append(i[0]))
             family_model.hf(torch.tensor([ids]))
             handle.remove()
             torch.testing.assert_close(keys[layer][index], seen[0][0, position], rtol=1e-10, atol=1e-10)
-
-
-@torch.no_grad()
-def test_replacing_a_state_reaches_every_row_at_its_own_place(family_model, facts):
-    rows = [fact_prompt(family_model.tokenizer, fact) for fact in facts]
-    generator = torch.Generator().manual_seed(0)
-    values = torch.randn(len(rows), family_model.d_model, generator=generator, dtype=torch.float64)
-    positions = torch.tensor([row.decisive for row in rows])
-    with replace(family_model, 2, positions, values), capture(family_model, hidden=[2, 4]) as seen:
-        forward(family_model, rows, stop=4)
-    plain = Plain(family_model.hf, family_model.tokenizer, family_model.blocks)
-    for index, fact in enumerate(facts):
-        ids, position = prompt(family_model.tokenizer, fact)
-        _, own = plain.states(ids, position, [4], 2, value=values[index])
-        torch.testing.assert_close(seen.hidden[4][index, position], own[4], rtol=1e-10, atol=1e-10)
-    before = decisive_states(family_model, rows, [4])
-    assert not torch.allclose(before[0], seen.hidden[4][torch.arange(len(rows)), positions])
 
 
 @torch.no_grad()

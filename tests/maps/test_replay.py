@@ -11,8 +11,8 @@ from jacobian_lab.facts.fact import Fact
 from jacobian_lab.maps.agreement import check_replay
 from jacobian_lab.maps.hooks import decisive_states
 from jacobian_lab.maps.replay import freeze, replay, replay_logits
-from jacobian_lab.model.fitting import check_lengths
 from jacobian_lab.model.loading import load_model
+from jacobian_lab.model.rows import fact_rows
 from jacobian_lab.model.tokens import fact_prompt
 
 
@@ -43,7 +43,7 @@ def assert_replay_is_the_model(model, facts, starts, tolerance):
             assert position == row.decisive
             assert row.ids[: len(ids)] == tuple(ids)
             for place, layer in enumerate(read):
-                assert relative(got[place, index], own[layer]) < tolerance, (start, layer, fact.id)
+                assert relative(got[index, place], own[layer]) < tolerance, (start, layer, fact.id)
             answer = len(row.answer)
             assert relative(logits[index, :answer], own_logits[-answer:]) < tolerance, (
                 start,
@@ -141,9 +141,9 @@ def test_check_takes_subjects_that_end_in_a_character_of_several_tokens(tiny):
 
 
 def test_prompts_longer_than_the_model_takes_are_refused(tiny, facts):
-    check_lengths(tiny, facts, CONTEXTS)
+    fact_rows(tiny, facts, CONTEXTS)
     with pytest.raises(InputError, match=r"at most 256 tokens, got one of \d+ in fact 'first'"):
-        check_lengths(tiny, facts, (("word " * 300 + "{}",),))
+        fact_rows(tiny, facts, (("word " * 300 + "{}",),))
 
 
 def test_tokenizer_variants_give_the_same_decisive_token(facts):

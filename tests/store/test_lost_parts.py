@@ -8,13 +8,14 @@ from helpers.commands import options
 
 from jacobian_lab import cli
 from jacobian_lab.errors import InputError
+from jacobian_lab.jobs import bench, layer_count
 from jacobian_lab.jobs import jacobians as surveys
-from jacobian_lab.jobs import layer_count, shared
 from jacobian_lab.jobs import methods as methods_job
-from jacobian_lab.jobs.jacobians import JacobianConfig, run_jacobian
-from jacobian_lab.jobs.layer_count import LayerCountConfig, run_layer_count
-from jacobian_lab.jobs.methods import EditTableConfig, run_edit_table
-from jacobian_lab.jobs.schemes import TablesConfig, run_tables
+from jacobian_lab.jobs.config import EditTableConfig, JacobianConfig, LayerCountConfig, SchemesConfig
+from jacobian_lab.jobs.jacobians import run_jacobian
+from jacobian_lab.jobs.layer_count import run_layer_count
+from jacobian_lab.jobs.methods import run_edit_table
+from jacobian_lab.jobs.schemes import run_schemes
 from jacobian_lab.report.methods import write_comparison
 from jacobian_lab.report.residuals import write_reports
 from jacobian_lab.report.theorems import write_account
@@ -37,8 +38,8 @@ def lose(finished, folder, chunk):
 @pytest.fixture(scope="module")
 def studied(arguments, tmp_path_factory):
     def command(folder):
-        config = TablesConfig(**arguments, schemes=("backward-dividing", "forward-replay"), out=folder)
-        return run_tables(config, ("theorem1",), progress=False)
+        config = SchemesConfig(**arguments, schemes=("backward-dividing", "forward-replay"), out=folder)
+        return run_schemes(config, ("theorem1",), progress=False)
 
     return command, command(tmp_path_factory.mktemp("runs") / "studied")
 
@@ -47,12 +48,12 @@ def studied(arguments, tmp_path_factory):
     ("chunk", "told", "there"),
     [
         ("residual_ratio/0.0.0", "residual_ratio of scheme", ("optimise_anchors", "survey_one")),
-        ("anchor/0.0.0", "anchor of fact", ("apply_edit", "survey_one")),
-        ("anchor_passes_digest/0.0.0", "anchor_passes_digest of fact", ("apply_edit", "survey_one")),
-        ("replayed_target/0.0.0", "replayed_target of fact", ("apply_edit", "optimise_anchors", "survey_one")),
+        ("anchor/0.0.0", "anchor of fact", ("observed_edits", "survey_one")),
+        ("anchor_passes_digest/0.0.0", "anchor_passes_digest of fact", ("observed_edits", "survey_one")),
+        ("replayed_target/0.0.0", "replayed_target of fact", ("observed_edits", "optimise_anchors", "survey_one")),
         ("measured/0", "measured of scheme", ("optimise_anchors", "survey_one")),
         ("eigenvector_angle/0.0.0", "eigenvector_angle of study theorem1", ("optimise_anchors", "survey_one")),
-        ("lambda_min/0.0", "lambda_min of fact", ("optimise_anchors", "apply_edit")),
+        ("lambda_min/0.0", "lambda_min of fact", ("optimise_anchors", "observed_edits")),
     ],
 )
 def test_tables(studied, tmp_path, monkeypatch, capsys, chunk, told, there):
@@ -62,30 +63,30 @@ def test_tables(studied, tmp_path, monkeypatch, capsys, chunk, told, there):
     for report in (write_reports, lambda folder: write_account(folder, "theorem1")):
         with pytest.raises(InputError, match=f"without {told}"):
             report(folder)
-    forbid(monkeypatch, shared, *(name for name in there if name != "survey_one"))
+    forbid(monkeypatch, bench, *(name for name in there if name != "survey_one"))
     if "survey_one" in there:
         forbid(monkeypatch, surveys, "_measured")
     command(folder)
     assert told in capsys.readouterr().err
     assert open_run(folder).identical(before)
-    forbid(monkeypatch, shared, "usable_moments")
+    forbid(monkeypatch, bench, "second_moments")
     command(folder)
     assert not capsys.readouterr().err
 
 
 def test_a_batch_that_has_lost_some_of_its_anchors_is_optimised_as_a_whole(arguments, tmp_path, monkeypatch):
     monkeypatch.setattr(arrays, "FACTS_PER_CHUNK", 1)
-    config = TablesConfig(**arguments, schemes=("one-layer",), survey="none", out=tmp_path / "finished")
-    finished = run_tables(config, progress=False)
+    config = SchemesConfig(**arguments, schemes=("one-layer",), survey="none", out=tmp_path / "finished")
+    finished = run_schemes(config, progress=False)
     folder = lose(finished, tmp_path / "run", "anchor/0.0.0")
-    sizes, original = [], shared.optimise_anchors
+    sizes, original = [], bench.optimise_anchors
 
-    def noted(model, facts, *given):
-        sizes.append(len(facts))
-        return original(model, facts, *given)
+    def noted(rows, *given):
+        sizes.append(len(rows))
+        return original(rows, *given)
 
-    monkeypatch.setattr(shared, "optimise_anchors", noted)
-    run_tables(replace(config, out=folder), progress=False)
+    monkeypatch.setattr(bench, "optimise_anchors", noted)
+    run_schemes(replace(config, out=folder), progress=False)
     assert sizes == [2, 2]  # one batch for each of the two anchor layers
     assert open_run(folder).identical(open_run(finished))
 
@@ -97,7 +98,7 @@ def test_layer_count(arguments, tmp_path, monkeypatch):
 
     finished = command(tmp_path / "finished")
     folder = lose(finished, tmp_path / "run", "final_ratio/0.0.0")
-    forbid(monkeypatch, shared, "optimise_anchors")
+    forbid(monkeypatch, bench, "optimise_anchors")
     assert open_run(command(folder)).identical(open_run(finished))
     monkeypatch.undo()
     folder = lose(finished, tmp_path / "other", "anchor/0.0.0")
@@ -168,11 +169,9 @@ def test_refitting_reads_the_anchors_of_its_batch_alone(arguments, tmp_path, mon
         return original(run, name, **labels)
 
     monkeypatch.setattr(methods_job.Run, "read", noted)
-    monkeypatch.setattr(shared, "open_run", _noted(shared.open_run, opened := []))
     given = {**arguments, "greedy": False, "held_out_tokens": 100, "methods": ("blue-refit",), "edits_per_batch": 2}
     run_edit_table(EditTableConfig(**given, out=tmp_path / "run"), progress=False)
     assert read == [2, 2, 2]
-    assert len(opened) == 1  # the anchors of the unedited model, once
 
 
 def test_captions_count_the_facts_in_each_cell_and_say_how_they_were_measured(edited, studied):
