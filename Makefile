@@ -4,12 +4,13 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+MKDOCS = NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 CONSTRAINTS ?= constraints.txt
 RUN ?= runs/reproduce
 ARGS ?= --slice 0:32
 FIGURES := cosine_by_layer residual_by_layer spread_by_fact theorem2 decomposition
 
-.PHONY: install reproduce laboratory methods test pytest test-oldest test-newest clean
+.PHONY: install reproduce laboratory methods test pytest test-oldest test-newest docs results clean
 
 install: $(VENV)/.installed
 
@@ -42,6 +43,7 @@ test: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(MKDOCS) build --strict --quiet --site-dir site
 	$(PYTEST)
 
 # The same tests with the oldest versions that pyproject.toml admits, and with the newest that there are.
@@ -54,6 +56,14 @@ test-newest:
 pytest: install
 	$(PYTEST)
 
+# The documentation, at http://127.0.0.1:8000, made anew whenever a page changes.
+docs: install
+	$(MKDOCS) serve
+
+# What the pages of results include, from the runs that are there: make results, or make results RUNS="reproduce …".
+results: install
+	$(BIN)/python docs/update_results.py $(RUNS)
+
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-newest runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-oldest .venv-newest runs build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,133 @@
+"""Copy what the pages of results include from finished runs: tables as Markdown, figures as PNG.
+
+A page includes ``results/runs/<run>/<table>.md``. For each of these the file of the same name is taken from the
+folder ``runs/<run>``, where the command that the page names has left it; ``run.md`` is made of the run's
+configuration, ``figures.md`` of its figures. A run that is not there is named, and its files stay as they are.
+"""
+
+import argparse
+import ast
+import json
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+DOCS = Path(__file__).resolve().parent
+ROOT = DOCS.parent
+INCLUDED = re.compile(r'\{%\s*include-markdown\s+"results/runs/([^/"]+)/([^/"]+)"')
+FRONT = ("reproduce", "residual_by_layer.png")
+"""The run and figure that the home page and the README begin with."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Copy.
+
+    Args:
+        arguments: Those of the command line; those of the process by default.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder of the runs")
+    parser.add_argument("only", nargs="*", metavar="RUN", help="a run's name, or name=folder; all of them by default")
+    options = parser.parse_args(arguments)
+    needed = included()
+    given = {name: folder for name, _, folder in (each.partition("=") for each in options.only)}
+    for name in given or needed:
+        folder = Path(given.get(name) or options.runs / name)
+        if name not in needed:
+            say(f"{name}: no page includes it")
+        elif not (folder / "config.json").is_file():
+            say(f"{name}: no run in {folder}")
+        else:
+            copy(folder, DOCS / "results" / "runs" / name, needed[name])
+            if name == FRONT[0] and (folder / "figures" / FRONT[1]).is_file():
+                shutil.copyfile(folder / "figures" / FRONT[1], DOCS / "images" / FRONT[1])
+
+
+def included() -> dict[str, list[str]]:
+    """The files that pages include.
+
+    Returns:
+        Their names, by run.
+    """
+    found: dict[str, list[str]] = {}
+    for page in sorted(DOCS.rglob("*.md")):
+        for run, file in INCLUDED.findall(page.read_text("utf-8")):
+            if file not in found.setdefault(run, []):
+                found[run].append(file)
+    return found
+
+
+def copy(folder: Path, target: Path, files: Sequence[str]) -> None:
+    """Copy one run's files.
+
+    Args:
+        folder: The run's folder.
+        target: Where they go.
+        files: Which.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        if file == "run.md":
+            text = provenance(folder)
+        elif file == "figures.md":
+            text = "\n\n".join(figures(folder / "figures", target)) + "\n"
+        elif (folder / file).is_file():
+            text = (folder / file).read_text("utf-8").replace("|t*|", r"\|t*\|")  # a bar ends a cell
+        else:
+            say(f"{target.name}: no {file} in {folder}")
+            continue
+        (target / file).write_text(text, "utf-8")
+        say(f"{target.name}: {file}")
+
+
+def provenance(folder: Path) -> str:
+    """What a page says of where its numbers come from.
+
+    Args:
+        folder: The run's folder.
+
+    Returns:
+        One line.
+    """
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    settings, known = config["settings"], config["provenance"]
+    facts, versions = known["facts"], settings["versions"]
+    source = f"{Path(facts['source']).name} {facts['slice'] or ''}".strip()
+    made = ", ".join(f"{name} {versions[name]}" for name in ("jacobian_lab", "torch", "transformers"))
+    layers = ", ".join(map(str, settings["layers"]))
+    return (
+        f"*Run: {known['model']}, {facts['count']} facts ({source}), layers {layers}, seed {settings['seed']}, "
+        f"{settings['dtype']} on {settings['device']}; {made}.*\n"
+    )
+
+
+def figures(folder: Path, target: Path) -> Iterator[str]:
+    """Copy a run's figures.
+
+    Args:
+        folder: Where they are.
+        target: Where they go.
+
+    Yields:
+        Markdown for each, with what its script says of it.
+    """
+    for path in sorted(folder.glob("*.png")):
+        shutil.copyfile(path, target / path.name)
+        script = ROOT / "figures" / f"{path.stem}.py"
+        title = ast.get_docstring(ast.parse(script.read_text("utf-8"))) if script.is_file() else None
+        yield f"![{path.stem}]({path.name})\n\n*{title or path.stem}*"
+
+
+def say(text: str) -> None:
+    """Print a line.
+
+    Args:
+        text: The line.
+    """
+    sys.stdout.write(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
