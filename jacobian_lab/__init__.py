@@ -1,8 +1,64 @@
 """Why an edit of a language model's knowledge works, layer by layer.
 
-The toolkit implements and extends "From Backward Spreading to Forward Replay" (arXiv 2605.00358v2).
+The toolkit implements and extends "From Backward Spreading to Forward Replay" (arXiv 2605.00358v2). What is listed here
+is its public face; each name is imported when it is first asked for.
 """
 
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jacobian_lab.editing.anchors import AnchorSettings as AnchorSettings
+    from jacobian_lab.editing.anchors import optimise_anchors as optimise_anchors
+    from jacobian_lab.editing.deltas import load_delta as load_delta
+    from jacobian_lab.editing.methods import METHODS as METHODS
+    from jacobian_lab.editing.rules import RULES as RULES
+    from jacobian_lab.editing.rules import RuleSettings as RuleSettings
+    from jacobian_lab.editing.schemes import SCHEMES as SCHEMES
+    from jacobian_lab.editor import Editor as Editor
+    from jacobian_lab.errors import InputError as InputError
+    from jacobian_lab.facts.fact import Fact as Fact
+    from jacobian_lab.facts.reading import load_facts as load_facts
+    from jacobian_lab.jobs.jacobians import run_jacobian as run_jacobian
+    from jacobian_lab.jobs.methods import run_edit_table as run_edit_table
+    from jacobian_lab.jobs.schemes import run_schemes as run_schemes
+    from jacobian_lab.maps.operator import Jacobian as Jacobian
+    from jacobian_lab.model.language_model import LanguageModel as LanguageModel
+    from jacobian_lab.model.loading import load_model as load_model
+    from jacobian_lab.report.view import open_run as open_run
 
 __version__ = version(__name__)
+
+_HOMES = {
+    "AnchorSettings": "editing.anchors",
+    "Editor": "editor",
+    "Fact": "facts.fact",
+    "InputError": "errors",
+    "Jacobian": "maps.operator",
+    "LanguageModel": "model.language_model",
+    "METHODS": "editing.methods",
+    "RULES": "editing.rules",
+    "RuleSettings": "editing.rules",
+    "SCHEMES": "editing.schemes",
+    "load_delta": "editing.deltas",
+    "load_facts": "facts.reading",
+    "load_model": "model.loading",
+    "open_run": "report.view",
+    "optimise_anchors": "editing.anchors",
+    "run_edit_table": "jobs.methods",
+    "run_jacobian": "jobs.jacobians",
+    "run_schemes": "jobs.schemes",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -11,7 +11,7 @@ from typing import Annotated, Any, cast
 import tyro
 
 from jacobian_lab.caching import write_text
-from jacobian_lab.editing.deltas import add_delta, check_new_folder, common_dtype, read_delta, save_model, summed
+from jacobian_lab.editing.deltas import add_delta, check_new_folder, common_dtype, load_delta, save_model, summed
 from jacobian_lab.errors import InputError, first_line
 from jacobian_lab.facts.reading import BUILTIN, read_facts
 from jacobian_lab.jobs.analyses import COMPUTATIONS
@@ -115,7 +115,7 @@ def apply(delta: tuple[Path, ...], out: Path, model: str = DEFAULT_MODEL, device
     dtype = common_dtype(delta)
     check_new_folder(out)
     base = load_model(model, dtype, device)
-    add_delta(base, summed([read_delta(path, base) for path in delta]))
+    add_delta(base, summed([load_delta(path, base) for path in delta]))
     save_model(base, out)
     _say(f"Edited model: {out}")
 
@@ -230,9 +230,7 @@ COMMANDS: Mapping[str, Command] = {
 SCRIPTS: Mapping[str, Command] = {
     **_analyses(),
     **{
-        name: Command(
-            each.caption, _taking(replace(SchemesConfig(), schemes=cast("Any", each.schemes)), tables, only=(name,))
-        )
+        name: Command(each.caption, _taking(SchemesConfig(schemes=cast("Any", each.schemes)), tables, only=(name,)))
         for name, each in TABLES.items()
     },
     **{

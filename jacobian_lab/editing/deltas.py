@@ -64,7 +64,7 @@ def save_delta(path: Path, model: LanguageModel, deltas: Deltas, config: Mapping
         save_file({_NAME.format(layer): tensor for layer, tensor in tensors.items()}, partial, metadata=metadata)
 
 
-def read_metadata(path: Path) -> dict[str, str]:
+def read_metadata(path: Path | str) -> dict[str, str]:
     """What a delta says of itself.
 
     Args:
@@ -86,7 +86,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     return dict(metadata)
 
 
-def read_delta(path: Path, model: LanguageModel) -> dict[int, Float[Tensor, "d_model d_mlp"]]:
+def load_delta(path: Path | str, model: LanguageModel) -> dict[int, Float[Tensor, "d_model d_mlp"]]:
     """Read a delta for its base model.
 
     Args:
@@ -234,5 +234,5 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _not_whole(path: Path, error: Exception) -> str:
+def _not_whole(path: Path | str, error: Exception) -> str:
     return f"expected a whole delta, got {path} ({str(error).strip().splitlines()[0]:.120}): make it again"

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jacobian_lab.editing.layers import LayerEdit, Setting, edit_layers
-from jacobian_lab.editing.rules import Rule, memit
+from jacobian_lab.editing.rules import Kept, Rule, memit
 from jacobian_lab.editing.schemes import Scheme, Targets
 from jacobian_lab.maps.conditions import cosine, eigen_residual, gain, rayleigh_quotient
 from jacobian_lab.maps.hooks import decisive_states
@@ -56,7 +56,9 @@ class ObservedEdit(LayerEdit):
 
 
 @torch.no_grad()
-def observed_edits(setting: Setting, scheme: Scheme, targets: Targets, rule: Rule = memit) -> Iterator[ObservedEdit]:
+def observed_edits(
+    setting: Setting, scheme: Scheme, targets: Targets, rule: Rule = memit, kept: dict[int, Kept] | None = None
+) -> Iterator[ObservedEdit]:
     """Edit as `edit_layers` does, and observe what every layer's edit did (use within `restored`).
 
     Args:
@@ -64,11 +66,12 @@ def observed_edits(setting: Setting, scheme: Scheme, targets: Targets, rule: Rul
         scheme: Which residual each layer is given.
         targets: The targets, of the unedited model.
         rule: What is done with keys and residuals.
+        kept: As `edit_layers` has it.
 
     Yields:
         Every layer's edit just after it.
     """
-    for edit in edit_layers(setting, scheme, targets, rule):
+    for edit in edit_layers(setting, scheme, targets, rule, kept):
         layer, last, frozen = edit.layer, edit.last, edit.frozen
         now = decisive_states(setting.model, setting.rows.bare, [layer, last]).double()
         after, last_after = now.unbind(1)

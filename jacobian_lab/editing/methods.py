@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from jacobian_lab.editing.deltas import delta_dtype
 from jacobian_lab.editing.layers import Setting, edit_layers, write_weight
+from jacobian_lab.editing.measures import ObservedEdit, observed_edits
 from jacobian_lab.editing.rules import RULES, Kept, RuleSettings
 from jacobian_lab.editing.schemes import SCHEMES, Scheme, Targets
 from jacobian_lab.editing.solving import Eigh
@@ -126,6 +127,7 @@ def edit_with(
     size: int | None = None,
     refit: Refit | None = None,
     done: Callable[[int], Any] = lambda _: None,
+    look_on: Callable[[ObservedEdit], Any] | None = None,
 ) -> MethodEdit:
     """Edit, and leave the model edited (use within `restored`).
 
@@ -144,6 +146,7 @@ def edit_with(
         size: Facts in a batch; all of them in one by default.
         refit: Optimises anchors on the model as it is, for methods that need it.
         done: Told of every batch's number of facts.
+        look_on: Shown every layer's edit just after it; what that did is observed for it alone.
 
     Returns:
         What it did.
@@ -163,7 +166,10 @@ def edit_with(
         some = setting.select(batch)
         stages = _stages(chosen, scheme, targets.select(batch), batch, refit) if any(finite[i] for i in batch) else ()
         for stage, wanted in stages:
-            for edit in edit_layers(some, stage, wanted, rule, kept):
+            loop = edit_layers if look_on is None else observed_edits
+            for edit in loop(some, stage, wanted, rule, kept):
+                if look_on is not None:
+                    look_on(cast("ObservedEdit", edit))
                 layer, update = edit.layer, edit.update
                 deltas[layer] += update.delta
                 write_weight(model, layer, original[layer], deltas[layer])  # rounded once, not batch by batch

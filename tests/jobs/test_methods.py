@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPTJCo
 
 from jacobian_lab import cli
 from jacobian_lab.editing.anchors import optimise_anchors
-from jacobian_lab.editing.deltas import DELTA, FOLDER, add_delta, read_delta, save_delta, save_model
+from jacobian_lab.editing.deltas import DELTA, FOLDER, add_delta, load_delta, save_delta, save_model
 from jacobian_lab.editing.layers import Setting, edit_layers, restored
 from jacobian_lab.editing.measures import observed_edits
 from jacobian_lab.editing.methods import METHODS, edit_with, method, method_name
@@ -463,7 +463,7 @@ def test_what_a_delta_says_of_itself(saved):
 def test_a_delta_that_does_not_fit_is_refused_with_one_line(saved, tmp_path, folders, capsys):
     folder, config = saved
     model = load_model(config["model"], device="cpu")
-    delta = read_delta(folder / RECT_DELTA, model)
+    delta = load_delta(folder / RECT_DELTA, model)
     whole = (folder / RECT_DELTA).read_bytes()
     (tmp_path / "short").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "empty").write_bytes(b"")
@@ -510,14 +510,14 @@ def test_base_and_saved_delta_are_the_measured_model_to_the_last_bit(dtype, size
     model = experiment.model
     save_delta(tmp_path / "delta", model, made.deltas, {})
     with restored(model, experiment.layers):
-        add_delta(model, read_delta(tmp_path / "delta", model))
+        add_delta(model, load_delta(tmp_path / "delta", model))
         assert all(torch.equal(model.weight(layer), weight) for layer, weight in weights.items())
 
 
 def test_several_deltas_of_one_base_model_are_added_up(saved, tmp_path):
     folder, config = saved
     base = load_model(config["model"], device="cpu")
-    first = read_delta(folder / RECT_DELTA, base)
+    first = load_delta(folder / RECT_DELTA, base)
     save_delta(tmp_path / "second", base, {2: first[1], 4: first[3]}, {})
     paths = [str(folder / RECT_DELTA), str(tmp_path / "second")]
     cli.main(["apply", "--delta", *paths, "--model", config["model"], "--out", str(tmp_path / "out")])
@@ -543,7 +543,7 @@ def test_what_is_not_finite_is_not_saved(saved, tmp_path):
 def test_a_delta_on_a_model_in_memory(saved):
     folder, config = saved
     model = load_model(config["model"], device="cpu")
-    delta = read_delta(folder / RECT_DELTA, model)
+    delta = load_delta(folder / RECT_DELTA, model)
     with restored(model, tuple(delta)):
         add_delta(model, delta)
         expected = AutoModelForCausalLM.from_pretrained(folder / RECT_FOLDER).state_dict()

@@ -22,7 +22,7 @@ from jacobian_lab.errors import InputError
 from jacobian_lab.facts.reading import load_facts
 from jacobian_lab.jobs import bench
 from jacobian_lab.jobs import jacobians as surveys
-from jacobian_lab.jobs.config import JacobianConfig, LayerCountConfig, SchemesConfig
+from jacobian_lab.jobs.config import DampingConfig, JacobianConfig, LayerCountConfig, SchemesConfig
 from jacobian_lab.jobs.damping import run_damping
 from jacobian_lab.jobs.jacobians import run_jacobian
 from jacobian_lab.jobs.layer_count import run_layer_count

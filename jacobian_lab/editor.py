@@ -1,0 +1,315 @@
+"""The front door to editing: an editor of some facts, and edits that are looked at and put back."""
+
+import html
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+from torch import Tensor
+
+from jacobian_lab.editing.anchors import AnchorSettings, optimise_anchors
+from jacobian_lab.editing.deltas import check_new_folder, save_delta, save_model
+from jacobian_lab.editing.layers import Setting, restored
+from jacobian_lab.editing.measures import ObservedEdit, measure
+from jacobian_lab.editing.methods import MethodEdit, edit_with, method, method_name
+from jacobian_lab.editing.rules import RuleSettings
+from jacobian_lab.editing.schemes import DAMPING, SCHEMES, Targets, make_targets
+from jacobian_lab.editing.second_moments import second_moments
+from jacobian_lab.errors import InputError
+from jacobian_lab.evaluation.examination import Examination
+from jacobian_lab.evaluation.metrics import check_questions
+from jacobian_lab.evaluation.questions import style_of
+from jacobian_lab.facts.fact import Fact, describe
+from jacobian_lab.maps.agreement import check_replay
+from jacobian_lab.model.corpus import PYTHON_DOCS, Corpus, load_corpus
+from jacobian_lab.model.language_model import LanguageModel, Layers
+from jacobian_lab.model.loading import check_layers
+from jacobian_lab.model.rows import FactRows, fact_rows
+from jacobian_lab.model.templates import Templates, sample_templates
+from jacobian_lab.progress import bar
+from jacobian_lab.store.schema import KINDS
+
+
+class Editor:
+    """Edits of some facts, each made, looked at and undone.
+
+    What is not given suits the model at hand. What takes long (second moments, anchors) is made when it is first
+    needed, and kept.
+
+    Args:
+        model: The model.
+        facts: The facts; they are edited jointly.
+        layers: Decisive layers, ascending, the last of them L.
+        ridge: λ, the weight of the second moment in the solve.
+        anchor: How anchors are optimised.
+        templates: Context templates, groups of texts with one ``{}``; sampled with the seed by default.
+        corpus: Text for the second moment, as `load_corpus` takes it, or a corpus that has been loaded.
+        corpus_tokens: Tokens of it; all by default.
+        rules: What the update rules leave open.
+        damping: μ of the scheme jacobian-pullback.
+        seed: Seed of what is sampled.
+        progress: Whether to show progress bars.
+
+    Raises:
+        InputError: If the model cannot be edited at these layers, or not these facts.
+
+    Example:
+        >>> import jacobian_lab as jl
+        >>> editor = jl.Editor(jl.load_model(), jl.load_facts("builtin", "0:2"), progress=False)
+        >>> editor
+        Editor of 2 facts in smollm2-135m: layers 4-8, λ = 15000, anchors in up to 25 passes at lr 0.5
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        facts: Sequence[Fact],
+        *,
+        layers: Sequence[int] | None = None,
+        ridge: float | None = None,
+        anchor: AnchorSettings | None = None,
+        templates: Templates | None = None,
+        corpus: str | Corpus = PYTHON_DOCS,
+        corpus_tokens: int | None = None,
+        rules: RuleSettings | None = None,
+        damping: float = DAMPING,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> None:
+        defaults = model.defaults()
+        self.model, self.facts, self.seed, self.progress = model, tuple(facts), seed, progress
+        if not self.facts:
+            raise InputError("expected at least one fact, got none: see load_facts")
+        self.layers: Layers = defaults.layers if layers is None else tuple(layers)
+        self.ridge = defaults.ridge if ridge is None else ridge
+        self.anchor = anchor or AnchorSettings(lr=defaults.anchor_lr, steps=defaults.anchor_steps)
+        self.rules, self.damping = rules or RuleSettings(), damping
+        self._templates, self._corpus, self._corpus_tokens = templates, corpus, corpus_tokens
+        check_layers(self.layers, model)
+        self.examination = Examination(model, self.facts, style_of(self.facts))
+        check_questions(model, self.facts, self.examination.style)
+        check_replay(model, self.facts, self.layers)
+        self._anchors: dict[int, Tensor] = {}
+        self._eigh = cache(lambda matrix: torch.linalg.eigh(matrix.to(model.device)))
+
+    def __repr__(self) -> str:
+        settings = f"λ = {self.ridge:g}, anchors in up to {self.anchor.steps} passes at lr {self.anchor.lr:g}"
+        return f"Editor of {_count(self.facts)} in {self.model.name}: layers {_span(self.layers)}, {settings}"
+
+    def _repr_html_(self) -> str:
+        rows = [(fact.text, fact.target_true, fact.target_new) for fact in self.facts]
+        table = pd.DataFrame(rows, columns=["prompt", "true answer", "new answer"]).to_html(index=False, max_rows=10)
+        return f"<p>{html.escape(repr(self))}</p>{table}"
+
+    @cached_property
+    def templates(self) -> Templates:
+        """The context templates."""
+        return self._templates or sample_templates(self.model, self.seed)
+
+    @cached_property
+    def rows(self) -> FactRows:
+        """The facts as the model reads them."""
+        return fact_rows(self.model, self.facts, self.templates)
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """The text of the second moment."""
+        return self._corpus if isinstance(self._corpus, Corpus) else load_corpus(self._corpus, seed=self.seed)
+
+    @cached_property
+    def setting(self) -> Setting:
+        """What every edit is made with; C is computed for the first, or found in the cache."""
+        tokens, shown = self._corpus_tokens, self.progress
+        moments = second_moments(self.model, self.corpus, self.layers, tokens=tokens, progress=shown)
+        return Setting(self.rows, moments.matrices, self.ridge, self.damping)
+
+    @cached_property
+    def targets(self) -> Targets:
+        """Targets of both kinds; anchors are optimised at the first and at the last layer."""
+        ends = sorted({self.layers[0], self.layers[-1]})
+        return make_targets(self.rows, self.layers, {layer: self.anchors(layer) for layer in ends})
+
+    def anchors(self, layer: int) -> Tensor:
+        """Anchors of the unedited model.
+
+        Args:
+            layer: The anchor layer.
+
+        Returns:
+            h_0 + δ of every fact, ``[fact, d_model]``; NaN where the loss was not finite.
+        """
+        if layer not in self._anchors:
+            self._anchors[layer] = self._optimised(layer, range(len(self.facts)))
+        return self._anchors[layer]
+
+    def _optimised(self, layer: int, facts: Sequence[int]) -> Tensor:
+        rows = self.rows.select(facts)
+        with bar(len(rows), f"anchors at layer {layer}", "anchor", show=self.progress) as shown:
+            return optimise_anchors(rows, layer, self.anchor, lambda done, _loss: shown.update(done)).states
+
+    @contextmanager
+    def edit(self, name: str = "memit+fe") -> Iterator["Edit"]:
+        """Edit with a method; on leaving, the weights are back bit for bit, whatever happened within.
+
+        Args:
+            name: A method in `METHODS`, or a pair ``rule@scheme``.
+
+        Yields:
+            The edit.
+
+        Raises:
+            InputError: If there is no such method, no fact has a finite anchor, or a solve is singular.
+        """
+        name = method_name(name)
+        chosen, targets, setting = method(name), self.targets, self.setting
+        _ = self.examination.before  # of the unedited model
+        edits: list[ObservedEdit] = []
+        with ExitStack() as stack:
+            stack.enter_context(restored(self.model, self.layers))
+            made = edit_with(
+                chosen,
+                setting,
+                targets,
+                self.rules,
+                eigh=self._eigh,
+                refit=self._optimised,
+                look_on=edits.append,
+            )
+            edit = Edit(self, name, made, edits)
+            stack.callback(edit.leave)
+            yield edit
+
+
+class Edit:
+    """One edit, while the model is edited.
+
+    Made by `Editor.edit`.
+
+    Attributes:
+        name: The method.
+        deltas: ΔW by layer.
+    """
+
+    def __init__(self, editor: Editor, name: str, made: MethodEdit, edits: Sequence[ObservedEdit]) -> None:
+        self.editor, self.name, self.deltas = editor, name, made.deltas
+        self._values, self._edits, self._inside = made.values, edits, True
+
+    def __repr__(self) -> str:
+        state = "" if self._inside else ", put back"
+        largest = max(self._values["update_norm"])
+        return (
+            f"{self.name} on {_count(self.editor.facts)} in {self.editor.model.name}: layers "
+            f"{_span(tuple(self.deltas))}, largest ‖ΔW‖/‖W‖ {largest:.2g}{state}"
+        )
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(repr(self))}</p>{self.weights.to_html()}"
+
+    def leave(self) -> None:
+        """Take note that the model is itself again."""
+        self._inside = False
+
+    @property
+    def weights(self) -> pd.DataFrame:
+        """What was done to each weight: a row a layer."""
+        return pd.DataFrame(self._values, index=pd.Index(list(self.deltas), name="layer"))
+
+    @cached_property
+    def measures(self) -> xr.Dataset:
+        """The quantities of Tables 1, 2 and 5 and the split of every passive shift, ``[fact, layer]``.
+
+        Raises:
+            InputError: For a method that optimises its second anchor on the edited model, which has not one target.
+        """
+        chosen = method(self.name)
+        if chosen.refit:
+            raise InputError(f"expected a method with one target, got {self.name!r}: its measures are not defined")
+        found = measure(self._edits, self.editor.targets, SCHEMES[chosen.scheme])
+        known = KINDS["tables"]
+        arrays = {
+            name: xr.DataArray(
+                values.cpu().numpy(),
+                dims=("fact", "layer") if values.dim() == 2 else ("layer",),
+                attrs={"long_name": known[name].long_name, "units": known[name].units},
+            )
+            for name, values in found.items()
+        }
+        labels = {"fact": [fact.id for fact in self.editor.facts], "layer": list(self.deltas)}
+        return xr.Dataset(arrays, coords=labels, attrs={"method": self.name, "model": self.editor.model.name})
+
+    def evaluate(self) -> pd.DataFrame:
+        """The paper's metrics of the edited model.
+
+        Returns:
+            A row a fact, by its id: shares and nats (``kl``), a fact's prompts averaged; NaN where it has none.
+
+        Raises:
+            InputError: After the ``with`` block, when the model is itself again.
+        """
+        self._check_inside()
+        rows = [values for _, found in self.editor.examination.answers() for values in found]
+        names = dict.fromkeys(name for values in rows for name in values)
+        means = [{name: _mean(values.get(name, [])) for name in names} for values in rows]
+        frame = pd.DataFrame(means, index=pd.Index([fact.id for fact in self.editor.facts], name="fact"))
+        return frame.drop(columns=[] if self.editor.examination.groups else ["probe_accuracy"])
+
+    def save(self, path: str | Path) -> Path:
+        """Save the edit: a delta for ``jacobian-lab apply`` and `load_delta`, or the whole model.
+
+        Args:
+            path: A file that ends in ``.safetensors``, for the delta; else a new folder, for the model.
+
+        Returns:
+            The path.
+
+        Raises:
+            InputError: After the ``with`` block, or if the path cannot be written.
+        """
+        self._check_inside()
+        path = Path(path)
+        if path.suffix == ".safetensors":
+            save_delta(path, self.editor.model, self.deltas, self._settings())
+        else:
+            check_new_folder(path)
+            save_model(self.editor.model, path)
+        return path
+
+    def _settings(self) -> dict[str, Any]:
+        editor = self.editor
+        return {
+            "method": self.name,
+            "facts": describe(editor.facts),
+            "layers": list(editor.layers),
+            "ridge": editor.ridge,
+            "anchor": asdict(editor.anchor),
+            "rules": asdict(editor.rules),
+            "pullback_damping": editor.damping,
+            "templates": [list(group) for group in editor.templates],
+            "corpus": {"digest": editor.corpus.digest, "tokens": editor._corpus_tokens},
+            "seed": editor.seed,
+        }
+
+    def _check_inside(self) -> None:
+        if not self._inside:
+            raise InputError("expected to be within the edit, got a model that is itself again: move it into the with")
+
+
+def _mean(values: Sequence[float]) -> float:
+    finite = [value for value in values if np.isfinite(value)]
+    return float(np.mean(finite)) if finite else float("nan")
+
+
+def _count(facts: Sequence[Fact]) -> str:
+    return f"{len(facts)} fact{'s' if len(facts) > 1 else ''}"
+
+
+def _span(layers: Layers) -> str:
+    whole = len(layers) > 1 and layers == tuple(range(layers[0], layers[-1] + 1))
+    return f"{layers[0]}-{layers[-1]}" if whole else ",".join(map(str, layers))
