@@ -1,5 +1,6 @@
 """What a fact is, and what is found in a file of facts."""
 
+import html
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,7 +32,7 @@ class Probe:
     answers: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Fact:
     """One fact to be edited: ``prompt(subject)`` is to be continued by ``target_new``.
 
@@ -58,6 +59,20 @@ class Fact:
     neighborhood_answers: tuple[str, ...] = ()
     join: str | None = None
     probes: tuple[Probe, ...] = ()
+
+    def __repr__(self) -> str:
+        true = f" (now {self.target_true!r})" if self.target_true else ""
+        counts = {
+            "paraphrases": self.paraphrase_prompts,
+            "neighbourhood prompts": self.neighborhood_prompts,
+            "further questions": self.probes,
+        }
+        held = ", ".join(f"{len(prompts)} {what}" for what, prompts in counts.items() if prompts)
+        return f"Fact {self.id!r}: {self.text!r} -> {self.target_new!r}{true}{'; ' + held if held else ''}"
+
+    def _repr_html_(self) -> str:
+        text = html.escape(self.prompt).replace("{}", f"<b>{html.escape(self.subject)}</b>")
+        return f"<p>{text} → <b>{html.escape(self.target_new)}</b></p><p>{html.escape(repr(self))}</p>"
 
     @property
     def text(self) -> str:

@@ -1,10 +1,12 @@
 """What can be asked of a layer's edit beside the tables: theorem 1 along its shift, and other step sizes."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
+from scipy.optimize import elementwise
 from torch import Tensor
 
 from jacobian_lab.editing.measures import ObservedEdit, norms
@@ -16,10 +18,11 @@ from jacobian_lab.progress import bar
 STEPS = tuple(round(0.1 * number, 1) for number in range(31))
 """Steps of the curve, over |t*|."""
 
-REFINEMENTS = 6
-"""Each one looks twice as closely at the best step."""
+AT_ONCE = STEPS[1] / 2**8
+"""A function that is above its limit at this step already is above it at once."""
 
-BISECTIONS = 20
+HALVINGS = 30
+"""How often the farthest step is halved in the search for one that is trusted."""
 
 TRUST = 0.1
 """J is trusted as far as its error is at most this share of the shift that it predicts."""
@@ -95,7 +98,7 @@ def step_size(edit: ObservedEdit, progress: bool = False) -> dict[str, Float[Ten
     curve = torch.stack([left(step * best.abs()) for step in STEPS], dim=1)
     grid = torch.tensor(STEPS, dtype=best.dtype, device=best.device)
     predicted = norms(edit.residual[:, None] - (grid * best.abs()[:, None])[..., None] * edit.linear[:, None])
-    least = _refined_minimum(left, curve, best.abs())
+    least = _least(left, curve, best.abs())
     reach = FARTHEST * norms(before.double()) / norms(edit.shift)
     radius = _last_below(error, TRUST, reach) * norms(edit.shift)
     if before.dtype in UNTRUSTED:
@@ -121,20 +124,26 @@ STUDIES: dict[str, Study] = {"theorem1": theorem_1, "step_size": step_size}
 
 def _through(edit: ObservedEdit, states: Float[Tensor, "fact d_model"]) -> Float[Tensor, "fact d_model"]:
     """F_{l→L} at other states, just before the edit."""
-    return edit.frozen.ask(lambda rows, values: replay(rows, edit.layer, values, [edit.last])[0], states).double()
+    return edit.frozen.ask(lambda rows, values: replay(rows, edit.layer, values, [edit.last])[:, 0], states).double()
 
 
-def _refined_minimum(
+def _least(
     function: Callable[[Tensor], Tensor], curve: Float[Tensor, "fact step"], unit: Float[Tensor, " fact"]
 ) -> Float[Tensor, " fact"]:
-    """Where a function of the step is least: the best of the curve, looked at ever closer."""
-    width = STEPS[1]
-    place = curve.nan_to_num(torch.inf).argmin(dim=1) * width
-    for _ in range(REFINEMENTS):
-        near = (place[:, None] + width * torch.linspace(-1, 1, 5, dtype=unit.dtype, device=unit.device)).clamp(min=0)
-        values = torch.stack([function(column * unit) for column in near.T], dim=1)
-        place = near.gather(1, values.nan_to_num(torch.inf).argmin(dim=1, keepdim=True))[:, 0]
-        width /= 2
+    """Where a function of the step is least, up to the end of the curve, which brackets it."""
+    best = curve.nan_to_num(torch.inf).argmin(dim=1)
+    low, high = STEPS[1] * (best - 1).clamp(min=0), STEPS[1] * (best + 1).clamp(max=len(STEPS) - 1)
+    ends = (best == 0) | (best == len(STEPS) - 1)
+    middle = torch.where(ends, (low + high) / 2, STEPS[1] * best).to(unit)
+    inside = ~ends | (function(middle * unit) < curve.gather(1, best[:, None])[:, 0])
+    facts = torch.nonzero(inside & torch.isfinite(curve).all(1))[:, 0]
+    place = (STEPS[1] * best).to(unit)
+    if len(facts):
+        points: Any = tuple(to_numpy(x[facts].to(unit)) for x in (low, middle, high))
+        ours: Any = _by_fact(function, unit)
+        which: Any = (to_numpy(facts.double()),)
+        found = elementwise.find_minimum(ours, points, args=which)
+        place[facts] = torch.from_numpy(found.x).to(unit)
     return place * unit
 
 
@@ -144,27 +153,57 @@ def _first_crossing(
     """The step from which on a function that begins at 1 is above 1; 0 if at once, NaN if not within the curve."""
     above = curve[:, 1:] > 1
     first = above.int().argmax(dim=1)
-    low, high = first * STEPS[1], (first + 1) * STEPS[1]
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        over = function(middle * unit) > 1
-        low, high = torch.where(over, low, middle), torch.where(over, middle, high)
-    found = torch.where((first == 0) & above[:, 0] & (low <= STEPS[1] / 2**8), torch.zeros_like(unit), high * unit)
-    return torch.where(above.any(dim=1), found, torch.nan)
+    low = torch.where(first == 0, AT_ONCE, STEPS[1] * first).to(unit)
+    crossed = above.any(dim=1)
+    at_once = crossed & (first == 0) & (function(low * unit) > 1)
+    place = _root(lambda steps: function(steps) - 1, low, (STEPS[1] * (first + 1)).to(unit), unit, crossed & ~at_once)
+    return torch.where(at_once, 0, place * unit)
 
 
 def _last_below(
     function: Callable[[Tensor], Tensor], limit: float, reach: Float[Tensor, " fact"]
 ) -> Float[Tensor, " fact"]:
     """The step at which a function that begins at zero first passes a limit; `reach` if it does not before."""
-    steps = [reach / 2**halvings for halvings in range(16, -1, -1)]
-    values = torch.stack([function(step) for step in steps], dim=1)
-    passed = values > limit
-    first = torch.where(passed.any(dim=1), passed.int().argmax(dim=1), len(steps))
-    low, high = reach / 2 ** (17 - first), reach / 2 ** (16 - first).clamp(min=0)
-    low = torch.where(first == 0, torch.zeros_like(low), low)
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        over = function(middle) > limit
-        low, high = torch.where(over, low, middle), torch.where(over, middle, high)
-    return low
+    shares = [2.0**-halvings for halvings in range(HALVINGS, -1, -1)]
+    passed = torch.stack([function(share * reach) for share in shares], dim=1) > limit
+    first = passed.int().argmax(dim=1)
+    grid = torch.tensor(shares).to(reach)
+    place = _root(
+        lambda steps: function(steps) - limit,
+        grid[(first - 1).clamp(min=0)],
+        grid[first],
+        reach,
+        passed.any(dim=1) & (first > 0),
+    )
+    return torch.where(passed.any(dim=1), torch.where(first == 0, 0, place * reach), reach)
+
+
+def _root(
+    function: Callable[[Tensor], Tensor],
+    low: Float[Tensor, " fact"],
+    high: Float[Tensor, " fact"],
+    unit: Float[Tensor, " fact"],
+    bracketed: Bool[Tensor, " fact"],
+) -> Float[Tensor, " fact"]:
+    """Where a function of the step is zero, in units of `unit`; NaN for facts without a bracket."""
+    place, facts = torch.full_like(unit, torch.nan), torch.nonzero(bracketed)[:, 0]
+    if len(facts):
+        points = (to_numpy(low[facts]), to_numpy(high[facts]))
+        ours: Any = _by_fact(function, unit)
+        found = elementwise.find_root(ours, points, args=(to_numpy(facts.double()),))
+        place[facts] = torch.from_numpy(found.x).to(unit)
+    return place
+
+
+def _by_fact(
+    function: Callable[[Tensor], Tensor], unit: Float[Tensor, " fact"]
+) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """A function of all facts' steps as SciPy asks for it: at one step for each of some facts, in units of `unit`."""
+
+    def at(steps: np.ndarray, facts: np.ndarray) -> np.ndarray:
+        index = torch.from_numpy(facts.astype(int)).to(unit.device)
+        every = unit.clone()
+        every[index] *= torch.from_numpy(steps).to(unit)
+        return to_numpy(function(every)[index].double())
+
+    return at

@@ -1,5 +1,6 @@
 """A causal language model with names for the parts that editing needs; with `models`, all that knows architectures."""
 
+import html
 import inspect
 import operator
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from jacobian_lab.model.families import KNOWN, Defaults, Family, Shape
 from jacobian_lab.model.tokens import BARE, Prompt
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LanguageModel:
     """A causal language model with names for the parts that editing needs.
 
@@ -37,6 +38,18 @@ class LanguageModel:
     name: str
     fingerprint: str
     chat: Chat | None = None
+
+    def __repr__(self) -> str:
+        dtype, known = str(self.dtype).removeprefix("torch."), self.known()
+        layers = self.defaults().layers
+        settings = f"the literature's settings of {known}" if known else "educated guesses for settings"
+        return (
+            f"{self.name}: {self.hf.config.model_type}, {self.n_layers} blocks of width {self.d_model}, keys of "
+            f"{self.d_mlp}, {dtype} on {self.device}; decisive layers {layers[0]} to {layers[-1]}, {settings}"
+        )
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(repr(self))}</p>"
 
     @property
     def blocks(self) -> nn.ModuleList:
