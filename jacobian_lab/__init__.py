@@ -16,17 +16,26 @@ if TYPE_CHECKING:
     from jacobian_lab.editing.rules import RULES as RULES
     from jacobian_lab.editing.rules import RuleSettings as RuleSettings
     from jacobian_lab.editing.schemes import SCHEMES as SCHEMES
+    from jacobian_lab.editing.schemes import make_targets as make_targets
+    from jacobian_lab.editing.second_moments import second_moments as second_moments
     from jacobian_lab.editor import Editor as Editor
     from jacobian_lab.errors import InputError as InputError
     from jacobian_lab.facts.fact import Fact as Fact
     from jacobian_lab.facts.reading import load_facts as load_facts
-    from jacobian_lab.jobs.jacobians import run_jacobian as run_jacobian
-    from jacobian_lab.jobs.methods import run_edit_table as run_edit_table
-    from jacobian_lab.jobs.schemes import run_schemes as run_schemes
+    from jacobian_lab.maps.definiteness import definiteness as definiteness
     from jacobian_lab.maps.operator import Jacobian as Jacobian
+    from jacobian_lab.maps.replay import freeze as freeze
+    from jacobian_lab.maps.replay import replay as replay
+    from jacobian_lab.maps.spectra import eigenspaces as eigenspaces
+    from jacobian_lab.model.corpus import load_corpus as load_corpus
     from jacobian_lab.model.language_model import LanguageModel as LanguageModel
     from jacobian_lab.model.loading import load_model as load_model
-    from jacobian_lab.report.view import open_run as open_run
+    from jacobian_lab.model.rows import fact_rows as fact_rows
+    from jacobian_lab.model.templates import sample_templates as sample_templates
+    from jacobian_lab.runs import open_run as open_run
+    from jacobian_lab.runs import run_jacobians as run_jacobians
+    from jacobian_lab.runs import run_methods as run_methods
+    from jacobian_lab.runs import run_schemes as run_schemes
 
 __version__ = version(__name__)
 
@@ -41,14 +50,23 @@ _HOMES = {
     "RULES": "editing.rules",
     "RuleSettings": "editing.rules",
     "SCHEMES": "editing.schemes",
+    "definiteness": "maps.definiteness",
+    "eigenspaces": "maps.spectra",
+    "fact_rows": "model.rows",
+    "freeze": "maps.replay",
+    "load_corpus": "model.corpus",
     "load_delta": "editing.deltas",
     "load_facts": "facts.reading",
     "load_model": "model.loading",
-    "open_run": "report.view",
+    "make_targets": "editing.schemes",
+    "open_run": "runs",
     "optimise_anchors": "editing.anchors",
-    "run_edit_table": "jobs.methods",
-    "run_jacobian": "jobs.jacobians",
-    "run_schemes": "jobs.schemes",
+    "replay": "maps.replay",
+    "run_jacobians": "runs",
+    "run_methods": "runs",
+    "run_schemes": "runs",
+    "sample_templates": "model.templates",
+    "second_moments": "editing.second_moments",
 }
 
 __all__ = sorted(_HOMES)
@@ -61,4 +79,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted({*globals(), *_HOMES})

@@ -16,6 +16,14 @@ class InputError(ValueError):
 
     Args:
         message: The message.
+
+    Example:
+        >>> import jacobian_lab as jl
+        >>> try:
+        ...     jl.load_facts("builtin", "5:2")
+        ... except jl.InputError as error:
+        ...     print(error)
+        expected a slice A:B with 0 <= A < B <= 274, got '5:2': give another
     """
 
     def __init__(self, message: str) -> None:

@@ -29,6 +29,11 @@ class AnchorSettings:
         kl_factor: Weight of the KL divergence at the decisive token of ``"{subject} is a"``.
         clamp: ‖δ‖ is kept below this share of ‖h_0‖.
         stop_loss: A fact whose loss is below this is done.
+
+    Example:
+        >>> import jacobian_lab as jl
+        >>> jl.AnchorSettings(lr=0.1, steps=35)
+        AnchorSettings(lr=0.1, steps=35, weight_decay=0.5, kl_factor=0.0625, clamp=0.75, stop_loss=0.05)
     """
 
     lr: float = 0.5
@@ -71,6 +76,13 @@ def optimise_anchors(rows: FactRows, layer: int, settings: AnchorSettings, progr
 
     Returns:
         The anchors, in the order of the facts.
+
+    Example:
+        >>> import jacobian_lab as jl
+        >>> model, facts = jl.load_model(), jl.load_facts("builtin", "0:2")
+        >>> anchors = jl.optimise_anchors(jl.fact_rows(model, facts), 4, jl.AnchorSettings(steps=3))
+        >>> anchors.states.shape, anchors.passes.tolist()
+        (torch.Size([2, 576]), [3, 3])
     """
     model = rows.model
     contexts = [row for answered in rows.answered_contexts for row in answered]

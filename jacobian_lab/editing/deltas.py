@@ -98,6 +98,15 @@ def load_delta(path: Path | str, model: LanguageModel) -> dict[int, Float[Tensor
 
     Raises:
         InputError: If it is not whole, was made for another model, or has other shapes.
+
+    Example:
+        >>> import jacobian_lab as jl
+        >>> model = jl.load_model()
+        >>> try:
+        ...     jl.load_delta("nothing.safetensors", model)
+        ... except jl.InputError as error:
+        ...     print(str(error)[:46])
+        expected a whole delta, got nothing.safetensor
     """
     metadata = read_metadata(path)
     if metadata["model"] != model.fingerprint:

@@ -240,6 +240,11 @@ class RuleSettings:
         alphaedit_relative: Whether this threshold is in units of the mean eigenvalue.
         alphaedit_l2: L2 of AlphaEdit's solve.
         emmet_epsilon: ε of EMMET's solve.
+
+    Example:
+        >>> import jacobian_lab as jl
+        >>> jl.RuleSettings(rect_kept=0.4).rect_kept
+        0.4
     """
 
     prune_kind: Literal["log", "log_a", "linear"] = "log"

@@ -199,6 +199,14 @@ def make_targets(rows: FactRows, layers: Layers, anchors: Mapping[int, Float[Ten
 
     Returns:
         The targets.
+
+    Example:
+        >>> import jacobian_lab as jl
+        >>> rows = jl.fact_rows(jl.load_model(), jl.load_facts("builtin", "0:2"))
+        >>> anchors = {layer: jl.optimise_anchors(rows, layer, jl.AnchorSettings(steps=2)).states for layer in (4, 8)}
+        >>> targets = jl.make_targets(rows, (4, 6, 8), anchors)
+        >>> targets.of("replayed", 6).shape
+        torch.Size([2, 576])
     """
     replayed = replay_targets(rows, anchors[layers[0]], layers)
     return Targets(layers, dict(anchors), dict(zip(layers, replayed.unbind(1), strict=True)))

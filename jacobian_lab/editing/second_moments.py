@@ -63,6 +63,12 @@ def second_moments(
 
     Raises:
         InputError: If there are fewer tokens than a full-rank C_l needs.
+
+    Example:
+        >>> import jacobian_lab as jl
+        >>> found = jl.second_moments(jl.load_model(), jl.load_corpus(), [4], tokens=1600)
+        >>> found.matrices[4].shape, found.tokens
+        (torch.Size([1536, 1536]), 1600)
     """
     settings = {
         "what": "second moment 2",  # to be raised when the computation changes

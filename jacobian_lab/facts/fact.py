@@ -47,6 +47,11 @@ class Fact:
         neighborhood_answers: Their answers, one a prompt; empty where they are `target_true`.
         join: How an answer is joined to a prompt, ``""`` or ``" "``; `None` where the prompt tells.
         probes: What else the layout asks.
+
+    Example:
+        >>> import jacobian_lab as jl
+        >>> jl.Fact("ada", "Ada Lovelace", "{} wrote about", "poetry", "engines")
+        Fact 'ada': 'Ada Lovelace wrote about' -> 'poetry' (now 'engines')
     """
 
     id: int | str

@@ -91,6 +91,13 @@ def freeze(model: LanguageModel, rows: Sequence[Prompt], starts: Sequence[int], 
 
     Returns:
         The frozen rows.
+
+    Example:
+        >>> import jacobian_lab as jl
+        >>> model, facts = jl.load_model(), jl.load_facts("builtin", "0:2")
+        >>> frozen = jl.freeze(model, [model.fact_prompt(fact) for fact in facts], [4])
+        >>> frozen.states(4).shape
+        torch.Size([2, 576])
     """
     last = model.n_layers - 1 if last is None else last
     cache = DynamicCache()
@@ -123,6 +130,13 @@ def replay(
 
     Returns:
         In the order of `layers`. Only the decisive token is run.
+
+    Example:
+        >>> import jacobian_lab as jl
+        >>> model, facts = jl.load_model(), jl.load_facts("builtin", "0:2")
+        >>> frozen = jl.freeze(model, [model.fact_prompt(fact) for fact in facts], [4])
+        >>> jl.replay(frozen, 4, 1.1 * frozen.states(4), (6, 8)).shape
+        torch.Size([2, 2, 576])
     """
     along = trajectory(frozen, start, states, max(layers))
     return torch.cat([along[layer] for layer in layers], dim=1)

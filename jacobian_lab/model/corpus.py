@@ -67,6 +67,11 @@ def load_corpus(name: str = PYTHON_DOCS, field: str = "corpus", seed: int = 0) -
 
     Raises:
         InputError: If it cannot be read or holds no text.
+
+    Example:
+        >>> import jacobian_lab as jl
+        >>> jl.load_corpus("python-docs").name
+        'python-docs'
     """
     if name in {PYTHON_DOCS, DOCSTRINGS}:
         texts = _paragraphs(dict(sorted(topics.topics.items())).values() if name == PYTHON_DOCS else _docstrings())

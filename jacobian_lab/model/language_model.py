@@ -30,6 +30,12 @@ class LanguageModel:
         name: What the user called it.
         fingerprint: SHA-256 of its configuration, its tokenizer and its weights as loaded.
         chat: The chat template that prompts are a user's turn of, if they are to be.
+
+    Example:
+        >>> import jacobian_lab as jl
+        >>> model = jl.load_model()
+        >>> model.weight(4).shape, model.defaults().layers
+        (torch.Size([576, 1536]), (4, 5, 6, 7, 8))
     """
 
     hf: Any

@@ -8,7 +8,7 @@ from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import Fact, Refused
 from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.templates import Templates, template_weights
-from jacobian_lab.model.tokens import Prompt, check_bos
+from jacobian_lab.model.tokens import BARE, Prompt, check_bos
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,19 +52,25 @@ class FactRows:
         return FactRows(self.model, self.weights, **{n: tuple(v[i] for i in facts) for n, v in by_fact.items()})
 
 
-def fact_rows(model: LanguageModel, facts: Sequence[Fact], templates: Templates) -> FactRows:
+def fact_rows(model: LanguageModel, facts: Sequence[Fact], templates: Templates = ((BARE,),)) -> FactRows:
     """Make the token rows of facts.
 
     Args:
         model: The model.
         facts: The facts.
-        templates: The context templates.
+        templates: The context templates; none but the bare prompt by default.
 
     Returns:
         The rows.
 
     Raises:
         InputError: If one is longer than the model takes, naming the first such fact.
+
+    Example:
+        >>> import jacobian_lab as jl
+        >>> rows = jl.fact_rows(jl.load_model(), jl.load_facts("builtin", "0:2"))
+        >>> [len(row.ids) for row in rows.bare]
+        [4, 5]
     """
     texts, weights = zip(*template_weights(templates), strict=True)
     rows = FactRows(

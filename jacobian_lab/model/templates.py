@@ -34,6 +34,12 @@ def sample_templates(model: LanguageModel, seed: int = 0) -> Templates:
 
     Returns:
         Two groups: ``{}`` alone, and five of the form ``context. {}``.
+
+    Example:
+        >>> import jacobian_lab as jl
+        >>> bare, contexts = jl.sample_templates(jl.load_model(), seed=0)
+        >>> bare, len(contexts)
+        (('{}',), 5)
     """
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)

@@ -1,0 +1,114 @@
+"""The public face: complete, lazy, documented, and every example of it runs."""
+
+import doctest
+import functools
+import inspect
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers.commands import ENVIRONMENT
+
+import jacobian_lab as jl
+from jacobian_lab.model import loading
+
+NAMES = sorted(jl.__all__)
+CALLED = [name for name in NAMES if callable(getattr(jl, name))]
+
+
+def test_importing_is_quick_and_brings_no_torch():
+    code = "import sys, jacobian_lab as jl; jl.InputError; jl.__version__; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, check=False).returncode == 0
+
+
+def test_every_name_is_there_and_listed():
+    assert set(NAMES) <= set(dir(jl))
+    assert 20 <= len(NAMES) <= 30
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = jl.nothing
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    """The embedded model, read once for all examples."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "load_model", functools.cache(loading.load_model))
+        yield
+
+
+@pytest.mark.parametrize("name", CALLED)
+def test_every_example_runs(name, loaded, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = getattr(jl, name)
+    tests = doctest.DocTestFinder(recurse=False).find(inspect.unwrap(found), name, globs={})
+    assert sum(len(test.examples) for test in tests) > 0, "no example"
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    for test in tests:
+        runner.run(test)
+    assert runner.failures == 0
+
+
+@pytest.fixture(scope="module")
+def editor(tiny, facts):
+    return jl.Editor(
+        tiny,
+        facts,
+        layers=(1, 2, 3),
+        ridge=10.0,
+        anchor=jl.AnchorSettings(lr=0.1, steps=4),
+        corpus=jl.load_corpus("python-docs"),
+        corpus_tokens=500,
+        progress=False,
+    )
+
+
+def test_an_edit_is_measured_evaluated_saved_and_undone(editor, tmp_path):
+    model = editor.model
+    before = {name: weight.clone() for name, weight in model.hf.named_parameters()}
+    with editor.edit("memit+fe") as edit:
+        ratios, frame, path = edit.measures["residual_ratio"], edit.evaluate(), edit.save(tmp_path / "d.safetensors")
+        edited = {layer: model.weight(layer).clone() for layer in (1, 2, 3)}
+    assert all(torch.equal(weight, before[name]) for name, weight in model.hf.named_parameters())
+    assert ratios.dims == ("fact", "layer")
+    assert ratios.sizes == {"fact": len(editor.facts), "layer": 3}
+    assert ratios.attrs["long_name"]
+    assert list(frame.index) == [fact.id for fact in editor.facts]
+    assert float(frame["efficacy_accuracy"].max()) <= 1
+    for layer, delta in jl.load_delta(path, model).items():
+        assert torch.equal((model.weight(layer).double() + delta.double()).to(model.dtype), edited[layer])
+    for action in (edit.evaluate, lambda: edit.save(tmp_path / "again.safetensors")):
+        with pytest.raises(jl.InputError, match="itself again"):
+            action()
+    assert "put back" in repr(edit)
+
+
+def test_an_edit_is_undone_whatever_happens_within(editor):
+    before = editor.model.weight(2).clone()
+    with pytest.raises(ZeroDivisionError), editor.edit("alphaedit@backward-full"):
+        raise ZeroDivisionError
+    assert torch.equal(editor.model.weight(2), before)
+
+
+def test_an_edit_measures_what_a_run_measures(editor):
+    """The same loop, through the job's own door."""
+    from jacobian_lab.jobs.bench import measured_edit
+
+    _, expected = measured_edit(editor.setting, jl.SCHEMES["backward-full"], editor.targets)
+    with editor.edit("memit@backward-full") as edit:
+        for name in ("residual_ratio", "cosine", "linear_norm", "update_norm"):
+            torch.testing.assert_close(torch.tensor(edit.measures[name].values), torch.tensor(expected[name]))
+
+
+def test_what_an_editor_is_made_for_suits_the_model(real):
+    editor = jl.Editor(real, jl.load_facts("builtin", "0:1"), progress=False)
+    assert (editor.layers, editor.ridge, editor.anchor.steps) == ((4, 5, 6, 7, 8), 15000.0, 25)
+    with pytest.raises(jl.InputError, match="layers from 0 to 29"):
+        jl.Editor(real, jl.load_facts("builtin", "0:1"), layers=(4, 77))
+    with pytest.raises(jl.InputError, match="at least one fact"):
+        jl.Editor(real, ())
+
+
+def test_unknown_settings_of_a_job_are_refused():
+    with pytest.raises(jl.InputError, match="expected settings among model, facts"):
+        jl.run_schemes(scheme="one-layer")
