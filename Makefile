@@ -10,7 +10,7 @@ RUN ?= runs/reproduce
 ARGS ?= --slice 0:32
 FIGURES := cosine_by_layer residual_by_layer spread_by_fact theorem2 decomposition
 
-.PHONY: install reproduce laboratory methods test pytest test-oldest test-newest docs results clean
+.PHONY: install reproduce laboratory methods test check pytest test-oldest test-newest docs results clean
 
 install: $(VENV)/.installed
 
@@ -45,6 +45,14 @@ test: install
 	$(BIN)/lint-imports
 	$(MKDOCS) build --strict --quiet --site-dir site
 	$(PYTEST)
+
+# For every save: all but the real model and the notebooks.
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(PYTEST) -m "not real" tests
 
 # The same tests with the oldest versions that pyproject.toml admits, and with the newest that there are.
 test-oldest:

@@ -20,6 +20,16 @@ from jacobian_lab.model.templates import read_templates
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+REAL = {"real", "shared", "golden", "loaded"}
+"""Fixtures that need the embedded model, or data that are not everywhere."""
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if REAL & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.real)
+
+
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory) -> dict[str, Path]:
     """A folder for each family; some tokenizers pad left, some add BOS."""

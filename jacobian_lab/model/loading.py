@@ -75,7 +75,7 @@ def load_model(
     Example:
         >>> import jacobian_lab as jl
         >>> jl.load_model(dtype="float32", device="cpu")
-        smollm2-135m: llama, 30 blocks of width 576, keys of 1536, float32 on cpu; decisive layers 4 to 8, the literature's settings of smollm2-135m
+        smollm2-135m: llama, 30 blocks of width 576, keys of 1536, float32 on cpu; ...
     """
     place = _device(device)
     if dtype not in DTYPES:
