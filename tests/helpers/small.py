@@ -16,6 +16,8 @@ from transformers import (
     Qwen3Config,
 )
 
+from jacobian_lab.facts.reading import load_facts
+
 VOCABULARY = 512
 
 SMALL = {
