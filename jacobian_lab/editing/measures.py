@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -174,7 +173,10 @@ def measure(record: EditRecord, targets: Targets, scheme: Scheme) -> dict[str, F
         "realised": (shift * record.residuals).sum(-1) / (record.residuals**2).sum(-1),
         "shift_norm": norms(shift),
         "passive_shift_norm": norms(passive),
-        **{name: _along(quantity, shift, record.linear) for name, quantity in _ALONG.items()},
+        "rayleigh": rayleigh_quotient(shift, record.linear),
+        "eigen_residual": eigen_residual(shift, record.linear),
+        "linear_cosine": cosine(shift, record.linear),
+        "gain": gain(shift, record.linear),
     }
     found = targets.of(scheme.kind, last).double() - record.last_before
     left = found - passive
@@ -206,15 +208,6 @@ _OF_RESIDUAL = (
     *(name.format(term) for term in ("linear", "curvature", "leakage") for name in ("share_{}", "{}_residual_cosine")),
 )
 """What says nothing of a fact that has no residual."""
-
-_ALONG = {"rayleigh": rayleigh_quotient, "eigen_residual": eigen_residual, "linear_cosine": cosine, "gain": gain}
-
-
-def _along(
-    quantity: Callable[[np.ndarray, np.ndarray], np.ndarray], shift: Tensor, linear: Tensor
-) -> Float[Tensor, "layer fact"]:
-    """A measure of theorem 1 along the layers' shifts."""
-    return torch.from_numpy(quantity(shift.cpu().numpy(), linear.cpu().numpy())).to(shift.device)
 
 
 def _split(record: EditRecord, passive: Float[Tensor, "layer fact d_model"]) -> dict[str, Tensor]:
