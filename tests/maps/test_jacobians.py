@@ -1,13 +1,14 @@
 """J against finite differences, reverse mode through the untouched model, and itself in all its forms."""
 
 import math
-import warnings
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from helpers.reference import Plain, output_of, prompt
 from scipy.sparse.linalg import LinearOperator
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from jacobian_lab.maps.definiteness import definiteness
 from jacobian_lab.maps.jacobians import dense_jacobians, jvp, layer_factors, linear_operator, to_numpy, vjp
@@ -146,15 +147,30 @@ def test_groups_answer_in_the_order_of_the_rows(tiny, facts):
         torch.testing.assert_close(row.states(1)[0], whole.states(1)[index])
 
 
+class Counting(TorchDispatchMode):
+    """Counts the calls of every operator."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls[func.__name__.partition(".")[0]] += 1
+        return func(*args, **(kwargs or {}))
+
+
 def test_no_operation_takes_the_cotangents_one_by_one(family_model, facts):
-    """PyTorch warns where vmap has no rule; what is fast on one family must be on all."""
-    torch._C._functorch._set_vmap_fallback_warning_enabled(True)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message=".*batching rule.*")
-            dense_jacobians(frozen_facts(family_model, facts[:1], [1], 4), [1], 4)
-    finally:
-        torch._C._functorch._set_vmap_fallback_warning_enabled(False)
+    """Through one block the d cotangents go together: no operator runs as often as there are cotangents."""
+    frozen = frozen_facts(family_model, facts[:1], [3], 4)
+    for site in ("residual", "mlp"):
+        with Counting() as counting:
+            dense_jacobians(frozen, [3], 4, site=site)
+        heavy = {name: n for name, n in counting.calls.items() if "backward" in name or name.endswith("mm")}
+        assert heavy["mm"] > 0
+        assert max(heavy.values()) < family_model.d_model, heavy
+    with Counting() as counting:  # what the above would see if they went one by one
+        dense_jacobians(frozen, [3], 4, budget=1)
+    assert counting.calls["mm"] > family_model.d_model
 
 
 def test_the_real_model_in_float32(real, facts):
