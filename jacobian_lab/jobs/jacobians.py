@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
 from jacobian_lab.caching import content_key
@@ -34,7 +33,7 @@ from jacobian_lab.maps.definiteness import (
     positive_share,
     symmetric_part,
 )
-from jacobian_lab.maps.jacobians import MEMORY_BUDGET, dense_jacobians, linear_operator, to_numpy
+from jacobian_lab.maps.jacobians import MEMORY_BUDGET, dense_jacobians, linear_operator, precision, to_numpy
 from jacobian_lab.maps.replay import MLP, RESIDUAL, Frozen, Site, freeze
 from jacobian_lab.maps.spectra import henrici_departure, rotation
 from jacobian_lab.model.fitting import check_lengths
@@ -203,8 +202,7 @@ def _measured(
     frozen: Frozen, layers: Layers, seeds: tuple[int, int], site: Site, method: str, budget: int
 ) -> list[dict[str, Any]]:
     """What is stored of one fact, layer by layer; seeds are the run's and the fact's."""
-    # whatever the dtype, transformers computes norms in float32
-    eps = max(torch.finfo(frozen.model.dtype).eps, torch.finfo(torch.float32).eps)
+    eps = precision(frozen.model.dtype)
     if method == LANCZOS:
         operators = [linear_operator(frozen, 0, layer, layers[-1], site=site) for layer in layers[:-1]]
         norms = [largest_singular_value(J, seed=seeds[0]) for J in operators]
