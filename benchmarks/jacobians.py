@@ -4,16 +4,21 @@ All J_{l→L} of one fact in one sweep, and `torch.func.jacrev` of the whole hoo
 them, on the shortest, the median and the longest prompt of the facts; everything in one run, in
 turns, medians. The rate counts the floating-point operations of the d
 pull-backs through the blocks' matrices alone, and is set against two measured rates of matrix
-products: of large square ones, and of the sweep's own shapes. With --facts-in-memory also how the
-peak of memory grows with the number of facts.
+products: of large square ones, and of the sweep's own shapes. With --families the same of random
+models of --width; with --against FILE also the sweep of another version of maps/jacobians.py, as
+`git show` gives it. With --facts-in-memory also how the peak of memory grows with the number of facts.
 """
 
 import argparse
+import copy
+import importlib.util
 import resource
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,34 +27,76 @@ import torch
 from jacobian_lab.facts.fact import Fact
 from jacobian_lab.facts.reading import load_facts
 from jacobian_lab.maps.jacobians import dense_jacobians
-from jacobian_lab.maps.replay import Frozen, freeze
+from jacobian_lab.maps.replay import freeze
+from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.loading import load_model
 from jacobian_lab.model.tokens import fact_prompt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from helpers.reference import Plain
+from helpers.small import CONFIGS, make_folder
 
 LARGE = 2048
 
 
-def seconds(work: Callable[[], Any], repeats: int) -> float:
-    """Median time of some work.
+def seconds(works: list[Callable[[], Any]], repeats: int) -> list[float]:
+    """Median times of some works, done in turns.
 
     Args:
-        work: The work.
-        repeats: How often to do it.
+        works: The works.
+        repeats: How often to do each.
 
     Returns:
-        Seconds.
+        Seconds of each.
     """
-    times = []
+    times: list[list[float]] = [[] for _ in works]
     for _ in range(repeats):
-        begin = time.perf_counter()
-        work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times)
+        for work, taken in zip(works, times, strict=True):
+            begin = time.perf_counter()
+            work()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            taken.append(time.perf_counter() - begin)
+    return [statistics.median(taken) for taken in times]
+
+
+def models(families: list[str], width: int, blocks: int, dtype: str) -> Iterator[LanguageModel]:
+    """Random models of some families, or the embedded one if there are none.
+
+    Args:
+        families: Names of families.
+        width: Of the residual stream.
+        blocks: How many.
+        dtype: Of the weights.
+
+    Yields:
+        The models.
+    """
+    if not families:
+        yield load_model(dtype=dtype)
+    for family in families:
+        config = copy.deepcopy(CONFIGS[family])
+        config.hidden_size, config.num_hidden_layers = width, blocks
+        setattr(config, "n_inner" if hasattr(config, "n_inner") else "intermediate_size", 4 * width)
+        with tempfile.TemporaryDirectory() as folder:
+            yield load_model(make_folder(Path(folder) / family, config), dtype=dtype)
+
+
+def sweep_of(file: Path) -> Callable[..., torch.Tensor]:
+    """The sweep of another version of the module.
+
+    Args:
+        file: The version.
+
+    Returns:
+        Its `dense_jacobians`.
+    """
+    spec = importlib.util.spec_from_file_location("against", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.dense_jacobians
 
 
 def main() -> None:
@@ -59,12 +106,26 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="+", default=[4, 5, 6, 7, 8])
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--families", nargs="*", default=[], choices=["gpt2", "gptj", "gpt_neox"])
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--against", type=Path)
     parser.add_argument("--facts-in-memory", type=int, nargs="*", default=[])
     options = parser.parse_args()
-    model = load_model(dtype=options.dtype)
+    for model in models(options.families, options.width, max(options.layers) + 1, options.dtype):
+        measure(model, options)
+
+
+def measure(model: LanguageModel, options: argparse.Namespace) -> None:
+    """Measure one model and print.
+
+    Args:
+        model: The model.
+        options: What `main` was given.
+    """
     facts = sorted(load_facts(options.facts), key=lambda fact: len(fact_prompt(model.tokenizer, fact).ids))
     *layers, last = options.layers
     plain = Plain(model.hf, model.tokenizer, model.blocks)
+    sweeps = [dense_jacobians, *([sweep_of(options.against)] if options.against else [])]
     place: dict[str, Any] = {"dtype": model.dtype, "device": model.device}
     matrices = [w for layer in range(layers[0] + 1, last + 1) for w in model.blocks[layer].parameters() if w.dim() == 2]
     cotangents = [torch.randn(model.d_model, weight.shape[0], **place) for weight in matrices]
@@ -75,30 +136,28 @@ def main() -> None:
         for cotangent, weight in zip(cotangents, matrices, strict=True):
             cotangent @ weight.detach()
 
-    print(f"{model.name}, layers {layers} to {last}, {options.dtype}, {torch.get_num_threads()} threads")
+    print(f"{Path(model.name).name}, layers {layers} to {last}, {options.dtype}, {torch.get_num_threads()} threads")
     for fact in (facts[0], facts[len(facts) // 2], facts[-1]):
         prompt = fact_prompt(model.tokenizer, fact)
         frozen = freeze(model, [prompt.cut()], layers, last)
 
-        def sweep(frozen: Frozen = frozen) -> torch.Tensor:
-            return dense_jacobians(frozen, layers, last)
-
         def all_reverse(fact: Fact = fact) -> list[torch.Tensor]:
             return [plain.jacobian(fact, layer, last) for layer in layers]
 
-        found, expected = sweep(), all_reverse()
+        found, expected = dense_jacobians(frozen, layers, last), all_reverse()
         apart = max(float((ours[0] - own).norm() / own.norm()) for ours, own in zip(found, expected, strict=True))
-        ours = seconds(sweep, options.repeats)
-        theirs = seconds(all_reverse, 3)
-        large = 2 * LARGE**3 / seconds(lambda: square @ square, options.repeats)
-        own = work / seconds(own_products, options.repeats)
-        rate = work / ours
+        ours, *others = seconds([partial(sweep, frozen, layers, last) for sweep in sweeps], options.repeats)
+        (theirs,) = seconds([all_reverse], 3)
+        large, own = seconds([lambda: square @ square, own_products], options.repeats)
+        rates = work / ours, 2 * LARGE**3 / large, work / own
         print(
             f"{len(prompt.ids)} tokens: sweep {ours:.3f} s, jacrev of the hooked model {theirs:.2f} s, "
             f"{theirs / ours:.0f} times; apart by {apart:.0e}\n"
-            f"  {rate / 1e9:.0f} GFLOP/s: {rate / large:.2f} of {large / 1e9:.0f} in large products, "
-            f"{rate / own:.2f} of {own / 1e9:.0f} in products of its own shapes"
+            f"  {rates[0] / 1e9:.0f} GFLOP/s: {rates[0] / rates[1]:.2f} of {rates[1] / 1e9:.0f} in large products, "
+            f"{rates[0] / rates[2]:.2f} of {rates[2] / 1e9:.0f} in products of its own shapes"
         )
+        for other in others:
+            print(f"  the sweep of {options.against} {other:.3f} s, {other / ours:.2f} times")
     for count in options.facts_in_memory:
         for fact in facts[:count]:
             dense_jacobians(freeze(model, [fact_prompt(model.tokenizer, fact).cut()], layers, last), layers, last)

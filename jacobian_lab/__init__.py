@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from jacobian_lab.errors import InputError as InputError
     from jacobian_lab.facts.fact import Fact as Fact
     from jacobian_lab.facts.reading import load_facts as load_facts
+    from jacobian_lab.maps.conditions import eigenspaces as eigenspaces
     from jacobian_lab.maps.definiteness import definiteness as definiteness
     from jacobian_lab.maps.operator import Jacobian as Jacobian
     from jacobian_lab.maps.replay import freeze as freeze
     from jacobian_lab.maps.replay import replay as replay
-    from jacobian_lab.maps.spectra import eigenspaces as eigenspaces
     from jacobian_lab.model.corpus import load_corpus as load_corpus
     from jacobian_lab.model.language_model import LanguageModel as LanguageModel
     from jacobian_lab.model.loading import load_model as load_model
@@ -51,7 +51,7 @@ _HOMES = {
     "RuleSettings": "editing.rules",
     "SCHEMES": "editing.schemes",
     "definiteness": "maps.definiteness",
-    "eigenspaces": "maps.spectra",
+    "eigenspaces": "maps.conditions",
     "fact_rows": "model.rows",
     "freeze": "maps.replay",
     "load_corpus": "model.corpus",

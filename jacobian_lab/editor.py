@@ -152,7 +152,12 @@ class Editor:
     def _optimised(self, layer: int, facts: Sequence[int]) -> Tensor:
         rows = self.rows.select(facts)
         with bar(len(rows), f"anchors at layer {layer}", "anchor", show=self.progress) as shown:
-            return optimise_anchors(rows, layer, self.anchor, lambda done, _loss: shown.update(done)).states
+
+            def advance(finished: int, loss: float) -> None:
+                shown.set_postfix(loss=f"{loss:.3f}", refresh=False)
+                shown.update(finished)
+
+            return optimise_anchors(rows, layer, self.anchor, advance).states
 
     @contextmanager
     def edit(self, name: str = "memit+fe") -> Iterator["Edit"]:

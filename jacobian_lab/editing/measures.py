@@ -1,10 +1,9 @@
 """What one pass of the loop over layers saw, and the quantities of Tables 1, 2 and 5 made of it."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -127,7 +126,10 @@ def measure(edits: Sequence[ObservedEdit], targets: Targets, scheme: Scheme) -> 
         "realised": (shift * given).sum(-1) / (given**2).sum(-1),
         "shift_norm": norms(shift),
         "passive_shift_norm": norms(passive),
-        **{name: _along(quantity, shift, linear) for name, quantity in _ALONG.items()},
+        "rayleigh": rayleigh_quotient(shift, linear),
+        "eigen_residual": eigen_residual(shift, linear),
+        "linear_cosine": cosine(shift, linear),
+        "gain": gain(shift, linear),
     }
     found = over_layers("residual")
     left = found - passive
@@ -165,15 +167,6 @@ _OF_RESIDUAL = (
     *(name.format(term) for term in ("linear", "curvature", "leakage") for name in ("share_{}", "{}_residual_cosine")),
 )
 """What says nothing of a fact that has no residual."""
-
-_ALONG = {"rayleigh": rayleigh_quotient, "eigen_residual": eigen_residual, "linear_cosine": cosine, "gain": gain}
-
-
-def _along(
-    quantity: Callable[[np.ndarray, np.ndarray], np.ndarray], shift: Tensor, linear: Tensor
-) -> Float[Tensor, "fact layer"]:
-    """A measure of theorem 1 along the layers' shifts."""
-    return torch.from_numpy(quantity(shift.cpu().numpy(), linear.cpu().numpy())).to(shift.device)
 
 
 def norms(vectors: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row"]:

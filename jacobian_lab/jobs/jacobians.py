@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
 from jacobian_lab.errors import InputError
@@ -14,25 +13,26 @@ from jacobian_lab.jobs.config import JacobianConfig
 from jacobian_lab.jobs.job import Job, Labels, Part, cell_by_cell
 from jacobian_lab.jobs.setup import Subject, load_subject
 from jacobian_lab.maps.conditions import (
-    Definiteness,
     cosine,
-    definiteness,
-    definiteness_matrix_free,
     eigen_residual,
     eigenspaces,
     eigenvector_angle,
     gain,
-    henrici_departure,
+    plane_angle,
+    rayleigh_quotient,
+)
+from jacobian_lab.maps.definiteness import (
+    Definiteness,
+    definiteness,
+    definiteness_matrix_free,
     is_positive_definite,
     largest_singular_value,
-    plane_angle,
     positive_share,
-    rayleigh_quotient,
-    rotation,
     symmetric_part,
 )
-from jacobian_lab.maps.jacobians import MEMORY_BUDGET, dense_jacobians, linear_operator, to_numpy
+from jacobian_lab.maps.jacobians import MEMORY_BUDGET, dense_jacobians, linear_operator, precision, to_numpy
 from jacobian_lab.maps.replay import RESIDUAL, Frozen, Site, freeze
+from jacobian_lab.maps.spectra import henrici_departure, rotation
 from jacobian_lab.model.language_model import Layers
 from jacobian_lab.store.run import Run
 from jacobian_lab.store.schema import DECISIONS
@@ -126,7 +126,7 @@ def dense_conditions(
         Numbers and spectra by the names under which runs store them.
     """
     singular = np.linalg.svd(J.astype(np.float64), compute_uv=False)
-    verdict, symmetric = definiteness(J, eps, singular[0])
+    verdict = definiteness(J, eps, singular[0])
     spaces = eigenspaces(J)
     random = np.random.default_rng(seed).standard_normal((RANDOM_DIRECTIONS, len(J)))
     pushed = random @ J.T
@@ -134,7 +134,7 @@ def dense_conditions(
     order = np.argsort(spaces.values.real)
     return _verdict(verdict) | {
         "cholesky": float(is_positive_definite(symmetric_part(J))),
-        "positive_share": positive_share(symmetric),
+        "positive_share": positive_share(verdict.eigenvalues),
         "sigma_max": singular[0],
         "sigma_min": singular[-1],
         "spectral_radius": np.abs(spaces.values).max(),
@@ -150,7 +150,7 @@ def dense_conditions(
         "random_residual": eigen_residual(random, pushed).mean(),
         "random_eigenvector_angle": eigenvector_angle(spaces, random).mean(),
         "random_plane_angle": plane_angle(spaces, random).mean(),
-        "symmetric_eigenvalue": symmetric,
+        "symmetric_eigenvalue": verdict.eigenvalues,
         "singular_value": singular,
         "eigenvalue_real": spaces.values.real[order],
         "eigenvalue_imag": spaces.values.imag[order],
@@ -161,8 +161,7 @@ def _measured(
     frozen: Frozen, layers: Layers, seeds: tuple[int, int], site: Site, kind: str, budget: int
 ) -> list[dict[str, Any]]:
     """What is stored of one fact, layer by layer; seeds are the run's and the fact's."""
-    # whatever the dtype, transformers computes norms in float32
-    eps = max(torch.finfo(frozen.model.dtype).eps, torch.finfo(torch.float32).eps)
+    eps = precision(frozen.model.dtype)
     if kind == "lanczos":
         operators = [linear_operator(frozen, 0, layer, layers[-1], site=site) for layer in layers[:-1]]
         norms = [largest_singular_value(J, seed=seeds[0]) for J in operators]

@@ -10,7 +10,8 @@ from scipy.optimize import elementwise
 from torch import Tensor
 
 from jacobian_lab.editing.measures import ObservedEdit, norms
-from jacobian_lab.maps.conditions import definiteness, eigenspaces, eigenvector_angle, plane_angle, rayleigh_quotient
+from jacobian_lab.maps.conditions import eigenspaces, eigenvector_angle, plane_angle, rayleigh_quotient
+from jacobian_lab.maps.definiteness import definiteness
 from jacobian_lab.maps.jacobians import dense_jacobians, to_numpy
 from jacobian_lab.maps.replay import replay
 from jacobian_lab.progress import bar
@@ -53,7 +54,7 @@ def theorem_1(edit: ObservedEdit, progress: bool = False) -> dict[str, Float[Ten
         for fact, row in edit.frozen.one_by_one():
             J, delta = to_numpy(dense_jacobians(row, [edit.layer], edit.last)[0, 0]), shifts[fact]
             if np.isfinite(delta).all() and delta.any():
-                spaces, (verdict, _) = eigenspaces(J), definiteness(J)
+                spaces, verdict = eigenspaces(J), definiteness(J)
                 found["eigenvector_angle"][fact] = float(eigenvector_angle(spaces, delta))
                 found["plane_angle"][fact] = float(plane_angle(spaces, delta))
                 found["range_position"][fact] = verdict.position(float(rayleigh_quotient(delta, J @ delta)))

@@ -6,16 +6,15 @@ price of the deepest, at the speed of matrix products.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from jacobian_lab.maps.merged_mlps import merged_mlps
 from jacobian_lab.maps.replay import RESIDUAL, Frozen, Site, trajectory
@@ -62,12 +61,11 @@ def dense_jacobians(
     for row in range(len(frozen)) if below else ():
         one = frozen.select(torch.tensor([row], device=states.device))
         state = states[row : row + 1].detach().requires_grad_()
-        with torch.enable_grad(), _Differentiable(), merged_mlps(frozen.model, range(below[0] + 1, last + 1)):
+        with torch.enable_grad(), _differentiable(), merged_mlps(frozen.model, range(below[0] + 1, last + 1)):
             along = trajectory(one, below[0], state, last, site)
         inputs = [along[layer] for layer in below]
         for cotangents, rows in zip(identity[:, None, None].split(chunk), result[:, row].split(chunk, 1), strict=True):
-            pulled = torch.autograd.grad(along[last], inputs, cotangents, retain_graph=True, is_grads_batched=True)
-            for place, values in enumerate(pulled):
+            for place, values in enumerate(_pulled_back(along[last], inputs, cotangents)):
                 rows[place] = values[:, 0, 0]
     return result
 
@@ -195,6 +193,18 @@ def to_numpy(values: Tensor) -> np.ndarray:
     return values.detach().to("cpu", torch.promote_types(values.dtype, torch.float32)).numpy()
 
 
+def precision(dtype: torch.dtype) -> float:
+    """ε of the Jacobians that a model computes, as `definiteness` asks for it.
+
+    Args:
+        dtype: The model's.
+
+    Returns:
+        The dtype's own, but never finer than that of float32, in which transformers computes norms whatever the dtype.
+    """
+    return max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
+
+
 def _map(
     frozen: Frozen, layer: int, last: int, states: Tensor | None, site: Site
 ) -> tuple[Callable[[Tensor], Tensor], Tensor]:
@@ -202,10 +212,24 @@ def _map(
     states = frozen.states(layer) if states is None else states
 
     def through(state: Tensor) -> Tensor:
-        with _Differentiable():
+        with _differentiable():
             return trajectory(frozen, layer, state, last, site)[last][:, 0]
 
     return through, states.to(frozen.model.dtype)
+
+
+def _pulled_back(
+    output: Float[Tensor, "1 1 d_model"],
+    inputs: Sequence[Float[Tensor, "1 1 d_model"]],
+    cotangents: Float[Tensor, "cotangent 1 1 d_model"],
+) -> tuple[Float[Tensor, "cotangent 1 1 d_model"], ...]:
+    """All cotangents at once, by functorch's rules: those of `is_grads_batched` lack layer norms and attention."""
+    return torch.func.vmap(lambda one: torch.autograd.grad(output, inputs, one, retain_graph=True))(cotangents)
+
+
+def _differentiable() -> AbstractContextManager[None]:
+    """Attention by its formula: the fused kernels have no forward mode and no batched backward."""
+    return sdpa_kernel(SDPBackend.MATH)
 
 
 def _bytes_per_cotangent(frozen: Frozen, blocks: int) -> int:
@@ -214,49 +238,3 @@ def _bytes_per_cotangent(frozen: Frozen, blocks: int) -> int:
     size = torch.empty(0, dtype=model.dtype).element_size()
     prefix = max((keys[0].numel() for keys, _ in frozen.prefix.values()), default=0)
     return size * ((12 + 2 * blocks) * model.d_model + 6 * model.d_mlp + 8 * prefix)
-
-
-def _softmax(values: Tensor, dim: int = -1, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
-    values = values if dtype is None else values.to(dtype)
-    exponentials = (values - values.detach().amax(dim, keepdim=True)).exp()
-    return exponentials / exponentials.sum(dim, keepdim=True)
-
-
-def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    assert attn_mask is not None and not dropout_p and not is_causal  # noqa: PT018 - replay always gives its own mask
-    if enable_gqa:
-        groups = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)
-    return _softmax(scores + attn_mask) @ value
-
-
-def _silu(values: Tensor, inplace: bool = False) -> Tensor:
-    return values * torch.sigmoid(values)
-
-
-_PARTS: dict[Any, Callable[..., Tensor]] = {
-    functional.scaled_dot_product_attention: _attention,
-    functional.softmax: _softmax,
-    functional.silu: _silu,
-}
-
-
-class _Differentiable(TorchFunctionMode):
-    """Run what PyTorch fuses as its parts.
-
-    Fused attention has no forward-mode derivative, and the backward passes of softmax and SiLU no
-    batching rule: `vmap` would take the cotangents one by one through them.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return _PARTS.get(func, func)(*args, **(kwargs or {}))

@@ -1,10 +1,20 @@
-"""The one optimisation of the sweep: an MLP's small Jacobian in place of its large matrices."""
+"""The one optimisation of the sweep: an MLP's small Jacobian in place of its large matrices.
+
+For a single token x an MLP is ``y = W_out·k(a_1, …, a_n) + b``, with the ``a_i = W_i·x`` at its
+entrance and a key k that is elementwise in them. Its derivative is one ``[d_model, d_model]`` matrix,
+
+    ∂y/∂x = W_out · Σ_i diag(∂k/∂a_i) · W_i,
+
+made once a block; every cotangent is then one product with it, in place of a product with each of
+the n + 1 matrices of ``d_model·d_mlp`` entries.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from jacobian_lab.model.language_model import LanguageModel, matrix
@@ -12,42 +22,49 @@ from jacobian_lab.model.language_model import LanguageModel, matrix
 
 @contextmanager
 def merged_mlps(model: LanguageModel, layers: Sequence[int]) -> Iterator[None]:
-    """Let the MLPs hand back cotangents through their own small Jacobian.
+    """Let MLPs hand back cotangents through their own small Jacobian ∂y/∂x (the module's formula).
 
-    Of a single token it is W_out·Σ_i diag(c_i)·W_i, with the W_i at the MLP's entrance and c_i the
-    derivative of the key by what they give out: one product of large matrices a block, in place of
-    one for each of them. Only for single tokens, and only for first derivatives.
+    Only for forward passes of a single token, ``[1, 1, d_model]``, with gradients enabled, and only
+    for first derivatives in reverse mode; what is computed forward does not change.
+
+    Args:
+        model: The model.
+        layers: The blocks whose MLPs are to do so.
+
+    Yields:
+        Nothing; the MLPs are as they were afterwards.
     """
     with ExitStack() as stack:
         for layer in layers:
-            entrances: list[Tensor] = []
-            jacobians: list[Tensor] = []
-
-            def cut(_module: Any, _inputs: Any, output: Tensor, entrances: list[Tensor] = entrances) -> Tensor:
-                entrances.append(output.detach().requires_grad_())
-                return entrances[-1]
-
-            def merge(
-                module: Any,
-                inputs: tuple[Tensor, ...],
-                layer: int = layer,
-                entrances: list[Tensor] = entrances,
-                jacobians: list[Tensor] = jacobians,
-            ) -> None:
-                slopes = [slope[0, 0, :, None] for slope in torch.autograd.grad(inputs[0].sum(), entrances)]
-                first, *others = (matrix(inner) for inner in model.inner(layer))
-                key = slopes[0] * first
-                for slope, other in zip(slopes[1:], others, strict=True):
-                    key.addcmul_(slope, other)
-                jacobians.append(matrix(module) @ key)
-
-            def replace(
-                _module: Any, inputs: tuple[Tensor, ...], output: Tensor, jacobians: list[Tensor] = jacobians
-            ) -> Tensor:
-                return output.detach() + (inputs[0] - inputs[0].detach()) @ jacobians[0].T
-
+            merged = _Merged(model, layer)
             for module in model.inner(layer):
-                stack.callback(module.register_forward_hook(cut).remove)
-            stack.callback(model.projection(layer).register_forward_pre_hook(merge).remove)
-            stack.callback(model.mlp(layer).register_forward_hook(replace).remove)
+                stack.callback(module.register_forward_hook(merged.keep_entrance).remove)
+            stack.callback(model.projection(layer).register_forward_pre_hook(merged.keep_jacobian).remove)
+            stack.callback(model.mlp(layer).register_forward_hook(merged.replace_derivative).remove)
         yield
+
+
+class _Merged:
+    """The hooks of one MLP, in the order in which a forward pass meets them; it is made for one pass."""
+
+    def __init__(self, model: LanguageModel, layer: int) -> None:
+        self.inner = [matrix(module) for module in model.inner(layer)]
+        self.outer = matrix(model.projection(layer))
+        self.entrances: list[Float[Tensor, "1 1 d_mlp"]] = []
+
+    def keep_entrance(self, _module: Any, _inputs: Any, output: Tensor) -> Tensor:
+        """Behind each W_i: a_i, cut off from x, so that ∂k/∂a_i can be asked for."""
+        self.entrances.append(output.detach().requires_grad_())
+        return self.entrances[-1]
+
+    def keep_jacobian(self, _module: Any, inputs: tuple[Tensor, ...]) -> None:
+        """Before W_out, whose input is k: since k is elementwise, the gradient of its sum is the diagonal."""
+        diagonals = [slope[0, 0, :, None] for slope in torch.autograd.grad(inputs[0].sum(), self.entrances)]
+        through = diagonals[0] * self.inner[0]
+        for diagonal, inner in zip(diagonals[1:], self.inner[1:], strict=True):
+            through.addcmul_(diagonal, inner)  # in place: these are the largest arrays of a sweep
+        self.jacobian: Float[Tensor, "d_model d_model"] = self.outer @ through
+
+    def replace_derivative(self, _module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """Behind the MLP: the same output y, and ∂y/∂x as its derivative by the MLP's input x."""
+        return output.detach() + (inputs[0] - inputs[0].detach()) @ self.jacobian.T

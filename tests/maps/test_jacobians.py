@@ -1,15 +1,16 @@
 """J against finite differences, reverse mode through the untouched model, and itself in all its forms."""
 
 import math
-import warnings
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from helpers.reference import Plain, output_of, prompt
 from scipy.sparse.linalg import LinearOperator
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from jacobian_lab.maps.conditions import definiteness
+from jacobian_lab.maps.definiteness import definiteness
 from jacobian_lab.maps.jacobians import dense_jacobians, jvp, layer_factors, linear_operator, to_numpy, vjp
 from jacobian_lab.maps.replay import freeze, freeze_groups, replay, trajectory
 from jacobian_lab.model.loading import load_model
@@ -105,7 +106,7 @@ def test_at_other_states(tiny, facts):
     assert (J - dense_jacobians(frozen, [1], 4)[0]).norm() > 0.01 * J.norm()
     direction, step = random(len(facts), tiny.d_model), 1e-6
     quotient = (replay(frozen, 1, states + step * direction, [4]) - replay(frozen, 1, states - step * direction, [4]))[
-        0
+        :, 0
     ] / (2 * step)
     image = torch.einsum("rij,rj->ri", J, direction)
     assert (image - quotient).norm() < 1e-7 * image.norm()
@@ -146,15 +147,30 @@ def test_groups_answer_in_the_order_of_the_rows(tiny, facts):
         torch.testing.assert_close(row.states(1)[0], whole.states(1)[index])
 
 
+class Counting(TorchDispatchMode):
+    """Counts the calls of every operator."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls[func.__name__.partition(".")[0]] += 1
+        return func(*args, **(kwargs or {}))
+
+
 def test_no_operation_takes_the_cotangents_one_by_one(family_model, facts):
-    """PyTorch warns where vmap has no rule; what is fast on one family must be on all."""
-    torch._C._functorch._set_vmap_fallback_warning_enabled(True)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message=".*batching rule.*")
-            dense_jacobians(frozen_facts(family_model, facts[:1], [1], 4), [1], 4)
-    finally:
-        torch._C._functorch._set_vmap_fallback_warning_enabled(False)
+    """Through one block the d cotangents go together: no operator runs as often as there are cotangents."""
+    frozen = frozen_facts(family_model, facts[:1], [3], 4)
+    for site in ("residual", "mlp"):
+        with Counting() as counting:
+            dense_jacobians(frozen, [3], 4, site=site)
+        heavy = {name: n for name, n in counting.calls.items() if "backward" in name or name.endswith("mm")}
+        assert heavy["mm"] > 0
+        assert max(heavy.values()) < family_model.d_model, heavy
+    with Counting() as counting:  # what the above would see if they went one by one
+        dense_jacobians(frozen, [3], 4, budget=1)
+    assert counting.calls["mm"] > family_model.d_model
 
 
 def test_the_real_model_in_float32(real, facts):
@@ -180,7 +196,7 @@ def test_a_decisive_token_with_nothing_before_it(family_model, facts):
     vector = random(1, family_model.d_model)
     step = 1e-5
     with torch.no_grad():
-        ends = [replay(frozen, 1, frozen.states(1) + side * step * vector, [4])[0] for side in (1, -1)]
+        ends = [replay(frozen, 1, frozen.states(1) + side * step * vector, [4])[:, 0] for side in (1, -1)]
     quotient = (ends[0] - ends[1])[0] / (2 * step)
     assert (J[0] @ vector[0] - quotient).norm() < 1e-7 * quotient.norm()
     torch.testing.assert_close(jvp(frozen, 1, 4, vector)[0], J[0] @ vector[0], rtol=1e-9, atol=1e-11)
@@ -208,9 +224,8 @@ def test_the_error_of_float32_is_within_what_the_verdict_allows(real, facts):
         frozen = frozen_facts(model, facts[1:2], [4], 8)
         J = to_numpy(dense_jacobians(frozen, [4], 8)[0, 0])
         if model is real:
-            verdict, rounded = definiteness(J)
-    _, eigenvalues = definiteness(J)
-    assert 0 < np.abs(rounded - eigenvalues).max() < verdict.error
+            verdict = definiteness(J)
+    assert 0 < np.abs(verdict.eigenvalues - definiteness(J).eigenvalues).max() < verdict.error
 
 
 def test_reading_the_mlp_of_a_block(family_model, facts):

@@ -1,0 +1,282 @@
+"""J_{l→L} of one fact as one object: products, matrix, spectra and the verdict of theorem 2."""
+
+from collections.abc import Callable
+from html import escape
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.sparse.linalg import LinearOperator
+from torch import Tensor
+
+from jacobian_lab.errors import InputError
+from jacobian_lab.facts.fact import Fact
+from jacobian_lab.maps.conditions import Eigenspaces, Vectors, eigenspaces
+from jacobian_lab.maps.definiteness import Definiteness, definiteness, definiteness_matrix_free
+from jacobian_lab.maps.jacobians import dense_jacobians, jvp, layer_factors, linear_operator, precision, to_numpy, vjp
+from jacobian_lab.maps.replay import MLP, RESIDUAL, Site, freeze
+from jacobian_lab.maps.spectra import numerical_range
+from jacobian_lab.model.language_model import LanguageModel
+from jacobian_lab.model.rows import check_tokens, fact_rows
+
+WIDEST_DENSE = 2048
+"""Above this width the verdict of theorem 2 is sought by Lanczos, without the matrix."""
+
+COLUMNS = 256
+"""Columns of a matrix that one product takes at once."""
+
+
+class Jacobian:
+    """J_{l→L} = ∂h_L/∂h_l at the decisive token of one fact's prompt (paper §3), as an operator.
+
+    Products and the matrix are computed when asked for, in the model's dtype. The tokens before the decisive one are
+    frozen when the object is made: after an edit of the model, make another.
+
+    Args:
+        model: The model.
+        fact: The fact; its row is the bare prompt up to the decisive token.
+        layer: The layer l, behind whose block the hidden state is changed.
+        last: The layer L above it, behind whose block the change is read.
+        site: ``"residual"``, the stream behind a block, or ``"mlp"``: then J maps a change of what the MLP of l adds
+            to the change of what the MLP of L adds.
+        state: The decisive state h_l to linearise at, ``[d_model]``; the unmodified one by default.
+
+    Attributes:
+        model: As given.
+        fact: As given.
+        layer: As given.
+        last: As given.
+        site: As given.
+        state: The decisive state that J is taken at, ``[d_model]``, in the model's dtype.
+
+    Raises:
+        InputError: If the layers are not two of the model in ascending order, the site is none, the state is not of
+            the model's width, or the model does not take the fact's prompt.
+
+    Example:
+        >>> import numpy as np
+        >>> from jacobian_lab.facts.reading import load_facts
+        >>> from jacobian_lab.model.loading import load_model
+        >>> model, (fact,) = load_model(device="cpu"), load_facts("builtin", "3:4")
+        >>> J = Jacobian(model, fact, 4, 5)
+        >>> J
+        Jacobian(fact 3, layers 4 → 5, residual, 576 × 576, float32)
+        >>> v = np.ones(576)
+        >>> np.allclose(J @ v, J.dense() @ v, atol=1e-3), np.allclose(J.T @ v, J.dense().T @ v, atol=1e-3)
+        (True, True)
+        >>> J.definiteness().decision
+        'definite'
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        fact: Fact,
+        layer: int,
+        last: int,
+        *,
+        site: str = RESIDUAL,
+        state: np.ndarray | Tensor | None = None,
+    ) -> None:
+        if not 0 <= layer < last < model.n_layers:
+            raise InputError(
+                f"expected layer < last, both from 0 to {model.n_layers - 1}, got layer={layer} and last={last}: "
+                f"choose two of the {model.n_layers} layers of {model.name}, the lower first"
+            )
+        if site not in {RESIDUAL, MLP}:
+            raise InputError(f"expected a site of {RESIDUAL} or {MLP}, got {site!r}: choose one of them")
+        if state is not None and state.shape != (model.d_model,):
+            raise InputError(f"expected a state [{model.d_model}], got the shape {tuple(state.shape)}: give one vector")
+        rows = fact_rows(model, [fact])
+        check_tokens(model, fact, rows.answered[0])
+        self.model, self.fact, self.layer, self.last = model, fact, layer, last
+        self.site: Site = MLP if site == MLP else RESIDUAL
+        self._frozen = freeze(model, rows.bare, [layer], last)
+        self.state = self._frozen.states(layer)[0] if state is None else self._taken(state)
+        self._dense: Float[np.ndarray, "d_model d_model"] | None = None
+        self._verdict: Definiteness | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(d_model, d_model)``."""
+        return self.model.d_model, self.model.d_model
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the arrays that it gives: float64 if the model is, else float32."""
+        return to_numpy(self.state[:0]).dtype
+
+    @property
+    def T(self) -> "Transposed":  # noqa: N802 - as arrays have it
+        """Jᵀ."""
+        return Transposed(self)
+
+    def __matmul__(self, v: Vectors) -> Vectors:
+        """J·v by forward mode.
+
+        Args:
+            v: One vector ``[d_model]`` or some as columns, ``[d_model, k]``.
+
+        Returns:
+            Of the same shape and kind: an array of `dtype`, or a tensor in the model's dtype and on its device.
+
+        Raises:
+            InputError: If `v` has another shape.
+        """
+        return self._product(jvp, v)
+
+    def dense(self) -> Float[np.ndarray, "d_model d_model"]:
+        """The matrix, ``J[i, j] = ∂h_L[i] / ∂h_l[j]``.
+
+        Returns:
+            An array of `dtype`, computed once and kept; it cannot be written to.
+        """
+        if self._dense is None:
+            sweep = dense_jacobians(self._frozen, [self.layer], self.last, self.state[None], site=self.site)
+            self._dense = to_numpy(sweep[0, 0])
+            self._dense.flags.writeable = False
+        return self._dense
+
+    def to_scipy(self) -> LinearOperator:
+        """J as SciPy sees it, for its matrix-free solvers.
+
+        Returns:
+            A square operator with ``matvec`` (J·v) and ``rmatvec`` (Jᵀ·u), of `dtype`.
+        """
+        return linear_operator(self._frozen, 0, self.layer, self.last, self.state, site=self.site)
+
+    def factors(self) -> list[Float[np.ndarray, "d_model d_model"]]:
+        """The factors J_{i→i+1} of the blocks between, whose product J_{L-1→L} ⋯ J_{l→l+1} is J.
+
+        Returns:
+            One matrix a block, in ascending order.
+
+        Raises:
+            InputError: At the MLPs' outputs, which alone do not determine what follows.
+        """
+        if self.site != RESIDUAL:
+            raise InputError(f"expected the site {RESIDUAL} for factors, got {self.site}: what an MLP adds has none")
+        layers = range(self.layer, self.last + 1)
+        return [to_numpy(factor[0]) for factor in layer_factors(self._frozen, layers, self.state[None])]
+
+    def definiteness(self) -> Definiteness:
+        """Theorem 2: is S = (J + Jᵀ)/2 positive definite?
+
+        Returns:
+            The verdict with its certificate, computed once and kept: from the matrix up to a width of `WIDEST_DENSE`,
+            above it by Lanczos (see `jacobian_lab.maps.definiteness`).
+        """
+        if self._verdict is None:
+            eps, narrow = precision(self.model.dtype), self.model.d_model <= WIDEST_DENSE
+            dense, matrix_free = definiteness, definiteness_matrix_free
+            self._verdict = dense(self.dense(), eps) if narrow else matrix_free(self.to_scipy(), eps=eps)
+        return self._verdict
+
+    def eigenspaces(self) -> Eigenspaces:
+        """Theorem 1: the real lines and planes that J maps into themselves, from the matrix.
+
+        Returns:
+            As `jacobian_lab.maps.conditions.eigenspaces` has them.
+        """
+        return eigenspaces(self.dense())
+
+    def numerical_range(self, points: int = 64) -> np.ndarray:
+        """Boundary of the numerical range W(J), from the matrix.
+
+        Args:
+            points: How many, an even number.
+
+        Returns:
+            Complex points, as `jacobian_lab.maps.spectra.numerical_range` has them.
+        """
+        return numerical_range(self.dense(), points)
+
+    def __repr__(self) -> str:
+        verdict = "" if self._verdict is None else f", {self._verdict.decision}"
+        return (
+            f"Jacobian(fact {self.fact.id}, layers {self.layer} → {self.last}, {self.site}, "
+            f"{self.shape[0]} × {self.shape[1]}, {self._model_dtype}{verdict})"
+        )
+
+    def _repr_html_(self) -> str:
+        known = "not computed yet: <code>definiteness()</code>"
+        if (verdict := self._verdict) is not None:
+            known = f"{verdict.decision}: λ ∈ [{verdict.smallest:.3g}, {verdict.largest:.3g}] ± {verdict.error:.1g}"
+        lines = {
+            "fact": escape(f"{self.fact.id}: {self.fact.text}"),
+            "layers": f"{self.layer} → {self.last} of {escape(self.model.name)}, {self.site}",
+            "matrix": f"{self.shape[0]} × {self.shape[1]}, {self._model_dtype}",
+            "symmetric part": known,
+        }
+        rows = "".join(f"<tr><th>{name}</th><td>{text}</td></tr>" for name, text in lines.items())
+        return f"<table><caption>J<sub>{self.layer}→{self.last}</sub></caption>{rows}</table>"
+
+    @property
+    def _model_dtype(self) -> str:
+        return str(self.model.dtype).removeprefix("torch.")
+
+    def _taken(self, vectors: np.ndarray | Tensor) -> Tensor:
+        """Vectors where the model is and in its dtype."""
+        return torch.as_tensor(vectors).detach().to(self.model.device, self.model.dtype)
+
+    def _product(self, form: Callable[..., Tensor], vectors: Vectors) -> Vectors:
+        """J·v or Jᵀ·u, by the form of one row's product."""
+        width = self.shape[0]
+        if vectors.ndim not in {1, 2} or vectors.shape[0] != width:
+            got = tuple(vectors.shape)
+            raise InputError(f"expected a vector [{width}] or columns [{width}, k], got the shape {got}: transpose it")
+
+        def one(vector: Float[Tensor, " d_model"]) -> Float[Tensor, " d_model"]:
+            return form(self._frozen, self.layer, self.last, vector[None], self.state[None], site=self.site)[0]
+
+        columns = torch.func.vmap(one, 1, 1, chunk_size=COLUMNS)
+        found = (one if vectors.ndim == 1 else columns)(self._taken(vectors)).detach()
+        return found if isinstance(vectors, Tensor) else to_numpy(found)
+
+
+class Transposed:
+    """Jᵀ of a `Jacobian`, as ``J.T`` gives it.
+
+    Args:
+        J: The Jacobian.
+
+    Attributes:
+        T: The Jacobian again.
+        shape: ``(d_model, d_model)``.
+    """
+
+    def __init__(self, J: Jacobian) -> None:
+        self.T, self.shape = J, J.shape
+
+    def __matmul__(self, u: Vectors) -> Vectors:
+        """Jᵀ·u by reverse mode.
+
+        Args:
+            u: One vector ``[d_model]`` or some as columns, ``[d_model, k]``.
+
+        Returns:
+            Of the same shape and kind, as ``J @ v`` gives it.
+
+        Raises:
+            InputError: If `u` has another shape.
+        """
+        return self.T._product(vjp, u)
+
+    def dense(self) -> Float[np.ndarray, "d_model d_model"]:
+        """The matrix.
+
+        Returns:
+            A view of the Jacobian's own.
+        """
+        return self.T.dense().T
+
+    def to_scipy(self) -> LinearOperator:
+        """Jᵀ as SciPy sees it.
+
+        Returns:
+            The adjoint of the Jacobian's own.
+        """
+        return self.T.to_scipy().H
+
+    def __repr__(self) -> str:
+        return f"{self.T!r}.T"

@@ -1,0 +1,187 @@
+"""Theorem 2 against known spectra, dense and matrix-free."""
+
+import numpy as np
+import pytest
+from helpers.matrices import EPS, ROUNDING, near, orthogonal, random, turn, with_spectrum
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from scipy.linalg import block_diag
+from scipy.sparse.linalg import ArpackNoConvergence, aslinearoperator
+
+from jacobian_lab.maps import definiteness as module
+from jacobian_lab.maps.conditions import rayleigh_quotient
+from jacobian_lab.maps.definiteness import (
+    SMALL,
+    definiteness,
+    definiteness_matrix_free,
+    is_positive_definite,
+    largest_singular_value,
+    positive_share,
+    symmetric_part,
+)
+
+LANCZOS = 1e-5
+WIDTHS = (1, 5, SMALL - 1, SMALL, SMALL + 9)
+
+
+def matrix_free(J, **options):
+    return definiteness_matrix_free(aslinearoperator(J), **options)
+
+
+SPECTRA = {
+    "definite": (np.linspace(0.1, 2, 9), np.array([1e-9, 1, 3])),
+    "indefinite": (np.linspace(-0.5, 2, 9), np.array([-1e-9, 1, 3]), np.linspace(-2, -1, 4)),
+    "undecided": (np.linspace(0, 2, 9), np.array([0.0, 0, 1, 1])),
+}
+
+
+@pytest.mark.parametrize(("decision", "values"), [(name, values) for name in SPECTRA for values in SPECTRA[name]])
+@pytest.mark.parametrize("turning", [0.0, 1.0])
+def test_definiteness_of_known_spectra(decision, values, turning):
+    J = with_spectrum(values, turning)
+    verdict = definiteness(J)
+    near(verdict.eigenvalues, values)
+    assert verdict.decision == decision
+    near([verdict.smallest, verdict.largest, verdict.margin], [values[0], values[-1], max(0, -values[0])])
+    low, high = verdict.smallest_vector, verdict.largest_vector
+    near(np.linalg.norm([low, high], axis=1), 1.0)
+    near([low @ J @ low, high @ J @ high], values[[0, -1]])
+    near([verdict.position(float(v @ J @ v)) for v in (low, high)], [0, 1])
+    near(verdict.position((values[0] + values[-1]) / 2), 0.5)
+    S = symmetric_part(J)
+    if decision != "undecided":
+        assert is_positive_definite(S) == (decision == "definite")
+    if decision == "indefinite":
+        assert low @ J @ low < 0
+        assert is_positive_definite(S + (verdict.margin + ROUNDING) * np.eye(len(J)))
+        assert not is_positive_definite(S + (verdict.margin - ROUNDING) * np.eye(len(J)))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_float32_is_less_sure_than_float64(sign):
+    J = with_spectrum(np.array([sign * 1e-7, 0.5, 1]))
+    double, single, computed = definiteness(J), definiteness(J.astype(np.float32)), definiteness(J, EPS[np.float32])
+    assert double.error < 1e-7 < min(single.error, computed.error)
+    assert double.decision == ("definite" if sign > 0 else "indefinite")
+    assert single.decision == computed.decision == "undecided"
+
+
+@pytest.mark.parametrize("shift", [0.4, -0.1])
+def test_a_normal_matrix_is_definite_iff_its_eigenvalues_lie_right(shift):
+    basis, real = orthogonal(4), shift + np.repeat([0.3 * np.cos(0.5), 2 * np.cos(1.5)], 2)
+    verdict = definiteness(basis @ block_diag(0.3 * turn(0.5), 2 * turn(1.5)) @ basis.T + shift * np.eye(4))
+    near(verdict.eigenvalues, np.sort(real))
+    assert verdict.decision == ("definite" if (real > 0).all() else "indefinite")
+
+
+@pytest.mark.parametrize(("value", "decision"), [(0.5, "indefinite"), (1.0, "definite")])
+def test_positive_eigenvalues_do_not_make_a_jordan_block_definite(value, decision):
+    verdict = definiteness(value * np.eye(6) + np.eye(6, k=1))
+    near(verdict.eigenvalues, value + np.cos(np.arange(6, 0, -1) * np.pi / 7))
+    assert verdict.decision == decision
+
+
+@pytest.mark.parametrize(
+    ("theta", "decision"), [(1.57, "definite"), (np.pi / 2, "undecided"), (1.58, "indefinite"), (np.pi, "indefinite")]
+)
+def test_rotations_are_definite_below_a_right_angle(theta, decision):
+    verdict = definiteness(turn(theta))
+    near(verdict.eigenvalues, np.cos(theta))
+    assert verdict.decision == decision
+
+
+@pytest.mark.parametrize("measure", [definiteness, matrix_free])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_rounding_of_what_only_turns_decides_nothing(measure, dtype):
+    """S is no better known than the entries of J, however small it is beside them."""
+    quarter = orthogonal(40) @ np.kron(np.eye(20), turn(np.pi / 2)) @ orthogonal(40).T
+    for J in (quarter, with_spectrum(np.linspace(0.1, 0.2, 40) * EPS[dtype], turning=10.0)):
+        assert measure(J.astype(dtype)).decision == "undecided"
+
+
+@pytest.mark.parametrize(("value", "decision"), [(2.0, "definite"), (-2.0, "indefinite"), (0.0, "undecided")])
+@pytest.mark.parametrize("width", [1, 3, SMALL + 2])
+def test_definiteness_of_numbers_and_multiples_of_the_identity(value, decision, width):
+    J = value * np.eye(width)
+    assert definiteness(J).decision == matrix_free(J).decision == decision
+    near([definiteness(J).smallest, definiteness(J).largest], value)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(
+    ("low", "decision"), [(0.2, "definite"), (1e-3, "definite"), (0.0, "undecided"), (-0.2, "indefinite")]
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_matrix_free_definiteness_of_known_spectra(width, low, decision, dtype):
+    values = np.linspace(low, 1, width)
+    J = with_spectrum(values, turning=0.5).astype(dtype)
+    verdict, tolerance = matrix_free(J), LANCZOS + 100 * EPS[dtype]
+    assert verdict.decision == definiteness(J).decision == decision
+    if np.isfinite(verdict.error):  # Lanczos may give up at zero
+        near([verdict.smallest, verdict.largest], values[[0, -1]], atol=tolerance)
+        near([v @ J @ v for v in (verdict.smallest_vector, verdict.largest_vector)], values[[0, -1]], atol=tolerance)
+        assert verdict.error < 10 * tolerance
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_lanczos_does_not_miss_a_zero(seed):
+    """ARPACK multiplies its first vector by S, which leaves nothing of the null space."""
+    assert matrix_free(with_spectrum(np.array([0, *np.linspace(0.1, 1, 39)])), seed=seed).decision == "undecided"
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_largest_singular_value(width, dtype):
+    J = orthogonal(width) @ np.diag(np.linspace(3, 0, width)) @ orthogonal(width, seed=1)
+    tolerance = 3 * (100 * EPS[dtype] + (LANCZOS if width >= SMALL else 0))
+    near(largest_singular_value(aslinearoperator(J.astype(dtype))), 3.0, atol=tolerance)
+
+
+def test_nothing_is_decided_where_lanczos_does_not_converge(monkeypatch):
+    def fail(*_, **__):
+        raise ArpackNoConvergence("no", np.empty(0), np.empty((0, 0)))
+
+    monkeypatch.setattr(module, "eigsh", fail)
+    verdict = matrix_free(np.eye(SMALL))
+    assert (verdict.decision, verdict.error) == ("undecided", np.inf)
+    assert np.isnan([verdict.smallest, verdict.largest, *verdict.smallest_vector, *verdict.largest_vector]).all()
+    assert np.isnan(largest_singular_value(aslinearoperator(np.eye(SMALL))))
+
+
+@pytest.mark.parametrize(("values", "share"), [([-1.0, 0.0, 2.0, 3.0], 0.5), ([1.0], 1.0), ([-1.0], 0.0)])
+def test_positive_share(values, share):
+    assert positive_share(np.array(values)) == share
+
+
+@st.composite
+def jacobians(draw):
+    width, seed, shift = draw(st.integers(1, 8)), draw(st.integers(0, 2**32 - 1)), draw(st.floats(-1, 6))
+    J = random(width, width, seed=seed)
+    return J + shift * np.eye(width) + draw(st.sampled_from([0, 1, 10])) * (J - J.T)
+
+
+@settings(deadline=None)
+@given(jacobians())
+def test_definite_iff_no_direction_is_answered_by_its_opposite(J):
+    verdict = definiteness(J)
+    delta, slack = random(200, len(J), seed=1), ROUNDING * np.linalg.norm(J)
+    quotients = np.einsum("ni,ij,nj->n", delta, J, delta) / (delta**2).sum(axis=1)
+    assert verdict.smallest - slack <= quotients.min() <= quotients.max() <= verdict.largest + slack
+    near(rayleigh_quotient(delta, delta @ J.T), quotients, atol=slack)
+    if verdict.decision == "definite":
+        assert (quotients > 0).all()
+        assert positive_share(verdict.eigenvalues) == 1
+    if verdict.decision == "indefinite":
+        assert verdict.smallest_vector @ J @ verdict.smallest_vector < 0
+
+
+@settings(deadline=None)
+@given(jacobians(), st.integers(0, 2**32 - 1), st.floats(1e-6, 1e6))
+def test_the_verdict_does_not_depend_on_basis_scale_or_transposition(J, seed, scale):
+    verdict = definiteness(J)
+    slack = ROUNDING * np.linalg.norm(J)
+    assume(abs(verdict.smallest) > slack)
+    basis = orthogonal(len(J), seed)
+    for other, by in ((basis @ J @ basis.T, 1.0), (scale * J, scale), (J.T, 1.0)):
+        assert definiteness(other).decision == verdict.decision
+        near(definiteness(other).eigenvalues / by, verdict.eigenvalues, atol=slack)

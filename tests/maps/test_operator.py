@@ -1,0 +1,139 @@
+"""One fact's Jacobian as an object, against reverse mode through the untouched model and the forms it is made of."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from helpers.matrices import random
+from helpers.reference import Plain
+
+from jacobian_lab.errors import InputError
+from jacobian_lab.maps import operator
+from jacobian_lab.maps.conditions import eigenspaces
+from jacobian_lab.maps.definiteness import definiteness
+from jacobian_lab.maps.jacobians import dense_jacobians
+from jacobian_lab.maps.operator import Jacobian
+from jacobian_lab.maps.replay import freeze
+from jacobian_lab.maps.spectra import numerical_range
+
+CLOSE = {"rtol": 1e-10, "atol": 1e-11}
+FLOAT32 = float(np.finfo(np.float32).eps)
+
+
+@pytest.fixture(name="J")
+def jacobian(tiny, facts):
+    return Jacobian(tiny, facts[1], 1, 4)
+
+
+def test_the_matrix_is_that_of_the_untouched_model(family_model, facts):
+    plain = Plain(family_model.hf, family_model.tokenizer, family_model.blocks)
+    J = Jacobian(family_model, facts[1], 1, 4)
+    np.testing.assert_allclose(J.dense(), plain.jacobian(facts[1], 1, 4), **CLOSE)
+    assert (J.shape, J.dtype) == (J.dense().shape, J.dense().dtype)
+
+
+@pytest.mark.parametrize("site", ["residual", "mlp"])
+@pytest.mark.parametrize("shape", [(32,), (32, 1), (32, 5)])
+def test_products_are_those_of_the_matrix_in_the_kind_they_came(site, shape, family_model, facts):
+    J, v = Jacobian(family_model, facts[2], 1, 4, site=site), random(*shape)
+    for mine, matrix in ((J, J.dense()), (J.T, J.dense().T), (J.T.T, J.dense())):
+        np.testing.assert_allclose(mine.dense(), matrix, rtol=0, atol=0)
+        product, tensor = mine @ v, mine @ torch.from_numpy(v)
+        assert isinstance(product, np.ndarray)
+        assert isinstance(tensor, torch.Tensor)
+        for found in (product, tensor.numpy(), mine.to_scipy() @ v):
+            np.testing.assert_allclose(found, matrix @ v, **CLOSE)
+
+
+def test_columns_are_taken_in_chunks(J, monkeypatch):
+    monkeypatch.setattr(operator, "COLUMNS", 2)
+    np.testing.assert_allclose(J @ np.eye(32), J.dense(), **CLOSE)
+    np.testing.assert_allclose(J.T @ np.eye(32), J.dense().T, **CLOSE)
+
+
+def test_at_another_state(tiny, facts, J):
+    state = J.state + torch.from_numpy(random(32))
+    frozen = freeze(tiny, [tiny.fact_prompt(facts[1]).cut()], [1], 4)
+    expected = dense_jacobians(frozen, [1], 4, state[None])[0, 0].numpy()
+    assert np.linalg.norm(expected - J.dense()) > 0.01 * np.linalg.norm(expected)
+    for given in (state, state.numpy()):
+        there, v = Jacobian(tiny, facts[1], 1, 4, state=given), random(32, seed=1)
+        by_factors = np.linalg.multi_dot([*there.factors()[::-1], v])
+        for found in (there @ v, there.dense() @ v, there.to_scipy() @ v, by_factors):
+            np.testing.assert_allclose(found, expected @ v, **CLOSE)
+        np.testing.assert_allclose(there.T @ v, expected.T @ v, **CLOSE)
+
+
+def test_factors_are_the_blocks_between(J):
+    assert len(J.factors()) == 3
+    np.testing.assert_allclose(np.linalg.multi_dot(J.factors()[::-1]), J.dense(), **CLOSE)
+
+
+def test_spectra_are_those_of_the_matrix(J):
+    np.testing.assert_array_equal(J.numerical_range(8), numerical_range(J.dense(), 8))
+    np.testing.assert_array_equal(J.eigenspaces().values, eigenspaces(J.dense()).values)
+
+
+def test_the_verdict_needs_no_matrix_where_it_is_wide(J, tiny, facts, monkeypatch):
+    dense = J.definiteness()
+    assert dense.error == definiteness(J.dense(), FLOAT32).error  # as exact as transformers' norms are
+    np.testing.assert_array_equal(dense.eigenvalues, definiteness(J.dense()).eigenvalues)
+    monkeypatch.setattr(operator, "WIDEST_DENSE", 31)
+    monkeypatch.setattr(operator, "dense_jacobians", None)
+    verdict = Jacobian(tiny, facts[1], 1, 4).definiteness()
+    assert verdict.decision == dense.decision == "indefinite"
+    np.testing.assert_allclose([verdict.smallest, verdict.largest], [dense.smallest, dense.largest], rtol=1e-4)
+
+
+def test_matrix_and_verdict_are_computed_once(J, monkeypatch):
+    matrix, verdict = J.dense(), J.definiteness()
+    monkeypatch.setattr(operator, "dense_jacobians", None)
+    assert J.dense() is matrix
+    assert J.definiteness() is verdict
+    with pytest.raises(ValueError, match="read-only"):
+        matrix[0, 0] = 1
+
+
+def test_it_says_what_it_is_and_computes_nothing_for_it(tiny, facts, monkeypatch):
+    J = Jacobian(tiny, replace(facts[1], id="a<b", prompt="{} & <i>"), 1, 4, site="mlp")
+    with monkeypatch.context() as patched:
+        for name in ("dense_jacobians", "linear_operator", "jvp", "vjp"):
+            patched.setattr(operator, name, None)
+        line, page = repr(J), J._repr_html_()
+    assert line == "Jacobian(fact a<b, layers 1 → 4, mlp, 32 × 32, float64)"
+    assert repr(J.T) == line + ".T"
+    for part in ("a&lt;b: the Eiffel Tower &amp; &lt;i&gt;", "1 → 4", "mlp", "32 × 32", "float64", "definiteness()"):
+        assert part in page
+    verdict = J.definiteness()
+    assert repr(J) == line[:-1] + f", {verdict.decision})"
+    for part in (verdict.decision, f"{verdict.smallest:.3g}", f"{verdict.largest:.3g}"):
+        assert part in J._repr_html_()
+
+
+@pytest.mark.parametrize(("layer", "last"), [(4, 4), (4, 1), (-1, 4), (1, 6)])
+def test_layers_are_two_of_the_model_in_order(layer, last, tiny, facts):
+    with pytest.raises(InputError, match=rf"layer < last, both from 0 to 5, got layer={layer} and last={last}"):
+        Jacobian(tiny, facts[1], layer, last)
+
+
+def test_what_has_no_jacobian_is_refused(tiny, facts, J):
+    with pytest.raises(InputError, match=r"expected a state \[32\], got the shape \(1, 32\)"):
+        Jacobian(tiny, facts[1], 1, 4, state=np.zeros((1, 32)))
+    with pytest.raises(InputError, match="expected a site of residual or mlp, got 'stream'"):
+        Jacobian(tiny, facts[1], 1, 4, site="stream")
+    with pytest.raises(InputError, match="at most 256 tokens"):
+        Jacobian(tiny, replace(facts[1], prompt="well, " * 300 + "{}"), 1, 4)
+    for given in (np.zeros(31), np.zeros((5, 32)), np.zeros((32, 2, 2)), np.zeros(())):
+        for mine in (J, J.T):
+            with pytest.raises(InputError, match=r"vector \[32\] or columns \[32, k\], got the shape"):
+                mine @ given
+    with pytest.raises(InputError, match="the site residual for factors, got mlp"):
+        Jacobian(tiny, facts[1], 1, 4, site="mlp").factors()
+
+
+def test_the_real_model_in_float32(real, facts):
+    J, v = Jacobian(real, facts[1], 4, 6), random(576)
+    assert (J @ v).dtype == J.dense().dtype == J.dtype == np.float32
+    for found, expected in ((J @ v, J.dense() @ v), (J.T @ v, J.dense().T @ v)):
+        assert np.linalg.norm(found - expected) < 1e-4 * np.linalg.norm(expected)
