@@ -14,11 +14,20 @@ from jacobian_lab.caching import write_text
 from jacobian_lab.editing.deltas import add_delta, check_new_folder, common_dtype, load_delta, save_model, summed
 from jacobian_lab.errors import InputError, first_line
 from jacobian_lab.facts.reading import BUILTIN, read_facts
-from jacobian_lab.jobs.analyses import COMPUTATIONS
-from jacobian_lab.jobs.config import EditConfig, EditTableConfig, SchemesConfig
+from jacobian_lab.jobs.config import (
+    DampingConfig,
+    EditConfig,
+    EditTableConfig,
+    JacobianConfig,
+    LayerCountConfig,
+    SchemesConfig,
+    SubjectConfig,
+)
 from jacobian_lab.jobs.inspection import CheckConfig, inspect, summary
+from jacobian_lab.jobs.jacobians import run_jacobian
 from jacobian_lab.jobs.methods import run_edit, run_edit_table, saved_paths
 from jacobian_lab.jobs.schemes import run_schemes
+from jacobian_lab.jobs.sweeps import run_damping, run_layer_count
 from jacobian_lab.memory import out_of_memory
 from jacobian_lab.model.families import FAMILIES, KNOWN
 from jacobian_lab.model.loading import load_model
@@ -49,6 +58,31 @@ class Command:
             arguments: Arguments of the command line; those of the process by default.
         """
         _guarded(lambda: tyro.cli(self.function, args=arguments, description=self.help))
+
+
+@dataclass(frozen=True)
+class Computation:
+    """How a run comes to hold what an analysis shows.
+
+    Attributes:
+        config: What can be set.
+        run: Computes what the run lacks, and returns its folder.
+    """
+
+    config: type[SubjectConfig]
+    run: Callable[[Any], Path]
+
+
+COMPUTATIONS: Mapping[str, Computation] = {
+    "theorem1": Computation(SchemesConfig, partial(run_schemes, studies=("theorem1",))),
+    "theorem2": Computation(SchemesConfig, partial(run_schemes, studies=("theorem1",))),
+    "decomposition": Computation(SchemesConfig, partial(run_schemes, verdicts=False)),
+    "step_size": Computation(SchemesConfig, partial(run_schemes, studies=("step_size",), verdicts=False)),
+    "layer_count": Computation(LayerCountConfig, run_layer_count),
+    "damping": Computation(DampingConfig, run_damping),
+    "jacobian": Computation(JacobianConfig, run_jacobian),
+}
+"""What computes each analysis of the registry."""
 
 
 def tables(config: SchemesConfig, only: tuple[str, ...] = tuple(TABLES)) -> None:

@@ -23,11 +23,10 @@ from jacobian_lab.facts.reading import load_facts
 from jacobian_lab.jobs import bench
 from jacobian_lab.jobs import jacobians as surveys
 from jacobian_lab.jobs.config import DampingConfig, JacobianConfig, LayerCountConfig, SchemesConfig
-from jacobian_lab.jobs.damping import run_damping
 from jacobian_lab.jobs.jacobians import run_jacobian
-from jacobian_lab.jobs.layer_count import run_layer_count
 from jacobian_lab.jobs.schemes import run_schemes
 from jacobian_lab.jobs.studies import STEPS, STUDIES
+from jacobian_lab.jobs.sweeps import run_damping, run_layer_count
 from jacobian_lab.model.loading import load_model
 from jacobian_lab.model.rows import fact_rows
 from jacobian_lab.report.theorems import ACCOUNTS, conditions, summarised, write_account

@@ -8,14 +8,14 @@ from helpers.commands import options
 
 from jacobian_lab import cli
 from jacobian_lab.errors import InputError
-from jacobian_lab.jobs import bench, layer_count
+from jacobian_lab.jobs import bench, sweeps
 from jacobian_lab.jobs import jacobians as surveys
 from jacobian_lab.jobs import methods as methods_job
 from jacobian_lab.jobs.config import EditTableConfig, JacobianConfig, LayerCountConfig, SchemesConfig
 from jacobian_lab.jobs.jacobians import run_jacobian
-from jacobian_lab.jobs.layer_count import run_layer_count
 from jacobian_lab.jobs.methods import run_edit_table
 from jacobian_lab.jobs.schemes import run_schemes
+from jacobian_lab.jobs.sweeps import run_layer_count
 from jacobian_lab.report.methods import write_comparison
 from jacobian_lab.report.residuals import write_reports
 from jacobian_lab.report.theorems import write_account
@@ -102,7 +102,7 @@ def test_layer_count(arguments, tmp_path, monkeypatch):
     assert open_run(command(folder)).identical(open_run(finished))
     monkeypatch.undo()
     folder = lose(finished, tmp_path / "other", "anchor/0.0.0")
-    forbid(monkeypatch, layer_count, "measured_edit")
+    forbid(monkeypatch, sweeps, "measured_edit")
     assert open_run(command(folder)).identical(open_run(finished))
 
 
