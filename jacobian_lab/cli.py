@@ -199,7 +199,7 @@ ANALYSES: dict[str, _Analysis] = {
     "theorem1": _Analysis(Theorem1Config, partial(run_tables, studies=("theorem1",))),
     "theorem2": _Analysis(Theorem2Config, partial(run_tables, studies=("theorem1",))),
     "decomposition": _Analysis(DecompositionConfig, partial(run_tables, verdicts=False)),
-    "step_size": _Analysis(StepSizeConfig, partial(run_tables, studies=("step-size",), verdicts=False)),
+    "step_size": _Analysis(StepSizeConfig, partial(run_tables, studies=("step_size",), verdicts=False)),
     "layer_count": _Analysis(LayerCountConfig, run_layer_count),
     "jacobian": _Analysis(JacobianConfig, run_jacobian),
 }

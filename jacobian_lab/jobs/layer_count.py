@@ -62,7 +62,7 @@ def run_layer_count(config: LayerCountConfig, *, progress: bool = True) -> Path:
     check_replay(experiment.model, experiment.facts, layers)
     experiment = replace(experiment, layers=layers)
     settings, schemes = experiment.settings(), list(config.schemes)
-    folder = config.out or Path("runs") / content_key(["layer-count", settings])[:12]
+    folder = config.out or Path("runs") / content_key(["layer_count", settings])[:12]
     coordinates: dict[str, Sequence[Any]] = {
         "fact": experiment.labels(),
         "scheme": list(SCHEMES),
@@ -70,11 +70,11 @@ def run_layer_count(config: LayerCountConfig, *, progress: bool = True) -> Path:
         "anchor_layer": list(layers),
         "d_model": range(experiment.model.d_model),
     }
-    check_folder(folder, "layer-count", settings)
+    check_folder(folder, "layer_count", settings)
     if marked(folder, "anchor_passes") and marked(folder, "counted", scheme=schemes):
         return folder
     moments = usable_moments(experiment, layers, progress)
-    with Run(folder, "layer-count", settings, experiment.provenance(), coordinates) as run:
+    with Run(folder, "layer_count", settings, experiment.provenance(), coordinates) as run:
         store_anchors(run, experiment, layers, progress)
         anchors = read_anchors(folder, experiment.model)
         todo = [

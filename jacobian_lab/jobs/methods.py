@@ -172,8 +172,8 @@ def _run(config: EvaluationConfig, methods: tuple[str, ...], save: str | None, p
     bench = _bench(config)
     experiment = bench.experiment
     model, facts, layers = experiment.model, experiment.facts, experiment.layers
-    folder = config.out or Path("runs") / content_key(["edit-table", bench.settings])[:12]
-    check_folder(folder, "edit-table", bench.settings)
+    folder = config.out or Path("runs") / content_key(["edit_table", bench.settings])[:12]
+    check_folder(folder, "edit_table", bench.settings)
     saved = saved_paths(folder, methods[0], save) if save else []
     lost = not all(path.exists() for path in saved)
     left = unfinished(folder, "measured", edit=[UNEDITED, *methods])
@@ -184,7 +184,7 @@ def _run(config: EvaluationConfig, methods: tuple[str, ...], save: str | None, p
         return folder
     eigh = functools.cache(lambda matrix: torch.linalg.eigh(matrix.to(model.device)))  # each C's once, for all methods
     moments = _moments(config, experiment, methods, eigh, progress)
-    with Run(folder, "edit-table", bench.settings, experiment.provenance(), _coordinates(bench)) as run:
+    with Run(folder, "edit_table", bench.settings, experiment.provenance(), _coordinates(bench)) as run:
         store_anchors(run, experiment, experiment.anchor_layers, progress)
         anchors = read_anchors(folder, model)
         targets = make_targets(model, facts, layers, anchors)

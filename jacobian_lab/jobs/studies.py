@@ -115,7 +115,7 @@ def step_size(edit: LayerEdit, progress: bool = False) -> dict[str, Float[Tensor
 
 
 Study = Callable[[LayerEdit, bool], dict[str, Tensor]]
-STUDIES: dict[str, Study] = {"theorem1": theorem_1, "step-size": step_size}
+STUDIES: dict[str, Study] = {"theorem1": theorem_1, "step_size": step_size}
 """Each looks on while a layer is edited, and gives variables of the run's store, fact by fact."""
 
 

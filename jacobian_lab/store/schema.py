@@ -142,7 +142,7 @@ _THEOREM_1 = {
 
 
 def _step(long_name: str, units: str = "1", dims: tuple[str, ...] = _EACH) -> Variable:
-    return Variable(dims, long_name, units, study="step-size")
+    return Variable(dims, long_name, units, study="step_size")
 
 
 _STEPS = {
@@ -230,13 +230,26 @@ KINDS: dict[str, dict[str, Variable]] = {
     | _part("surveyed", _CONDITIONS)
     | _part("studied", _THEOREM_1 | _STEPS | _STUDIED),
     "jacobian": _part("surveyed", _CONDITIONS | _SPECTRA),
-    "layer-count": _part("anchor_passes", _ANCHORS) | _part("counted", _LAYER_COUNT),
-    "edit-table": _part("anchor_passes", _ANCHORS)
+    "layer_count": _part("anchor_passes", _ANCHORS) | _part("counted", _LAYER_COUNT),
+    "edit_table": _part("anchor_passes", _ANCHORS)
     | _part("refit_anchor_passes", _REFIT)
     | _part("neighbors_compared", _NEIGHBORS)
     | _part("measured", _EDIT_TABLE),
 }
 """Kinds of runs, and the arrays of each."""
+
+
+def command_of(name: str) -> str:
+    """What a kind of run, a study or a table is called on the command line: the same name with dashes.
+
+    Args:
+        name: Such as ``"layer_count"``.
+
+    Returns:
+        Such as ``"layer-count"``.
+    """
+    return name.replace("_", "-")
+
 
 DECISIONS = {"definite": 1, "undecided": 0, "indefinite": -1}
 """How the verdict of theorem 2 is stored."""
