@@ -33,10 +33,10 @@ from jacobian_lab.model.families import FAMILIES, KNOWN
 from jacobian_lab.model.loading import load_model
 from jacobian_lab.model.sources import DEFAULT_MODEL, EMBEDDED
 from jacobian_lab.progress import note
-from jacobian_lab.report.methods import read_paper, write_comparison
-from jacobian_lab.report.paper import TABLES as COMPARISONS
-from jacobian_lab.report.residuals import TABLES, write_reports
-from jacobian_lab.report.theorems import ACCOUNTS, write_account
+from jacobian_lab.report.paper import read_paper
+from jacobian_lab.report.registry import TABLES
+from jacobian_lab.report.results import SCHEMES, write_account, write_comparison, write_reports
+from jacobian_lab.store.schema import command_of
 
 
 @dataclass(frozen=True)
@@ -85,14 +85,14 @@ COMPUTATIONS: Mapping[str, Computation] = {
 """What computes each analysis of the registry."""
 
 
-def tables(config: SchemesConfig, only: tuple[str, ...] = tuple(TABLES)) -> None:
+def tables(config: SchemesConfig, only: tuple[str, ...] = SCHEMES) -> None:
     """Measure, write the tables, and print them.
 
     Args:
         config: The configuration.
         only: Which of Tables 1, 2 and 5; with all of them come the verdicts on J and the split of the shifts.
     """
-    every = only == tuple(TABLES)
+    every = only == SCHEMES
     folder = run_schemes(config, verdicts=every)
     told = [write_reports(folder, only)]
     if every:
@@ -220,9 +220,11 @@ _SHARED = f"Goes into the same run as tables. {SUITS}"
 
 
 def _analyses() -> dict[str, Command]:
-    told = {name: SUITS if account.kind != "tables" else _SHARED for name, account in ACCOUNTS.items()}
     return {
-        name: Command(f"{ACCOUNTS[name].caption} {told[name]}", _taking(each.config, analysis, name=name))
+        name: Command(
+            f"{TABLES[name].caption} {_SHARED if 'tables' in TABLES[name].kinds else SUITS}",
+            _taking(each.config, analysis, name=name),
+        )
         for name, each in COMPUTATIONS.items()
     }
 
@@ -264,15 +266,19 @@ COMMANDS: Mapping[str, Command] = {
 SCRIPTS: Mapping[str, Command] = {
     **_analyses(),
     **{
-        name: Command(each.caption, _taking(SchemesConfig(schemes=cast("Any", each.schemes)), tables, only=(name,)))
-        for name, each in TABLES.items()
+        name: Command(
+            f"{name.replace('table', 'Table ')}: {TABLES[name].caption}",
+            _taking(SchemesConfig(schemes=cast("Any", TABLES[name].edits)), tables, only=(name,)),
+        )
+        for name in SCHEMES
     },
     **{
         name: Command(
-            f"{name.replace('table', 'Table ')}: {', '.join(each.methods)} (in the paper of {each.model}).",
-            _edit_table(EditTableConfig(methods=each.methods), (name,)),
+            f"{name.replace('table', 'Table ')}: {', '.join(each.edits)} (in the paper of {each.model}).",
+            _edit_table(EditTableConfig(methods=each.edits), (name,)),
         )
-        for name, each in COMPARISONS.items()
+        for name, each in TABLES.items()
+        if each.model
     },
 }
 """Scripts in ``analyses/`` by name."""
@@ -286,7 +292,7 @@ def main(arguments: list[str] | None = None) -> None:
     """
     app = tyro.extras.SubcommandApp()
     for name, command in COMMANDS.items():
-        app.command(name=name.replace("_", "-"), help=command.help)(command.function)
+        app.command(name=command_of(name), help=command.help)(command.function)
     description = "Why an edit of a language model's knowledge works, layer by layer."
     _guarded(partial(app.cli, prog="jacobian-lab", description=description, args=arguments))
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from jacobian_lab.caching import content_key
 from jacobian_lab.progress import bar
-from jacobian_lab.store.run import Run, check_folder, marked
+from jacobian_lab.store.finished import Finished
+from jacobian_lab.store.run import Run, check_folder
 
 Labels = Mapping[str, Any]
 """For some dimensions of an array, a label or a list of labels."""
@@ -27,16 +28,17 @@ class Part:
     compute: Callable[[Run], Any]
     also: Callable[[Path], bool] = lambda _: True
 
-    def finished(self, folder: Path) -> bool:
+    def finished(self, folder: Path, done: Finished) -> bool:
         """Whether a folder has all of it.
 
         Args:
             folder: The run's folder; may be new.
+            done: What is finished there.
 
         Returns:
             Whether there is nothing left to compute.
         """
-        return all(marked(folder, mark, **labels) for mark, labels in self.wanted) and self.also(folder)
+        return all(done.all(mark, **labels) for mark, labels in self.wanted) and self.also(folder)
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ class Job:
         """
         folder = self.out or Path("runs") / content_key([self.kind, self.settings])[:12]
         check_folder(folder, self.kind, self.settings)
-        left = [part for part in self.parts if not part.finished(folder)]
+        done = Finished.of(folder)
+        left = [part for part in self.parts if not part.finished(folder, done)]
         if left:
             self.before()
             with Run(folder, self.kind, self.settings, self.provenance, self.coordinates) as run:

@@ -28,7 +28,8 @@ from jacobian_lab.model.corpus import Corpus, load_corpus, token_rows
 from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.tokens import Prompt
 from jacobian_lab.progress import bar
-from jacobian_lab.store.run import Run, whole
+from jacobian_lab.store.finished import Finished
+from jacobian_lab.store.run import Run
 
 NO_PROBES = "none"
 """What the dimension of further questions holds where there are none: one group that stays empty."""
@@ -112,7 +113,10 @@ def _run(config: EvaluationConfig, methods: tuple[str, ...], save: str | None, p
 
     def again(folder: Path) -> list[str]:
         """Methods that have been measured, but without what they left."""
-        lost, refitted = not all(path.exists() for path in saved(folder)), whole(folder, "refit_anchor_passes")
+        lost, refitted = (
+            not all(path.exists() for path in saved(folder)),
+            not Finished.of(folder).lost("refit_anchor_passes"),
+        )
         return [name for name, each in chosen.items() if lost or (each.refit and not refitted)]
 
     def usable() -> None:

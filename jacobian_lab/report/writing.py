@@ -1,15 +1,23 @@
-"""Tables as files, each there whole or not at all: Markdown, LaTeX and CSV."""
+"""Tables as files, each there whole or not at all, and what captions and footnotes say of a run."""
 
-import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import xarray as xr
 
 from jacobian_lab.caching import write_text
 
-LATEX = str.maketrans({
+ESCAPES = str.maketrans({
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    **{sign: f"\\{sign}" for sign in "%&#$_{}"},
+})
+LETTERS = str.maketrans({
     "δ": r"$\delta$",
     "λ": r"$\lambda$",
     "σ": r"$\sigma$",
@@ -28,11 +36,26 @@ LATEX = str.maketrans({
     "↓": r"$\downarrow$",
     "−": "$-$",
     "–": "--",
-    "⟪": r"\textbf{",
-    "⟫": "}",
     "’": "'",
 })
 """What pdfLaTeX has no letters for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A table that has been computed.
+
+    Attributes:
+        frame: As one reads it.
+        note: What its caption says of this run: model, facts, where the paper's rows are from.
+        numbers: The same as numbers, for the CSV file; the frame itself by default.
+        bold: Which of the frame's cells, then texts, stand in bold.
+    """
+
+    frame: pd.DataFrame
+    note: str = ""
+    numbers: pd.DataFrame | None = None
+    bold: pd.DataFrame | None = None
 
 
 def facts_in_cells(total: int, counts: Iterable[Any]) -> str:
@@ -54,6 +77,24 @@ def facts_in_cells(total: int, counts: Iterable[Any]) -> str:
         if fewest == most
         else f"{fewest} to {most} of {total} facts in a cell"
     )
+
+
+def number(value: float, decimals: int | None = None, sign: str = "") -> str:
+    """A number in a cell.
+
+    Args:
+        value: The number.
+        decimals: How many; two by default, or two digits of what would be lost with them.
+        sign: ``"+"`` to write the sign of what is not negative too.
+
+    Returns:
+        Its text; empty for NaN.
+    """
+    if np.isnan(value):
+        return ""
+    if decimals is None and 0 < abs(value) < 0.005:
+        return f"{value:{sign}.1e}"
+    return f"{value:{sign}.{2 if decimals is None else decimals}f}"
 
 
 def write_csv(path: Path, frame: pd.DataFrame, *, index: bool = False) -> None:
@@ -82,8 +123,134 @@ def write_table(stem: Path, frame: pd.DataFrame, caption: str, bold: pd.DataFram
     marked = frame if bold is None else frame.where(~bold, "**" + frame + "**")
     text = f"{caption}\n\n{marked.to_markdown()}\n"
     write_text(stem.with_suffix(".md"), text)
-    escaped = re.sub(r"[%&#$_{}]", lambda found: "\\" + found[0], caption)
-    marked = frame if bold is None else frame.where(~bold, "⟪" + frame + "⟫")
-    latex = marked.to_latex(escape=True, caption=escaped, position="t").translate(LATEX)
-    write_text(stem.with_suffix(".tex"), latex)
+    write_text(stem.with_suffix(".tex"), latex(frame, caption, bold))
     return text.rstrip()
+
+
+def latex(frame: pd.DataFrame, caption: str, bold: pd.DataFrame | None = None) -> str:
+    """A table for pdfLaTeX, with booktabs.
+
+    Args:
+        frame: The table.
+        caption: What is in it.
+        bold: Which of its cells stand in bold.
+
+    Returns:
+        A ``table`` environment, in ASCII as far as `LETTERS` goes.
+    """
+    styler = frame.style.format(escape="latex", precision=6, na_rep="NaN")
+    styler = styler.format_index(escape="latex", axis=0).format_index(escape="latex", axis=1)
+    if bold is not None:
+        styler = styler.apply(lambda _: bold.map(lambda best: "textbf:--rwrap" if best else ""), axis=None)
+    text = styler.to_latex(caption=caption.translate(ESCAPES), position="t", hrules=True)
+    return text.translate(LETTERS)
+
+
+DEGREES = 180 / np.pi
+
+
+def failed_facts(dataset: xr.Dataset) -> list[str]:
+    """Facts whose anchor's loss was not finite; they keep their place with NaN.
+
+    Args:
+        dataset: An open run of tables or of edit_table.
+
+    Returns:
+        Their ids.
+    """
+    failed = xr.DataArray(np.zeros(dataset.sizes["fact"], dtype=bool), dims="fact")
+    for name in ("anchor", "refit_anchor"):
+        if name in dataset:
+            lost = dataset[name].isnull().any("d_model")
+            failed = failed | (lost & (dataset[f"{name}_passes"] > 0)).any("anchor_layer")
+    if "replayed_target" in dataset:
+        lost = dataset["replayed_target"].isnull().any(("layer", "d_model"))
+        failed = failed | (lost & (dataset["anchor_passes"] > 0).all("anchor_layer"))
+    return [str(fact) for fact in dataset["fact"].values[failed.values]]
+
+
+def answered_facts(dataset: xr.Dataset) -> list[str]:
+    """Facts whose loss was low enough without any update at some anchor layer.
+
+    Args:
+        dataset: An open run.
+
+    Returns:
+        Their ids; a ratio to their residual, which is zero, is NaN.
+    """
+    first = (dataset["anchor_passes"] == 1).any("anchor_layer")
+    finite = dataset["anchor"].notnull().all(("anchor_layer", "d_model"))
+    return [str(fact) for fact in dataset["fact"].values[(first & finite).values]]
+
+
+def unmet_anchors(dataset: xr.Dataset, name: str = "anchor") -> str:
+    """How many of the anchors did not come below the loss that ends their optimisation.
+
+    Args:
+        dataset: An open run.
+        name: ``"anchor"`` or ``"refit_anchor"``.
+
+    Returns:
+        A line for below the tables; empty where all did, or none was optimised.
+    """
+    settings, loss = dataset.attrs["config"]["settings"]["anchor"], dataset[f"{name}_loss"]
+    short, done = (loss >= settings["stop_loss"]).sum("fact"), loss.notnull().sum("fact")
+    parts = [
+        f"{int(short.sel(anchor_layer=layer))} of {int(done.sel(anchor_layer=layer))} at layer {layer}"
+        for layer in loss["anchor_layer"].values
+        if short.sel(anchor_layer=layer)
+    ]
+    what = f"{name}s".replace("_", " ").capitalize()
+    ends = f"{settings['stop_loss']:g} nat in {settings['steps']} passes"
+    return f"{what} whose loss did not come below {ends}: {', '.join(parts)}." if parts else ""
+
+
+def below_last(dataset: xr.Dataset) -> xr.Dataset:
+    """The layers l below the last decisive one, L, where J_{l→L} says something.
+
+    Args:
+        dataset: An open run.
+
+    Returns:
+        Part of it.
+    """
+    last = max(dataset.attrs["config"]["settings"]["layers"])
+    return dataset.sel(layer=[layer for layer in dataset["layer"].values if layer < last])
+
+
+def seed_of(dataset: xr.Dataset) -> int:
+    """The seed that a run was made with; its intervals are resampled with it too.
+
+    Args:
+        dataset: An open run.
+
+    Returns:
+        The seed.
+    """
+    return int(dataset.attrs["config"]["settings"]["seed"])
+
+
+def model_name(dataset: xr.Dataset) -> str:
+    """What a caption calls the model.
+
+    Args:
+        dataset: An open run.
+
+    Returns:
+        Its name.
+    """
+    return str(dataset.attrs["config"]["provenance"]["model"])
+
+
+def facts_line(dataset: xr.Dataset, counts: Iterable[Any]) -> str:
+    """What a caption says of model, facts and cells.
+
+    Args:
+        dataset: An open run.
+        counts: Facts that have a value, for each cell.
+
+    Returns:
+        One sentence.
+    """
+    facts = facts_in_cells(dataset.sizes["fact"], counts)
+    return f"{model_name(dataset)}, {facts}, mean [95 % bootstrap interval] (median)."

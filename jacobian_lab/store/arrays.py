@@ -12,10 +12,9 @@ import zarr
 
 from jacobian_lab.caching import content_key, write_text, written_whole
 from jacobian_lab.errors import InputError
-from jacobian_lab.store.digests import Check, check
 from jacobian_lab.store.schema import COORDINATES, KINDS, Variable
 
-FORMAT = "jacobian_lab run 3"
+FORMAT = "jacobian_lab run 4"
 CONFIG, STORE = "config.json", "data.zarr"
 FACTS_PER_CHUNK = 16
 UNREADABLE = (OSError, ValueError, KeyError, RuntimeError)
@@ -139,7 +138,7 @@ def write_config(
 
 
 def create_store(folder: Path, variables: Mapping[str, Variable], coordinates: Mapping[str, Sequence[Any]]) -> None:
-    """Make all arrays at their full size, empty.
+    """Make all arrays at their full size, empty: what is not written takes no place, neither on disk nor in memory.
 
     Args:
         folder: The run's folder.
@@ -147,18 +146,26 @@ def create_store(folder: Path, variables: Mapping[str, Variable], coordinates: M
         coordinates: Labels of each dimension.
     """
     labelled = {name: (name, list(labels), {"long_name": COORDINATES[name]}) for name, labels in coordinates.items()}
-    dataset = xr.Dataset(coords=labelled)
-    encoding = {}
-    for name, variable in variables.items():
-        shape = tuple(len(coordinates[dim]) for dim in variable.dims)
-        empty = np.full(shape, np.nan if variable.dtype.startswith("f") else 0, dtype=variable.dtype)
-        dataset[name] = xr.Variable(variable.dims, empty, {"long_name": variable.long_name, "units": variable.units})
-        chunks = tuple(
-            max(1, min(FACTS_PER_CHUNK, n) if dim == "fact" else n) for dim, n in zip(variable.dims, shape, strict=True)
-        )
-        encoding[name] = {"chunks": chunks}
     with written_whole(folder / STORE) as partial:
-        dataset.to_zarr(partial, zarr_format=2, consolidated=True, encoding=encoding)
+        xr.Dataset(coords=labelled).to_zarr(partial, zarr_format=2, consolidated=False)
+        group = zarr.open_group(partial, mode="r+", zarr_format=2, use_consolidated=False)
+        for name, variable in variables.items():
+            shape = tuple(len(coordinates[dim]) for dim in variable.dims)
+            facts = [dim == "fact" for dim in variable.dims]
+            group.create_array(
+                name,
+                shape=shape,
+                chunks=tuple(max(1, min(FACTS_PER_CHUNK, n) if f else n) for f, n in zip(facts, shape, strict=True)),
+                dtype=variable.dtype,
+                # xarray takes a fill value for a missing number, so that integers have none; they begin as 0 anyway
+                fill_value=np.nan if variable.dtype.startswith("f") else None,
+                attributes={
+                    "long_name": variable.long_name,
+                    "units": variable.units,
+                    "_ARRAY_DIMENSIONS": list(variable.dims),
+                },
+            )
+        zarr.consolidate_metadata(partial, zarr_format=2)
 
 
 def open_arrays(folder: Path, mode: Literal["r", "r+"]) -> tuple[Any, dict[str, list[Any]]]:
@@ -178,23 +185,6 @@ def open_arrays(folder: Path, mode: Literal["r", "r+"]) -> tuple[Any, dict[str, 
         labels = {name: np.asarray(arrays[name]).tolist() for name in config["coordinates"]}
     check_labels(folder, config, labels)
     return arrays, labels
-
-
-def check_part(folder: Path, arrays: Any, mark: str, labels: Mapping[str, Sequence[Any]]) -> Check:
-    """Compare a part of a run with its digests.
-
-    Args:
-        folder: The run's folder.
-        arrays: Its arrays.
-        mark: The part.
-        labels: Labels of every dimension.
-
-    Returns:
-        What is done and what is lost.
-    """
-    variables = KINDS[read_config(folder)["kind"]]
-    with reading(folder):
-        return check(variables, mark, labels, lambda name: np.asarray(arrays[name][:]))
 
 
 def check_arrays(folder: Path, variables: Iterable[str], held: Collection[object]) -> None:

@@ -26,17 +26,16 @@ from jacobian_lab.store.arrays import (
     Places,
     check_arrays,
     check_labels,
-    check_part,
     create_store,
-    exists,
     listed,
     open_arrays,
     read_config,
     reading,
     write_config,
 )
-from jacobian_lab.store.digests import check, described, marks, part_digests, sealed
-from jacobian_lab.store.schema import DIGEST, KINDS
+from jacobian_lab.store.digests import part_digests, sealed
+from jacobian_lab.store.finished import Finished
+from jacobian_lab.store.schema import DIGEST, KINDS, command_of
 
 LOCK = ".lock"
 
@@ -50,6 +49,9 @@ class Run:
         settings: Everything that decides a number, as JSON can hold it.
         provenance: What else is worth knowing; not compared on resuming.
         coordinates: Labels of each dimension.
+
+    Attributes:
+        finished: What of it is finished and all there.
 
     Raises:
         InputError: If the folder cannot be written, holds something else, or was made with other
@@ -90,9 +92,8 @@ class Run:
             )
         for left in (folder / STORE).rglob("*.partial"):  # a chunk that a killed process was writing
             left.unlink()
-        found = {mark: check_part(folder, self._arrays, mark, labels) for mark in marks(self.variables)}
-        self._done = {mark: each.done for mark, each in found.items()}
-        if lost := described(self.variables, labels, found):
+        self.finished = Finished(self.variables, labels, self._read_whole)
+        if lost := self.finished.lost():
             note(f"{folder} is without {lost}, which was finished: what of it belongs to this command is done again")
 
     def __enter__(self) -> "Run":
@@ -148,10 +149,10 @@ class Run:
 
         self.write(f"{mark}{DIGEST}", part_digests(self.variables, mark, cells, read), **cells)
         self.write(mark, given, **cells)  # last: it says that all is there
-        self._done[mark][self._places.cells(dims, cells)] = True
+        self.finished.add(mark, **cells)
 
     def done(self, mark: str, **labels: Any) -> np.ndarray:
-        """What of a part is finished and all there.
+        """`Finished.cells` of this run.
 
         Args:
             mark: The part's mark.
@@ -160,10 +161,14 @@ class Run:
         Returns:
             True and False, in the mark's dimensions.
         """
-        return self._done[mark][self._places.cells(self.variables[mark].dims, labels)]
+        return self.finished.cells(mark, **labels)
+
+    def _read_whole(self, name: str) -> np.ndarray:
+        with reading(self.folder):
+            return np.asarray(self._arrays[name][:])
 
 
-def open_run(folder: Path, kind: str | None = None, part: str | None = None) -> xr.Dataset:
+def open_run(folder: Path | str, kind: str | None = None, part: str | None = None) -> xr.Dataset:
     """Open the results of a run for reading.
 
     Args:
@@ -178,10 +183,12 @@ def open_run(folder: Path, kind: str | None = None, part: str | None = None) -> 
     Raises:
         InputError: If there is no run, or not of this kind, or something that it had finished is missing.
     """
+    folder = Path(folder)
     config = read_config(folder)
     if kind is not None and config["kind"] != kind:
         raise InputError(
-            f"expected a run of jacobian-lab {kind}, got one of {config['kind']} in {folder}: give another"
+            f"expected a run of jacobian-lab {command_of(kind)}, got one of {command_of(config['kind'])} in {folder}: "
+            "give another"
         )
     variables = KINDS[config["kind"]]
     with reading(folder):
@@ -189,23 +196,23 @@ def open_run(folder: Path, kind: str | None = None, part: str | None = None) -> 
         check_arrays(folder, variables, set(dataset))
         labels = {str(name): each.values.tolist() for name, each in dataset.coords.items()}
         check_labels(folder, config, labels)
-        wanted = marks(variables) if part is None else [part]
-        found = {mark: check(variables, mark, labels, lambda name: dataset[name].values) for mark in wanted}
-        dataset = dataset[[name for name in variables if part in {None, variables[name].mark}]].load()
-    if lost := described(variables, labels, found):
+        finished = Finished(variables, labels, lambda name: dataset[name].values)
+        lost = finished.lost(*([part] if part else []))
+        loaded = dataset[[name for name in variables if part in {None, variables[name].mark}]].load()
+    if lost:
         raise InputError(f"expected all that a run had finished, got {folder} without {lost}: give its command again")
-    dataset.attrs["config"] = config
-    for name in dataset:
+    loaded.attrs["config"] = config
+    for name in loaded:
         if study := variables[str(name)].study:
-            dataset[name] = dataset[name].where(dataset["studied"].sel(study=study, drop=True) == 1)
-    if "measured" in dataset:
-        (measured,) = dataset["measured"].dims
-        dataset = dataset.isel({measured: np.flatnonzero(dataset["measured"].values == 1)})
-    return dataset
+            loaded[name] = loaded[name].where(loaded["studied"].sel(study=study, drop=True) == 1)
+    if "measured" in loaded:
+        (measured,) = loaded["measured"].dims
+        loaded = loaded.isel({measured: np.flatnonzero(loaded["measured"].values == 1)})
+    return loaded
 
 
 def marked(folder: Path, mark: str, **labels: Any) -> bool:
-    """Whether all that some marks stand for is finished and there.
+    """`Finished.all` of a folder, read anew.
 
     Args:
         folder: The run's folder; may be new.
@@ -215,11 +222,11 @@ def marked(folder: Path, mark: str, **labels: Any) -> bool:
     Returns:
         Whether there is nothing left to do; false if there is no run.
     """
-    return bool(_done(folder, mark, labels).all()) if exists(folder) else False
+    return Finished.of(folder).all(mark, **labels)
 
 
 def unfinished(folder: Path, mark: str, **labels: Sequence[Any]) -> list[Any]:
-    """Those of some labels whose part is not finished, or not all there.
+    """`Finished.left` of a folder, read anew.
 
     Args:
         folder: The run's folder; may be new.
@@ -229,13 +236,11 @@ def unfinished(folder: Path, mark: str, **labels: Sequence[Any]) -> list[Any]:
     Returns:
         Some of them.
     """
-    (wanted,) = labels.values()
-    done = _done(folder, mark, labels) if exists(folder) else np.zeros(len(wanted), dtype=bool)
-    return [label for label, there in zip(wanted, done, strict=True) if not there]
+    return Finished.of(folder).left(mark, **labels)
 
 
 def whole(folder: Path, mark: str) -> bool:
-    """Whether nothing of a part has been lost that was finished.
+    """Whether nothing of a part has been lost: `Finished.lost` of a folder, read anew.
 
     Args:
         folder: The run's folder; may be new.
@@ -244,16 +249,7 @@ def whole(folder: Path, mark: str) -> bool:
     Returns:
         Whether it is as it was left; true if there is no run.
     """
-    if not exists(folder):
-        return True
-    arrays, labels = open_arrays(folder, "r")
-    return not check_part(folder, arrays, mark, labels).lost
-
-
-def _done(folder: Path, mark: str, labels: Mapping[str, Any]) -> np.ndarray:
-    arrays, every = open_arrays(folder, "r")
-    dims = KINDS[read_config(folder)["kind"]][mark].dims
-    return check_part(folder, arrays, mark, every).done[Places(every).cells(dims, labels)]
+    return not Finished.of(folder).lost(mark)
 
 
 def check_folder(folder: Path, kind: str, settings: Mapping[str, Any]) -> None:
@@ -282,7 +278,8 @@ def check_folder(folder: Path, kind: str, settings: Mapping[str, Any]) -> None:
         config = read_config(folder)
         if config["kind"] != kind:
             raise InputError(
-                f"expected a folder of jacobian-lab {kind}, got one of {config['kind']} in {folder}: give another ⟨out⟩"
+                f"expected a folder of jacobian-lab {command_of(kind)}, got one of {command_of(config['kind'])} in "
+                f"{folder}: give another ⟨out⟩"
             )
         _check_same(config["settings"], settings, folder)
     elif foreign := {name for name in held - {LOCK} if not name.startswith(PARTIAL)}:

@@ -250,5 +250,18 @@ KINDS: dict[str, dict[str, Variable]] = {
 }
 """Kinds of runs, and the arrays of each."""
 
+
+def command_of(name: str) -> str:
+    """What a kind of run, a study or a table is called on the command line: the same name with dashes.
+
+    Args:
+        name: Such as ``"layer_count"``.
+
+    Returns:
+        Such as ``"layer-count"``.
+    """
+    return name.replace("_", "-")
+
+
 DECISIONS = {"definite": 1, "undecided": 0, "indefinite": -1}
 """How the verdict of theorem 2 is stored."""

@@ -56,7 +56,7 @@ def test_every_group_is_a_column_of_every_table(run):
 
 
 def test_the_store_says_which_groups_there_are(run):
-    dataset = open_run(run, "edit-table")
+    dataset = open_run(run, "edit_table")
     assert list(dataset["probe"].values) == ["portability: Reasoning", "portability: Subject_Aliasing"]
     assert dataset["probe_accuracy"].sel(fact=0).notnull().all()
     assert dataset["probe_accuracy"].sel(fact=1).isnull().all()

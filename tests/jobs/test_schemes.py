@@ -23,7 +23,8 @@ from jacobian_lab.jobs.config import AnchorConfig, SchemesConfig
 from jacobian_lab.jobs.schemes import run_schemes
 from jacobian_lab.jobs.setup import parse_layers
 from jacobian_lab.model import sources
-from jacobian_lab.report.residuals import TABLES, measurements
+from jacobian_lab.report.registry import TABLES
+from jacobian_lab.report.residuals import measurements
 from jacobian_lab.store.run import open_run
 
 COMMAND = [sys.executable, "-c", "from jacobian_lab.cli import main; main()", "tables"]
@@ -338,7 +339,7 @@ def test_analyses_run_on_their_own_and_share_a_run(name, arguments, finished, tm
     assert (folder / f"{name}.tex").is_file()
     assert [path.stat().st_mtime_ns for path in chunks] == before
     some = open_run(folder)
-    assert set(TABLES[name].schemes) <= set(some["scheme"].values)
+    assert set(TABLES[name].edits) <= set(some["scheme"].values)
     whole = open_run(finished).sel(scheme=some["scheme"])
     np.testing.assert_array_equal(some["residual_ratio"], whole["residual_ratio"])
 

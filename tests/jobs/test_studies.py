@@ -29,7 +29,9 @@ from jacobian_lab.jobs.studies import STEPS, STUDIES
 from jacobian_lab.jobs.sweeps import run_damping, run_layer_count
 from jacobian_lab.model.loading import load_model
 from jacobian_lab.model.rows import fact_rows
-from jacobian_lab.report.theorems import ACCOUNTS, conditions, summarised, write_account
+from jacobian_lab.report.registry import FIGURES, TABLES
+from jacobian_lab.report.results import write_account
+from jacobian_lab.report.theorems import ROWS, conditions, summarised
 from jacobian_lab.store.run import open_run
 
 LAYERS = (1, 2, 3)
@@ -346,12 +348,12 @@ def test_a_study_is_added_to_a_run_without_changing_it(arguments, studied, tmp_p
 
 
 RUNS = {"tables": "studied", "layer_count": "counted", "damping": "damped", "jacobian": "surveyed"}
-ANALYSES = tuple(ACCOUNTS)
+ANALYSES = tuple(ROWS)
 
 
 @pytest.mark.parametrize("name", ANALYSES)
 def test_every_analysis_has_a_script_and_a_subcommand(name, arguments, request, capsys, monkeypatch):
-    folder = request.getfixturevalue(RUNS[ACCOUNTS[name].kind])
+    folder = request.getfixturevalue(RUNS[TABLES[name].kinds[0]])
     chosen = {**(survey_options(arguments) if name == "jacobian" else arguments), "out": folder}
     schemes = {
         "layer_count": ["--schemes", *LayerCountConfig.schemes],
@@ -364,21 +366,19 @@ def test_every_analysis_has_a_script_and_a_subcommand(name, arguments, request, 
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *options(chosen), *schemes])
     runpy.run_path(str(ROOT / "analyses" / f"{name}.py"), run_name="__main__")
     assert capsys.readouterr().out == printed
-    assert ACCOUNTS[name].caption in printed
+    assert TABLES[name].caption in printed
     assert (folder / f"{name}.tex").read_text().isascii()
     long = pd.read_csv(folder / f"{name}.csv")
     assert np.isfinite(long[["mean", "median"]].to_numpy()).all()
     pd.testing.assert_frame_equal(long, summarised(open_run(folder), name))
 
 
-FIGURES = {"layer_count": "counted", "jacobian": "surveyed"}
-OF_METHODS = {"efficacy_specificity", "fe_gain"}  # drawn in test_edit_table, from its runs
-SCRIPTS = [path for path in sorted((ROOT / "figures").glob("*.py")) if path.stem not in OF_METHODS]
+SCRIPTS = [ROOT / "figures" / f"{name}.py" for name, figure in FIGURES.items() if figure.kinds[0] in RUNS]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.stem)
 def test_every_figure_is_drawn_from_a_run(script, request, tmp_path, capsys, monkeypatch):
-    run = request.getfixturevalue(FIGURES.get(script.stem, "studied"))
+    run = request.getfixturevalue(RUNS[FIGURES[script.stem].kinds[0]])
     monkeypatch.setattr(sys, "argv", [script.name, str(run), "--out", str(tmp_path / "figures")])
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -16,9 +16,7 @@ from jacobian_lab.jobs.jacobians import run_jacobian
 from jacobian_lab.jobs.methods import run_edit_table
 from jacobian_lab.jobs.schemes import run_schemes
 from jacobian_lab.jobs.sweeps import run_layer_count
-from jacobian_lab.report.methods import write_comparison
-from jacobian_lab.report.residuals import write_reports
-from jacobian_lab.report.theorems import write_account
+from jacobian_lab.report.results import write_account, write_comparison, write_reports
 from jacobian_lab.store import arrays
 from jacobian_lab.store.run import open_run
 

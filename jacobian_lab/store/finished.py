@@ -1,0 +1,123 @@
+"""What of a run is finished: read once from a folder, new or not, and asked as often as one likes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+
+from jacobian_lab.store.arrays import Places, exists, listed, open_arrays, read_config, reading
+from jacobian_lab.store.digests import Check, check, described, marks
+from jacobian_lab.store.schema import KINDS, Variable
+
+
+class Finished:
+    """What of a run is finished and all there, part by part; a part is called by its mark.
+
+    A part is compared with its digests when it is first asked about. `Run` keeps one, and `Run.seal` tells it what
+    has been added; `Finished.of` reads one from a folder, where there need not be a run yet.
+
+    Args:
+        variables: The arrays of the kind of run; none where there is no run.
+        labels: Labels of every dimension.
+        read: Gives a whole array by its name.
+    """
+
+    def __init__(
+        self, variables: Mapping[str, Variable], labels: Mapping[str, Sequence[Any]], read: Callable[[str], np.ndarray]
+    ) -> None:
+        self._variables, self._labels, self._read = variables, labels, read
+        self._places = Places(labels)
+        self._checks: dict[str, Check] = {}
+
+    @classmethod
+    def of(cls, folder: Path | str) -> "Finished":
+        """What is finished in a folder.
+
+        Args:
+            folder: The run's folder; may be new.
+
+        Returns:
+            What its run has finished; nothing if there is none.
+
+        Raises:
+            InputError: If what is there cannot be read.
+        """
+        folder = Path(folder)
+        if not exists(folder):
+            return cls({}, {}, lambda _name: np.zeros(0))
+        arrays, labels = open_arrays(folder, "r")
+
+        def read(name: str) -> np.ndarray:
+            with reading(folder):
+                return np.asarray(arrays[name][:])
+
+        return cls(KINDS[read_config(folder)["kind"]], labels, read)
+
+    def cells(self, mark: str, **labels: Any) -> Bool[np.ndarray, "..."]:
+        """Which cells of a part are finished and all there.
+
+        Args:
+            mark: The part's mark.
+            **labels: For some of its dimensions, a label or a list of labels.
+
+        Returns:
+            True and False in the mark's dimensions; one False for each label asked for where there is no run.
+        """
+        if not self._variables:
+            return np.zeros([len(listed(chosen, [])) for chosen in labels.values()] or [1], dtype=bool)
+        return self._check(mark).done[self._places.cells(self._variables[mark].dims, labels)]
+
+    def all(self, mark: str, **labels: Any) -> bool:
+        """Whether nothing of a part is left to do.
+
+        Args:
+            mark: The part's mark.
+            **labels: For some of its dimensions, a label or a list of labels.
+
+        Returns:
+            Whether all of these cells are finished and all there; false where there is no run.
+        """
+        return bool(self._variables) and bool(self.cells(mark, **labels).all())
+
+    def left(self, mark: str, **labels: Sequence[Any]) -> list[Any]:
+        """Those of some labels whose part is not finished, or not all there.
+
+        Args:
+            mark: The mark, of one dimension.
+            **labels: For this dimension, a list of labels.
+
+        Returns:
+            Some of them, in their order.
+        """
+        (wanted,) = labels.values()
+        return [label for label, done in zip(wanted, self.cells(mark, **labels), strict=True) if not done]
+
+    def lost(self, *parts: str) -> str:
+        """What had been finished and is not all there any more.
+
+        Args:
+            *parts: Marks; those of all parts by default.
+
+        Returns:
+            Names of arrays and labels, in words; empty if nothing is lost.
+        """
+        if not self._variables:
+            return ""
+        checks = {mark: self._check(mark) for mark in parts or marks(self._variables)}
+        return described(self._variables, self._labels, checks)
+
+    def add(self, mark: str, **labels: Any) -> None:
+        """Take note that cells have been sealed.
+
+        Args:
+            mark: The part's mark.
+            **labels: For some of its dimensions, a label or a list of labels.
+        """
+        self._check(mark).done[self._places.cells(self._variables[mark].dims, labels)] = True
+
+    def _check(self, mark: str) -> Check:
+        if mark not in self._checks:
+            self._checks[mark] = check(self._variables, mark, self._labels, self._read)
+        return self._checks[mark]
