@@ -22,8 +22,9 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	touch $@
 
 reproduce: install
-	$(BIN)/jacobian-lab tables $(ARGS) --out $(RUN)
-	for figure in $(FIGURES); do $(BIN)/python figures/$$figure.py $(RUN) || exit 1; done
+	$(BIN)/jacobian-lab tables $(ARGS) --out $(RUN) > /dev/null
+	@for figure in $(FIGURES); do $(BIN)/python figures/$$figure.py $(RUN) > /dev/null || exit 1; done
+	@echo && cat $(RUN)/summary.txt
 
 laboratory: reproduce
 	$(BIN)/jacobian-lab theorem1 $(ARGS) --out $(RUN)

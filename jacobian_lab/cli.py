@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -35,7 +36,9 @@ from jacobian_lab.model.sources import DEFAULT_MODEL, EMBEDDED
 from jacobian_lab.progress import note
 from jacobian_lab.report.paper import read_paper
 from jacobian_lab.report.registry import TABLES
+from jacobian_lab.report.residuals import headlines
 from jacobian_lab.report.results import SCHEMES, write_account, write_comparison, write_reports
+from jacobian_lab.store.run import open_run
 from jacobian_lab.store.schema import command_of
 
 
@@ -85,20 +88,34 @@ COMPUTATIONS: Mapping[str, Computation] = {
 """What computes each analysis of the registry."""
 
 
-def tables(config: SchemesConfig, only: tuple[str, ...] = SCHEMES) -> None:
-    """Measure, write the tables, and print them.
+def tables(config: SchemesConfig, verbose: bool = False) -> None:
+    """Measure Tables 1, 2 and 5, the verdicts on J and the split of the shifts, write all, and say what came out.
 
     Args:
         config: The configuration.
-        only: Which of Tables 1, 2 and 5; with all of them come the verdicts on J and the split of the shifts.
+        verbose: Whether to print the tables too.
     """
-    every = only == SCHEMES
-    folder = run_schemes(config, verdicts=every)
-    told = [write_reports(folder, only)]
-    if every:
-        told.append(write_account(folder, "theorem2"))
-        write_account(folder, "decomposition")
-    _say("\n\n".join([*told, f"Run: {folder}"]))
+    folder = run_schemes(config)
+    told = [write_reports(folder), write_account(folder, "theorem2")]
+    write_account(folder, "decomposition")
+    files = (
+        f"Tables in {folder}: table1, table2, table5, efficacy, theorem2 and decomposition as .md, .tex and .csv.",
+        f"Every measurement: {folder / 'measurements.csv'}; figures: python figures/residual_by_layer.py {folder}",
+    )
+    short = "\n".join([*headlines(open_run(folder)), *files])
+    write_text(folder / "summary.txt", short + "\n")
+    _say("\n\n".join([*told, short]) if verbose else short)
+
+
+def paper_table(config: SchemesConfig, name: str) -> None:
+    """Measure what one of Tables 1, 2 and 5 needs, into the run that all share, and print it.
+
+    Args:
+        config: The configuration.
+        name: The table.
+    """
+    folder = run_schemes(config, verdicts=False)
+    _say(f"{write_reports(folder, (name,))}\n\nRun: {folder}")
 
 
 def analysis(config: Any, name: str) -> None:
@@ -208,10 +225,15 @@ def _taking(config: Any, function: Callable[..., None], **fixed: Any) -> Callabl
     """A function whose options are the fields of a configuration, given as its type or with its defaults."""
     default = config() if isinstance(config, type) else config
 
-    def command(config: Any = default) -> None:
-        function(config, **fixed)
+    def command(config: Any = default, **given: Any) -> None:
+        function(config, **fixed, **given)
 
+    own = [p for name, p in signature(function).parameters.items() if name not in {"config", *fixed}]
+    first = Parameter("config", Parameter.POSITIONAL_OR_KEYWORD, default=default)
+    command.__signature__ = Signature([first, *own])  # type: ignore[attr-defined]
     command.__annotations__ = {"config": Annotated[type(default), tyro.conf.arg(name="")]}
+    command.__annotations__ |= {each.name: each.annotation for each in own}
+    command.__doc__ = function.__doc__
     return command
 
 
@@ -229,20 +251,6 @@ def _analyses() -> dict[str, Command]:
     }
 
 
-def _edit_table(default: EditTableConfig, only: tuple[str, ...] | None = None) -> Callable[..., None]:
-    def command(config: Any = default, paper: Path | None = None) -> None:
-        """Edit with several methods.
-
-        Args:
-            config: The configuration.
-            paper: CSV file in the layout of metrics.csv; its rows stand beside ours, instead of the paper's.
-        """
-        edit_table(config, paper, only)
-
-    command.__annotations__["config"] = Annotated[EditTableConfig, tyro.conf.arg(name="")]
-    return command
-
-
 COMMANDS: Mapping[str, Command] = {
     "tables": Command(
         f"Measure Tables 1, 2 and 5 of the paper, the verdicts on J, and the split of every passive shift. {SUITS}",
@@ -250,7 +258,7 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "edit_table": Command(
         f"Edit with every method of the paper and evaluate: Tables 3, 4, 6 and 7. {SUITS}",
-        _edit_table(EditTableConfig()),
+        _taking(EditTableConfig, edit_table, only=None),
     ),
     "edit": Command(
         f"Edit facts with one method, evaluate, and save the edited model. {SUITS}", _taking(EditConfig, edit)
@@ -268,14 +276,14 @@ SCRIPTS: Mapping[str, Command] = {
     **{
         name: Command(
             f"{name.replace('table', 'Table ')}: {TABLES[name].caption}",
-            _taking(SchemesConfig(schemes=cast("Any", TABLES[name].edits)), tables, only=(name,)),
+            _taking(SchemesConfig(schemes=cast("Any", TABLES[name].edits)), paper_table, name=name),
         )
         for name in SCHEMES
     },
     **{
         name: Command(
             f"{name.replace('table', 'Table ')}: {', '.join(each.edits)} (in the paper of {each.model}).",
-            _edit_table(EditTableConfig(methods=each.edits), (name,)),
+            _taking(EditTableConfig(methods=each.edits), edit_table, only=(name,)),
         )
         for name, each in TABLES.items()
         if each.model

@@ -1,6 +1,6 @@
 """Tables 1, 2 and 5 from stored arrays, the paper's rows beside ours."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -172,3 +172,47 @@ def measurements(dataset: xr.Dataset) -> pd.DataFrame:
     frame = dataset[columns].to_dataframe(dim_order=["fact", "scheme", "layer"]).reset_index()
     frame = frame[np.isfinite(frame["update_norm"])]
     return frame[["fact", "scheme", "layer", *columns]].dropna(axis="columns", how="all")
+
+
+def headlines(dataset: xr.Dataset) -> Iterator[str]:
+    """A run of tables in a few lines: what was measured, and the numbers that matter beside the paper's.
+
+    Args:
+        dataset: An open run.
+
+    Yields:
+        The lines.
+    """
+    layers, schemes = [int(layer) for layer in dataset["layer"].values], list(map(str, dataset["scheme"].values))
+    facts = dataset.attrs["config"]["provenance"]["facts"]
+    yield (
+        f"{dataset.sizes['fact']} facts of {facts['source']} edited in {model_name(dataset)} at layers {layers[0]} to "
+        f"{layers[-1]}, under {len(schemes)} target schemes with the same anchors, keys and seed."
+    )
+    yield (
+        f"Residual left at layer {layers[-1]} (0: the target is met, 1: nothing is done; in brackets the paper's, of "
+        "Llama-3-8B):"
+    )
+    for scheme, name in (("backward-dividing", "table2"), ("backward-full", "table2"), ("forward-replay", "table5")):
+        if scheme in schemes:
+            left = float(dataset["residual_ratio"].sel(scheme=scheme, layer=layers[-1]).mean())
+            yield f"  {scheme:<18} {number(left)}{_in_brackets(paper_residuals(name, scheme, len(layers))[-1])}"
+    if "backward-dividing" in schemes and len(layers) > 1:
+        cosine = float(dataset["cosine"].sel(scheme="backward-dividing", layer=layers[0]).mean())
+        beside = _in_brackets(paper_residuals("table1", "backward-dividing", len(layers))[0])
+        yield f"Cosine of a shift at layer {layers[0]} and what arrives of it, dividing: {number(cosine)}{beside}."
+    below = dataset.sel(layer=layers[:-1])
+    decided = below["decision"].where(below["surveyed"] == 1)
+    if int(decided.notnull().sum()):
+        along = below["linear_cosine"]
+        share = float((along > 0).sum() / along.notnull().sum())
+        yield (
+            f"Theorem 2: S is positive definite for {int((decided == 1).sum())} of {int(decided.notnull().sum())} "
+            f"Jacobians; cos(Jδ, δ) > 0 along {100 * share:.0f} % of the edits' shifts."
+        )
+    answered = [f"{name} {100 * float(dataset['efficacy'].sel(scheme=name).mean()):.0f} %" for name in schemes]
+    yield f"Facts answered: before {100 * float(dataset['efficacy_unedited'].mean()):.0f} %, {', '.join(answered)}."
+
+
+def _in_brackets(paper: float) -> str:
+    return "" if np.isnan(paper) else f" ({number(paper)})"
