@@ -145,7 +145,7 @@ def measure(model: LanguageModel, options: argparse.Namespace) -> None:
             return [plain.jacobian(fact, layer, last) for layer in layers]
 
         found, expected = dense_jacobians(frozen, layers, last), all_reverse()
-        apart = max(float((ours[0] - own).norm() / own.norm()) for ours, own in zip(found, expected, strict=True))
+        apart = max(float((ours - own).norm() / own.norm()) for ours, own in zip(found[0], expected, strict=True))
         ours, *others = seconds([partial(sweep, frozen, layers, last) for sweep in sweeps], options.repeats)
         (theirs,) = seconds([all_reverse], 3)
         large, own = seconds([lambda: square @ square, own_products], options.repeats)

@@ -202,6 +202,6 @@ def _pulled_back(
     """The shifts at `layer` whose linear images at `last` come nearest to the residuals; a Jacobian at a time."""
     shifts = torch.empty_like(residuals)
     for fact, row in frozen.one_by_one():
-        J = dense_jacobians(row, [layer], last)[0].double()
+        J = dense_jacobians(row, [layer], last)[:, 0].double()
         shifts[fact] = damped_pullback(J, residuals[fact : fact + 1], damping)[0]
     return shifts

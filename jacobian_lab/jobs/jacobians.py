@@ -170,7 +170,7 @@ def _measured(
             for J, norm in zip(operators, norms, strict=True)
         ]
     sweep = dense_jacobians(frozen, layers[:-1], layers[-1], site=site, budget=budget)
-    return [dense_conditions(to_numpy(J[0]), (*seeds, layer), eps) for J, layer in zip(sweep, layers, strict=False)]
+    return [dense_conditions(to_numpy(J), (*seeds, layer), eps) for J, layer in zip(sweep[0], layers, strict=False)]
 
 
 def _verdict(verdict: Definiteness) -> dict[str, Any]:

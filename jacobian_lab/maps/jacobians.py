@@ -31,7 +31,7 @@ def dense_jacobians(
     *,
     site: Site = RESIDUAL,
     budget: int = MEMORY_BUDGET,
-) -> Float[Tensor, "layer row d_model d_model"]:
+) -> Float[Tensor, "row layer d_model d_model"]:
     """J_{l→last} of every row, from every layer, in one sweep (paper §3; methods.md §0).
 
     Args:
@@ -45,7 +45,7 @@ def dense_jacobians(
             cotangents are taken in chunks that fit.
 
     Returns:
-        ``J[layer, row, i, j] = ∂h_last[i] / ∂h_layer[j]``, in the model's dtype; the identity at `last`.
+        ``J[row, layer, i, j] = ∂h_last[i] / ∂h_layer[j]``, in the model's dtype; the identity at `last`.
 
     Raises:
         ValueError: If a layer is above `last`, where h_last does not depend on it.
@@ -54,9 +54,9 @@ def dense_jacobians(
         raise ValueError(f"expected layers up to {last}, got {max(layers)}")
     states = frozen.states(layers[0]) if states is None else states
     width, below = states.shape[1], [layer for layer in layers if layer < last]
-    result = torch.empty(len(layers), len(frozen), width, width, dtype=frozen.model.dtype, device=states.device)
+    result = torch.empty(len(frozen), len(layers), width, width, dtype=frozen.model.dtype, device=states.device)
     identity = torch.eye(width, dtype=result.dtype, device=states.device)
-    result[len(below) :] = identity
+    result[:, len(below) :] = identity
     chunk = max(1, min(width, budget // _bytes_per_cotangent(frozen, last - layers[0])))
     for row in range(len(frozen)) if below else ():
         one = frozen.select(torch.tensor([row], device=states.device))
@@ -64,7 +64,7 @@ def dense_jacobians(
         with torch.enable_grad(), _differentiable(), merged_mlps(frozen.model, range(below[0] + 1, last + 1)):
             along = trajectory(one, below[0], state, last, site)
         inputs = [along[layer] for layer in below]
-        for cotangents, rows in zip(identity[:, None, None].split(chunk), result[:, row].split(chunk, 1), strict=True):
+        for cotangents, rows in zip(identity[:, None, None].split(chunk), result[row].split(chunk, 1), strict=True):
             for place, values in enumerate(_pulled_back(along[last], inputs, cotangents)):
                 rows[place] = values[:, 0, 0]
     return result
@@ -88,7 +88,7 @@ def layer_factors(
     with torch.no_grad():
         along = trajectory(frozen, layers[0], states, layers[-1])
     for lower, upper in pairwise(layers):
-        yield dense_jacobians(frozen, [lower], upper, along[lower][:, 0])[0]
+        yield dense_jacobians(frozen, [lower], upper, along[lower][:, 0])[:, 0]
 
 
 def jvp(

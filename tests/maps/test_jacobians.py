@@ -31,7 +31,7 @@ def random(*shape, dtype=torch.float64):
 def test_against_central_differences(layer, last, site, family_model, facts):
     """Every column of every fact's J, in float64, for any pair of layers."""
     frozen = frozen_facts(family_model, facts, [layer], last)
-    J = dense_jacobians(frozen, [layer], last, site=site)[0]
+    J = dense_jacobians(frozen, [layer], last, site=site)[:, 0]
     states = frozen.states(layer)
     step = 1e-5 * float(states.norm(dim=1).mean()) / math.sqrt(states.shape[1])
     with torch.no_grad():
@@ -52,7 +52,7 @@ def test_against_reverse_mode_through_the_untouched_model(family_model, facts):
     for row, fact in enumerate(facts):
         for place, layer in enumerate((1, 2, 3)):
             expected = plain.jacobian(fact, layer, 4)
-            assert (sweep[place, row] - expected).norm() < 1e-10 * expected.norm()
+            assert (sweep[row, place] - expected).norm() < 1e-10 * expected.norm()
 
 
 def test_mlp_site_against_hooks_on_the_mlps_themselves(family_model, facts):
@@ -85,7 +85,7 @@ def test_mlp_site_against_hooks_on_the_mlps_themselves(family_model, facts):
 @pytest.mark.parametrize("site", ["residual", "mlp"])
 def test_all_forms_agree(site, family_model, facts):
     frozen = frozen_facts(family_model, facts, [1], 4)
-    J = dense_jacobians(frozen, [1], 4, site=site)[0]
+    J = dense_jacobians(frozen, [1], 4, site=site)[:, 0]
     vectors = random(len(facts), family_model.d_model)
     close = {"rtol": 1e-10, "atol": 1e-11}
     torch.testing.assert_close(jvp(frozen, 1, 4, vectors, site=site), torch.einsum("rij,rj->ri", J, vectors), **close)
@@ -102,8 +102,8 @@ def test_at_other_states(tiny, facts):
     """Linearised where an edit has left the state, not only where the model does."""
     frozen = frozen_facts(tiny, facts, [1], 4)
     states = frozen.states(1) + random(len(facts), tiny.d_model)
-    J = dense_jacobians(frozen, [1], 4, states)[0]
-    assert (J - dense_jacobians(frozen, [1], 4)[0]).norm() > 0.01 * J.norm()
+    J = dense_jacobians(frozen, [1], 4, states)[:, 0]
+    assert (J - dense_jacobians(frozen, [1], 4)[:, 0]).norm() > 0.01 * J.norm()
     direction, step = random(len(facts), tiny.d_model), 1e-6
     quotient = (replay(frozen, 1, states + step * direction, [4]) - replay(frozen, 1, states - step * direction, [4]))[
         :, 0
@@ -118,11 +118,11 @@ def test_product_of_the_factors_is_the_sweep(family_model, facts):
     frozen = frozen_facts(family_model, facts, [0], 5)
     layers = [0, 1, 2, 3, 5]  # not only neighbours
     sweep = dense_jacobians(frozen, layers, 5)
-    torch.testing.assert_close(sweep[-1], torch.eye(family_model.d_model, dtype=torch.float64).expand_as(sweep[-1]))
-    product = sweep[-1]
+    product = sweep[:, -1]
+    torch.testing.assert_close(product, torch.eye(family_model.d_model, dtype=torch.float64).expand_as(product))
     for place, factor in reversed(list(enumerate(layer_factors(frozen, layers)))):
         product = product @ factor
-        torch.testing.assert_close(product, sweep[place], rtol=1e-10, atol=1e-11)
+        torch.testing.assert_close(product, sweep[:, place], rtol=1e-10, atol=1e-11)
 
 
 def test_neither_batch_nor_budget_changes_anything(tiny, facts):
@@ -130,8 +130,8 @@ def test_neither_batch_nor_budget_changes_anything(tiny, facts):
     together = dense_jacobians(frozen, [1, 2], 4)
     torch.testing.assert_close(dense_jacobians(frozen, [1, 2], 4, budget=1), together, rtol=1e-12, atol=1e-13)
     for row, fact in enumerate(facts):
-        alone = dense_jacobians(frozen_facts(tiny, [fact], [1], 4), [1, 2], 4)[:, 0]
-        torch.testing.assert_close(together[:, row], alone, rtol=1e-10, atol=1e-12)
+        alone = dense_jacobians(frozen_facts(tiny, [fact], [1], 4), [1, 2], 4)[0]
+        torch.testing.assert_close(together[row], alone, rtol=1e-10, atol=1e-12)
 
 
 def test_groups_answer_in_the_order_of_the_rows(tiny, facts):
@@ -176,7 +176,7 @@ def test_no_operation_takes_the_cotangents_one_by_one(family_model, facts):
 def test_the_real_model_in_float32(real, facts):
     fact = facts[1]
     frozen = frozen_facts(real, [fact], [4], 8)
-    sweep = dense_jacobians(frozen, [4, 5, 6, 7], 8)[:, 0]
+    sweep = dense_jacobians(frozen, [4, 5, 6, 7], 8)[0]
     assert sweep.dtype == torch.float32
     plain = Plain(real.hf, real.tokenizer, real.blocks)
     for place, layer in ((0, 4), (3, 7)):
@@ -192,7 +192,7 @@ def test_a_decisive_token_with_nothing_before_it(family_model, facts):
     row = fact_prompt(family_model.tokenizer, facts[1]).cut()
     alone = Prompt(row.ids[:1], 0)
     frozen = freeze(family_model, [alone], [1], 4)
-    J = dense_jacobians(frozen, [1], 4)[0]
+    J = dense_jacobians(frozen, [1], 4)[:, 0]
     vector = random(1, family_model.d_model)
     step = 1e-5
     with torch.no_grad():
