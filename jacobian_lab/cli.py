@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from inspect import Parameter, Signature, signature
+from inspect import Parameter, Signature, signature, unwrap
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -230,11 +230,12 @@ def _taking(config: Any, function: Callable[..., None], **fixed: Any) -> Callabl
 
     own = [p for name, p in signature(function).parameters.items() if name not in {"config", *fixed}]
     first = Parameter("config", Parameter.POSITIONAL_OR_KEYWORD, default=default)
-    command.__signature__ = Signature([first, *own])  # type: ignore[attr-defined]
-    command.__annotations__ = {"config": Annotated[type(default), tyro.conf.arg(name="")]}
-    command.__annotations__ |= {each.name: each.annotation for each in own}
-    command.__doc__ = function.__doc__
-    return command
+    inner: Any = unwrap(command)  # where types are checked at run time, functions are wrapped
+    inner.__signature__ = Signature([first, *own])
+    inner.__annotations__ = {"config": Annotated[type(default), tyro.conf.arg(name="")]}
+    inner.__annotations__ |= {each.name: each.annotation for each in own}
+    inner.__doc__ = function.__doc__
+    return cast("Callable[..., None]", inner)
 
 
 SUITS = "Whatever is not given suits the model at hand."

@@ -6,13 +6,12 @@ import sys
 
 import pytest
 
-from jacobian_lab.cli import FactsConfig
 from jacobian_lab.cli import facts as facts_command
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import describe
 from jacobian_lab.facts.reading import BUILTIN, load_facts, parse_slice, read_facts
 from jacobian_lab.jobs.config import SubjectConfig
-from jacobian_lab.jobs.setup import Subject, load_subject
+from jacobian_lab.jobs.setup import load_subject
 
 RECORD = {
     "id": 7,
@@ -317,7 +316,7 @@ def test_a_hundred_thousand_records_with_one_bad_among_them(tmp_path):
 
 def test_the_command_says_on_stderr_what_it_skipped_and_lists_the_others(tmp_path, capsys):
     path = write(tmp_path / "f.jsonl", BAD_LINES)
-    facts_command(FactsConfig(str(path), on_bad_record="skip"))
+    facts_command(str(path), on_bad_record="skip")
     told = capsys.readouterr()
     assert [line.split("\t")[1] for line in told.out.splitlines()] == ["Ada lives in", "Cleo lives in"]
     assert "records skipped: 2 (line 2: " in told.err
@@ -330,7 +329,7 @@ def test_a_run_says_which_records_it_left_out(tmp_path, folders):
     config = SubjectConfig(
         model=str(folders["llama"]), facts=str(path), layers="2-4", on_bad_record="skip", on_repeat="first"
     )
-    found = Subject(config, *load_subject(config)).provenance()["facts"]
+    found = load_subject(config).provenance()["facts"]
     assert found["count"] == 2
     assert found["skipped"] == [
         f"record 3: {read_facts(path, on_bad_record='skip', on_repeat='keep').refused[0].reason}"

@@ -397,7 +397,7 @@ def test_schemes_that_edit_the_last_layer_alone_have_nothing_below_it(arguments,
     for command in ("decomposition", "step-size"):
         cli.main([command, *options({**arguments, "out": folder}), "--schemes", "one-layer"])
         assert "The run holds no such layer." in capsys.readouterr().out
-    cli.main(["tables", *options({**arguments, "out": folder}), "--schemes", "one-layer"])
+    cli.main(["tables", *options({**arguments, "out": folder}), "--schemes", "one-layer", "--verbose"])
     assert "S ≻ 0" in capsys.readouterr().out
     script = [sys.executable, ROOT / "figures" / "decomposition.py", folder]
     result = subprocess.run(script, capture_output=True, text=True, check=False, env=ENVIRONMENT)
