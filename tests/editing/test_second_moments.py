@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from jacobian_lab.editing import second_moments as moments
 from jacobian_lab.editing.second_moments import second_moments
 from jacobian_lab.errors import InputError
+from jacobian_lab.model import corpus as corpora
 from jacobian_lab.model import hub
 from jacobian_lab.model.corpus import load_corpus, token_rows
 
@@ -67,7 +68,7 @@ def test_the_cache_is_keyed_by_content(tiny, corpus, monkeypatch):
     assert passes == [[1, 3], [2]]  # what was there is not computed again
     assert torch.equal(first.matrices[3], again.matrices[3])
     second_moments(tiny, corpus, (1,), length=9)
-    other = moments.Corpus("renamed", corpus.documents, corpus.digest)
+    other = corpora.Corpus("renamed", corpus.documents, corpus.digest)
     second_moments(tiny, other, (1,))
     assert passes == [[1, 3], [2], [1]]
 
@@ -193,7 +194,7 @@ def test_of_a_large_data_set_some_documents_are_drawn_by_the_seed(monkeypatch):
         load_dataset=lambda *_, **__: rows, config=types.SimpleNamespace(HF_HUB_OFFLINE=True)
     )
     monkeypatch.setitem(sys.modules, "datasets", package)
-    monkeypatch.setattr(moments, "DRAWN", 50)
+    monkeypatch.setattr(corpora, "DRAWN", 50)
     drawn = load_corpus("wikipedia", seed=1)
     assert len(rows.read) == len(set(drawn.documents)) == 50
     assert list(drawn.documents) == sorted(drawn.documents, key=lambda text: int(text.split()[1]))
@@ -247,6 +248,6 @@ def test_of_a_very_long_line_the_beginning_alone_is_tokenised(tiny):
 
     documents = ("Towers, rivers and old books. " * 30_000, "A short one.", " " * 3_000 + "wide")
     expected = [tokenizer(text, truncation=True, max_length=16)["input_ids"] for text in documents]
-    rows = token_rows(replace(tiny, tokenizer=Spy()), moments.Corpus("long", documents, ""), 16, None)
+    rows = token_rows(replace(tiny, tokenizer=Spy()), corpora.Corpus("long", documents, ""), 16, None)
     assert [list(row.ids) for row in rows] == expected
-    assert max(map(len, seen)) <= max(16 * moments.CHARACTERS_PER_TOKEN, len(documents[2]))
+    assert max(map(len, seen)) <= max(16 * corpora.CHARACTERS_PER_TOKEN, len(documents[2]))

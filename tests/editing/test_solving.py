@@ -115,13 +115,13 @@ def test_a_matrix_that_becomes_singular_is_refused_by_name():
 @pytest.mark.parametrize("rule", [memit, emmet])
 def test_a_singular_solve_names_its_layer(rule):
     low = KEYS[:, :5] @ KEYS[:, :5].T
-    with pytest.raises(InputError, match=r"at layer 4 to solve with.*give a longer corpus, or raise --ridge$"):
+    with pytest.raises(InputError, match=r"at layer 4 to solve with.*give a longer corpus, or raise ridge$"):
         rule(Problem(4, KEYS[:, :3], RESIDUALS[:, :3], low, WEIGHT, RIDGE))
 
 
 def test_advice_says_what_helps():
     C = moment(10)
-    assert advice(C, 0.0) == "raise --ridge"
-    assert advice(C, 1.0) == "give a longer corpus, or raise --ridge"
+    assert advice(C, 0.0) == "raise ⟨ridge⟩"
+    assert advice(C, 1.0) == "give a longer corpus, or raise ⟨ridge⟩"
     C[:5] = C[:, :5] = 0  # no ridge helps here
-    assert advice(C, 1.0) == "5 of 40 neurons are silent on the corpus: give another, or other --layers"
+    assert advice(C, 1.0) == "5 of 40 neurons are silent on the corpus: give another, or other ⟨layers⟩"

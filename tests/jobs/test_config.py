@@ -62,6 +62,8 @@ def holding(config, **values):
         (SchemesConfig, {"anchor__steps": 1}, "above 1, got anchor.steps 1"),
         (SchemesConfig, {"anchor__kl_factor": float("inf")}, "not negative, got anchor.kl_factor inf"),
         (EditTableConfig, {"rules__rect_kept": 1.5}, "at most 1, got rect_kept 1.5"),
+        (EditTableConfig, {"rules__rect_kept": 0.0}, "above zero, got rect_kept 0"),
+        (EditTableConfig, {"rules__prune_base": 1.0}, "above 1, got prune_base 1"),
         (EditTableConfig, {"rules__prune_kind": "cube"}, "log, log_a, linear, got prune_kind 'cube'"),
         (EditTableConfig, {"methods": ()}, "at least one, got methods without"),
         (EditConfig, {"save": "pickle"}, "delta, folder, both, got save 'pickle'"),
