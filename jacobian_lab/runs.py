@@ -112,7 +112,7 @@ def _config(default: Config, settings: dict[str, Any]) -> Config:
         if name not in known:
             raise InputError(f"expected settings among {', '.join(known)}, got {name!r}: see the names")
         if isinstance(value, dict):
-            given[name] = replace(getattr(default, name), **value)
+            given[name] = _config(getattr(default, name), value)
         elif name in {"out", "templates"} and value is not None:
             given[name] = Path(value)
         elif isinstance(value, list):
