@@ -23,7 +23,7 @@ class InputError(ValueError):
         ...     jl.load_facts("builtin", "5:2")
         ... except jl.InputError as error:
         ...     print(error)
-        expected a slice A:B with 0 <= A < B <= 274, got '5:2': give another
+        expected a slice A:B with 0 <= A < B <= 274 (the number of facts), got '5:2': choose one inside the file
     """
 
     def __init__(self, message: str) -> None:

@@ -5,12 +5,13 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from jacobian_lab.editing.rules import RuleSettings
 from jacobian_lab.errors import InputError
 from jacobian_lab.jobs import jacobians, methods, schemes
-from jacobian_lab.jobs.config import EditTableConfig, JacobianConfig, SchemesConfig
+from jacobian_lab.jobs.config import AnchorConfig, EditTableConfig, JacobianConfig, SchemesConfig
 from jacobian_lab.report.results import Results
 
-Config = TypeVar("Config", SchemesConfig, JacobianConfig, EditTableConfig)
+Config = TypeVar("Config", SchemesConfig, JacobianConfig, EditTableConfig, AnchorConfig, RuleSettings)
 
 
 def run_schemes(*, studies: Sequence[str] = (), progress: bool = True, **settings: Any) -> Results:
@@ -99,7 +100,7 @@ def open_run(folder: str | Path) -> Results:
         >>> import jacobian_lab as jl
         >>> made = jl.run_jacobians(slice="0:1", layers="7-8", out="runs/opened-example", progress=False)
         >>> jl.open_run("runs/opened-example").tables
-        ('jacobian', 'conditions')
+        ('conditions', 'jacobian')
     """
     return Results(folder)
 
@@ -112,7 +113,7 @@ def _config(default: Config, settings: dict[str, Any]) -> Config:
         if name not in known:
             raise InputError(f"expected settings among {', '.join(known)}, got {name!r}: see the names")
         if isinstance(value, dict):
-            given[name] = replace(getattr(default, name), **value)
+            given[name] = _config(getattr(default, name), value)
         elif name in {"out", "templates"} and value is not None:
             given[name] = Path(value)
         elif isinstance(value, list):

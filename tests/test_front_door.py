@@ -112,3 +112,5 @@ def test_what_an_editor_is_made_for_suits_the_model(real):
 def test_unknown_settings_of_a_job_are_refused():
     with pytest.raises(jl.InputError, match="expected settings among model, facts"):
         jl.run_schemes(scheme="one-layer")
+    with pytest.raises(jl.InputError, match="expected settings among lr, steps"):
+        jl.run_schemes(anchor={"passes": 2})

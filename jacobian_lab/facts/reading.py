@@ -52,7 +52,7 @@ def load_facts(
         >>> import jacobian_lab as jl
         >>> facts = jl.load_facts("builtin", "0:2")
         >>> [fact.text for fact in facts]
-        ['The capital of France is the city of', 'The Eiffel Tower can be found in the city of']
+        ['The capital of France is the city of', 'You can find the Eiffel Tower in the city of']
     """
     return read_facts(source, slice, on_bad_record=on_bad_record, on_repeat=on_repeat).facts
 

@@ -95,6 +95,14 @@ def eigenspaces(J: Float[ndarray, "d d"]) -> Eigenspaces:
 
     Returns:
         Its lines and planes.
+
+    Example:
+        >>> import numpy as np, jacobian_lab as jl
+        >>> spaces = jl.eigenspaces(np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 2.0]]))  # turns about z
+        >>> spaces.lines.shape, spaces.planes.shape
+        ((1, 3), (1, 2, 3))
+        >>> np.abs(spaces.lines)
+        array([[0., 0., 1.]])
     """
     values, vectors = np.linalg.eig(J.astype(np.float64))
     lines = vectors[:, values.imag == 0].real.T

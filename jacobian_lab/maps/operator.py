@@ -54,18 +54,16 @@ class Jacobian:
             the model's width, or the model does not take the fact's prompt.
 
     Example:
-        >>> import numpy as np
-        >>> from jacobian_lab.facts.reading import load_facts
-        >>> from jacobian_lab.model.loading import load_model
-        >>> model, (fact,) = load_model(device="cpu"), load_facts("builtin", "3:4")
-        >>> J = Jacobian(model, fact, 4, 5)
+        >>> import numpy as np, jacobian_lab as jl
+        >>> model, (fact,) = jl.load_model(device="cpu"), jl.load_facts("builtin", "3:4")
+        >>> J = jl.Jacobian(model, fact, 4, 5)
         >>> J
-        Jacobian(fact 3, layers 4 → 5, residual, 576 × 576, float32)
+        Jacobian(fact continent/Germany, layers 4 → 5, residual, 576 × 576, float32)
         >>> v = np.ones(576)
         >>> np.allclose(J @ v, J.dense() @ v, atol=1e-3), np.allclose(J.T @ v, J.dense().T @ v, atol=1e-3)
         (True, True)
         >>> J.definiteness().decision
-        'definite'
+        'indefinite'
     """
 
     def __init__(

@@ -70,7 +70,7 @@ def fact_rows(model: LanguageModel, facts: Sequence[Fact], templates: Templates 
         >>> import jacobian_lab as jl
         >>> rows = jl.fact_rows(jl.load_model(), jl.load_facts("builtin", "0:2"))
         >>> [len(row.ids) for row in rows.bare]
-        [4, 5]
+        [4, 7]
     """
     texts, weights = zip(*template_weights(templates), strict=True)
     rows = FactRows(
