@@ -60,7 +60,7 @@ class Command:
         Args:
             arguments: Arguments of the command line; those of the process by default.
         """
-        _guarded(lambda: tyro.cli(self.function, args=arguments, description=self.help))
+        guarded(lambda: tyro.cli(self.function, args=arguments, description=self.help))
 
 
 @dataclass(frozen=True)
@@ -303,11 +303,19 @@ def main(arguments: list[str] | None = None) -> None:
     for name, command in COMMANDS.items():
         app.command(name=command_of(name), help=command.help)(command.function)
     description = "Why an edit of a language model's knowledge works, layer by layer."
-    _guarded(partial(app.cli, prog="jacobian-lab", description=description, args=arguments))
+    guarded(partial(app.cli, prog="jacobian-lab", description=description, args=arguments))
 
 
-def _guarded(command: Callable[[], Any]) -> None:
-    """Run a command; bad input and lack of memory end it with a line and status 2, an interruption with status 130."""
+def guarded(command: Callable[[], Any]) -> None:
+    """Run a command; bad input and lack of memory end it with a line and status 2, an interruption with status 130.
+
+    Args:
+        command: The command, with nothing left to be said.
+
+    Raises:
+        MemoryError: Never; it is said, as any lack of memory is.
+        RuntimeError: If there is a fault in the command itself.
+    """
     try:
         command()
     except InputError as error:

@@ -25,11 +25,11 @@ def test_what_torch_says_of_its_own_is_recognised():
 def test_lack_of_memory_ends_a_command_in_one_line(error, capsys):
     assert out_of_memory(error)
 
-    def command(_):
+    def command():
         raise error
 
     with pytest.raises(SystemExit) as caught:
-        cli.guarded(command, None)
+        cli.guarded(command)
     told = capsys.readouterr().err
     assert caught.value.code == 2
     assert told.count("\n") == 1
@@ -40,11 +40,11 @@ def test_lack_of_memory_ends_a_command_in_one_line(error, capsys):
 def test_other_faults_are_not_hidden():
     assert not out_of_memory(RuntimeError("shapes do not match"))
 
-    def command(_):
+    def command():
         raise RuntimeError("shapes do not match")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        cli.guarded(command, None)
+        cli.guarded(command)
 
 
 def test_batches_are_halved_until_they_fit_and_stay_so():
@@ -95,13 +95,13 @@ def test_anchors_that_do_not_fit_together_are_made_in_halves(arguments, tmp_path
     whole = open_run(run_schemes(SchemesConfig(**config, out=tmp_path / "whole"), progress=False))
     original, sizes, bars = bench.optimise_anchors, [], []
 
-    def cramped(model, facts, *rest):
-        sizes.append(len(facts))
+    def cramped(rows, *rest):
+        sizes.append(len(rows))
         progress = rest[-1]
-        if len(facts) > 1:
+        if len(rows) > 1:
             progress(1, 0.5)  # some are done already when it fails
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return original(model, facts, *rest)
+        return original(rows, *rest)
 
     real_bar = bench.bar
     monkeypatch.setattr(bench, "optimise_anchors", cramped)

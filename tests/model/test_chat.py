@@ -10,6 +10,7 @@ from helpers.small import CONFIGS, make_folder, make_tokenizer
 from jacobian_lab import cli
 from jacobian_lab.facts.fact import describe
 from jacobian_lab.facts.reading import load_facts
+from jacobian_lab.jobs.config import AnchorConfig
 from jacobian_lab.model.chat import chat_of
 from jacobian_lab.store.run import open_run
 
@@ -41,7 +42,12 @@ def test_chat_is_the_template_around_every_prompt(command, chatting, arguments, 
         }
         for record in records
     ]
-    given = {**arguments, "model": folder, "templates": tmp_path / "templates.json", "anchor_kl_factor": 0}
+    given = {
+        **arguments,
+        "model": folder,
+        "templates": tmp_path / "templates.json",
+        "anchor": AnchorConfig(lr=0.1, steps=4, kl_factor=0.0),
+    }
     del given["slice"]
     last = ["--methods", "memit", "memit+fe"] if command == "edit-table" else ["--schemes", "forward-replay"]
     for name, facts, more in (("chat", records, ["--chat"]), ("hand", written, [])):

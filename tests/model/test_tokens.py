@@ -166,7 +166,7 @@ def test_a_prompt_that_is_written_as_a_chat_is_taken_where_turns_open_with_the_b
 
 
 def test_models_that_cannot_chat_are_refused():
-    with pytest.raises(InputError, match="chat template for --chat, got 'm' without one"):
+    with pytest.raises(InputError, match="chat template for chat, got 'm' without one"):
         chat_of(make_tokenizer(), "m")
     with pytest.raises(InputError, match="writes the user's text once, got 0 times"):
         chat_of(chatting("nothing"), "m")
