@@ -1,7 +1,7 @@
 """The front door to editing: an editor of some facts, and edits that are looked at and put back."""
 
 import html
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import cache, cached_property
@@ -49,6 +49,7 @@ class Editor:
         layers: Decisive layers, ascending, the last of them L.
         ridge: λ, the weight of the second moment in the solve.
         anchor: How anchors are optimised.
+        anchors: Anchors that are there already, by layer, such as a run's; ``[fact, d_model]``.
         templates: Context templates, groups of texts with one ``{}``; sampled with the seed by default.
         corpus: Text for the second moment, as `load_corpus` takes it, or a corpus that has been loaded.
         corpus_tokens: Tokens of it; all by default.
@@ -75,6 +76,7 @@ class Editor:
         layers: Sequence[int] | None = None,
         ridge: float | None = None,
         anchor: AnchorSettings | None = None,
+        anchors: Mapping[int, Tensor] | None = None,
         templates: Templates | None = None,
         corpus: str | Corpus = PYTHON_DOCS,
         corpus_tokens: int | None = None,
@@ -96,7 +98,11 @@ class Editor:
         self.examination = Examination(model, self.facts, style_of(self.facts))
         check_questions(model, self.facts, self.examination.style)
         check_replay(model, self.facts, self.layers)
-        self._anchors: dict[int, Tensor] = {}
+        self._anchors = dict(anchors or {})
+        for layer, states in self._anchors.items():
+            expected = (len(self.facts), model.d_model)
+            if tuple(states.shape) != expected:
+                raise InputError(f"expected anchors {expected}, got {tuple(states.shape)} at layer {layer}: one a fact")
         self._eigh = cache(lambda matrix: torch.linalg.eigh(matrix.to(model.device)))
 
     def __repr__(self) -> str:

@@ -100,6 +100,16 @@ def test_an_edit_measures_what_a_run_measures(editor):
             torch.testing.assert_close(torch.tensor(edit.measures[name].values), torch.tensor(expected[name]))
 
 
+def test_anchors_that_are_there_are_taken(editor):
+    held = {layer: editor.anchors(layer) for layer in (1, 3)}
+    again = jl.Editor(
+        editor.model, editor.facts, layers=(1, 2, 3), anchors=held, templates=editor.templates, progress=False
+    )
+    assert torch.equal(again.targets.of("replayed", 2), editor.targets.of("replayed", 2))
+    with pytest.raises(jl.InputError, match="got \\(1, "):
+        jl.Editor(editor.model, editor.facts, layers=(1, 2, 3), anchors={1: held[1][:1]})
+
+
 def test_what_an_editor_is_made_for_suits_the_model(real):
     editor = jl.Editor(real, jl.load_facts("builtin", "0:1"), progress=False)
     assert (editor.layers, editor.ridge, editor.anchor.steps) == ((4, 5, 6, 7, 8), 15000.0, 25)
