@@ -61,7 +61,7 @@ class Jacobian:
         >>> model, (fact,) = load_model(device="cpu"), load_facts("builtin", "3:4")
         >>> J = Jacobian(model, fact, 4, 5)
         >>> J
-        Jacobian(fact 3, layers 4 → 5, residual, 576 × 576, float32)
+        Jacobian(fact continent/Germany, layers 4 → 5, residual, 576 × 576, float32)
         >>> v = np.ones(576)
         >>> np.allclose(J @ v, J.dense() @ v, atol=1e-3), np.allclose(J.T @ v, J.dense().T @ v, atol=1e-3)
         (True, True)
