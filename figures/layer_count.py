@@ -1,7 +1,6 @@
 """The residual that is left against the number of decisive layers."""
 
-from jacobian_lab.report.figures import layer_count
-from jacobian_lab.report.style import script
+from jacobian_lab.report.results import figure_script
 
 if __name__ == "__main__":
-    script(layer_count, __doc__, kind="layer-count", needs=("final_ratio",), made_by="layer-count")
+    figure_script("layer_count")

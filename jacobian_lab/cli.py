@@ -26,11 +26,11 @@ from jacobian_lab.model.families import FAMILIES, KNOWN
 from jacobian_lab.model.loading import load_model
 from jacobian_lab.model.sources import DEFAULT_MODEL, EMBEDDED
 from jacobian_lab.progress import note
-from jacobian_lab.report.methods import TABLES as COMPARISONS
-from jacobian_lab.report.methods import read_paper, write_comparison
-from jacobian_lab.report.residuals import TABLES, write_reports
-from jacobian_lab.report.theorems import write_account
+from jacobian_lab.report.paper import read_paper
+from jacobian_lab.report.registry import TABLES
+from jacobian_lab.report.reports import write_account, write_comparison, write_reports
 from jacobian_lab.report.writing import write_csv, write_table
+from jacobian_lab.store.schema import command_of
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class EditTableCommand(EditTableConfig):
     Whatever is not given suits the model at hand.
 
     Attributes:
-        paper: CSV file in the layout of metrics.csv; its rows stand beside ours, instead of the paper's.
+        paper: CSV file in the layout of metrics.csv, with columns table, model and dataset if you like; its rows stand
+            beside ours, instead of the paper's.
     """
 
     paper: Path | None = None
@@ -217,7 +218,7 @@ def paper_table(table: str, arguments: list[str] | None = None) -> None:
         table: ``"table1"``, ``"table2"`` or ``"table5"``.
         arguments: Arguments of the command line; those of the process by default.
     """
-    default = TablesConfig(schemes=TABLES[table].schemes)
+    default = TablesConfig(schemes=TABLES[table].edits)
     config = tyro.cli(TablesConfig, default=default, args=arguments, description=TABLES[table].caption)
 
     def report(chosen: TablesConfig) -> None:
@@ -234,9 +235,9 @@ def comparison_table(table: str, arguments: list[str] | None = None) -> None:
         table: One of ``table3``, ``table4``, ``table6`` and ``table7``.
         arguments: Arguments of the command line; those of the process by default.
     """
-    chosen = COMPARISONS[table]
-    default = EditTableCommand(methods=chosen.methods)
-    description = f"{table.replace('table', 'Table ')}: {', '.join(chosen.methods)} (in the paper of {chosen.model})."
+    chosen = TABLES[table]
+    default = EditTableCommand(methods=chosen.edits)
+    description = f"{table.replace('table', 'Table ')}: {', '.join(chosen.edits)} (in the paper of {chosen.model})."
     config = tyro.cli(EditTableCommand, default=default, args=arguments, description=description)
     guarded(partial(edit_table, tables=(table,)), config)
 
@@ -308,7 +309,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "edit-table": (EditTableCommand, edit_table),
     "edit": (EditConfig, edit),
     "apply": (ApplyConfig, apply),
-    **{name.replace("_", "-"): (chosen.config, chosen) for name, chosen in ANALYSES.items()},
+    **{command_of(name): (chosen.config, chosen) for name, chosen in ANALYSES.items()},
     "check": (CheckConfig, check),
     "models": (ModelsConfig, models),
     "facts": (FactsConfig, facts),

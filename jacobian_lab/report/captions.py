@@ -15,15 +15,20 @@ def failed_facts(dataset: xr.Dataset) -> list[str]:
     """Facts whose anchor's loss was not finite; they keep their place with NaN.
 
     Args:
-        dataset: An open run.
+        dataset: An open run of tables or of edit_table.
 
     Returns:
         Their ids.
     """
-    done = (dataset["anchor_passes"] > 0).all("anchor_layer")
-    finite = dataset["anchor"].notnull().all(("anchor_layer", "d_model"))
-    finite &= dataset["replayed_target"].notnull().all(("layer", "d_model"))
-    return [str(fact) for fact in dataset["fact"].values[(done & ~finite).values]]
+    failed = xr.DataArray(np.zeros(dataset.sizes["fact"], dtype=bool), dims="fact")
+    for name in ("anchor", "refit_anchor"):
+        if name in dataset:
+            lost = dataset[name].isnull().any("d_model")
+            failed = failed | (lost & (dataset[f"{name}_passes"] > 0)).any("anchor_layer")
+    if "replayed_target" in dataset:
+        lost = dataset["replayed_target"].isnull().any(("layer", "d_model"))
+        failed = failed | (lost & (dataset["anchor_passes"] > 0).all("anchor_layer"))
+    return [str(fact) for fact in dataset["fact"].values[failed.values]]
 
 
 def answered_facts(dataset: xr.Dataset) -> list[str]:

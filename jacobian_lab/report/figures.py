@@ -8,11 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import FigureBase
 from matplotlib.ticker import MaxNLocator
 
-from jacobian_lab.errors import InputError
 from jacobian_lab.report.captions import DEGREES, below_last, seed_of
-from jacobian_lab.report.intervals import summarise
-from jacobian_lab.report.methods import FORWARD, METRICS, forward_gains, summaries
-from jacobian_lab.report.residuals import PAPER, PAPER_LAYERS, table
+from jacobian_lab.report.intervals import summaries_of
+from jacobian_lab.report.methods import FORWARD, both_ways, forward_gains, summaries
+from jacobian_lab.report.paper import METRICS, paper_residuals
+from jacobian_lab.report.residuals import table
 from jacobian_lab.report.style import RULE_COLORS, RULE_MARKERS, STYLES
 from jacobian_lab.store.schema import DECISIONS
 
@@ -252,7 +252,7 @@ def efficacy_specificity(figure: FigureBase, dataset: xr.Dataset) -> None:
 
     Args:
         figure: An empty figure, or part of one.
-        dataset: An open run of edit-table.
+        dataset: An open run of edit_table.
     """
     cells = {(row["method"], row["metric"]): row for row in summaries(dataset).to_dict("records")}
     planes = (("kl", "efficacy_success"), ("top1", "generalization_accuracy"))
@@ -291,15 +291,9 @@ def fe_gain(figure: FigureBase, dataset: xr.Dataset) -> None:
 
     Args:
         figure: An empty figure, or part of one.
-        dataset: An open run of edit-table that holds a rule with FE and without.
-
-    Raises:
-        InputError: If it holds none.
+        dataset: An open run of edit_table that holds a rule with FE and without.
     """
-    gained = forward_gains(dataset)
-    if gained.empty:
-        raise InputError("expected a run with a method and the same with FE, got none: add both with --methods")
-    rules = list(dict.fromkeys(gained["rule"]))
+    gained, rules = forward_gains(dataset), both_ways(dataset)
     axes = figure.subplots(1, 2, width_ratios=(3, 1))
     shares = [metric for metric, kind in METRICS.items() if kind.scale > 1]
     for ax, metrics in zip(axes, (shares, ["kl"]), strict=True):
@@ -344,9 +338,8 @@ def _mean_curve(ax: Axes, dataset: xr.Dataset, values: xr.DataArray, **look: Any
     places = values[dim].values
     if not np.isfinite(values).any():
         return
-    found = [summarise(values.sel({dim: place}).values, seed_of(dataset)) for place in places]
-    mean, low, high = (np.array([each[name] for each in found]) for name in ("mean", "low", "high"))
-    _error_bars(ax, places, mean, low, high, **look)
+    found = summaries_of(values.transpose(dim, "fact").values, seed_of(dataset))
+    _error_bars(ax, places, *(found[name].to_numpy() for name in ("mean", "low", "high")), **look)
     ax.set(xlabel="layer", xticks=places)
 
 
@@ -357,22 +350,19 @@ def _error_bars(ax: Axes, places: Any, mean: Any, low: Any, high: Any, **look: A
 
 def _curves(ax: Axes, dataset: xr.Dataset, variable: str, *tables: str) -> None:
     """Mean and interval by layer of each scheme's own row in some tables."""
-    layers = [int(layer) for layer in dataset["layer"].values]
+    layers, beside = [int(layer) for layer in dataset["layer"].values], False
     for name in tables:
         long = table(dataset, name)
         long = long[(long["variable"] == variable) & (long["row"] == long["scheme"])]
         for scheme, rows in long.groupby("scheme", sort=False):
             look = STYLES.get(str(scheme), {})
             _error_bars(ax, *(rows[name] for name in ("layer", "mean", "low", "high")), label=scheme, **look)
-            if (name, scheme) in PAPER and len(layers) == len(PAPER_LAYERS):
-                ax.plot(
-                    layers,
-                    PAPER[name, str(scheme)],
-                    linestyle="--",
-                    linewidth=0.8,
-                    markersize=3,
-                    **look | {"markerfacecolor": "white"},
-                )
-    ax.plot([], [], linestyle="--", color="0.3", linewidth=0.8, label="paper (Llama-3-8B)")
+            paper = paper_residuals(name, str(scheme), len(layers))
+            if np.isfinite(paper).any():
+                hollow = look | {"markerfacecolor": "white"}
+                ax.plot(layers, paper, linestyle="--", linewidth=0.8, markersize=3, **hollow)
+                beside = True
+    if beside:
+        ax.plot([], [], linestyle="--", color="0.3", linewidth=0.8, label="paper (Llama-3-8B)")
     ax.set(xlabel="edited layer", xticks=layers)
     ax.legend(fontsize="x-small", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)

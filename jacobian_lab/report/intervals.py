@@ -3,90 +3,95 @@
 from collections.abc import Sequence
 
 import numpy as np
-import xarray as xr
+import pandas as pd
+from jaxtyping import Float
 from scipy import stats
-
-from jacobian_lab.report.paper import Metric
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
+"""Resamples of an interval, looked up at every call."""
+
+NUMBERS_AT_ONCE = 20_000_000
+"""What a batch of resamples may hold."""
+
+
+def intervals(
+    sums: Float[np.ndarray, "cells facts"], weights: Float[np.ndarray, "cells facts"], seed: int
+) -> pd.DataFrame:
+    """Means of many cells with their 95 % intervals, by the percentile bootstrap over facts.
+
+    Cells with values of the same facts are resampled together, each as it would be alone.
+
+    Args:
+        sums: What each fact adds to each cell's mean; NaN where it takes no part.
+        weights: With which weight it does.
+        seed: Seed of the resampling.
+
+    Returns:
+        A row for each cell: ``mean``, ``low``, ``high`` (NaN for a single fact) and ``count``, the facts with a
+        weight.
+    """
+    part = np.isfinite(sums) & (weights.sum(axis=1, keepdims=True) > 0)
+    found = np.full((len(sums), 3), np.nan)
+    for mask in {row.tobytes(): row for row in part}.values():
+        cells = np.flatnonzero((part == mask).all(axis=1))
+        if mask.any():
+            found[cells] = _resampled(sums[np.ix_(cells, mask)], weights[np.ix_(cells, mask)], seed)
+    frame = pd.DataFrame(found, columns=["mean", "low", "high"])
+    return frame.assign(count=(part & (weights > 0)).sum(axis=1))
+
+
+def _resampled(sums: np.ndarray, weights: np.ndarray, seed: int) -> np.ndarray:
+    """Mean, low and high of each cell, ``[cell, 3]``."""
+
+    def mean(total: np.ndarray, weight: np.ndarray, axis: int = -1) -> np.ndarray:
+        with np.errstate(invalid="ignore"):  # 0 / 0 where no fact that was drawn has a value
+            return np.asarray(total.sum(axis) / weight.sum(axis))
+
+    means = mean(sums, weights)
+    if sums.shape[1] == 1:
+        return np.stack([means, np.full_like(means, np.nan), np.full_like(means, np.nan)], axis=1)
+    interval = stats.bootstrap(
+        (sums, weights),
+        mean,
+        n_resamples=RESAMPLES,
+        batch=max(1, NUMBERS_AT_ONCE // sums.size),
+        paired=True,
+        vectorized=True,
+        axis=-1,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=seed,
+    ).confidence_interval
+    return np.stack([means, interval.low, interval.high], axis=1)
+
+
+def summaries_of(values: Float[np.ndarray, "cells facts"], seed: int) -> pd.DataFrame:
+    """Mean with its interval, and median, of what is finite in each cell.
+
+    Args:
+        values: One value a cell and fact; NaN where there is none.
+        seed: Seed of the resampling.
+
+    Returns:
+        A row for each cell: ``mean``, ``low``, ``high``, ``median`` and ``count``; see `intervals`.
+    """
+    values = np.where(np.isfinite(values), values, np.nan)
+    frame = intervals(values, np.ones_like(values), seed)
+    kept = [row[~np.isnan(row)] for row in values]
+    frame.insert(3, "median", [float(np.median(row)) if len(row) else np.nan for row in kept])
+    return frame
 
 
 def summarise(values: Sequence[float] | np.ndarray, seed: int = 0) -> dict[str, float]:
-    """Mean with its bootstrap interval, and median, of what is finite.
+    """Mean with its interval, and median, of what is finite in one cell.
 
     Args:
         values: One value a fact.
         seed: Seed of the resampling.
 
     Returns:
-        ``mean``, ``low``, ``high`` (95 %, percentile bootstrap over facts; NaN for a single fact),
-        ``median`` and ``count``.
+        ``mean``, ``low``, ``high``, ``median`` and ``count``; see `intervals`.
     """
-    finite = np.asarray(values, dtype=float)
-    finite = finite[np.isfinite(finite)]
-    if not len(finite):
-        return {"mean": np.nan, "low": np.nan, "high": np.nan, "median": np.nan, "count": 0}
-    low = high = np.nan
-    if len(finite) > 1:
-        interval = stats.bootstrap(
-            (finite,),
-            np.mean,
-            n_resamples=RESAMPLES,
-            batch=1000,
-            confidence_level=CONFIDENCE,
-            method="percentile",
-            rng=seed,
-        ).confidence_interval
-        low, high = float(interval.low), float(interval.high)
-    return {
-        "mean": float(finite.mean()),
-        "low": low,
-        "high": high,
-        "median": float(np.median(finite)),
-        "count": len(finite),
-    }
-
-
-NUMBERS_AT_ONCE = 20_000_000
-"""What a batch of resamples may hold."""
-
-
-def intervals(cells: Sequence[tuple[xr.DataArray, Metric]], seed: int) -> list[dict[str, float]]:
-    """Means and bootstrap intervals over facts, one resampling for all cells."""
-    if not cells:
-        return []
-    sums, counts = (np.stack(part) for part in zip(*(_by_fact(*cell) for cell in cells), strict=True))
-
-    def mean(total: np.ndarray, count: np.ndarray, axis: int = -1) -> np.ndarray:
-        with np.errstate(invalid="ignore"):  # 0 / 0 where no fact has a value
-            return np.asarray(total.sum(axis) / count.sum(axis))
-
-    means = mean(sums, counts)
-    low = high = np.full_like(means, np.nan)
-    if sums.shape[1] > 1:
-        interval = stats.bootstrap(
-            (sums, counts),
-            mean,
-            n_resamples=RESAMPLES,
-            batch=max(1, NUMBERS_AT_ONCE // sums.size),
-            paired=True,
-            axis=-1,
-            confidence_level=CONFIDENCE,
-            method="percentile",
-            rng=seed,
-        ).confidence_interval
-        low, high = np.asarray(interval.low), np.asarray(interval.high)
-    return [
-        {"mean": float(m), "low": float(lo), "high": float(hi), "count": int((weight > 0).sum())}
-        for m, lo, hi, weight in zip(means, low, high, counts, strict=True)
-    ]
-
-
-def _by_fact(values: xr.DataArray, kind: Metric) -> tuple[np.ndarray, np.ndarray]:
-    """For each fact what it adds to the mean, and with which weight."""
-    prompts = values.values.reshape(values.sizes["fact"], -1) * kind.scale
-    sums, counts = np.nansum(prompts, axis=1), np.isfinite(prompts).sum(axis=1).astype(float)
-    if kind.flat:
-        return sums, counts
-    return sums / np.maximum(counts, 1), np.minimum(counts, 1)
+    frame = summaries_of(np.asarray(values, dtype=float)[None], seed)
+    return {str(name): column[0] for name, column in frame.items()}

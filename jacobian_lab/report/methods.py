@@ -1,6 +1,6 @@
-"""From a run of edit-table to Tables 3, 4, 6 and 7: methods with intervals, the paper's rows beside ours, FE's gain."""
+"""From a run of edit_table to Tables 3, 4, 6 and 7: methods with intervals, the paper's rows beside ours, FE's gain."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +8,22 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from jacobian_lab.report.captions import model_name, seed_of, unmet_anchors
+from jacobian_lab.report.captions import model_name, seed_of
 from jacobian_lab.report.intervals import intervals
-from jacobian_lab.report.paper import METRICS, MORE, PAPER, PAPER_MODEL, TABLES, Metric, read_paper
-from jacobian_lab.report.writing import facts_in_cells, write_csv, write_table
-from jacobian_lab.store.run import open_run
+from jacobian_lab.report.paper import METRICS, Metric, paper_methods, rows_beside, source_line
+from jacobian_lab.report.writing import Table, facts_in_cells, number
 
 UNEDITED, FORWARD = "unedited", "+fe"
+
+MORE: Mapping[str, Metric] = {
+    "efficacy_greedy": Metric("efficacy, greedy"),
+    "generalization_greedy": Metric("generalisation, greedy"),
+    "neighborhood_success": Metric("neighbourhood success", flat=True),
+}
+"""What is measured beside the paper's columns."""
+
+Cell = tuple[xr.DataArray, Metric]
+"""The values of one method and metric, with a dimension ``fact``, and how they are averaged."""
 
 
 def records(dataset: xr.Dataset) -> pd.DataFrame:
@@ -64,8 +73,8 @@ def summaries(dataset: xr.Dataset) -> pd.DataFrame:
     """
     kinds = {**METRICS, **MORE, **further(dataset)}
     keys = [(str(name), metric) for name in dataset["edit"].values for metric in kinds]
-    found = intervals([(_column(dataset, m).sel(edit=name), kinds[m]) for name, m in keys], seed_of(dataset))
-    return pd.DataFrame([{"method": k[0], "metric": k[1], **each} for k, each in zip(keys, found, strict=True)])
+    cells = [(_column(dataset, metric).sel(edit=name), kinds[metric]) for name, metric in keys]
+    return pd.DataFrame(keys, columns=["method", "metric"]).join(means(cells, seed_of(dataset)))
 
 
 def forward_gains(dataset: xr.Dataset) -> pd.DataFrame:
@@ -77,15 +86,37 @@ def forward_gains(dataset: xr.Dataset) -> pd.DataFrame:
     Returns:
         ``rule, metric, mean, low, high, count`` of (with FE − without), for rules that were measured both ways.
     """
-    edited = set(dataset["edit"].values)
-    rules = [str(name) for name in dataset["edit"].values if f"{name}{FORWARD}" in edited]
     kinds = {**METRICS, **further(dataset)}
+    rules = both_ways(dataset)
     keys = [(rule, metric) for rule in rules for metric in kinds]
     columns = {metric: _column(dataset, metric) for metric in kinds}
     differences = [(columns[m].sel(edit=f"{rule}{FORWARD}") - columns[m].sel(edit=rule), kinds[m]) for rule, m in keys]
-    found = intervals(differences, seed_of(dataset))
-    rows = [{"rule": k[0], "metric": k[1], **each} for k, each in zip(keys, found, strict=True)]
-    return pd.DataFrame(rows, columns=["rule", "metric", "mean", "low", "high", "count"])
+    return pd.DataFrame(keys, columns=["rule", "metric"]).join(means(differences, seed_of(dataset)))
+
+
+def means(cells: Sequence[Cell], seed: int) -> pd.DataFrame:
+    """Means over prompts and facts, with their intervals over facts.
+
+    Args:
+        cells: The cells.
+        seed: Seed of the resampling.
+
+    Returns:
+        What `intervals` returns; a fact without a value has no weight.
+    """
+    if not cells:
+        return pd.DataFrame(columns=["mean", "low", "high", "count"])
+    sums, weights = (np.stack(part) for part in zip(*(_by_fact(*cell) for cell in cells), strict=True))
+    return intervals(sums, weights, seed)
+
+
+def _by_fact(values: xr.DataArray, kind: Metric) -> tuple[np.ndarray, np.ndarray]:
+    """For each fact what it adds to the mean, and with which weight."""
+    prompts = values.values.reshape(values.sizes["fact"], -1) * kind.scale
+    sums, counts = np.nansum(prompts, axis=1), np.isfinite(prompts).sum(axis=1).astype(float)
+    if kind.flat:
+        return sums, counts
+    return sums / np.maximum(counts, 1), np.minimum(counts, 1)
 
 
 def weights(dataset: xr.Dataset) -> pd.DataFrame:
@@ -103,89 +134,112 @@ def weights(dataset: xr.Dataset) -> pd.DataFrame:
     return frame.loc[:, ["method", "layer", *names]].dropna(axis="columns", how="all")
 
 
-def write_comparison(folder: Path, tables: tuple[str, ...] | None = None, paper: Path | None = None) -> str:
-    """Write tables, ``metrics.csv``, intervals, records, weights and gains beside a run's store.
+def both_ways(dataset: xr.Dataset) -> list[str]:
+    """Rules that were measured with forward replay and without.
 
     Args:
-        folder: The run's folder.
-        tables: Which of `TABLES`; those of the run's model by default, Tables 3 and 4 if it is in none.
-        paper: Numbers to stand beside ours, as `read_paper` reads them.
+        dataset: An open run.
 
     Returns:
-        The tables in Markdown, as the command line prints them.
+        Their names.
     """
-    given = read_paper(paper) if paper else None
-    dataset = open_run(folder, "edit-table")
-    long = summaries(dataset)
-    means = long.pivot_table(index="method", columns="metric", values="mean", sort=False, dropna=False)
-    columns = [*METRICS, *further(dataset)]
-    metrics = means.reindex(index=dataset["edit"].values, columns=columns).rename_axis(index="method", columns=None)
-    write_csv(folder / "metrics.csv", metrics, index=True)
-    write_csv(folder / "metrics_intervals.csv", long)
-    write_csv(folder / "records.csv", records(dataset))
-    write_csv(folder / "weights.csv", weights(dataset))
-    own = dataset.attrs["config"]["provenance"]["protocol"]
-    if tables is None:
-        tables = tuple(name for name, t in TABLES.items() if t.model == own) or ("table3", "table4")
-    parts = []
-    for name in tables:
-        chosen = [UNEDITED, *(m for m in TABLES[name].methods if m in metrics.index)]
-        title = f"{name.replace('table', 'Table ')}. "
-        parts.append(_write(folder / name, dataset, long, chosen, title, given, TABLES[name].model))
-        write_csv(folder / f"{name}.csv", metrics.loc[chosen], index=True)
-    parts.append(_write(folder / "edit_table", dataset, long, list(metrics.index), "All methods. ", given, own))
-    parts.append(_write_damage(folder, dataset, long))
-    parts.append(_write_gains(folder, dataset))
-    parts += [unmet_anchors(dataset), unmet_anchors(dataset, "refit_anchor"), _failed(dataset)]
-    return "\n\n".join(filter(None, parts))
+    edited = set(dataset["edit"].values)
+    return [str(name) for name in dataset["edit"].values if f"{name}{FORWARD}" in edited]
 
 
-def _write(
-    stem: Path,
+def metrics_table(dataset: xr.Dataset, summed: pd.DataFrame) -> Table:
+    """``metrics.csv``: the paper's columns, and those that a layout adds, of every method.
+
+    Args:
+        dataset: An open run.
+        summed: Its `summaries`.
+
+    Returns:
+        Means by method, shares × 100.
+    """
+    frame = _wide_means(summed).reindex(columns=[*METRICS, *further(dataset)])
+    return Table(frame, numbers=frame.reset_index())
+
+
+def _wide_means(summed: pd.DataFrame) -> pd.DataFrame:
+    order = list(dict.fromkeys(summed["method"]))
+    frame = summed.pivot(index="method", columns="metric", values="mean").reindex(order)
+    return frame.rename_axis(columns=None)
+
+
+def compared(
     dataset: xr.Dataset,
-    long: pd.DataFrame,
-    methods: list[str],
-    title: str,
-    given: Mapping[str, Mapping[str, float]] | None,
-    model: str,
-) -> str:
-    """One table: our rows, the best of each column in bold, the paper's below each."""
-    kinds = {**METRICS, **further(dataset)}
-    style = dataset.attrs["config"]["settings"]["metrics"]
-    known = {m: values for (s, m), values in PAPER.items() if s == style}
-    others = {each.model for each in TABLES.values()} - {PAPER_MODEL}
-    beside = given if given is not None else {} if model in others else known
-    label = "paper" if given is not None else f"paper ({PAPER_MODEL})"
-    cells = {(row["method"], row["metric"]): row for row in long.to_dict("records")}
-    best = {
-        metric: max((kind.best * cells[m, metric]["mean"] for m in methods if m != UNEDITED), default=np.nan)
-        for metric, kind in kinds.items()
-    }
+    summed: pd.DataFrame,
+    *,
+    model: str = "",
+    table: str = "",
+    ours: Sequence[str] = (),
+    paper: pd.DataFrame | None = None,
+) -> Table:
+    """Methods beside each other, the best of each column in bold, the paper's row below ours.
+
+    Args:
+        dataset: An open run.
+        summed: Its `summaries`.
+        model: The known model whose numbers stand beside ours; the run's own, if the paper has it, by default.
+        table: The paper's table: its methods come first, in its order, those that the run lacks too; else all
+            methods of the run, and of the paper's numbers those of the same methods.
+        ours: Methods that come below the table's own.
+        paper: Numbers to stand beside ours, as `read_paper` reads them; the paper's by default.
+
+    Returns:
+        The table.
+    """
+    style, kinds = dataset.attrs["config"]["settings"]["metrics"], {**METRICS, **further(dataset)}
+    model = model or _known(dataset)
+    printed = rows_beside(paper_methods(), style, model, table)
+    beside = printed if paper is None else rows_beside(paper, style, model, table)
+    order = held = [str(name) for name in dataset["edit"].values]
+    if table:
+        order = list(dict.fromkeys([UNEDITED, *printed.index, *beside.index[beside["table"] == table], *ours]))
+    methods, shown = [name for name in order if name in held], beside[beside.index.isin(order)]
+    cells = {(row["method"], row["metric"]): row for row in summed.to_dict("records")}
     rows: dict[str, list[str]] = {}
-    bold: dict[str, list[bool]] = {}
-    for method in methods:
-        rows[method] = [_cell(cells[method, metric], kind) for metric, kind in kinds.items()]
-        bold[method] = [
-            method != UNEDITED and kind.best * cells[method, metric]["mean"] == best[metric]
-            for metric, kind in kinds.items()
-        ]
-        if method in beside:
-            name = f"{method}, {label}"
-            rows[name] = [_number(beside[method].get(m, np.nan), kind) for m, kind in kinds.items()]
-            bold[name] = [False] * len(kinds)
+    for method in order:
+        if method in held:
+            rows[method] = [_cell(cells[method, metric], kind) for metric, kind in kinds.items()]
+        if method in shown.index:
+            (source,) = shown.loc[[method]].to_dict("records")
+            name = f"{method}, paper" + (f" ({source['model']})" if source["model"] else "")
+            rows[name] = [_number(source.get(metric, np.nan), kind) for metric, kind in kinds.items()]
     frame = pd.DataFrame.from_dict(rows, orient="index", columns=_labels(kinds)).rename_axis("method")
-    marks = pd.DataFrame.from_dict(bold, orient="index", columns=frame.columns)
+    numbers = metrics_table(dataset, summed).frame.loc[methods]
     counts = [cells[method, metric]["count"] for method in methods for metric in kinds]
-    caption = (
-        f"{title}Shares × 100, D_KL in nats; mean [95 % bootstrap interval over facts]; {_meanings(dataset)}; "
-        f"best of each column in bold. {_facts(dataset, counts)}"
-    )
-    return write_table(stem, frame, caption, marks)
+    told = source_line(shown) if paper is None else "The paper's rows: as the file that was given has them."
+    note = " ".join(filter(None, (_meanings(dataset), _facts(dataset, counts), told)))
+    return Table(frame, note, numbers.reset_index(), _best(numbers, kinds, frame))
 
 
-def _write_damage(folder: Path, dataset: xr.Dataset, long: pd.DataFrame) -> str:
-    """What the paper's columns leave out: the older literature's measure, perplexity, decoding, the weights."""
-    means = long.pivot_table(index="method", columns="metric", values="mean", sort=False, dropna=False)
+def _best(numbers: pd.DataFrame, kinds: Mapping[str, Metric], frame: pd.DataFrame) -> pd.DataFrame:
+    """Which cells of a table are the best of our methods in their column."""
+    ranked = numbers.drop(index=UNEDITED, errors="ignore") * [kind.best for kind in kinds.values()]
+    best = (ranked == ranked.max()).set_axis(frame.columns, axis=1)
+    return best.reindex(frame.index, fill_value=False)
+
+
+def _known(dataset: xr.Dataset) -> str:
+    """The model whose numbers stand beside a run's: its own, or, if the paper has not edited it, the paper's first."""
+    known = list(dict.fromkeys(paper_methods()["model"]))
+    own = dataset.attrs["config"]["provenance"].get("protocol")
+    return str(own) if own in known else known[0]
+
+
+def damage(dataset: xr.Dataset, summed: pd.DataFrame) -> Table:
+    """What the paper's columns leave out: the older literature's measure, perplexity, decoding, the weights.
+
+    Args:
+        dataset: An open run.
+        summed: Its `summaries`.
+
+    Returns:
+        One row a method.
+    """
+    means = _wide_means(summed)
     rows = {}
     edited = dataset["neighbor_edited"]
     for name in dataset["edit"].values:
@@ -215,43 +269,28 @@ def _write_damage(folder: Path, dataset: xr.Dataset, long: pd.DataFrame) -> str:
     success = "the prompt's own answer before the new one" if counterfact else "share of its own answer's tokens"
     shown = (dataset["neighborhood_success"], dataset["kl"].where(edited == 0))
     counts = np.concatenate([values.notnull().any("neighbor").sum("fact") for values in shown])
-    caption = (
-        f"Damage and cost: neighbourhood success ({success}) × 100, D_KL without those neighbourhood prompts that are "
-        f"edited themselves ({int((edited == 1).sum())} of {int(edited.notnull().sum())}), perplexity of the held-out "
-        "text, ‖ΔW‖/‖W‖, prompts where greedy decoding differs from teacher-forced accuracy. "
+    note = (
+        f"Neighbourhood success: {success}; neighbourhood prompts that are edited themselves "
+        f"({int((edited == 1).sum())} of {int(edited.notnull().sum())}) are left out of the second column. "
         f"{_facts(dataset, counts)}"
     )
-    return write_table(folder / "damage", frame, caption)
+    return Table(frame, note, frame.reset_index())
 
 
-def _write_gains(folder: Path, dataset: xr.Dataset) -> str:
-    gained = forward_gains(dataset)
-    if gained.empty:
-        return ""
-    kinds = {**METRICS, **further(dataset)}
-    write_csv(folder / "gains.csv", gained)
-    wide = pd.DataFrame.from_dict(dict(_gain_rows(gained, kinds)), orient="index", columns=_labels(kinds))
-    caption = (
-        "What forward replay adds, with it less without it, the same facts: shares × 100, D_KL in nats; mean [95 % "
-        f"bootstrap interval]; {_meanings(dataset)}. {_facts(dataset, gained['count'])}"
-    )
-    return write_table(folder / "gains", wide.rename_axis("rule"), caption)
+def gains(dataset: xr.Dataset) -> Table:
+    """`forward_gains`, as one reads it.
 
+    Args:
+        dataset: An open run that holds a rule with FE and without.
 
-def _failed(dataset: xr.Dataset) -> str:
-    failed = dataset["anchor"].isnull().any(("anchor_layer", "d_model"))
-    refitted = dataset["refit_anchor_passes"] > 0
-    failed |= (dataset["refit_anchor"].isnull().any("d_model") & refitted).any("anchor_layer")
-    if not failed.any():
-        return ""
-    ids = ", ".join(map(str, dataset["fact"].values[failed.values]))
-    return f"Facts without a finite anchor, not edited, counted as they are: {ids}."
-
-
-def _gain_rows(gained: pd.DataFrame, kinds: Mapping[str, Metric]) -> Iterator[tuple[str, list[str]]]:
-    for rule, rows in gained.groupby("rule", sort=False):
-        cells = {row["metric"]: row for row in rows.to_dict("records")}
-        yield str(rule), [_cell(cells[metric], kind, sign="+") for metric, kind in kinds.items()]
+    Returns:
+        One row a rule.
+    """
+    gained, kinds = forward_gains(dataset), {**METRICS, **further(dataset)}
+    cells = {(row["rule"], row["metric"]): row for row in gained.to_dict("records")}
+    rows = {r: [_cell(cells[r, metric], kind, "+") for metric, kind in kinds.items()] for r in both_ways(dataset)}
+    frame = pd.DataFrame.from_dict(rows, orient="index", columns=_labels(kinds)).rename_axis("rule")
+    return Table(frame, f"{_meanings(dataset)} {_facts(dataset, gained['count'])}", gained)
 
 
 def _cell(row: Mapping[Any, Any], kind: Metric, sign: str = "") -> str:
@@ -262,7 +301,7 @@ def _cell(row: Mapping[Any, Any], kind: Metric, sign: str = "") -> str:
 
 
 def _number(value: float, kind: Metric, sign: str = "") -> str:
-    return "" if np.isnan(value) else f"{value:{sign}.{1 if kind.scale > 1 else 3}f}"
+    return number(value, 1 if kind.scale > 1 else 3, sign)
 
 
 def _labels(metrics: Mapping[str, Metric]) -> list[str]:
@@ -274,8 +313,8 @@ def _meanings(dataset: xr.Dataset) -> str:
     counterfact = dataset.attrs["config"]["settings"]["metrics"] == "counterfact"
     success = "the new answer before the true one" if counterfact else "share of the answer's tokens, teacher forced"
     return (
-        f"success: {success}; accuracy: every token of the answer the argmax, teacher forced; D_KL and Top-k: of the "
-        "next token after neighbourhood prompts, against the unedited model"
+        f"In the columns, success: {success}; accuracy: every token of the answer the argmax, teacher forced; D_KL and "
+        "Top-k: of the next token after neighbourhood prompts, against the unedited model."
     )
 
 

@@ -1,9 +1,12 @@
-"""The paper's tables of methods: their columns, their rows, and the numbers that stand beside ours."""
+"""The paper's numbers, as printed in arXiv 2605.00358v2, and the columns of its tables of methods."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from jacobian_lab.errors import InputError
@@ -11,13 +14,13 @@ from jacobian_lab.errors import InputError
 
 @dataclass(frozen=True)
 class Metric:
-    """A column of the tables.
+    """A column of the tables of methods.
 
     Attributes:
         label: What it is called.
         scale: What it is multiplied by: shares are given × 100.
         best: Whether the largest (1) or the smallest (-1) is the best.
-        flat: Whether prompts are averaged at once, instead of each record's first (metrics.md).
+        flat: Whether prompts are averaged at once, instead of each record's first.
     """
 
     label: str
@@ -38,71 +41,111 @@ METRICS: Mapping[str, Metric] = {
 }
 """The paper's columns, and those of ``metrics.csv``."""
 
-MORE: Mapping[str, Metric] = {
-    "efficacy_greedy": Metric("efficacy, greedy"),
-    "generalization_greedy": Metric("generalisation, greedy"),
-    "neighborhood_success": Metric("neighbourhood success", flat=True),
-}
+DATASETS = {"counterfact": "CounterFact", "zsre": "ZsRE"}
+FACTS = "2,000"
+"""How many facts the paper edits, in one batch, on every model and data set."""
+
+_OF = ("table", "model", "dataset")
+"""What a row of numbers may say it is of."""
 
 
-@dataclass(frozen=True)
-class EditTable:
-    """One of the paper's tables.
-
-    Attributes:
-        model: The known model that it is of.
-        methods: Its rows below the unedited model.
-    """
-
-    model: str
-    methods: tuple[str, ...]
-
-
-_FIRST = ("onelayer", "memit", "blue", "memit+fe")
-_PAIRS = ("prune", "prune+fe", "rect", "rect+fe", "alphaedit", "alphaedit+fe")
-TABLES: Mapping[str, EditTable] = {
-    "table3": EditTable("llama-3-8b-instruct", _FIRST),
-    "table4": EditTable("llama-3-8b-instruct", ("memit", "memit+fe", *_PAIRS)),
-    "table6": EditTable("gpt2-xl", (*_FIRST, *_PAIRS)),
-    "table7": EditTable("gpt-j-6b", (*_FIRST, *_PAIRS)),
-}
-
-PAPER: Mapping[tuple[str, str], Mapping[str, float]] = {
-    ("counterfact", "onelayer"): {"efficacy_success": 76.2},
-    ("counterfact", "memit"): {"efficacy_success": 97.4, "generalization_accuracy": 48.0, "kl": 0.41, "top1": 77.5},
-    ("counterfact", "blue"): {"efficacy_success": 98.4, "generalization_accuracy": 60.1, "kl": 0.35, "top1": 81.0},
-    ("counterfact", "memit+fe"): {"efficacy_success": 99.9, "generalization_accuracy": 61.0, "kl": 0.34, "top1": 82.7},
-    ("zsre", "memit"): {"efficacy_success": 92.6, "generalization_accuracy": 72.6, "kl": 0.60, "top1": 45.3},
-    ("zsre", "blue"): {"efficacy_success": 94.6, "generalization_accuracy": 78.2, "kl": 0.18, "top1": 66.7},
-    ("zsre", "memit+fe"): {"efficacy_success": 97.6, "generalization_accuracy": 84.3, "kl": 0.09, "top1": 75.6},
-}
-"""What of the paper's tables could be had where this was written, from summaries of it: Llama-3-8B-Instruct, 2,000
-facts in one batch. `read_paper` takes the rest from a file."""
-
-PAPER_MODEL = "llama-3-8b-instruct"
-
-
-def read_paper(path: Path) -> dict[str, dict[str, float]]:
-    """Read somebody's numbers, to stand beside ours.
+def read_paper(path: Path) -> pd.DataFrame:
+    """Read numbers of methods that somebody has measured, to stand beside ours.
 
     Args:
-        path: A CSV file in the layout of ``metrics.csv``; cells may be empty.
+        path: A CSV file in the layout of ``metrics.csv``, shares × 100, where ``table`` (3 or table3), ``model`` and
+            ``dataset`` (counterfact or zsre) may be columns too; cells may be empty.
 
     Returns:
-        Values by method and metric.
+        Columns ``table, model, dataset``, empty where not said, ``method``, and `METRICS`, NaN where not said.
 
     Raises:
         InputError: If it cannot be read or has other columns.
     """
-    expected = f"expected a CSV file with the columns method, {', '.join(METRICS)}"
+    expected = f"expected a CSV file with the columns method, {', '.join(METRICS)} (and {', '.join(_OF)})"
     try:
-        frame = pd.read_csv(path)
+        frame = pd.read_csv(path, dtype=dict.fromkeys((*_OF, "method"), str))
     except (OSError, ValueError) as error:
         raise InputError(f"{expected}, got {path} ({str(error).splitlines()[0]:.100}): check the file") from error
-    if "method" not in frame or not set(frame.columns) <= {"method", *METRICS}:
+    if "method" not in frame or not set(frame.columns) <= {*_OF, "method", *METRICS}:
         raise InputError(f"{expected}, got {', '.join(map(str, frame.columns))} in {path}: check the file")
+    frame = frame.reindex(columns=[*_OF, "method", *METRICS])
     try:
-        rows = frame.set_index("method").astype(float)
+        frame = frame.astype(dict.fromkeys(METRICS, float))
     except ValueError as error:
         raise InputError(f"{expected} of numbers, got another in {path} ({error}): check the file") from error
-    return {str(method): dict(row.dropna()) for method, row in rows.iterrows()}
+    texts = frame[[*_OF, "method"]].astype(object).fillna("")
+    numbers = texts["table"].str.removeprefix("table")
+    texts["table"] = numbers.where(numbers == "", "table" + numbers)
+    return texts.join(frame[list(METRICS)])
+
+
+@functools.cache
+def paper_methods() -> pd.DataFrame:
+    """Tables 3, 4, 6 and 7 of the paper.
+
+    Returns:
+        What `read_paper` makes of them: 62 rows, in the paper's order.
+    """
+    return read_paper(_data("paper_tables.csv"))
+
+
+def rows_beside(numbers: pd.DataFrame, dataset: str, model: str, table: str = "") -> pd.DataFrame:
+    """The rows that stand in a table: those of its data set, model and number, as far as they say what they are of.
+
+    Args:
+        numbers: What `read_paper` returns.
+        dataset: ``"counterfact"`` or ``"zsre"``.
+        model: The known model that the table is of.
+        table: Its name; any table's rows by default.
+
+    Returns:
+        Columns ``model, dataset`` and `METRICS`, by method.
+    """
+    own = {"dataset": dataset, "model": model} | ({"table": table} if table else {})
+    for column, value in own.items():
+        numbers = numbers[numbers[column].isin(["", value])]
+    return numbers.drop_duplicates("method").set_index("method")
+
+
+@functools.cache
+def _residuals() -> pd.DataFrame:
+    return pd.read_csv(_data("paper_residuals.csv"))
+
+
+def paper_residuals(table: str, scheme: str, layers: int) -> np.ndarray:
+    """A row of Tables 1, 2 or 5 of the paper.
+
+    Args:
+        table: ``"table1"``, ``"table2"`` or ``"table5"``.
+        scheme: The target scheme.
+        layers: How many decisive layers there are to stand beside.
+
+    Returns:
+        ``[layer]``, the paper's layers in their order; NaN where it has no number, or another number of layers.
+    """
+    numbers = _residuals()
+    places = sorted(set(numbers["layer"]))
+    if layers != len(places):
+        return np.full(layers, np.nan)
+    row = numbers[(numbers["table"] == int(table.removeprefix("table"))) & (numbers["scheme"] == scheme)]
+    return row.set_index("layer")["value"].reindex(places).to_numpy()
+
+
+def source_line(numbers: pd.DataFrame | None = None) -> str:
+    """What a caption says of the paper's rows.
+
+    Args:
+        numbers: The rows, with ``model`` and ``dataset``; those of Tables 1, 2 and 5 by default.
+
+    Returns:
+        A sentence; empty if there are no rows.
+    """
+    rows = _residuals() if numbers is None else numbers
+    pairs = rows[["model", "dataset"]].drop_duplicates().to_numpy()
+    named = [", ".join(filter(None, (model, DATASETS.get(dataset, dataset)))) for model, dataset in pairs]
+    return f"The paper's rows: {'; '.join(named)}, {FACTS} facts." if named else ""
+
+
+def _data(name: str) -> Path:
+    return Path(str(files("jacobian_lab.report") / "data" / name))

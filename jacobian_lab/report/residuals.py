@@ -1,30 +1,17 @@
 """Tables 1, 2 and 5 from stored arrays, the paper's rows beside ours."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from jacobian_lab.report.captions import answered_facts, facts_line, failed_facts, model_name, seed_of, unmet_anchors
-from jacobian_lab.report.intervals import summarise
-from jacobian_lab.report.writing import facts_in_cells, write_csv, write_table
-from jacobian_lab.store.run import open_run
+from jacobian_lab.report.captions import facts_line, model_name, seed_of
+from jacobian_lab.report.intervals import summaries_of
+from jacobian_lab.report.paper import paper_residuals, source_line
+from jacobian_lab.report.writing import Table, facts_in_cells, number
 from jacobian_lab.store.schema import KINDS
-
-PAPER_LAYERS = (4, 5, 6, 7, 8)
-"""Decisive layers of Llama-3-8B-Instruct in the paper."""
-
-PAPER: dict[tuple[str, str], tuple[float, ...]] = {
-    ("table1", "backward-dividing"): (0.34, 0.41, 0.54, 0.72, 1.00),
-    ("table2", "backward-dividing"): (0.96, 0.91, 0.83, 0.69, 0.36),
-    ("table2", "backward-full"): (1.19, 0.90, 0.74, 0.56, 0.23),
-    ("table2", "one-layer"): (np.nan, np.nan, np.nan, np.nan, 0.55),
-    ("table5", "forward-replay"): (0.37, 0.15, 0.08, 0.05, 0.03),
-}
-"""Tables 1, 2 and 5 of arXiv 2605.00358v2: Llama-3-8B-Instruct, 2,000 CounterFact facts, means."""
 
 
 @dataclass(frozen=True)
@@ -42,61 +29,36 @@ class Line:
     label: str
 
 
-@dataclass(frozen=True)
-class Table:
-    """What a table shows.
-
-    Attributes:
-        caption: What is in its cells.
-        schemes: The schemes that the paper's table has.
-        lines: Its rows; those of schemes that a run lacks are left out.
-    """
-
-    caption: str
-    schemes: tuple[str, ...]
-    lines: tuple[Line, ...]
-
-
 def _own(*schemes: str, variable: str = "residual_ratio") -> tuple[Line, ...]:
     return tuple(Line(scheme, variable, scheme) for scheme in schemes)
 
 
 _BACKWARD = ("backward-dividing", "backward-full", "one-layer", "independent", "jacobian-pullback")
-TABLES = {
-    "table1": Table(
-        "Cosine of the shift that an edit makes at its layer and the passive shift that this makes at the last layer.",
-        ("backward-dividing",),
-        _own("backward-dividing", "jacobian-pullback", variable="cosine"),
-    ),
-    "table2": Table(
-        "Remaining residual at the last layer after the edit of each layer, over the initial one; the target is the "
-        "anchor optimised at the last layer.",
-        ("backward-dividing", "backward-full", "one-layer"),
-        _own(*_BACKWARD),
-    ),
-    "table5": Table(
-        "Remaining residual with forward replay, whose target at the last layer is replayed from the anchor at the "
-        "first; below, each scheme against the other's target, and absolute norms.",
-        ("forward-replay",),
-        (
-            *_own("forward-replay"),
-            Line(
-                "forward-replay",
-                "residual_ratio_against_optimised",
-                "forward-replay, against the optimised target",
-            ),
-            *(
-                Line(
-                    scheme,
-                    "residual_ratio_against_replayed",
-                    f"{scheme}, against the replayed target",
-                )
-                for scheme in _BACKWARD
-            ),
-            *(Line(s, "residual_norm", f"{s}, norm") for s in ("forward-replay", *_BACKWARD)),
-        ),
+ROWS: Mapping[str, tuple[Line, ...]] = {
+    "table1": _own("backward-dividing", "jacobian-pullback", variable="cosine"),
+    "table2": _own(*_BACKWARD),
+    "table5": (
+        *_own("forward-replay"),
+        Line("forward-replay", "residual_ratio_against_optimised", "forward-replay, against the optimised target"),
+        *(Line(s, "residual_ratio_against_replayed", f"{s}, against the replayed target") for s in _BACKWARD),
+        *(Line(s, "residual_norm", f"{s}, norm") for s in ("forward-replay", *_BACKWARD)),
     ),
 }
+"""Rows of the paper's tables, with schemes that it has not; those of schemes that a run lacks are left out."""
+
+
+def lacking(dataset: xr.Dataset, name: str) -> str:
+    """What a run would have to hold for a table to have a row.
+
+    Args:
+        dataset: An open run.
+        name: One of `ROWS`.
+
+    Returns:
+        The schemes, in words; empty if there is one of them.
+    """
+    schemes = dict.fromkeys(line.scheme for line in ROWS[name])
+    return "" if set(schemes) & set(dataset["scheme"].values) else f"one of the schemes {', '.join(schemes)}"
 
 
 def table(dataset: xr.Dataset, name: str) -> pd.DataFrame:
@@ -112,40 +74,35 @@ def table(dataset: xr.Dataset, name: str) -> pd.DataFrame:
         paper's, layer for layer in order.
     """
     layers = [int(layer) for layer in dataset["layer"].values]
-    seed = seed_of(dataset)
-    rows = []
-    for line in TABLES[name].lines:
+    heads, cells = [], []
+    for line in ROWS[name]:
         if line.scheme not in dataset["scheme"].values:
             continue
-        paper = PAPER.get((name, line.label), ()) if len(layers) == len(PAPER_LAYERS) else ()
-        for place, layer in enumerate(layers):
-            chosen = dataset.sel(scheme=line.scheme, layer=layer)
-            if not np.isfinite(chosen["update_norm"]):
-                continue  # the scheme does not edit this layer
-            summary = summarise(chosen[line.variable].values, seed)
-            rows.append(
-                {
-                    "row": line.label,
-                    "scheme": line.scheme,
-                    "variable": line.variable,
-                    "layer": layer,
-                }
-                | summary
-                | {"paper": paper[place] if paper else np.nan}
-            )
-    columns = [
-        "row",
-        "scheme",
-        "variable",
-        "layer",
-        "mean",
-        "low",
-        "high",
-        "median",
-        "count",
-        "paper",
-    ]
-    return pd.DataFrame(rows, columns=columns)
+        chosen = dataset.sel(scheme=line.scheme)
+        own = line.label == line.scheme
+        paper = paper_residuals(name, line.scheme if own else "", len(layers))
+        for place in np.flatnonzero(np.isfinite(chosen["update_norm"].values)):  # the layers that the scheme edits
+            heads.append((line.label, line.scheme, line.variable, layers[place], paper[place]))
+            cells.append(chosen[line.variable].values[:, place])
+    frame = pd.DataFrame(heads, columns=["row", "scheme", "variable", "layer", "paper"])
+    values = np.array(cells).reshape(len(cells), dataset.sizes["fact"])
+    frame = frame.join(summaries_of(values, seed_of(dataset)))
+    return frame[["row", "scheme", "variable", "layer", "mean", "low", "high", "median", "count", "paper"]]
+
+
+def shown(dataset: xr.Dataset, name: str) -> Table:
+    """One of the paper's tables, as one reads it.
+
+    Args:
+        dataset: An open run.
+        name: One of `ROWS`.
+
+    Returns:
+        The table.
+    """
+    long = table(dataset, name)
+    beside = source_line() if long["paper"].notna().any() else ""
+    return Table(wide(long), f"{facts_line(dataset, long['count'])} {beside}".rstrip(), long)
 
 
 def wide(long: pd.DataFrame) -> pd.DataFrame:
@@ -160,19 +117,14 @@ def wide(long: pd.DataFrame) -> pd.DataFrame:
     dim = "layer" if "layer" in long else "count_of_layers"
     out: dict[str, dict[int, str]] = {}
     for row in long.to_dict("records"):
-        interval = "" if np.isnan(row["low"]) else f" [{_number(row['low'])}, {_number(row['high'])}]"
-        cell = f"{_number(row['mean'])}{interval} ({_number(row['median'])})" if row["count"] else "not known"
+        interval = "" if np.isnan(row["low"]) else f" [{number(row['low'])}, {number(row['high'])}]"
+        cell = f"{number(row['mean'])}{interval} ({number(row['median'])})" if row["count"] else "not known"
         out.setdefault(row["row"], {})[row[dim]] = cell
         if not np.isnan(row.get("paper", np.nan)):
-            out.setdefault(f"{row['row']}, paper (Llama-3-8B)", {})[row[dim]] = _number(row["paper"])
+            out.setdefault(f"{row['row']}, paper (Llama-3-8B)", {})[row[dim]] = number(row["paper"])
     frame = pd.DataFrame.from_dict(out, orient="index", columns=sorted(set(long[dim]))).fillna("")
     frame.columns = pd.Index([f"{dim.removesuffix('_of_layers')} {label}" for label in frame.columns])
     return frame.rename_axis("row")
-
-
-def _number(value: float) -> str:
-    """Two decimals, or two digits of what would be lost with them."""
-    return f"{value:.1e}" if 0 < abs(value) < 0.005 else f"{value:.2f}"
 
 
 def efficacy_table(dataset: xr.Dataset) -> pd.DataFrame:
@@ -185,23 +137,25 @@ def efficacy_table(dataset: xr.Dataset) -> pd.DataFrame:
         One row a scheme, the unedited model first: share of facts answered, its interval, and the
         largest relative change of a weight.
     """
-    seed = seed_of(dataset)
-    rows = [
-        {
-            "scheme": "unedited",
-            **summarise(dataset["efficacy_unedited"].values, seed),
-            "largest_update": 0.0,
-        }
-    ]
-    for scheme in dataset["scheme"].values:
-        chosen = dataset.sel(scheme=scheme)
-        largest = float(chosen["update_norm"].max())
-        rows.append({
-            "scheme": str(scheme),
-            **summarise(chosen["efficacy"].values, seed),
-            "largest_update": largest,
-        })
-    return pd.DataFrame(rows).drop(columns="median").rename(columns={"mean": "efficacy"})
+    schemes = [str(name) for name in dataset["scheme"].values]
+    values = np.stack([dataset["efficacy_unedited"].values, *dataset["efficacy"].values.T])
+    frame = summaries_of(values, seed_of(dataset)).drop(columns="median").rename(columns={"mean": "efficacy"})
+    frame.insert(0, "scheme", ["unedited", *schemes])
+    return frame.assign(largest_update=[0.0, *dataset["update_norm"].max("layer").values])
+
+
+def efficacy_shown(dataset: xr.Dataset) -> Table:
+    """`efficacy_table`, as one reads it.
+
+    Args:
+        dataset: An open run.
+
+    Returns:
+        The table.
+    """
+    frame = efficacy_table(dataset)
+    note = f"{model_name(dataset)}, {facts_in_cells(dataset.sizes['fact'], frame['count'])}."
+    return Table(frame.round(3).set_index("scheme"), note, frame)
 
 
 def measurements(dataset: xr.Dataset) -> pd.DataFrame:
@@ -219,40 +173,3 @@ def measurements(dataset: xr.Dataset) -> pd.DataFrame:
     frame = dataset[columns].to_dataframe(dim_order=["fact", "scheme", "layer"]).reset_index()
     frame = frame[np.isfinite(frame["update_norm"])]
     return frame[["fact", "scheme", "layer", *columns]].dropna(axis="columns", how="all")
-
-
-def write_reports(folder: Path, tables: Sequence[str] = tuple(TABLES)) -> str:
-    """Write a run's measurements and tables beside its store.
-
-    Args:
-        folder: The run's folder.
-        tables: Which tables.
-
-    Returns:
-        The tables in Markdown, as the command line prints them.
-    """
-    dataset = open_run(folder)
-    write_csv(folder / "measurements.csv", measurements(dataset))
-    parts = []
-    for name in tables:
-        long = table(dataset, name)
-        if long.empty:
-            continue
-        caption = f"{name.replace('table', 'Table ')}. {TABLES[name].caption} {facts_line(dataset, long['count'])}"
-        write_csv(folder / f"{name}.csv", long)
-        parts.append(write_table(folder / name, wide(long), caption))
-    efficacy = efficacy_table(dataset)
-    write_csv(folder / "efficacy.csv", efficacy)
-    caption = (
-        "Efficacy accuracy: share of facts whose new answer is the argmax at every token, teacher forced, with its "
-        f"95 % bootstrap interval. {model_name(dataset)}, {facts_in_cells(dataset.sizes['fact'], efficacy['count'])}."
-    )
-    parts.append(write_table(folder / "efficacy", efficacy.round(3).set_index("scheme"), caption))
-    parts.append(unmet_anchors(dataset))
-    failed = failed_facts(dataset)
-    if failed:
-        parts.append(f"Facts without a finite anchor, left out of every mean: {', '.join(failed)}.")
-    answered = answered_facts(dataset)
-    if answered:
-        parts.append(f"Facts that the model answers already, left out of ratios: {', '.join(answered)}.")
-    return "\n\n".join(filter(None, parts))

@@ -1,23 +1,16 @@
-"""How figures look and where they go: ICML's sizes and fonts, legible in grey; `charts` draws them."""
+"""How figures look and where they go: ICML's sizes and fonts, legible in grey; `figures` draws them."""
 
-import argparse
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-import matplotlib.pyplot as plt
-import numpy as np
 import seaborn as sns
-import xarray as xr
-from matplotlib.figure import Figure, FigureBase
+from matplotlib.figure import Figure
 from tueplots import axes, figsizes, fontsizes
 
 from jacobian_lab.errors import InputError
-from jacobian_lab.report.captions import below_last
-from jacobian_lab.store.run import open_run
 
 _SHADES = sns.color_palette("cubehelix", 7)
 STYLES: dict[str, dict[str, Any]] = {
@@ -92,54 +85,3 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
             f"expected a folder for figures that can be written, got {folder} ({error.strerror}): choose another"
         ) from error
     return paths
-
-
-def script(
-    draw: Callable[[FigureBase, xr.Dataset], None],
-    description: str | None,
-    *,
-    kind: str = "tables",
-    needs: Sequence[str] = (),
-    made_by: str = "tables",
-    below: bool = False,
-    panels: Callable[[xr.Dataset], int] | None = None,
-    height: float = 0.75,
-) -> None:
-    """The whole of a script in ``figures/``: read a run, draw it, say where it went.
-
-    Args:
-        draw: Draws an open run on an empty figure; its name is the figure's.
-        description: What the script does.
-        kind: The kind of run that it draws.
-        needs: Variables that the run must hold values of.
-        made_by: The command that computes them.
-        below: Whether it needs them below the last layer, where J says something.
-        panels: Draws across the page, with as many panels as this says; else one in a column.
-        height: Height of a panel over its width.
-
-    Raises:
-        InputError: Never to the caller: it ends the script with one line and status 2.
-    """
-    name = draw.__name__
-    parser = argparse.ArgumentParser(prog=f"{name}.py", description=description)
-    parser.add_argument("run", type=Path, help=f"folder of a run, as jacobian-lab {made_by} makes it")
-    parser.add_argument("--out", type=Path, help="where to write; the run's folder 'figures' by default")
-    arguments = parser.parse_args()
-    mpl.use("agg")
-    try:
-        dataset = open_run(arguments.run, kind)
-        shown = below_last(dataset) if below else dataset
-        for variable in needs:
-            if not np.isfinite(shown[variable]).any():
-                raise InputError(
-                    f"expected a run that holds {variable}, got {arguments.run} without: make it with "
-                    f"jacobian-lab {made_by}, to {arguments.run}"
-                )
-        with style("full", columns=panels(shown), height=height) if panels else style(height=height):
-            figure = plt.figure()
-            draw(figure, dataset)
-            paths = save(figure, arguments.out or arguments.run / "figures", name)
-    except InputError as error:
-        sys.stderr.write(f"{name}.py: {error}\n")
-        sys.exit(2)
-    sys.stdout.write("\n".join(map(str, paths)) + "\n")

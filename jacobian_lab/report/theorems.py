@@ -1,17 +1,15 @@
 """Tables of the theorems, of what an edit does, of step sizes and layer counts, from stored arrays."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 
+import numpy as np
 import pandas as pd
 import xarray as xr
 
 from jacobian_lab.report.captions import DEGREES, below_last, facts_line, seed_of
-from jacobian_lab.report.intervals import summarise
+from jacobian_lab.report.intervals import summaries_of
 from jacobian_lab.report.residuals import wide
-from jacobian_lab.report.writing import write_csv, write_table
-from jacobian_lab.store.run import open_run
+from jacobian_lab.report.writing import Table
 from jacobian_lab.store.schema import DECISIONS
 
 Row = tuple[str, xr.DataArray]
@@ -45,42 +43,19 @@ NOT_KNOWN = {
 """What cannot be measured with half as many bits, and why."""
 
 
-@dataclass(frozen=True)
-class Account:
-    """A table of this module.
-
-    Attributes:
-        kind: The kind of run that it reads.
-        caption: What is in its cells.
-        rows: Its rows, from an open run.
-    """
-
-    kind: str
-    caption: str
-    rows: Callable[[xr.Dataset], Iterator[Row]]
-
-
-def write_account(folder: Path, name: str) -> str:
-    """Write one table beside a run's store.
+def shown(dataset: xr.Dataset, name: str) -> Table:
+    """One of the tables, as one reads it.
 
     Args:
-        folder: The run's folder.
-        name: One of `ACCOUNTS`.
+        dataset: An open run.
+        name: One of `ROWS`.
 
     Returns:
-        The table in Markdown, as the command line prints it.
+        The table.
     """
-    account = ACCOUNTS[name]
-    dataset = open_run(folder, account.kind)
-    if "surveyed" in dataset and (dataset["surveyed"] == 1).any():
-        write_csv(folder / "conditions.csv", conditions(dataset))
     long = summarised(dataset, name)
-    if long.empty:
-        return f"{account.caption} The run holds no such layer."
-    write_csv(folder / f"{name}.csv", long)
     known = long["count"][long["count"] > 0]
-    caption = " ".join([account.caption, *_reasons(dataset, name), facts_line(dataset, known)])
-    return write_table(folder / name, wide(long), caption)
+    return Table(wide(long), " ".join([*_reasons(dataset, name), facts_line(dataset, known)]), long)
 
 
 def summarised(dataset: xr.Dataset, name: str) -> pd.DataFrame:
@@ -88,26 +63,28 @@ def summarised(dataset: xr.Dataset, name: str) -> pd.DataFrame:
 
     Args:
         dataset: An open run.
-        name: One of `ACCOUNTS`.
+        name: One of `ROWS`.
 
     Returns:
         ``row``, ``layer`` (or ``count_of_layers``), ``mean``, ``low``, ``high``, ``median``, ``count``; rows
         without a finite value are left out, but for those that the run's dtype does not allow to be known.
     """
-    seed = seed_of(dataset)
-    lines = []
-    for label, values in ACCOUNTS[name].rows(dataset):
-        dim = next(str(dim) for dim in values.dims if dim != "fact")
-        for place in values[dim].values.tolist():
-            summary = summarise(values.sel({dim: place}).values, seed)
-            if summary["count"] or _not_known(dataset, values):
-                lines.append({"row": label, "count_of_layers" if dim == "count" else dim: place} | summary)
-    return pd.DataFrame(lines, columns=list(lines[0]) if lines else ["row", "layer", "mean"])
+    heads, cells, kept = [], [], []
+    dim = "layer"
+    for label, values in ROWS[name](dataset):
+        (dim,) = (str(dim) for dim in values.dims if dim != "fact")
+        for place, cell in zip(values[dim].values.tolist(), values.transpose(dim, "fact").values, strict=True):
+            heads.append((label, place))
+            cells.append(cell)
+            kept.append(bool(np.isfinite(cell).any()) or _not_known(dataset, values))
+    frame = pd.DataFrame(heads, columns=["row", "count_of_layers" if dim == "count" else dim])
+    found = summaries_of(np.array(cells, dtype=float).reshape(len(cells), dataset.sizes["fact"]), seed_of(dataset))
+    return frame.join(found)[np.array(kept, dtype=bool)].reset_index(drop=True)
 
 
 def _reasons(dataset: xr.Dataset, name: str) -> list[str]:
     """Why some rows are not known."""
-    unknown = {values.name for _, values in ACCOUNTS[name].rows(dataset) if _not_known(dataset, values)}
+    unknown = {values.name for _, values in ROWS[name](dataset) if _not_known(dataset, values)}
     dtype = dataset.attrs["config"]["settings"]["dtype"]
     return [reason.format(dtype=dtype) for variable, reason in NOT_KNOWN.items() if variable in unknown]
 
@@ -232,37 +209,12 @@ def _jacobian(dataset: xr.Dataset) -> Iterator[Row]:
     yield "rotation ‖A‖/‖S‖", dataset["rotation"]
 
 
-ACCOUNTS: dict[str, Account] = {
-    "theorem1": Account(
-        "tables",
-        "Theorem 1: how near the layers' shifts δ are to eigenvectors of J just before the edit, against random "
-        "directions and J's own eigenvectors in the unedited model.",
-        _theorem_1,
-    ),
-    "theorem2": Account(
-        "tables",
-        "Theorem 2: whether S = (J + Jᵀ)/2 of the unedited model is positive definite, and the milder condition "
-        "cos(Jδ, δ) > 0 along the edits' own directions, with J just before the edit.",
-        _theorem_2,
-    ),
-    "decomposition": Account(
-        "tables",
-        "What an edit does at the last layer: δ_L = J·δ + curvature + leakage; norms, cosines with the residual R "
-        "before the layer's edit, and shares in the residual that is left (they add up to 1).",
-        _decomposition,
-    ),
-    "step_size": Account(
-        "tables",
-        "Steps t forward along the layers' shifts δ (the edit makes t = 1), up to 3|t*|: the best, the harmful, and "
-        "those that J predicts to 10 %.",
-        _step_size,
-    ),
-    "layer_count": Account(
-        "layer-count",
-        "Residual that is left at the last layer, over the initial one, against the number of decisive layers, the "
-        "last one fixed; efficacy: share of facts whose new answer is the argmax at every token, teacher forced.",
-        _layer_count,
-    ),
-    "jacobian": Account("jacobian", "J from the layer to the last one, at the decisive token.", _jacobian),
+ROWS: Mapping[str, Callable[[xr.Dataset], Iterator[Row]]] = {
+    "theorem1": _theorem_1,
+    "theorem2": _theorem_2,
+    "decomposition": _decomposition,
+    "step_size": _step_size,
+    "layer_count": _layer_count,
+    "jacobian": _jacobian,
 }
-"""Tables by name; scripts in ``analyses/`` and subcommands are called by the same."""
+"""The rows of each table, from an open run of its kind."""

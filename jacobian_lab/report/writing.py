@@ -1,15 +1,22 @@
 """Tables as files, each there whole or not at all: Markdown, LaTeX and CSV."""
 
-import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from jacobian_lab.caching import write_text
 
-LATEX = str.maketrans({
+ESCAPES = str.maketrans({
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    **{sign: f"\\{sign}" for sign in "%&#$_{}"},
+})
+LETTERS = str.maketrans({
     "δ": r"$\delta$",
     "λ": r"$\lambda$",
     "σ": r"$\sigma$",
@@ -28,11 +35,26 @@ LATEX = str.maketrans({
     "↓": r"$\downarrow$",
     "−": "$-$",
     "–": "--",
-    "⟪": r"\textbf{",
-    "⟫": "}",
     "’": "'",
 })
 """What pdfLaTeX has no letters for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A table that has been computed.
+
+    Attributes:
+        frame: As one reads it.
+        note: What its caption says of this run: model, facts, where the paper's rows are from.
+        numbers: The same as numbers, for the CSV file; the frame itself by default.
+        bold: Which of the frame's cells, then texts, stand in bold.
+    """
+
+    frame: pd.DataFrame
+    note: str = ""
+    numbers: pd.DataFrame | None = None
+    bold: pd.DataFrame | None = None
 
 
 def facts_in_cells(total: int, counts: Iterable[Any]) -> str:
@@ -54,6 +76,24 @@ def facts_in_cells(total: int, counts: Iterable[Any]) -> str:
         if fewest == most
         else f"{fewest} to {most} of {total} facts in a cell"
     )
+
+
+def number(value: float, decimals: int | None = None, sign: str = "") -> str:
+    """A number in a cell.
+
+    Args:
+        value: The number.
+        decimals: How many; two by default, or two digits of what would be lost with them.
+        sign: ``"+"`` to write the sign of what is not negative too.
+
+    Returns:
+        Its text; empty for NaN.
+    """
+    if np.isnan(value):
+        return ""
+    if decimals is None and 0 < abs(value) < 0.005:
+        return f"{value:{sign}.1e}"
+    return f"{value:{sign}.{2 if decimals is None else decimals}f}"
 
 
 def write_csv(path: Path, frame: pd.DataFrame, *, index: bool = False) -> None:
@@ -82,8 +122,24 @@ def write_table(stem: Path, frame: pd.DataFrame, caption: str, bold: pd.DataFram
     marked = frame if bold is None else frame.where(~bold, "**" + frame + "**")
     text = f"{caption}\n\n{marked.to_markdown()}\n"
     write_text(stem.with_suffix(".md"), text)
-    escaped = re.sub(r"[%&#$_{}]", lambda found: "\\" + found[0], caption)
-    marked = frame if bold is None else frame.where(~bold, "⟪" + frame + "⟫")
-    latex = marked.to_latex(escape=True, caption=escaped, position="t").translate(LATEX)
-    write_text(stem.with_suffix(".tex"), latex)
+    write_text(stem.with_suffix(".tex"), latex(frame, caption, bold))
     return text.rstrip()
+
+
+def latex(frame: pd.DataFrame, caption: str, bold: pd.DataFrame | None = None) -> str:
+    """A table for pdfLaTeX, with booktabs.
+
+    Args:
+        frame: The table.
+        caption: What is in it.
+        bold: Which of its cells stand in bold.
+
+    Returns:
+        A ``table`` environment, in ASCII as far as `LETTERS` goes.
+    """
+    styler = frame.style.format(escape="latex", precision=6, na_rep="NaN")
+    styler = styler.format_index(escape="latex", axis=0).format_index(escape="latex", axis=1)
+    if bold is not None:
+        styler = styler.apply(lambda _: bold.map(lambda best: "textbf:--rwrap" if best else ""), axis=None)
+    text = styler.to_latex(caption=caption.translate(ESCAPES), position="t", hrules=True)
+    return text.translate(LETTERS)

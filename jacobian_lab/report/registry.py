@@ -1,0 +1,338 @@
+"""Every table and every figure once: of which kind of run, from which variables, made by which command, drawn by what.
+
+The same rows serve the command line, the scripts in ``analyses/`` and ``figures/``, and `Results`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import xarray as xr
+from matplotlib.figure import FigureBase
+
+from jacobian_lab.report import figures, methods, residuals, theorems
+from jacobian_lab.report.captions import below_last
+from jacobian_lab.report.writing import Table
+
+
+def _nothing(_dataset: xr.Dataset) -> str:
+    return ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What is shown of a kind of run.
+
+    Attributes:
+        kinds: The kinds of run, among `KINDS`.
+        caption: What is in it.
+        needs: Variables that the run must hold values of.
+        made_by: The command that computes them, as Python spells it; options may follow.
+        below: Whether they are needed below the last layer, where J says something.
+        lacking: What else a run lacks, in words; empty if nothing.
+    """
+
+    kinds: tuple[str, ...] = ("tables",)
+    caption: str = ""
+    needs: tuple[str, ...] = ()
+    made_by: str = "tables"
+    below: bool = False
+    lacking: Callable[[xr.Dataset], str] = _nothing
+
+    def lacks(self, dataset: xr.Dataset) -> str:
+        """What a run of the kind would have to hold besides.
+
+        Args:
+            dataset: An open run of the kind.
+
+        Returns:
+            In words; empty if the run can show this.
+        """
+        shown = below_last(dataset) if self.below else dataset
+        missing = [name for name in self.needs if not np.isfinite(shown[name]).any()]
+        return missing[0] if missing else self.lacking(dataset)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableEntry(Entry):
+    """A table; one without a caption goes to a CSV file alone.
+
+    Attributes:
+        make: Computes it from an open run, and from the frame of the table that it uses.
+        uses: Another table that it is made of.
+        edits: Schemes or methods that the paper's table has: what its script edits with by default.
+        model: The known model that the paper's table is of.
+    """
+
+    make: Callable[..., Table]
+    uses: str = ""
+    edits: tuple[str, ...] = ()
+    model: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FigureEntry(Entry):
+    """A figure.
+
+    Attributes:
+        draw: Draws an open run on an empty figure.
+        panels: How many stand side by side, across the page; in one column if it is not said.
+        height: Height of a panel over its width.
+    """
+
+    draw: Callable[[FigureBase, xr.Dataset], None]
+    panels: Callable[[xr.Dataset], int] | None = None
+    height: float = 0.75
+
+
+_FIRST = ("onelayer", "memit", "blue", "prune", "rect", "alphaedit", "memit+fe")
+_FORWARD = ("prune+fe", "rect+fe", "alphaedit+fe")
+_PAIRS = ("prune", "prune+fe", "rect", "rect+fe", "alphaedit", "alphaedit+fe")
+
+
+def _residuals(name: str, caption: str, needs: str, *edits: str) -> TableEntry:
+    return TableEntry(
+        caption=caption,
+        needs=(needs,),
+        lacking=partial(residuals.lacking, name=name),
+        make=partial(residuals.shown, name=name),
+        edits=edits,
+    )
+
+
+def _account(name: str, caption: str, *needs: str, made_by: str = "", below: bool = True) -> TableEntry:
+    return TableEntry(
+        kinds=(name if name in {"layer_count", "jacobian"} else "tables",),
+        caption=caption,
+        needs=needs,
+        made_by=made_by or name,
+        below=below,
+        lacking=_neither if name == "theorem2" else _nothing,
+        make=partial(theorems.shown, name=name),
+    )
+
+
+def _of_methods(caption: str, make: Callable[..., Table], uses: str = "metrics_intervals") -> TableEntry:
+    return TableEntry(
+        kinds=("edit_table",), caption=caption, needs=("efficacy_success",), made_by="edit_table", make=make, uses=uses
+    )
+
+
+def _neither(dataset: xr.Dataset) -> str:
+    below = below_last(dataset)
+    held = any(np.isfinite(below[name]).any() for name in ("lambda_min", "linear_cosine"))
+    return "" if held else "lambda_min or linear_cosine"
+
+
+def _no_pair(dataset: xr.Dataset) -> str:
+    return "" if methods.both_ways(dataset) else "a method and the same with FE"
+
+
+_CELLS = (
+    "Shares × 100, D_KL in nats; mean [95 % bootstrap interval over facts]; best of each column in bold; the paper's "
+    "row below ours."
+)
+
+
+def _methods(table: str, model: str, edits: tuple[str, ...], *more: str) -> TableEntry:
+    """A table of the paper; `more` are our methods below those that the paper has."""
+    return TableEntry(
+        kinds=("edit_table",),
+        caption=_CELLS,
+        needs=("efficacy_success",),
+        made_by="edit_table",
+        make=partial(methods.compared, table=table, model=model, ours=(*edits, *more)),
+        uses="metrics_intervals",
+        edits=(*edits, *more),
+        model=model,
+    )
+
+
+TABLES: Mapping[str, TableEntry] = {
+    "table1": _residuals(
+        "table1",
+        "Cosine of the shift that an edit makes at its layer and the passive shift that this makes at the last layer.",
+        "cosine",
+        "backward-dividing",
+    ),
+    "table2": _residuals(
+        "table2",
+        "Remaining residual at the last layer after the edit of each layer, over the initial one; the target is the "
+        "anchor optimised at the last layer.",
+        "residual_ratio",
+        "backward-dividing",
+        "backward-full",
+        "one-layer",
+    ),
+    "table5": _residuals(
+        "table5",
+        "Remaining residual with forward replay, whose target at the last layer is replayed from the anchor at the "
+        "first; below, each scheme against the other's target, and absolute norms.",
+        "residual_ratio",
+        "forward-replay",
+    ),
+    "efficacy": TableEntry(
+        caption="Efficacy accuracy: share of facts whose new answer is the argmax at every token, teacher forced, with "
+        "its 95 % bootstrap interval.",
+        needs=("efficacy_unedited",),
+        make=residuals.efficacy_shown,
+    ),
+    "measurements": TableEntry(needs=("update_norm",), make=lambda dataset: Table(residuals.measurements(dataset))),
+    "theorem1": _account(
+        "theorem1",
+        "Theorem 1: how near the layers' shifts δ are to eigenvectors of J just before the edit, against random "
+        "directions and J's own eigenvectors in the unedited model.",
+        "eigenvector_angle",
+    ),
+    "theorem2": _account(
+        "theorem2",
+        "Theorem 2: whether S = (J + Jᵀ)/2 of the unedited model is positive definite, and the milder condition "
+        "cos(Jδ, δ) > 0 along the edits' own directions, with J just before the edit.",
+    ),
+    "decomposition": _account(
+        "decomposition",
+        "What an edit does at the last layer: δ_L = J·δ + curvature + leakage; norms, cosines with the residual R "
+        "before the layer's edit, and shares in the residual that is left (they add up to 1).",
+        "linear_norm",
+    ),
+    "step_size": _account(
+        "step_size",
+        "Steps t forward along the layers' shifts δ (the edit makes t = 1), up to 3|t*|: the best, the harmful, and "
+        "those that J predicts to 10 %.",
+        "step_replayed",
+    ),
+    "conditions": TableEntry(
+        kinds=("tables", "jacobian"),
+        needs=("lambda_min",),
+        made_by="theorem2",
+        below=True,
+        make=lambda dataset: Table(theorems.conditions(dataset)),
+    ),
+    "layer_count": _account(
+        "layer_count",
+        "Residual that is left at the last layer, over the initial one, against the number of decisive layers, the "
+        "last one fixed; efficacy: share of facts whose new answer is the argmax at every token, teacher forced.",
+        "final_ratio",
+        below=False,
+    ),
+    "jacobian": _account(
+        "jacobian",
+        "J from the layer to the last one, at the decisive token.",
+        "lambda_min",
+        below=False,
+    ),
+    "table3": _methods("table3", "llama-3-8b-instruct", _FIRST),
+    "table4": _methods("table4", "llama-3-8b-instruct", _PAIRS, "memit", "memit+fe"),
+    "table6": _methods("table6", "gpt2-xl", _FIRST, *_FORWARD),
+    "table7": _methods("table7", "gpt-j-6b", _FIRST, *_FORWARD),
+    "edit_table": _of_methods(f"All methods. {_CELLS}", methods.compared),
+    "damage": _of_methods(
+        "Damage and cost: neighbourhood success × 100, D_KL, perplexity of the held-out text, ‖ΔW‖/‖W‖, prompts where "
+        "greedy decoding differs from teacher-forced accuracy.",
+        methods.damage,
+    ),
+    "gains": TableEntry(
+        kinds=("edit_table",),
+        caption="What forward replay adds, with it less without it, the same facts: shares × 100, D_KL in nats; mean "
+        "[95 % bootstrap interval].",
+        needs=("efficacy_success",),
+        made_by="edit_table",
+        lacking=_no_pair,
+        make=methods.gains,
+    ),
+    "metrics": _of_methods("", methods.metrics_table),
+    "metrics_intervals": _of_methods("", lambda dataset: Table(methods.summaries(dataset)), uses=""),
+    "records": _of_methods("", lambda dataset: Table(methods.records(dataset)), uses=""),
+    "weights": _of_methods("", lambda dataset: Table(methods.weights(dataset)), uses=""),
+}
+"""Tables by name: files, scripts in ``analyses/`` and, with a dash for the underscore, commands are called the same."""
+
+
+FIGURES: Mapping[str, FigureEntry] = {
+    "cosine_by_layer": FigureEntry(
+        caption="Table 1 as a figure: how well an edit's shift keeps its direction on the way to the last layer.",
+        needs=("cosine",),
+        lacking=partial(residuals.lacking, name="table1"),
+        draw=figures.cosine_by_layer,
+    ),
+    "residual_by_layer": FigureEntry(
+        caption="Tables 2 and 5 as a figure: the residual that each scheme leaves after each layer's edit.",
+        needs=("residual_ratio",),
+        draw=figures.residual_by_layer,
+    ),
+    "spread_by_fact": FigureEntry(
+        caption="The remaining residual of every single fact under each scheme, and the median.",
+        needs=("residual_ratio",),
+        draw=figures.spread_by_fact,
+        panels=lambda dataset: dataset.sizes["scheme"],
+        height=1.2,
+    ),
+    "theorem1": FigureEntry(
+        caption="Theorem 1: how far the edits' shifts are from eigenvectors of J, against random directions.",
+        needs=("eigenvector_angle",),
+        made_by="theorem1",
+        below=True,
+        draw=figures.theorem1,
+        panels=lambda _dataset: 2,
+        height=0.6,
+    ),
+    "theorem2": FigureEntry(
+        caption="Theorem 2: the strict condition on S, and the milder one along the edits' own directions.",
+        needs=("lambda_min", "linear_cosine"),
+        below=True,
+        draw=figures.theorem2,
+        panels=lambda _dataset: 3,
+    ),
+    "decomposition": FigureEntry(
+        caption="What an edit does at the last layer: J·δ, curvature and leakage, scheme by scheme.",
+        needs=("linear_norm",),
+        below=True,
+        draw=figures.decomposition,
+        panels=lambda dataset: len(figures.schemes_with(dataset, "linear_norm")),
+        height=1.2,
+    ),
+    "step_size": FigureEntry(
+        caption="Figure 3, measured: the residual after other steps along the edits' shifts, layer by layer.",
+        needs=("step_replayed",),
+        made_by="step_size",
+        below=True,
+        draw=figures.step_size,
+        panels=lambda dataset: dataset.sizes["layer"],
+        height=1.0,
+    ),
+    "layer_count": FigureEntry(
+        kinds=("layer_count",),
+        caption="The residual that is left against the number of decisive layers.",
+        needs=("final_ratio",),
+        made_by="layer_count",
+        draw=figures.layer_count,
+    ),
+    "jacobian": FigureEntry(
+        kinds=("jacobian",),
+        caption="Spectra of the Jacobians, and how far they are from normal against the distance.",
+        needs=("singular_value",),
+        made_by="jacobian --method dense",
+        draw=figures.jacobian,
+        panels=lambda _dataset: 4,
+        height=1.0,
+    ),
+    "efficacy_specificity": FigureEntry(
+        kinds=("edit_table",),
+        caption="Every method in the plane of what it edits and what it leaves alone, with and without forward replay.",
+        needs=("efficacy_success",),
+        made_by="edit_table",
+        draw=figures.efficacy_specificity,
+        panels=lambda _dataset: 2,
+    ),
+    "fe_gain": FigureEntry(
+        kinds=("edit_table",),
+        caption="What forward replay adds to each rule, paired over facts.",
+        needs=("efficacy_success",),
+        made_by="edit_table",
+        lacking=_no_pair,
+        draw=figures.fe_gain,
+        panels=lambda _dataset: 2,
+    ),
+}
+"""Figures by name: their files and the scripts in ``figures/`` are called the same."""

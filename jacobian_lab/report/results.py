@@ -1,0 +1,278 @@
+"""What a run holds, to be looked at: its tables as data frames, its figures, in a notebook or from a script."""
+
+import argparse
+import sys
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import Any, TypeVar
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import pandas as pd
+import xarray as xr
+from matplotlib.figure import Figure
+
+from jacobian_lab.errors import InputError
+from jacobian_lab.report.captions import below_last, model_name
+from jacobian_lab.report.registry import FIGURES, TABLES, Entry
+from jacobian_lab.report.style import save, style
+from jacobian_lab.report.writing import Table, write_csv, write_table
+from jacobian_lab.store.run import open_run
+from jacobian_lab.store.schema import command_of
+
+E = TypeVar("E", bound=Entry)
+
+
+class Results:
+    """The results of a run.
+
+    Args:
+        folder: The run's folder.
+        kind: The kind that it must be of, if that matters.
+
+    Attributes:
+        folder: The folder.
+        dataset: Every array with its dimensions, meaning and units; schemes or methods that have been measured.
+        config: What ``config.json`` holds: ``format``, ``kind``, ``settings``, ``provenance``, ``coordinates``.
+        kind: The kind of run: ``tables``, ``jacobian``, ``layer_count`` or ``edit_table``.
+
+    Raises:
+        InputError: If there is no run, or not of this kind, or something that it had finished is missing.
+
+    Example:
+        >>> run = Results("runs/reproduce")  # doctest: +SKIP
+        >>> run.tables  # doctest: +SKIP
+        ('table1', 'table2', 'table5', 'efficacy', 'measurements', 'theorem2', 'decomposition', 'conditions')
+        >>> run.table("table2")  # doctest: +SKIP
+        >>> run.figure("residual_by_layer").savefig("residual.pdf")  # doctest: +SKIP
+    """
+
+    def __init__(self, folder: Path | str, kind: str | None = None) -> None:
+        self.folder = Path(folder)
+        self.dataset: xr.Dataset = open_run(self.folder, kind)
+        self.config: dict[str, Any] = self.dataset.attrs["config"]
+        self.kind: str = self.config["kind"]
+        self._made: dict[str, Table] = {}
+
+    @property
+    def facts(self) -> int:
+        """How many facts the run has."""
+        return self.dataset.sizes["fact"]
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Names of the tables that the run can give."""
+        return self._held(TABLES)
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """Names of the figures that the run can give."""
+        return self._held(FIGURES)
+
+    def table(self, name: str) -> pd.DataFrame:
+        """A table as one reads it.
+
+        Args:
+            name: One of `tables`.
+
+        Returns:
+            Its cells, texts with intervals where it has them; the paper's rows below ours.
+
+        Raises:
+            InputError: If there is no such table, or the run does not hold what it needs.
+        """
+        return self._table(name).frame.copy()
+
+    def numbers(self, name: str) -> pd.DataFrame:
+        """A table as its CSV file has it: numbers, a row for each cell where it has intervals.
+
+        Args:
+            name: One of `tables`.
+
+        Returns:
+            Its numbers.
+
+        Raises:
+            InputError: If there is no such table, or the run does not hold what it needs.
+        """
+        made = self._table(name)
+        return (made.frame if made.numbers is None else made.numbers).copy()
+
+    def caption(self, name: str) -> str:
+        """What is in a table, of which model and facts, and of which the paper's rows are.
+
+        Args:
+            name: One of `tables`.
+
+        Returns:
+            Its caption.
+
+        Raises:
+            InputError: If there is no such table, or the run does not hold what it needs.
+        """
+        return _caption(name, self._table(name))
+
+    def figure(self, name: str) -> Figure:
+        """Draw a figure at ICML's sizes and with its fonts.
+
+        Args:
+            name: One of `figures`.
+
+        Returns:
+            The figure, closed for pyplot, so that a notebook shows it once.
+
+        Raises:
+            InputError: If there is no such figure, or the run does not hold what it needs.
+        """
+        entry = self._entry(FIGURES, name, "figure")
+        shown = below_last(self.dataset) if entry.below else self.dataset
+        column, panels = ("full", entry.panels(shown)) if entry.panels else ("half", 1)
+        with style(column, panels, entry.height):
+            figure = plt.figure()
+            try:
+                entry.draw(figure, self.dataset)
+                figure.draw_without_rendering()  # ticks take their fonts when they are first drawn
+            finally:
+                plt.close(figure)
+        return figure
+
+    def save_figure(self, name: str, folder: Path | str | None = None) -> list[Path]:
+        """Draw a figure into files.
+
+        Args:
+            name: One of `figures`.
+            folder: Where to; ``figures`` in the run's folder by default.
+
+        Returns:
+            The PDF and the PNG.
+
+        Raises:
+            InputError: If there is no such figure, the run does not hold what it needs, or it cannot be written.
+        """
+        figure = self.figure(name)
+        with style():
+            return save(figure, self.folder / "figures" if folder is None else Path(folder), name)
+
+    def write(self, *names: str, **given: Any) -> str:
+        """Write tables beside the store: Markdown, LaTeX and CSV, or CSV alone where there is no caption.
+
+        Args:
+            *names: Tables of this kind of run; those that the run cannot give are left out.
+            **given: What `TableEntry.make` takes besides, such as somebody's numbers.
+
+        Returns:
+            Those with a caption in Markdown, a line between them.
+
+        Raises:
+            InputError: If they cannot be written.
+        """
+        texts = []
+        for name in names:
+            entry = TABLES[name]
+            if self.kind not in entry.kinds or entry.lacks(self.dataset):
+                continue
+            made = self._make(name, **given) if given else self._table(name)
+            write_csv(self.folder / f"{name}.csv", made.frame if made.numbers is None else made.numbers)
+            if entry.caption:
+                texts.append(write_table(self.folder / name, made.frame, _caption(name, made), made.bold))
+        return "\n\n".join(texts)
+
+    def __repr__(self) -> str:
+        return "\n".join([
+            f"{type(self).__name__}({str(self.folder)!r}): {command_of(self.kind)}, {model_name(self.dataset)}, "
+            f"{self._facts_and_layers()}",
+            f"finished: {self._finished()}; tables: {', '.join(self.tables)}; figures: {', '.join(self.figures)}",
+        ])
+
+    def _repr_html_(self) -> str:
+        rows = {
+            "kind": command_of(self.kind),
+            "model": model_name(self.dataset),
+            "facts, layers": self._facts_and_layers(),
+            "finished": self._finished(),
+            "tables": ", ".join(self.tables),
+            "figures": ", ".join(self.figures),
+            "folder": str(self.folder),
+        }
+        lines = (f"<tr><th>{name}</th><td>{escape(text)}</td></tr>" for name, text in rows.items())
+        return f"<table>{''.join(lines)}</table>"
+
+    def _facts_and_layers(self) -> str:
+        facts = self.config["provenance"].get("facts", {})
+        source = f" of {facts['source']}" if facts.get("source") else ""
+        part = f" [{facts['slice']}]" if facts.get("slice") else ""
+        layers = self.config["settings"]["layers"]
+        return f"{self.facts} facts{source}{part}, layers {', '.join(map(str, layers))}"
+
+    def _finished(self) -> str:
+        """What has been measured, in words."""
+        dataset, parts = self.dataset, []
+        for dim, plural in (("scheme", "schemes"), ("edit", "methods")):
+            if dim in dataset.dims:
+                mark = dataset["counted"].any("count") if "counted" in dataset else dataset["measured"]
+                names = [str(name) for name in dataset[dim].values[mark.values > 0]]
+                parts.append(f"{len(names)} {plural} ({', '.join(names)})" if names else f"no {plural}")
+        if "surveyed" in dataset:
+            parts.append(f"Jacobians of {int((dataset['surveyed'] == 1).sum())} of {self.facts} facts")
+        if "studied" in dataset:
+            parts += [str(name) for name in dataset["study"].values[(dataset["studied"] == 1).any("scheme").values]]
+        return ", ".join(parts)
+
+    def _held(self, entries: Mapping[str, E]) -> tuple[str, ...]:
+        return tuple(n for n, entry in entries.items() if self.kind in entry.kinds and not entry.lacks(self.dataset))
+
+    def _entry(self, entries: Mapping[str, E], name: str, what: str) -> E:
+        if name not in entries:
+            there = ", ".join(self._held(entries))
+            raise InputError(f"expected a {what} among {there}, got {name!r}: choose one of them")
+        entry = entries[name]
+        if self.kind not in entry.kinds:
+            of, there = " or ".join(map(command_of, entry.kinds)), ", ".join(self._held(entries))
+            raise InputError(
+                f"expected a {what} of a run of jacobian-lab {command_of(self.kind)} ({there}), got {name}, which is "
+                f"of {of}: choose another, or another run"
+            )
+        if missing := entry.lacks(self.dataset):
+            raise InputError(
+                f"expected a run that holds {missing}, got {self.folder} without: make it with jacobian-lab "
+                f"{command_of(entry.made_by)}, to {self.folder}"
+            )
+        return entry
+
+    def _table(self, name: str) -> Table:
+        self._entry(TABLES, name, "table")
+        if name not in self._made:
+            self._made[name] = self._make(name)
+        return self._made[name]
+
+    def _make(self, name: str, **given: Any) -> Table:
+        entry = TABLES[name]
+        used = [self._table(entry.uses).frame] if entry.uses else []
+        return entry.make(self.dataset, *used, **given)
+
+
+def _caption(name: str, made: Table) -> str:
+    number = f"Table {name.removeprefix('table')}. " if name.removeprefix("table").isdecimal() else ""
+    return f"{number}{TABLES[name].caption} {made.note}".strip()
+
+
+def figure_script(name: str) -> None:
+    """The whole of a script in ``figures/``: read a run, draw it, say where it went.
+
+    Args:
+        name: One of `FIGURES`.
+    """
+    entry = FIGURES[name]
+    made_by = command_of(entry.made_by)
+    parser = argparse.ArgumentParser(prog=f"{name}.py", description=entry.caption)
+    parser.add_argument("run", type=Path, help=f"folder of a run, as jacobian-lab {made_by} makes it")
+    parser.add_argument("--out", type=Path, help="where to write; the run's folder 'figures' by default")
+    arguments = parser.parse_args()
+    mpl.use("agg")
+    try:
+        paths = Results(arguments.run, entry.kinds[0]).save_figure(name, arguments.out)
+    except InputError as error:
+        sys.stderr.write(f"{name}.py: {error}\n")
+        sys.exit(2)
+    sys.stdout.write("\n".join(map(str, paths)) + "\n")
