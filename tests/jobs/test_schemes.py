@@ -22,7 +22,8 @@ from jacobian_lab.jobs import shared
 from jacobian_lab.jobs.config import parse_layers
 from jacobian_lab.jobs.schemes import TablesConfig, run_tables
 from jacobian_lab.model import sources
-from jacobian_lab.report.residuals import TABLES, measurements
+from jacobian_lab.report.registry import TABLES
+from jacobian_lab.report.residuals import measurements
 from jacobian_lab.store.run import open_run
 
 COMMAND = [sys.executable, "-c", "from jacobian_lab.cli import main; main()", "tables"]
@@ -337,7 +338,7 @@ def test_analyses_run_on_their_own_and_share_a_run(name, arguments, finished, tm
     assert (folder / f"{name}.tex").is_file()
     assert [path.stat().st_mtime_ns for path in chunks] == before
     some = open_run(folder)
-    assert set(TABLES[name].schemes) <= set(some["scheme"].values)
+    assert set(TABLES[name].edits) <= set(some["scheme"].values)
     whole = open_run(finished).sel(scheme=some["scheme"])
     np.testing.assert_array_equal(some["residual_ratio"], whole["residual_ratio"])
 

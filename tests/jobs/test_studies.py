@@ -28,7 +28,9 @@ from jacobian_lab.jobs.layer_count import LayerCountConfig, run_layer_count
 from jacobian_lab.jobs.schemes import run_tables
 from jacobian_lab.jobs.studies import STEPS, STUDIES
 from jacobian_lab.model.loading import load_model
-from jacobian_lab.report.theorems import ACCOUNTS, conditions, summarised, write_account
+from jacobian_lab.report.registry import FIGURES, TABLES
+from jacobian_lab.report.reports import write_account
+from jacobian_lab.report.theorems import ROWS, conditions, summarised
 from jacobian_lab.store.run import open_run
 
 LAYERS = (1, 2, 3)
@@ -210,7 +212,7 @@ def steps(tiny, facts):
 
     def look_on(edit):
         if edit.layer == 1:
-            found.update(STUDIES["step-size"](edit, False))
+            found.update(STUDIES["step_size"](edit, False))
 
     with restored(model, LAYERS):
         record = apply_edit(
@@ -287,7 +289,7 @@ def test_the_trust_radius_is_where_the_error_is_a_tenth(steps):
 
 def test_layer_counts_are_edits_of_so_many_layers(arguments, counted, tmp_path):
     """Each count is the main job with these layers; four is all there are up to layer 3."""
-    dataset = open_run(counted, "layer-count")
+    dataset = open_run(counted, "layer_count")
     assert list(dataset["count"].values) == [1, 2, 3, 4]
     run = open_run(run_tables(ExperimentConfig(**{**arguments, "layers": "2-3"}, out=tmp_path / "run"), progress=False))
     for scheme in LayerCountConfig.schemes:
@@ -329,20 +331,20 @@ def test_finished_analyses_compute_nothing(arguments, studied, counted, monkeypa
 def test_a_study_is_added_to_a_run_without_changing_it(arguments, studied, tmp_path):
     config = ExperimentConfig(**arguments, schemes=STUDIED, out=tmp_path / "run")
     run_tables(config, progress=False)
-    run_tables(config, studies=("step-size",), progress=False)
+    run_tables(config, studies=("step_size",), progress=False)
     added, whole = open_run(tmp_path / "run"), open_run(studied)
     for name in ("residual_ratio", "linear_norm", "step_replayed", "trust_radius"):
         assert added[name].identical(whole[name])
     assert added["eigenvector_angle"].isnull().all()
 
 
-RUNS = {"tables": "studied", "layer-count": "counted", "jacobian": "surveyed"}
-ANALYSES = tuple(ACCOUNTS)
+RUNS = {"tables": "studied", "layer_count": "counted", "jacobian": "surveyed"}
+ANALYSES = tuple(ROWS)
 
 
 @pytest.mark.parametrize("name", ANALYSES)
 def test_every_analysis_has_a_script_and_a_subcommand(name, arguments, request, capsys, monkeypatch):
-    folder = request.getfixturevalue(RUNS[ACCOUNTS[name].kind])
+    folder = request.getfixturevalue(RUNS[TABLES[name].kinds[0]])
     chosen = {**(survey_options(arguments) if name == "jacobian" else arguments), "out": folder}
     schemes = {"layer_count": ["--schemes", *LayerCountConfig.schemes], "jacobian": []}
     schemes = schemes.get(name, ["--schemes", *STUDIED])
@@ -351,21 +353,19 @@ def test_every_analysis_has_a_script_and_a_subcommand(name, arguments, request, 
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *options(chosen), *schemes])
     runpy.run_path(str(ROOT / "analyses" / f"{name}.py"), run_name="__main__")
     assert capsys.readouterr().out == printed
-    assert ACCOUNTS[name].caption in printed
+    assert TABLES[name].caption in printed
     assert (folder / f"{name}.tex").read_text().isascii()
     long = pd.read_csv(folder / f"{name}.csv")
     assert np.isfinite(long[["mean", "median"]].to_numpy()).all()
     pd.testing.assert_frame_equal(long, summarised(open_run(folder), name))
 
 
-FIGURES = {"layer_count": "counted", "jacobian": "surveyed"}
-OF_METHODS = {"efficacy_specificity", "fe_gain"}  # drawn in test_edit_table, from its runs
-SCRIPTS = [path for path in sorted((ROOT / "figures").glob("*.py")) if path.stem not in OF_METHODS]
+SCRIPTS = [ROOT / "figures" / f"{name}.py" for name, figure in FIGURES.items() if figure.kinds[0] in RUNS]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.stem)
 def test_every_figure_is_drawn_from_a_run(script, request, tmp_path, capsys, monkeypatch):
-    run = request.getfixturevalue(FIGURES.get(script.stem, "studied"))
+    run = request.getfixturevalue(RUNS[FIGURES[script.stem].kinds[0]])
     monkeypatch.setattr(sys, "argv", [script.name, str(run), "--out", str(tmp_path / "figures")])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -404,7 +404,7 @@ def test_the_survey_can_be_done_by_lanczos_or_left_out(arguments, studied, tmp_p
 
 
 def test_what_an_interrupted_study_left_is_not_shown(arguments, tmp_path, monkeypatch):
-    original = STUDIES["step-size"]
+    original = STUDIES["step_size"]
 
     def second_fails(edit, progress):
         if edit.layer == 2:
@@ -412,13 +412,13 @@ def test_what_an_interrupted_study_left_is_not_shown(arguments, tmp_path, monkey
         return original(edit, progress)
 
     config = ExperimentConfig(**arguments, schemes=("backward-full",), out=tmp_path / "run")
-    monkeypatch.setitem(STUDIES, "step-size", second_fails)
+    monkeypatch.setitem(STUDIES, "step_size", second_fails)
     with pytest.raises(KeyboardInterrupt):
-        run_tables(config, studies=("step-size",), progress=False)
+        run_tables(config, studies=("step_size",), progress=False)
     monkeypatch.undo()
     run_tables(config, progress=False)
     assert open_run(tmp_path / "run")["best_step"].isnull().all()
-    run_tables(config, studies=("step-size",), progress=False)
+    run_tables(config, studies=("step_size",), progress=False)
     assert open_run(tmp_path / "run")["best_step"].sel(layer=[1, 2]).notnull().all()
 
 

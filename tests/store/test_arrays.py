@@ -2,13 +2,18 @@
 
 import re
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
+import zarr
 
 from jacobian_lab.caching import PARTIAL
 from jacobian_lab.errors import InputError
-from jacobian_lab.report.residuals import write_reports
+from jacobian_lab.report.reports import write_reports
+from jacobian_lab.store.arrays import create_store
+from jacobian_lab.store.digests import sealed
+from jacobian_lab.store.finished import Finished
 from jacobian_lab.store.run import Run, marked, open_run, unfinished, whole
 from jacobian_lab.store.schema import KINDS
 
@@ -19,7 +24,7 @@ COORDINATES = {
     "scheme": ["backward-dividing", "one-layer", "forward-replay"],
     "layer": [4, 5],
     "anchor_layer": [4, 5],
-    "study": ["theorem1", "step-size"],
+    "study": ["theorem1", "step_size"],
     "step": [0.0, 1.0],
     "d_model": range(3),
 }
@@ -114,6 +119,48 @@ def test_a_lost_chunk_leaves_the_facts_of_the_others_done(finished):
     assert not marked(finished, "anchor_passes")
     assert unfinished(finished, "surveyed", fact=FACTS) == []
     assert marked(finished, "measured", scheme=DONE)
+
+
+def test_what_is_finished_is_read_once_and_asked_often(finished, tmp_path):
+    lose(finished, "anchor/1.0.0")
+    done = Finished.of(str(finished))
+    shutil.rmtree(finished / "data.zarr" / "cosine")  # after it was opened, before it is asked
+    assert done.left("surveyed", fact=FACTS[14:18]) == []
+    assert done.all("replayed")
+    assert done.lost("replayed", "surveyed") == ""
+    assert done.cells("anchor_passes", fact=["fact 15", "fact 16"]).tolist() == [[True, True], [False, False]]
+    assert done.lost("anchor_passes").startswith("anchor of fact fact 16")
+    assert done.lost("measured").startswith("cosine of scheme backward-dividing, forward-replay")
+    lose(finished, "lambda_min/0.0")
+    assert done.all("surveyed")  # as it was when it was asked first
+    assert not Finished.of(finished).all("surveyed")
+    nothing = Finished.of(tmp_path / "nothing")
+    assert nothing.left("measured", scheme=DONE) == DONE
+    assert nothing.cells("studied", study="theorem1", scheme=DONE).tolist() == [[False, False]]
+    assert not nothing.all("replayed")
+    assert nothing.lost() == ""
+
+
+def test_what_is_sealed_is_finished_at_once(tmp_path):
+    with create(tmp_path / "run") as run:
+        assert run.finished.left("measured", scheme=DONE) == DONE
+        fill(run, "measured", scheme=DONE[0])
+        assert run.finished.left("measured", scheme=DONE) == DONE[1:]
+        assert Finished.of(tmp_path / "run").left("measured", scheme=DONE) == DONE[1:]
+
+
+def test_an_empty_store_takes_no_memory_and_no_place(tmp_path):
+    facts, width = 2_000, 4_096  # 1.3 GB of spectra, were they there
+    labels = {"fact": range(facts), "layer": range(5), "rank": range(width), "array": sealed(KINDS["jacobian"])}
+    tracemalloc.start()
+    create_store(tmp_path, KINDS["jacobian"], labels)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**24
+    assert not [path for path in (tmp_path / "data.zarr" / "singular_value").iterdir() if path.name[0] != "."]
+    arrays = zarr.open_group(tmp_path / "data.zarr", mode="r")
+    assert np.isnan(arrays["singular_value"][7, 2]).all()
+    assert (arrays["surveyed"][:] == 0).all()
 
 
 def test_one_part_can_be_read_where_another_is_lost(finished):

@@ -15,9 +15,7 @@ from jacobian_lab.jobs.jacobians import JacobianConfig, run_jacobian
 from jacobian_lab.jobs.layer_count import LayerCountConfig, run_layer_count
 from jacobian_lab.jobs.methods import EditTableConfig, run_edit_table
 from jacobian_lab.jobs.schemes import TablesConfig, run_tables
-from jacobian_lab.report.methods import write_comparison
-from jacobian_lab.report.residuals import write_reports
-from jacobian_lab.report.theorems import write_account
+from jacobian_lab.report.reports import write_account, write_comparison, write_reports
 from jacobian_lab.store import arrays
 from jacobian_lab.store.run import open_run
 

@@ -1,0 +1,66 @@
+"""Runs of every kind, filled with numbers and no model behind them."""
+
+from pathlib import Path
+
+import numpy as np
+
+from jacobian_lab.store.run import Run
+from jacobian_lab.store.schema import KINDS
+
+FACTS = [f"fact {n}" for n in range(6)]
+SETTINGS = {
+    "anchor": {"lr": 0.5, "steps": 25, "stop_loss": 0.05},
+    "seed": 3,
+    "layers": [4, 5, 6, 7, 8],
+    "dtype": "float32",
+    "metrics": "counterfact",
+}
+PROVENANCE = {
+    "model": "my_model",
+    "protocol": "llama-3-8b-instruct",
+    "facts": {"source": "builtin", "slice": "0:6", "count": 6},
+}
+LAYERS = {"fact": FACTS, "layer": [4, 5, 6, 7, 8]}
+SCHEMES = ["backward-dividing", "backward-full", "one-layer", "forward-replay"]
+METHODS = ["unedited", "memit", "blue", "emmet", "memit+fe", "prune"]
+COORDINATES = {
+    "tables": {
+        **LAYERS,
+        "scheme": SCHEMES,
+        "anchor_layer": [4, 8],
+        "study": ["theorem1", "step_size"],
+        "step": [0.0, 1.0, 2.0],
+        "d_model": range(3),
+    },
+    "jacobian": {"fact": FACTS, "layer": [4, 5, 6, 7], "rank": range(4)},
+    "layer_count": {
+        "fact": FACTS,
+        "scheme": SCHEMES,
+        "count": [1, 2, 3],
+        "anchor_layer": [6, 7, 8],
+        "d_model": range(3),
+    },
+    "edit_table": {
+        **LAYERS,
+        "edit": METHODS,
+        "anchor_layer": [4, 8],
+        "paraphrase": range(2),
+        "neighbor": range(3),
+        "probe": ["none"],
+        "d_model": range(3),
+    },
+}
+"""The coordinates of a run of each kind."""
+
+
+def make_run(folder: Path, kind: str, settings=None, **written) -> Path:
+    """A finished run; what is given replaces the random numbers of a variable."""
+    rng = np.random.default_rng(0)
+    with Run(folder, kind, SETTINGS | (settings or {}), PROVENANCE, COORDINATES[kind]) as run:
+        for name, variable in KINDS[kind].items():
+            if variable.dtype == "f8":
+                shape = [len(run.coordinates[dim]) for dim in variable.dims]
+                run.write(name, written.get(name, rng.uniform(0.1, 0.9, size=shape)))
+        for mark in {variable.mark for variable in KINDS[kind].values()} - {""}:
+            run.seal(mark, 5 if mark.endswith("passes") else 1)
+    return folder

@@ -1,0 +1,25 @@
+"""Stored runs of every kind, and few resamples."""
+
+import numpy as np
+import pytest
+from helpers.runs import COORDINATES, make_run
+
+from jacobian_lab.report import intervals
+from jacobian_lab.report.results import Results
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    monkeypatch.setattr(intervals, "RESAMPLES", 199)
+
+
+@pytest.fixture(scope="session")
+def run_folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("stored")
+    given = {"edit_table": {"neighbor_edited": np.zeros((6, 3)), "probe_accuracy": np.full((6, 6, 1), np.nan)}}
+    return {kind: make_run(root / kind, kind, **given.get(kind, {})) for kind in COORDINATES}
+
+
+@pytest.fixture
+def results(run_folders):
+    return {kind: Results(folder) for kind, folder in run_folders.items()}

@@ -1,0 +1,192 @@
+"""A run as a notebook opens it, and the registry of all that it shows."""
+
+import re
+import runpy
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers.commands import ROOT
+from helpers.runs import COORDINATES, METHODS, SCHEMES, make_run
+from matplotlib.figure import Figure
+
+from jacobian_lab.errors import InputError
+from jacobian_lab.report.registry import FIGURES, TABLES
+from jacobian_lab.report.results import Results
+from jacobian_lab.store.schema import KINDS
+
+ENTRIES = [*TABLES.items(), *FIGURES.items()]
+
+
+def test_every_figure_has_a_script_and_every_script_a_figure():
+    assert {path.stem for path in (ROOT / "figures").glob("*.py")} == set(FIGURES)
+    for name in FIGURES:
+        assert f'figure_script("{name}")' in (ROOT / "figures" / f"{name}.py").read_text()
+
+
+def test_every_script_of_an_analysis_makes_a_table():
+    assert {path.stem for path in (ROOT / "analyses").glob("*.py")} <= set(TABLES)
+
+
+@pytest.mark.parametrize(("name", "entry"), ENTRIES)
+def test_every_row_names_kinds_and_variables_that_there_are(name, entry):
+    assert re.fullmatch(r"[a-z0-9_]+", name)
+    for kind in entry.kinds:
+        assert set(entry.needs) <= set(KINDS[kind])
+    assert entry.made_by.split()[0] in {*TABLES, "tables"}
+
+
+@pytest.mark.parametrize("kind", COORDINATES)
+def test_a_whole_run_gives_all_of_its_kind(kind, results):
+    run = results[kind]
+    assert set(run.tables) == {name for name, entry in TABLES.items() if kind in entry.kinds}
+    assert set(run.figures) == {name for name, entry in FIGURES.items() if kind in entry.kinds}
+    for name in run.tables:
+        assert isinstance(run.table(name), pd.DataFrame)
+        assert len(run.table(name)), name
+        assert len(run.numbers(name)), name
+
+
+def test_a_table_is_a_copy(results):
+    run = results["tables"]
+    table = run.table("table2")
+    table.iloc[:] = ""
+    assert (run.table("table2") != "").any().any()
+
+
+def test_table_2_by_hand(results):
+    run = results["tables"]
+    table, dataset = run.table("table2"), run.dataset
+    values = dataset["residual_ratio"].sel(scheme="one-layer", layer=8).values
+    assert table.loc["one-layer", "layer 8"].startswith(f"{values.mean():.2f} [")
+    assert table.loc["one-layer", "layer 8"].endswith(f"({np.median(values):.2f})")
+    assert table.loc["one-layer, paper (Llama-3-8B)"].tolist() == ["", "", "", "", "0.55"]
+    assert table.loc["backward-full, paper (Llama-3-8B)", "layer 4"] == "1.19"
+    assert "The paper's rows: llama-3-8b-instruct, CounterFact, 2,000 facts." in run.caption("table2")
+
+
+def test_what_a_run_is(run_folders, results):
+    run = Results(str(run_folders["tables"]), "tables")
+    assert run.dataset.identical(results["tables"].dataset)
+    assert (run.kind, run.facts, run.config["settings"]["seed"]) == ("tables", 6, 3)
+    text, html = repr(run), run._repr_html_()
+    assert len(text.splitlines()) <= 2
+    for words in ("my_model", "6 facts of builtin", "4, 5, 6, 7, 8", "forward-replay", "step_size", str(run.folder)):
+        assert words in text, words
+        assert words in html, words
+    assert ", ".join(METHODS) in repr(results["edit_table"])
+    assert ", ".join(SCHEMES) in repr(results["layer_count"])
+    assert "Jacobians of 6 of 6 facts" in repr(results["jacobian"])
+
+
+def test_names_that_are_not_there_are_told_with_those_that_are(results, tmp_path):
+    run = results["jacobian"]
+    with pytest.raises(InputError, match=r"expected a table among conditions, jacobian, got 'table9'"):
+        run.table("table9")
+    with pytest.raises(InputError, match=r"expected a figure among jacobian, got 'step-size'"):
+        run.figure("step-size")
+    with pytest.raises(
+        InputError, match=r"jacobian-lab jacobian \(conditions, jacobian\), got table3, which is of edit"
+    ):
+        run.table("table3")
+    nan = np.full((6, 4, 5), np.nan)
+    bare = Results(
+        make_run(tmp_path / "run", "tables", eigenvector_angle=nan, step_replayed=np.full((6, 4, 5, 3), np.nan))
+    )
+    assert "theorem1" not in {*bare.tables, *bare.figures}
+    assert "step_size" not in {*bare.tables, *bare.figures}
+    with pytest.raises(
+        InputError, match=r"holds eigenvector_angle, got .* without: make it with jacobian-lab theorem1"
+    ):
+        bare.table("theorem1")
+    with pytest.raises(InputError, match=r"make it with jacobian-lab step-size, to"):
+        bare.figure("step_size")
+    with pytest.raises(InputError, match="a run of jacobian-lab edit-table, got one of tables"):
+        Results(bare.folder, "edit_table")
+
+
+def lines(ax, label):
+    """The curve of an error bar, or the line, that a legend names."""
+    handles, labels = ax.get_legend_handles_labels()
+    handle = handles[labels.index(label)]
+    line = handle.lines[0] if hasattr(handle, "lines") else handle
+    return np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float)
+
+
+def test_curves_show_the_stored_means_and_the_papers(results):
+    run = results["tables"]
+    (ax,) = run.figure("residual_by_layer").axes
+    for scheme in ("backward-full", "forward-replay"):
+        x, y = lines(ax, scheme)
+        assert x.tolist() == [4, 5, 6, 7, 8]
+        np.testing.assert_allclose(y, run.dataset["residual_ratio"].sel(scheme=scheme).mean("fact"))
+    drawn = [np.asarray(line.get_ydata(), float).tolist() for line in ax.lines]
+    assert [1.19, 0.90, 0.74, 0.56, 0.23] in drawn
+    assert [0.37, 0.15, 0.08, 0.05, 0.03] in drawn
+    (ax,) = run.figure("cosine_by_layer").axes
+    assert [0.34, 0.41, 0.54, 0.72, 1.00] in [np.asarray(line.get_ydata(), float).tolist() for line in ax.lines]
+
+
+def test_the_spread_has_a_line_for_every_fact_and_their_median(results):
+    run = results["tables"]
+    figure = run.figure("spread_by_fact")
+    assert [ax.get_title() for ax in figure.axes] == SCHEMES
+    for ax, scheme in zip(figure.axes, SCHEMES, strict=True):
+        values = run.dataset["residual_ratio"].sel(scheme=scheme).values
+        drawn = np.array([line.get_ydata() for line in ax.lines[:6]])
+        np.testing.assert_array_equal(drawn, values)
+        np.testing.assert_array_equal(ax.lines[6].get_ydata(), np.median(values, axis=0))
+
+
+def test_steps_show_medians_and_quartiles_of_the_two_opposites(results):
+    run = results["tables"]
+    figure = run.figure("step_size")
+    assert [ax.get_title() for ax in figure.axes] == ["layer 4", "layer 5", "layer 6", "layer 7"]
+    ax, stored = figure.axes[1], run.dataset["step_replayed"].sel(scheme="forward-replay", layer=5).values
+    np.testing.assert_allclose(lines(ax, "forward-replay, replayed")[1], np.median(stored, axis=0))
+    assert len(ax.collections) == 2  # the band of each scheme
+    band = ax.collections[1].get_paths()[0].vertices
+    np.testing.assert_allclose(band[:, 1].max(), np.quantile(stored, 0.75, axis=0).max())
+
+
+def test_theorem_2_shows_both_ends_of_every_spectrum(results):
+    run = results["tables"]
+    left, middle, _ = run.figure("theorem2").axes
+    below = run.dataset.sel(layer=[4, 5, 6, 7])
+    drawn = np.array([line.get_ydata() for line in left.lines if line.get_marker() == "v"])
+    np.testing.assert_array_equal(drawn, below["lambda_min"].values.T)
+    share = (below["linear_cosine"].sel(scheme="one-layer") > 0).mean("fact")
+    np.testing.assert_allclose(lines(middle, "one-layer")[1], share)
+
+
+def test_methods_stand_where_their_means_are_with_an_arrow_to_fe(results):
+    run = results["edit_table"]
+    left, _ = run.figure("efficacy_specificity").axes
+    means = run.table("metrics")
+    for name in METHODS:
+        x, y = lines(left, name)
+        assert (x.item(), y.item()) == pytest.approx((means.loc[name, "kl"], means.loc[name, "efficacy_success"]))
+    assert [text.arrow_patch is not None for text in left.texts] == [True]  # memit is the only one both ways
+
+
+def test_gains_are_the_differences_of_the_means(results):
+    run = results["edit_table"]
+    left, right = run.figure("fe_gain").axes
+    means = run.table("metrics")
+    expected = means.loc["memit+fe", "efficacy_success"] - means.loc["memit", "efficacy_success"]
+    assert lines(left, "memit")[1][0] == pytest.approx(expected)
+    assert lines(right, "memit")[1].item() == pytest.approx(means.loc["memit+fe", "kl"] - means.loc["memit", "kl"])
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_is_drawn_in_the_house_style_and_by_its_script(name, results, tmp_path, monkeypatch, capsys):
+    run = results[FIGURES[name].kinds[0]]
+    figure = run.figure(name)
+    assert isinstance(figure, Figure)
+    assert all(ax.lines or ax.collections for ax in figure.axes)
+    assert {text.get_fontname() for ax in figure.axes for text in ax.get_xticklabels()} == {"STIXGeneral"}
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", str(run.folder), "--out", str(tmp_path)])
+    runpy.run_path(str(ROOT / "figures" / f"{name}.py"), run_name="__main__")
+    assert capsys.readouterr().out.split() == [str(tmp_path / f"{name}.{ending}") for ending in ("pdf", "png")]
+    assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
