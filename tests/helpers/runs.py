@@ -53,10 +53,10 @@ COORDINATES = {
 """The coordinates of a run of each kind."""
 
 
-def make_run(folder: Path, kind: str, settings=None, **written) -> Path:
+def make_run(folder: Path, kind: str, settings=None, provenance=None, **written) -> Path:
     """A finished run; what is given replaces the random numbers of a variable."""
     rng = np.random.default_rng(0)
-    with Run(folder, kind, SETTINGS | (settings or {}), PROVENANCE, COORDINATES[kind]) as run:
+    with Run(folder, kind, SETTINGS | (settings or {}), PROVENANCE | (provenance or {}), COORDINATES[kind]) as run:
         for name, variable in KINDS[kind].items():
             if variable.dtype == "f8":
                 shape = [len(run.coordinates[dim]) for dim in variable.dims]

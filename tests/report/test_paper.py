@@ -92,6 +92,12 @@ def test_all_methods_have_the_papers_rows_of_both_tables_and_no_others(results):
     assert rows == ["unedited", *both]
 
 
+def test_all_methods_have_the_rows_of_the_runs_own_model(tmp_path):
+    run = Results(make_run(tmp_path / "run", "edit_table", provenance={"protocol": "gpt2-xl"}))
+    assert run.table("edit_table").loc["memit, paper (gpt2-xl)", "efficacy success ↑"] == "94.0"
+    assert f"memit, {LLAMA}" not in run.table("edit_table").index
+
+
 def test_the_best_of_ours_alone_is_bold(results, tmp_path, run_folders):
     text = results["edit_table"].write("table3")
     frame, numbers = results["edit_table"].table("table3"), results["edit_table"].numbers("table3").set_index("method")
@@ -130,6 +136,9 @@ def test_a_file_may_say_of_which_table_model_and_data_set_its_rows_are(run_folde
     third, sixth = (run.write(name, paper=read_paper(path)) for name in ("table3", "table6"))
     assert paper_rows(third) == {f"memit, {LLAMA}": "11.0", "wise, paper": "44.0"}
     assert paper_rows(sixth) == {"memit, paper (gpt2-xl)": "33.0"}
+    methods = [line.split("|")[1].strip() for line in third.splitlines() if line.startswith("| ")][1:]
+    ours = ["unedited", "memit", f"memit, {LLAMA}", "blue", "wise, paper", "prune", "memit+fe"]
+    assert methods == ours  # in the paper's order, whatever the file has
 
 
 def paper_rows(markdown):

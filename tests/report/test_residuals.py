@@ -151,3 +151,10 @@ def test_intervals_of_figures_are_resampled_with_the_runs_seed(finished, monkeyp
     monkeypatch.setattr(figures, "summaries_of", noted)
     figures.theorem1(Figure(), open_run(finished))
     assert set(seeds) == {SETTINGS["seed"]}
+
+
+def test_the_papers_numbers_are_of_own_targets_alone(finished):
+    long = table(open_run(finished), "table5").groupby("row")["paper"]
+    assert long.get_group("forward-replay").tolist() == [0.37, 0.15, 0.08, 0.05, 0.03]
+    for row in ("forward-replay, against the optimised target", "forward-replay, norm", "backward-dividing, norm"):
+        assert long.get_group(row).isna().all()
