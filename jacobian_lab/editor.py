@@ -76,7 +76,7 @@ class Editor:
         layers: Sequence[int] | None = None,
         ridge: float | None = None,
         anchor: AnchorSettings | None = None,
-        anchors: Mapping[int, Tensor] | None = None,
+        anchors: Mapping[int, np.ndarray | Tensor] | None = None,
         templates: Templates | None = None,
         corpus: str | Corpus = PYTHON_DOCS,
         corpus_tokens: int | None = None,
@@ -98,11 +98,7 @@ class Editor:
         self.examination = Examination(model, self.facts, style_of(self.facts))
         check_questions(model, self.facts, self.examination.style)
         check_replay(model, self.facts, self.layers)
-        self._anchors = dict(anchors or {})
-        for layer, states in self._anchors.items():
-            expected = (len(self.facts), model.d_model)
-            if tuple(states.shape) != expected:
-                raise InputError(f"expected anchors {expected}, got {tuple(states.shape)} at layer {layer}: one a fact")
+        self._anchors = {layer: self._taken(layer, states) for layer, states in (anchors or {}).items()}
         self._eigh = cache(lambda matrix: torch.linalg.eigh(matrix.to(model.device)))
 
     def __repr__(self) -> str:
@@ -154,6 +150,13 @@ class Editor:
         if layer not in self._anchors:
             self._anchors[layer] = self._optimised(layer, range(len(self.facts)))
         return self._anchors[layer]
+
+    def _taken(self, layer: int, states: np.ndarray | Tensor) -> Tensor:
+        """Anchors from elsewhere, in the dtype that they would have been optimised in."""
+        expected, shape = (len(self.facts), self.model.d_model), tuple(states.shape)
+        if shape != expected:
+            raise InputError(f"expected anchors of the shape {expected}, got {shape} at layer {layer}: give one a fact")
+        return torch.as_tensor(states).to(self.model.device, torch.promote_types(self.model.dtype, torch.float32))
 
     def _optimised(self, layer: int, facts: Sequence[int]) -> Tensor:
         rows = self.rows.select(facts)
