@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from helpers.commands import holding
 
 from jacobian_lab.cli import facts as facts_command
 from jacobian_lab.errors import InputError
@@ -199,7 +200,7 @@ def test_every_bad_record_is_named_with_its_line_and_reason(tmp_path):
     told = str(caught.value)
     assert "line 2: expected an object" in told
     assert "line 4: expected text in the field 'subject', got nothing: add the words of the prompt" in told
-    assert told.endswith("or go on without by --on-bad-record skip")
+    assert told.endswith("or go on without by on_bad_record skip")
 
 
 def test_the_others_are_used_where_bad_records_are_skipped(tmp_path):
@@ -249,7 +250,7 @@ THRICE = [{**RECORD, "id": i, "target_new": answer} for i, answer in enumerate((
 
 def test_conflicts_are_refused_unless_each_is_to_be_edited_once(tmp_path):
     path = write(tmp_path / "f.json", THRICE)
-    with pytest.raises(InputError, match=r"Rome / Oslo / Rome in record 0, record 1, record 2.*--on-repeat first"):
+    with pytest.raises(InputError, match=r"Rome / Oslo / Rome in record 0, record 1, record 2.*on_repeat first"):
         load_facts(path)
     for how, answers in {"first": [(0, "Rome")], "last": [(2, "Rome")]}.items():
         file = read_facts(path, on_repeat=how)
@@ -287,15 +288,15 @@ def test_fields_that_nothing_uses_are_named_once_with_what_they_may_mean(tmp_pat
 
 @pytest.mark.parametrize("how", [{"on_bad_record": "ignore"}, {"on_repeat": "both"}])
 def test_unknown_ways_are_refused(how):
-    with pytest.raises(InputError, match=f"expected --{next(iter(how)).replace('_', '-')} of"):
+    with pytest.raises(InputError, match=f"expected {next(iter(how))} of"):
         load_facts(BUILTIN, **how)
     with pytest.raises(InputError, match="choose one of them"):
-        load_subject(SubjectConfig(**how))
+        load_subject(holding(SubjectConfig(), **how))
 
 
 def test_facts_that_would_be_edited_twice_are_refused_before_the_model_is_loaded():
-    with pytest.raises(InputError, match="expected --on-repeat of refuse, first, last, got 'keep'"):
-        load_subject(SubjectConfig(model="nowhere", on_repeat="keep"))
+    with pytest.raises(InputError, match="expected of refuse, first, last, got on_repeat 'keep'"):
+        load_subject(holding(SubjectConfig(model="nowhere"), on_repeat="keep"))
 
 
 COUNT = """

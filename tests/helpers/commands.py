@@ -23,3 +23,14 @@ def options(arguments: dict[str, object], prefix: str = "") -> list[str]:
         elif value is not None:
             found += [option, str(value)]
     return found
+
+
+def holding(config, **values):
+    """A configuration with fields that its types would not take."""
+    for name, value in values.items():
+        *path, last = name.split("__")
+        inner = config
+        for step in path:
+            inner = getattr(inner, step)
+        object.__setattr__(inner, last, value)
+    return config

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import get_args
 
 import pytest
+from helpers.commands import holding
 
 from jacobian_lab import cli
 from jacobian_lab.editing.rules import RECT_KEPT, RuleSettings
@@ -33,17 +34,6 @@ def test_choices_are_what_there_is():
     assert get_args(SchemeName) == tuple(SCHEMES)
     assert set(get_args(SchemesConfig.__dataclass_fields__["dtype"].type)) == set(DTYPES)
     assert set(get_args(RuleSettings.__dataclass_fields__["rect_by"].type)) == set(RECT_KEPT)
-
-
-def holding(config, **values):
-    """A configuration with fields that its types would not take."""
-    for name, value in values.items():
-        *path, last = name.split("__")
-        inner = config
-        for step in path:
-            inner = getattr(inner, step)
-        object.__setattr__(inner, last, value)
-    return config
 
 
 @pytest.mark.parametrize(
