@@ -211,47 +211,6 @@ def open_run(folder: Path | str, kind: str | None = None, part: str | None = Non
     return loaded
 
 
-def marked(folder: Path, mark: str, **labels: Any) -> bool:
-    """`Finished.all` of a folder, read anew.
-
-    Args:
-        folder: The run's folder; may be new.
-        mark: The mark.
-        **labels: For some of its dimensions, a label or a list of labels.
-
-    Returns:
-        Whether there is nothing left to do; false if there is no run.
-    """
-    return Finished.of(folder).all(mark, **labels)
-
-
-def unfinished(folder: Path, mark: str, **labels: Sequence[Any]) -> list[Any]:
-    """`Finished.left` of a folder, read anew.
-
-    Args:
-        folder: The run's folder; may be new.
-        mark: The mark, of one dimension.
-        **labels: For this dimension, a list of labels.
-
-    Returns:
-        Some of them.
-    """
-    return Finished.of(folder).left(mark, **labels)
-
-
-def whole(folder: Path, mark: str) -> bool:
-    """Whether nothing of a part has been lost: `Finished.lost` of a folder, read anew.
-
-    Args:
-        folder: The run's folder; may be new.
-        mark: The part's mark.
-
-    Returns:
-        Whether it is as it was left; true if there is no run.
-    """
-    return not Finished.of(folder).lost(mark)
-
-
 def check_folder(folder: Path, kind: str, settings: Mapping[str, Any]) -> None:
     """Check that a folder is new, empty, or of a run with the same settings; make it if it is absent.
 

@@ -222,7 +222,8 @@ def test_sequential_batches_keep_the_old_keys_in_the_solve(bench):
                 deltas[edit.layer] = deltas.get(edit.layer, 0) + edit.update.delta
                 model.weight(edit.layer).copy_(original[edit.layer] + deltas[edit.layer])  # added to the weight once
         for layer in layers:
-            torch.testing.assert_close(weights[layer], model.weight(layer), rtol=1e-8, atol=1e-9)
+            change = (weights[layer] - original[layer]).norm()  # whose entries near zero have no digits of their own
+            assert (weights[layer] - model.weight(layer)).norm() < 1e-9 * change
     jointly, _ = edited(bench, "memit+fe", size=6)
     default, _ = edited(bench, "memit+fe")
     assert all(torch.equal(jointly[layer], default[layer]) for layer in layers)

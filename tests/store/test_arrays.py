@@ -14,7 +14,7 @@ from jacobian_lab.report.results import write_reports
 from jacobian_lab.store.arrays import create_store
 from jacobian_lab.store.digests import sealed
 from jacobian_lab.store.finished import Finished
-from jacobian_lab.store.run import Run, marked, open_run, unfinished, whole
+from jacobian_lab.store.run import Run, open_run
 from jacobian_lab.store.schema import KINDS
 
 FACTS = [f"fact {n}" for n in range(20)]  # two chunks
@@ -94,7 +94,7 @@ def test_a_lost_chunk_is_named_and_its_part_alone_is_done_again(finished, capsys
         with pytest.raises(InputError, match=f"got .*run without {told}.*: give its command again$") as caught:
             read(finished)
         assert "\n" not in str(caught.value)
-    assert not whole(finished, mark)
+    assert Finished.of(finished).lost(mark)
     with create(finished) as run:
         (line,) = capsys.readouterr().err.splitlines()
         assert re.search(f"without {told}", line)
@@ -109,16 +109,16 @@ def test_a_lost_chunk_is_named_and_its_part_alone_is_done_again(finished, capsys
         if mark not in {"measured", "studied"}:
             fill(run, mark)
     assert open_run(finished).identical(before)
-    assert whole(finished, mark)
+    assert not Finished.of(finished).lost(mark)
 
 
 def test_a_lost_chunk_leaves_the_facts_of_the_others_done(finished):
     lose(finished, "anchor/1.0.0")
     with create(finished) as run:
         assert run.done("anchor_passes").all(1).tolist() == [True] * 16 + [False] * 4
-    assert not marked(finished, "anchor_passes")
-    assert unfinished(finished, "surveyed", fact=FACTS) == []
-    assert marked(finished, "measured", scheme=DONE)
+    assert not Finished.of(finished).all("anchor_passes")
+    assert Finished.of(finished).left("surveyed", fact=FACTS) == []
+    assert Finished.of(finished).all("measured", scheme=DONE)
 
 
 def test_what_is_finished_is_read_once_and_asked_often(finished, tmp_path):
@@ -176,7 +176,7 @@ def test_a_value_that_has_changed_is_noticed(finished):
         run.write("residual_ratio", [[7.0]], fact=["fact 3"], scheme="forward-replay", layer=[5])
     with pytest.raises(InputError, match="without residual_ratio of scheme forward-replay: give"):
         open_run(finished)
-    assert unfinished(finished, "measured", scheme=DONE) == ["forward-replay"]
+    assert Finished.of(finished).left("measured", scheme=DONE) == ["forward-replay"]
 
 
 def test_what_is_not_finished_is_not_lost(tmp_path, capsys):
@@ -187,9 +187,9 @@ def test_what_is_not_finished_is_not_lost(tmp_path, capsys):
     with create(tmp_path / "run") as run:
         assert not run.done("measured").any()
     assert not capsys.readouterr().err
-    assert unfinished(tmp_path / "run", "measured", scheme=DONE) == DONE
-    assert unfinished(tmp_path / "nothing", "measured", scheme=DONE) == DONE
-    assert whole(tmp_path / "nothing", "measured")
+    assert Finished.of(tmp_path / "run").left("measured", scheme=DONE) == DONE
+    assert Finished.of(tmp_path / "nothing").left("measured", scheme=DONE) == DONE
+    assert not Finished.of(tmp_path / "nothing").lost("measured")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -201,7 +201,7 @@ def test_every_array_of_every_kind_belongs_to_a_part(kind):
 @pytest.mark.parametrize("dim", ["fact", "scheme", "layer", "anchor_layer", "study", "step", "array"])
 def test_lost_labels_are_told_in_one_line(finished, dim):
     lose(finished, f"{dim}/0")
-    for use in (open_run, create, lambda folder: marked(folder, "measured")):
+    for use in (open_run, create, lambda folder: Finished.of(folder).all("measured")):
         with pytest.raises(InputError, match=f"the arrays of a run in .*, got other labels of {dim} than it was"):
             use(finished)
 
@@ -216,7 +216,7 @@ def test_lost_metadata_and_torn_chunks_are_told_in_one_line(finished, damage):
         torn.write_bytes(torn.read_bytes()[: torn.stat().st_size // 2])
     else:
         (store / ".zmetadata").write_text("{")
-    for use in (open_run, create, lambda folder: marked(folder, "measured")):
+    for use in (open_run, create, lambda folder: Finished.of(folder).all("measured")):
         with pytest.raises(InputError, match=r"expected the arrays of a run in .*, got \w+: .*: remove") as caught:
             use(finished)
         assert "\n" not in str(caught.value)

@@ -12,7 +12,8 @@ from filelock import SoftFileLock
 
 from jacobian_lab.errors import InputError
 from jacobian_lab.store import run as runs
-from jacobian_lab.store.run import Run, check_folder, marked, open_run
+from jacobian_lab.store.finished import Finished
+from jacobian_lab.store.run import Run, check_folder, open_run
 from jacobian_lab.store.schema import KINDS
 
 SETTINGS = {
@@ -104,13 +105,13 @@ def test_other_settings_are_refused_by_name(finished, change, name):
 
 
 def test_marks_tell_what_is_stored(finished, tmp_path):
-    assert marked(finished, "measured", scheme="forward-replay")
-    assert marked(finished, "measured", scheme=["forward-replay", "backward-dividing"])
-    assert not marked(finished, "measured", scheme=["forward-replay", "one-layer"])
-    assert not marked(finished, "measured")
-    assert marked(finished, "studied", study=[], scheme=["forward-replay"])
-    assert not marked(finished, "studied", study=["theorem1"], scheme=["forward-replay"])
-    assert not marked(tmp_path / "nothing", "measured")
+    assert Finished.of(finished).all("measured", scheme="forward-replay")
+    assert Finished.of(finished).all("measured", scheme=["forward-replay", "backward-dividing"])
+    assert not Finished.of(finished).all("measured", scheme=["forward-replay", "one-layer"])
+    assert not Finished.of(finished).all("measured")
+    assert Finished.of(finished).all("studied", study=[], scheme=["forward-replay"])
+    assert not Finished.of(finished).all("studied", study=["theorem1"], scheme=["forward-replay"])
+    assert not Finished.of(tmp_path / "nothing").all("measured")
 
 
 def test_a_run_of_another_kind_is_refused(finished):
