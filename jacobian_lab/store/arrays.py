@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 import zarr
+from numcodecs import Zstd
 
 from jacobian_lab.caching import content_key, write_text, written_whole
 from jacobian_lab.errors import InputError
@@ -17,6 +18,7 @@ from jacobian_lab.store.schema import COORDINATES, KINDS, Variable
 FORMAT = "jacobian_lab run 4"
 CONFIG, STORE = "config.json", "data.zarr"
 FACTS_PER_CHUNK = 16
+COMPRESSOR = Zstd(level=1, checksum=True)  # zarr's own choice, Blosc, reads beyond the end of a torn chunk
 UNREADABLE = (OSError, ValueError, KeyError, RuntimeError)
 """What zarr and its codecs raise."""
 
@@ -147,7 +149,8 @@ def create_store(folder: Path, variables: Mapping[str, Variable], coordinates: M
     """
     labelled = {name: (name, list(labels), {"long_name": COORDINATES[name]}) for name, labels in coordinates.items()}
     with written_whole(folder / STORE) as partial:
-        xr.Dataset(coords=labelled).to_zarr(partial, zarr_format=2, consolidated=False)
+        encoding = {name: {"compressors": COMPRESSOR} for name in labelled}
+        xr.Dataset(coords=labelled).to_zarr(partial, zarr_format=2, consolidated=False, encoding=encoding)
         group = zarr.open_group(partial, mode="r+", zarr_format=2, use_consolidated=False)
         for name, variable in variables.items():
             shape = tuple(len(coordinates[dim]) for dim in variable.dims)
@@ -157,6 +160,7 @@ def create_store(folder: Path, variables: Mapping[str, Variable], coordinates: M
                 shape=shape,
                 chunks=tuple(max(1, min(FACTS_PER_CHUNK, n) if f else n) for f, n in zip(facts, shape, strict=True)),
                 dtype=variable.dtype,
+                compressors=COMPRESSOR,
                 # xarray takes a fill value for a missing number, so that integers have none; they begin as 0 anyway
                 fill_value=np.nan if variable.dtype.startswith("f") else None,
                 attributes={

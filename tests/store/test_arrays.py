@@ -49,16 +49,23 @@ def fill(run, mark, **labels):
     run.seal(mark, **labels)
 
 
-@pytest.fixture
-def finished(tmp_path):
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
     """Every part but one scheme and one study."""
-    with create(tmp_path / "run") as run:
+    folder = tmp_path_factory.mktemp("made") / "run"
+    with create(folder) as run:
         for mark in ("anchor_passes", "replayed", "surveyed"):
             fill(run, mark)
         for scheme in DONE:
             fill(run, "measured", scheme=scheme)
             fill(run, "studied", scheme=scheme, study="theorem1")
-    return tmp_path / "run"
+    return folder
+
+
+@pytest.fixture
+def finished(made, tmp_path):
+    """A copy of it, to be damaged."""
+    return shutil.copytree(made, tmp_path / "run")
 
 
 def lose(folder, chunk):
@@ -206,14 +213,15 @@ def test_lost_labels_are_told_in_one_line(finished, dim):
             use(finished)
 
 
-@pytest.mark.parametrize("damage", ["no metadata", "half a chunk", "no chunk of an array's metadata"])
+@pytest.mark.parametrize("damage", ["no metadata", "half a chunk", "another byte", "half of the metadata"])
 def test_lost_metadata_and_torn_chunks_are_told_in_one_line(finished, damage):
     store = finished / "data.zarr"
     if damage == "no metadata":
         (store / ".zmetadata").unlink()
-    elif damage == "half a chunk":
+    elif damage in {"half a chunk", "another byte"}:
         torn = store / "residual_ratio" / "0.0.0"
-        torn.write_bytes(torn.read_bytes()[: torn.stat().st_size // 2])
+        half, rest = np.array_split(np.frombuffer(torn.read_bytes(), np.uint8), 2)
+        torn.write_bytes(half.tobytes() if damage == "half a chunk" else half.tobytes() + (rest ^ 1).tobytes())
     else:
         (store / ".zmetadata").write_text("{")
     for use in (open_run, create, lambda folder: Finished.of(folder).all("measured")):

@@ -39,10 +39,11 @@ def create(folder, settings=SETTINGS):
     return Run(folder, "tables", settings, {"model": "my_model"}, COORDINATES)
 
 
-@pytest.fixture
-def finished(tmp_path):
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
     """Known numbers: fact i under every scheme at layer l has the ratio i + l."""
-    with create(tmp_path / "run") as run:
+    folder = tmp_path_factory.mktemp("made") / "run"
+    with create(folder) as run:
         run.write("anchor", np.ones((4, 2, 3)))
         run.seal("anchor_passes", 5)
         run.write("replayed_target", np.ones((4, 5, 3)))
@@ -55,7 +56,13 @@ def finished(tmp_path):
             run.seal("measured", scheme=scheme)
         run.write("efficacy_unedited", [0, 0, 0, 1])
         run.seal("replayed")
-    return tmp_path / "run"
+    return folder
+
+
+@pytest.fixture
+def finished(made, tmp_path):
+    """A copy of it, to be damaged."""
+    return shutil.copytree(made, tmp_path / "run")
 
 
 def test_what_is_written_is_read(finished):
