@@ -1,8 +1,9 @@
-"""Anchors by gradient descent, all facts side by side."""
+"""Anchors, and shifts at several layers at once, by gradient descent, all facts side by side."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from jacobian_lab.maps.hooks import decisive_states
 from jacobian_lab.maps.replay import Frozen, freeze, replay_logits
+from jacobian_lab.model.language_model import Layers
 from jacobian_lab.model.rows import FactRows
 
 PADDING = 1.25
@@ -61,6 +63,73 @@ class Anchors:
     passes: Int[Tensor, " fact"]
 
 
+Weighting = Literal["equal", "front", "eased"]
+Budget = Literal["shared", "each"]
+Decay = Literal["norm", "price"]
+
+
+@dataclass(frozen=True)
+class CoordinationSettings:
+    """How a coordinated descent shares the effort over the decisive layers (methods.md §4).
+
+    Attributes:
+        weighting: How far a step moves each layer: equal; front, falling evenly from the first layer to the last; or
+            eased, as the root of kᵀC⁻¹k, which makes a layer's shift cheap.
+        budget: What the clamp bounds: the sum of ‖δ_l‖ / ‖h_l‖ over layers (shared), or each of them.
+        decay: What the loss has beside the answer: norm, Σ ‖δ_l‖ / ‖h_l‖² with the anchors' weight; or price,
+            Σ ‖δ_l‖² / (kᵀC⁻¹k), the least disturbance that realises the shifts, by the paper's Eq. 3.
+        price: Weight of the price.
+
+    Example:
+        >>> import jacobian_lab as jl
+        >>> jl.CoordinationSettings()
+        CoordinationSettings(weighting='equal', budget='shared', decay='norm', price=1.0)
+    """
+
+    weighting: Weighting = "equal"
+    budget: Budget = "shared"
+    decay: Decay = "norm"
+    price: float = 1.0
+
+    @property
+    def needs_eases(self) -> bool:
+        """Whether the descent has to be told kᵀC⁻¹k."""
+        return self.weighting == "eased" or self.decay == "price"
+
+    def shares(self, eases: Float[Tensor, "fact layer"]) -> Float[Tensor, "fact layer"]:
+        """How far a step moves each layer, over how far it moves a single anchor; the squares add up to one.
+
+        Args:
+            eases: kᵀC⁻¹k of every fact and layer; for other weightings its shape alone matters.
+
+        Returns:
+            The shares.
+        """
+        weights = torch.ones_like(eases)
+        if self.weighting == "front":
+            weights *= torch.arange(eases.shape[1], 0, -1).to(eases)
+        elif self.weighting == "eased":
+            weights = eases.sqrt()
+        return weights / torch.linalg.vector_norm(weights, dim=1, keepdim=True)
+
+
+@dataclass(frozen=True, eq=False)
+class CoordinatedShifts:
+    """Optimised shifts of the decisive token at several layers, one set a fact.
+
+    Attributes:
+        layers: The layers, ascending.
+        shifts: δ_l, ``[fact, layer, d_model]``, in float32 or better; NaN where the loss was not finite.
+        loss: The loss at the last pass.
+        passes: How many passes were made.
+    """
+
+    layers: Layers
+    shifts: Float[Tensor, "fact layer d_model"]
+    loss: Float[Tensor, " fact"]
+    passes: Int[Tensor, " fact"]
+
+
 def optimise_anchors(rows: FactRows, layer: int, settings: AnchorSettings, progress: Progress | None = None) -> Anchors:
     """Find the states at `layer` that make the model give the new answers (methods.md §2).
 
@@ -84,13 +153,45 @@ def optimise_anchors(rows: FactRows, layer: int, settings: AnchorSettings, progr
         >>> anchors.states.shape, anchors.passes.tolist()
         (torch.Size([2, 576]), [3, 3])
     """
-    model = rows.model
-    contexts = [row for answered in rows.answered_contexts for row in answered]
-    bare = decisive_states(model, rows.bare, [layer])[:, 0]
-    start = bare.to(torch.promote_types(model.dtype, torch.float32))
-    descent = _Descent(freeze(model, contexts, [layer]), freeze(model, rows.kl, [layer]), layer, start, settings)
+    descent = _Descent(rows, (layer,), settings)
     descent.run(progress)
-    return Anchors(layer, descent.states, descent.loss, descent.passes)
+    return Anchors(layer, descent.start[:, 0] + descent.shifts[:, 0], descent.loss, descent.passes)
+
+
+def coordinate_shifts(
+    rows: FactRows,
+    layers: Layers,
+    settings: AnchorSettings,
+    coordination: CoordinationSettings | None = None,
+    eases: Float[Tensor, "fact layer"] | None = None,
+    progress: Progress | None = None,
+) -> CoordinatedShifts:
+    """Find shifts at all decisive layers that together make the model give the new answers (methods.md §4).
+
+    One descent over them all, with the passes, the loss and the stop of a single anchor's: `optimise_anchors` is the
+    case of one layer.
+
+    Args:
+        rows: The facts, of the unedited model.
+        layers: The layers, ascending.
+        settings: How to optimise; a step is shared by the layers, and so is the clamp.
+        coordination: How the effort is shared; equally by default.
+        eases: kᵀC⁻¹k of every fact and layer, where `coordination` needs them (`Setting.eases`).
+        progress: Told of every pass.
+
+    Returns:
+        The shifts, in the order of the facts.
+
+    Example:
+        >>> import jacobian_lab as jl
+        >>> rows = jl.fact_rows(jl.load_model(), jl.load_facts("builtin", "0:2"))
+        >>> found = jl.coordinate_shifts(rows, (4, 6, 8), jl.AnchorSettings(steps=3))
+        >>> found.shifts.shape, found.passes.tolist()
+        (torch.Size([2, 3, 576]), [3, 3])
+    """
+    descent = _Descent(rows, layers, settings, coordination, eases)
+    descent.run(progress)
+    return CoordinatedShifts(layers, descent.shifts, descent.loss, descent.passes)
 
 
 def anchor_batches(rows: FactRows, size: int) -> list[list[int]]:
@@ -115,7 +216,7 @@ def anchor_batches(rows: FactRows, size: int) -> list[list[int]]:
 
 
 class _Descent:
-    """Adam on one δ a fact, all facts in one batch, each leaving when it is done.
+    """Adam on the shifts of every fact, one a layer, all facts in one batch, each leaving when it is done.
 
     Rows of fact f are ``f·contexts … f·contexts + contexts - 1``; whenever facts leave, all that
     belongs to a fact is selected by the same indices.
@@ -123,21 +224,28 @@ class _Descent:
 
     def __init__(
         self,
-        rows: Frozen,
-        kl_rows: Frozen,
-        layer: int,
-        start: Float[Tensor, "fact d_model"],
+        rows: FactRows,
+        layers: Layers,
         settings: AnchorSettings,
+        coordination: CoordinationSettings | None = None,
+        eases: Float[Tensor, "fact layer"] | None = None,
     ) -> None:
-        self.rows, self.kl_rows, self.layer, self.settings = rows, kl_rows, layer, settings
-        self.start, self.contexts = start, len(rows) // len(start)
-        self.norms = torch.linalg.vector_norm(start, dim=1)
-        self.deltas = [torch.zeros_like(row, requires_grad=True) for row in start]
-        self.adam = torch.optim.Adam(self.deltas, lr=settings.lr)
+        model, first = rows.model, layers[0]
+        contexts = [row for answered in rows.answered_contexts for row in answered]
+        bare = decisive_states(model, rows.bare, list(layers))
+        self.layers, self.settings, self.coordination = layers, settings, coordination or CoordinationSettings()
+        self.start = bare.to(torch.promote_types(model.dtype, torch.float32))
+        self.rows, self.kl_rows = freeze(model, contexts, [first]), freeze(model, rows.kl, [first])
+        self.contexts = len(contexts) // len(self.start)
+        self.norms = torch.linalg.vector_norm(self.start, dim=-1)
+        self.eases = torch.ones_like(self.norms) if eases is None else eases.to(self.norms)
+        self.shares = self.coordination.shares(self.eases)
+        self.moves = [torch.zeros_like(row, requires_grad=True) for row in self.start]  # shifts over shares
+        self.adam = torch.optim.Adam(self.moves, lr=settings.lr)
         self.reference: Tensor | None = None
-        self.states = torch.full_like(start, math.nan)
-        self.loss = torch.full_like(self.norms, math.nan, dtype=torch.float64)
-        self.passes = torch.zeros(len(start), dtype=torch.long, device=start.device)
+        self.shifts = torch.full_like(self.start, math.nan)
+        self.loss = torch.full_like(self.norms[:, 0], math.nan, dtype=torch.float64)
+        self.passes = torch.zeros(len(self.start), dtype=torch.long, device=self.start.device)
 
     def run(self, progress: Progress | None) -> None:
         """Make passes until every fact is done."""
@@ -150,7 +258,7 @@ class _Descent:
             done = ~finite | (value < self.settings.stop_loss) | (number == self.settings.steps)
             with torch.no_grad():
                 for fact in active[done & finite].tolist():
-                    self.states[fact] = self.start[fact] + self.deltas[fact]
+                    self.shifts[fact] = self._shift(fact)
             if progress is not None:
                 progress(int(done.sum()), float(value[finite].mean()) if finite.any() else math.nan)
             stay = torch.nonzero(~done)[:, 0]
@@ -161,36 +269,55 @@ class _Descent:
                 active = active[stay]
                 self._keep(stay)
 
+    def _shift(self, fact: int) -> Float[Tensor, "layer d_model"]:
+        return self.shares[fact][:, None] * self.moves[fact]
+
     def _losses(self, active: Int[Tensor, " active"]) -> Float[Tensor, " active"]:
-        """The loss of each active fact at its δ."""
-        settings, layer = self.settings, self.layer
-        delta = torch.stack([self.deltas[fact] for fact in active.tolist()])
-        spread = delta.repeat_interleave(self.contexts, dim=0)
-        log_p = replay_logits(self.rows, layer, self.rows.states(layer) + spread).double().log_softmax(-1)
+        """The loss of each active fact at its shifts."""
+        shifts = torch.stack([self._shift(fact) for fact in active.tolist()])
+        logits = self._logits(self.rows, shifts.repeat_interleave(self.contexts, dim=0))
+        log_p = logits.double().log_softmax(-1)
         answer = self.rows.answer
         picked = log_p.gather(-1, answer.clamp(min=0)[..., None])[..., 0] * (answer >= 0)
         nll = -(picked.sum(1) / (answer >= 0).sum(1)).view(-1, self.contexts).mean(1)
-        kl_logits = replay_logits(self.kl_rows, layer, self.kl_rows.states(layer) + delta)[:, 0]
-        kl_log_p = kl_logits.double().log_softmax(-1)
-        if self.reference is None:  # the first pass is at δ = 0
+        kl_log_p = self._logits(self.kl_rows, shifts)[:, 0].double().log_softmax(-1)
+        if self.reference is None:  # the first pass is at shifts of 0
             self.reference = kl_log_p.detach()
         divergence = (kl_log_p.exp() * (kl_log_p - self.reference)).sum(-1)
-        decay = torch.linalg.vector_norm(delta, dim=1) / self.norms[active] ** 2
-        return nll + settings.kl_factor * divergence + settings.weight_decay * decay
+        return nll + self.settings.kl_factor * divergence + self._decay(shifts, active)
+
+    def _logits(self, rows: Frozen, shifts: Float[Tensor, "row layer d_model"]) -> Float[Tensor, "row answer vocab"]:
+        first = self.layers[0]
+        above = dict(zip(self.layers[1:], shifts[:, 1:].unbind(1), strict=True))
+        return replay_logits(rows, first, rows.states(first) + shifts[:, 0], above)
+
+    def _decay(
+        self, shifts: Float[Tensor, "active layer d_model"], active: Int[Tensor, " active"]
+    ) -> Float[Tensor, " active"]:
+        if self.coordination.decay == "price":
+            return self.coordination.price * ((shifts**2).sum(-1) / self.eases[active]).sum(-1)
+        sizes = torch.linalg.vector_norm(shifts, dim=-1)
+        return self.settings.weight_decay * (sizes / self.norms[active] ** 2).sum(-1)
 
     def _update(self, loss: Float[Tensor, ""], facts: list[int]) -> None:
         """One step of Adam for the facts that go on; the others' gradients stay absent."""
         self.adam.zero_grad(set_to_none=True)
-        gradients = torch.autograd.grad(loss, [self.deltas[fact] for fact in facts])
+        gradients = torch.autograd.grad(loss, [self.moves[fact] for fact in facts])
         for fact, gradient in zip(facts, gradients, strict=True):
-            self.deltas[fact].grad = gradient
+            self.moves[fact].grad = gradient
         self.adam.step()
         with torch.no_grad():
             for fact in facts:
-                delta, limit = self.deltas[fact], self.settings.clamp * self.norms[fact]
-                norm = torch.linalg.vector_norm(delta)
-                if norm > limit:
-                    delta.mul_(limit / norm)
+                self._clamp(fact)
+
+    def _clamp(self, fact: int) -> None:
+        """Scale a fact's shifts back into the budget."""
+        norms = self.norms[fact]
+        limit = self.settings.clamp * norms[0]
+        sizes = torch.linalg.vector_norm(self._shift(fact), dim=-1) * (norms[0] / norms)  # in units of the first layer
+        if self.coordination.budget == "shared":
+            sizes = sizes.sum().expand_as(sizes)
+        self.moves[fact].mul_(torch.where(sizes > limit, limit / sizes, 1.0)[:, None])
 
     def _keep(self, stay: Int[Tensor, " stay"]) -> None:
         """Let the rows of facts that are done go."""

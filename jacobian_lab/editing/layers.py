@@ -45,6 +45,17 @@ class Setting:
         """The facts."""
         return self.rows.facts
 
+    def eases(self, layers: Sequence[int]) -> Float[Tensor, "fact layer"]:
+        """kᵀC⁻¹k of every fact, on the model as it is now.
+
+        Args:
+            layers: Decisive layers.
+
+        Returns:
+            `eases` of each.
+        """
+        return torch.stack([eases(averaged_keys(self.rows, each), self.moments[each]) for each in layers], dim=1)
+
     def select(self, facts: Sequence[int]) -> "Setting":
         """The same for some of the facts.
 
@@ -67,6 +78,7 @@ class LayerEdit:
         frozen: The facts' bare prompts, frozen just before the edit, from l to L.
         wanted: Residuals before the scheme divided or pulled them back, ``[fact, d_model]``.
         given: Residuals that the layer was given, ``[fact, d_model]``.
+        keys: k_l just before the edit, ``[fact, d_mlp]``, in float64.
         update: What the rule made of them.
         update_norm: ‖ΔW‖ / ‖W‖ in the Frobenius norm.
         unstored: Share of ΔW that the weight's dtype did not take, in the Frobenius norm.
@@ -77,6 +89,7 @@ class LayerEdit:
     frozen: FrozenGroups
     wanted: Float[Tensor, "fact d_model"]
     given: Float[Tensor, "fact d_model"]
+    keys: Float[Tensor, "fact d_mlp"]
     update: Update
     update_norm: float
     unstored: float
@@ -126,7 +139,7 @@ def edit_layers(
     """
     model, rows = setting.model, setting.rows
     layers, last = scheme.edited(targets.layers), targets.layers[-1]
-    usable = targets.usable()
+    usable = targets.usable(scheme.kind)
     for index, layer in enumerate(layers):
         site = scheme.read(layers, index)
         frozen = freeze_groups(model, rows.bare, sorted({layer, site, last}), last)
@@ -134,15 +147,15 @@ def edit_layers(
         given = wanted / scheme.divisor(index, len(layers))
         if scheme.pulls_back:
             given = _pulled_back(frozen, layer, last, given, setting.damping)
-        keys, old = averaged_keys(rows, layer)[usable], model.weight(layer).clone()
-        problem = Problem(layer, keys.T, given[usable].T, setting.moments[layer], old, setting.ridge)
+        keys, old = averaged_keys(rows, layer), model.weight(layer).clone()
+        problem = Problem(layer, keys[usable].T, given[usable].T, setting.moments[layer], old, setting.ridge)
         if kept is not None:
             problem = replace(problem, kept=kept.get(layer), goes_on=True)
         update = rule(problem)
         if kept is not None and update.kept is not None:
             kept[layer] = update.kept
         stored = write_weight(model, layer, old, update.delta)
-        yield LayerEdit(layer, last, frozen, wanted, given, update, **stored)
+        yield LayerEdit(layer, last, frozen, wanted, given, keys, update, **stored)
 
 
 def write_weight(
@@ -194,6 +207,22 @@ def averaged_keys(rows: FactRows, layer: int) -> Float[Tensor, "fact d_mlp"]:
     every = [row for contexts in rows.contexts for row in contexts]
     keys = decisive_keys(rows.model, every, layer).double().view(len(rows), len(rows.weights), -1)
     return torch.einsum("ftk,t->fk", keys, keys.new_tensor(rows.weights))
+
+
+def eases(keys: Float[Tensor, "fact d_mlp"], second_moment: Float[Tensor, "d_mlp d_mlp"]) -> Float[Tensor, " fact"]:
+    """kᵀC⁻¹k: the larger, the less a shift disturbs; the least ΔW with ΔW k = δ, weighed by C, costs ‖δ‖² over it.
+
+    Args:
+        keys: k of each fact, in float64.
+        second_moment: C of the layer.
+
+    Returns:
+        A number for each fact, in tokens of the corpus per token; NaN where C is singular.
+    """
+    factor, info = torch.linalg.cholesky_ex(second_moment.to(keys.device))
+    if int(info):
+        return torch.full_like(keys[:, 0], torch.nan)
+    return (torch.linalg.solve_triangular(factor, keys.T, upper=False) ** 2).sum(0)
 
 
 def _pulled_back(

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jacobian_lab.editing.layers import LayerEdit, Setting, edit_layers
+from jacobian_lab.editing.layers import LayerEdit, Setting, eases, edit_layers
 from jacobian_lab.editing.rules import Kept, Rule, memit
-from jacobian_lab.editing.schemes import Scheme, Targets
+from jacobian_lab.editing.schemes import OPTIMISED, REPLAYED, Scheme, Targets
 from jacobian_lab.maps.conditions import cosine, eigen_residual, gain, rayleigh_quotient
 from jacobian_lab.maps.hooks import decisive_states
 from jacobian_lab.maps.jacobians import jvp
@@ -33,6 +33,7 @@ class ObservedEdit(LayerEdit):
         last_after: The same just after.
         linear: J·δ, with δ the layer's shift and J = J_{l→L} just before the edit.
         replayed: F(h + δ) − F(h) by replay just before the edit: what δ does alone.
+        ease: kᵀC⁻¹k of each fact just before the edit, ``[fact]`` (`eases`).
     """
 
     residual: Float[Tensor, "fact d_model"]
@@ -42,6 +43,7 @@ class ObservedEdit(LayerEdit):
     last_after: Float[Tensor, "fact d_model"]
     linear: Float[Tensor, "fact d_model"]
     replayed: Float[Tensor, "fact d_model"]
+    ease: Float[Tensor, " fact"]
 
     @property
     def shift(self) -> Float[Tensor, "fact d_model"]:
@@ -90,6 +92,7 @@ def observed_edits(
             last_after=last_after,
             linear=linear,
             replayed=ends[0] - ends[1],
+            ease=eases(edit.keys, setting.moments[layer]),
         )
 
 
@@ -100,6 +103,10 @@ def measure(edits: Sequence[ObservedEdit], targets: Targets, scheme: Scheme) -> 
     the shift adds to that, and what the changed keys and values of the other tokens add. With R' the
     residual that the layer leaves and R the one that it found, R' = R − J·δ − curvature − leakage; the
     share of a term x in what is left is its part of R' along R', ⟨±x, R'⟩ / ‖R'‖², and the four add up to 1.
+
+    With Δ the change that all edits make at L, the passive shifts add up to it: ``carried`` is a layer's part of Δ
+    along Δ, and adds up to 1 over the layers; ``carried_linear`` is that of J·δ, and ``summed_cosine`` and
+    ``summed_ratio`` hold the sum of J·δ over the layers up to this one against what they have changed at L.
 
     Args:
         edits: What the loop saw, layer by layer.
@@ -130,7 +137,15 @@ def measure(edits: Sequence[ObservedEdit], targets: Targets, scheme: Scheme) -> 
         "eigen_residual": eigen_residual(shift, linear),
         "linear_cosine": cosine(shift, linear),
         "gain": gain(shift, linear),
+        "effort": norms(shift) / norms(shift).sum(1, keepdim=True),
+        "price": norms(shift) ** 2 / torch.stack([edit.ease for edit in edits], dim=1),
     }
+    changed, summed = last_after - initial, linear.cumsum(1)
+    whole = changed[:, -1:]
+    values["carried"] = (passive * whole).sum(-1) / (whole**2).sum(-1)
+    values["carried_linear"] = (linear * whole).sum(-1) / (whole**2).sum(-1)
+    values["summed_cosine"] = cosine(summed, changed)
+    values["summed_ratio"] = norms(summed) / norms(changed)
     found = over_layers("residual")
     left = found - passive
     values["share_initial"] = (found * left).sum(-1) / (left**2).sum(-1)
@@ -140,17 +155,15 @@ def measure(edits: Sequence[ObservedEdit], targets: Targets, scheme: Scheme) -> 
         values[f"{name}_norm"] = norms(term)
         values[f"{name}_residual_cosine"] = torch.cosine_similarity(term, found, dim=-1)
         values[f"share_{name}"] = -(term * left).sum(-1) / (left**2).sum(-1)
-    for kind in ("optimised", "replayed"):
+    for kind, name in ((OPTIMISED, "_against_optimised"), (REPLAYED, "_against_replayed"), (scheme.kind, "")):
         target = targets.of(kind, last).double()[:, None]
-        values[f"residual_norm_against_{kind}"] = norms(target - last_after)
+        values[f"residual_norm{name}"] = norms(target - last_after)
         start = norms(target - initial)
         start[start <= NO_RESIDUAL[dtype] * norms(initial)] = math.nan
-        values[f"residual_ratio_against_{kind}"] = norms(target - last_after) / start
-    values["residual_ratio"] = values[f"residual_ratio_against_{scheme.kind}"]
-    values["residual_norm"] = values[f"residual_norm_against_{scheme.kind}"]
+        values[f"residual_ratio{name}"] = norms(target - last_after) / start
     for name in _OF_RESIDUAL:
         values[name] = torch.where(values["residual_ratio"].isnan(), math.nan, values[name])
-    usable = targets.finite()[:, None]
+    usable = targets.finite(scheme.kind)[:, None]
     by_fact = {name: torch.where(usable, value, math.nan) for name, value in values.items()}
     by_layer = {
         "update_norm": [edit.update_norm for edit in edits],

@@ -51,6 +51,11 @@ METHODS: Mapping[str, Method] = {
     "alphaedit+fe": Method("forward-replay", "alphaedit"),
     "emmet": Method("backward-dividing", "emmet"),
     "emmet+fe": Method("forward-replay", "emmet"),
+    "memit+cr": Method("coordinated-replay", "memit"),
+    "prune+cr": Method("coordinated-replay", "prune"),
+    "rect+cr": Method("coordinated-replay", "rect"),
+    "alphaedit+cr": Method("coordinated-replay", "alphaedit"),
+    "emmet+cr": Method("coordinated-replay", "emmet"),
 }
 """The paper's methods by name; any other pair is called ``rule@scheme``."""
 
@@ -156,7 +161,7 @@ def edit_with(
     """
     model, count = setting.model, len(setting.facts)
     scheme, rule = SCHEMES[chosen.scheme], rules.rule(chosen.rule, eigh)
-    finite = targets.usable().tolist()
+    finite = targets.usable(scheme.kind).tolist()
     step = size or count
     original = {layer: model.weight(layer).clone() for layer in scheme.edited(targets.layers)}
     deltas = {layer: torch.zeros_like(weight, dtype=torch.float64) for layer, weight in original.items()}

@@ -1,7 +1,7 @@
 """Target schemes: which residual each layer is given, and the targets made of anchors."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -9,12 +9,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from jacobian_lab.errors import InputError
-from jacobian_lab.maps.replay import freeze_groups, replay
+from jacobian_lab.maps.hooks import decisive_states
+from jacobian_lab.maps.replay import Frozen, freeze_groups, replay
 from jacobian_lab.model.language_model import Layers
 from jacobian_lab.model.rows import FactRows
 
-Kind = Literal["optimised", "replayed"]
-OPTIMISED, REPLAYED = "optimised", "replayed"
+Kind = Literal["optimised", "replayed", "coordinated"]
+OPTIMISED: Kind = "optimised"
+REPLAYED: Kind = "replayed"
+COORDINATED: Kind = "coordinated"
 DAMPING = 0.01
 """μ of the scheme ``jacobian-pullback`` unless told otherwise."""
 
@@ -28,7 +31,8 @@ class Scheme:
         reads: At which layer the hidden state is read, and compared with its target, when a layer is edited: at the
             last one, or at its own.
         divides: Whether a layer gets its share alone of the residual that it reads: one over the layers that are left.
-        kind: Whose target at the last layer is the scheme's own: optimised there, or replayed.
+        kind: Whose target at the last layer is the scheme's own: optimised there, replayed from the anchor at the
+            first layer, or replayed with shifts at all of them.
         pulls_back: Whether a layer's shift is solved from J_{l→L} (`damped_pullback`) instead of being the residual.
     """
 
@@ -77,7 +81,13 @@ class Scheme:
 
 
 SchemeName = Literal[
-    "backward-dividing", "backward-full", "one-layer", "independent", "forward-replay", "jacobian-pullback"
+    "backward-dividing",
+    "backward-full",
+    "one-layer",
+    "independent",
+    "forward-replay",
+    "coordinated-replay",
+    "jacobian-pullback",
 ]
 SCHEMES: dict[str, Scheme] = {
     "backward-dividing": Scheme("all", "last", divides=True, kind="optimised"),
@@ -85,6 +95,7 @@ SCHEMES: dict[str, Scheme] = {
     "one-layer": Scheme("last", "last", divides=False, kind="optimised"),
     "independent": Scheme("ends", "own", divides=False, kind="optimised"),
     "forward-replay": Scheme("all", "own", divides=False, kind="replayed"),
+    "coordinated-replay": Scheme("all", "own", divides=False, kind="coordinated"),
     "jacobian-pullback": Scheme("all", "last", divides=True, kind="optimised", pulls_back=True),
 }
 """Any scheme goes with any update rule of `jacobian_lab.editing.rules`."""
@@ -110,37 +121,51 @@ def damped_pullback(
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """Target states for one set of decisive layers, of both kinds.
+    """Target states for one set of decisive layers, of every kind that was made.
 
     Attributes:
         layers: The decisive layers.
         optimised: Anchors at the first and at the last layer, by layer, ``[fact, d_model]``.
         replayed: The first anchor replayed to every layer, by layer, ``[fact, d_model]``.
+        coordinated: What coordinated shifts make of every layer, by layer, ``[fact, d_model]``; empty without shifts.
     """
 
     layers: Layers
-    optimised: dict[int, Float[Tensor, "fact d_model"]]
-    replayed: dict[int, Float[Tensor, "fact d_model"]]
+    optimised: Mapping[int, Float[Tensor, "fact d_model"]]
+    replayed: Mapping[int, Float[Tensor, "fact d_model"]]
+    coordinated: Mapping[int, Float[Tensor, "fact d_model"]] = field(default_factory=dict)
 
     def of(self, kind: Kind, layer: int) -> Float[Tensor, "fact d_model"]:
         """m_l of one kind.
 
         Args:
-            kind: ``"optimised"`` or ``"replayed"``.
+            kind: Which.
             layer: The layer; optimised targets exist at the first and the last only.
 
         Returns:
             The targets.
         """
-        return (self.optimised if kind == OPTIMISED else self.replayed)[layer]
+        by_layer: Mapping[int, Float[Tensor, "fact d_model"]] = getattr(self, kind)
+        return by_layer[layer]
 
-    def finite(self) -> Bool[Tensor, " fact"]:
-        """Facts all of whose targets are finite, whichever scheme needs them: all schemes edit the same facts."""
+    def finite(self, kind: Kind = OPTIMISED) -> Bool[Tensor, " fact"]:
+        """Facts all of whose targets are finite, whichever scheme needs them: all schemes edit the same facts.
+
+        Args:
+            kind: The scheme's own kind; coordinated targets, which there need not be, count for no other.
+
+        Returns:
+            Whether each is.
+        """
         every = [*self.optimised.values(), *self.replayed.values()]
+        every += self.coordinated.values() if kind == COORDINATED else ()
         return torch.stack([torch.isfinite(states).all(-1) for states in every]).all(0)
 
-    def usable(self) -> Bool[Tensor, " fact"]:
+    def usable(self, kind: Kind = OPTIMISED) -> Bool[Tensor, " fact"]:
         """Which facts take part in a solve: those whose targets are finite.
+
+        Args:
+            kind: The scheme's own kind.
 
         Returns:
             Whether each does.
@@ -148,7 +173,7 @@ class Targets:
         Raises:
             InputError: If none does.
         """
-        usable = self.finite()
+        usable = self.finite(kind)
         if not usable.any():
             raise InputError("expected at least one fact with a finite anchor, got none: lower ⟨anchor.lr⟩")
         return usable
@@ -163,16 +188,16 @@ class Targets:
             These targets.
         """
         chosen = list(facts)
-        return Targets(
-            self.layers,
-            {layer: states[chosen] for layer, states in self.optimised.items()},
-            {layer: states[chosen] for layer, states in self.replayed.items()},
-        )
+        kinds = (self.optimised, self.replayed, self.coordinated)
+        return Targets(self.layers, *({layer: states[chosen] for layer, states in each.items()} for each in kinds))
 
 
 @torch.no_grad()
 def replay_targets(
-    rows: FactRows, anchors: Float[Tensor, "fact d_model"], layers: Layers
+    rows: FactRows,
+    anchors: Float[Tensor, "fact d_model"],
+    layers: Layers,
+    shifts: Float[Tensor, "fact layer d_model"] | None = None,
 ) -> Float[Tensor, "fact layer d_model"]:
     """Forward replay: what an anchor becomes at the layers above (methods.md §4).
 
@@ -180,22 +205,35 @@ def replay_targets(
         rows: The facts, of the unedited model.
         anchors: Their anchors at the first of the layers.
         layers: The decisive layers, ascending.
+        shifts: For coordinated replay, what is added behind each of the layers; those at the first are in the anchors.
 
     Returns:
         Targets in the order of `layers`; the first are the anchors themselves.
     """
     frozen = freeze_groups(rows.model, rows.bare, layers[:1], layers[-1])
-    replayed = frozen.ask(lambda group, states: replay(group, layers[0], states, layers), anchors)
+    shifts = anchors.new_zeros(*anchors.shape[:1], len(layers), anchors.shape[1]) if shifts is None else shifts
+
+    def along(group: Frozen, states: Tensor, added: Tensor) -> Tensor:
+        above = dict(zip(layers[1:], added[:, 1:].unbind(1), strict=True))
+        return replay(group, layers[0], states, layers, above)
+
+    replayed = frozen.ask(along, anchors, shifts)
     return torch.cat([anchors[:, None], replayed[:, 1:].to(anchors.dtype)], dim=1)
 
 
-def make_targets(rows: FactRows, layers: Layers, anchors: Mapping[int, Float[Tensor, "fact d_model"]]) -> Targets:
-    """Targets of both kinds from the anchors at the first and at the last decisive layer.
+def make_targets(
+    rows: FactRows,
+    layers: Layers,
+    anchors: Mapping[int, Float[Tensor, "fact d_model"]],
+    shifts: Float[Tensor, "fact layer d_model"] | None = None,
+) -> Targets:
+    """Targets of every kind from the anchors at the first and at the last decisive layer, and from shifts at all.
 
     Args:
         rows: The facts, of the unedited model.
         layers: The decisive layers, ascending.
         anchors: Anchors by layer.
+        shifts: Coordinated shifts, if there are.
 
     Returns:
         The targets.
@@ -209,4 +247,8 @@ def make_targets(rows: FactRows, layers: Layers, anchors: Mapping[int, Float[Ten
         torch.Size([2, 576])
     """
     replayed = replay_targets(rows, anchors[layers[0]], layers)
-    return Targets(layers, dict(anchors), dict(zip(layers, replayed.unbind(1), strict=True)))
+    coordinated = {}
+    if shifts is not None:
+        first = decisive_states(rows.model, rows.bare, [layers[0]])[:, 0].to(shifts.dtype) + shifts[:, 0]
+        coordinated = dict(zip(layers, replay_targets(rows, first, layers, shifts).unbind(1), strict=True))
+    return Targets(layers, anchors, dict(zip(layers, replayed.unbind(1), strict=True)), coordinated)

@@ -1,7 +1,7 @@
 """What several jobs need of an experiment: its second moments, its anchors and targets, an edit measured and undone."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -9,18 +9,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from jacobian_lab.editing.anchors import Anchors, anchor_batches, optimise_anchors
+from jacobian_lab.editing.anchors import Progress, anchor_batches, coordinate_shifts, optimise_anchors
 from jacobian_lab.editing.layers import Setting, restored
 from jacobian_lab.editing.measures import ObservedEdit, measure, observed_edits
-from jacobian_lab.editing.schemes import Scheme, Targets, make_targets
+from jacobian_lab.editing.schemes import COORDINATED, SCHEMES, Scheme, Targets, make_targets
 from jacobian_lab.editing.second_moments import SecondMoment, second_moments
 from jacobian_lab.editing.solving import advice, factored
 from jacobian_lab.evaluation.metrics import efficacy
+from jacobian_lab.jobs.job import Labels
 from jacobian_lab.jobs.setup import Experiment
 from jacobian_lab.memory import halving
 from jacobian_lab.model.language_model import Layers
 from jacobian_lab.progress import bar, note
 from jacobian_lab.store.run import Run
+
+Found = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""What a descent gives: states or shifts, losses and passes, fact by fact."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,24 +63,26 @@ class Bench:
         """What its edits are made with."""
         return self.experiment.setting(self.moments)
 
-    def targets(self, run: Run) -> Targets:
-        """Targets of both kinds, from anchors that the run holds afterwards.
+    def targets(self, run: Run, schemes: Iterable[str]) -> Targets:
+        """Targets of all kinds that some schemes need, from anchors and shifts that the run holds afterwards.
 
         Args:
             run: The run.
+            schemes: The schemes.
 
         Returns:
             The targets.
         """
-        experiment = self.experiment
-        return make_targets(experiment.rows, experiment.layers, self.anchors(run, experiment.anchor_layers))
+        experiment, layers = self.experiment, self.experiment.layers
+        anchors = self.anchors(run, experiment.anchor_layers)
+        return make_targets(
+            experiment.rows, layers, anchors, self.shifts(run, layers) if any_coordinated(schemes) else None
+        )
 
     def anchors(
         self, run: Run, layers: Layers, name: str = "anchor", only: Sequence[int] | None = None
     ) -> dict[int, torch.Tensor]:
         """Anchors of the model as it is now; what the run lacks of them is optimised, batch by batch, and stored.
-
-        A batch that lacks some is optimised as a whole, so that the numbers are the same to the last bit.
 
         Args:
             run: The run.
@@ -87,16 +93,77 @@ class Bench:
         Returns:
             Anchors of these facts by layer, ``[fact, d_model]``, in float32 or better.
         """
-        experiment, model, labels = self.experiment, self.experiment.model, run.coordinates["fact"]
-        places = [run.coordinates["anchor_layer"].index(layer) for layer in layers]
+
+        def optimise(batch: Sequence[int], progress: Progress, anchor_layer: int) -> Found:
+            experiment = self.experiment
+            found = optimise_anchors(experiment.rows.select(batch), anchor_layer, experiment.anchor, progress)
+            return found.states, found.loss, found.passes
+
+        places: list[Labels] = [{"anchor_layer": layer} for layer in layers]
+        return dict(zip(layers, self._descend(run, name, places, optimise, only), strict=True))
+
+    def shifts(self, run: Run, layers: Layers, **labels: Any) -> torch.Tensor:
+        """Coordinated shifts at some layers of the unedited model; what the run lacks of them is optimised and stored.
+
+        Args:
+            run: The run.
+            layers: The layers.
+            **labels: Where they are stored, beside the facts.
+
+        Returns:
+            δ_l, ``[fact, layer, d_model]``, in float32 or better.
+        """
+        experiment, coordination = self.experiment, self.experiment.config.coordination
+        eases = self.setting.eases(layers) if coordination.needs_eases else None
+
+        def optimise(batch: Sequence[int], progress: Progress, **_: Any) -> Found:
+            known = None if eases is None else eases[list(batch)]
+            rows = experiment.rows.select(batch)
+            found = coordinate_shifts(rows, layers, experiment.anchor, coordination, known, progress)
+            return found.shifts, found.loss, found.passes
+
+        (shifts,) = self._descend(run, "coordinated_shift", [labels], optimise)
+        return shifts
+
+    def _descend(
+        self,
+        run: Run,
+        name: str,
+        places: Sequence[Labels],
+        optimise: Callable[..., Found],
+        only: Sequence[int] | None = None,
+    ) -> list[torch.Tensor]:
+        """What descents give at each place; what the run lacks is optimised, batch by batch, and stored.
+
+        A batch that lacks some is optimised as a whole, so that the numbers are the same to the last bit.
+
+        Args:
+            run: The run.
+            name: Under which name they are stored.
+            places: Where, beside the facts.
+            optimise: The descent, given a batch, whom to tell of its passes, and the place.
+            only: Indices of the facts; all of them by default.
+
+        Returns:
+            What is stored at each place, in float32 or better.
+        """
+        experiment, labels, mark = self.experiment, run.coordinates["fact"], f"{name}_passes"
         chosen = list(range(len(labels)) if only is None else only)
-        done = run.done(f"{name}_passes")
-        finished = done[np.ix_(chosen, places)]
-        rows = experiment.rows
+        facts = [labels[index] for index in chosen]
         batches = [
             [chosen[index] for index in batch]
-            for batch in anchor_batches(rows.select(chosen), experiment.config.batch_size)
+            for batch in anchor_batches(experiment.rows.select(chosen), experiment.config.batch_size)
         ]
+
+        def within(variable: str, where: Labels) -> Labels:
+            return {dim: each for dim, each in where.items() if dim in run.variables[variable].dims}
+
+        def done() -> np.ndarray:
+            cells = (run.done(mark, fact=facts, **within(mark, where)).reshape(len(facts)) for where in places)
+            return np.stack(list(cells), axis=1)
+
+        finished = done()
+        by_fact = dict(zip(chosen, finished, strict=True))
         what = f"{name}s".replace("_", " ")
         with bar(finished.size, what, "anchor", done=int(finished.sum()), show=self.progress) as shown:
 
@@ -104,20 +171,32 @@ class Bench:
                 shown.set_postfix(loss=f"{loss:.3f}", refresh=False)
                 shown.update(finished)
 
-            def optimise(batch: Sequence[int], layer: int) -> Anchors:
-                shown.n = int(run.done(f"{name}_passes")[np.ix_(chosen, places)].sum())  # less what did not fit
-                return optimise_anchors(rows.select(batch), layer, experiment.anchor, advance)
+            def descend(batch: Sequence[int], where: Labels) -> Found:
+                shown.n = int(done().sum())  # less what did not fit
+                return optimise(batch, advance, **where)
 
-            for place, layer in zip(places, layers, strict=True):
-                left = [batch for batch in batches if not done[batch, place].all()]
-                for batch, anchors in halving(left, partial(optimise, layer=layer), _tell):
-                    where = {"fact": [labels[index] for index in batch], "anchor_layer": layer}
-                    run.write(name, anchors.states.cpu().double(), **where)
-                    run.write(f"{name}_loss", anchors.loss.cpu(), **where)
-                    run.seal(f"{name}_passes", anchors.passes.cpu(), **where)
-        dtype, facts = torch.promote_types(model.dtype, torch.float32), [labels[index] for index in chosen]
-        stored = {layer: run.read(name, fact=facts, anchor_layer=layer) for layer in layers}
-        return {layer: torch.tensor(values, dtype=dtype, device=model.device) for layer, values in stored.items()}
+            for place, where in enumerate(places):
+                left = [batch for batch in batches if not all(by_fact[index][place] for index in batch)]
+                for batch, (states, loss, passes) in halving(left, partial(descend, where=where), _tell):
+                    some = {"fact": [labels[index] for index in batch], **where}
+                    run.write(name, states.cpu().double(), **within(name, some))
+                    run.write(f"{name}_loss", loss.cpu(), **within(f"{name}_loss", some))
+                    run.seal(mark, passes.cpu(), **within(mark, some))
+        dtype, device = torch.promote_types(experiment.model.dtype, torch.float32), experiment.model.device
+        stored = (run.read(name, fact=facts, **within(name, where)) for where in places)
+        return [torch.tensor(values, dtype=dtype, device=device) for values in stored]
+
+
+def any_coordinated(schemes: Iterable[str]) -> bool:
+    """Whether some scheme needs coordinated shifts.
+
+    Args:
+        schemes: Names of schemes.
+
+    Returns:
+        Whether one does.
+    """
+    return any(SCHEMES[name].kind == COORDINATED for name in schemes)
 
 
 def _tell(failed: int, next_size: int) -> None:
@@ -143,20 +222,20 @@ def measured_edit(
         for edit in observed_edits(setting, scheme, targets):
             look_on(edit)
             edits.append(edit)
-        answered = where_finite(efficacy(setting.model, setting.facts), targets)
+        answered = where_finite(efficacy(setting.model, setting.facts), targets.finite(scheme.kind))
     values = {name: value.cpu().numpy() for name, value in measure(edits, targets, scheme).items()}
     return scheme.edited(targets.layers), values | {"efficacy": answered}
 
 
-def where_finite(values: torch.Tensor, targets: Targets) -> np.ndarray:
+def where_finite(values: torch.Tensor, finite: torch.Tensor) -> np.ndarray:
     """NaN for facts that took no part in the edit.
 
     Args:
         values: One or several for each fact, ``[fact, ...]``.
-        targets: Their targets.
+        finite: Which facts did, `Targets.finite`.
 
     Returns:
         The same in float64.
     """
-    finite = targets.finite().to(values.device).view(-1, *[1] * (values.dim() - 1))
-    return torch.where(finite, values.double(), math.nan).cpu().numpy()
+    kept = finite.to(values.device).view(-1, *[1] * (values.dim() - 1))
+    return torch.where(kept, values.double(), math.nan).cpu().numpy()

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from annotated_types import Gt, Le, Lt
 from tyro.conf import OmitArgPrefixes
 
-from jacobian_lab.editing.anchors import AnchorSettings
+from jacobian_lab.editing.anchors import AnchorSettings, CoordinationSettings
 from jacobian_lab.editing.methods import PAPER_METHODS
 from jacobian_lab.editing.rules import RuleSettings
 from jacobian_lab.editing.schemes import DAMPING, SchemeName
@@ -91,6 +91,7 @@ class EditingConfig(SubjectConfig):
         ridge: Weight of the second moment in the solve.
         pullback_damping: Weight μ of the shift's norm in the scheme jacobian-pullback.
         anchor: How anchors are optimised.
+        coordination: How coordinated-replay shares the effort over the decisive layers.
         batch_size: Facts optimised side by side at the most; changes no number beyond rounding.
     """
 
@@ -101,6 +102,7 @@ class EditingConfig(SubjectConfig):
     ridge: float | None = None
     pullback_damping: Above = DAMPING
     anchor: AnchorConfig = field(default_factory=AnchorConfig)
+    coordination: CoordinationSettings = field(default_factory=CoordinationSettings)
     batch_size: Positive = 16
 
 
@@ -126,7 +128,13 @@ class LayerCountConfig(EditingConfig):
         most: Decisive layers at the most, counted from 1; 8, or as many as there are, by default.
     """
 
-    schemes: tuple[SchemeName, ...] = ("backward-dividing", "backward-full", "forward-replay", "jacobian-pullback")
+    schemes: tuple[SchemeName, ...] = (
+        "backward-dividing",
+        "backward-full",
+        "forward-replay",
+        "coordinated-replay",
+        "jacobian-pullback",
+    )
     most: Positive | None = None
 
 

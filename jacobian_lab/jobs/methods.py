@@ -20,7 +20,7 @@ from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.examination import Examination
 from jacobian_lab.evaluation.metrics import check_questions, perplexity
 from jacobian_lab.evaluation.questions import neighborhood, paraphrases, style_of
-from jacobian_lab.jobs.bench import Bench
+from jacobian_lab.jobs.bench import Bench, any_coordinated
 from jacobian_lab.jobs.config import EditConfig, EditTableConfig, EvaluationConfig, check
 from jacobian_lab.jobs.job import Job, Part
 from jacobian_lab.jobs.setup import Experiment, prepare
@@ -97,6 +97,7 @@ def _run(config: EvaluationConfig, methods: tuple[str, ...], save: str | None, p
     examination = _examination(config, experiment)
     text = _held_out_rows(config, experiment, held_out)
     chosen, count = {name: method(name) for name in methods}, len(experiment.facts)
+    schemes = [each.scheme for each in chosen.values()]
     without_keys = any(each.rule == "emmet" for each in chosen.values())
     bench = Bench(experiment, progress, 0 if without_keys else min(config.edits_per_batch or count, count))
     eigh = functools.cache(lambda matrix: torch.linalg.eigh(matrix.to(experiment.model.device)))  # each C's once
@@ -130,7 +131,7 @@ def _run(config: EvaluationConfig, methods: tuple[str, ...], save: str | None, p
             null_space(moments[layer], threshold, relative=relative, eigh=eigh, name=f"C at layer {layer}")
 
     def measured(run: Run) -> None:
-        targets = bench.targets(run)
+        targets = bench.targets(run, schemes)
         redone = again(run.folder)
         todo = [n for n in (UNEDITED, *methods) if n in redone or not run.done("measured", edit=n).all()]
         _ = examination.before  # of the unedited model
@@ -161,6 +162,8 @@ def _run(config: EvaluationConfig, methods: tuple[str, ...], save: str | None, p
                 run.write("perplexity", perplexity(experiment.model, text), edit=name)
             run.seal("measured", edit=name)
 
+    shifted = Part([("coordinated_shift_passes", {})], lambda run: bench.shifts(run, experiment.layers))
+    coordinated = [shifted] if any_coordinated(schemes) else []
     return Job(
         "edit_table",
         config.out,
@@ -169,6 +172,7 @@ def _run(config: EvaluationConfig, methods: tuple[str, ...], save: str | None, p
         _coordinates(experiment, examination),
         [
             Part([("anchor_passes", {})], lambda run: bench.anchors(run, experiment.anchor_layers)),
+            *coordinated,
             Part([("neighbors_compared", {})], lambda run: _store_edited_neighbors(run, examination)),
             Part([("measured", {"edit": [UNEDITED, *methods]})], measured, also=lambda folder: not again(folder)),
         ],

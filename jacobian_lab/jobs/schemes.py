@@ -7,7 +7,7 @@ from pathlib import Path
 from jacobian_lab.editing.measures import ObservedEdit
 from jacobian_lab.editing.schemes import SCHEMES
 from jacobian_lab.evaluation.metrics import efficacy
-from jacobian_lab.jobs.bench import Bench, measured_edit, where_finite
+from jacobian_lab.jobs.bench import Bench, any_coordinated, measured_edit, where_finite
 from jacobian_lab.jobs.config import SchemesConfig
 from jacobian_lab.jobs.jacobians import survey
 from jacobian_lab.jobs.job import Job, Part
@@ -47,6 +47,8 @@ def run_schemes(
         _store_schemes(run, bench, schemes, studies)
 
     parts = [Part([("anchor_passes", {})], lambda run: bench.anchors(run, experiment.anchor_layers))]
+    if any_coordinated(schemes):
+        parts.append(Part([("coordinated_shift_passes", {})], lambda run: bench.shifts(run, experiment.layers)))
     if verdicts and config.survey != "none":
         parts.append(Part([("surveyed", {})], surveyed))
     measured, studied = {"scheme": schemes}, {"study": list(studies), "scheme": schemes}
@@ -72,11 +74,11 @@ def run_schemes(
 
 def _store_schemes(run: Run, bench: Bench, schemes: Sequence[str], studies: Sequence[str]) -> None:
     """Edit under each scheme that the run lacks something of, measure and store."""
-    experiment, targets = bench.experiment, bench.targets(run)
+    experiment, targets = bench.experiment, bench.targets(run, schemes)
     if not run.done("replayed").all():
         for layer in experiment.layers:
             run.write("replayed_target", targets.replayed[layer].cpu().double(), layer=layer)
-        run.write("efficacy_unedited", where_finite(efficacy(experiment.model, experiment.facts), targets))
+        run.write("efficacy_unedited", where_finite(efficacy(experiment.model, experiment.facts), targets.finite()))
         run.seal("replayed")
     new = {
         name: [study for study in studies if not run.done("studied", study=study, scheme=name).all()]
@@ -87,7 +89,8 @@ def _store_schemes(run: Run, bench: Bench, schemes: Sequence[str], studies: Sequ
     def look_on(name: str, edit: ObservedEdit) -> None:
         for study in new[name] if edit.layer < edit.last else ():
             for variable, values in STUDIES[study](edit, bench.progress).items():
-                run.write(variable, where_finite(values, targets), scheme=name, layer=edit.layer)
+                usable = targets.finite(SCHEMES[name].kind)
+                run.write(variable, where_finite(values, usable), scheme=name, layer=edit.layer)
 
     with bar(len(todo), "schemes", "scheme", show=bench.progress) as shown:
         for name in todo:

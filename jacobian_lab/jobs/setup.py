@@ -128,6 +128,7 @@ class Experiment(Subject):
             "ridge": self.ridge,
             "pullback_damping": config.pullback_damping,
             "anchor": asdict(self.anchor),
+            "coordination": asdict(config.coordination),
         }
 
     def provenance(self) -> dict[str, Any]:

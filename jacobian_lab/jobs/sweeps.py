@@ -9,7 +9,7 @@ import torch
 
 from jacobian_lab.editing.schemes import SCHEMES, make_targets
 from jacobian_lab.errors import InputError
-from jacobian_lab.jobs.bench import Bench, measured_edit
+from jacobian_lab.jobs.bench import Bench, any_coordinated, measured_edit
 from jacobian_lab.jobs.config import DampingConfig, LayerCountConfig
 from jacobian_lab.jobs.job import Job, Labels, Part, cell_by_cell
 from jacobian_lab.jobs.setup import prepare
@@ -46,13 +46,19 @@ def run_layer_count(config: LayerCountConfig, *, progress: bool = True) -> Path:
     experiment = replace(experiment, layers=layers)
     bench = Bench(experiment, progress)
 
+    coordinated = any_coordinated(config.schemes)
+
+    def shifted(run: Run) -> dict[int, torch.Tensor]:
+        counts = range(1, most + 1) if coordinated else ()
+        return {n: bench.shifts(run, layers[-n:], count=n, anchor_layer=list(layers[-n:])) for n in counts}
+
     def counted(run: Run) -> None:
-        anchors = bench.anchors(run, layers)
+        anchors, shifts = bench.anchors(run, layers), shifted(run)
 
         def left(scheme: str, count: int) -> Iterator[tuple[str, Any, Labels]]:
             chosen = layers[-count:]
             ends: dict[int, torch.Tensor] = {layer: anchors[layer] for layer in {chosen[0], chosen[-1]}}
-            targets = make_targets(experiment.rows, chosen, ends)
+            targets = make_targets(experiment.rows, chosen, ends, shifts.get(count))
             _, values = measured_edit(bench.setting, SCHEMES[scheme], targets)
             yield "final_ratio", values["residual_ratio"][:, -1], {}
             yield "final_norm", values["residual_norm"][:, -1], {}
@@ -62,6 +68,9 @@ def run_layer_count(config: LayerCountConfig, *, progress: bool = True) -> Path:
         cells = [{"scheme": scheme, "count": n} for n in range(1, most + 1) for scheme in config.schemes]
         cell_by_cell(run, "counted", cells, left, "edits", "edit", progress)
 
+    wanted: list[tuple[str, Labels]] = [("anchor_passes", {})]
+    if coordinated:
+        wanted.append(("coordinated_shift_passes", {}))
     return Job(
         "layer_count",
         config.out,
@@ -74,7 +83,7 @@ def run_layer_count(config: LayerCountConfig, *, progress: bool = True) -> Path:
             "anchor_layer": list(layers),
             "d_model": range(experiment.model.d_model),
         },
-        [Part([("anchor_passes", {}), ("counted", {"scheme": list(config.schemes)})], counted)],
+        [Part([*wanted, ("counted", {"scheme": list(config.schemes)})], counted)],
         before=lambda: bench.moments,
     ).carry_out()
 
@@ -98,7 +107,7 @@ def run_damping(config: DampingConfig, *, progress: bool = True) -> Path:
     edits |= {PULLBACK.format(value): (SCHEMES["jacobian-pullback"], value) for value in config.dampings}
 
     def damped(run: Run) -> None:
-        targets = bench.targets(run)
+        targets = bench.targets(run, (*YARDSTICKS, "jacobian-pullback"))
 
         def left(row: str) -> Iterator[tuple[str, Any, Labels]]:
             scheme, damping = edits[row]

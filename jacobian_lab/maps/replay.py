@@ -6,7 +6,7 @@ position whose output is asked for, and only through the blocks above the start.
 nothing run side by side: prefixes are padded and masked, tails are aligned at the decisive token.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -23,6 +23,9 @@ Site = Literal["residual", "mlp"]
 """The residual stream behind a block, or what the block's MLP adds to it (methods.md §0)."""
 RESIDUAL: Site = "residual"
 MLP: Site = "mlp"
+Shifts = Mapping[int, Float[Tensor, "row d_model"]]
+"""By layer, what is added to the decisive tokens' hidden states behind it, as the replay passes."""
+NO_SHIFTS: Shifts = {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +121,11 @@ def freeze(model: LanguageModel, rows: Sequence[Prompt], starts: Sequence[int], 
 
 
 def replay(
-    frozen: Frozen, start: int, states: Float[Tensor, "row d_model"], layers: Sequence[int]
+    frozen: Frozen,
+    start: int,
+    states: Float[Tensor, "row d_model"],
+    layers: Sequence[int],
+    shifts: Shifts = NO_SHIFTS,
 ) -> Float[Tensor, "row layer d_model"]:
     """F_{start→l}: hidden states of the decisive tokens above, given theirs at `start`.
 
@@ -127,6 +134,7 @@ def replay(
         start: The layer whose block output is overwritten at the decisive token.
         states: What it becomes; gradients flow through.
         layers: Ascending layers to read, none below `start`.
+        shifts: What is added behind layers above `start`, and read with them; gradients flow through.
 
     Returns:
         In the order of `layers`. Only the decisive token is run.
@@ -138,12 +146,17 @@ def replay(
         >>> jl.replay(frozen, 4, 1.1 * frozen.states(4), (6, 8)).shape
         torch.Size([2, 2, 576])
     """
-    along = trajectory(frozen, start, states, max(layers))
+    along = trajectory(frozen, start, states, max(layers), shifts=shifts)
     return torch.cat([along[layer] for layer in layers], dim=1)
 
 
 def trajectory(
-    frozen: Frozen, start: int, states: Float[Tensor, "row d_model"], last: int, site: Site = RESIDUAL
+    frozen: Frozen,
+    start: int,
+    states: Float[Tensor, "row d_model"],
+    last: int,
+    site: Site = RESIDUAL,
+    shifts: Shifts = NO_SHIFTS,
 ) -> dict[int, Float[Tensor, "row 1 d_model"]]:
     """What the blocks hand on to one another, so that derivatives by each of them can be taken.
 
@@ -154,6 +167,7 @@ def trajectory(
         last: The last layer to be run.
         site: What is read at `last`, unless that is `start`; below it stands the residual stream,
             which a change of the MLP's output changes by the same.
+        shifts: What is added behind layers above `start`.
 
     Returns:
         By layer, from `start` to `last`.
@@ -162,14 +176,14 @@ def trajectory(
     added: list[Tensor] = []
     handle = frozen.model.mlp(last).register_forward_hook(lambda _m, _i, output: added.append(output))
     try:
-        along |= dict(_blocks(frozen, start, along[start], last))
+        along |= dict(_blocks(frozen, start, along[start], last, shifts))
     finally:
         handle.remove()
     return along | {last: added[0].view_as(along[last])} if site == MLP and added else along
 
 
 def replay_logits(
-    frozen: Frozen, start: int, states: Float[Tensor, "row d_model"]
+    frozen: Frozen, start: int, states: Float[Tensor, "row d_model"], shifts: Shifts = NO_SHIFTS
 ) -> Float[Tensor, "row answer vocab"]:
     """Logits where the answer's tokens are predicted, given the decisive states at `start`.
 
@@ -177,6 +191,7 @@ def replay_logits(
         frozen: The rows.
         start: The layer whose block output is overwritten at the decisive token.
         states: What it becomes; gradients flow through.
+        shifts: What is added behind layers above `start`; gradients flow through.
 
     Returns:
         Float32 or better. Rows without an answer give the logits at the decisive token; places
@@ -186,7 +201,7 @@ def replay_logits(
     tail = frozen.tails[start][:, 1:length]
     hidden = torch.cat([states.to(frozen.model.dtype)[:, None], tail], dim=1)
     output = hidden
-    for _, output in _blocks(frozen, start, hidden, frozen.model.n_layers - 1):  # noqa: B007
+    for _, output in _blocks(frozen, start, hidden, frozen.model.n_layers - 1, shifts):  # noqa: B007
         pass
     return frozen.model.head(frozen.model.norm(_gather(output, frozen.answer_at)))
 
@@ -270,8 +285,10 @@ class _PrefixCache:
         return torch.cat([old_keys, keys], dim=2), torch.cat([old_values, values], dim=2)
 
 
-def _blocks(frozen: Frozen, start: int, hidden: Tensor, last: int) -> Iterator[tuple[int, Tensor]]:
-    """Run the blocks above `start` over the tail, giving each one's index and output."""
+def _blocks(
+    frozen: Frozen, start: int, hidden: Tensor, last: int, shifts: Shifts = NO_SHIFTS
+) -> Iterator[tuple[int, Tensor]]:
+    """Run the blocks above `start` over the tail, giving each one's index and output, shifted where that is asked."""
     model = frozen.model
     offsets = torch.arange(hidden.shape[1], device=hidden.device)
     positions = frozen.start[:, None] + offsets
@@ -283,6 +300,9 @@ def _blocks(frozen: Frozen, start: int, hidden: Tensor, last: int) -> Iterator[t
         if window not in masks:
             masks[window] = _mask(frozen, positions, window, hidden.dtype)
         hidden = model.call_block(layer, hidden, masks[window], cache, positional)
+        if layer in shifts:
+            shifted = (hidden[:, 0] + shifts[layer]).to(hidden.dtype)  # added up in the wider dtype of the two
+            hidden = torch.cat([shifted[:, None], hidden[:, 1:]], dim=1)
         yield layer, hidden
 
 

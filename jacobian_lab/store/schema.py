@@ -50,6 +50,12 @@ _ANCHORS = {
     "anchor_passes": Variable(("fact", "anchor_layer"), "passes made; 0: not yet optimised", "1", "i4"),
 }
 
+_COORDINATED = {
+    "coordinated_shift": Variable(("fact", "layer", "d_model"), "optimised shift, coordinated replay", "activation"),
+    "coordinated_shift_loss": Variable(("fact",), "its loss at the last pass", "nat"),
+    "coordinated_shift_passes": Variable(("fact",), "its passes; 0: not yet optimised", "1", "i4"),
+}
+
 _AT = ("fact", "layer")
 _CONDITIONS = {
     "lambda_min": Variable(
@@ -120,6 +126,12 @@ _TABLES = {
     "rayleigh": Variable(_EACH, "Rayleigh quotient of J along the layer's shift"),
     "eigen_residual": Variable(_EACH, "relative eigen-residual of the layer's shift, sin∠(Jδ, δ)"),
     "gain": Variable(_EACH, "norm of J·δ over the norm of δ"),
+    "effort": Variable(_EACH, "norm of the layer's shift over the sum of all layers'"),
+    "price": Variable(_EACH, "squared norm of the layer's shift over kᵀC⁻¹k: its least disturbance", "activation^2"),
+    "carried": Variable(_EACH, "layer's part of the change at the last layer; adds up to 1 over layers"),
+    "carried_linear": Variable(_EACH, "part of J·δ in the change that all edits make at the last layer"),
+    "summed_cosine": Variable(_EACH, "cosine of the sum of J·δ so far and the change at the last layer so far"),
+    "summed_ratio": Variable(_EACH, "norm of the sum of J·δ so far over that of the change at the last layer so far"),
     "efficacy": Variable(("fact", "scheme"), "every target token is the argmax after the edit"),
     "update_norm": Variable(("scheme", "layer"), "norm of the weight's change over the weight's norm"),
     "condition_number": Variable(("scheme", "layer"), "condition number of the solve, 1-norm estimate"),
@@ -166,6 +178,12 @@ _LAYER_COUNT = {
     "final_ratio_against_optimised": Variable(_COUNT, "residual left, over the initial one, optimised target"),
     "count_efficacy": Variable(_COUNT, "every target token is the argmax after the edit"),
     "counted": Variable(("scheme", "count"), "whether this many layers have been measured", "1", "i4"),
+}
+
+_COORDINATED_COUNT = {
+    "coordinated_shift": Variable(("fact", "count", "anchor_layer", "d_model"), "optimised shift", "activation"),
+    "coordinated_shift_loss": Variable(("fact", "count"), "its loss at the last pass", "nat"),
+    "coordinated_shift_passes": Variable(("fact", "count"), "its passes; 0: not yet optimised", "1", "i4"),
 }
 
 _ROW = ("fact", "row", "layer")
@@ -236,14 +254,18 @@ def _part(mark: str, variables: Mapping[str, Variable]) -> dict[str, Variable]:
 
 KINDS: dict[str, dict[str, Variable]] = {
     "tables": _part("anchor_passes", _ANCHORS)
+    | _part("coordinated_shift_passes", _COORDINATED)
     | _part("replayed", _UNEDITED)
     | _part("measured", _TABLES)
     | _part("surveyed", _CONDITIONS)
     | _part("studied", _THEOREM_1 | _STEPS | _STUDIED),
     "jacobian": _part("surveyed", _CONDITIONS | _SPECTRA),
-    "layer_count": _part("anchor_passes", _ANCHORS) | _part("counted", _LAYER_COUNT),
+    "layer_count": _part("anchor_passes", _ANCHORS)
+    | _part("coordinated_shift_passes", _COORDINATED_COUNT)
+    | _part("counted", _LAYER_COUNT),
     "damping": _part("anchor_passes", _ANCHORS) | _part("measured", _DAMPING),
     "edit_table": _part("anchor_passes", _ANCHORS)
+    | _part("coordinated_shift_passes", _COORDINATED)
     | _part("refit_anchor_passes", _REFIT)
     | _part("neighbors_compared", _NEIGHBORS)
     | _part("measured", _EDIT_TABLE),
