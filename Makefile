@@ -8,7 +8,7 @@ MKDOCS = NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 CONSTRAINTS ?= constraints.txt
 RUN ?= runs/reproduce
 ARGS ?= --slice 0:32
-FIGURES := cosine_by_layer residual_by_layer spread_by_fact theorem2 decomposition
+FIGURES := cosine_by_layer residual_by_layer spread_by_fact theorem2 decomposition effort
 
 .PHONY: install reproduce laboratory methods test check pytest test-oldest test-newest docs results clean
 
@@ -37,7 +37,7 @@ laboratory: reproduce
 
 methods: install
 	$(BIN)/jacobian-lab edit-table $(ARGS) --out $(RUN)-methods
-	for figure in efficacy_specificity fe_gain; do $(BIN)/python figures/$$figure.py $(RUN)-methods || exit 1; done
+	for figure in efficacy_specificity fe_gain cr_gain; do $(BIN)/python figures/$$figure.py $(RUN)-methods || exit 1; done
 
 test: install
 	$(BIN)/ruff format --check .

@@ -57,9 +57,9 @@ METHODS: Mapping[str, Method] = {
     "alphaedit+cr": Method("coordinated-replay", "alphaedit"),
     "emmet+cr": Method("coordinated-replay", "emmet"),
 }
-"""The paper's methods by name; any other pair is called ``rule@scheme``."""
+"""The paper's methods by name, and those with coordinated replay; any other pair is called ``rule@scheme``."""
 
-PAPER_METHODS = tuple(name for name in METHODS if name != "blue-refit")
+TABLE_METHODS = tuple(name for name in METHODS if name != "blue-refit")
 """What a table has unless told otherwise: all but the other reading of BLUE."""
 
 PAIRS = tuple(f"{rule}@{scheme}" for rule in RULES for scheme in SCHEMES)

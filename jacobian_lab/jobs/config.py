@@ -10,7 +10,7 @@ from annotated_types import Gt, Le, Lt
 from tyro.conf import OmitArgPrefixes
 
 from jacobian_lab.editing.anchors import AnchorSettings, CoordinationSettings
-from jacobian_lab.editing.methods import PAPER_METHODS
+from jacobian_lab.editing.methods import TABLE_METHODS
 from jacobian_lab.editing.rules import RuleSettings
 from jacobian_lab.editing.schemes import DAMPING, SchemeName
 from jacobian_lab.errors import InputError
@@ -194,7 +194,7 @@ class EditTableConfig(EvaluationConfig):
         methods: Methods, or pairs rule@scheme; the unedited model always comes first.
     """
 
-    methods: tuple[str, ...] = PAPER_METHODS
+    methods: tuple[str, ...] = TABLE_METHODS
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from matplotlib.figure import FigureBase
 from matplotlib.ticker import MaxNLocator
 
 from jacobian_lab.report.intervals import summaries_of
-from jacobian_lab.report.methods import FORWARD, both_ways, forward_gains, summaries
+from jacobian_lab.report.methods import COORDINATED, FORWARD, STEPS, Step, both_ways, gains_of, summaries
 from jacobian_lab.report.paper import METRICS, paper_residuals
 from jacobian_lab.report.residuals import table
 from jacobian_lab.report.style import RULE_COLORS, RULE_MARKERS, STYLES
@@ -21,6 +21,9 @@ YARDSTICK = {"color": "0.5", "linestyle": ":", "linewidth": 1, "marker": "x", "m
 
 OPPOSITES = ("backward-dividing", "forward-replay")
 """The two schemes that the paper sets against each other; figures with room for two show these."""
+
+CARRIERS = ("backward-dividing", "backward-full", "forward-replay", "coordinated-replay")
+"""The schemes that differ in who carries what."""
 
 
 def cosine_by_layer(figure: FigureBase, dataset: xr.Dataset) -> None:
@@ -247,8 +250,55 @@ def jacobian(figure: FigureBase, dataset: xr.Dataset) -> None:
     right.legend(fontsize="x-small", frameon=False)
 
 
+def effort(figure: FigureBase, dataset: xr.Dataset) -> None:
+    """One panel a scheme, a group of bars a layer: who carries what, means over facts.
+
+    Effort, the norm of a layer's shift, and price, what that costs at least in disturbance, as shares of all layers';
+    and the layer's part of the change at the last layer, of which J·δ accounts for the mark. All add up to one.
+
+    Args:
+        figure: An empty figure, or part of one.
+        dataset: An open run of tables.
+    """
+    schemes = carriers(dataset)
+    panels = np.atleast_1d(figure.subplots(1, len(schemes), sharey=True))
+    shares = {
+        "effort": dataset["effort"],
+        "price": dataset["price"] / dataset["price"].sum("layer"),
+        "carried to the last layer": dataset["carried"],
+    }
+    layers, width = dataset["layer"].values, 0.8 / len(shares)
+    for ax, scheme in zip(panels, schemes, strict=True):
+        for place, (label, values) in enumerate(shares.items()):
+            at = layers + (place - 1) * width
+            mean = values.sel(scheme=scheme).mean("fact")
+            ax.bar(at, mean, width, label=label, color=str(0.75 - 0.3 * place), edgecolor="none")
+        linear = dataset["carried_linear"].sel(scheme=scheme).mean("fact")
+        ax.plot(at, linear, label=r"carried by $J\delta$", linestyle="", marker="_", markersize=5, color="#c1272d")
+        total = float(dataset["price"].sel(scheme=scheme).sum("layer").mean())
+        ax.axhline(0, color="0.3", linewidth=0.5)
+        ax.set_title(f"{scheme}\ntotal price {total:.2g}", fontsize="small")
+        ax.set(xlabel="layer", xticks=layers)
+        ax.grid(visible=False, axis="x")
+    panels[0].set(ylabel="share")
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize="x-small", loc="outside upper center", ncols=4)
+
+
+def carriers(dataset: xr.Dataset) -> list[str]:
+    """Schemes that show how effort is shared.
+
+    Args:
+        dataset: An open run of tables.
+
+    Returns:
+        Those that the run has of the four that differ most, or all that it has.
+    """
+    held = schemes_with(dataset, "effort")
+    return [name for name in CARRIERS if name in held] or held
+
+
 def efficacy_specificity(figure: FigureBase, dataset: xr.Dataset) -> None:
-    """Every method in the plane of what it edits and what it leaves alone; arrows lead from a rule to it with FE.
+    """Every method in the plane of what it edits and what it leaves alone; arrows lead from a rule to it with replay.
 
     Args:
         figure: An empty figure, or part of one.
@@ -260,40 +310,43 @@ def efficacy_specificity(figure: FigureBase, dataset: xr.Dataset) -> None:
         places = {}
         for name in map(str, dataset["edit"].values):
             x, y = cells[name, across], cells[name, up]
-            rule = name.removesuffix(FORWARD)
+            rule, fill = _filled(name, replayed=any(both_ways(dataset, step) for step in STEPS))
             look = {"color": RULE_COLORS.get(rule, "0.4"), "marker": RULE_MARKERS.get(rule, "x"), "markersize": 4}
-            if not name.endswith(FORWARD) and f"{rule}{FORWARD}" in dataset["edit"].values:
-                look["markerfacecolor"] = "white"
             errors = {
                 f"{axis}err": np.nan_to_num([[v["mean"] - v["low"]], [v["high"] - v["mean"]]])
                 for axis, v in (("x", x), ("y", y))
             }
             places[name] = (x["mean"], y["mean"])
-            ax.errorbar(*places[name], **errors, elinewidth=0.4, linestyle="", label=name, **look)
-        for name, place in places.items():
-            if f"{name}{FORWARD}" in places:
-                arrow = {
-                    "arrowstyle": "->",
-                    "color": RULE_COLORS.get(name, "0.4"),
-                    "linewidth": 0.7,
-                    "shrinkA": 3,
-                    "shrinkB": 3,
-                }
-                ax.annotate("", places[f"{name}{FORWARD}"], place, arrowprops=arrow)
+            ax.errorbar(*places[name], **errors, elinewidth=0.4, linestyle="", label=name, **look, **fill)
+        for before, after in STEPS:
+            for rule in both_ways(dataset, (before, after)):
+                arrow = {"arrowstyle": "->", "color": RULE_COLORS.get(rule, "0.4"), "linewidth": 0.7}
+                arrow |= {"shrinkA": 3, "shrinkB": 3}
+                ax.annotate("", places[rule + after], places[rule + before], arrowprops=arrow)
         ax.set(xlabel=_axis(across), ylabel=_axis(up))
         if METRICS[across].best < 0:
             ax.invert_xaxis()  # right and up is better, in both planes
     figure.legend(*ax.get_legend_handles_labels(), fontsize="x-small", loc="outside upper center", ncols=7)
 
 
-def fe_gain(figure: FigureBase, dataset: xr.Dataset) -> None:
-    """What forward replay adds to each rule, paired over facts, with intervals.
+def _filled(name: str, replayed: bool) -> tuple[str, dict[str, Any]]:
+    """A method's rule, and how its marker is filled: hollow without replay, half with FE, wholly with CR."""
+    if name.endswith(COORDINATED):
+        return name.removesuffix(COORDINATED), {}
+    if name.endswith(FORWARD):
+        return name.removesuffix(FORWARD), {"fillstyle": "left", "markerfacecoloralt": "white"}
+    return name, {"markerfacecolor": "white"} if replayed else {}
+
+
+def gain(figure: FigureBase, dataset: xr.Dataset, step: Step) -> None:
+    """What a way of making targets adds to another, rule by rule, paired over facts, with intervals.
 
     Args:
         figure: An empty figure, or part of one.
-        dataset: An open run of edit_table that holds a rule with FE and without.
+        dataset: An open run of edit_table that holds a rule on both sides of the step.
+        step: What the names of the two methods end with.
     """
-    gained, rules = forward_gains(dataset), both_ways(dataset)
+    gained, rules = gains_of(dataset, (step,)), both_ways(dataset, step)
     axes = figure.subplots(1, 2, width_ratios=(3, 1))
     shares = [metric for metric, kind in METRICS.items() if kind.scale > 1]
     for ax, metrics in zip(axes, (shares, ["kl"]), strict=True):
@@ -307,7 +360,7 @@ def fe_gain(figure: FigureBase, dataset: xr.Dataset) -> None:
         ax.axhline(0, color="0.3", linewidth=0.6)
         ax.set_xticks(range(len(metrics)), [_axis(metric).replace(" ", "\n") for metric in metrics], fontsize="x-small")
         ax.grid(visible=False, axis="x")
-    axes[0].set(ylabel="gain from FE, points")
+    axes[0].set(ylabel=f"gain from {step[1][1:].upper()}, points")
     axes[1].set(ylabel="change (less is better)")
     figure.legend(
         *axes[0].get_legend_handles_labels(), fontsize="x-small", loc="outside upper center", ncols=len(rules)

@@ -12,7 +12,12 @@ from jacobian_lab.report.intervals import intervals
 from jacobian_lab.report.paper import METRICS, Metric, paper_methods, rows_beside, source_line
 from jacobian_lab.report.writing import Table, facts_in_cells, model_name, number, seed_of
 
-UNEDITED, FORWARD = "unedited", "+fe"
+UNEDITED, FORWARD, COORDINATED = "unedited", "+fe", "+cr"
+
+Step = tuple[str, str]
+"""From one way of making a rule's targets to another: what the methods' names end with."""
+STEPS: tuple[Step, ...] = (("", FORWARD), (FORWARD, COORDINATED))
+"""What forward replay adds to a rule, and what coordinated replay adds to that."""
 
 MORE: Mapping[str, Metric] = {
     "efficacy_greedy": Metric("efficacy, greedy"),
@@ -76,21 +81,31 @@ def summaries(dataset: xr.Dataset) -> pd.DataFrame:
     return pd.DataFrame(keys, columns=["method", "metric"]).join(means(cells, seed_of(dataset)))
 
 
-def forward_gains(dataset: xr.Dataset) -> pd.DataFrame:
-    """What forward replay adds to each rule: differences of the same facts, paired.
+def gains_of(dataset: xr.Dataset, steps: Sequence[Step] = STEPS) -> pd.DataFrame:
+    """What a step adds to each rule: differences of the same facts, paired.
 
     Args:
         dataset: An open run.
+        steps: Which.
 
     Returns:
-        ``rule, metric, mean, low, high, count`` of (with FE − without), for rules that were measured both ways.
+        ``rule, method, against, metric, mean, low, high, count`` of (method − against), for all that were measured
+        both ways.
     """
     kinds = {**METRICS, **further(dataset)}
-    rules = both_ways(dataset)
-    keys = [(rule, metric) for rule in rules for metric in kinds]
+    keys = [
+        (rule, rule + after, rule + before, metric)
+        for before, after in steps
+        for rule in both_ways(dataset, (before, after))
+        for metric in kinds
+    ]
     columns = {metric: _column(dataset, metric) for metric in kinds}
-    differences = [(columns[m].sel(edit=f"{rule}{FORWARD}") - columns[m].sel(edit=rule), kinds[m]) for rule, m in keys]
-    return pd.DataFrame(keys, columns=["rule", "metric"]).join(means(differences, seed_of(dataset)))
+    differences = [
+        (columns[metric].sel(edit=method) - columns[metric].sel(edit=against), kinds[metric])
+        for _, method, against, metric in keys
+    ]
+    frame = pd.DataFrame(keys, columns=["rule", "method", "against", "metric"])
+    return frame.join(means(differences, seed_of(dataset)))
 
 
 def means(cells: Sequence[Cell], seed: int) -> pd.DataFrame:
@@ -133,17 +148,20 @@ def weights(dataset: xr.Dataset) -> pd.DataFrame:
     return frame.loc[:, ["method", "layer", *names]].dropna(axis="columns", how="all")
 
 
-def both_ways(dataset: xr.Dataset) -> list[str]:
-    """Rules that were measured with forward replay and without.
+def both_ways(dataset: xr.Dataset, step: Step) -> list[str]:
+    """Rules that were measured on both sides of a step.
 
     Args:
         dataset: An open run.
+        step: The step.
 
     Returns:
         Their names.
     """
-    edited = set(dataset["edit"].values)
-    return [str(name) for name in dataset["edit"].values if f"{name}{FORWARD}" in edited]
+    before, after = step
+    edited = list(map(str, dataset["edit"].values))
+    rules = [name.removesuffix(before) for name in edited if name.endswith(before)]
+    return [rule for rule in rules if rule + after in edited]
 
 
 def metrics_table(dataset: xr.Dataset, summed: pd.DataFrame) -> Table:
@@ -277,18 +295,19 @@ def damage(dataset: xr.Dataset, summed: pd.DataFrame) -> Table:
 
 
 def gains(dataset: xr.Dataset) -> Table:
-    """`forward_gains`, as one reads it.
+    """`gains_of`, as one reads it.
 
     Args:
-        dataset: An open run that holds a rule with FE and without.
+        dataset: An open run that holds a rule on both sides of one of `STEPS`.
 
     Returns:
-        One row a rule.
+        One row a rule and step.
     """
-    gained, kinds = forward_gains(dataset), {**METRICS, **further(dataset)}
-    cells = {(row["rule"], row["metric"]): row for row in gained.to_dict("records")}
-    rows = {r: [_cell(cells[r, metric], kind, "+") for metric, kind in kinds.items()] for r in both_ways(dataset)}
-    frame = pd.DataFrame.from_dict(rows, orient="index", columns=_labels(kinds)).rename_axis("rule")
+    gained, kinds = gains_of(dataset), {**METRICS, **further(dataset)}
+    rows: dict[str, list[str]] = {}
+    for row in gained.to_dict("records"):
+        rows.setdefault(f"{row['method']} − {row['against']}", []).append(_cell(row, kinds[row["metric"]], "+"))
+    frame = pd.DataFrame.from_dict(rows, orient="index", columns=_labels(kinds)).rename_axis("difference")
     return Table(frame, f"{_meanings(dataset)} {_facts(dataset, gained['count'])}", gained)
 
 

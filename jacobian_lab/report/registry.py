@@ -3,7 +3,7 @@
 The same rows serve the command line, the scripts in ``analyses/`` and ``figures/``, and `Results`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -88,6 +88,7 @@ class FigureEntry(Entry):
 
 _FIRST = ("onelayer", "memit", "blue", "prune", "rect", "alphaedit", "memit+fe")
 _FORWARD = ("prune+fe", "rect+fe", "alphaedit+fe")
+_COORDINATED = ("memit+cr", "prune+cr", "rect+cr", "alphaedit+cr")
 _PAIRS = ("prune", "prune+fe", "rect", "rect+fe", "alphaedit", "alphaedit+fe")
 
 
@@ -125,8 +126,9 @@ def _neither(dataset: xr.Dataset) -> str:
     return "" if held else "lambda_min or linear_cosine"
 
 
-def _no_pair(dataset: xr.Dataset) -> str:
-    return "" if methods.both_ways(dataset) else "a method and the same with FE"
+def _no_pair(dataset: xr.Dataset, steps: Sequence[methods.Step] = methods.STEPS) -> str:
+    names = " or ".join(f"a method{before.upper()} and the same with {after[1:].upper()}" for before, after in steps)
+    return "" if any(methods.both_ways(dataset, step) for step in steps) else names
 
 
 _CELLS = (
@@ -230,10 +232,10 @@ TABLES: Mapping[str, TableEntry] = {
         "lambda_min",
         below=False,
     ),
-    "table3": _methods("table3", "llama-3-8b-instruct", _FIRST),
-    "table4": _methods("table4", "llama-3-8b-instruct", _PAIRS, "memit", "memit+fe"),
-    "table6": _methods("table6", "gpt2-xl", _FIRST, *_FORWARD),
-    "table7": _methods("table7", "gpt-j-6b", _FIRST, *_FORWARD),
+    "table3": _methods("table3", "llama-3-8b-instruct", _FIRST, *_COORDINATED),
+    "table4": _methods("table4", "llama-3-8b-instruct", _PAIRS, "memit", "memit+fe", *_COORDINATED),
+    "table6": _methods("table6", "gpt2-xl", _FIRST, *_FORWARD, *_COORDINATED),
+    "table7": _methods("table7", "gpt-j-6b", _FIRST, *_FORWARD, *_COORDINATED),
     "edit_table": _of_methods(f"All methods. {_CELLS}", methods.compared),
     "damage": _of_methods(
         "Damage and cost: neighbourhood success × 100, D_KL, perplexity of the held-out text, ‖ΔW‖/‖W‖, prompts where "
@@ -242,8 +244,8 @@ TABLES: Mapping[str, TableEntry] = {
     ),
     "gains": TableEntry(
         kinds=("edit_table",),
-        caption="What forward replay adds, with it less without it, the same facts: shares × 100, D_KL in nats; mean "
-        "[95 % bootstrap interval].",
+        caption="What forward replay adds to a rule, and what coordinated replay adds to that, the same facts: shares "
+        "× 100, D_KL in nats; mean [95 % bootstrap interval].",
         needs=("efficacy_success",),
         made_by="edit_table",
         lacking=_no_pair,
@@ -255,6 +257,18 @@ TABLES: Mapping[str, TableEntry] = {
     "weights": _of_methods("", lambda dataset: Table(methods.weights(dataset)), uses=""),
 }
 """Tables by name: files, scripts in ``analyses/`` and, with a dash for the underscore, commands are called the same."""
+
+
+def _gain(caption: str, step: methods.Step) -> FigureEntry:
+    return FigureEntry(
+        kinds=("edit_table",),
+        caption=caption,
+        needs=("efficacy_success",),
+        made_by="edit_table",
+        lacking=partial(_no_pair, steps=(step,)),
+        draw=partial(figures.gain, step=step),
+        panels=lambda _dataset: 2,
+    )
 
 
 FIGURES: Mapping[str, FigureEntry] = {
@@ -325,22 +339,26 @@ FIGURES: Mapping[str, FigureEntry] = {
         panels=lambda _dataset: 4,
         height=1.0,
     ),
+    "effort": FigureEntry(
+        caption="Who carries what: each layer's share of the effort, its price, and its part of the change at the last "
+        "layer, scheme by scheme.",
+        needs=("effort",),
+        draw=figures.effort,
+        panels=lambda dataset: len(figures.carriers(dataset)),
+        height=1.3,
+    ),
     "efficacy_specificity": FigureEntry(
         kinds=("edit_table",),
-        caption="Every method in the plane of what it edits and what it leaves alone, with and without forward replay.",
+        caption="Every method in the plane of what it edits and what it leaves alone, with and without replay.",
         needs=("efficacy_success",),
         made_by="edit_table",
         draw=figures.efficacy_specificity,
         panels=lambda _dataset: 2,
     ),
-    "fe_gain": FigureEntry(
-        kinds=("edit_table",),
-        caption="What forward replay adds to each rule, paired over facts.",
-        needs=("efficacy_success",),
-        made_by="edit_table",
-        lacking=_no_pair,
-        draw=figures.fe_gain,
-        panels=lambda _dataset: 2,
+    "fe_gain": _gain("What forward replay adds to each rule, paired over facts.", ("", methods.FORWARD)),
+    "cr_gain": _gain(
+        "What coordinated replay adds to forward replay, rule by rule, paired over facts.",
+        (methods.FORWARD, methods.COORDINATED),
     ),
 }
 """Figures by name: their files and the scripts in ``figures/`` are called the same."""

@@ -37,10 +37,13 @@ ROWS: Mapping[str, tuple[Line, ...]] = {
     "table1": _own("backward-dividing", "jacobian-pullback", variable="cosine"),
     "table2": _own(*_BACKWARD),
     "table5": (
-        *_own("forward-replay"),
+        *_own("forward-replay", "coordinated-replay"),
         Line("forward-replay", "residual_ratio_against_optimised", "forward-replay, against the optimised target"),
-        *(Line(s, "residual_ratio_against_replayed", f"{s}, against the replayed target") for s in _BACKWARD),
-        *(Line(s, "residual_norm", f"{s}, norm") for s in ("forward-replay", *_BACKWARD)),
+        *(
+            Line(s, "residual_ratio_against_replayed", f"{s}, against the replayed target")
+            for s in ("coordinated-replay", *_BACKWARD)
+        ),
+        *(Line(s, "residual_norm", f"{s}, norm") for s in ("forward-replay", "coordinated-replay", *_BACKWARD)),
     ),
 }
 """Rows of the paper's tables, with schemes that it has not; those of schemes that a run lacks are left out."""
@@ -193,7 +196,7 @@ def headlines(dataset: xr.Dataset) -> Iterator[str]:
         f"Residual left at layer {layers[-1]} (0: the target is met, 1: nothing is done; in brackets the paper's, of "
         "Llama-3-8B):"
     )
-    for scheme, name in (("backward-dividing", "table2"), ("backward-full", "table2"), ("forward-replay", "table5")):
+    for scheme, name in _HEADLINES:
         if scheme in schemes:
             left = float(dataset["residual_ratio"].sel(scheme=scheme, layer=layers[-1]).mean())
             yield f"  {scheme:<18} {number(left)}{_in_brackets(paper_residuals(name, scheme, len(layers))[-1])}"
@@ -212,6 +215,14 @@ def headlines(dataset: xr.Dataset) -> Iterator[str]:
         )
     answered = [f"{name} {100 * float(dataset['efficacy'].sel(scheme=name).mean()):.0f} %" for name in schemes]
     yield f"Facts answered: before {100 * float(dataset['efficacy_unedited'].mean()):.0f} %, {', '.join(answered)}."
+
+
+_HEADLINES = (
+    ("backward-dividing", "table2"),
+    ("backward-full", "table2"),
+    ("forward-replay", "table5"),
+    ("coordinated-replay", "table5"),
+)
 
 
 def _in_brackets(paper: float) -> str:

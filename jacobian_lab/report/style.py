@@ -19,9 +19,10 @@ STYLES: dict[str, dict[str, Any]] = {
     "one-layer": {"color": _SHADES[4], "marker": "D"},
     "independent": {"color": _SHADES[3], "marker": "^"},
     "forward-replay": {"color": _SHADES[0], "marker": "v"},
+    "coordinated-replay": {"color": "#c1272d", "marker": "*"},
     "jacobian-pullback": {"color": _SHADES[5], "marker": "P"},
 }
-"""Each scheme has one colour and one marker in every figure; colours differ in lightness too."""
+"""Each scheme has one colour and one marker in every figure; colours differ in lightness too, our own in hue."""
 
 
 RULE_MARKERS = {
@@ -36,7 +37,7 @@ RULE_MARKERS = {
     "emmet": "P",
 }
 RULE_COLORS = dict(zip(RULE_MARKERS, sns.color_palette("cubehelix", len(RULE_MARKERS) + 2), strict=False))
-"""Each rule has one marker and one colour in every figure; with FE it is filled."""
+"""Each rule has one marker and one colour in every figure; it is half filled with FE, and filled with CR."""
 
 TIMES_LIKE = {"font.family": "STIXGeneral", "mathtext.fontset": "stix", "pdf.fonttype": 42}
 """The Times of ICML, in the free cut that matplotlib carries; embedded as TrueType."""

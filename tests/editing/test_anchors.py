@@ -118,6 +118,7 @@ def test_batches_hold_every_fact_once_and_tails_of_about_a_length(tiny, facts):
         ("one-layer", (8,), (8,), (1,)),
         ("independent", (4, 8), (4, 8), (1, 1)),
         ("forward-replay", (4, 5, 8), (4, 5, 8), (1, 1, 1)),
+        ("coordinated-replay", (4, 5, 8), (4, 5, 8), (1, 1, 1)),
     ],
 )
 def test_the_schemes_answers(name, edited, read, divisors):

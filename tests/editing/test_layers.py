@@ -8,7 +8,7 @@ import torch
 from helpers.reference import Plain, prompt
 from helpers.small import CONTEXTS
 
-from jacobian_lab.editing.anchors import AnchorSettings, optimise_anchors
+from jacobian_lab.editing.anchors import AnchorSettings, coordinate_shifts, optimise_anchors
 from jacobian_lab.editing.layers import Setting, restored
 from jacobian_lab.editing.measures import measure, observed_edits
 from jacobian_lab.editing.rules import memit
@@ -28,12 +28,13 @@ def made(tiny, facts):
     """Targets, and a setting with well-conditioned second moments, for the small model."""
     rows, settings = fact_rows(tiny, facts, CONTEXTS), AnchorSettings(lr=0.1, steps=5)
     anchors = {layer: optimise_anchors(rows, layer, settings) for layer in (1, 4)}
+    shifts = coordinate_shifts(rows, LAYERS, settings).shifts
     generator = torch.Generator().manual_seed(0)
     moments = {}
     for layer in LAYERS:
         keys = torch.randn(tiny.d_mlp, 300, generator=generator, dtype=torch.float64)
         moments[layer] = keys @ keys.T / 300
-    targets = make_targets(rows, LAYERS, {layer: found.states for layer, found in anchors.items()})
+    targets = make_targets(rows, LAYERS, {layer: found.states for layer, found in anchors.items()}, shifts)
     return targets, Setting(rows, moments, 2.0)
 
 

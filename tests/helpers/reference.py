@@ -27,13 +27,13 @@ def output_of(block_result):
 
 
 class Plain:
-    """A model with hooks that read a token's state at some layers, or add a vector to it at one."""
+    """A model with hooks that read a token's state at some layers, replace it at one, or add vectors to it at some."""
 
     def __init__(self, hf, tokenizer, blocks):
         self.hf, self.tokenizer, self.blocks = hf, tokenizer, blocks
 
-    def states(self, ids, position, layers, layer=None, value=None, shift=None):
-        """Logits ``[token, vocab]`` and the states of one token, with one state replaced or shifted."""
+    def states(self, ids, position, layers, layer=None, value=None, shifts=None):
+        """Logits ``[token, vocab]`` and the states of one token, with one state replaced and others shifted."""
         seen, handles = {}, []
 
         def reader(index):
@@ -42,15 +42,20 @@ class Plain:
 
             return hook
 
-        def writer(_module, _inputs, result):
-            hidden = output_of(result)
-            row = hidden[0].clone()
-            row[position] = row[position] + shift if value is None else value
-            changed = row[None]
-            return (changed, *result[1:]) if isinstance(result, tuple) else changed
+        def writer(change):
+            def hook(_module, _inputs, result):
+                hidden = output_of(result)
+                row = hidden[0].clone()
+                row[position] = change(row[position])
+                changed = row[None]
+                return (changed, *result[1:]) if isinstance(result, tuple) else changed
 
-        if layer is not None:
-            handles.append(self.blocks[layer].register_forward_hook(writer))
+            return hook
+
+        if value is not None:
+            handles.append(self.blocks[layer].register_forward_hook(writer(lambda _: value)))
+        for index, shift in (shifts or {}).items():
+            handles.append(self.blocks[index].register_forward_hook(writer(lambda row, shift=shift: row + shift)))
         handles += [self.blocks[index].register_forward_hook(reader(index)) for index in layers]
         try:
             logits = self.hf(torch.tensor([ids])).logits[0]
@@ -66,39 +71,64 @@ class Plain:
             state = self.states(ids, position, [layer])[1][layer].clone()
         return torch.func.jacrev(lambda value: self.states(ids, position, [last], layer, value)[1][last])(state)
 
-    def anchor(self, fact, layer, templates, lr=0.5, steps=25, decay=0.5, kl_factor=0.0625, clamp=0.75):
+    def anchor(self, fact, layer, templates, lr=0.5, steps=25, clamp=0.75):
         """The anchor of one fact (methods.md §2)."""
+        ids, position = prompt(self.tokenizer, fact)
+        shifts, loss, passes = self.shifts(fact, [layer], templates, lr, steps, clamp)
+        with torch.no_grad():
+            return self.states(ids, position, [layer])[1][layer] + shifts[0], loss, passes
+
+    def loss(self, fact, templates, decay, kl_factor=0.0625):
+        """The loss of one fact as a function of shifts by layer; at its first call they have to be zero."""
         target = self.tokenizer(" " + fact.target_new, add_special_tokens=False)["input_ids"]
-        rows = []
+        rows, reference = [], []
         for template in (t for group in templates for t in group):
             ids, position = prompt(self.tokenizer, fact, template)
             rows.append((ids + target[:-1], position, len(ids) - 1))
         kl_ids, kl_position = encode(self.tokenizer, f"{fact.subject} is a", 0, fact.subject)
-        ids, position = prompt(self.tokenizer, fact)
-        with torch.no_grad():
-            start = self.states(ids, position, [layer])[1][layer].clone()
-        delta = torch.zeros_like(start, requires_grad=True)
-        optimiser, reference = torch.optim.Adam([delta], lr=lr), None
-        for number in range(1, steps + 1):
+
+        def at(shifts):
             nll = 0.0
             for row, place, first in rows:
-                logits, _ = self.states(row, place, [], layer, shift=delta)
+                logits, _ = self.states(row, place, [], shifts=shifts)
                 log_p = logits[first:].double().log_softmax(-1)
                 nll = nll - sum(log_p[j, t] for j, t in enumerate(target)) / len(target) / len(rows)
-            logits, _ = self.states(kl_ids, kl_position, [], layer, shift=delta)
+            logits, _ = self.states(kl_ids, kl_position, [], shifts=shifts)
             log_p = logits[kl_position].double().log_softmax(-1)
-            reference = log_p.detach() if reference is None else reference
-            divergence = (log_p.exp() * (log_p - reference)).sum()
-            loss = nll + kl_factor * divergence + decay * delta.norm() / start.norm() ** 2
+            if not reference:
+                reference.append(log_p.detach())
+            divergence = (log_p.exp() * (log_p - reference[0])).sum()
+            return nll + kl_factor * divergence + decay(shifts)
+
+        return at
+
+    def shifts(self, fact, layers, templates, lr=0.5, steps=25, clamp=0.75, decay=None):
+        """Shifts at some layers that together give the new answer (methods.md §4), of one fact."""
+        ids, position = prompt(self.tokenizer, fact)
+        with torch.no_grad():
+            states = self.states(ids, position, layers)[1]
+        sizes = {layer: state.norm() for layer, state in states.items()}
+        deltas = {layer: torch.zeros_like(states[layer], requires_grad=True) for layer in layers}
+
+        def usual(shifts):
+            return 0.5 * sum(delta.norm() / sizes[layer] ** 2 for layer, delta in shifts.items())
+
+        count = len(layers) ** 0.5
+        optimiser = torch.optim.Adam(deltas.values(), lr=lr / count, eps=1e-8 * count)
+        loss_at = self.loss(fact, templates, decay or usual)
+        for number in range(1, steps + 1):
+            loss = loss_at(deltas)
             if loss < 0.05 or number == steps:
                 break
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             with torch.no_grad():
-                if delta.norm() > clamp * start.norm():
-                    delta.mul_(clamp * start.norm() / delta.norm())
-        return (start + delta).detach(), float(loss.detach()), number
+                spent = sum(delta.norm() / sizes[layer] for layer, delta in deltas.items())
+                if spent > clamp:
+                    for delta in deltas.values():
+                        delta.mul_(clamp / spent)
+        return torch.stack([delta.detach() for delta in deltas.values()]), float(loss.detach()), number
 
     @torch.no_grad()
     def key(self, fact, projection, templates):
@@ -124,9 +154,9 @@ class Plain:
             rows = [self.states(*prompt(self.tokenizer, fact), sorted({*layers, last}))[1] for fact in facts]
             return {layer: torch.stack([row[layer] for row in rows]).double() for layer in rows[0]}
 
-        initial = states()[last]
+        initial, jumps = states()[last], []
         for i, layer in enumerate(layers):
-            site = layer if name in {"independent", "forward-replay"} else last
+            site = layer if name in {"independent", "forward-replay", "coordinated-replay"} else last
             before = states()
             wanted = target_at(site).double() - before[site]
             share = wanted / (len(layers) - i) if name in {"backward-dividing", "jacobian-pullback"} else wanted
@@ -154,6 +184,7 @@ class Plain:
                 "shift_norm": shift.norm(dim=1),
                 "passive_shift_norm": passive.norm(dim=1),
                 "update_norm": size,
+                "price": shift.norm(dim=1) ** 2 / (K * torch.linalg.solve(moments[layer], K)).sum(0),
             })
             if not split:
                 continue
@@ -165,10 +196,19 @@ class Plain:
             ])
             model.weight(layer).copy_(edited)
             linear = (J @ shift[..., None])[..., 0]
+            jumps.append((linear, passive))
+            so_far = sum(each for each, _ in jumps)
+            columns[-1]["summed_ratio"] = so_far.norm(dim=1) / (after[last] - initial).norm(dim=1)
+            columns[-1]["summed_cosine"] = torch.cosine_similarity(so_far, after[last] - initial)
             terms = {"linear": linear, "curvature": alone - before[last] - linear, "leakage": after[last] - alone}
             columns[-1]["linear_cosine"] = (shift * linear).sum(1) / shift.norm(dim=1) / linear.norm(dim=1)
             columns[-1]["share_initial"] = (found * left).sum(1) / left.norm(dim=1) ** 2
             for term, value in terms.items():
                 columns[-1][f"{term}_norm"] = value.norm(dim=1)
                 columns[-1][f"share_{term}"] = -(value * left).sum(1) / left.norm(dim=1) ** 2
+        whole = states()[last] - initial
+        for column, (linear, passive) in zip(columns, jumps, strict=False):
+            column["effort"] = column["shift_norm"] / sum(each["shift_norm"] for each in columns)
+            column["carried"] = (passive * whole).sum(1) / whole.norm(dim=1) ** 2
+            column["carried_linear"] = (linear * whole).sum(1) / whole.norm(dim=1) ** 2
         return {quantity: torch.stack([column[quantity] for column in columns], dim=-1) for quantity in columns[0]}

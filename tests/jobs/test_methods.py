@@ -36,7 +36,7 @@ from jacobian_lab.jobs.setup import prepare
 from jacobian_lab.model.families import KNOWN
 from jacobian_lab.model.loading import load_model
 from jacobian_lab.model.rows import fact_rows
-from jacobian_lab.report.methods import forward_gains, summaries
+from jacobian_lab.report.methods import gains_of, summaries
 from jacobian_lab.report.paper import METRICS
 from jacobian_lab.report.registry import TABLES
 from jacobian_lab.report.results import write_comparison
@@ -344,13 +344,19 @@ def test_neighbourhood_prompts_that_are_edited_themselves_are_told_apart(finishe
 
 def test_gains_are_paired_over_facts(finished):
     dataset = open_run(finished)
-    gained = forward_gains(dataset).set_index(["rule", "metric"])
-    assert list(dict.fromkeys(gained.index.get_level_values(0))) == ["memit", "prune", "rect", "alphaedit", "emmet"]
-    for rule, metric in (("memit", "efficacy_success"), ("alphaedit", "generalization_success")):
+    gained = gains_of(dataset).set_index(["method", "against", "metric"])
+    rules = ["memit", "prune", "rect", "alphaedit", "emmet"]
+    steps = [(f"{rule}+fe", rule) for rule in rules] + [(f"{rule}+cr", f"{rule}+fe") for rule in rules]
+    assert list(dict.fromkeys((one, other) for one, other, _ in gained.index)) == steps
+    for name, against, metric in (
+        ("memit+fe", "memit", "efficacy_success"),
+        ("alphaedit+fe", "alphaedit", "generalization_success"),
+        ("memit+cr", "memit+fe", "kl"),
+    ):
         scale = METRICS[metric].scale
-        difference = dataset[metric].sel(edit=f"{rule}+fe") - dataset[metric].sel(edit=rule)
+        difference = dataset[metric].sel(edit=name) - dataset[metric].sel(edit=against)
         by_fact = difference.mean([dim for dim in difference.dims if dim != "fact"]).values * scale
-        row = gained.loc[rule, metric]
+        row = gained.loc[name, against, metric]
         assert row["mean"] == pytest.approx(by_fact.mean())
         draws = np.random.default_rng(1).choice(by_fact, (20_000, len(by_fact))).mean(axis=1)
         spread = max(by_fact.std(), 1e-12)
@@ -608,7 +614,7 @@ def test_a_corpus_of_one_repeated_sentence_is_refused_with_the_layer(method, qui
     assert "give a longer corpus" in last
 
 
-@pytest.mark.parametrize("name", ["efficacy_specificity", "fe_gain"])
+@pytest.mark.parametrize("name", ["efficacy_specificity", "fe_gain", "cr_gain"])
 def test_figures_are_drawn_from_what_is_stored(name, finished, tmp_path, monkeypatch):
     script = str(ROOT / "figures" / f"{name}.py")
     monkeypatch.setattr(sys, "argv", [script, str(finished), "--out", str(tmp_path)])

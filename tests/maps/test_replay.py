@@ -57,6 +57,24 @@ def test_replay_equals_the_model_in_float64(family_model, facts):
 
 
 @torch.no_grad()
+def test_replay_with_shifts_equals_the_model_with_the_same(family_model, facts):
+    """A state of its own at the start, and shifts behind two layers above, one of them read and one not."""
+    model, plain = family_model, Plain(family_model.hf, family_model.tokenizer, family_model.blocks)
+    rows = rows_of(model, facts)
+    frozen = freeze(model, [row for _, _, row in rows], [1])
+    noise = torch.randn(3, len(rows), model.d_model, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    states, shifts = frozen.states(1) + 0.3 * noise[0], {2: 0.3 * noise[1], 4: 0.3 * noise[2]}
+    got, logits = replay(frozen, 1, states, (1, 3, 4), shifts), replay_logits(frozen, 1, states, shifts)
+    for index, (fact, _, row) in enumerate(rows):
+        added = {layer: each[index] for layer, each in shifts.items()}
+        own_logits, own = plain.states(list(row.ids), row.decisive, (1, 3, 4), 1, states[index], added)
+        for place, layer in enumerate((1, 3, 4)):
+            assert relative(got[index, place], own[layer]) < 1e-10, (layer, fact.id)
+        answer = len(row.answer)
+        assert relative(logits[index, :answer], own_logits[-answer:]) < 1e-10
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_replay_equals_the_model_in_float32_for_either_padding_side(family, side, folders, facts):

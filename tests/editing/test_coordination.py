@@ -1,0 +1,183 @@
+"""Shifts at several layers at once: the descent, its gradient, the targets, and the edits made of them."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers.reference import Plain, prompt
+from helpers.small import CONTEXTS
+
+from jacobian_lab.editing.anchors import (
+    AnchorSettings,
+    CoordinationSettings,
+    _Descent,
+    coordinate_shifts,
+    optimise_anchors,
+)
+from jacobian_lab.editing.layers import Setting, eases, restored
+from jacobian_lab.editing.measures import measure, observed_edits
+from jacobian_lab.editing.schemes import SCHEMES, make_targets, replay_targets
+from jacobian_lab.model.rows import fact_rows
+
+LAYERS = (1, 2, 4)
+SETTINGS = AnchorSettings(lr=0.1, steps=8)
+
+
+@pytest.fixture
+def rows(tiny, facts):
+    return fact_rows(tiny, facts, CONTEXTS)
+
+
+def plain(model):
+    return Plain(model.hf, model.tokenizer, model.blocks)
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_shifts_agree_with_one_fact_at_a_time(family_model, facts):
+    found = coordinate_shifts(fact_rows(family_model, facts, CONTEXTS), LAYERS, SETTINGS)
+    for index, fact in enumerate(facts):
+        expected, loss, passes = plain(family_model).shifts(fact, LAYERS, CONTEXTS, lr=0.1, steps=8)
+        torch.testing.assert_close(found.shifts[index], expected, rtol=1e-8, atol=1e-8)
+        assert float(found.loss[index]) == pytest.approx(loss, rel=1e-8)
+        assert int(found.passes[index]) == passes
+
+
+@pytest.mark.parametrize("decay", ["norm", "price"])
+def test_the_gradient_through_several_shifts(decay, family_model, facts):
+    """Against finite differences of the loss, and against the untouched model with hooks."""
+    rows, ease = fact_rows(family_model, facts[1:3], CONTEXTS), 1 + random(2, 3).abs()
+    descent = _Descent(rows, LAYERS, SETTINGS, CoordinationSettings(decay=decay, price=0.7), ease)
+    active = torch.arange(2)
+    descent._losses(active)  # the divergence is taken against the model without shifts
+    start = 0.3 * random(2, 3, family_model.d_model, seed=1)
+
+    def loss(moves):
+        descent.moves = list(moves)
+        return descent._losses(active)
+
+    moves = start.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(moves).sum(), moves)
+    way = random(*start.shape, seed=2)
+    slopes = (loss(start + 1e-5 * way) - loss(start - 1e-5 * way)) / 2e-5
+    torch.testing.assert_close((gradient * way).sum((1, 2)), slopes, rtol=1e-6, atol=1e-8)
+    reference = plain(family_model)
+    for index, fact in enumerate(facts[1:3]):
+        sizes = reference.states(*prompt(family_model.tokenizer, fact), LAYERS)[1]
+
+        def weighed(shifts, index=index, sizes=sizes):
+            if decay == "price":
+                return 0.7 * sum((s**2).sum() / ease[index, place] for place, s in enumerate(shifts.values()))
+            return 0.5 * sum(shift.norm() / sizes[layer].norm() ** 2 for layer, shift in shifts.items())
+
+        at = reference.loss(fact, CONTEXTS, weighed)
+        nothing = torch.zeros_like(start[index])
+        at(dict(zip(LAYERS, nothing, strict=True)))
+        shifts = (start[index] / 3**0.5).requires_grad_()
+        value = at(dict(zip(LAYERS, shifts, strict=True)))
+        (expected,) = torch.autograd.grad(value, shifts)
+        torch.testing.assert_close(loss(start)[index], value, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(gradient[index], expected / 3**0.5, rtol=1e-8, atol=1e-10)
+
+
+def test_targets_are_the_states_of_the_model_with_the_shifts(family_model, facts):
+    rows, shifts = fact_rows(family_model, facts, CONTEXTS), 0.3 * random(len(facts), 3, family_model.d_model)
+    anchors = {layer: random(len(facts), family_model.d_model) for layer in (1, 4)}
+    targets = make_targets(rows, LAYERS, anchors, shifts)
+    for index, fact in enumerate(facts):
+        with torch.no_grad():
+            added = dict(zip(LAYERS, shifts[index], strict=True))
+            _, states = plain(family_model).states(*prompt(family_model.tokenizer, fact), LAYERS, shifts=added)
+        for layer in LAYERS:
+            got = targets.of("coordinated", layer)[index]
+            torch.testing.assert_close(got, states[layer], rtol=1e-10, atol=1e-10)
+
+
+def test_effort_at_the_first_layer_alone_is_forward_replay_to_the_last_bit(rows, monkeypatch):
+    def alone(_settings, eases):
+        return torch.tensor([1.0, 0.0, 0.0]).to(eases).expand_as(eases)
+
+    anchors = optimise_anchors(rows, 1, SETTINGS)
+    monkeypatch.setattr(CoordinationSettings, "shares", alone)
+    found = coordinate_shifts(rows, LAYERS, SETTINGS)
+    assert (found.shifts[:, 1:] == 0).all()
+    assert torch.equal(found.loss, anchors.loss)
+    ends = {1: anchors.states, 4: anchors.states}
+    targets = make_targets(rows, LAYERS, ends, found.shifts)
+    for layer in LAYERS:
+        assert torch.equal(targets.of("coordinated", layer), targets.of("replayed", layer))
+
+
+def test_facts_batches_and_order_change_nothing(tiny, facts, rows):
+    settings = replace(SETTINGS, lr=0.4, steps=20, stop_loss=6.3)
+    together = coordinate_shifts(rows, LAYERS, settings)
+    assert len(set(together.passes.tolist())) > 1
+    order = [3, 0, 4, 2, 1]
+    shuffled = coordinate_shifts(rows.select(order), LAYERS, settings)
+    torch.testing.assert_close(shuffled.shifts, together.shifts[order], rtol=1e-9, atol=1e-9)
+    alone = coordinate_shifts(rows.select([2]), LAYERS, settings)
+    torch.testing.assert_close(alone.shifts[0], together.shifts[2], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("budget", ["shared", "each"])
+def test_the_budget_holds(budget, tiny, facts, rows):
+    settings = replace(SETTINGS, lr=5.0, clamp=0.2, stop_loss=0.0)
+    found = coordinate_shifts(rows, LAYERS, settings, CoordinationSettings(budget=budget))
+    states = [plain(tiny).states(*prompt(tiny.tokenizer, fact), LAYERS)[1] for fact in facts]
+    sizes = torch.stack([torch.stack([state[layer].norm() for layer in LAYERS]) for state in states])
+    spent = found.shifts.norm(dim=-1) / sizes
+    assert spent.min() > 0
+    spent = spent.sum(1) if budget == "shared" else spent
+    torch.testing.assert_close(spent, torch.full_like(spent, 0.2), rtol=1e-9, atol=0)
+
+
+def test_how_the_effort_is_weighted():
+    ease = torch.tensor([[4.0, 1.0, 1.0, 4.0], [1.0, 1.0, 1.0, 1.0]])
+    equal, front, eased = (CoordinationSettings(weighting=each).shares(ease) for each in ("equal", "front", "eased"))
+    torch.testing.assert_close(equal, torch.full_like(ease, 0.5))
+    torch.testing.assert_close(front, torch.tensor([4.0, 3.0, 2.0, 1.0]).expand(2, 4) / 30**0.5)
+    torch.testing.assert_close(
+        eased, torch.tensor([[2.0, 1, 1, 2], [1.0, 1, 1, 1]]) / torch.tensor([[10.0], [4.0]]).sqrt()
+    )
+
+
+def test_ease_is_the_least_disturbance_of_a_shift():
+    """min tr(ΔW C ΔWᵀ) with ΔW k = δ, by its Lagrange conditions, is ‖δ‖² / (kᵀC⁻¹k)."""
+    C = random(6, 9)
+    C, keys, delta = C @ C.T, random(2, 6, seed=1), random(3, seed=2)
+    for key, ease in zip(keys, eases(keys, C), strict=True):
+        system = torch.zeros(7, 7, dtype=torch.float64)  # of each row w of ΔW: 2 C w + μ k = 0, kᵀ w = δ_i
+        system[:6, :6], system[:6, 6], system[6, :6] = 2 * C, key, key
+        right = torch.zeros(7, 3, dtype=torch.float64)
+        right[6] = delta
+        change = torch.linalg.solve(system, right)[:6].T
+        torch.testing.assert_close(torch.trace(change @ C @ change.T), delta @ delta / ease)
+    assert eases(keys, torch.zeros(6, 6, dtype=torch.float64)).isnan().all()
+
+
+def test_a_solve_that_realises_everything_meets_every_target(tiny, rows):
+    shifts = coordinate_shifts(rows, LAYERS, SETTINGS).shifts
+    anchors = {layer: optimise_anchors(rows, layer, SETTINGS).states for layer in (1, 4)}
+    bare = fact_rows(tiny, rows.facts, (("{}",),))
+    setting = Setting(bare, {layer: torch.eye(tiny.d_mlp, dtype=torch.float64) for layer in LAYERS}, 1e-9)
+    targets, scheme = make_targets(rows, LAYERS, anchors, shifts), SCHEMES["coordinated-replay"]
+    with restored(tiny, LAYERS):
+        edits = list(observed_edits(setting, scheme, targets))
+    for edit in edits:
+        torch.testing.assert_close(edit.after, targets.of("coordinated", edit.layer), rtol=1e-5, atol=1e-5)
+    measured = measure(edits, targets, scheme)
+    assert float(measured["residual_ratio"][:, -1].max()) < 1e-4
+    torch.testing.assert_close(measured["carried"].sum(1), torch.ones(len(rows), dtype=torch.float64))
+    torch.testing.assert_close(measured["effort"].sum(1), torch.ones(len(rows), dtype=torch.float64))
+
+
+def test_a_fact_without_shifts_takes_no_part_in_its_own_scheme_alone(rows, tiny):
+    shifts = coordinate_shifts(rows, LAYERS, SETTINGS).shifts
+    shifts[1] = float("nan")
+    anchors = {layer: optimise_anchors(rows, layer, SETTINGS).states for layer in (1, 4)}
+    targets = make_targets(rows, LAYERS, anchors, shifts)
+    assert targets.finite().all()
+    assert targets.finite("coordinated").tolist() == [True, False, True, True, True]
+    assert replay_targets(rows, anchors[1], LAYERS).isfinite().all()
