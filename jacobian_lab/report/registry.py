@@ -11,7 +11,8 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import FigureBase
 
-from jacobian_lab.report import figures, methods, residuals, theorems
+from jacobian_lab.report import methods, residuals, theorems
+from jacobian_lab.report.figures import compared, conditions, parts, schemes
 from jacobian_lab.report.writing import Table, below_last
 from jacobian_lab.store.schema import KINDS
 
@@ -266,7 +267,7 @@ def _gain(caption: str, step: methods.Step) -> FigureEntry:
         needs=("efficacy_success",),
         made_by="edit_table",
         lacking=partial(_no_pair, steps=(step,)),
-        draw=partial(figures.gain, step=step),
+        draw=partial(compared.gain, step=step),
         panels=lambda _dataset: 2,
     )
 
@@ -276,17 +277,17 @@ FIGURES: Mapping[str, FigureEntry] = {
         caption="Table 1 as a figure: how well an edit's shift keeps its direction on the way to the last layer.",
         needs=("cosine",),
         lacking=partial(residuals.lacking, name="table1"),
-        draw=figures.cosine_by_layer,
+        draw=schemes.cosine_by_layer,
     ),
     "residual_by_layer": FigureEntry(
         caption="Tables 2 and 5 as a figure: the residual that each scheme leaves after each layer's edit.",
         needs=("residual_ratio",),
-        draw=figures.residual_by_layer,
+        draw=schemes.residual_by_layer,
     ),
     "spread_by_fact": FigureEntry(
         caption="The remaining residual of every single fact under each scheme, and the median.",
         needs=("residual_ratio",),
-        draw=figures.spread_by_fact,
+        draw=schemes.spread_by_fact,
         panels=lambda dataset: dataset.sizes["scheme"],
         height=1.2,
     ),
@@ -295,7 +296,7 @@ FIGURES: Mapping[str, FigureEntry] = {
         needs=("eigenvector_angle",),
         made_by="theorem1",
         below=True,
-        draw=figures.theorem1,
+        draw=conditions.theorem1,
         panels=lambda _dataset: 2,
         height=0.6,
     ),
@@ -303,15 +304,15 @@ FIGURES: Mapping[str, FigureEntry] = {
         caption="Theorem 2: the strict condition on S, and the milder one along the edits' own directions.",
         needs=("lambda_min", "linear_cosine"),
         below=True,
-        draw=figures.theorem2,
+        draw=conditions.theorem2,
         panels=lambda _dataset: 3,
     ),
     "decomposition": FigureEntry(
         caption="What an edit does at the last layer: J·δ, curvature and leakage, scheme by scheme.",
         needs=("linear_norm",),
         below=True,
-        draw=figures.decomposition,
-        panels=lambda dataset: len(figures.schemes_with(dataset, "linear_norm")),
+        draw=schemes.decomposition,
+        panels=lambda dataset: len(parts.schemes_with(dataset, "linear_norm")),
         height=1.2,
     ),
     "step_size": FigureEntry(
@@ -319,7 +320,7 @@ FIGURES: Mapping[str, FigureEntry] = {
         needs=("step_replayed",),
         made_by="step_size",
         below=True,
-        draw=figures.step_size,
+        draw=schemes.step_size,
         panels=lambda dataset: dataset.sizes["layer"],
         height=1.0,
     ),
@@ -328,14 +329,14 @@ FIGURES: Mapping[str, FigureEntry] = {
         caption="The residual that is left against the number of decisive layers.",
         needs=("final_ratio",),
         made_by="layer_count",
-        draw=figures.layer_count,
+        draw=schemes.layer_count,
     ),
     "jacobian": FigureEntry(
         kinds=("jacobian",),
         caption="Spectra of the Jacobians, and how far they are from normal against the distance.",
         needs=("singular_value",),
         made_by="jacobian --survey dense",
-        draw=figures.jacobian,
+        draw=conditions.jacobian,
         panels=lambda _dataset: 4,
         height=1.0,
     ),
@@ -343,8 +344,8 @@ FIGURES: Mapping[str, FigureEntry] = {
         caption="Who carries what: each layer's share of the effort, its price, and its part of the change at the last "
         "layer, scheme by scheme.",
         needs=("effort",),
-        draw=figures.effort,
-        panels=lambda dataset: len(figures.carriers(dataset)),
+        draw=schemes.effort,
+        panels=lambda dataset: len(schemes.carriers(dataset)),
         height=1.3,
     ),
     "efficacy_specificity": FigureEntry(
@@ -352,7 +353,7 @@ FIGURES: Mapping[str, FigureEntry] = {
         caption="Every method in the plane of what it edits and what it leaves alone, with and without replay.",
         needs=("efficacy_success",),
         made_by="edit_table",
-        draw=figures.efficacy_specificity,
+        draw=compared.efficacy_specificity,
         panels=lambda _dataset: 2,
     ),
     "fe_gain": _gain("What forward replay adds to each rule, paired over facts.", ("", methods.FORWARD)),

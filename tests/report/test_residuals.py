@@ -5,7 +5,7 @@ import pytest
 from matplotlib.figure import Figure
 from scipy import stats
 
-from jacobian_lab.report import figures
+from jacobian_lab.report.figures import conditions, parts
 from jacobian_lab.report.intervals import summaries_of
 from jacobian_lab.report.residuals import table
 from jacobian_lab.report.results import write_reports
@@ -148,8 +148,8 @@ def test_intervals_of_figures_are_resampled_with_the_runs_seed(finished, monkeyp
         seeds.append(seed)
         return summaries_of(values, seed)
 
-    monkeypatch.setattr(figures, "summaries_of", noted)
-    figures.theorem1(Figure(), open_run(finished))
+    monkeypatch.setattr(parts, "summaries_of", noted)
+    conditions.theorem1(Figure(), open_run(finished))
     assert set(seeds) == {SETTINGS["seed"]}
 
 

@@ -1,0 +1,87 @@
+"""Figures of methods beside one another."""
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.figure import FigureBase
+
+from jacobian_lab.report.figures.parts import error_bars
+from jacobian_lab.report.methods import COORDINATED, FORWARD, STEPS, Step, both_ways, gains_of, summaries
+from jacobian_lab.report.paper import METRICS
+from jacobian_lab.report.style import RULE_COLORS, RULE_MARKERS
+
+
+def efficacy_specificity(figure: FigureBase, dataset: xr.Dataset) -> None:
+    """Every method in the plane of what it edits and what it leaves alone; arrows lead from a rule to it with replay.
+
+    Args:
+        figure: An empty figure, or part of one.
+        dataset: An open run of edit_table.
+    """
+    cells = {(row["method"], row["metric"]): row for row in summaries(dataset).to_dict("records")}
+    planes = (("kl", "efficacy_success"), ("top1", "generalization_accuracy"))
+    for ax, (across, up) in zip(figure.subplots(1, 2), planes, strict=True):
+        places = {}
+        for name in map(str, dataset["edit"].values):
+            x, y = cells[name, across], cells[name, up]
+            rule, fill = _filled(name, replayed=any(both_ways(dataset, step) for step in STEPS))
+            look = {"color": RULE_COLORS.get(rule, "0.4"), "marker": RULE_MARKERS.get(rule, "x"), "markersize": 4}
+            errors = {
+                f"{axis}err": np.nan_to_num([[v["mean"] - v["low"]], [v["high"] - v["mean"]]])
+                for axis, v in (("x", x), ("y", y))
+            }
+            places[name] = (x["mean"], y["mean"])
+            ax.errorbar(*places[name], **errors, elinewidth=0.4, linestyle="", label=name, **look, **fill)
+        for before, after in STEPS:
+            for rule in both_ways(dataset, (before, after)):
+                arrow = {"arrowstyle": "->", "color": RULE_COLORS.get(rule, "0.4"), "linewidth": 0.7}
+                arrow |= {"shrinkA": 3, "shrinkB": 3}
+                ax.annotate("", places[rule + after], places[rule + before], arrowprops=arrow)
+        ax.set(xlabel=_axis(across), ylabel=_axis(up))
+        if METRICS[across].best < 0:
+            ax.invert_xaxis()  # right and up is better, in both planes
+    figure.legend(*ax.get_legend_handles_labels(), fontsize="x-small", loc="outside upper center", ncols=7)
+
+
+def _filled(name: str, replayed: bool) -> tuple[str, dict[str, Any]]:
+    """A method's rule, and how its marker is filled: hollow without replay, half with FE, wholly with CR."""
+    if name.endswith(COORDINATED):
+        return name.removesuffix(COORDINATED), {}
+    if name.endswith(FORWARD):
+        return name.removesuffix(FORWARD), {"fillstyle": "left", "markerfacecoloralt": "white"}
+    return name, {"markerfacecolor": "white"} if replayed else {}
+
+
+def gain(figure: FigureBase, dataset: xr.Dataset, step: Step) -> None:
+    """What a way of making targets adds to another, rule by rule, paired over facts, with intervals.
+
+    Args:
+        figure: An empty figure, or part of one.
+        dataset: An open run of edit_table that holds a rule on both sides of the step.
+        step: What the names of the two methods end with.
+    """
+    gained, rules = gains_of(dataset, (step,)), both_ways(dataset, step)
+    axes = figure.subplots(1, 2, width_ratios=(3, 1))
+    shares = [metric for metric, kind in METRICS.items() if kind.scale > 1]
+    for ax, metrics in zip(axes, (shares, ["kl"]), strict=True):
+        for place, rule in enumerate(rules):
+            chosen = gained[gained["rule"] == rule].set_index("metric").loc[metrics]
+            offset = (place - (len(rules) - 1) / 2) * 0.8 / max(1, len(rules))
+            look = {"color": RULE_COLORS.get(rule, "0.4"), "marker": RULE_MARKERS.get(rule, "x"), "linestyle": ""}
+            error_bars(
+                ax, np.arange(len(metrics)) + offset, *(chosen[n] for n in ("mean", "low", "high")), label=rule, **look
+            )
+        ax.axhline(0, color="0.3", linewidth=0.6)
+        ax.set_xticks(range(len(metrics)), [_axis(metric).replace(" ", "\n") for metric in metrics], fontsize="x-small")
+        ax.grid(visible=False, axis="x")
+    axes[0].set(ylabel=f"gain from {step[1][1:].upper()}, points")
+    axes[1].set(ylabel="change (less is better)")
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), fontsize="x-small", loc="outside upper center", ncols=len(rules)
+    )
+
+
+def _axis(metric: str) -> str:
+    kind = METRICS[metric]
+    return r"$D_{KL}$, nat" if metric == "kl" else kind.label

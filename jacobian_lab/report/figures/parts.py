@@ -1,0 +1,56 @@
+"""What several figures are made of."""
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+
+from jacobian_lab.report.intervals import summaries_of
+from jacobian_lab.report.writing import seed_of
+
+
+def schemes_with(dataset: xr.Dataset, variable: str) -> list[str]:
+    """Schemes that there is something to draw of.
+
+    Args:
+        dataset: An open run, or some of its layers.
+        variable: One of its variables.
+
+    Returns:
+        The names of those with a finite value of it.
+    """
+    return [str(name) for name in dataset["scheme"].values if np.isfinite(dataset[variable].sel(scheme=name)).any()]
+
+
+def mean_curve(ax: Axes, dataset: xr.Dataset, values: xr.DataArray, **look: Any) -> None:
+    """Mean over facts with its 95 % interval along the other dimension.
+
+    Args:
+        ax: Where to draw.
+        dataset: The open run, whose seed the resampling has.
+        values: Values made from the run's, with ``fact`` and one other dimension.
+        **look: How the curve looks.
+    """
+    dim = next(str(dim) for dim in values.dims if dim != "fact")
+    places = values[dim].values
+    if not np.isfinite(values).any():
+        return
+    found = summaries_of(values.transpose(dim, "fact").values, seed_of(dataset))
+    error_bars(ax, places, *(found[name].to_numpy() for name in ("mean", "low", "high")), **look)
+    ax.set(xlabel="layer", xticks=places)
+
+
+def error_bars(ax: Axes, places: Any, mean: Any, low: Any, high: Any, **look: Any) -> None:
+    """Means with their intervals.
+
+    Args:
+        ax: Where to draw.
+        places: Where they stand.
+        mean: The means.
+        low: Lower ends of the intervals; NaN where there are none.
+        high: Upper ends.
+        **look: How they look.
+    """
+    error = np.nan_to_num([mean - low, high - mean])
+    ax.errorbar(places, mean, error, **{"capsize": 1.5, "markersize": 3, "linewidth": 1, **look})

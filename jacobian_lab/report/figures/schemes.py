@@ -1,0 +1,216 @@
+"""Figures of what schemes do, layer by layer."""
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import FigureBase
+from matplotlib.ticker import MaxNLocator
+
+from jacobian_lab.report.figures.parts import error_bars, mean_curve, schemes_with
+from jacobian_lab.report.paper import paper_residuals
+from jacobian_lab.report.residuals import table
+from jacobian_lab.report.style import STYLES
+from jacobian_lab.report.writing import below_last
+
+OPPOSITES = ("backward-dividing", "forward-replay")
+"""The two schemes that the paper sets against each other; figures with room for two show these."""
+
+
+CARRIERS = ("backward-dividing", "backward-full", "forward-replay", "coordinated-replay")
+"""The schemes that differ in who carries what."""
+
+
+def cosine_by_layer(figure: FigureBase, dataset: xr.Dataset) -> None:
+    """Table 1 as curves: mean cosine of δ_l and δ_L^l with its interval, the paper's dashed.
+
+    Args:
+        figure: An empty figure, or part of one.
+        dataset: An open run.
+    """
+    ax = figure.subplots()
+    _curves(ax, dataset, "cosine", "table1")
+    ax.set(ylabel=r"$\cos(\delta_l, \delta_L^l)$", ylim=(min(0.0, ax.get_ylim()[0]), 1.05))
+
+
+def residual_by_layer(figure: FigureBase, dataset: xr.Dataset) -> None:
+    """Tables 2 and 5 as curves: mean remaining residual of every scheme, the paper's dashed.
+
+    Args:
+        figure: An empty figure, or part of one.
+        dataset: An open run.
+    """
+    ax = figure.subplots()
+    _curves(ax, dataset, "residual_ratio", "table2", "table5")
+    ax.set(ylabel="remaining residual", ylim=(0, None))
+
+
+def spread_by_fact(figure: FigureBase, dataset: xr.Dataset) -> None:
+    """One panel a scheme: the remaining residual of every fact, and the median.
+
+    Args:
+        figure: An empty figure, or part of one.
+        dataset: An open run.
+    """
+    schemes = [str(name) for name in dataset["scheme"].values]
+    panels = np.atleast_1d(figure.subplots(1, len(schemes), sharey=True, sharex=True))
+    for ax, scheme in zip(panels, schemes, strict=True):
+        chosen = dataset["residual_ratio"].sel(scheme=scheme)
+        values, layers = chosen.values, dataset["layer"].values
+        edited = np.isfinite(values).any(axis=0)
+        ax.plot(
+            layers[edited],
+            values[:, edited].T,
+            color="0.6",
+            linewidth=0.4,
+            marker=".",
+            markersize=1.5,
+        )
+        median = np.nanmedian(values[:, edited], axis=0)
+        ax.plot(layers[edited], median, **STYLES.get(scheme, {}), linewidth=1, markersize=3)
+        ax.axhline(1.0, color="0.3", linewidth=0.5, linestyle=":")
+        ax.set_title(scheme, fontsize="small")
+        ax.set(xlabel="edited layer", xticks=layers)
+    panels[0].set(ylabel="remaining residual", ylim=(0, None))
+
+
+def decomposition(figure: FigureBase, dataset: xr.Dataset) -> None:
+    """One panel a scheme: norms of J·δ, curvature and leakage over that of the passive shift, means over facts.
+
+    Args:
+        figure: An empty figure, or part of one.
+        dataset: An open run of tables.
+    """
+    below = below_last(dataset)
+    schemes = schemes_with(below, "linear_norm")
+    panels = np.atleast_1d(figure.subplots(1, len(schemes), sharey=True, sharex=True))
+    for ax, scheme in zip(panels, schemes, strict=True):
+        chosen = below.sel(scheme=scheme)
+        for term, label, grey, marker in _TERMS:
+            values = chosen[f"{term}_norm"] / chosen["passive_shift_norm"]
+            mean_curve(ax, dataset, values, label=label, color=grey, marker=marker)
+        ax.set_title(scheme, fontsize="small")
+    panels[0].set(ylabel=r"norm over $\|\delta_L\|$", ylim=(0, None))
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize="x-small", loc="outside upper center", ncols=3)
+
+
+_TERMS = (
+    ("linear", r"$J\delta$", "0.1", "o"),
+    ("curvature", "curvature", "0.45", "s"),
+    ("leakage", "leakage", "0.7", "^"),
+)
+
+
+def effort(figure: FigureBase, dataset: xr.Dataset) -> None:
+    """One panel a scheme, a group of bars a layer: who carries what, means over facts.
+
+    Effort, the norm of a layer's shift, and price, what that costs at least in disturbance, as shares of all layers';
+    and the layer's part of the change at the last layer, of which J·δ accounts for the mark. All add up to one.
+
+    Args:
+        figure: An empty figure, or part of one.
+        dataset: An open run of tables.
+    """
+    schemes = carriers(dataset)
+    panels = np.atleast_1d(figure.subplots(1, len(schemes), sharey=True))
+    shares = {
+        "effort": dataset["effort"],
+        "price": dataset["price"] / dataset["price"].sum("layer"),
+        "carried to the last layer": dataset["carried"],
+    }
+    layers, width = dataset["layer"].values, 0.8 / len(shares)
+    for ax, scheme in zip(panels, schemes, strict=True):
+        for place, (label, values) in enumerate(shares.items()):
+            at = layers + (place - 1) * width
+            mean = values.sel(scheme=scheme).mean("fact")
+            ax.bar(at, mean, width, label=label, color=str(0.75 - 0.3 * place), edgecolor="none")
+        linear = dataset["carried_linear"].sel(scheme=scheme).mean("fact")
+        ax.plot(at, linear, label=r"carried by $J\delta$", linestyle="", marker="_", markersize=5, color="#c1272d")
+        total = float(dataset["price"].sel(scheme=scheme).sum("layer").mean())
+        ax.axhline(0, color="0.3", linewidth=0.5)
+        ax.set_title(f"{scheme}\ntotal price {total:.2g}", fontsize="small")
+        ax.set(xlabel="layer", xticks=layers)
+        ax.grid(visible=False, axis="x")
+    panels[0].set(ylabel="share")
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize="x-small", loc="outside upper center", ncols=4)
+
+
+def carriers(dataset: xr.Dataset) -> list[str]:
+    """Schemes that show how effort is shared.
+
+    Args:
+        dataset: An open run of tables.
+
+    Returns:
+        Those that the run has of the four that differ most, or all that it has.
+    """
+    held = schemes_with(dataset, "effort")
+    return [name for name in CARRIERS if name in held] or held
+
+
+def step_size(figure: FigureBase, dataset: xr.Dataset) -> None:
+    """Figure 3, measured: one panel a layer, the residual after a step along δ, replayed and as J predicts.
+
+    Steps are over |t*|, so that where t* > 0 J predicts the least residual at 1 and harm from 2 on;
+    medians over facts, with quartiles of the replayed curve.
+
+    Args:
+        figure: An empty figure, or part of one.
+        dataset: An open run of tables whose step sizes have been studied.
+    """
+    below = below_last(dataset)
+    studied = schemes_with(below, "step_replayed")
+    schemes = [name for name in OPPOSITES if name in studied] or studied[:2]
+    panels = np.atleast_1d(figure.subplots(1, below.sizes["layer"], sharey=True, sharex=True))
+    steps = below["step"].values
+    for ax, layer in zip(panels, below["layer"].values, strict=True):
+        for scheme in schemes:
+            chosen = below.sel(scheme=scheme, layer=layer)
+            if not np.isfinite(chosen["step_replayed"]).any():
+                continue
+            color = STYLES.get(scheme, {}).get("color")
+            low, middle, high = np.nanquantile(chosen["step_replayed"].values, (0.25, 0.5, 0.75), axis=0)
+            ax.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
+            ax.plot(steps, middle, color=color, linewidth=1, label=f"{scheme}, replayed")
+            predicted = np.nanmedian(chosen["step_predicted"].values, axis=0)
+            ax.plot(steps, predicted, color=color, linewidth=0.8, linestyle="--", label=f"{scheme}, by $J$")
+        ax.axhline(1, color="0.3", linewidth=0.5, linestyle=":")
+        ax.set_title(f"layer {layer}", fontsize="small")
+        ax.set(xlabel=r"$t / |t^*|$", xticks=[0, 1, 2, 3])
+    panels[0].set(ylabel="remaining residual", ylim=(0, None))
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize="x-small", loc="outside upper center", ncols=4)
+
+
+def layer_count(figure: FigureBase, dataset: xr.Dataset) -> None:
+    """The residual that is left against the number of decisive layers, means with intervals.
+
+    Args:
+        figure: An empty figure, or part of one.
+        dataset: An open run of layer counts.
+    """
+    ax = figure.subplots()
+    for scheme in schemes_with(dataset, "final_ratio"):
+        mean_curve(ax, dataset, dataset["final_ratio"].sel(scheme=scheme), label=scheme, **STYLES.get(scheme, {}))
+    ax.axhline(1.0, color="0.3", linewidth=0.5, linestyle=":")
+    ax.set(xlabel="decisive layers", ylabel="residual left at the last layer", ylim=(0, None))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.legend(fontsize="x-small", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
+
+
+def _curves(ax: Axes, dataset: xr.Dataset, variable: str, *tables: str) -> None:
+    """Mean and interval by layer of each scheme's own row in some tables."""
+    layers, beside = [int(layer) for layer in dataset["layer"].values], False
+    for name in tables:
+        long = table(dataset, name)
+        long = long[(long["variable"] == variable) & (long["row"] == long["scheme"])]
+        for scheme, rows in long.groupby("scheme", sort=False):
+            look = STYLES.get(str(scheme), {})
+            error_bars(ax, *(rows[name] for name in ("layer", "mean", "low", "high")), label=scheme, **look)
+            paper = paper_residuals(name, str(scheme), len(layers))
+            if np.isfinite(paper).any():
+                hollow = look | {"markerfacecolor": "white"}
+                ax.plot(layers, paper, linestyle="--", linewidth=0.8, markersize=3, **hollow)
+                beside = True
+    if beside:
+        ax.plot([], [], linestyle="--", color="0.3", linewidth=0.8, label="paper (Llama-3-8B)")
+    ax.set(xlabel="edited layer", xticks=layers)
+    ax.legend(fontsize="x-small", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
