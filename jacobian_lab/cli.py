@@ -19,6 +19,7 @@ from jacobian_lab.jobs.config import (
     DampingConfig,
     EditConfig,
     EditTableConfig,
+    FrontierConfig,
     JacobianConfig,
     LayerCountConfig,
     SchemesConfig,
@@ -28,7 +29,7 @@ from jacobian_lab.jobs.inspection import CheckConfig, inspect, summary
 from jacobian_lab.jobs.jacobians import run_jacobian
 from jacobian_lab.jobs.methods import run_edit, run_edit_table, saved_paths
 from jacobian_lab.jobs.schemes import run_schemes
-from jacobian_lab.jobs.sweeps import run_damping, run_layer_count
+from jacobian_lab.jobs.sweeps import run_damping, run_frontier, run_layer_count
 from jacobian_lab.memory import out_of_memory
 from jacobian_lab.model.families import FAMILIES, KNOWN
 from jacobian_lab.model.loading import load_model
@@ -83,6 +84,7 @@ COMPUTATIONS: Mapping[str, Computation] = {
     "step_size": Computation(SchemesConfig, partial(run_schemes, studies=("step_size",), verdicts=False)),
     "layer_count": Computation(LayerCountConfig, run_layer_count),
     "damping": Computation(DampingConfig, run_damping),
+    "frontier": Computation(FrontierConfig, run_frontier),
     "jacobian": Computation(JacobianConfig, run_jacobian),
 }
 """What computes each analysis of the registry."""

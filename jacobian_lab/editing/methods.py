@@ -102,6 +102,20 @@ def method(name: str) -> Method:
     return Method(scheme, rule)
 
 
+def paired(rule: str, scheme: str) -> str:
+    """The name of a rule with a scheme.
+
+    Args:
+        rule: A name in `RULES`.
+        scheme: A name in `SCHEMES`.
+
+    Returns:
+        The one in `METHODS` if there is one, else ``rule@scheme``.
+    """
+    named = (name for name, each in METHODS.items() if each == Method(scheme, rule))
+    return next(named, f"{rule}@{scheme}")
+
+
 Refit = Callable[[int, Sequence[int]], Float[Tensor, "fact d_model"]]
 """Gives the anchors of some facts at a layer of the model as it is now."""
 

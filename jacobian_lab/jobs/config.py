@@ -11,7 +11,7 @@ from tyro.conf import OmitArgPrefixes
 
 from jacobian_lab.editing.anchors import AnchorSettings, CoordinationSettings
 from jacobian_lab.editing.methods import TABLE_METHODS
-from jacobian_lab.editing.rules import RuleSettings
+from jacobian_lab.editing.rules import RuleName, RuleSettings
 from jacobian_lab.editing.schemes import DAMPING, SchemeName
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.reading import BUILTIN
@@ -195,6 +195,23 @@ class EditTableConfig(EvaluationConfig):
     """
 
     methods: tuple[str, ...] = TABLE_METHODS
+
+
+@dataclass(frozen=True)
+class FrontierConfig(EvaluationConfig):
+    """Edits with one rule under several schemes along λ.
+
+    Attributes:
+        rule: The update rule.
+        schemes: Target schemes.
+        ridges: The values of λ; seven over three decades around the model's own by default.
+        greedy: Whether Accuracy is checked by real greedy decoding.
+    """
+
+    rule: RuleName = "memit"
+    schemes: tuple[SchemeName, ...] = get_args(SchemeName)
+    ridges: tuple[Above, ...] | None = None
+    greedy: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,27 @@ import torch
 from torch import Tensor
 
 from jacobian_lab.editing.deltas import DELTA, FOLDER, save_delta, save_model
-from jacobian_lab.editing.layers import restored
-from jacobian_lab.editing.methods import METHODS, PAIRS, UNEDITED, MethodEdit, edit_with, method, method_name
-from jacobian_lab.editing.schemes import SCHEMES
-from jacobian_lab.editing.solving import null_space
+from jacobian_lab.editing.layers import Setting, restored
+from jacobian_lab.editing.methods import (
+    METHODS,
+    PAIRS,
+    UNEDITED,
+    Method,
+    MethodEdit,
+    Refit,
+    edit_with,
+    method,
+    method_name,
+)
+from jacobian_lab.editing.schemes import SCHEMES, Targets
+from jacobian_lab.editing.solving import Eigh, null_space
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.examination import Examination
 from jacobian_lab.evaluation.metrics import check_questions, perplexity
 from jacobian_lab.evaluation.questions import neighborhood, paraphrases, style_of
 from jacobian_lab.jobs.bench import Bench, any_coordinated
 from jacobian_lab.jobs.config import EditConfig, EditTableConfig, EvaluationConfig, check
-from jacobian_lab.jobs.job import Job, Part
+from jacobian_lab.jobs.job import Job, Labels, Part
 from jacobian_lab.jobs.setup import Experiment, prepare
 from jacobian_lab.model.corpus import Corpus, load_corpus, token_rows
 from jacobian_lab.model.language_model import LanguageModel
@@ -30,6 +41,7 @@ from jacobian_lab.model.tokens import Prompt
 from jacobian_lab.progress import bar
 from jacobian_lab.store.finished import Finished
 from jacobian_lab.store.run import Run
+from jacobian_lab.store.schema import KINDS
 
 NO_PROBES = "none"
 """What the dimension of further questions holds where there are none: one group that stays empty."""
@@ -91,23 +103,9 @@ def _edited(name: str) -> str:
 
 
 def _run(config: EvaluationConfig, methods: tuple[str, ...], save: str | None, progress: bool) -> Path:
-    check(config)
-    held_out = load_corpus(config.held_out, "held_out", config.seed)
-    experiment = prepare(config)
-    examination = _examination(config, experiment)
-    text = _held_out_rows(config, experiment, held_out)
-    chosen, count = {name: method(name) for name in methods}, len(experiment.facts)
-    schemes = [each.scheme for each in chosen.values()]
-    without_keys = any(each.rule == "emmet" for each in chosen.values())
-    bench = Bench(experiment, progress, 0 if without_keys else min(config.edits_per_batch or count, count))
-    eigh = functools.cache(lambda matrix: torch.linalg.eigh(matrix.to(experiment.model.device)))  # each C's once
-    settings = experiment.settings() | {
-        "rules": asdict(config.rules),
-        "edits_per_batch": config.edits_per_batch,
-        "metrics": examination.style,
-        "greedy": config.greedy,
-        "held_out": {"digest": held_out.digest, "tokens": config.held_out_tokens},
-    }
+    at_work = Comparison.of(config, methods, progress)
+    experiment, asked, bench = at_work.experiment, at_work.examination, at_work.bench
+    settings = at_work.settings()
 
     def saved(folder: Path) -> list[Path]:
         return saved_paths(folder, methods[0], save) if save else []
@@ -118,66 +116,200 @@ def _run(config: EvaluationConfig, methods: tuple[str, ...], save: str | None, p
             not all(path.exists() for path in saved(folder)),
             not Finished.of(folder).lost("refit_anchor_passes"),
         )
-        return [name for name, each in chosen.items() if lost or (each.refit and not refitted)]
-
-    def usable() -> None:
-        """Make it clear before the long work that the rules can use every C."""
-        moments, rules = bench.moments.matrices, config.rules
-        projected = [
-            SCHEMES[each.scheme].edited(experiment.layers) for each in chosen.values() if each.rule == "alphaedit"
-        ]
-        for layer in sorted({layer for layers in projected for layer in layers}):
-            threshold, relative = rules.alphaedit_threshold, rules.alphaedit_relative
-            null_space(moments[layer], threshold, relative=relative, eigh=eigh, name=f"C at layer {layer}")
+        return [name for name, each in at_work.methods.items() if lost or (each.refit and not refitted)]
 
     def measured(run: Run) -> None:
-        targets = bench.targets(run, schemes)
+        targets = bench.targets(run, at_work.schemes)
         redone = again(run.folder)
         todo = [n for n in (UNEDITED, *methods) if n in redone or not run.done("measured", edit=n).all()]
-        _ = examination.before  # of the unedited model
+        _ = asked.before  # of the unedited model
 
         def refit(layer: int, batch: Sequence[int]) -> Tensor:
             return bench.anchors(run, (layer,), "refit_anchor", batch)[layer]
 
+        def keep(name: str, made: MethodEdit) -> None:
+            _save(experiment.model, made, saved(run.folder), {**settings, "method": name})
+
         for place, name in enumerate(todo, 1):
             what = f"{name} ({place} of {len(todo)})"
-            with restored(experiment.model, experiment.layers), bar(2 * count, what, "fact", show=progress) as shown:
-                if name == UNEDITED:
-                    shown.update(count)
-                else:
-                    made = edit_with(
-                        chosen[name],
-                        bench.setting,
-                        targets,
-                        config.rules,
-                        eigh=eigh,
-                        size=config.edits_per_batch,
-                        refit=refit,
-                        done=shown.update,
-                    )
-                    for variable, values in made.values.items():
-                        run.write(variable, values, edit=name, layer=list(made.deltas))
-                    _save(experiment.model, made, saved(run.folder), {**settings, "method": name})
-                _store_answers(run, examination, name, shown.update)
-                run.write("perplexity", perplexity(experiment.model, text), edit=name)
+            with bar(2 * len(experiment.facts), what, "fact", show=progress) as shown:
+                found = at_work.measure(name, bench.setting, targets, shown.update, refit, partial(keep, name))
+                for variable, values, labels in found:
+                    run.write(variable, values, edit=name, **labels)
             run.seal("measured", edit=name)
 
-    shifted = Part([("coordinated_shift_passes", {})], lambda run: bench.shifts(run, experiment.layers))
-    coordinated = [shifted] if any_coordinated(schemes) else []
     return Job(
         "edit_table",
         config.out,
         settings,
         experiment.provenance(),
-        _coordinates(experiment, examination),
-        [
-            Part([("anchor_passes", {})], lambda run: bench.anchors(run, experiment.anchor_layers)),
-            *coordinated,
-            Part([("neighbors_compared", {})], lambda run: _store_edited_neighbors(run, examination)),
-            Part([("measured", {"edit": [UNEDITED, *methods]})], measured, also=lambda folder: not again(folder)),
-        ],
-        before=usable,
+        at_work.coordinates(),
+        [*at_work.parts(), Part([("measured", {"edit": [UNEDITED, *methods]})], measured, lambda f: not again(f))],
+        before=at_work.check_moments,
     ).carry_out()
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Methods beside one another, at work: under the same anchors, asked the same.
+
+    Attributes:
+        config: The configuration.
+        methods: The methods by name.
+        experiment: What the configuration names.
+        examination: What is asked.
+        text: Rows of the held-out text.
+        bench: The experiment at work.
+    """
+
+    config: EvaluationConfig
+    methods: Mapping[str, Method]
+    experiment: Experiment
+    examination: Examination
+    text: Sequence[Prompt]
+    bench: Bench
+
+    @classmethod
+    def of(cls, config: EvaluationConfig, methods: Sequence[str], progress: bool) -> "Comparison":
+        """Load and check everything, before any long work.
+
+        Args:
+            config: The configuration.
+            methods: Names of the methods.
+            progress: Whether to show progress bars.
+
+        Returns:
+            The methods, ready for work.
+
+        Raises:
+            InputError: If anything cannot be used.
+        """
+        check(config)
+        held_out = load_corpus(config.held_out, "held_out", config.seed)
+        experiment = prepare(config)
+        examination = _examination(config, experiment)
+        text = _held_out_rows(config, experiment, held_out)
+        chosen, count = {name: method(name) for name in methods}, len(experiment.facts)
+        without_keys = any(each.rule == "emmet" for each in chosen.values())
+        bench = Bench(experiment, progress, 0 if without_keys else min(config.edits_per_batch or count, count))
+        return cls(config, chosen, experiment, examination, text, bench)
+
+    @property
+    def schemes(self) -> list[str]:
+        """The methods' schemes."""
+        return [each.scheme for each in self.methods.values()]
+
+    @cached_property
+    def eigh(self) -> Eigh:
+        """Eigendecomposition that remembers each C's."""
+        return functools.cache(lambda matrix: torch.linalg.eigh(matrix.to(self.experiment.model.device)))
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides a number, as it stands in ``config.json``."""
+        config, held_out = self.config, load_corpus(self.config.held_out, "held_out", self.config.seed)
+        return self.experiment.settings() | {
+            "rules": asdict(config.rules),
+            "edits_per_batch": config.edits_per_batch,
+            "metrics": self.examination.style,
+            "greedy": config.greedy,
+            "held_out": {"digest": held_out.digest, "tokens": config.held_out_tokens},
+        }
+
+    def coordinates(self) -> dict[str, Sequence[Any]]:
+        """Labels of every dimension of a run of edit-table."""
+        asked, experiment = self.examination, self.experiment
+        return {
+            "fact": experiment.labels(),
+            "edit": [UNEDITED, *METHODS, *PAIRS],
+            "layer": list(experiment.layers),
+            "anchor_layer": list(experiment.anchor_layers),
+            "paraphrase": range(max(1, *(len(paraphrases(fact, asked.style)) for fact in asked.facts))),
+            "probe": asked.groups or [NO_PROBES],
+            "neighbor": range(max(1, *(len(neighborhood(fact, asked.style)) for fact in asked.facts))),
+            "d_model": range(experiment.model.d_model),
+        }
+
+    def parts(self) -> list[Part]:
+        """What a run holds before any method has been measured."""
+        bench, experiment = self.bench, self.experiment
+        anchors = Part([("anchor_passes", {})], lambda run: bench.anchors(run, experiment.anchor_layers))
+        shifts = Part([("coordinated_shift_passes", {})], lambda run: bench.shifts(run, experiment.layers))
+        neighbors = Part([("neighbors_compared", {})], self._store_edited_neighbors)
+        return [anchors, *([shifts] if any_coordinated(self.schemes) else []), neighbors]
+
+    def check_moments(self) -> None:
+        """Make it clear before the long work that the rules can use every C.
+
+        Raises:
+            InputError: If one cannot.
+        """
+        moments, rules, layers = self.bench.moments.matrices, self.config.rules, self.experiment.layers
+        projected = [SCHEMES[each.scheme].edited(layers) for each in self.methods.values() if each.rule == "alphaedit"]
+        for layer in sorted({layer for some in projected for layer in some}):
+            threshold, relative = rules.alphaedit_threshold, rules.alphaedit_relative
+            null_space(moments[layer], threshold, relative=relative, eigh=self.eigh, name=f"C at layer {layer}")
+
+    def measure(
+        self,
+        name: str,
+        setting: Setting,
+        targets: Targets,
+        done: Callable[[int], Any] = lambda _: None,
+        refit: Refit | None = None,
+        keep: Callable[[MethodEdit], Any] = lambda _: None,
+    ) -> list[tuple[str, Any, Labels]]:
+        """Edit with a method, evaluate, and put the weights back.
+
+        Args:
+            name: The method, or the unedited model.
+            setting: What the edit is made with.
+            targets: The targets.
+            done: Told of facts, once when they are edited and once when they are evaluated.
+            refit: Optimises anchors on the model as it is, for methods that need it.
+            keep: Shown what the method did to the weights, while the model is edited.
+
+        Returns:
+            Variables with their values and labels.
+        """
+        experiment, found = self.experiment, list[tuple[str, Any, Labels]]()
+        with restored(experiment.model, experiment.layers):
+            if name == UNEDITED:
+                done(len(experiment.facts))
+            else:
+                made = edit_with(
+                    self.methods[name],
+                    setting,
+                    targets,
+                    self.config.rules,
+                    eigh=self.eigh,
+                    size=self.config.edits_per_batch,
+                    refit=refit,
+                    done=done,
+                )
+                found += [(variable, values, {"layer": list(made.deltas)}) for variable, values in made.values.items()]
+                keep(made)
+            found += self._answers(done)
+            found.append(("perplexity", perplexity(experiment.model, self.text), {}))
+        return found
+
+    def _answers(self, done: Callable[[int], Any]) -> Iterator[tuple[str, Any, Labels]]:
+        """Examine the model as it is."""
+        labels, coordinates = self.experiment.labels(), self.coordinates()
+        for part, found in self.examination.answers():
+            for variable in sorted({variable for values in found for variable in values}):
+                lists = [values.get(variable, []) for values in found]
+                dims = KINDS["edit_table"][variable].dims[2:]
+                width = [len(coordinates[dim]) for dim in dims]
+                yield variable, _padded(lists, math.prod(width)).reshape(len(found), *width), {"fact": labels[part]}
+            done(len(found))
+
+    def _store_edited_neighbors(self, run: Run) -> None:
+        """Which neighbourhood prompts are edited themselves, so that no method should leave them alone."""
+        asked = self.examination
+        edited = {fact.text for fact in asked.facts}
+        found = [[float(text in edited) for text, _ in neighborhood(fact, asked.style)] for fact in asked.facts]
+        run.write("neighbor_edited", _padded(found, len(run.coordinates["neighbor"])))
+        run.seal("neighbors_compared")
 
 
 def _examination(config: EvaluationConfig, experiment: Experiment) -> Examination:
@@ -199,44 +331,12 @@ def _held_out_rows(config: EvaluationConfig, experiment: Experiment, text: Corpu
     return rows
 
 
-def _coordinates(experiment: Experiment, asked: Examination) -> dict[str, Sequence[Any]]:
-    return {
-        "fact": experiment.labels(),
-        "edit": [UNEDITED, *METHODS, *PAIRS],
-        "layer": list(experiment.layers),
-        "anchor_layer": list(experiment.anchor_layers),
-        "paraphrase": range(max(1, *(len(paraphrases(fact, asked.style)) for fact in asked.facts))),
-        "probe": asked.groups or [NO_PROBES],
-        "neighbor": range(max(1, *(len(neighborhood(fact, asked.style)) for fact in asked.facts))),
-        "d_model": range(experiment.model.d_model),
-    }
-
-
 def _save(model: LanguageModel, made: MethodEdit, paths: Sequence[Path], config: Mapping[str, Any]) -> None:
     for path in paths:
         if path.suffix == ".safetensors":
             save_delta(path, model, made.deltas, config)
         else:
             save_model(model, path)
-
-
-def _store_edited_neighbors(run: Run, asked: Examination) -> None:
-    """Which neighbourhood prompts are edited themselves, so that no method should leave them alone."""
-    edited = {fact.text for fact in asked.facts}
-    found = [[float(text in edited) for text, _ in neighborhood(fact, asked.style)] for fact in asked.facts]
-    run.write("neighbor_edited", _padded(found, len(run.coordinates["neighbor"])))
-    run.seal("neighbors_compared")
-
-
-def _store_answers(run: Run, asked: Examination, name: str, done: Callable[[int], Any]) -> None:
-    """Examine the model as it is."""
-    for part, found in asked.answers():
-        for variable in sorted({variable for values in found for variable in values}):
-            lists = [values.get(variable, []) for values in found]
-            width = [len(run.coordinates[dim]) for dim in run.variables[variable].dims[2:]]
-            padded = _padded(lists, math.prod(width)).reshape(len(found), 1, *width)
-            run.write(variable, padded, fact=run.coordinates["fact"][part], edit=[name])
-        done(len(found))
 
 
 def _padded(rows: Sequence[Sequence[float]], width: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Sweeps over one setting: the number of decisive layers, and the μ of jacobian-pullback."""
+"""Sweeps over one setting: the number of decisive layers, the μ of jacobian-pullback, and λ."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 
+from jacobian_lab.editing.methods import paired
 from jacobian_lab.editing.schemes import SCHEMES, make_targets
 from jacobian_lab.errors import InputError
 from jacobian_lab.jobs.bench import Bench, any_coordinated, measured_edit
-from jacobian_lab.jobs.config import DampingConfig, LayerCountConfig
+from jacobian_lab.jobs.config import DampingConfig, FrontierConfig, LayerCountConfig
 from jacobian_lab.jobs.job import Job, Labels, Part, cell_by_cell
+from jacobian_lab.jobs.methods import Comparison
 from jacobian_lab.jobs.setup import prepare
 from jacobian_lab.maps.agreement import check_replay
 from jacobian_lab.store.run import Run
@@ -133,3 +135,50 @@ def run_damping(config: DampingConfig, *, progress: bool = True) -> Path:
         [Part([("anchor_passes", {}), ("measured", {})], damped)],
         before=lambda: bench.moments,
     ).carry_out()
+
+
+def run_frontier(config: FrontierConfig, *, progress: bool = True) -> Path:
+    """Edit with one rule under every scheme at each λ, and evaluate: what is gained against what is disturbed.
+
+    Anchors, keys and moments are shared by all points.
+
+    Args:
+        config: The configuration.
+        progress: Whether to show progress bars.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        InputError: If anything cannot be used.
+    """
+    methods = [paired(config.rule, scheme) for scheme in config.schemes]
+    at_work = Comparison.of(config, methods, progress)
+    experiment, bench = at_work.experiment, at_work.bench
+    ridges = sorted(set(config.ridges or _decades(experiment.ridge)))
+
+    def measured(run: Run) -> None:
+        targets = bench.targets(run, config.schemes)
+        _ = at_work.examination.before  # of the unedited model
+
+        def point(edit: str, ridge: float) -> list[tuple[str, Any, Labels]]:
+            return at_work.measure(edit, replace(bench.setting, ridge=ridge), targets)
+
+        cells = [{"edit": name, "ridge": ridge} for name in methods for ridge in ridges]
+        cell_by_cell(run, "measured", cells, point, "frontier", "edit", progress)
+
+    wanted = {"edit": methods, "ridge": ridges}
+    return Job(
+        "frontier",
+        config.out,
+        at_work.settings() | {"ridges": ridges},
+        experiment.provenance(),
+        at_work.coordinates() | {"ridge": ridges},
+        [*at_work.parts(), Part([("measured", wanted)], measured)],
+        before=at_work.check_moments,
+    ).carry_out()
+
+
+def _decades(ridge: float) -> list[float]:
+    """λ from a thirtieth to thirty times a value, in seven steps, with two digits."""
+    return [float(f"{ridge * 10 ** (0.5 * step):.1e}") for step in range(-3, 4)]

@@ -232,6 +232,51 @@ def compared(
     return Table(frame, note, numbers.reset_index(), _best(numbers, kinds, frame))
 
 
+def along_ridges(dataset: xr.Dataset) -> pd.DataFrame:
+    """Every metric of every method at every λ, with its interval.
+
+    Args:
+        dataset: An open run of frontier.
+
+    Returns:
+        What `summaries` returns, with ``ridge``, for the points that have been measured.
+    """
+    points = []
+    for ridge in dataset["ridge"].values:
+        at = dataset.sel(ridge=ridge)
+        measured = at.isel(edit=np.flatnonzero(at["measured"].values == 1))
+        if measured.sizes["edit"]:
+            points.append(summaries(measured).assign(ridge=float(ridge)))
+    return pd.concat(points, ignore_index=True)
+
+
+def frontier(dataset: xr.Dataset) -> Table:
+    """`along_ridges`, as one reads it: a row a method and λ.
+
+    Args:
+        dataset: An open run of frontier.
+
+    Returns:
+        The table; its CSV file has ``method, ridge`` and the columns of ``metrics.csv``.
+    """
+    found, kinds = along_ridges(dataset), {**METRICS, **further(dataset)}
+    cells = {(row["method"], row["ridge"], row["metric"]): row for row in found.to_dict("records")}
+    points = sorted({(method, ridge) for method, ridge, _ in cells}, key=lambda point: _order(dataset, *point))
+    texts = {
+        f"{method}, λ = {ridge:g}": [_cell(cells[method, ridge, metric], kind) for metric, kind in kinds.items()]
+        for method, ridge in points
+    }
+    frame = pd.DataFrame.from_dict(texts, orient="index", columns=_labels(kinds)).rename_axis("method")
+    numbers = pd.DataFrame(points, columns=["method", "ridge"])
+    for metric in kinds:
+        numbers[metric] = [cells[method, ridge, metric]["mean"] for method, ridge in points]
+    return Table(frame, f"{_meanings(dataset)} {_facts(dataset, found['count'])}", numbers)
+
+
+def _order(dataset: xr.Dataset, method: str, ridge: float) -> tuple[int, float]:
+    return list(dataset["edit"].values).index(method), ridge
+
+
 def _best(numbers: pd.DataFrame, kinds: Mapping[str, Metric], frame: pd.DataFrame) -> pd.DataFrame:
     """Which cells of a table are the best of our methods in their column."""
     ranked = numbers.drop(index=UNEDITED, errors="ignore") * [kind.best for kind in kinds.values()]

@@ -227,6 +227,14 @@ TABLES: Mapping[str, TableEntry] = {
         "residual_ratio",
         below=False,
     ),
+    "frontier": TableEntry(
+        kinds=("frontier",),
+        caption="One update rule under several target schemes along λ: shares × 100, D_KL in nats; mean [95 % "
+        "bootstrap interval over facts].",
+        needs=("efficacy_success",),
+        made_by="frontier",
+        make=methods.frontier,
+    ),
     "jacobian": _account(
         "jacobian",
         "J from the layer to the last one, at the decisive token.",
@@ -354,6 +362,14 @@ FIGURES: Mapping[str, FigureEntry] = {
         needs=("efficacy_success",),
         made_by="edit_table",
         draw=compared.efficacy_specificity,
+        panels=lambda _dataset: 2,
+    ),
+    "frontier": FigureEntry(
+        kinds=("frontier",),
+        caption="The frontier: what is generalised against what is disturbed along λ, a curve a scheme.",
+        needs=("efficacy_success",),
+        made_by="frontier",
+        draw=compared.frontier,
         panels=lambda _dataset: 2,
     ),
     "fe_gain": _gain("What forward replay adds to each rule, paired over facts.", ("", methods.FORWARD)),

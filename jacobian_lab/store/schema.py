@@ -34,6 +34,7 @@ COORDINATES = {
     "probe": "group of further questions",
     "neighbor": "place among the record's neighbourhood prompts",
     "anchor_layer": "layer that the anchor is optimised at",
+    "ridge": "λ, the weight of the second moment in the solve",
     "count": "number of decisive layers, the last one fixed",
     "row": "scheme, or jacobian-pullback with its μ",
     "study": "what was looked at beside the tables",
@@ -200,6 +201,7 @@ _RECORD = ("fact", "edit")
 _PARAPHRASE = (*_RECORD, "paraphrase")
 _NEIGHBOR = (*_RECORD, "neighbor")
 _WEIGHT = ("edit", "layer")
+_ALONG = {"edit": ("edit", "ridge")}
 _REFIT = {
     "refit_anchor": Variable(("fact", "anchor_layer", "d_model"), "anchor on the partly edited model", "activation"),
     "refit_anchor_loss": Variable(("fact", "anchor_layer"), "its loss at the last pass", "nat"),
@@ -241,6 +243,12 @@ _EDIT_TABLE = {
     "measured": Variable(("edit",), "whether the method has been measured", "1", "i4"),
 }
 
+_FRONTIER = {
+    name: replace(variable, dims=tuple(each for dim in variable.dims for each in _ALONG.get(dim, (dim,))))
+    for name, variable in _EDIT_TABLE.items()
+}
+"""What an edit table has, at several λ."""
+
 DIGEST = "_digest"
 """What the name of a mark's digests ends with."""
 
@@ -269,6 +277,10 @@ KINDS: dict[str, dict[str, Variable]] = {
     | _part("refit_anchor_passes", _REFIT)
     | _part("neighbors_compared", _NEIGHBORS)
     | _part("measured", _EDIT_TABLE),
+    "frontier": _part("anchor_passes", _ANCHORS)
+    | _part("coordinated_shift_passes", _COORDINATED)
+    | _part("neighbors_compared", _NEIGHBORS)
+    | _part("measured", _FRONTIER),
 }
 """Kinds of runs, and the arrays of each."""
 

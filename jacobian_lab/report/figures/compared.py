@@ -7,9 +7,18 @@ import xarray as xr
 from matplotlib.figure import FigureBase
 
 from jacobian_lab.report.figures.parts import error_bars
-from jacobian_lab.report.methods import COORDINATED, FORWARD, STEPS, Step, both_ways, gains_of, summaries
+from jacobian_lab.report.methods import (
+    COORDINATED,
+    FORWARD,
+    STEPS,
+    Step,
+    along_ridges,
+    both_ways,
+    gains_of,
+    summaries,
+)
 from jacobian_lab.report.paper import METRICS
-from jacobian_lab.report.style import RULE_COLORS, RULE_MARKERS
+from jacobian_lab.report.style import RULE_COLORS, RULE_MARKERS, STYLES
 
 
 def efficacy_specificity(figure: FigureBase, dataset: xr.Dataset) -> None:
@@ -42,6 +51,39 @@ def efficacy_specificity(figure: FigureBase, dataset: xr.Dataset) -> None:
         if METRICS[across].best < 0:
             ax.invert_xaxis()  # right and up is better, in both planes
     figure.legend(*ax.get_legend_handles_labels(), fontsize="x-small", loc="outside upper center", ncols=7)
+
+
+def frontier(figure: FigureBase, dataset: xr.Dataset) -> None:
+    """What is generalised against what is disturbed along λ, a curve a scheme, the smallest λ with a ring.
+
+    Args:
+        figure: An empty figure, or part of one.
+        dataset: An open run of frontier.
+    """
+    found = along_ridges(dataset).set_index(["metric", "method", "ridge"])
+    up = found.loc["generalization_accuracy"]
+    axes = figure.subplots(1, 2, sharey=True)
+    for ax, across in zip(axes, ("kl", "top10"), strict=True):
+        for name in dict.fromkeys(up.index.get_level_values("method")):
+            x, y = found.loc[across].loc[name].sort_index(), up.loc[name].sort_index()
+            look = STYLES[_scheme(name)]
+            errors = {f"{axis}err": [v["mean"] - v["low"], v["high"] - v["mean"]] for axis, v in (("x", x), ("y", y))}
+            ax.errorbar(x["mean"], y["mean"], **errors, elinewidth=0.3, linewidth=1, markersize=3, label=name, **look)
+            ax.plot(x["mean"].iloc[0], y["mean"].iloc[0], "o", fillstyle="none", color="0.3", markersize=6)
+        ax.set(xlabel=_axis(across))
+        if METRICS[across].best < 0:
+            ax.invert_xaxis()  # right and up is better, in both planes
+    axes[0].set(ylabel=_axis("generalization_accuracy"))
+    figure.legend(*ax.get_legend_handles_labels(), fontsize="x-small", loc="outside upper center", ncols=7)
+
+
+def _scheme(name: str) -> str:
+    """The target scheme of a method, by its name."""
+    if "@" in name:
+        return name.partition("@")[2]
+    named = {FORWARD: "forward-replay", COORDINATED: "coordinated-replay"}
+    own = {"onelayer": "one-layer", "blue": "independent"}.get(name, "backward-dividing")
+    return next((scheme for ending, scheme in named.items() if name.endswith(ending)), own)
 
 
 def _filled(name: str, replayed: bool) -> tuple[str, dict[str, Any]]:

@@ -1,0 +1,6 @@
+"""One update rule under several target schemes along λ: what is gained against what is disturbed."""
+
+from jacobian_lab.cli import SCRIPTS
+
+if __name__ == "__main__":
+    SCRIPTS["frontier"]()
