@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jacobian_lab.editing.anchors import AnchorSettings as AnchorSettings
+    from jacobian_lab.editing.anchors import CoordinationSettings as CoordinationSettings
+    from jacobian_lab.editing.anchors import coordinate_shifts as coordinate_shifts
     from jacobian_lab.editing.anchors import optimise_anchors as optimise_anchors
     from jacobian_lab.editing.deltas import load_delta as load_delta
     from jacobian_lab.editing.methods import METHODS as METHODS
@@ -41,6 +43,7 @@ __version__ = version(__name__)
 
 _HOMES = {
     "AnchorSettings": "editing.anchors",
+    "CoordinationSettings": "editing.anchors",
     "Editor": "editor",
     "Fact": "facts.fact",
     "InputError": "errors",
@@ -50,6 +53,7 @@ _HOMES = {
     "RULES": "editing.rules",
     "RuleSettings": "editing.rules",
     "SCHEMES": "editing.schemes",
+    "coordinate_shifts": "editing.anchors",
     "definiteness": "maps.definiteness",
     "eigenspaces": "maps.conditions",
     "fact_rows": "model.rows",

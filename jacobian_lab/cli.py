@@ -13,6 +13,7 @@ import tyro
 
 from jacobian_lab.caching import write_text
 from jacobian_lab.editing.deltas import add_delta, check_new_folder, common_dtype, load_delta, save_model, summed
+from jacobian_lab.editing.solving import REALISED
 from jacobian_lab.errors import InputError, first_line
 from jacobian_lab.facts.reading import BUILTIN, read_facts
 from jacobian_lab.jobs.config import (
@@ -183,7 +184,8 @@ def models() -> None:
         layers = f"{defaults.layers[0]}-{defaults.layers[-1]}"
         anchor = f"anchor lr {defaults.anchor_lr}, {defaults.anchor_steps} steps"
         hub = f" ({known.hub})" if known.hub else ""
-        _say(f"settings of {name}{hub}: layers {layers}, ridge {defaults.ridge:g}, {anchor}")
+        ridge = f"ridge {defaults.ridge:g}" if defaults.ridge else f"ridge that realises {REALISED:g} of a residual"
+        _say(f"settings of {name}{hub}: layers {layers}, {ridge}, {anchor}")
 
 
 def facts(

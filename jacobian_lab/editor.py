@@ -14,14 +14,21 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from jacobian_lab.editing.anchors import AnchorSettings, optimise_anchors
+from jacobian_lab.editing.anchors import (
+    AnchorSettings,
+    CoordinationSettings,
+    Progress,
+    coordinate_shifts,
+    optimise_anchors,
+)
 from jacobian_lab.editing.deltas import check_new_folder, save_delta, save_model
 from jacobian_lab.editing.layers import Setting, restored
 from jacobian_lab.editing.measures import ObservedEdit, measure
 from jacobian_lab.editing.methods import MethodEdit, edit_with, method, method_name
 from jacobian_lab.editing.rules import RuleSettings
-from jacobian_lab.editing.schemes import DAMPING, SCHEMES, Targets, make_targets
+from jacobian_lab.editing.schemes import COORDINATED, DAMPING, SCHEMES, Targets, make_targets
 from jacobian_lab.editing.second_moments import second_moments
+from jacobian_lab.editing.solving import suited_ridge
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.examination import Examination
 from jacobian_lab.evaluation.metrics import check_questions
@@ -49,6 +56,7 @@ class Editor:
         layers: Decisive layers, ascending, the last of them L.
         ridge: λ, the weight of the second moment in the solve.
         anchor: How anchors are optimised.
+        coordination: How coordinated replay shares the effort over the layers.
         anchors: Anchors that are there already, by layer, such as a run's; ``[fact, d_model]``.
         templates: Context templates, groups of texts with one ``{}``; sampled with the seed by default.
         corpus: Text for the second moment, as `load_corpus` takes it, or a corpus that has been loaded.
@@ -65,7 +73,7 @@ class Editor:
         >>> import jacobian_lab as jl
         >>> editor = jl.Editor(jl.load_model(), jl.load_facts("builtin", "0:2"), progress=False)
         >>> editor
-        Editor of 2 facts in smollm2-135m: layers 4-8, λ = 15000, anchors in up to 25 passes at lr 0.5
+        Editor of 2 facts in smollm2-135m: layers 4-8, λ by what is realised, anchors in up to 25 passes at lr 0.5
     """
 
     def __init__(
@@ -76,6 +84,7 @@ class Editor:
         layers: Sequence[int] | None = None,
         ridge: float | None = None,
         anchor: AnchorSettings | None = None,
+        coordination: CoordinationSettings | None = None,
         anchors: Mapping[int, np.ndarray | Tensor] | None = None,
         templates: Templates | None = None,
         corpus: str | Corpus = PYTHON_DOCS,
@@ -90,7 +99,8 @@ class Editor:
         if not self.facts:
             raise InputError("expected at least one fact, got none: see load_facts")
         self.layers: Layers = defaults.layers if layers is None else tuple(layers)
-        self.ridge = defaults.ridge if ridge is None else ridge
+        self._ridge = defaults.ridge if ridge is None else ridge
+        self.coordination = coordination or CoordinationSettings()
         self.anchor = anchor or AnchorSettings(lr=defaults.anchor_lr, steps=defaults.anchor_steps)
         self.rules, self.damping = rules or RuleSettings(), damping
         self._templates, self._corpus, self._corpus_tokens = templates, corpus, corpus_tokens
@@ -102,7 +112,9 @@ class Editor:
         self._eigh = cache(lambda matrix: torch.linalg.eigh(matrix.to(model.device)))
 
     def __repr__(self) -> str:
-        settings = f"λ = {self.ridge:g}, anchors in up to {self.anchor.steps} passes at lr {self.anchor.lr:g}"
+        ridge = self._ridge if "ridge" not in vars(self) else self.ridge
+        told = "λ by what is realised" if ridge is None else f"λ = {ridge:g}"
+        settings = f"{told}, anchors in up to {self.anchor.steps} passes at lr {self.anchor.lr:g}"
         return f"Editor of {_count(self.facts)} in {self.model.name}: layers {_span(self.layers)}, {settings}"
 
     def _repr_html_(self) -> str:
@@ -126,17 +138,47 @@ class Editor:
         return self._corpus if isinstance(self._corpus, Corpus) else load_corpus(self._corpus, seed=self.seed)
 
     @cached_property
-    def setting(self) -> Setting:
-        """What every edit is made with; C is computed for the first, or found in the cache."""
+    def moments(self) -> Mapping[int, Tensor]:
+        """C of the decisive layers, computed when it is first needed, or found in the cache."""
         tokens, shown = self._corpus_tokens, self.progress
-        moments = second_moments(self.model, self.corpus, self.layers, tokens=tokens, progress=shown)
-        return Setting(self.rows, moments.matrices, self.ridge, self.damping)
+        return second_moments(self.model, self.corpus, self.layers, tokens=tokens, progress=shown).matrices
+
+    @cached_property
+    def ridge(self) -> float:
+        """λ: what was given, the literature's, or what suits the model at hand by what is realised."""
+        if self._ridge is not None:
+            return self._ridge
+        return suited_ridge(Setting(self.rows, self.moments, 0.0).eases(self.layers))
+
+    @cached_property
+    def setting(self) -> Setting:
+        """What every edit is made with."""
+        return Setting(self.rows, self.moments, self.ridge, self.damping)
 
     @cached_property
     def targets(self) -> Targets:
-        """Targets of both kinds; anchors are optimised at the first and at the last layer."""
+        """Optimised and replayed targets; anchors are optimised at the first and at the last layer."""
         ends = sorted({self.layers[0], self.layers[-1]})
         return make_targets(self.rows, self.layers, {layer: self.anchors(layer) for layer in ends})
+
+    @cached_property
+    def coordinated(self) -> Targets:
+        """Targets of every kind; shifts are optimised at all decisive layers."""
+        eases = self.setting.eases(self.layers) if self.coordination.needs_eases else None
+        with self._told(len(self.facts), "coordinated shifts") as told:
+            found = coordinate_shifts(self.rows, self.layers, self.anchor, self.coordination, eases, told)
+        return make_targets(self.rows, self.layers, self.targets.optimised, found.shifts)
+
+    def targets_of(self, scheme: str) -> Targets:
+        """Targets that a scheme needs.
+
+        Args:
+            scheme: Its name.
+
+        Returns:
+            The targets.
+        """
+        return self.coordinated if SCHEMES[scheme].kind == COORDINATED else self.targets
 
     def anchors(self, layer: int) -> Tensor:
         """Anchors of the unedited model.
@@ -160,13 +202,19 @@ class Editor:
 
     def _optimised(self, layer: int, facts: Sequence[int]) -> Tensor:
         rows = self.rows.select(facts)
-        with bar(len(rows), f"anchors at layer {layer}", "anchor", show=self.progress) as shown:
+        with self._told(len(rows), f"anchors at layer {layer}") as told:
+            return optimise_anchors(rows, layer, self.anchor, told).states
+
+    @contextmanager
+    def _told(self, count: int, what: str) -> Iterator[Progress]:
+        """A progress bar, and whom to tell of a descent's passes."""
+        with bar(count, what, "anchor", show=self.progress) as shown:
 
             def advance(finished: int, loss: float) -> None:
                 shown.set_postfix(loss=f"{loss:.3f}", refresh=False)
                 shown.update(finished)
 
-            return optimise_anchors(rows, layer, self.anchor, advance).states
+            yield advance
 
     @contextmanager
     def edit(self, name: str = "memit+fe") -> Iterator["Edit"]:
@@ -182,7 +230,8 @@ class Editor:
             InputError: If there is no such method, no fact has a finite anchor, or a solve is singular.
         """
         name = method_name(name)
-        chosen, targets, setting = method(name), self.targets, self.setting
+        chosen, setting = method(name), self.setting
+        targets = self.targets_of(chosen.scheme)
         _ = self.examination.before  # of the unedited model
         edits: list[ObservedEdit] = []
         with ExitStack() as stack:
@@ -245,7 +294,7 @@ class Edit:
         chosen = method(self.name)
         if chosen.refit:
             raise InputError(f"expected a method with one target, got {self.name!r}: its measures are not defined")
-        found = measure(self._edits, self.editor.targets, SCHEMES[chosen.scheme])
+        found = measure(self._edits, self.editor.targets_of(chosen.scheme), SCHEMES[chosen.scheme])
         known = KINDS["tables"]
         arrays = {
             name: xr.DataArray(
@@ -303,6 +352,7 @@ class Edit:
             "layers": list(editor.layers),
             "ridge": editor.ridge,
             "anchor": asdict(editor.anchor),
+            "coordination": asdict(editor.coordination),
             "rules": asdict(editor.rules),
             "pullback_damping": editor.damping,
             "templates": [list(group) for group in editor.templates],

@@ -13,6 +13,9 @@ from jacobian_lab.errors import InputError
 
 Matrix = Float[Tensor, "n n"]
 
+REALISED = 0.9
+"""The share of what a layer is given that a fact alone realises, at the λ that suits a model."""
+
 FOLD = 0.25
 """Columns beyond this share of a matrix's width are folded into its factor."""
 
@@ -117,6 +120,25 @@ def factored(matrix: Matrix, name: str, hint: str) -> Factored:
         )
     none = matrix.new_zeros(len(matrix), 0)
     return Factored(name, hint, factor, 1 / reciprocal, none, none, matrix.new_zeros(0, 0))
+
+
+def suited_ridge(eases: Float[Tensor, "fact layer"]) -> float:
+    """λ at which a fact alone realises `REALISED` of what a layer is given, the median over facts and layers.
+
+    Alone, a key k with e = kᵀC⁻¹k realises e / (λ + e) of its residual, by the closed form of Eq. 3.
+
+    Args:
+        eases: e of facts and layers.
+
+    Returns:
+        λ, to two digits, so that rounding does not change it.
+
+    Raises:
+        InputError: If C is singular, so that nothing is known of e.
+    """
+    if not eases.isfinite().all():
+        raise InputError("expected a second moment of full rank to choose λ by, got a singular one: give ⟨ridge⟩")
+    return float(f"{float(eases.median()) * (1 - REALISED) / REALISED:.1e}")
 
 
 def advice(second_moment: Matrix, ridge: float) -> str:

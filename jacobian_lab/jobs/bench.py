@@ -14,7 +14,7 @@ from jacobian_lab.editing.layers import Setting, restored
 from jacobian_lab.editing.measures import ObservedEdit, measure, observed_edits
 from jacobian_lab.editing.schemes import COORDINATED, SCHEMES, Scheme, Targets, make_targets
 from jacobian_lab.editing.second_moments import SecondMoment, second_moments
-from jacobian_lab.editing.solving import advice, factored
+from jacobian_lab.editing.solving import advice, factored, suited_ridge
 from jacobian_lab.evaluation.metrics import efficacy
 from jacobian_lab.jobs.job import Labels
 from jacobian_lab.jobs.setup import Experiment
@@ -43,9 +43,9 @@ class Bench:
 
     @cached_property
     def moments(self) -> SecondMoment:
-        """C of the decisive layers; solved with fewer keys than they are wide, a singular λC is refused at once."""
+        """C of the decisive layers."""
         experiment, config, model = self.experiment, self.experiment.config, self.experiment.model
-        moments = second_moments(
+        return second_moments(
             model,
             experiment.corpus,
             experiment.layers,
@@ -53,15 +53,34 @@ class Bench:
             config.corpus_tokens,
             progress=self.progress,
         )
-        if (len(experiment.facts) if self.columns is None else self.columns) < model.d_mlp:
-            for layer, matrix in moments.matrices.items():
-                factored(experiment.ridge * matrix, f"λC at layer {layer}", advice(matrix, experiment.ridge))
-        return moments
+
+    @cached_property
+    def ridge(self) -> float:
+        """λ: what was given, or suits the model at hand."""
+        experiment = self.experiment
+        if experiment.ridge is not None:
+            return experiment.ridge
+        return suited_ridge(experiment.setting(self.moments, 0.0).eases(experiment.layers))
+
+    def check_solves(self) -> None:
+        """Refuse a singular λC at once, where it is solved with fewer keys than it is wide.
+
+        Raises:
+            InputError: If one is.
+        """
+        count = len(self.experiment.facts) if self.columns is None else self.columns
+        matrices = self.moments.matrices if count < self.experiment.model.d_mlp else {}
+        for layer, matrix in matrices.items():
+            factored(self.ridge * matrix, f"λC at layer {layer}", advice(matrix, self.ridge))
+
+    def provenance(self) -> dict[str, Any]:
+        """What is worth knowing of a run of this experiment, λ among it."""
+        return self.experiment.provenance() | {"ridge": self.ridge}
 
     @cached_property
     def setting(self) -> Setting:
         """What its edits are made with."""
-        return self.experiment.setting(self.moments)
+        return self.experiment.setting(self.moments, self.ridge)
 
     def targets(self, run: Run, schemes: Iterable[str]) -> Targets:
         """Targets of all kinds that some schemes need, from anchors and shifts that the run holds afterwards.

@@ -67,7 +67,7 @@ def run_jacobian(config: JacobianConfig, *, progress: bool = True) -> Path:
         "jacobian",
         config.out,
         subject.settings() | {"site": config.site, "method": config.survey},
-        subject.provenance(),
+        subject.provenance,
         {"fact": subject.labels(), "layer": list(layers[:-1]), "rank": range(model.d_model)},
         [Part([("surveyed", {})], surveyed)],
     ).carry_out()

@@ -49,7 +49,7 @@ class Job:
         kind: The kind of run.
         out: Its folder; by default one whose name follows from the settings.
         settings: Everything that decides a number, as JSON can hold it.
-        provenance: What else is worth knowing.
+        provenance: Says what else is worth knowing, when the run is made.
         coordinates: Labels of each dimension.
         parts: The parts, each after those that it needs.
         before: Work without which no part can be computed; it fails before a folder is claimed.
@@ -58,7 +58,7 @@ class Job:
     kind: str
     out: Path | None
     settings: Labels
-    provenance: Labels
+    provenance: Callable[[], Labels]
     coordinates: Mapping[str, Sequence[Any]]
     parts: Sequence[Part]
     before: Callable[[], Any] = lambda: None
@@ -78,7 +78,7 @@ class Job:
         left = [part for part in self.parts if not part.finished(folder, done)]
         if left:
             self.before()
-            with Run(folder, self.kind, self.settings, self.provenance, self.coordinates) as run:
+            with Run(folder, self.kind, self.settings, self.provenance(), self.coordinates) as run:
                 for part in left:
                     part.compute(run)
         return folder

@@ -142,7 +142,7 @@ def _run(config: EvaluationConfig, methods: tuple[str, ...], save: str | None, p
         "edit_table",
         config.out,
         settings,
-        experiment.provenance(),
+        bench.provenance,
         at_work.coordinates(),
         [*at_work.parts(), Part([("measured", {"edit": [UNEDITED, *methods]})], measured, lambda f: not again(f))],
         before=at_work.check_moments,
@@ -243,6 +243,7 @@ class Comparison:
         Raises:
             InputError: If one cannot.
         """
+        self.bench.check_solves()
         moments, rules, layers = self.bench.moments.matrices, self.config.rules, self.experiment.layers
         projected = [SCHEMES[each.scheme].edited(layers) for each in self.methods.values() if each.rule == "alphaedit"]
         for layer in sorted({layer for some in projected for layer in some}):

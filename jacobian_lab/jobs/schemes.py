@@ -57,7 +57,7 @@ def run_schemes(
         "tables",
         config.out,
         experiment.settings() | {"survey": config.survey},
-        experiment.provenance(),
+        bench.provenance,
         {
             "fact": experiment.labels(),
             "scheme": list(SCHEMES),
@@ -68,7 +68,7 @@ def run_schemes(
             "d_model": range(experiment.model.d_model),
         },
         parts,
-        before=lambda: bench.moments,
+        before=bench.check_solves,
     ).carry_out()
 
 

@@ -9,6 +9,7 @@ from jacobian_lab.caching import content_key
 from jacobian_lab.editing.anchors import AnchorSettings
 from jacobian_lab.editing.layers import Setting
 from jacobian_lab.editing.second_moments import SecondMoment
+from jacobian_lab.editing.solving import REALISED
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import REFUSE, Fact, FactFile, describe
 from jacobian_lab.facts.reading import read_facts, refusal
@@ -88,7 +89,7 @@ class Experiment(Subject):
         templates: The context templates.
         rows: The facts as the model reads them.
         anchor: How anchors are optimised.
-        ridge: λ.
+        ridge: λ; none if it follows from what is realised (`Bench.ridge`).
         corpus: The corpus of the second moment.
     """
 
@@ -96,7 +97,7 @@ class Experiment(Subject):
     templates: Templates
     rows: FactRows
     anchor: AnchorSettings
-    ridge: float
+    ridge: float | None
     corpus: Corpus
 
     @property
@@ -104,16 +105,17 @@ class Experiment(Subject):
         """The layers that anchors are optimised at."""
         return tuple(sorted({self.layers[0], self.layers[-1]}))
 
-    def setting(self, moments: SecondMoment) -> Setting:
+    def setting(self, moments: SecondMoment, ridge: float) -> Setting:
         """What an edit of these facts is made with.
 
         Args:
             moments: C of the decisive layers.
+            ridge: λ.
 
         Returns:
             The setting.
         """
-        return Setting(self.rows, moments.matrices, self.ridge, self.config.pullback_damping)
+        return Setting(self.rows, moments.matrices, ridge, self.config.pullback_damping)
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides a number, as it stands in ``config.json``."""
@@ -125,7 +127,7 @@ class Experiment(Subject):
                 "length": config.corpus_length,
                 "tokens": config.corpus_tokens,
             },
-            "ridge": self.ridge,
+            "ridge": f"realises {REALISED:g}" if self.ridge is None else self.ridge,
             "pullback_damping": config.pullback_damping,
             "anchor": asdict(self.anchor),
             "coordination": asdict(config.coordination),

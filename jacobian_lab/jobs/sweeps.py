@@ -77,7 +77,7 @@ def run_layer_count(config: LayerCountConfig, *, progress: bool = True) -> Path:
         "layer_count",
         config.out,
         experiment.settings(),
-        experiment.provenance(),
+        bench.provenance,
         {
             "fact": experiment.labels(),
             "scheme": list(SCHEMES),
@@ -86,7 +86,7 @@ def run_layer_count(config: LayerCountConfig, *, progress: bool = True) -> Path:
             "d_model": range(experiment.model.d_model),
         },
         [Part([*wanted, ("counted", {"scheme": list(config.schemes)})], counted)],
-        before=lambda: bench.moments,
+        before=bench.check_solves,
     ).carry_out()
 
 
@@ -124,7 +124,7 @@ def run_damping(config: DampingConfig, *, progress: bool = True) -> Path:
         "damping",
         config.out,
         experiment.settings() | {"dampings": list(config.dampings)},
-        experiment.provenance(),
+        bench.provenance,
         {
             "fact": experiment.labels(),
             "row": list(edits),
@@ -133,7 +133,7 @@ def run_damping(config: DampingConfig, *, progress: bool = True) -> Path:
             "d_model": range(experiment.model.d_model),
         },
         [Part([("anchor_passes", {}), ("measured", {})], damped)],
-        before=lambda: bench.moments,
+        before=bench.check_solves,
     ).carry_out()
 
 
@@ -154,8 +154,8 @@ def run_frontier(config: FrontierConfig, *, progress: bool = True) -> Path:
     """
     methods = [paired(config.rule, scheme) for scheme in config.schemes]
     at_work = Comparison.of(config, methods, progress)
-    experiment, bench = at_work.experiment, at_work.bench
-    ridges = sorted(set(config.ridges or _decades(experiment.ridge)))
+    bench = at_work.bench
+    ridges = sorted(set(config.ridges or _decades(bench.ridge)))
 
     def measured(run: Run) -> None:
         targets = bench.targets(run, config.schemes)
@@ -172,7 +172,7 @@ def run_frontier(config: FrontierConfig, *, progress: bool = True) -> Path:
         "frontier",
         config.out,
         at_work.settings() | {"ridges": ridges},
-        experiment.provenance(),
+        bench.provenance,
         at_work.coordinates() | {"ridge": ridges},
         [*at_work.parts(), Part([("measured", wanted)], measured)],
         before=at_work.check_moments,

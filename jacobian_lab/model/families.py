@@ -13,13 +13,14 @@ class Defaults:
 
     Attributes:
         layers: Decisive layers, ascending.
-        ridge: λ, the weight of the second moment in the solve.
+        ridge: λ, the weight of the second moment in the solve; none where the literature has none, and it follows from
+            what is realised (`jacobian_lab.editing.solving.suited_ridge`).
         anchor_lr: Adam's learning rate for the anchor.
         anchor_steps: Passes N of the anchor's optimisation, of which at most N - 1 update it.
     """
 
     layers: tuple[int, ...]
-    ridge: float
+    ridge: float | None
     anchor_lr: float
     anchor_steps: int
 
@@ -78,7 +79,7 @@ KNOWN: Mapping[str, Known] = {
     "smollm2-135m": Known(
         Shape("llama", 30, 576, 1536, 49152, 8192),
         "",
-        Defaults((4, 5, 6, 7, 8), 15000.0, 0.5, 25),
+        Defaults((4, 5, 6, 7, 8), None, 0.5, 25),
     ),
 }
 """Known models by name: ``--model`` takes the name for the hub's, ``--protocol`` for the settings alone."""

@@ -289,7 +289,7 @@ class LanguageModel:
         if name:
             return KNOWN[name].defaults
         first = min(self.n_layers // 8, max(self.n_layers - 5, 0))
-        return Defaults(tuple(range(first, min(first + 5, self.n_layers))), 15000.0, 0.5, 25)
+        return Defaults(tuple(range(first, min(first + 5, self.n_layers))), None, 0.5, 25)
 
 
 CACHE_NAMES = ("cache", "past_key_values", "layer_past")
