@@ -16,6 +16,8 @@ from jacobian_lab.model.rows import FactRows
 
 PADDING = 1.25
 """The longest tail of a batch is at most this many times the shortest."""
+BATCH_TOKENS = 2048
+"""Tokens that a batch replays at the most, unless one fact alone has more: so much is kept for the gradient."""
 Progress = Callable[[int, float], None]
 """Called after every pass with the number of facts that it finished and the mean loss of those running."""
 
@@ -195,7 +197,7 @@ def coordinate_shifts(
 
 
 def anchor_batches(rows: FactRows, size: int) -> list[list[int]]:
-    """Which facts to optimise together: those whose tails are about equally long.
+    """Which facts to optimise together: those whose tails are about equally long, `BATCH_TOKENS` at the most.
 
     Args:
         rows: The facts.
@@ -205,10 +207,12 @@ def anchor_batches(rows: FactRows, size: int) -> list[list[int]]:
         Indices of the facts of each batch; every index once.
     """
     tails = [row.tail for row in rows.answered]
+    contexts = len(rows.weights)
     groups: list[list[int]] = []
     for index in sorted(range(len(rows)), key=tails.__getitem__):
-        fits = groups and len(groups[-1]) < size and tails[index] <= PADDING * tails[groups[-1][0]]
-        if fits:
+        tokens = tails[index] * contexts
+        most = min(size, BATCH_TOKENS // tokens)
+        if groups and len(groups[-1]) < most and tails[index] <= PADDING * tails[groups[-1][0]]:
             groups[-1].append(index)
         else:
             groups.append([index])

@@ -71,7 +71,7 @@ def second_moments(
         (torch.Size([1536, 1536]), 1600)
     """
     settings = {
-        "what": "second moment 2",  # to be raised when the computation changes
+        "what": "second moment 3",  # to be raised when the computation changes
         "model": model.fingerprint,
         "corpus": corpus.digest,
         "length": length,
@@ -90,7 +90,7 @@ def second_moments(
                 f"{corpus.name!r}: give a longer corpus, or raise ⟨corpus_tokens⟩ or ⟨corpus_length⟩"
             )
         for layer, matrix in _accumulate(model, rows, missing, progress).items():
-            tensors = {"second_moment": matrix / total, "tokens": torch.tensor(total)}
+            tensors = {"second_moment": matrix.div_(total), "tokens": torch.tensor(total)}
             with written_whole(paths[layer]) as partial:
                 save_file(tensors, partial, metadata={"digest": _digest(tensors)})
             loaded[layer] = tensors
@@ -144,7 +144,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 def _accumulate(
     model: LanguageModel, rows: Sequence[Prompt], layers: Sequence[int], progress: bool
 ) -> dict[int, Float[Tensor, "d_mlp d_mlp"]]:
-    """Σ k kᵀ in float64."""
+    """Σ k kᵀ: multiplied in float32 or better, a forward pass at a time, and added up in float64."""
     sums = {layer: torch.zeros(model.d_mlp, model.d_mlp, dtype=torch.float64, device=model.device) for layer in layers}
     total = sum(len(row.ids) for row in rows)
     with (
@@ -157,7 +157,8 @@ def _accumulate(
             lengths = torch.tensor([len(row.ids) for row in chosen], device=model.device)
             real = torch.arange(int(lengths.max()), device=model.device) < lengths[:, None]
             for layer in layers:
-                keys = seen.keys[layer][real].double()
-                sums[layer].addmm_(keys.T, keys)
+                keys = seen.keys[layer][real]
+                keys = keys.to(torch.promote_types(keys.dtype, torch.float32))
+                sums[layer] += keys.T @ keys
             shown.update(int(lengths.sum()))
     return {layer: matrix.cpu() for layer, matrix in sums.items()}

@@ -110,6 +110,18 @@ def test_batches_hold_every_fact_once_and_tails_of_about_a_length(tiny, facts):
         assert max(tails) <= 1.25 * min(tails)
 
 
+def test_a_batch_is_bounded_by_the_tokens_that_it_replays(tiny, facts, monkeypatch):
+    made = rows(tiny, [dataclasses.replace(f, id=i) for i, f in enumerate(facts * 6)])
+    tokens = [len(made.weights) * row.tail for row in made.answered]
+    monkeypatch.setattr(descent, "BATCH_TOKENS", 2 * max(tokens))
+    groups = anchor_batches(made, 100)
+    assert sorted(i for group in groups for i in group) == list(range(len(made)))
+    assert max(len(group) * max(tokens[i] for i in group) for group in groups) <= 2 * max(tokens)
+    assert 2 < max(map(len, groups)) < 7
+    monkeypatch.setattr(descent, "BATCH_TOKENS", 1)
+    assert [len(group) for group in anchor_batches(made, 100)] == [1] * len(made)
+
+
 @pytest.mark.parametrize(
     ("name", "edited", "read", "divisors"),
     [
