@@ -95,10 +95,12 @@ def provenance(folder: Path) -> str:
     settings, known = config["settings"], config["provenance"]
     facts, versions = known["facts"], settings["versions"]
     source = f"{Path(facts['source']).name} {facts['slice'] or ''}".strip()
+    ridge = known.get("ridge", settings.get("ridge"))
+    solved = "" if ridge is None else f"λ = {ridge:g}, "
     made = ", ".join(f"{name} {versions[name]}" for name in ("jacobian_lab", "torch", "transformers"))
     layers = ", ".join(map(str, settings["layers"]))
     return (
-        f"*Run: {known['model']}, {facts['count']} facts ({source}), layers {layers}, seed {settings['seed']}, "
+        f"*Run: {known['model']}, {facts['count']} facts ({source}), layers {layers}, {solved}seed {settings['seed']}, "
         f"{settings['dtype']} on {settings['device']}; {made}.*\n"
     )
 

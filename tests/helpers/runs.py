@@ -21,8 +21,17 @@ PROVENANCE = {
     "facts": {"source": "builtin", "slice": "0:6", "count": 6},
 }
 LAYERS = {"fact": FACTS, "layer": [4, 5, 6, 7, 8]}
-SCHEMES = ["backward-dividing", "backward-full", "one-layer", "forward-replay"]
-METHODS = ["unedited", "memit", "blue", "emmet", "memit+fe", "prune"]
+SCHEMES = ["backward-dividing", "backward-full", "one-layer", "forward-replay", "coordinated-replay"]
+METHODS = ["unedited", "memit", "blue", "emmet", "memit+fe", "memit+cr", "prune"]
+EDITED = {
+    **LAYERS,
+    "edit": METHODS,
+    "anchor_layer": [4, 8],
+    "paraphrase": range(2),
+    "neighbor": range(3),
+    "probe": ["none"],
+    "d_model": range(3),
+}
 COORDINATES = {
     "tables": {
         **LAYERS,
@@ -40,15 +49,8 @@ COORDINATES = {
         "anchor_layer": [6, 7, 8],
         "d_model": range(3),
     },
-    "edit_table": {
-        **LAYERS,
-        "edit": METHODS,
-        "anchor_layer": [4, 8],
-        "paraphrase": range(2),
-        "neighbor": range(3),
-        "probe": ["none"],
-        "d_model": range(3),
-    },
+    "edit_table": EDITED,
+    "frontier": {**EDITED, "edit": ["memit", "memit+fe", "memit+cr", "memit@backward-full"], "ridge": [10.0, 100.0]},
 }
 """The coordinates of a run of each kind."""
 

@@ -1,0 +1,159 @@
+"""The frontier along λ, and the λ that suits a model."""
+
+import json
+import math
+import runpy
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers.commands import ROOT, options
+
+from jacobian_lab import cli
+from jacobian_lab.editing.layers import Setting, averaged_keys, restored
+from jacobian_lab.editing.measures import measure, observed_edits
+from jacobian_lab.editing.schemes import SCHEMES, Targets
+from jacobian_lab.editing.solving import REALISED, suited_ridge
+from jacobian_lab.errors import InputError
+from jacobian_lab.jobs import bench as bench_module
+from jacobian_lab.jobs import methods as methods_job
+from jacobian_lab.jobs.config import EditTableConfig, FrontierConfig
+from jacobian_lab.jobs.methods import run_edit_table
+from jacobian_lab.jobs.sweeps import run_frontier
+from jacobian_lab.model.rows import fact_rows
+from jacobian_lab.report.paper import METRICS
+from jacobian_lab.report.results import write_account
+from jacobian_lab.store.run import open_run
+
+QUICK = {"slice": "0:3", "held_out_tokens": 64, "corpus_length": 64}
+CHOSEN = {
+    "schemes": ("backward-dividing", "forward-replay", "coordinated-replay"),
+    "ridges": (1.0, 10.0, 100.0),
+}
+NAMES = ["memit", "memit+fe", "memit+cr"]
+
+
+@pytest.fixture(scope="module")
+def quick(arguments):
+    return {**arguments, **QUICK}
+
+
+@pytest.fixture(scope="module")
+def finished(quick, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "frontier"
+    return run_frontier(FrontierConfig(**quick, **CHOSEN, out=folder), progress=False)
+
+
+def test_every_point_is_an_edit_tables_at_its_ridge(quick, finished, tmp_path):
+    dataset = open_run(finished)
+    config = EditTableConfig(**{**quick, "ridge": 100.0}, methods=tuple(NAMES), greedy=False, out=tmp_path / "run")
+    alone = open_run(run_edit_table(config, progress=False)).sel(edit=NAMES)
+    point = dataset.sel(ridge=100.0, edit=NAMES)
+    for name in (*METRICS, "update_norm", "perplexity", "condition_number"):
+        np.testing.assert_array_equal(point[name], alone[name], err_msg=name)
+    assert dataset["coordinated_shift"].equals(alone["coordinated_shift"])
+    changes = dataset["update_norm"].sel(edit="memit+fe").max("layer").values
+    assert (np.diff(changes) < 0).all()  # the larger λ, the smaller the change
+
+
+def test_an_interrupted_frontier_goes_on_after_the_last_point(quick, finished, tmp_path, monkeypatch):
+    original, calls = methods_job.edit_with, []
+
+    def third_fails(*given, **keywords):
+        calls.append(given[1].ridge)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(*given, **keywords)
+
+    monkeypatch.setattr(methods_job, "edit_with", third_fails)
+    config = FrontierConfig(**quick, **{**CHOSEN, "schemes": ("coordinated-replay",)}, out=tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        run_frontier(config, progress=False)
+    run_frontier(config, progress=False)
+    assert calls == [1.0, 10.0, 100.0, 100.0]
+    some = open_run(tmp_path / "run").sel(edit="memit+cr")
+    for name in METRICS:
+        np.testing.assert_array_equal(some[name], open_run(finished)[name].sel(edit="memit+cr"))
+    for module, name in ((bench_module, "coordinate_shifts"), (methods_job, "edit_with")):
+        monkeypatch.setattr(module, name, lambda *_a, **_k: pytest.fail("computed again"))
+    run_frontier(config, progress=False)
+
+
+def test_the_frontiers_command_and_script(quick, finished, capsys, monkeypatch):
+    chosen = options({**quick, "out": finished})
+    chosen += ["--schemes", *CHOSEN["schemes"], "--ridges", *map(str, CHOSEN["ridges"])]
+    cli.main(["frontier", *chosen])
+    printed = capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["frontier.py", *chosen])
+    runpy.run_path(str(ROOT / "analyses" / "frontier.py"), run_name="__main__")
+    assert capsys.readouterr().out == printed
+    frame = pd.read_csv(finished / "frontier.csv")
+    assert list(frame.columns) == ["method", "ridge", *METRICS]
+    assert frame[["method", "ridge"]].values.tolist() == [[n, r] for n in NAMES for r in CHOSEN["ridges"]]
+    values = open_run(finished)["kl"].sel(edit="memit+cr", ridge=10.0)
+    expected = float(values.mean("neighbor").mean())
+    assert float(frame.set_index(["method", "ridge"]).loc[("memit+cr", 10.0), "kl"]) == pytest.approx(expected)
+    assert "| memit+cr, λ = 10 " in printed
+    assert (finished / "frontier.tex").read_text().isascii()
+
+
+def test_bad_ridges_end_with_one_line(quick, capsys):
+    for given, words in (("0", "above zero, got --ridges 0.0"), ("nan", "--ridges nan")):
+        with pytest.raises(SystemExit):
+            cli.main(["frontier", *options(quick), "--ridges", given])
+        err = capsys.readouterr().err
+        assert words in err
+        assert err.count("\n") == 1
+
+
+def test_a_suited_ridge_realises_the_share_that_it_says(tiny, facts):
+    """One fact at a time, through the whole model."""
+    rows, layers = fact_rows(tiny, facts, (("{}",),)), (1, 3)
+    moments, generator = {}, torch.Generator().manual_seed(0)
+    for layer in layers:
+        noise = torch.randn(tiny.d_mlp, 3 * tiny.d_mlp, generator=generator, dtype=torch.float64)
+        keys = torch.cat([noise, averaged_keys(rows, layer).T], dim=1)
+        moments[layer] = keys @ keys.T / keys.shape[1]
+    setting = Setting(rows, moments, 0.0)
+    setting = replace(setting, ridge=suited_ridge(setting.eases(layers)))
+    goal, realised = torch.randn(1, tiny.d_model, generator=generator, dtype=torch.float64), []
+    for fact in range(len(facts)):
+        for layer in layers:
+            targets = Targets((layer,), {layer: goal}, {layer: goal})
+            with restored(tiny, layers):
+                edits = list(observed_edits(setting.select([fact]), SCHEMES["one-layer"], targets))
+            realised.append(float(measure(edits, targets, SCHEMES["one-layer"])["realised"]))
+    assert np.median(realised) == pytest.approx(REALISED, abs=0.05)
+    assert min(realised) < REALISED < max(realised)
+    with pytest.raises(InputError, match="second moment of full rank to choose λ by"):
+        suited_ridge(torch.tensor([[math.nan]]))
+
+
+def test_the_ridge_that_was_chosen_is_told(quick, tmp_path, monkeypatch):
+    given = {**quick, "layers": "1-2", "methods": ("memit",), "greedy": False}
+    del given["ridge"]
+    run_edit_table(EditTableConfig(**given, out=tmp_path / "run"), progress=False)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["settings"]["ridge"] == f"realises {REALISED:g}"
+    assert config["provenance"]["ridge"] > 0
+    monkeypatch.setattr(bench_module, "second_moments", lambda *_a, **_k: pytest.fail("computed again"))
+    run_edit_table(EditTableConfig(**given, out=tmp_path / "run"), progress=False)
+    monkeypatch.undo()
+    given = {**given, "ridge": config["provenance"]["ridge"], "out": tmp_path / "same"}
+    named = open_run(run_edit_table(EditTableConfig(**given), progress=False))
+    for name in METRICS:
+        np.testing.assert_array_equal(named[name], open_run(tmp_path / "run")[name])
+
+
+def test_the_frontier_is_three_decades_around_the_models_own(quick, finished):
+    made = open_run(
+        run_frontier(FrontierConfig(**quick, schemes=("one-layer",), out=finished.parent / "own"), progress=False)
+    )
+    ridges = made["ridge"].values
+    assert len(ridges) == 7
+    assert ridges[3] == quick["ridge"]
+    assert ridges[-1] / ridges[0] == pytest.approx(1000, rel=0.05)
+    assert write_account(finished.parent / "own", "frontier").count("| onelayer, λ") == 7
