@@ -262,7 +262,7 @@ COMMANDS: Mapping[str, Command] = {
         _taking(SchemesConfig, tables),
     ),
     "edit_table": Command(
-        f"Edit with every method of the paper and evaluate: Tables 3, 4, 6 and 7. {SUITS}",
+        f"Edit with every method and evaluate: Tables 3, 4, 6 and 7. {SUITS}",
         _taking(EditTableConfig, edit_table, only=None),
     ),
     "edit": Command(
@@ -287,7 +287,7 @@ SCRIPTS: Mapping[str, Command] = {
     },
     **{
         name: Command(
-            f"{name.replace('table', 'Table ')}: {', '.join(each.edits)} (in the paper of {each.model}).",
+            f"{name.replace('table', 'Table ')}: {', '.join(each.edits)} (the paper's are of {each.model}).",
             _taking(EditTableConfig(methods=each.edits), edit_table, only=(name,)),
         )
         for name, each in TABLES.items()

@@ -100,7 +100,7 @@ class Editor:
             raise InputError("expected at least one fact, got none: see load_facts")
         self.layers: Layers = defaults.layers if layers is None else tuple(layers)
         self._ridge = defaults.ridge if ridge is None else ridge
-        self.coordination = coordination or CoordinationSettings()
+        self.coordination, self._edited = coordination or CoordinationSettings(), 0
         self.anchor = anchor or AnchorSettings(lr=defaults.anchor_lr, steps=defaults.anchor_steps)
         self.rules, self.damping = rules or RuleSettings(), damping
         self._templates, self._corpus, self._corpus_tokens = templates, corpus, corpus_tokens
@@ -163,7 +163,15 @@ class Editor:
 
     @cached_property
     def coordinated(self) -> Targets:
-        """Targets of every kind; shifts are optimised at all decisive layers."""
+        """Targets of every kind; shifts are optimised at all decisive layers.
+
+        Raises:
+            InputError: If the model is edited now.
+        """
+        if self._edited:
+            raise InputError(
+                "expected the unedited model to optimise shifts on, got an edited one: ask before the with"
+            )
         eases = self.setting.eases(self.layers) if self.coordination.needs_eases else None
         with self._told(len(self.facts), "coordinated shifts") as told:
             found = coordinate_shifts(self.rows, self.layers, self.anchor, self.coordination, eases, told)
@@ -247,7 +255,12 @@ class Editor:
             )
             edit = Edit(self, name, made, edits)
             stack.callback(edit.leave)
+            self._edited += 1
+            stack.callback(self._put_back)
             yield edit
+
+    def _put_back(self) -> None:
+        self._edited -= 1
 
 
 class Edit:

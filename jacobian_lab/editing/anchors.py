@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from jacobian_lab.errors import InputError
 from jacobian_lab.maps.hooks import decisive_states
 from jacobian_lab.maps.replay import Frozen, freeze, replay_logits
 from jacobian_lab.model.language_model import Layers
@@ -243,6 +244,10 @@ class _Descent:
         self.contexts = len(contexts) // len(self.start)
         self.norms = torch.linalg.vector_norm(self.start, dim=-1)
         self.eases = torch.ones_like(self.norms) if eases is None else eases.to(self.norms)
+        if not self.eases.isfinite().all():
+            raise InputError(
+                "expected a positive definite C to weigh shifts by, got a singular one: give a longer corpus"
+            )
         self.shares = self.coordination.shares(self.eases)
         self.moves = [torch.zeros_like(row, requires_grad=True) for row in self.start]  # shifts over shares
         self.adam = torch.optim.Adam(self.moves, lr=settings.lr)

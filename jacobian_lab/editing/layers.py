@@ -10,6 +10,7 @@ from torch import Tensor
 
 from jacobian_lab.editing.rules import Kept, Problem, Rule, Update, memit
 from jacobian_lab.editing.schemes import DAMPING, Scheme, Targets, damped_pullback
+from jacobian_lab.editing.solving import factored
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import Fact
 from jacobian_lab.maps.hooks import decisive_keys
@@ -219,8 +220,9 @@ def eases(keys: Float[Tensor, "fact d_mlp"], second_moment: Float[Tensor, "d_mlp
     Returns:
         A number for each fact, in tokens of the corpus per token; NaN where C is singular.
     """
-    factor, info = torch.linalg.cholesky_ex(second_moment.to(keys.device))
-    if int(info):
+    try:
+        factor = factored(second_moment.to(keys.device), "C", "").factor
+    except InputError:
         return torch.full_like(keys[:, 0], torch.nan)
     return (torch.linalg.solve_triangular(factor, keys.T, upper=False) ** 2).sum(0)
 

@@ -110,7 +110,7 @@ def measure(edits: Sequence[ObservedEdit], targets: Targets, scheme: Scheme) -> 
 
     Args:
         edits: What the loop saw, layer by layer.
-        targets: The targets, of both kinds.
+        targets: The targets, optimised and replayed ones and those of the scheme's own kind.
         scheme: The scheme; its own target at the last layer is the one of its kind.
 
     Returns:

@@ -216,7 +216,6 @@ def emmet(problem: Problem, *, epsilon: float = 0.1) -> Update:
     return Update(delta, max(kept.condition, multipliers.condition), kept=handed_on)
 
 
-RuleName = Literal["memit", "alphaedit", "rect", "prune", "emmet"]
 RULES: dict[str, Callable[..., Update]] = {
     "memit": memit,
     "prune": prune,

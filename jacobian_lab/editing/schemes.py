@@ -144,12 +144,17 @@ class Targets:
 
         Returns:
             The targets.
+
+        Raises:
+            InputError: If there are none of this kind.
         """
         by_layer: Mapping[int, Float[Tensor, "fact d_model"]] = getattr(self, kind)
+        if not by_layer:
+            raise InputError(f"expected targets of the kind {kind}, got none: give make_targets the shifts")
         return by_layer[layer]
 
     def finite(self, kind: Kind = OPTIMISED) -> Bool[Tensor, " fact"]:
-        """Facts all of whose targets are finite, whichever scheme needs them: all schemes edit the same facts.
+        """Facts all of whose optimised and replayed targets are finite, so that all schemes of these edit the same.
 
         Args:
             kind: The scheme's own kind; coordinated targets, which there need not be, count for no other.

@@ -131,13 +131,16 @@ def suited_ridge(eases: Float[Tensor, "fact layer"]) -> float:
         eases: e of facts and layers.
 
     Returns:
-        λ, to two digits, so that rounding does not change it.
+        λ, to two digits.
 
     Raises:
         InputError: If C is singular, so that nothing is known of e.
     """
     if not eases.isfinite().all():
-        raise InputError("expected a second moment of full rank to choose λ by, got a singular one: give ⟨ridge⟩")
+        raise InputError(
+            "expected a positive definite C to choose λ by, got a singular one: give a longer corpus, other ⟨layers⟩, "
+            "or ⟨ridge⟩ and as many facts as C is wide"
+        )
     return float(f"{float(eases.median()) * (1 - REALISED) / REALISED:.1e}")
 
 

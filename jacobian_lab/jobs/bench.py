@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from jacobian_lab.jobs.setup import Experiment
 from jacobian_lab.memory import halving
 from jacobian_lab.model.language_model import Layers
 from jacobian_lab.progress import bar, note
+from jacobian_lab.store.arrays import exists, read_config
 from jacobian_lab.store.run import Run
 
 Found = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -60,14 +62,23 @@ class Bench:
         experiment = self.experiment
         if experiment.ridge is not None:
             return experiment.ridge
+        for layer, matrix in self.moments.matrices.items():
+            factored(matrix, f"λC at layer {layer}", advice(matrix, 1.0))
         return suited_ridge(experiment.setting(self.moments, 0.0).eases(experiment.layers))
 
-    def check_solves(self) -> None:
-        """Refuse a singular λC at once, where it is solved with fewer keys than it is wide.
+    def begin(self, folder: Path) -> None:
+        """Make the moments, and refuse a singular λC at once where it is solved with fewer keys than it is wide.
+
+        A run that is resumed keeps its λ, lest another machine's rounding choose another.
+
+        Args:
+            folder: The run's folder.
 
         Raises:
-            InputError: If one is.
+            InputError: If one is singular.
         """
+        if self.experiment.ridge is None and exists(folder):
+            vars(self)["ridge"] = float(read_config(folder)["provenance"]["ridge"])
         count = len(self.experiment.facts) if self.columns is None else self.columns
         matrices = self.moments.matrices if count < self.experiment.model.d_mlp else {}
         for layer, matrix in matrices.items():

@@ -11,7 +11,7 @@ from tyro.conf import OmitArgPrefixes
 
 from jacobian_lab.editing.anchors import AnchorSettings, CoordinationSettings
 from jacobian_lab.editing.methods import TABLE_METHODS
-from jacobian_lab.editing.rules import RuleName, RuleSettings
+from jacobian_lab.editing.rules import RuleSettings
 from jacobian_lab.editing.schemes import DAMPING, SchemeName
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.reading import BUILTIN
@@ -203,14 +203,14 @@ class FrontierConfig(EvaluationConfig):
     """Edits with one rule under several schemes along λ.
 
     Attributes:
-        rule: The update rule.
-        schemes: Target schemes.
+        rule: The update rule; alphaedit has no λ.
+        schemes: Target schemes; all but jacobian-pullback, whose dense J of every fact take long, by default.
         ridges: The values of λ; seven over three decades around the model's own by default.
         greedy: Whether Accuracy is checked by real greedy decoding.
     """
 
-    rule: RuleName = "memit"
-    schemes: tuple[SchemeName, ...] = get_args(SchemeName)
+    rule: Literal["memit", "prune", "rect", "emmet"] = "memit"
+    schemes: tuple[SchemeName, ...] = tuple(name for name in get_args(SchemeName) if name != "jacobian-pullback")
     ridges: tuple[Above, ...] | None = None
     greedy: bool = False
 

@@ -52,7 +52,7 @@ class Job:
         provenance: Says what else is worth knowing, when the run is made.
         coordinates: Labels of each dimension.
         parts: The parts, each after those that it needs.
-        before: Work without which no part can be computed; it fails before a folder is claimed.
+        before: Given the folder, work without which no part can be computed; it fails before the folder is claimed.
     """
 
     kind: str
@@ -61,7 +61,7 @@ class Job:
     provenance: Callable[[], Labels]
     coordinates: Mapping[str, Sequence[Any]]
     parts: Sequence[Part]
-    before: Callable[[], Any] = lambda: None
+    before: Callable[[Path], Any] = lambda _: None
 
     def carry_out(self) -> Path:
         """Compute what the run lacks; an interrupted one goes on, a finished one computes nothing.
@@ -77,7 +77,7 @@ class Job:
         done = Finished.of(folder)
         left = [part for part in self.parts if not part.finished(folder, done)]
         if left:
-            self.before()
+            self.before(folder)
             with Run(folder, self.kind, self.settings, self.provenance(), self.coordinates) as run:
                 for part in left:
                     part.compute(run)

@@ -145,7 +145,7 @@ def _run(config: EvaluationConfig, methods: tuple[str, ...], save: str | None, p
         bench.provenance,
         at_work.coordinates(),
         [*at_work.parts(), Part([("measured", {"edit": [UNEDITED, *methods]})], measured, lambda f: not again(f))],
-        before=at_work.check_moments,
+        before=at_work.begin,
     ).carry_out()
 
 
@@ -237,13 +237,16 @@ class Comparison:
         neighbors = Part([("neighbors_compared", {})], self._store_edited_neighbors)
         return [anchors, *([shifts] if any_coordinated(self.schemes) else []), neighbors]
 
-    def check_moments(self) -> None:
+    def begin(self, folder: Path) -> None:
         """Make it clear before the long work that the rules can use every C.
+
+        Args:
+            folder: The run's folder.
 
         Raises:
             InputError: If one cannot.
         """
-        self.bench.check_solves()
+        self.bench.begin(folder)
         moments, rules, layers = self.bench.moments.matrices, self.config.rules, self.experiment.layers
         projected = [SCHEMES[each.scheme].edited(layers) for each in self.methods.values() if each.rule == "alphaedit"]
         for layer in sorted({layer for some in projected for layer in some}):

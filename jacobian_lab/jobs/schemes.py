@@ -68,7 +68,7 @@ def run_schemes(
             "d_model": range(experiment.model.d_model),
         },
         parts,
-        before=bench.check_solves,
+        before=bench.begin,
     ).carry_out()
 
 

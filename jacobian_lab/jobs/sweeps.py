@@ -16,6 +16,7 @@ from jacobian_lab.jobs.job import Job, Labels, Part, cell_by_cell
 from jacobian_lab.jobs.methods import Comparison
 from jacobian_lab.jobs.setup import prepare
 from jacobian_lab.maps.agreement import check_replay
+from jacobian_lab.store.arrays import exists, read_config
 from jacobian_lab.store.run import Run
 
 MOST = 8
@@ -86,7 +87,7 @@ def run_layer_count(config: LayerCountConfig, *, progress: bool = True) -> Path:
             "d_model": range(experiment.model.d_model),
         },
         [Part([*wanted, ("counted", {"scheme": list(config.schemes)})], counted)],
-        before=bench.check_solves,
+        before=bench.begin,
     ).carry_out()
 
 
@@ -133,7 +134,7 @@ def run_damping(config: DampingConfig, *, progress: bool = True) -> Path:
             "d_model": range(experiment.model.d_model),
         },
         [Part([("anchor_passes", {}), ("measured", {})], damped)],
-        before=bench.check_solves,
+        before=bench.begin,
     ).carry_out()
 
 
@@ -155,7 +156,7 @@ def run_frontier(config: FrontierConfig, *, progress: bool = True) -> Path:
     methods = [paired(config.rule, scheme) for scheme in config.schemes]
     at_work = Comparison.of(config, methods, progress)
     bench = at_work.bench
-    ridges = sorted(set(config.ridges or _decades(bench.ridge)))
+    ridges = sorted(set(config.ridges or _held(config.out) or _decades(bench.ridge)))
 
     def measured(run: Run) -> None:
         targets = bench.targets(run, config.schemes)
@@ -175,10 +176,17 @@ def run_frontier(config: FrontierConfig, *, progress: bool = True) -> Path:
         bench.provenance,
         at_work.coordinates() | {"ridge": ridges},
         [*at_work.parts(), Part([("measured", wanted)], measured)],
-        before=at_work.check_moments,
+        before=at_work.begin,
     ).carry_out()
+
+
+def _held(folder: Path | None) -> list[float]:
+    """The values of λ that a run has been made with; none where there is no run."""
+    if folder is None or not exists(folder):
+        return []
+    return list(read_config(folder)["settings"].get("ridges", []))
 
 
 def _decades(ridge: float) -> list[float]:
     """λ from a thirtieth to thirty times a value, in seven steps, with two digits."""
-    return [float(f"{ridge * 10 ** (0.5 * step):.1e}") for step in range(-3, 4)]
+    return [float(f"{ridge * 10 ** (0.5 * step):.1e}") if step else ridge for step in range(-3, 4)]

@@ -1,4 +1,4 @@
-"""From a run of edit_table to Tables 3, 4, 6 and 7: methods with intervals, the paper's rows beside ours, FE's gain."""
+"""From a run of edit_table to Tables 3, 4, 6 and 7: methods with intervals, the paper's rows beside ours, gains."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -58,7 +58,8 @@ def further(dataset: xr.Dataset) -> dict[str, Metric]:
     Returns:
         A column for each group of further questions that the run's facts hold.
     """
-    asked = dataset["probe_accuracy"].notnull().any(("fact", "edit"))
+    held = dataset["probe_accuracy"].notnull()
+    asked = held.any([dim for dim in held.dims if dim != "probe"])
     return {str(group): Metric(str(group)) for group in dataset["probe"].values[asked.values]}
 
 
@@ -270,7 +271,8 @@ def frontier(dataset: xr.Dataset) -> Table:
     numbers = pd.DataFrame(points, columns=["method", "ridge"])
     for metric in kinds:
         numbers[metric] = [cells[method, ridge, metric]["mean"] for method, ridge in points]
-    return Table(frame, f"{_meanings(dataset)} {_facts(dataset, found['count'])}", numbers)
+    counts = found["count"][found["metric"].isin(list(kinds))]
+    return Table(frame, f"{_meanings(dataset)} {_facts(dataset, counts)}", numbers)
 
 
 def _order(dataset: xr.Dataset, method: str, ridge: float) -> tuple[int, float]:

@@ -171,9 +171,11 @@ TABLES: Mapping[str, TableEntry] = {
     "table5": _residuals(
         "table5",
         "Remaining residual with forward replay, whose target at the last layer is replayed from the anchor at the "
-        "first; below, each scheme against the other's target, and absolute norms.",
+        "first, and with coordinated replay, whose is replayed with shifts at all; below, each scheme against the "
+        "others' targets, and absolute norms.",
         "residual_ratio",
         "forward-replay",
+        "coordinated-replay",
     ),
     "efficacy": TableEntry(
         caption="Efficacy accuracy: share of facts whose new answer is the argmax at every token, teacher forced, with "

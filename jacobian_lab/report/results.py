@@ -24,6 +24,7 @@ from jacobian_lab.report.writing import (
     failed_facts,
     model_name,
     unmet_anchors,
+    unmet_shifts,
     write_csv,
     write_table,
 )
@@ -44,7 +45,7 @@ class Results:
         folder: The folder.
         dataset: Every array with its dimensions, meaning and units; schemes or methods that have been measured.
         config: What ``config.json`` holds: ``format``, ``kind``, ``settings``, ``provenance``, ``coordinates``.
-        kind: The kind of run: ``tables``, ``jacobian``, ``layer_count`` or ``edit_table``.
+        kind: The kind of run: one of `KINDS`.
 
     Raises:
         InputError: If there is no run, or not of this kind, or something that it had finished is missing.
@@ -219,9 +220,9 @@ class Results:
         dataset, parts = self.dataset, []
         for dim, plural in (("scheme", "schemes"), ("edit", "methods")):
             if dim in dataset.dims:
-                mark = dataset["counted"].any("count") if "counted" in dataset else dataset["measured"]
-                names = [str(name) for name in dataset[dim].values[mark.values > 0]]
-                parts.append(f"{len(names)} {plural} ({', '.join(names)})" if names else f"no {plural}")
+                mark = dataset["counted" if "counted" in dataset else "measured"] > 0
+                names = dataset[dim].values[mark.any([other for other in mark.dims if other != dim]).values]
+                parts.append(f"{len(names)} {plural} ({', '.join(names)})" if len(names) else f"no {plural}")
         if "surveyed" in dataset:
             parts.append(f"Jacobians of {int((dataset['surveyed'] == 1).sum())} of {self.facts} facts")
         if "studied" in dataset:
@@ -309,6 +310,7 @@ def write_reports(folder: Path | str, tables: Sequence[str] = SCHEMES) -> str:
     failed, answered = failed_facts(results.dataset), answered_facts(results.dataset)
     lines = (
         unmet_anchors(results.dataset),
+        unmet_shifts(results.dataset),
         f"Facts without a finite anchor, left out of every mean: {', '.join(failed)}." if failed else "",
         f"Facts that the model answers already, left out of ratios: {', '.join(answered)}." if answered else "",
     )
@@ -353,7 +355,11 @@ def write_comparison(folder: Path | str, tables: Sequence[str] | None = None, pa
         tables = tuple(name for name, t in TABLES.items() if t.model and t.model == own) or ("table3", "table4")
     results.write("metrics", "metrics_intervals", "records", "weights")
     parts = [results.write(*tables, "edit_table", **given), results.write("damage", "gains")]
-    parts += [unmet_anchors(results.dataset), unmet_anchors(results.dataset, "refit_anchor")]
+    parts += [
+        unmet_anchors(results.dataset),
+        unmet_anchors(results.dataset, "refit_anchor"),
+        unmet_shifts(results.dataset),
+    ]
     if failed := failed_facts(results.dataset):
         parts.append(f"Facts without a finite anchor, not edited, counted as they are: {', '.join(failed)}.")
     return "\n\n".join(filter(None, parts))

@@ -205,6 +205,25 @@ def unmet_anchors(dataset: xr.Dataset, name: str = "anchor") -> str:
     return f"{what} whose loss did not come below {ends}: {', '.join(parts)}." if parts else ""
 
 
+def unmet_shifts(dataset: xr.Dataset) -> str:
+    """How many facts' coordinated shifts did not come below the loss that ends their optimisation, and which failed.
+
+    Args:
+        dataset: An open run of tables or of edit_table.
+
+    Returns:
+        A line or two for below the tables; empty where all did, or none was optimised.
+    """
+    settings, made = dataset.attrs["config"]["settings"]["anchor"], dataset["coordinated_shift_passes"] > 0
+    short = int((dataset["coordinated_shift_loss"] >= settings["stop_loss"]).sum())
+    failed = dataset["coordinated_shift"].isnull().any(("layer", "d_model")) & made
+    ends = f"{settings['stop_loss']:g} nat in {settings['steps']} passes"
+    lines = [f"Coordinated shifts whose loss did not come below {ends}: {short} of {int(made.sum())}." if short else ""]
+    names = ", ".join(map(str, dataset["fact"].values[failed.values]))
+    lines.append(f"Facts without finite shifts, left out of coordinated-replay alone: {names}." if names else "")
+    return "\n\n".join(filter(None, lines))
+
+
 def below_last(dataset: xr.Dataset) -> xr.Dataset:
     """The layers l below the last decisive one, L, where J_{l→L} says something.
 

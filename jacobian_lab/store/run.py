@@ -206,8 +206,9 @@ def open_run(folder: Path | str, kind: str | None = None, part: str | None = Non
         if study := variables[str(name)].study:
             loaded[name] = loaded[name].where(loaded["studied"].sel(study=study, drop=True) == 1)
     if "measured" in loaded:
-        (measured,) = loaded["measured"].dims
-        loaded = loaded.isel({measured: np.flatnonzero(loaded["measured"].values == 1)})
+        made = loaded["measured"] == 1
+        measured, *others = made.dims
+        loaded = loaded.isel({measured: np.flatnonzero(made.any(others).values)})
     return loaded
 
 

@@ -22,12 +22,10 @@ LAYERS = (4, 5, 6, 7, 8)
 
 
 @pytest.fixture(scope="module")
-def moments(real, shared, tmp_path_factory):
-    """As the golden numbers were made: float32 activations, 256 tokens a line; computed anew."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JACOBIAN_LAB_CACHE", str(tmp_path_factory.mktemp("cache")))
-        found = second_moments(real, load_corpus(str(shared / "data" / "wikitext2_600.txt")), LAYERS, 256)
-        assert found.tokens == 90571
+def moments(real, shared):
+    """As the golden numbers were made: float32 activations, 256 tokens a line; kept in the tests' cache."""
+    found = second_moments(real, load_corpus(str(shared / "data" / "wikitext2_600.txt")), LAYERS, 256)
+    assert found.tokens == 90571
     return found.matrices
 
 

@@ -16,6 +16,7 @@ from jacobian_lab.errors import InputError
 from jacobian_lab.model import corpus as corpora
 from jacobian_lab.model import hub
 from jacobian_lab.model.corpus import load_corpus, token_rows
+from jacobian_lab.model.loading import load_model
 
 LAYERS = (1, 3)
 
@@ -57,6 +58,15 @@ def test_second_moments_are_plain_sums(family_model, corpus, length, tokens):
         expected, count = plain_sum(family_model, corpus.documents, layer, length, tokens)
         assert found.tokens == count
         torch.testing.assert_close(found.matrices[layer], expected, rtol=1e-10, atol=1e-12)
+
+
+def test_products_in_float32_are_those_of_float64_to_rounding(folders, corpus):
+    model = load_model(folders["llama"], device="cpu")
+    found = second_moments(model, corpus, LAYERS)
+    for layer in LAYERS:
+        expected, _ = plain_sum(model, corpus.documents, layer, 256, None)
+        assert found.matrices[layer].dtype == torch.float64
+        assert (found.matrices[layer] - expected).abs().max() < 1e-6 * expected.diagonal().max()
 
 
 def test_the_cache_is_keyed_by_content(tiny, corpus, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import cache
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from transformers import Gemma2Config
 
 from jacobian_lab import cli
 from jacobian_lab.facts.fact import Fact
+from jacobian_lab.jobs import setup
 from jacobian_lab.jobs.inspection import NEAR, near_keys
 
 GOOD = {"id": "good", "subject": "Mira Vale", "prompt": "{} was born in", "target_new": "Rome", "target_true": "Oslo"}
@@ -192,7 +194,8 @@ def test_a_tokenizer_without_a_chat_template_is_refused(tmp_path, check):
 
 
 @pytest.mark.parametrize("model", ["smollm2-135m", "gpt2", "gptj"])
-def test_one_file_of_every_layout(model, folders, tmp_path, check):
+def test_one_file_of_every_layout(model, folders, tmp_path, check, monkeypatch):
+    monkeypatch.setattr(setup, "load_model", cache(setup.load_model))
     for layout, record in PUBLISHED.items():
         path = write(tmp_path / f"{layout}.json", [record])
         report = check("--facts", path, model=folders.get(model, model))

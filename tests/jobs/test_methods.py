@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPTJConfig, LlamaConfig
 
 from jacobian_lab import cli
-from jacobian_lab.editing.anchors import optimise_anchors
+from jacobian_lab.editing.anchors import coordinate_shifts, optimise_anchors
 from jacobian_lab.editing.deltas import DELTA, FOLDER, add_delta, load_delta, save_delta, save_model
 from jacobian_lab.editing.layers import Setting, edit_layers, restored
 from jacobian_lab.editing.measures import observed_edits
@@ -65,7 +65,8 @@ def bench(quick):
     experiment = prepare(EditTableConfig(**quick))
     rows = experiment.rows
     anchors = {layer: optimise_anchors(rows, layer, experiment.anchor).states for layer in (1, 3)}
-    return experiment, make_targets(rows, experiment.layers, anchors), Bench(experiment, False).setting
+    shifts = coordinate_shifts(rows, experiment.layers, experiment.anchor).shifts
+    return experiment, make_targets(rows, experiment.layers, anchors, shifts), Bench(experiment, False).setting
 
 
 def edited(bench, name, rules=RULES, **keywords):

@@ -41,7 +41,7 @@ def test_a_run_holds_every_scheme_layer_and_fact(finished):
     dataset = open_run(finished)
     assert tuple(dataset["scheme"].values) == tuple(SCHEMES)
     frame = measurements(dataset)
-    assert len(frame) == 6 * (3 + 3 + 1 + 2 + 3 + 3)
+    assert len(frame) == 6 * (3 + 3 + 1 + 2 + 3 + 3 + 3)
     assert np.isfinite(frame.drop(columns=["fact", "scheme"]).to_numpy(float)).all()
     assert not {"eigenvector_angle", "best_step"} & set(frame.columns)  # nobody asked for the studies
     assert list(frame.columns[:5]) == ["fact", "scheme", "layer", "residual_ratio", "cosine"]

@@ -69,13 +69,20 @@ def test_the_papers_rows_stand_below_ours_in_its_order_and_ours_beyond_it_last(r
         f"alphaedit, {LLAMA}",
         "memit+fe",
         f"memit+fe, {LLAMA}",
+        "memit+cr",
     ]
     assert table.loc[f"wise, {LLAMA}"].tolist() == ["18.0", "2.3", "11.8", "0.8", "0.090", "97.7", "97.5", "97.4"]
     assert "The paper's rows: llama-3-8b-instruct, CounterFact, 2,000 facts." in results["edit_table"].caption("table3")
     beyond = list(results["edit_table"].table("table4").index)
     assert beyond[1:3] == ["prune", f"prune, {LLAMA}"]
-    assert beyond[-2:] == ["memit", "memit+fe"]  # which Table 4 has not
-    assert list(results["edit_table"].numbers("table4")["method"]) == ["unedited", "prune", "memit", "memit+fe"]
+    assert beyond[-3:] == ["memit", "memit+fe", "memit+cr"]  # which Table 4 has not
+    assert list(results["edit_table"].numbers("table4")["method"]) == [
+        "unedited",
+        "prune",
+        "memit",
+        "memit+fe",
+        "memit+cr",
+    ]
     others = results["edit_table"].table("table6")
     assert others.loc["memit, paper (gpt2-xl)", "efficacy success ↑"] == "94.0"
 
@@ -88,7 +95,7 @@ def test_numbers_are_of_the_runs_own_data_set(tmp_path):
 
 def test_all_methods_have_the_papers_rows_of_both_tables_and_no_others(results):
     rows = [row.removesuffix(f", {LLAMA}") for row in results["edit_table"].table("edit_table").index]
-    both = ["memit", "memit", "blue", "blue", "emmet", "memit+fe", "memit+fe", "prune", "prune"]
+    both = ["memit", "memit", "blue", "blue", "emmet", "memit+fe", "memit+fe", "memit+cr", "prune", "prune"]
     assert rows == ["unedited", *both]
 
 
@@ -137,7 +144,7 @@ def test_a_file_may_say_of_which_table_model_and_data_set_its_rows_are(run_folde
     assert paper_rows(third) == {f"memit, {LLAMA}": "11.0", "wise, paper": "44.0"}
     assert paper_rows(sixth) == {"memit, paper (gpt2-xl)": "33.0"}
     methods = [line.split("|")[1].strip() for line in third.splitlines() if line.startswith("| ")][1:]
-    ours = ["unedited", "memit", f"memit, {LLAMA}", "blue", "wise, paper", "prune", "memit+fe"]
+    ours = ["unedited", "memit", f"memit, {LLAMA}", "blue", "wise, paper", "prune", "memit+fe", "memit+cr"]
     assert methods == ours  # in the paper's order, whatever the file has
 
 

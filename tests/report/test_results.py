@@ -90,9 +90,11 @@ def test_names_that_are_not_there_are_told_with_those_that_are(results, tmp_path
         InputError, match=r"jacobian-lab jacobian \(conditions, jacobian\), got table3, which is of edit"
     ):
         run.table("table3")
-    nan = np.full((6, 4, 5), np.nan)
+    nan = np.full((6, len(SCHEMES), 5), np.nan)
     bare = Results(
-        make_run(tmp_path / "run", "tables", eigenvector_angle=nan, step_replayed=np.full((6, 4, 5, 3), np.nan))
+        make_run(
+            tmp_path / "run", "tables", eigenvector_angle=nan, step_replayed=np.full((6, len(SCHEMES), 5, 3), np.nan)
+        )
     )
     assert "theorem1" not in {*bare.tables, *bare.figures}
     assert "step_size" not in {*bare.tables, *bare.figures}

@@ -104,7 +104,7 @@ def effort(figure: FigureBase, dataset: xr.Dataset) -> None:
     """One panel a scheme, a group of bars a layer: who carries what, means over facts.
 
     Effort, the norm of a layer's shift, and price, what that costs at least in disturbance, as shares of all layers';
-    and the layer's part of the change at the last layer, of which J·δ accounts for the mark. All add up to one.
+    and the layer's part of the change at the last layer: bars of a kind add up to one. The mark is what J·δ carries.
 
     Args:
         figure: An empty figure, or part of one.
@@ -114,7 +114,7 @@ def effort(figure: FigureBase, dataset: xr.Dataset) -> None:
     panels = np.atleast_1d(figure.subplots(1, len(schemes), sharey=True))
     shares = {
         "effort": dataset["effort"],
-        "price": dataset["price"] / dataset["price"].sum("layer"),
+        "price": dataset["price"] / dataset["price"].sum("layer", min_count=1),
         "carried to the last layer": dataset["carried"],
     }
     layers, width = dataset["layer"].values, 0.8 / len(shares)
@@ -125,7 +125,7 @@ def effort(figure: FigureBase, dataset: xr.Dataset) -> None:
             ax.bar(at, mean, width, label=label, color=str(0.75 - 0.3 * place), edgecolor="none")
         linear = dataset["carried_linear"].sel(scheme=scheme).mean("fact")
         ax.plot(at, linear, label=r"carried by $J\delta$", linestyle="", marker="_", markersize=5, color="#c1272d")
-        total = float(dataset["price"].sel(scheme=scheme).sum("layer").mean())
+        total = float(dataset["price"].sel(scheme=scheme).sum("layer", min_count=1).mean())
         ax.axhline(0, color="0.3", linewidth=0.5)
         ax.set_title(f"{scheme}\ntotal price {total:.2g}", fontsize="small")
         ax.set(xlabel="layer", xticks=layers)
