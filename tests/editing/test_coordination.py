@@ -37,7 +37,7 @@ def random(*shape, seed=0):
 
 
 def test_shifts_agree_with_one_fact_at_a_time(family_model, facts):
-    """Of facts whose answers all shifts reach: where a sliding window hides the subject, Adam's steps are rounding's."""
+    """Of facts whose answers all shifts reach: where a sliding window hides the subject, Adam steps by rounding."""
     near = facts[1:4]
     found = coordinate_shifts(fact_rows(family_model, near, CONTEXTS), LAYERS, SETTINGS)
     for index, fact in enumerate(near):
