@@ -100,6 +100,19 @@ def test_an_edit_measures_what_a_run_measures(editor):
             torch.testing.assert_close(torch.tensor(edit.measures[name].values), torch.tensor(expected[name]))
 
 
+def test_coordinated_replay_from_the_front_door(editor):
+    shifts = jl.coordinate_shifts(editor.rows, editor.layers, editor.anchor).shifts
+    expected = jl.make_targets(editor.rows, editor.layers, editor.targets.optimised, shifts)
+    with editor.edit("memit"), pytest.raises(jl.InputError, match="the unedited model to optimise shifts on"):
+        _ = editor.coordinated
+    for layer in editor.layers:
+        assert torch.equal(editor.coordinated.of("coordinated", layer), expected.of("coordinated", layer))
+    with editor.edit("memit+cr") as edit:
+        assert edit.measures["effort"].sum("layer").values == pytest.approx(1)
+    with pytest.raises(jl.InputError, match="targets of the kind coordinated, got none"):
+        editor.targets.of("coordinated", editor.layers[0])
+
+
 def test_anchors_that_are_there_are_taken(editor):
     held = {layer: editor.anchors(layer) for layer in (1, 3)}
     again = jl.Editor(

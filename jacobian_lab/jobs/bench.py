@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -144,10 +144,10 @@ class Bench:
             δ_l, ``[fact, layer, d_model]``, in float32 or better.
         """
         experiment, coordination = self.experiment, self.experiment.config.coordination
-        eases = self.setting.eases(layers) if coordination.needs_eases else None
+        eases = cache(lambda: self.setting.eases(layers))  # of the unedited model, if a batch is to be made
 
         def optimise(batch: Sequence[int], progress: Progress, **_: Any) -> Found:
-            known = None if eases is None else eases[list(batch)]
+            known = eases()[list(batch)] if coordination.needs_eases else None
             rows = experiment.rows.select(batch)
             found = coordinate_shifts(rows, layers, experiment.anchor, coordination, known, progress)
             return found.shifts, found.loss, found.passes

@@ -7,7 +7,7 @@ import pytest
 from helpers.commands import holding
 
 from jacobian_lab import cli
-from jacobian_lab.editing.rules import RECT_KEPT, RuleSettings
+from jacobian_lab.editing.rules import RECT_KEPT, RULES, RuleSettings
 from jacobian_lab.editing.schemes import SCHEMES, SchemeName
 from jacobian_lab.errors import InputError
 from jacobian_lab.jobs.config import (
@@ -15,6 +15,7 @@ from jacobian_lab.jobs.config import (
     DampingConfig,
     EditConfig,
     EditTableConfig,
+    FrontierConfig,
     JacobianConfig,
     LayerCountConfig,
     SchemesConfig,
@@ -22,7 +23,7 @@ from jacobian_lab.jobs.config import (
 )
 from jacobian_lab.model.loading import DTYPES
 
-CONFIGS = (DampingConfig, EditConfig, EditTableConfig, JacobianConfig, LayerCountConfig, SchemesConfig)
+CONFIGS = (DampingConfig, EditConfig, EditTableConfig, FrontierConfig, JacobianConfig, LayerCountConfig, SchemesConfig)
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -32,6 +33,7 @@ def test_defaults_can_be_used(config):
 
 def test_choices_are_what_there_is():
     assert get_args(SchemeName) == tuple(SCHEMES)
+    assert {*get_args(FrontierConfig.__dataclass_fields__["rule"].type), "alphaedit"} == set(RULES)
     assert set(get_args(SchemesConfig.__dataclass_fields__["dtype"].type)) == set(DTYPES)
     assert set(get_args(RuleSettings.__dataclass_fields__["rect_by"].type)) == set(RECT_KEPT)
 

@@ -3,10 +3,12 @@
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from helpers.commands import options
 
 from jacobian_lab import cli
+from jacobian_lab.editing.anchors import CoordinationSettings, coordinate_shifts
 from jacobian_lab.errors import InputError
 from jacobian_lab.jobs import bench, sweeps
 from jacobian_lab.jobs import jacobians as surveys
@@ -15,6 +17,7 @@ from jacobian_lab.jobs.config import EditTableConfig, JacobianConfig, LayerCount
 from jacobian_lab.jobs.jacobians import run_jacobian
 from jacobian_lab.jobs.methods import run_edit_table
 from jacobian_lab.jobs.schemes import run_schemes
+from jacobian_lab.jobs.setup import prepare
 from jacobian_lab.jobs.sweeps import run_layer_count
 from jacobian_lab.report.results import write_account, write_comparison, write_reports
 from jacobian_lab.store import arrays
@@ -87,6 +90,21 @@ def test_a_batch_that_has_lost_some_of_its_anchors_is_optimised_as_a_whole(argum
     run_schemes(replace(config, out=folder), progress=False)
     assert sizes == [2, 2]  # one batch for each of the two anchor layers
     assert open_run(folder).identical(open_run(finished))
+
+
+def test_shifts(arguments, tmp_path, monkeypatch):
+    """Lost ones are made again, and no anchor; batch by batch they are those of all facts at once, eases among them."""
+    eased = CoordinationSettings(weighting="eased", decay="price")
+    config = SchemesConfig(**arguments, schemes=("coordinated-replay",), survey="none", coordination=eased)
+    finished = run_schemes(replace(config, out=tmp_path / "finished"), progress=False)
+    folder = lose(finished, tmp_path / "run", "coordinated_shift/0.0.0")
+    forbid(monkeypatch, bench, "optimise_anchors", "observed_edits")
+    run_schemes(replace(config, out=folder), progress=False)
+    assert open_run(folder).identical(open_run(finished))
+    experiment = prepare(config)
+    eases = bench.Bench(experiment, False).setting.eases(experiment.layers)
+    whole = coordinate_shifts(experiment.rows, experiment.layers, experiment.anchor, eased, eases)
+    np.testing.assert_allclose(open_run(finished)["coordinated_shift"].values, whole.shifts, rtol=1e-9, atol=1e-12)
 
 
 def test_layer_count(arguments, tmp_path, monkeypatch):
