@@ -12,6 +12,7 @@ from helpers.runs import COORDINATES, METHODS, SCHEMES, make_run
 from matplotlib.figure import Figure
 
 from jacobian_lab.errors import InputError
+from jacobian_lab.report.figures.parts import arms
 from jacobian_lab.report.registry import FIGURES, TABLES
 from jacobian_lab.report.results import Results
 from jacobian_lab.store.schema import KINDS
@@ -179,6 +180,17 @@ def test_gains_are_the_differences_of_the_means(results):
     expected = means.loc["memit+fe", "efficacy_success"] - means.loc["memit", "efficacy_success"]
     assert lines(left, "memit")[1][0] == pytest.approx(expected)
     assert lines(right, "memit")[1].item() == pytest.approx(means.loc["memit+fe", "kl"] - means.loc["memit", "kl"])
+
+
+def test_where_all_values_are_one_the_interval_has_no_length(tmp_path):
+    """Bootstrap means of 0.7, 0.7, … differ from their mean in the last digit, to either side."""
+    level = np.full((6, len(SCHEMES), 5), 0.7)
+    run = Results(make_run(tmp_path / "run", "tables", cosine=level, residual_ratio=level))
+    assert run.figure("cosine_by_layer").axes[0].lines
+    assert arms(np.array([0.7, 0.5]), np.array([0.7 + 1e-16, 0.4]), np.array([0.7, np.nan])).tolist() == [
+        [0.0, pytest.approx(0.1)],
+        [0.0, 0.0],
+    ]
 
 
 @pytest.mark.parametrize("name", FIGURES)

@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import FigureBase
 
-from jacobian_lab.report.figures.parts import error_bars
+from jacobian_lab.report.figures.parts import arms, error_bars
 from jacobian_lab.report.methods import (
     COORDINATED,
     FORWARD,
@@ -36,10 +36,7 @@ def efficacy_specificity(figure: FigureBase, dataset: xr.Dataset) -> None:
             x, y = cells[name, across], cells[name, up]
             rule, fill = _filled(name, replayed=any(both_ways(dataset, step) for step in STEPS))
             look = {"color": RULE_COLORS.get(rule, "0.4"), "marker": RULE_MARKERS.get(rule, "x"), "markersize": 4}
-            errors = {
-                f"{axis}err": np.nan_to_num([[v["mean"] - v["low"]], [v["high"] - v["mean"]]])
-                for axis, v in (("x", x), ("y", y))
-            }
+            errors = {f"{axis}err": arms(v["mean"], v["low"], v["high"])[:, None] for axis, v in (("x", x), ("y", y))}
             places[name] = (x["mean"], y["mean"])
             ax.errorbar(*places[name], **errors, elinewidth=0.4, linestyle="", label=name, **look, **fill)
         for before, after in STEPS:
@@ -67,7 +64,7 @@ def frontier(figure: FigureBase, dataset: xr.Dataset) -> None:
         for name in dict.fromkeys(up.index.get_level_values("method")):
             x, y = found.loc[across].loc[name].sort_index(), up.loc[name].sort_index()
             look = STYLES[_scheme(name)]
-            errors = {f"{axis}err": [v["mean"] - v["low"], v["high"] - v["mean"]] for axis, v in (("x", x), ("y", y))}
+            errors = {f"{axis}err": arms(v["mean"], v["low"], v["high"]) for axis, v in (("x", x), ("y", y))}
             ax.errorbar(x["mean"], y["mean"], **errors, elinewidth=0.3, linewidth=1, markersize=3, label=name, **look)
             ax.plot(x["mean"].iloc[0], y["mean"].iloc[0], "o", fillstyle="none", color="0.3", markersize=6)
         ax.set(xlabel=_axis(across))

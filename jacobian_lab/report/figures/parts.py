@@ -52,5 +52,18 @@ def error_bars(ax: Axes, places: Any, mean: Any, low: Any, high: Any, **look: An
         high: Upper ends.
         **look: How they look.
     """
-    error = np.nan_to_num([mean - low, high - mean])
-    ax.errorbar(places, mean, error, **{"capsize": 1.5, "markersize": 3, "linewidth": 1, **look})
+    ax.errorbar(places, mean, arms(mean, low, high), **{"capsize": 1.5, "markersize": 3, "linewidth": 1, **look})
+
+
+def arms(mean: Any, low: Any, high: Any) -> np.ndarray:
+    """How far intervals reach, as matplotlib takes it.
+
+    Args:
+        mean: The means.
+        low: Lower ends; NaN where there is no interval.
+        high: Upper ends.
+
+    Returns:
+        Down and up, ``[2, ...]``: none without an interval, or where all values are one and rounding leaves less.
+    """
+    return np.nan_to_num([mean - low, high - mean]).clip(min=0)
