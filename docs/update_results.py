@@ -95,8 +95,8 @@ def provenance(folder: Path) -> str:
     settings, known = config["settings"], config["provenance"]
     facts, versions = known["facts"], settings["versions"]
     source = f"{Path(facts['source']).name} {facts['slice'] or ''}".strip()
-    ridge = known.get("ridge", settings.get("ridge"))
-    solved = "" if ridge is None else f"λ = {ridge:g}, "
+    ridges = settings.get("ridges") or [known[name] for name in ("ridge",) if name in known]
+    solved = f"λ = {', '.join(f'{ridge:g}' for ridge in ridges)}, " if ridges else ""
     made = ", ".join(f"{name} {versions[name]}" for name in ("jacobian_lab", "torch", "transformers"))
     layers = ", ".join(map(str, settings["layers"]))
     return (
