@@ -3,6 +3,8 @@
 Nothing of the library is called here, so that what agrees with it agrees for a reason.
 """
 
+import contextlib
+
 import torch
 
 
@@ -26,19 +28,32 @@ def output_of(block_result):
     return block_result[0] if isinstance(block_result, tuple) else block_result
 
 
+class Enough(Exception):  # noqa: N818
+    """Raised by a hook when all that is asked for has been seen: the blocks above need not run."""
+
+
 class Plain:
     """A model with hooks that read a token's state at some layers, replace it at one, or add vectors to it at some."""
 
     def __init__(self, hf, tokenizer, blocks):
         self.hf, self.tokenizer, self.blocks = hf, tokenizer, blocks
 
-    def states(self, ids, position, layers, layer=None, value=None, shifts=None):
+    def seen(self, ids, position, layers, layer=None, value=None):
+        """The states of one token, with one state replaced; the blocks above are not run."""
+        try:
+            return self.states(ids, position, layers, layer, value, stop=max(layers))[1]
+        except Enough as enough:
+            return enough.args[0]
+
+    def states(self, ids, position, layers, layer=None, value=None, shifts=None, stop=None):
         """Logits ``[token, vocab]`` and the states of one token, with one state replaced and others shifted."""
         seen, handles = {}, []
 
         def reader(index):
             def hook(_module, _inputs, result):
                 seen[index] = output_of(result)[0, position]
+                if index == stop:
+                    raise Enough(seen)
 
             return hook
 
@@ -68,15 +83,15 @@ class Plain:
         """J_{layer→last} at the fact's own state, by reverse mode through the whole model."""
         ids, position = prompt(self.tokenizer, fact)
         with torch.no_grad():
-            state = self.states(ids, position, [layer])[1][layer].clone()
-        return torch.func.jacrev(lambda value: self.states(ids, position, [last], layer, value)[1][last])(state)
+            state = self.seen(ids, position, [layer])[layer].clone()
+        return torch.func.jacrev(lambda value: self.seen(ids, position, [last], layer, value)[last])(state)
 
     def anchor(self, fact, layer, templates, lr=0.5, steps=25, clamp=0.75):
         """The anchor of one fact (methods.md §2)."""
         ids, position = prompt(self.tokenizer, fact)
         shifts, loss, passes = self.shifts(fact, [layer], templates, lr, steps, clamp)
         with torch.no_grad():
-            return self.states(ids, position, [layer])[1][layer] + shifts[0], loss, passes
+            return self.seen(ids, position, [layer])[layer] + shifts[0], loss, passes
 
     def loss(self, fact, templates, decay, kl_factor=0.0625):
         """The loss of one fact as a function of shifts by layer; at its first call they have to be zero."""
@@ -106,7 +121,7 @@ class Plain:
         """Shifts at some layers that together give the new answer (methods.md §4), of one fact."""
         ids, position = prompt(self.tokenizer, fact)
         with torch.no_grad():
-            states = self.states(ids, position, layers)[1]
+            states = self.seen(ids, position, layers)
         sizes = {layer: state.norm() for layer, state in states.items()}
         deltas = {layer: torch.zeros_like(states[layer], requires_grad=True) for layer in layers}
 
@@ -134,10 +149,16 @@ class Plain:
     def key(self, fact, projection, templates):
         """Half the bare key, half the mean over the other templates (methods.md §3)."""
         keys, seen = [], []
-        handle = projection.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0][0]))
+
+        def hook(_module, inputs):
+            seen.append(inputs[0][0])
+            raise Enough
+
+        handle = projection.register_forward_pre_hook(hook)
         for template in (t for group in templates for t in group):
             ids, position = prompt(self.tokenizer, fact, template)
-            self.hf(torch.tensor([ids]))
+            with contextlib.suppress(Enough):
+                self.hf(torch.tensor([ids]))
             keys.append(seen.pop()[position].double())
         handle.remove()
         return 0.5 * keys[0] + 0.5 * torch.stack(keys[1:]).mean(0)
@@ -151,7 +172,7 @@ class Plain:
         last, columns = layers[-1], []
 
         def states():
-            rows = [self.states(*prompt(self.tokenizer, fact), sorted({*layers, last}))[1] for fact in facts]
+            rows = [self.seen(*prompt(self.tokenizer, fact), sorted({*layers, last})) for fact in facts]
             return {layer: torch.stack([row[layer] for row in rows]).double() for layer in rows[0]}
 
         initial, jumps = states()[last], []
@@ -191,7 +212,7 @@ class Plain:
             edited = model.weight(layer).clone()
             model.weight(layer).copy_(old)
             alone = torch.stack([  # F(h + δ): the state replaced, the weights as before
-                self.states(*prompt(self.tokenizer, fact), [last], layer, value.to(old.dtype))[1][last].double()
+                self.seen(*prompt(self.tokenizer, fact), [last], layer, value.to(old.dtype))[last].double()
                 for fact, value in zip(facts, after[layer], strict=True)
             ])
             model.weight(layer).copy_(edited)
