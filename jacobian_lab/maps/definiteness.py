@@ -22,7 +22,7 @@ SMALL = 32
 """Below this width Lanczos has no room, and a matrix is cheap to form from products."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Definiteness:
     """Is S = (J + Jᵀ)/2 positive definite (theorem 2)?
 
@@ -41,6 +41,9 @@ class Definiteness:
     error: float
     smallest_vector: Float[ndarray, " d"]
     largest_vector: Float[ndarray, " d"]
+
+    def __repr__(self) -> str:
+        return f"S is {self.decision}: λ_min {self.smallest:.4g}, λ_max {self.largest:.4g}, to within {self.error:.1g}"
 
     @property
     def smallest(self) -> float:
@@ -119,6 +122,8 @@ def definiteness(J: Float[ndarray, "d d"], eps: float | None = None, sigma_max: 
         >>> verdict = jl.definiteness(np.array([[1.0, 3.0], [1.0, 1.0]]))
         >>> verdict.decision, round(verdict.smallest, 6), round(verdict.largest, 6)
         ('indefinite', -1.0, 3.0)
+        >>> verdict
+        S is indefinite: λ_min -1, λ_max 3, to within 2e-15
     """
     values, vectors = np.linalg.eigh(symmetric_part(J))
     eps = float(np.finfo(J.dtype).eps) if eps is None else eps
