@@ -123,7 +123,7 @@ def definiteness(J: Float[ndarray, "d d"], eps: float | None = None, sigma_max: 
         >>> verdict.decision, round(verdict.smallest, 6), round(verdict.largest, 6)
         ('indefinite', -1.0, 3.0)
         >>> verdict
-        S is indefinite: λ_min -1, λ_max 3, to within 2e-15
+        S is indefinite: λ_min -1, λ_max 3, to within ...
     """
     values, vectors = np.linalg.eigh(symmetric_part(J))
     eps = float(np.finfo(J.dtype).eps) if eps is None else eps
