@@ -7,8 +7,6 @@ ratio of the medians and how far the anchors are apart.
 import argparse
 import statistics
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +18,7 @@ from jacobian_lab.model.templates import sample_templates
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from helpers.reference import Plain
-
-
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds that some work took, and what it returned.
-
-    Args:
-        work: The work.
-
-    Returns:
-        Both.
-    """
-    begin = time.perf_counter()
-    result = work()
-    return time.perf_counter() - begin, result
+from timing import timed
 
 
 def main() -> None:

@@ -6,29 +6,16 @@ Both are measured in one run, in turns, on the same facts; prints the ratio of t
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
+
+from timing import timed
 
 from jacobian_lab.editing.anchors import AnchorSettings, anchor_batches, coordinate_shifts, optimise_anchors
 from jacobian_lab.facts.reading import load_facts
 from jacobian_lab.model.loading import load_model
 from jacobian_lab.model.rows import fact_rows
 from jacobian_lab.model.templates import sample_templates
-
-
-def timed(work: Callable[[], int]) -> tuple[float, int]:
-    """Seconds that some work took, and what it counted.
-
-    Args:
-        work: The work.
-
-    Returns:
-        Both.
-    """
-    begin = time.perf_counter()
-    result = work()
-    return time.perf_counter() - begin, result
 
 
 def main() -> None:
@@ -54,7 +41,7 @@ def main() -> None:
     counts = {}
     for _ in range(options.repeats):
         for name, descend in ways.items():
-            seconds, counts[name] = timed(lambda descend=descend: passes(descend))  # type: ignore[misc]
+            seconds, counts[name] = timed(lambda descend=descend: passes(descend))
             times[name].append(seconds)
     medians = {name: statistics.median(each) for name, each in times.items()}
     for name, median in medians.items():
