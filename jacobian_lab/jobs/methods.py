@@ -143,7 +143,7 @@ def _run(config: EvaluationConfig, methods: tuple[str, ...], save: str | None, p
         config.out,
         settings,
         bench.provenance,
-        at_work.coordinates(),
+        at_work.coordinates,
         [*at_work.parts(), Part([("measured", {"edit": [UNEDITED, *methods]})], measured, lambda f: not again(f))],
         before=at_work.begin,
     ).carry_out()
@@ -158,7 +158,8 @@ class Comparison:
         methods: The methods by name.
         experiment: What the configuration names.
         examination: What is asked.
-        text: Rows of the held-out text.
+        held_out: The held-out text.
+        text: Its rows.
         bench: The experiment at work.
     """
 
@@ -166,6 +167,7 @@ class Comparison:
     methods: Mapping[str, Method]
     experiment: Experiment
     examination: Examination
+    held_out: Corpus
     text: Sequence[Prompt]
     bench: Bench
 
@@ -192,7 +194,7 @@ class Comparison:
         chosen, count = {name: method(name) for name in methods}, len(experiment.facts)
         without_keys = any(each.rule == "emmet" for each in chosen.values())
         bench = Bench(experiment, progress, 0 if without_keys else min(config.edits_per_batch or count, count))
-        return cls(config, chosen, experiment, examination, text, bench)
+        return cls(config, chosen, experiment, examination, held_out, text, bench)
 
     @property
     def schemes(self) -> list[str]:
@@ -206,15 +208,16 @@ class Comparison:
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides a number, as it stands in ``config.json``."""
-        config, held_out = self.config, load_corpus(self.config.held_out, "held_out", self.config.seed)
+        config = self.config
         return self.experiment.settings() | {
             "rules": asdict(config.rules),
             "edits_per_batch": config.edits_per_batch,
             "metrics": self.examination.style,
             "greedy": config.greedy,
-            "held_out": {"digest": held_out.digest, "tokens": config.held_out_tokens},
+            "held_out": {"digest": self.held_out.digest, "tokens": config.held_out_tokens},
         }
 
+    @cached_property
     def coordinates(self) -> dict[str, Sequence[Any]]:
         """Labels of every dimension of a run of edit-table."""
         asked, experiment = self.examination, self.experiment
@@ -298,7 +301,7 @@ class Comparison:
 
     def _answers(self, done: Callable[[int], Any]) -> Iterator[tuple[str, Any, Labels]]:
         """Examine the model as it is."""
-        labels, coordinates = self.experiment.labels(), self.coordinates()
+        labels, coordinates = self.experiment.labels(), self.coordinates
         for part, found in self.examination.answers():
             for variable in sorted({variable for values in found for variable in values}):
                 lists = [values.get(variable, []) for values in found]

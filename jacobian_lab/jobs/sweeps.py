@@ -174,7 +174,7 @@ def run_frontier(config: FrontierConfig, *, progress: bool = True) -> Path:
         config.out,
         at_work.settings() | {"ridges": ridges},
         bench.provenance,
-        at_work.coordinates() | {"ridge": ridges},
+        at_work.coordinates | {"ridge": ridges},
         [*at_work.parts(), Part([("measured", wanted)], measured)],
         before=at_work.begin,
     ).carry_out()
