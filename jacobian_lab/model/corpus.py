@@ -8,6 +8,7 @@ import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from pydoc_data import topics
@@ -130,13 +131,13 @@ def _paragraphs(texts: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(text for text in paragraphs if len(text) >= SHORTEST))
 
 
-def _docstrings() -> Iterator[str]:
+@cache
+def _docstrings() -> list[str]:
     """Docstrings of the standard library's modules, read without importing them."""
     library = Path(sysconfig.get_path("stdlib"))
-    for name in sorted(sys.stdlib_module_names):
-        path = next((p for p in (library / f"{name}.py", library / name / "__init__.py") if p.is_file()), None)
-        if path is not None:
-            yield ast.get_docstring(ast.parse(path.read_bytes())) or ""
+    files = ((library / f"{name}.py", library / name / "__init__.py") for name in sorted(sys.stdlib_module_names))
+    paths = (next((path for path in each if path.is_file()), None) for each in files)
+    return [ast.get_docstring(ast.parse(path.read_bytes())) or "" for path in paths if path is not None]
 
 
 def _lines(path: Path) -> list[str]:

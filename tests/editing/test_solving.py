@@ -64,17 +64,18 @@ SEQUENTIAL = {
 }
 
 
-@pytest.mark.parametrize("condition", [10, 1e6])
+# With the second, λC + KKᵀ has a condition of 2e8: its rounding is what is allowed.
+@pytest.mark.parametrize(("condition", "tolerance"), [(10, 1e-9), (1e6, 1e-7)])
 @pytest.mark.parametrize("size", [1, 3, WIDTH, WIDTH + 1, FACTS])
 @pytest.mark.parametrize("name", SEQUENTIAL)
-def test_batches_one_after_the_other_are_the_dense_solves_of_each(name, size, condition):
+def test_batches_one_after_the_other_are_the_dense_solves_of_each(name, size, condition, tolerance):
     """Columns kept beside the factor, folded into it, and batches too wide to be kept."""
     rule, dense = SEQUENTIAL[name]
     C, S = moment(condition), np.zeros((D_MLP, D_MLP))
     for start, update in zip(range(0, FACTS, size), sequence(rule, C, size), strict=True):
         K, R = KEYS[:, start : start + size].numpy(), RESIDUALS[:, start : start + size].numpy()
         expected = dense(C.numpy(), S, K, R)
-        assert np.linalg.norm(update.delta.numpy() - expected) < 1e-9 * np.linalg.norm(expected)
+        assert np.linalg.norm(update.delta.numpy() - expected) < tolerance * np.linalg.norm(expected)
         S += K @ K.T
 
 
