@@ -4,11 +4,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jacobian_lab.evaluation.metrics import evaluate, greedy_matches, neighborhood_states
-from jacobian_lab.evaluation.questions import paraphrases, probe_groups
+from jacobian_lab.evaluation.metrics import check_questions, evaluate, greedy_matches, neighborhood_states
+from jacobian_lab.evaluation.questions import paraphrases, probe_groups, style_of
 from jacobian_lab.facts.fact import Fact
 from jacobian_lab.model.language_model import LanguageModel
 
@@ -31,6 +32,28 @@ class Examination:
     facts: Sequence[Fact]
     style: str
     greedy: bool = True
+
+    @classmethod
+    def of(
+        cls, model: LanguageModel, facts: Sequence[Fact], style: str | None = None, *, greedy: bool = False
+    ) -> "Examination":
+        """Once it is clear that every question can be asked.
+
+        Args:
+            model: The model.
+            facts: The facts.
+            style: Whose definition of Success; by default the one that the facts allow.
+            greedy: Whether Accuracy is checked by real greedy decoding.
+
+        Returns:
+            The examination.
+
+        Raises:
+            InputError: Naming the first fact of which the metrics cannot be taken.
+        """
+        style = style or style_of(facts)
+        check_questions(model, facts, style)
+        return cls(model, facts, style, greedy)
 
     @cached_property
     def groups(self) -> list[str]:
@@ -58,6 +81,16 @@ class Examination:
                 for values, extra in zip(found, self._decoded(facts), strict=True):
                     values |= extra
             yield part, found
+
+    def means(self) -> dict[str, Float[Tensor, " fact"]]:
+        """Evaluate the model as it is: Accuracy on paraphrases, and D_KL.
+
+        Returns:
+            ``generalization_accuracy`` and ``kl``, a mean over the prompts of each fact; NaN where it has none.
+        """
+        found = [values for _, part in self.answers() for values in part]
+        names = ("generalization_accuracy", "kl")
+        return {n: torch.stack([torch.tensor(v.get(n, []), dtype=torch.float64).mean() for v in found]) for n in names}
 
     def _decoded(self, facts: Sequence[Fact]) -> list[dict[str, list[float]]]:
         """Accuracy by greedy decoding, prompt by prompt."""

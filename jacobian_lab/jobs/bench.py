@@ -1,7 +1,9 @@
 """What several jobs need of an experiment: its second moments, its anchors and targets, an edit measured and undone."""
 
+import itertools
+import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -18,12 +20,12 @@ from jacobian_lab.editing.second_moments import SecondMoment, second_moments
 from jacobian_lab.editing.solving import advice, factored, suited_ridge
 from jacobian_lab.evaluation.metrics import efficacy
 from jacobian_lab.jobs.job import Labels
-from jacobian_lab.jobs.setup import Experiment
+from jacobian_lab.jobs.setup import ANCHORS, SHIFTS, Experiment, decisive_for
 from jacobian_lab.memory import halving
 from jacobian_lab.model.language_model import Layers
 from jacobian_lab.progress import bar, note
 from jacobian_lab.store.arrays import exists, read_config
-from jacobian_lab.store.run import Run
+from jacobian_lab.store.run import Run, open_run
 
 Found = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """What a descent gives: states or shifts, losses and passes, fact by fact."""
@@ -155,6 +157,33 @@ class Bench:
         (shifts,) = self._descend(run, "coordinated_shift", [labels], optimise)
         return shifts
 
+    def _take_over(self, run: Run, name: str) -> None:
+        """Copy what the run that ⟨anchors_from⟩ names has of a descent, if all that decides it is the same."""
+        folder, mark = self.experiment.config.anchors_from, f"{name}_passes"
+        deciding = {"anchor": ANCHORS, "coordinated_shift": SHIFTS}.get(name)
+        if folder is None or deciding is None:
+            return
+        other = open_run(folder, part=mark)
+        ours, theirs = (
+            decisive_for(deciding, settings)
+            for settings in (json.loads(json.dumps(self.experiment.settings())), other.attrs["config"]["settings"])
+        )
+        dims = run.variables[mark].dims
+        if ours != theirs or mark not in other or other[mark].dims != dims:
+            return
+        _, *along = dims
+        places = [[each for each in run.coordinates[dim] if each in other[dim].values] for dim in along]
+        for labels in itertools.product(*places):
+            where = dict(zip(along, labels, strict=True))
+            made = other.sel(where)
+            lacking = ~run.done(mark, **where).ravel() & (made[mark].values != 0)
+            facts = [label for label, wanted in zip(run.coordinates["fact"], lacking, strict=True) if wanted]
+            if facts:
+                values = made.isel(fact=np.flatnonzero(lacking))
+                for variable in (name, f"{name}_loss"):
+                    run.write(variable, values[variable].values, fact=facts, **where)
+                run.seal(mark, values[mark].values, fact=facts, **where)
+
     def _descend(
         self,
         run: Run,
@@ -177,6 +206,7 @@ class Bench:
         Returns:
             What is stored at each place, in float32 or better.
         """
+        self._take_over(run, name)
         experiment, labels, mark = self.experiment, run.coordinates["fact"], f"{name}_passes"
         chosen = list(range(len(labels)) if only is None else only)
         facts = [labels[index] for index in chosen]
@@ -234,7 +264,11 @@ def _tell(failed: int, next_size: int) -> None:
 
 
 def measured_edit(
-    setting: Setting, scheme: Scheme, targets: Targets, look_on: Callable[[ObservedEdit], Any] = lambda _: None
+    setting: Setting,
+    scheme: Scheme,
+    targets: Targets,
+    look_on: Callable[[ObservedEdit], Any] = lambda _: None,
+    examine: Callable[[], Mapping[str, torch.Tensor]] = dict,
 ) -> tuple[Layers, dict[str, np.ndarray]]:
     """Edit, measure, and put the weights back.
 
@@ -243,18 +277,20 @@ def measured_edit(
         scheme: The target scheme.
         targets: The targets; they say which layers are decisive.
         look_on: Shown every layer's edit just after it.
+        examine: Asks the edited model further things, ``[fact]`` each.
 
     Returns:
-        The edited layers, and what `measure` says of them with the efficacy, ``[fact]``.
+        The edited layers, and what `measure` says of them with the efficacy and what was asked, ``[fact]``.
     """
     edits = []
     with restored(setting.model, targets.layers):
         for edit in observed_edits(setting, scheme, targets):
             look_on(edit)
             edits.append(edit)
-        answered = where_finite(efficacy(setting.model, setting.facts), targets.finite(scheme.kind))
+        asked = {"efficacy": efficacy(setting.model, setting.facts), **examine()}
     values = {name: value.cpu().numpy() for name, value in measure(edits, targets, scheme).items()}
-    return scheme.edited(targets.layers), values | {"efficacy": answered}
+    finite = targets.finite(scheme.kind)
+    return scheme.edited(targets.layers), values | {name: where_finite(each, finite) for name, each in asked.items()}
 
 
 def where_finite(values: torch.Tensor, finite: torch.Tensor) -> np.ndarray:

@@ -94,6 +94,8 @@ class EditingConfig(SubjectConfig):
         anchor: How anchors are optimised.
         coordination: How coordinated-replay shares the effort over the decisive layers.
         batch_size: Facts optimised side by side at the most; changes no number beyond rounding.
+        anchors_from: Folder of another run of the same facts, whose anchors and shifts are taken instead of being
+            optimised again.
     """
 
     templates: Path | None = None
@@ -105,6 +107,7 @@ class EditingConfig(SubjectConfig):
     anchor: AnchorConfig = field(default_factory=AnchorConfig)
     coordination: CoordinationSettings = field(default_factory=CoordinationSettings)
     batch_size: Positive = 16
+    anchors_from: Path | None = None
 
 
 @dataclass(frozen=True)

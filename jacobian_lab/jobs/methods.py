@@ -29,8 +29,8 @@ from jacobian_lab.editing.schemes import SCHEMES, Targets
 from jacobian_lab.editing.solving import Eigh, null_space
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.examination import Examination
-from jacobian_lab.evaluation.metrics import check_questions, perplexity
-from jacobian_lab.evaluation.questions import neighborhood, paraphrases, style_of
+from jacobian_lab.evaluation.metrics import perplexity
+from jacobian_lab.evaluation.questions import neighborhood, paraphrases
 from jacobian_lab.jobs.bench import Bench, any_coordinated
 from jacobian_lab.jobs.config import EditConfig, EditTableConfig, EvaluationConfig, check
 from jacobian_lab.jobs.job import Job, Labels, Part
@@ -321,11 +321,10 @@ class Comparison:
 
 def _examination(config: EvaluationConfig, experiment: Experiment) -> Examination:
     """What is asked, once it is clear that it can be."""
-    style = style_of(experiment.facts) if config.metrics == "auto" else config.metrics
+    style = None if config.metrics == "auto" else config.metrics
     if style == "counterfact" and not all(fact.target_true for fact in experiment.facts):
         raise InputError("expected a target_true in every fact for ⟨metrics⟩ counterfact, got some without: use zsre")
-    check_questions(experiment.model, experiment.facts, style)
-    return Examination(experiment.model, experiment.facts, style, config.greedy)
+    return Examination.of(experiment.model, experiment.facts, style, greedy=config.greedy)
 
 
 def _held_out_rows(config: EvaluationConfig, experiment: Experiment, text: Corpus) -> list[Prompt]:

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -23,9 +24,18 @@ from jacobian_lab.model.loading import check_layers, load_model
 from jacobian_lab.model.rows import FactRows, editable, fact_rows
 from jacobian_lab.model.templates import Templates, read_templates, sample_templates
 from jacobian_lab.progress import note
+from jacobian_lab.store.arrays import read_config
+from jacobian_lab.store.run import check_same
+from jacobian_lab.store.schema import KINDS, command_of
 
 DIGITS = 3
 """Digits that the number of a layer has at the most."""
+
+ANCHORS = ("model", "chat", "dtype", "device", "facts", "templates", "anchor", "versions")
+"""The settings that decide an anchor."""
+
+SHIFTS = (*ANCHORS, "layers", "coordination", "corpus")
+"""The settings that decide coordinated shifts."""
 
 _PACKAGES = ("jacobian_lab", "torch", "transformers", "tokenizers", "numpy", "scipy")
 
@@ -135,10 +145,14 @@ class Experiment(Subject):
 
     def provenance(self) -> dict[str, Any]:
         """What else is worth knowing of a run."""
-        return super().provenance() | {
-            "templates": str(self.config.templates or f"sampled with seed {self.config.seed}"),
-            "corpus": self.corpus.name,
-        }
+        return (
+            super().provenance()
+            | {
+                "templates": str(self.config.templates or f"sampled with seed {self.config.seed}"),
+                "corpus": self.corpus.name,
+            }
+            | ({} if self.config.anchors_from is None else {"anchors_from": str(self.config.anchors_from)})
+        )
 
 
 def open_model(config: SubjectConfig) -> tuple[LanguageModel, Layers]:
@@ -217,7 +231,30 @@ def prepare(config: EditingConfig) -> Experiment:
     ridge = defaults.ridge if config.ridge is None else config.ridge
     templates = templates or sample_templates(model, config.seed)
     rows = fact_rows(model, subject.facts, templates)
-    return Experiment(config, model, subject.file, subject.layers, templates, rows, anchor, ridge, corpus)
+    experiment = Experiment(config, model, subject.file, subject.layers, templates, rows, anchor, ridge, corpus)
+    if config.anchors_from is not None:
+        made = read_config(config.anchors_from)
+        if "anchor" not in KINDS[made["kind"]]:
+            raise InputError(
+                f"expected a run with anchors, got one of {command_of(made['kind'])} in {config.anchors_from}: give "
+                "another ⟨anchors_from⟩"
+            )
+        ours, theirs = (decisive_for(ANCHORS, settings) for settings in (experiment.settings(), made["settings"]))
+        check_same(theirs, ours, config.anchors_from, "anchors_from")
+    return experiment
+
+
+def decisive_for(names: Collection[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Some of the settings.
+
+    Args:
+        names: Of which.
+        settings: All of them.
+
+    Returns:
+        Those that there are.
+    """
+    return {name: settings[name] for name in names if name in settings}
 
 
 def parse_layers(text: str) -> Layers:

@@ -10,6 +10,7 @@ import torch
 from jacobian_lab.editing.methods import paired
 from jacobian_lab.editing.schemes import SCHEMES, make_targets
 from jacobian_lab.errors import InputError
+from jacobian_lab.evaluation.examination import Examination
 from jacobian_lab.jobs.bench import Bench, any_coordinated, measured_edit
 from jacobian_lab.jobs.config import DampingConfig, FrontierConfig, LayerCountConfig
 from jacobian_lab.jobs.job import Job, Labels, Part, cell_by_cell
@@ -47,8 +48,7 @@ def run_layer_count(config: LayerCountConfig, *, progress: bool = True) -> Path:
     layers = tuple(range(last - most + 1, last + 1))
     check_replay(experiment.model, experiment.facts, layers)
     experiment = replace(experiment, layers=layers)
-    bench = Bench(experiment, progress)
-
+    bench, examination = Bench(experiment, progress), Examination.of(experiment.model, experiment.facts)
     coordinated = any_coordinated(config.schemes)
 
     def shifted(run: Run) -> dict[int, torch.Tensor]:
@@ -59,14 +59,17 @@ def run_layer_count(config: LayerCountConfig, *, progress: bool = True) -> Path:
         anchors, shifts = bench.anchors(run, layers), shifted(run)
 
         def left(scheme: str, count: int) -> Iterator[tuple[str, Any, Labels]]:
+            _ = examination.before  # of the unedited model
             chosen = layers[-count:]
             ends: dict[int, torch.Tensor] = {layer: anchors[layer] for layer in {chosen[0], chosen[-1]}}
             targets = make_targets(experiment.rows, chosen, ends, shifts.get(count))
-            _, values = measured_edit(bench.setting, SCHEMES[scheme], targets)
+            _, values = measured_edit(bench.setting, SCHEMES[scheme], targets, examine=examination.means)
             yield "final_ratio", values["residual_ratio"][:, -1], {}
             yield "final_norm", values["residual_norm"][:, -1], {}
             yield "final_ratio_against_optimised", values["residual_ratio_against_optimised"][:, -1], {}
             yield "count_efficacy", values["efficacy"], {}
+            yield "count_generalization", values["generalization_accuracy"], {}
+            yield "count_kl", values["kl"], {}
 
         cells = [{"scheme": scheme, "count": n} for n in range(1, most + 1) for scheme in config.schemes]
         cell_by_cell(run, "counted", cells, left, "edits", "edit", progress)
@@ -77,7 +80,7 @@ def run_layer_count(config: LayerCountConfig, *, progress: bool = True) -> Path:
     return Job(
         "layer_count",
         config.out,
-        experiment.settings(),
+        experiment.settings() | {"metrics": examination.style},
         bench.provenance,
         {
             "fact": experiment.labels(),

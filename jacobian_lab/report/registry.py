@@ -217,7 +217,8 @@ TABLES: Mapping[str, TableEntry] = {
     "layer_count": _account(
         "layer_count",
         "Residual that is left at the last layer, over the initial one, against the number of decisive layers, the "
-        "last one fixed; efficacy: share of facts whose new answer is the argmax at every token, teacher forced.",
+        "last one fixed; efficacy and generalisation: share of facts, and of their paraphrases, whose new answer is "
+        "the argmax at every token, teacher forced; D_KL in nats.",
         "final_ratio",
         below=False,
     ),
@@ -336,10 +337,11 @@ FIGURES: Mapping[str, FigureEntry] = {
     ),
     "layer_count": FigureEntry(
         kinds=("layer_count",),
-        caption="The residual that is left against the number of decisive layers.",
+        caption="The residual that is left, generalisation and D_KL against the number of decisive layers.",
         needs=("final_ratio",),
         made_by="layer_count",
         draw=schemes.layer_count,
+        panels=lambda _dataset: 3,
     ),
     "jacobian": FigureEntry(
         kinds=("jacobian",),

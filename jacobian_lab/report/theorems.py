@@ -192,6 +192,8 @@ def _layer_count(dataset: xr.Dataset) -> Iterator[Row]:
         yield f"{scheme}: residual left, own target", chosen["final_ratio"]
         yield f"{scheme}: residual left, optimised target", chosen["final_ratio_against_optimised"]
         yield f"{scheme}: efficacy", chosen["count_efficacy"]
+        yield f"{scheme}: generalisation", chosen["count_generalization"]
+        yield f"{scheme}: D_KL", chosen["count_kl"]
 
 
 def _damping(dataset: xr.Dataset) -> Iterator[Row]:

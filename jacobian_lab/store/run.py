@@ -241,7 +241,7 @@ def check_folder(folder: Path, kind: str, settings: Mapping[str, Any]) -> None:
                 f"expected a folder of jacobian-lab {command_of(kind)}, got one of {command_of(config['kind'])} in "
                 f"{folder}: give another ⟨out⟩"
             )
-        _check_same(config["settings"], settings, folder)
+        check_same(config["settings"], settings, folder)
     elif foreign := {name for name in held - {LOCK} if not name.startswith(PARTIAL)}:
         raise InputError(
             f"expected a new or empty output folder, or one of a run, got {folder}, which holds "
@@ -249,13 +249,24 @@ def check_folder(folder: Path, kind: str, settings: Mapping[str, Any]) -> None:
         )
 
 
-def _check_same(old: Any, new: Any, folder: Path) -> None:
+def check_same(old: Any, new: Any, folder: Path, field: str = "out") -> None:
+    """Hold the settings of a run against those of a command.
+
+    Args:
+        old: The run's.
+        new: The command's.
+        folder: The run's folder.
+        field: The field of the configuration that names it.
+
+    Raises:
+        InputError: Naming the first setting that differs.
+    """
     before, now = _flat(old), _flat(json.loads(json.dumps(new)))
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):
             raise InputError(
                 f"expected the settings that {folder} was made with, got another {name}: it has "
-                f"{before.get(name)!r:.80}, this command {now.get(name)!r:.80}: give the same, or another ⟨out⟩"
+                f"{before.get(name)!r:.80}, this command {now.get(name)!r:.80}: give the same, or another ⟨{field}⟩"
             )
 
 

@@ -178,6 +178,8 @@ _LAYER_COUNT = {
     "final_norm": Variable(_COUNT, "residual left at the last layer, own target", "activation"),
     "final_ratio_against_optimised": Variable(_COUNT, "residual left, over the initial one, optimised target"),
     "count_efficacy": Variable(_COUNT, "every target token is the argmax after the edit"),
+    "count_generalization": Variable(_COUNT, "share of the paraphrases at which every target token is the argmax"),
+    "count_kl": Variable(_COUNT, "KL(p_before ‖ p_after) of the next token, mean over neighbourhood prompts", "nat"),
     "counted": Variable(("scheme", "count"), "whether this many layers have been measured", "1", "i4"),
 }
 

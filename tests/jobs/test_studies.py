@@ -22,8 +22,15 @@ from jacobian_lab.errors import InputError
 from jacobian_lab.facts.reading import load_facts
 from jacobian_lab.jobs import bench
 from jacobian_lab.jobs import jacobians as surveys
-from jacobian_lab.jobs.config import DampingConfig, JacobianConfig, LayerCountConfig, SchemesConfig
+from jacobian_lab.jobs.config import (
+    DampingConfig,
+    EditTableConfig,
+    JacobianConfig,
+    LayerCountConfig,
+    SchemesConfig,
+)
 from jacobian_lab.jobs.jacobians import run_jacobian
+from jacobian_lab.jobs.methods import run_edit_table
 from jacobian_lab.jobs.schemes import run_schemes
 from jacobian_lab.jobs.studies import STEPS, STUDIES
 from jacobian_lab.jobs.sweeps import run_damping, run_layer_count
@@ -311,6 +318,22 @@ def test_layer_counts_are_edits_of_so_many_layers(arguments, counted, tmp_path):
         )
     one = dataset["final_ratio"].sel(count=1)
     np.testing.assert_allclose(one.sel(scheme="forward-replay"), one.sel(scheme="backward-full"), rtol=1e-9)
+
+
+def test_layer_counts_are_examined_as_methods_are(arguments, counted, tmp_path):
+    """Generalisation and D_KL with the two last layers are those of the edit table with these layers."""
+    methods = {"memit": "backward-dividing", "memit+fe": "forward-replay", "memit+cr": "coordinated-replay"}
+    config = EditTableConfig(**{**arguments, "layers": "2-3"}, methods=tuple(methods), greedy=False, out=tmp_path / "r")
+    expected, found = open_run(run_edit_table(config, progress=False)), open_run(counted).sel(count=2)
+    for name, scheme in methods.items():
+        for ours, theirs, dim in (
+            ("count_generalization", "generalization_accuracy", "paraphrase"),
+            ("count_kl", "kl", "neighbor"),
+        ):
+            np.testing.assert_allclose(
+                found[ours].sel(scheme=scheme), expected[theirs].sel(edit=name).mean(dim), rtol=1e-6, atol=1e-12
+            )
+    assert float(found["count_kl"].min()) > 0
 
 
 def test_dampings_beside_backward_spreading(arguments, tmp_path, capsys):

@@ -181,19 +181,25 @@ def step_size(figure: FigureBase, dataset: xr.Dataset) -> None:
 
 
 def layer_count(figure: FigureBase, dataset: xr.Dataset) -> None:
-    """The residual that is left against the number of decisive layers, means with intervals.
+    """The residual that is left, generalisation and D_KL against the number of decisive layers, means with intervals.
 
     Args:
         figure: An empty figure, or part of one.
         dataset: An open run of layer counts.
     """
-    ax = figure.subplots()
-    for scheme in schemes_with(dataset, "final_ratio"):
-        mean_curve(ax, dataset, dataset["final_ratio"].sel(scheme=scheme), label=scheme, **STYLES.get(scheme, {}))
-    ax.axhline(1.0, color="0.3", linewidth=0.5, linestyle=":")
-    ax.set(xlabel="decisive layers", ylabel="residual left at the last layer", ylim=(0, None))
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.legend(fontsize="x-small", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
+    shown = {
+        "final_ratio": "residual left at the last layer",
+        "count_generalization": "generalisation, share",
+        "count_kl": r"$D_{KL}$, nat",
+    }
+    axes = figure.subplots(1, 3)
+    for ax, (name, label) in zip(axes, shown.items(), strict=True):
+        for scheme in schemes_with(dataset, name):
+            mean_curve(ax, dataset, dataset[name].sel(scheme=scheme), label=scheme, **STYLES.get(scheme, {}))
+        ax.set(xlabel="decisive layers", ylabel=label, ylim=(0, None))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0].axhline(1.0, color="0.3", linewidth=0.5, linestyle=":")
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize="x-small", loc="outside upper center", ncols=5)
 
 
 def _curves(ax: Axes, dataset: xr.Dataset, variable: str, *tables: str) -> None:

@@ -1,0 +1,97 @@
+"""Anchors and shifts of another run, taken over where the same settings made them."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from jacobian_lab.editing.anchors import CoordinationSettings
+from jacobian_lab.errors import InputError
+from jacobian_lab.jobs import bench
+from jacobian_lab.jobs.config import AnchorConfig, EditTableConfig, JacobianConfig, LayerCountConfig, SchemesConfig
+from jacobian_lab.jobs.jacobians import run_jacobian
+from jacobian_lab.jobs.methods import run_edit_table
+from jacobian_lab.jobs.schemes import run_schemes
+from jacobian_lab.jobs.sweeps import run_layer_count
+from jacobian_lab.store.run import open_run
+
+SCHEMES = ("forward-replay", "coordinated-replay")
+QUICK = {"held_out_tokens": 64, "corpus_length": 64, "greedy": False, "methods": ("memit+fe", "memit+cr")}
+
+
+@pytest.fixture(scope="module")
+def donor(arguments, tmp_path_factory):
+    config = SchemesConfig(
+        **{**arguments, "corpus_length": 64},
+        schemes=SCHEMES,
+        survey="none",
+        out=tmp_path_factory.mktemp("runs") / "run",
+    )
+    return run_schemes(config, progress=False)
+
+
+@pytest.fixture
+def descents(monkeypatch):
+    """Which descents are made."""
+    made = []
+    for name in ("optimise_anchors", "coordinate_shifts"):
+        original = getattr(bench, name)
+        monkeypatch.setattr(bench, name, lambda *a, n=name, f=original: made.append(n) or f(*a))
+    return made
+
+
+def same(folder, donor, *names):
+    ours, theirs = open_run(folder), open_run(donor)
+    for name in names:
+        np.testing.assert_array_equal(ours[name], theirs[name])
+    return ours
+
+
+def test_they_are_taken_over_to_the_bit(arguments, donor, tmp_path, descents):
+    config = EditTableConfig(**arguments, **QUICK, anchors_from=donor, out=tmp_path / "run")
+    run_edit_table(config, progress=False)
+    assert not descents
+    found = same(tmp_path / "run", donor, "anchor", "anchor_loss", "anchor_passes", "coordinated_shift")
+    assert found.attrs["config"]["provenance"]["anchors_from"] == str(donor)
+    run_edit_table(replace(config, anchors_from=None, out=tmp_path / "alone"), progress=False)
+    assert set(descents) == {"optimise_anchors", "coordinate_shifts"}
+    same(tmp_path / "alone", tmp_path / "run", "kl", "efficacy_accuracy", "nll_new", "coordinated_shift_passes")
+
+
+def test_shifts_that_other_settings_decide_are_made_anew(arguments, donor, tmp_path, descents):
+    other = CoordinationSettings(weighting="front")
+    config = EditTableConfig(**arguments, **QUICK, coordination=other, anchors_from=donor, out=tmp_path / "run")
+    run_edit_table(config, progress=False)
+    assert set(descents) == {"coordinate_shifts"}
+    assert not np.array_equal(
+        same(tmp_path / "run", donor, "anchor")["coordinated_shift"], open_run(donor)["coordinated_shift"]
+    )
+
+
+def test_a_run_at_other_layers_takes_the_anchors_that_it_shares(arguments, donor, tmp_path, monkeypatch):
+    original, layers = bench.optimise_anchors, []
+    monkeypatch.setattr(bench, "optimise_anchors", lambda *a: layers.append(a[1]) or original(*a))
+    config = LayerCountConfig(
+        **arguments, schemes=("forward-replay",), most=2, anchors_from=donor, out=tmp_path / "run"
+    )
+    run_layer_count(config, progress=False)
+    assert set(layers) == {2}
+    np.testing.assert_array_equal(
+        open_run(tmp_path / "run")["anchor"].sel(anchor_layer=3), open_run(donor)["anchor"].sel(anchor_layer=3)
+    )
+
+
+def test_what_cannot_be_taken_over_is_refused_by_name(arguments, donor, tmp_path):
+    for other, expected in (
+        ({"anchor": AnchorConfig(lr=0.2, steps=4)}, "another anchor.lr: .* or another anchors_from"),
+        ({"slice": "0:5"}, "another facts"),
+        ({"anchors_from": tmp_path / "none"}, "none"),
+    ):
+        given = {**arguments, "anchors_from": donor, **other}
+        with pytest.raises(InputError, match=expected):
+            run_schemes(SchemesConfig(**given, out=tmp_path / "run"), progress=False)
+    assert not (tmp_path / "run").exists()
+    given = {name: value for name, value in arguments.items() if name in {"model", "layers", "device", "dtype"}}
+    surveyed = run_jacobian(JacobianConfig(**given, slice="0:1", out=tmp_path / "jacobian"), progress=False)
+    with pytest.raises(InputError, match="expected a run with anchors, got one of jacobian"):
+        run_schemes(SchemesConfig(**{**arguments, "slice": "0:1"}, anchors_from=surveyed, out=tmp_path / "run"))
