@@ -30,7 +30,7 @@ laboratory: reproduce
 	$(BIN)/jacobian-lab theorem1 $(ARGS) --out $(RUN)
 	$(BIN)/jacobian-lab step-size $(ARGS) --out $(RUN)
 	$(BIN)/jacobian-lab jacobian $(ARGS) --out $(RUN)-jacobian
-	$(BIN)/jacobian-lab layer-count $(ARGS) --out $(RUN)-layer-count
+	$(BIN)/jacobian-lab layer-count $(ARGS) --anchors-from $(RUN) --out $(RUN)-layer-count
 	for figure in theorem1 step_size; do $(BIN)/python figures/$$figure.py $(RUN) || exit 1; done
 	$(BIN)/python figures/jacobian.py $(RUN)-jacobian
 	$(BIN)/python figures/layer_count.py $(RUN)-layer-count

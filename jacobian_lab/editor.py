@@ -31,8 +31,6 @@ from jacobian_lab.editing.second_moments import second_moments
 from jacobian_lab.editing.solving import suited_ridge
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.examination import Examination
-from jacobian_lab.evaluation.metrics import check_questions
-from jacobian_lab.evaluation.questions import style_of
 from jacobian_lab.facts.fact import Fact, describe
 from jacobian_lab.maps.agreement import check_replay
 from jacobian_lab.model.corpus import PYTHON_DOCS, Corpus, load_corpus
@@ -105,8 +103,7 @@ class Editor:
         self.rules, self.damping = rules or RuleSettings(), damping
         self._templates, self._corpus, self._corpus_tokens = templates, corpus, corpus_tokens
         check_layers(self.layers, model)
-        self.examination = Examination(model, self.facts, style_of(self.facts))
-        check_questions(model, self.facts, self.examination.style)
+        self.examination = Examination.of(model, self.facts, greedy=True)
         check_replay(model, self.facts, self.layers)
         self._anchors = {layer: self._taken(layer, states) for layer, states in (anchors or {}).items()}
         self._eigh = cache(lambda matrix: torch.linalg.eigh(matrix.to(model.device)))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from jacobian_lab.editing.rules import RuleSettings
 from jacobian_lab.errors import InputError
@@ -107,14 +107,14 @@ def open_run(folder: str | Path) -> Results:
 
 def _config(default: Config, settings: dict[str, Any]) -> Config:
     """A configuration with some of its fields changed; paths may be strings."""
-    known = [each.name for each in fields(default)]
+    known, hints = [each.name for each in fields(default)], get_type_hints(type(default))
     given = dict(settings)
     for name, value in settings.items():
         if name not in known:
             raise InputError(f"expected settings among {', '.join(known)}, got {name!r}: see the names")
         if isinstance(value, dict):
             given[name] = _config(getattr(default, name), value)
-        elif name in {"out", "templates"} and value is not None:
+        elif Path in get_args(hints[name]) and value is not None:
             given[name] = Path(value)
         elif isinstance(value, list):
             given[name] = tuple(value)

@@ -10,7 +10,7 @@ import pytest
 os.environ.setdefault("JACOBIAN_LAB_CACHE", str(Path(tempfile.gettempdir()) / "jacobian_lab-tests-cache"))
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from helpers.small import CONFIGS, FAMILIES, make_folder, make_tokenizer
+from helpers.small import CONFIGS, CONTEXTS, FAMILIES, make_folder, make_tokenizer
 
 from jacobian_lab.facts.fact import Fact
 from jacobian_lab.jobs.config import AnchorConfig
@@ -85,12 +85,20 @@ def corpus_file(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def arguments(tmp_path_factory, corpus_file) -> dict[str, object]:
+def templates_file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("templates") / "templates.json"
+    path.write_text(json.dumps(CONTEXTS))
+    return path
+
+
+@pytest.fixture(scope="session")
+def arguments(tmp_path_factory, corpus_file, templates_file) -> dict[str, object]:
     """Options of a quick run."""
     return {
         "model": str(make_folder(tmp_path_factory.mktemp("model") / "gpt2", CONFIGS["gpt2"])),
         "slice": "0:6",
         "layers": "1-3",
+        "templates": templates_file,
         "corpus": str(corpus_file),
         "ridge": 10.0,
         "anchor": AnchorConfig(lr=0.1, steps=4),

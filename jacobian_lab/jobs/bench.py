@@ -1,6 +1,5 @@
 """What several jobs need of an experiment: its second moments, its anchors and targets, an edit measured and undone."""
 
-import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,12 +19,12 @@ from jacobian_lab.editing.second_moments import SecondMoment, second_moments
 from jacobian_lab.editing.solving import advice, factored, suited_ridge
 from jacobian_lab.evaluation.metrics import efficacy
 from jacobian_lab.jobs.job import Labels
-from jacobian_lab.jobs.setup import ANCHORS, SHIFTS, Experiment, decisive_for
+from jacobian_lab.jobs.setup import Experiment
 from jacobian_lab.memory import halving
 from jacobian_lab.model.language_model import Layers
 from jacobian_lab.progress import bar, note
 from jacobian_lab.store.arrays import exists, read_config
-from jacobian_lab.store.run import Run, open_run
+from jacobian_lab.store.run import Run
 
 Found = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """What a descent gives: states or shifts, losses and passes, fact by fact."""
@@ -158,31 +157,18 @@ class Bench:
         return shifts
 
     def _take_over(self, run: Run, name: str) -> None:
-        """Copy what the run that ⟨anchors_from⟩ names has of a descent, if all that decides it is the same."""
-        folder, mark = self.experiment.config.anchors_from, f"{name}_passes"
-        deciding = {"anchor": ANCHORS, "coordinated_shift": SHIFTS}.get(name)
-        if folder is None or deciding is None:
+        """Copy what the run that ⟨anchors_from⟩ names has finished of a descent, if the same settings decide it."""
+        donor, mark, what = self.experiment.config.anchors_from, f"{name}_passes", f"{name}s".replace("_", " ")
+        if donor is None or name == "refit_anchor" or run.done(mark).all() or donor.resolve() == run.folder.resolve():
             return
-        other = open_run(folder, part=mark)
-        ours, theirs = (
-            decisive_for(deciding, settings)
-            for settings in (json.loads(json.dumps(self.experiment.settings())), other.attrs["config"]["settings"])
-        )
-        dims = run.variables[mark].dims
-        if ours != theirs or mark not in other or other[mark].dims != dims:
-            return
-        _, *along = dims
-        places = [[each for each in run.coordinates[dim] if each in other[dim].values] for dim in along]
-        for labels in itertools.product(*places):
-            where = dict(zip(along, labels, strict=True))
-            made = other.sel(where)
-            lacking = ~run.done(mark, **where).ravel() & (made[mark].values != 0)
-            facts = [label for label, wanted in zip(run.coordinates["fact"], lacking, strict=True) if wanted]
-            if facts:
-                values = made.isel(fact=np.flatnonzero(lacking))
-                for variable in (name, f"{name}_loss"):
-                    run.write(variable, values[variable].values, fact=facts, **where)
-                run.seal(mark, values[mark].values, fact=facts, **where)
+        if name == "coordinated_shift":
+            eased = self.experiment.config.coordination.needs_eases
+            deciding = ("layers", "coordination", *(("corpus",) if eased else ()))
+            ours, theirs = json.loads(json.dumps(self.experiment.settings())), read_config(donor)["settings"]
+            if changed := [each for each in deciding if ours[each] != theirs[each]]:
+                note(f"{what} are optimised anew: those of {donor} were made with another {changed[0]}")
+                return
+        note(f"{run.take_over(donor, mark)} {what} are those of {donor}")
 
     def _descend(
         self,

@@ -2,8 +2,8 @@
 
 import importlib.metadata
 import platform
-from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from jacobian_lab.caching import content_key
@@ -25,6 +25,7 @@ from jacobian_lab.model.rows import FactRows, editable, fact_rows
 from jacobian_lab.model.templates import Templates, read_templates, sample_templates
 from jacobian_lab.progress import note
 from jacobian_lab.store.arrays import read_config
+from jacobian_lab.store.finished import Finished
 from jacobian_lab.store.run import check_same
 from jacobian_lab.store.schema import KINDS, command_of
 
@@ -33,9 +34,6 @@ DIGITS = 3
 
 ANCHORS = ("model", "chat", "dtype", "device", "facts", "templates", "anchor", "versions")
 """The settings that decide an anchor."""
-
-SHIFTS = (*ANCHORS, "layers", "coordination", "corpus")
-"""The settings that decide coordinated shifts."""
 
 _PACKAGES = ("jacobian_lab", "torch", "transformers", "tokenizers", "numpy", "scipy")
 
@@ -218,6 +216,7 @@ def prepare(config: EditingConfig) -> Experiment:
     check(config)
     templates = read_templates(config.templates) if config.templates else None
     corpus = load_corpus(config.corpus, seed=config.seed)
+    donated = None if config.anchors_from is None else _donated(config.anchors_from)
     subject = load_subject(config)
     model = subject.model
     defaults = model.defaults(config.protocol)
@@ -232,29 +231,26 @@ def prepare(config: EditingConfig) -> Experiment:
     templates = templates or sample_templates(model, config.seed)
     rows = fact_rows(model, subject.facts, templates)
     experiment = Experiment(config, model, subject.file, subject.layers, templates, rows, anchor, ridge, corpus)
-    if config.anchors_from is not None:
-        made = read_config(config.anchors_from)
-        if "anchor" not in KINDS[made["kind"]]:
-            raise InputError(
-                f"expected a run with anchors, got one of {command_of(made['kind'])} in {config.anchors_from}: give "
-                "another ⟨anchors_from⟩"
-            )
-        ours, theirs = (decisive_for(ANCHORS, settings) for settings in (experiment.settings(), made["settings"]))
+    if donated is not None and config.anchors_from is not None:
+        ours, theirs = (
+            {name: each for name, each in settings.items() if name in ANCHORS}
+            for settings in (experiment.settings(), donated)
+        )
         check_same(theirs, ours, config.anchors_from, "anchors_from")
     return experiment
 
 
-def decisive_for(names: Collection[str], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Some of the settings.
-
-    Args:
-        names: Of which.
-        settings: All of them.
-
-    Returns:
-        Those that there are.
-    """
-    return {name: settings[name] for name in names if name in settings}
+def _donated(folder: Path) -> dict[str, Any]:
+    """The settings of a run whose anchors are wanted, once it is clear that it can be read and has some."""
+    try:
+        config = read_config(folder)
+    except InputError as error:
+        raise InputError(f"{error}, or give another ⟨anchors_from⟩") from error
+    if "anchor" not in KINDS[config["kind"]]:
+        kind = command_of(config["kind"])
+        raise InputError(f"expected a run with anchors, got one of {kind} in {folder}: give another ⟨anchors_from⟩")
+    Finished.of(folder)
+    return config["settings"]
 
 
 def parse_layers(text: str) -> Layers:

@@ -48,7 +48,8 @@ def run_layer_count(config: LayerCountConfig, *, progress: bool = True) -> Path:
     layers = tuple(range(last - most + 1, last + 1))
     check_replay(experiment.model, experiment.facts, layers)
     experiment = replace(experiment, layers=layers)
-    bench, examination = Bench(experiment, progress), Examination.of(experiment.model, experiment.facts)
+    facts = [replace(fact, probes=()) for fact in experiment.facts]  # which are not asked here
+    bench, examination = Bench(experiment, progress), Examination.of(experiment.model, facts)
     coordinated = any_coordinated(config.schemes)
 
     def shifted(run: Run) -> dict[int, torch.Tensor]:
@@ -80,7 +81,7 @@ def run_layer_count(config: LayerCountConfig, *, progress: bool = True) -> Path:
     return Job(
         "layer_count",
         config.out,
-        experiment.settings() | {"metrics": examination.style},
+        experiment.settings(),
         bench.provenance,
         {
             "fact": experiment.labels(),

@@ -5,6 +5,7 @@
 where something of it is missing, a reader is told, and a writer does it again.
 """
 
+import itertools
 import json
 import math
 import os
@@ -162,6 +163,41 @@ class Run:
             True and False, in the mark's dimensions.
         """
         return self.finished.cells(mark, **labels)
+
+    def take_over(self, donor: Path, mark: str) -> int:
+        """Copy what another run has finished of a part, where this one lacks it.
+
+        Args:
+            donor: Its folder. It may be of another kind; nothing is taken unless that has the part in the same
+                dimensions.
+            mark: The part's mark, whose first dimension is the facts.
+
+        Returns:
+            How many cells were taken.
+
+        Raises:
+            InputError: If the other run cannot be read.
+        """
+        theirs, dims = KINDS[read_config(donor)["kind"]], self.variables[mark].dims
+        if mark not in theirs or theirs[mark].dims != dims:
+            return 0
+        arrays, labels = open_arrays(donor, "r")
+        finished, places, taken = Finished.of(donor), Places(labels), 0
+
+        def made(name: str, **cells: Any) -> np.ndarray:
+            return np.asarray(arrays[name].oindex[places.index(theirs[name].dims, cells)])
+
+        facts, *along = ([each for each in self.coordinates[dim] if each in labels[dim]] for dim in dims)
+        for cell in itertools.product(*along):
+            where = dict(zip(dims[1:], cell, strict=True))
+            wanted = finished.cells(mark, fact=facts, **where) & ~self.done(mark, fact=facts, **where)
+            if some := [fact for fact, each in zip(facts, wanted.ravel(), strict=True) if each]:
+                with reading(donor):
+                    for name in (name for name, variable in self.variables.items() if variable.mark == mark != name):
+                        self.write(name, made(name, fact=some, **where), fact=some, **where)
+                    self.seal(mark, made(mark, fact=some, **where), fact=some, **where)
+                taken += len(some)
+        return taken
 
     def _read_whole(self, name: str) -> np.ndarray:
         with reading(self.folder):

@@ -1,18 +1,27 @@
 """Anchors and shifts of another run, taken over where the same settings made them."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+import jacobian_lab as jl
 from jacobian_lab.editing.anchors import CoordinationSettings
 from jacobian_lab.errors import InputError
 from jacobian_lab.jobs import bench
-from jacobian_lab.jobs.config import AnchorConfig, EditTableConfig, JacobianConfig, LayerCountConfig, SchemesConfig
+from jacobian_lab.jobs.config import (
+    AnchorConfig,
+    DampingConfig,
+    EditTableConfig,
+    JacobianConfig,
+    LayerCountConfig,
+    SchemesConfig,
+)
 from jacobian_lab.jobs.jacobians import run_jacobian
 from jacobian_lab.jobs.methods import run_edit_table
 from jacobian_lab.jobs.schemes import run_schemes
-from jacobian_lab.jobs.sweeps import run_layer_count
+from jacobian_lab.jobs.sweeps import run_damping, run_layer_count
 from jacobian_lab.store.run import open_run
 
 SCHEMES = ("forward-replay", "coordinated-replay")
@@ -85,7 +94,7 @@ def test_what_cannot_be_taken_over_is_refused_by_name(arguments, donor, tmp_path
     for other, expected in (
         ({"anchor": AnchorConfig(lr=0.2, steps=4)}, "another anchor.lr: .* or another anchors_from"),
         ({"slice": "0:5"}, "another facts"),
-        ({"anchors_from": tmp_path / "none"}, "none"),
+        ({"anchors_from": tmp_path / "none"}, "folder of a run, got .*none .*, or give another anchors_from"),
     ):
         given = {**arguments, "anchors_from": donor, **other}
         with pytest.raises(InputError, match=expected):
@@ -95,3 +104,33 @@ def test_what_cannot_be_taken_over_is_refused_by_name(arguments, donor, tmp_path
     surveyed = run_jacobian(JacobianConfig(**given, slice="0:1", out=tmp_path / "jacobian"), progress=False)
     with pytest.raises(InputError, match="expected a run with anchors, got one of jacobian"):
         run_schemes(SchemesConfig(**{**arguments, "slice": "0:1"}, anchors_from=surveyed, out=tmp_path / "run"))
+
+
+def test_a_donor_without_shifts_gives_its_anchors(arguments, tmp_path, descents, capsys):
+    given = {**arguments, "slice": "0:2"}
+    donor = run_damping(DampingConfig(**given, dampings=(0.1,), out=tmp_path / "donor"), progress=False)
+    descents.clear()
+    config = SchemesConfig(**given, schemes=SCHEMES, survey="none", anchors_from=donor, out=tmp_path / "run")
+    run_schemes(config, progress=False)
+    assert descents == ["coordinate_shifts"]
+    assert f"4 anchors are those of {donor}" in capsys.readouterr().err
+
+
+def test_what_a_donor_has_lost_is_optimised(arguments, donor, tmp_path, descents):
+    """A batch that lacks some is optimised as a whole; a run is no donor of its own."""
+    folder = tmp_path / "donor"
+    shutil.copytree(donor, folder)
+    (folder / "data.zarr" / "anchor" / "0.0.0").unlink()
+    config = SchemesConfig(**arguments, corpus_length=64, schemes=SCHEMES, survey="none")
+    run_schemes(replace(config, anchors_from=folder, out=tmp_path / "run"), progress=False)
+    assert set(descents) == {"optimise_anchors"}
+    same(tmp_path / "run", donor, "anchor", "coordinated_shift", "residual_ratio")
+    run_schemes(replace(config, anchors_from=folder, out=folder), progress=False)
+    same(folder, donor, "anchor", "residual_ratio")
+
+
+def test_from_python_a_path_may_be_a_string(arguments, donor, tmp_path, descents):
+    given = {**arguments, "corpus_length": 64, "schemes": SCHEMES, "survey": "none"}
+    made = jl.run_schemes(**given, anchors_from=str(donor), out=str(tmp_path / "run"), progress=False)
+    assert not descents
+    assert made.config["provenance"]["anchors_from"] == str(donor)
