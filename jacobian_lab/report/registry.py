@@ -12,6 +12,7 @@ import xarray as xr
 from matplotlib.figure import FigureBase
 
 from jacobian_lab.report import methods, residuals, theorems
+from jacobian_lab.report.descents import descents
 from jacobian_lab.report.figures import compared, conditions, parts, schemes
 from jacobian_lab.report.writing import Table, below_last
 from jacobian_lab.store.schema import KINDS
@@ -182,6 +183,13 @@ TABLES: Mapping[str, TableEntry] = {
         "its 95 % bootstrap interval.",
         needs=("efficacy_unedited",),
         make=residuals.efficacy_shown,
+    ),
+    "descents": TableEntry(
+        kinds=("tables", "edit_table", "frontier", "layer_count", "damping"),
+        caption="Descents: facts whose loss came below that which ends a descent; the loss at the last pass, in nats; "
+        "passes until all facts were done.",
+        needs=("anchor_loss",),
+        make=descents,
     ),
     "measurements": TableEntry(needs=("update_norm",), make=lambda dataset: Table(residuals.measurements(dataset))),
     "theorem1": _account(

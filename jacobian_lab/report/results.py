@@ -14,20 +14,11 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from jacobian_lab.errors import InputError
+from jacobian_lab.report.descents import answered_facts, failed_facts, unmet_anchors, unmet_shifts
 from jacobian_lab.report.paper import read_paper
 from jacobian_lab.report.registry import FIGURES, TABLES, Entry
 from jacobian_lab.report.style import save, style
-from jacobian_lab.report.writing import (
-    Table,
-    answered_facts,
-    below_last,
-    failed_facts,
-    model_name,
-    unmet_anchors,
-    unmet_shifts,
-    write_csv,
-    write_table,
-)
+from jacobian_lab.report.writing import Table, below_last, model_name, write_csv, write_table
 from jacobian_lab.store.run import open_run
 from jacobian_lab.store.schema import command_of
 
@@ -307,6 +298,7 @@ def write_reports(folder: Path | str, tables: Sequence[str] = SCHEMES) -> str:
     """
     results = Results(folder, "tables")
     text = results.write("measurements", *tables, "efficacy")
+    results.write("descents")
     failed, answered = failed_facts(results.dataset), answered_facts(results.dataset)
     lines = (
         unmet_anchors(results.dataset),
@@ -330,7 +322,9 @@ def write_account(folder: Path | str, name: str) -> str:
     Raises:
         InputError: If the run cannot be read, or is of another kind, or the table cannot be written.
     """
-    text = Results(folder, TABLES[name].kinds[0]).write("conditions", name)
+    results = Results(folder, TABLES[name].kinds[0])
+    results.write("descents")
+    text = results.write("conditions", name)
     return text or f"{TABLES[name].caption} The run holds no such layer."
 
 
@@ -353,7 +347,7 @@ def write_comparison(folder: Path | str, tables: Sequence[str] | None = None, pa
     if tables is None:
         own = results.config["provenance"].get("protocol")
         tables = tuple(name for name, t in TABLES.items() if t.model and t.model == own) or ("table3", "table4")
-    results.write("metrics", "metrics_intervals", "records", "weights")
+    results.write("metrics", "metrics_intervals", "records", "weights", "descents")
     parts = [results.write(*tables, "edit_table", **given), results.write("damage", "gains")]
     parts += [
         unmet_anchors(results.dataset),

@@ -1,15 +1,17 @@
 """Tables 1, 2 and 5 of known numbers, and what is told beside them."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from scipy import stats
 
+from jacobian_lab.report.descents import answered_facts, failed_facts, unmet_anchors
 from jacobian_lab.report.figures import conditions, parts
 from jacobian_lab.report.intervals import summaries_of
 from jacobian_lab.report.residuals import table
 from jacobian_lab.report.results import write_reports
-from jacobian_lab.report.writing import answered_facts, facts_in_cells, failed_facts, unmet_anchors
+from jacobian_lab.report.writing import facts_in_cells
 from jacobian_lab.store.run import Run, open_run
 from jacobian_lab.store.schema import KINDS
 
@@ -115,6 +117,10 @@ def test_anchors_that_did_not_take_are_counted_by_layer(finished):
     line = "Anchors whose loss did not come below 0.05 nat in 25 passes: 2 of 3 at layer 8."
     assert unmet_anchors(open_run(finished)) == line
     assert line in write_reports(finished)
+    told = pd.read_csv(finished / "descents.csv").set_index("descent")
+    first, last = told.index
+    assert told.loc[last, ["facts", "below 0.05", "passes"]].tolist() == [3, 1, 59]
+    assert told.loc[first, ["median loss", "largest loss"]].tolist() == pytest.approx([0.0295, 0.049])
 
 
 def test_captions_say_how_many_facts_are_in_the_cells(finished):
