@@ -1,4 +1,4 @@
-"""Every method in the plane of what it edits and what it leaves alone, with and without forward replay."""
+"""Every method by what it edits and what it leaves alone: without replay, with forward and with coordinated replay."""
 
 from jacobian_lab.report.results import figure_script
 
