@@ -62,10 +62,8 @@ def test_golden_numbers(dtype, tolerance, shared, golden, moments):
 
 @pytest.mark.parametrize(("file", "slice"), [("counterfact_2000.json", "731:733"), ("zsre_2000.json", "40:42")])
 def test_other_facts_agree_with_one_at_a_time_through_the_whole_model(file, slice, real, shared, golden, moments):
-    """Anchors at both ends, few passes, two contexts, then the edits, on facts that were never looked at."""
-    facts = load_facts(shared / "data" / file, slice)
-    bare, (context, *_) = golden["templates"]
-    templates = (bare, (context,))
+    """Anchors at both ends, few passes, then the edits, on facts that were never looked at."""
+    facts, templates = load_facts(shared / "data" / file, slice), golden["templates"]
     settings, plain = AnchorSettings(lr=0.5, steps=3), Plain(real.hf, real.tokenizer, real.blocks)
     rows = fact_rows(real, facts, templates)
     anchors = {layer: optimise_anchors(rows, layer, settings) for layer in (4, 8)}

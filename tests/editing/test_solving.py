@@ -64,14 +64,15 @@ SEQUENTIAL = {
 }
 
 
-# With the second, λC + KKᵀ has a condition of 2e8: its rounding is what is allowed.
-@pytest.mark.parametrize(("condition", "tolerance"), [(10, 1e-9), (1e6, 1e-7)])
+@pytest.mark.parametrize("condition", [10, 1e6])
 @pytest.mark.parametrize("size", [1, 3, WIDTH, WIDTH + 1, FACTS])
 @pytest.mark.parametrize("name", SEQUENTIAL)
-def test_batches_one_after_the_other_are_the_dense_solves_of_each(name, size, condition, tolerance):
+def test_batches_one_after_the_other_are_the_dense_solves_of_each(name, size, condition):
     """Columns kept beside the factor, folded into it, and batches too wide to be kept."""
     rule, dense = SEQUENTIAL[name]
     C, S = moment(condition), np.zeros((D_MLP, D_MLP))
+    # EMMET there: ε times the condition of λεC + KKᵀ, 2e8; a reference in long double has it 5e-9 off
+    tolerance = 5e-8 if (name, condition) == ("emmet", 1e6) else 1e-9
     for start, update in zip(range(0, FACTS, size), sequence(rule, C, size), strict=True):
         K, R = KEYS[:, start : start + size].numpy(), RESIDUALS[:, start : start + size].numpy()
         expected = dense(C.numpy(), S, K, R)
