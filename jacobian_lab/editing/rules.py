@@ -10,7 +10,16 @@ from annotated_types import Gt, Le
 from jaxtyping import Float
 from torch import Tensor
 
-from jacobian_lab.editing.solving import Eigh, Factored, advice, factored, largest_singular_value, null_space, shrink
+from jacobian_lab.editing.solving import (
+    Eigh,
+    Factored,
+    advice,
+    damped_inverse,
+    factored,
+    largest_singular_value,
+    null_space,
+    shrink,
+)
 
 RECT_KEPT = {"magnitude": 0.6, "relative": 0.2}
 """How RECT ranks, and the share that it keeps: the paper's code, and RECT's authors."""
@@ -207,11 +216,12 @@ def emmet(problem: Problem, *, epsilon: float = 0.1) -> Update:
         if problem.kept
         else factored(problem.spread(), f"λC at layer {layer}", advice(problem.second_moment, problem.ridge))
     )
-    whitened = kept.solve(K).T  # (A⁻¹ K)ᵀ
-    inner = whitened @ K
+    solved = kept.solve(K).T  # Kᵀ A⁻¹
+    inner = solved @ K
     inner = (inner + inner.T) / 2 + epsilon * torch.eye(len(inner), dtype=K.dtype, device=K.device)
     multipliers = factored(inner, f"Kᵀ A⁻¹ K + εI at layer {layer}", "raise ⟨emmet_epsilon⟩")
-    delta = multipliers.solve(R.T).T @ whitened  # R (Kᵀ A⁻¹ K + εI)⁻¹, times Kᵀ A⁻¹
+    beside = bool(kept.columns.shape[1])
+    delta = multipliers.solve(R.T).T @ solved if beside else R @ damped_inverse(kept.factor, K, epsilon)
     handed_on = Kept(kept.plus(K)) if problem.goes_on else None
     return Update(delta, max(kept.condition, multipliers.condition), kept=handed_on)
 

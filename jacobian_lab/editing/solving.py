@@ -122,6 +122,26 @@ def factored(matrix: Matrix, name: str, hint: str) -> Factored:
     return Factored(name, hint, factor, 1 / reciprocal, none, none, matrix.new_zeros(0, 0))
 
 
+def damped_inverse(factor: Matrix, keys: Float[Tensor, "n k"], damping: float) -> Float[Tensor, "k n"]:
+    """``(Kᵀ A⁻¹ K + εI)⁻¹ Kᵀ A⁻¹`` with A = L Lᵀ.
+
+    By QR of L⁻¹K with √ε·I below it, whose condition number is the root of that of what is inverted.
+
+    Args:
+        factor: L, lower triangular.
+        keys: K.
+        damping: ε.
+
+    Returns:
+        The inverse of K in the metric of A, damped.
+    """
+    whitened = torch.linalg.solve_triangular(factor, keys, upper=False)
+    root = math.sqrt(damping) * torch.eye(keys.shape[1], dtype=keys.dtype, device=keys.device)
+    Q, T = torch.linalg.qr(torch.cat([whitened, root]))
+    inverse = torch.linalg.solve_triangular(T, Q[: len(keys)].T, upper=True)
+    return torch.linalg.solve_triangular(factor, inverse, upper=False, left=False)
+
+
 def suited_ridge(eases: Float[Tensor, "fact layer"]) -> float:
     """λ at which a fact alone realises `REALISED` of what a layer is given, the median over facts and layers.
 
