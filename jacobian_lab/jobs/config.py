@@ -23,8 +23,9 @@ from jacobian_lab.model.sources import DEFAULT_MODEL
 Positive = Annotated[int, Gt(0)]
 Above = Annotated[float, Gt(0)]
 """A number above zero; any other float is one that is not negative."""
-Survey = Literal["dense", "lanczos"]
-"""How a Jacobian is surveyed; Lanczos for models whose J is too large to hold."""
+SurveyName = Literal["auto", "dense", "lanczos"]
+"""How Jacobians are surveyed (`jacobian_lab.jobs.jacobians.Survey`)."""
+Count = Annotated[int, Gt(-1)]
 
 
 @dataclass(frozen=True)
@@ -116,11 +117,15 @@ class SchemesConfig(EditingConfig):
 
     Attributes:
         schemes: Target schemes to measure.
-        survey: How J is surveyed: dense, lanczos (extreme eigenvalues only, for wide models) or none.
+        survey: How J is surveyed: dense (all eigenvalues of its symmetric part and singular values), lanczos (the
+            extreme ones, by products alone), none, or auto: dense up to a width of 2048, lanczos above.
+        survey_facts: For how many facts, chosen by the seed, J's own eigenvectors are sought, from the matrix; 64 by
+            default, 4 where auto means lanczos, none where lanczos is asked for.
     """
 
     schemes: tuple[SchemeName, ...] = get_args(SchemeName)
-    survey: Survey | Literal["none"] = "dense"
+    survey: SurveyName | Literal["none"] = "auto"
+    survey_facts: Count | None = None
 
 
 @dataclass(frozen=True)
@@ -159,12 +164,16 @@ class JacobianConfig(SubjectConfig):
 
     Attributes:
         site: residual (the stream behind a block) or mlp (what the block's MLP adds to it).
-        survey: dense, or lanczos for models whose J is too large to hold: extreme eigenvalues only.
+        survey: How J is surveyed: dense (all eigenvalues of its symmetric part and singular values), lanczos (the
+            extreme ones, by products alone), or auto: dense up to a width of 2048, lanczos above.
+        survey_facts: For how many facts, chosen by the seed, J's own eigenvectors are sought, from the matrix; 64 by
+            default, 4 where auto means lanczos, none where lanczos is asked for.
         memory: GiB that a sweep may hold beside the model; changes no number beyond rounding.
     """
 
     site: Site = "residual"
-    survey: Survey = "dense"
+    survey: SurveyName = "auto"
+    survey_facts: Count | None = None
     memory: Above = MEMORY_BUDGET / 2**30
 
 

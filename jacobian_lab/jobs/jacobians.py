@@ -2,17 +2,23 @@
 
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from jaxtyping import Float
+from torch import Tensor
 
+from jacobian_lab.caching import content_key
 from jacobian_lab.errors import InputError
-from jacobian_lab.jobs.config import JacobianConfig
+from jacobian_lab.facts.fact import Fact
+from jacobian_lab.jobs.config import JacobianConfig, SchemesConfig
 from jacobian_lab.jobs.job import Job, Labels, Part, cell_by_cell
 from jacobian_lab.jobs.setup import Subject, load_subject
 from jacobian_lab.maps.conditions import (
+    Eigenspaces,
     cosine,
     eigen_residual,
     eigenspaces,
@@ -22,23 +28,93 @@ from jacobian_lab.maps.conditions import (
     rayleigh_quotient,
 )
 from jacobian_lab.maps.definiteness import (
-    Definiteness,
-    definiteness,
+    WIDEST_DENSE,
+    Verdict,
     definiteness_matrix_free,
+    in_double,
     is_positive_definite,
     largest_singular_value,
     positive_share,
     symmetric_part,
+    verdict_of,
 )
 from jacobian_lab.maps.jacobians import MEMORY_BUDGET, dense_jacobians, linear_operator, precision, to_numpy
 from jacobian_lab.maps.replay import RESIDUAL, Frozen, Site, freeze
 from jacobian_lab.maps.spectra import henrici_departure, rotation
-from jacobian_lab.model.language_model import Layers
+from jacobian_lab.progress import note
 from jacobian_lab.store.run import Run
 from jacobian_lab.store.schema import DECISIONS
 
 RANDOM_DIRECTIONS = 64
 """Random directions that serve as a yardstick for each Jacobian."""
+
+SAMPLED = {"dense": 64, "lanczos": 4}
+"""For how many facts eigenvectors of J are sought by default."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """How closely the Jacobians of a run are looked at.
+
+    Eigenvalues of S and singular values come from the matrix, on the model's device, or by Lanczos from products alone.
+    Eigenvectors of J come from the matrix on the CPU, where they take most of the time (its cube grows eightfold with
+    twice the width), so that they are sought for a sample of the facts. What is found of a fact is the same whether
+    others are in the sample or not.
+
+    Attributes:
+        kind: Whether the facts outside the sample are surveyed by the matrix or by Lanczos.
+        sample: Places of the facts whose eigenvectors are sought.
+        seed: Seed of Lanczos.
+    """
+
+    kind: Literal["dense", "lanczos"]
+    sample: frozenset[int]
+    seed: int
+
+    @classmethod
+    def of(cls, config: JacobianConfig | SchemesConfig, width: int, facts: Sequence[Fact]) -> "Survey":
+        """What a configuration means for a model and facts.
+
+        Args:
+            config: The configuration; where it leaves the survey out, what is looked at all the same is as for auto.
+            width: The model's d_model.
+            facts: The facts.
+
+        Returns:
+            The survey; its sample is of those facts whose digests with the seed are least, whatever their order.
+        """
+        wide, asked = width > WIDEST_DENSE, config.survey
+        kind: Literal["dense", "lanczos"] = "lanczos" if asked == "lanczos" or (wide and asked != "dense") else "dense"
+        count = 0 if asked == "lanczos" else SAMPLED[kind]
+        count = count if config.survey_facts is None else config.survey_facts
+        digests = [content_key([config.seed, fact.text]) for fact in facts]
+        return cls(kind, frozenset(sorted(range(len(digests)), key=digests.__getitem__)[:count]), config.seed)
+
+    def forms(self, place: int) -> bool:
+        """Whether the matrix of a fact is formed.
+
+        Args:
+            place: The fact's.
+
+        Returns:
+            Whether it is.
+        """
+        return self.kind == "dense" or place in self.sample
+
+    def settings(self) -> dict[str, Any]:
+        """What of it decides a number, as it stands in ``config.json``."""
+        return {"survey": self.kind, "survey_facts": len(self.sample)}
+
+    def say(self, facts: int) -> None:
+        """Say on stderr what is not sought of every fact.
+
+        Args:
+            facts: How many there are.
+        """
+        if self.kind == "lanczos":
+            note("J is surveyed by Lanczos: λ_min, λ_max and σ_max alone, beside the facts of the sample")
+        if len(self.sample) < facts:
+            note(f"J's own eigenvectors are sought for {len(self.sample)} of {facts} facts (survey_facts)")
 
 
 def run_jacobian(config: JacobianConfig, *, progress: bool = True) -> Path:
@@ -55,18 +131,18 @@ def run_jacobian(config: JacobianConfig, *, progress: bool = True) -> Path:
         InputError: If anything cannot be used.
     """
     subject = load_subject(config)
-    model, layers = subject.model, subject.layers
+    model, layers, how = subject.model, subject.layers, Survey.of(config, subject.model.d_model, subject.facts)
     if len(layers) == 1:
         raise InputError(f"expected at least two layers, l and L, got only {layers[0]}: give them as 4-8")
 
     def surveyed(run: Run) -> None:
         budget = int(config.memory * 2**30)
-        survey(run, subject, config.seed, site=config.site, kind=config.survey, budget=budget, progress=progress)
+        survey(run, subject, how, site=config.site, budget=budget, progress=progress)
 
     return Job(
         "jacobian",
         config.out,
-        subject.settings() | {"site": config.site, "method": config.survey},
+        subject.settings() | {"site": config.site} | how.settings(),
         subject.provenance,
         {"fact": subject.labels(), "layer": list(layers[:-1]), "rank": range(model.d_model)},
         [Part([("surveyed", {})], surveyed)],
@@ -76,10 +152,9 @@ def run_jacobian(config: JacobianConfig, *, progress: bool = True) -> Path:
 def survey(
     run: Run,
     subject: Subject,
-    seed: int,
+    how: Survey,
     *,
     site: Site = RESIDUAL,
-    kind: str = "dense",
     budget: int = MEMORY_BUDGET,
     progress: bool = True,
 ) -> None:
@@ -88,9 +163,8 @@ def survey(
     Args:
         run: A run that has these variables.
         subject: The unedited model, all facts of the run, layers l and, the last of them, L.
-        seed: Seed of the random directions and of Lanczos.
+        how: How closely they are looked at.
         site: The residual stream or the MLPs' outputs.
-        kind: ``"dense"`` or ``"lanczos"``.
         budget: Bytes that a sweep may hold.
         progress: Whether to show a progress bar.
     """
@@ -98,82 +172,93 @@ def survey(
     if len(layers) == 1:  # J of the last layer to itself is the identity
         run.seal("surveyed")
         return
-    facts = dict(zip(run.coordinates["fact"], subject.facts, strict=True))
+    facts = dict(zip(run.coordinates["fact"], enumerate(subject.facts), strict=True))
 
     def measured(fact: Any) -> Iterator[tuple[str, Any, Labels]]:
-        row = model.fact_prompt(facts[fact]).cut()
-        frozen = freeze(model, [row], layers[:-1], layers[-1])
-        seeds = (seed, zlib.crc32(facts[fact].text.encode()))  # so that a fact's directions are its own in any slice
-        for layer, found in zip(layers, _measured(frozen, layers, seeds, site, kind, budget), strict=False):
+        place, text = facts[fact][0], facts[fact][1].text
+        frozen = freeze(model, [model.fact_prompt(facts[fact][1]).cut()], layers[:-1], layers[-1])
+        if how.forms(place):
+            eps, seeds = precision(model.dtype), (how.seed, zlib.crc32(text.encode()))  # a fact's own in any slice
+            sweep = dense_jacobians(frozen, layers[:-1], layers[-1], site=site, budget=budget)[0]
+            each = (
+                dense_conditions(J, (*seeds, layer), eps, eigenvectors=place in how.sample)
+                for layer, J in zip(layers, sweep, strict=False)
+            )
+        else:
+            each = (_matrix_free(frozen, layer, layers[-1], how.seed, site) for layer in layers[:-1])
+        for layer, found in zip(layers, each, strict=False):
             for name in found.keys() & run.variables.keys():
                 yield name, found[name], {"layer": layer}
 
+    how.say(len(facts))
     cell_by_cell(run, "surveyed", [{"fact": label} for label in facts], measured, "Jacobians", "fact", progress)
 
 
 def dense_conditions(
-    J: Float[np.ndarray, "d d"], seed: int | Sequence[int] = 0, eps: float | None = None
+    J: Float[Tensor, "d d"], seed: int | Sequence[int], eps: float, *, eigenvectors: bool = True
 ) -> dict[str, Any]:
     """All that is stored of one Jacobian, from the dense matrix.
 
     Args:
-        J: The Jacobian.
+        J: The Jacobian; eigenvalues of S and singular values are computed on its device.
         seed: Seed of the random directions; a run gives its own with one of the fact and the layer, so that no two
             Jacobians share them.
-        eps: Precision that it was computed in; that of its dtype by default.
+        eps: Precision that it was computed in.
+        eigenvectors: Whether J's own eigenvectors are sought too, on the CPU.
 
     Returns:
         Numbers and spectra by the names under which runs store them.
     """
-    singular = np.linalg.svd(J.astype(np.float64), compute_uv=False)
-    verdict = definiteness(J, eps, singular[0])
-    spaces = eigenspaces(J)
-    random = np.random.default_rng(seed).standard_normal((RANDOM_DIRECTIONS, len(J)))
-    pushed = random @ J.T
-    own = eigen_residual(spaces.lines, spaces.lines @ J.T)
-    order = np.argsort(spaces.values.real)
-    return _verdict(verdict) | {
-        "cholesky": float(is_positive_definite(symmetric_part(J))),
-        "positive_share": positive_share(verdict.eigenvalues),
+    double, matrix = in_double(J), to_numpy(J)
+    singular = to_numpy(torch.linalg.svdvals(double))
+    found = verdict_of(double, eps, singular[0])
+    random = np.random.default_rng(seed).standard_normal((RANDOM_DIRECTIONS, len(matrix)))
+    pushed = random @ matrix.T
+    conditions = _verdict(found) | {
+        "cholesky": float(is_positive_definite(symmetric_part(double))),
+        "positive_share": positive_share(found.eigenvalues),
         "sigma_max": singular[0],
         "sigma_min": singular[-1],
-        "spectral_radius": np.abs(spaces.values).max(),
-        "henrici": henrici_departure(J, spaces.values),
-        "rotation": rotation(J),
-        "eigenvector_count": len(spaces.lines),
-        "eigenvector_residual": own.max() if len(own) else np.nan,
-        "eigenvector_positive": (spaces.values[spaces.values.imag == 0].real > 0).mean() if len(own) else np.nan,
+        "rotation": rotation(matrix),
         "random_rayleigh": rayleigh_quotient(random, pushed).mean(),
         "random_gain": gain(random, pushed).mean(),
         "random_cosine": cosine(random, pushed).mean(),
         "random_positive": (cosine(random, pushed) > 0).mean(),
         "random_residual": eigen_residual(random, pushed).mean(),
+        "symmetric_eigenvalue": found.eigenvalues,
+        "singular_value": singular,
+    }
+    return conditions | (_eigen_conditions(matrix, eigenspaces(matrix), random) if eigenvectors else {})
+
+
+def _eigen_conditions(
+    J: Float[np.ndarray, "d d"], spaces: Eigenspaces, random: Float[np.ndarray, "direction d"]
+) -> dict[str, Any]:
+    """What is stored of J's own eigenvalues and eigenvectors."""
+    own = eigen_residual(spaces.lines, spaces.lines @ J.T)
+    order = np.argsort(spaces.values.real)
+    return {
+        "spectral_radius": np.abs(spaces.values).max(),
+        "henrici": henrici_departure(J, spaces.values),
+        "eigenvector_count": len(spaces.lines),
+        "eigenvector_residual": own.max() if len(own) else np.nan,
+        "eigenvector_positive": (spaces.values[spaces.values.imag == 0].real > 0).mean() if len(own) else np.nan,
         "random_eigenvector_angle": eigenvector_angle(spaces, random).mean(),
         "random_plane_angle": plane_angle(spaces, random).mean(),
-        "symmetric_eigenvalue": verdict.eigenvalues,
-        "singular_value": singular,
         "eigenvalue_real": spaces.values.real[order],
         "eigenvalue_imag": spaces.values.imag[order],
     }
 
 
-def _measured(
-    frozen: Frozen, layers: Layers, seeds: tuple[int, int], site: Site, kind: str, budget: int
-) -> list[dict[str, Any]]:
-    """What is stored of one fact, layer by layer; seeds are the run's and the fact's."""
-    eps = precision(frozen.model.dtype)
-    if kind == "lanczos":
-        operators = [linear_operator(frozen, 0, layer, layers[-1], site=site) for layer in layers[:-1]]
-        norms = [largest_singular_value(J, seed=seeds[0]) for J in operators]
-        return [
-            _verdict(definiteness_matrix_free(J, norm, seed=seeds[0], eps=eps)) | {"sigma_max": norm}
-            for J, norm in zip(operators, norms, strict=True)
-        ]
-    sweep = dense_jacobians(frozen, layers[:-1], layers[-1], site=site, budget=budget)
-    return [dense_conditions(to_numpy(J), (*seeds, layer), eps) for J, layer in zip(sweep[0], layers, strict=False)]
+def _matrix_free(frozen: Frozen, layer: int, last: int, seed: int, site: Site) -> dict[str, Any]:
+    """What is stored of one Jacobian, from products alone."""
+    J = linear_operator(frozen, 0, layer, last, site=site)
+    norm = largest_singular_value(J, seed=seed)
+    found = definiteness_matrix_free(J, norm, seed=seed, eps=precision(frozen.model.dtype))
+    return _verdict(found) | {"sigma_max": norm}
 
 
-def _verdict(verdict: Definiteness) -> dict[str, Any]:
+def _verdict(verdict: Verdict) -> dict[str, Any]:
     return {
         "lambda_min": verdict.smallest,
         "lambda_max": verdict.largest,

@@ -9,7 +9,7 @@ from jacobian_lab.editing.schemes import SCHEMES
 from jacobian_lab.evaluation.metrics import efficacy
 from jacobian_lab.jobs.bench import Bench, any_coordinated, measured_edit, where_finite
 from jacobian_lab.jobs.config import SchemesConfig
-from jacobian_lab.jobs.jacobians import survey
+from jacobian_lab.jobs.jacobians import Survey, survey
 from jacobian_lab.jobs.job import Job, Part
 from jacobian_lab.jobs.setup import prepare
 from jacobian_lab.jobs.studies import STEPS, STUDIES
@@ -38,13 +38,13 @@ def run_schemes(
         InputError: If anything cannot be used.
     """
     experiment, schemes = prepare(config), list(config.schemes)
-    bench = Bench(experiment, progress)
+    bench, how = Bench(experiment, progress), Survey.of(config, experiment.model.d_model, experiment.facts)
 
     def surveyed(run: Run) -> None:
-        survey(run, experiment, experiment.config.seed, kind=config.survey, progress=progress)
+        survey(run, experiment, how, progress=progress)
 
     def edited(run: Run) -> None:
-        _store_schemes(run, bench, schemes, studies)
+        _store_schemes(run, bench, schemes, studies, how)
 
     parts = [Part([("anchor_passes", {})], lambda run: bench.anchors(run, experiment.anchor_layers))]
     if any_coordinated(schemes):
@@ -56,7 +56,7 @@ def run_schemes(
     return Job(
         "tables",
         config.out,
-        experiment.settings() | {"survey": config.survey},
+        experiment.settings() | how.settings() | ({"survey": "none"} if config.survey == "none" else {}),
         bench.provenance,
         {
             "fact": experiment.labels(),
@@ -72,7 +72,7 @@ def run_schemes(
     ).carry_out()
 
 
-def _store_schemes(run: Run, bench: Bench, schemes: Sequence[str], studies: Sequence[str]) -> None:
+def _store_schemes(run: Run, bench: Bench, schemes: Sequence[str], studies: Sequence[str], how: Survey) -> None:
     """Edit under each scheme that the run lacks something of, measure and store."""
     experiment, targets = bench.experiment, bench.targets(run, schemes)
     if not run.done("replayed").all():
@@ -88,7 +88,7 @@ def _store_schemes(run: Run, bench: Bench, schemes: Sequence[str], studies: Sequ
 
     def look_on(name: str, edit: ObservedEdit) -> None:
         for study in new[name] if edit.layer < edit.last else ():
-            for variable, values in STUDIES[study](edit, bench.progress).items():
+            for variable, values in STUDIES[study](edit, how, bench.progress).items():
                 usable = targets.finite(SCHEMES[name].kind)
                 run.write(variable, where_finite(values, usable), scheme=name, layer=edit.layer)
 

@@ -10,9 +10,10 @@ from scipy.optimize import elementwise
 from torch import Tensor
 
 from jacobian_lab.editing.measures import ObservedEdit, norms
+from jacobian_lab.jobs.jacobians import Survey
 from jacobian_lab.maps.conditions import eigenspaces, eigenvector_angle, plane_angle, rayleigh_quotient
-from jacobian_lab.maps.definiteness import definiteness
-from jacobian_lab.maps.jacobians import dense_jacobians, to_numpy
+from jacobian_lab.maps.definiteness import definiteness_matrix_free, verdict_of
+from jacobian_lab.maps.jacobians import dense_jacobians, linear_operator, precision, to_numpy
 from jacobian_lab.maps.replay import replay
 from jacobian_lab.progress import bar
 
@@ -35,37 +36,46 @@ FARTHEST = 64.0
 """The trust radius is sought up to this many times the norm of the hidden state."""
 
 
-def theorem_1(edit: ObservedEdit, progress: bool = False) -> dict[str, Float[Tensor, " fact"]]:
+def theorem_1(edit: ObservedEdit, how: Survey, progress: bool = False) -> dict[str, Float[Tensor, " fact"]]:
     """How near the layer's shift is to what theorem 1 asks for, and where it falls in the numerical range.
 
     J is taken at the state just before the edit, one fact at a time.
 
     Args:
         edit: The layer's edit.
+        how: Of which facts the angles are wanted, and whether the range of the others comes from the matrix too.
         progress: Whether to show a progress bar.
 
     Returns:
-        Angles in radians to J's nearest real eigenvector and invariant plane, and the place of the
-        Rayleigh quotient between λ_min and λ_max of S.
+        Angles in radians to J's nearest real eigenvector and invariant plane, NaN outside the sample, and the place
+        of the Rayleigh quotient between λ_min and λ_max of S.
     """
     found = {name: torch.full_like(edit.shift[:, 0], torch.nan) for name in _THEOREM_1}
-    shifts = to_numpy(edit.shift)
+    shifts, quotients = to_numpy(edit.shift), rayleigh_quotient(edit.shift, edit.linear).tolist()
     with bar(len(shifts), f"theorem 1 at layer {edit.layer}", "fact", show=progress) as shown:
         for fact, row in edit.frozen.one_by_one():
-            J, delta = to_numpy(dense_jacobians(row, [edit.layer], edit.last)[0, 0]), shifts[fact]
-            if np.isfinite(delta).all() and delta.any():
-                spaces, verdict = eigenspaces(J), definiteness(J)
-                found["eigenvector_angle"][fact] = float(eigenvector_angle(spaces, delta))
-                found["plane_angle"][fact] = float(plane_angle(spaces, delta))
-                found["range_position"][fact] = verdict.position(float(rayleigh_quotient(delta, J @ delta)))
             shown.update()
+            if not np.isfinite(quotients[fact]):
+                continue
+            eps, undecided = precision(row.model.dtype), np.inf  # the eigenvalues are wanted, not the decision
+            if how.forms(fact):
+                J = dense_jacobians(row, [edit.layer], edit.last)[0, 0]
+                extremes = verdict_of(J, eps, undecided)
+            else:
+                products = linear_operator(row, 0, edit.layer, edit.last)
+                extremes = definiteness_matrix_free(products, undecided, seed=how.seed, eps=eps)
+            found["range_position"][fact] = extremes.position(quotients[fact])
+            if fact in how.sample:
+                spaces = eigenspaces(to_numpy(J))
+                found["eigenvector_angle"][fact] = float(eigenvector_angle(spaces, shifts[fact]))
+                found["plane_angle"][fact] = float(plane_angle(spaces, shifts[fact]))
     return found
 
 
 _THEOREM_1 = ("eigenvector_angle", "plane_angle", "range_position")
 
 
-def step_size(edit: ObservedEdit, progress: bool = False) -> dict[str, Float[Tensor, "fact ..."]]:
+def step_size(edit: ObservedEdit, how: Survey, progress: bool = False) -> dict[str, Float[Tensor, "fact ..."]]:
     """The residual that other steps t·δ along the layer's shift would leave (paper, Figure 3).
 
     J predicts ‖R − t·Jδ‖, least at t* = ⟨R, Jδ⟩/‖Jδ‖² and above ‖R‖ beyond 2cosθ‖R‖/‖Jδ‖ = 2t*;
@@ -74,13 +84,14 @@ def step_size(edit: ObservedEdit, progress: bool = False) -> dict[str, Float[Ten
 
     Args:
         edit: The layer's edit.
+        how: Not needed: no matrix is formed.
         progress: Not needed: replay is quick.
 
     Returns:
         The curves ``[fact, step]`` over `STEPS`, and one number a fact for the rest; no trust radius (NaN) for
         `UNTRUSTED` dtypes.
     """
-    del progress
+    del how, progress
     before = edit.frozen.states(edit.layer)
     start = _through(edit, before)
     size = norms(edit.residual)
@@ -118,7 +129,7 @@ def step_size(edit: ObservedEdit, progress: bool = False) -> dict[str, Float[Ten
     }
 
 
-Study = Callable[[ObservedEdit, bool], dict[str, Tensor]]
+Study = Callable[[ObservedEdit, Survey, bool], dict[str, Tensor]]
 STUDIES: dict[str, Study] = {"theorem1": theorem_1, "step_size": step_size}
 """Each looks on while a layer is edited, and gives variables of the run's store, fact by fact."""
 

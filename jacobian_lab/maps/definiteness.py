@@ -1,46 +1,52 @@
 """Theorem 2 as a verdict (methods.md §8): is the symmetric part S of J = J_{l→L} positive definite?
 
-From J as an array ``[d_model, d_model]``, in float64; what is too large to hold has a matrix-free twin on a SciPy
-linear operator.
+From J as an array ``[d_model, d_model]``, or on its own device as a tensor, in float64; what is too large to hold has
+a matrix-free twin on a SciPy linear operator.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import scipy.linalg
+import torch
 from jaxtyping import Float
 from numpy import ndarray
 from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
+from torch import Tensor
+
+from jacobian_lab.maps.conditions import Vectors
 
 Decision = Literal["definite", "indefinite", "undecided"]
 
 ROUGH = 1e-2
 """Relative accuracy with which a norm is estimated."""
 
+WIDEST_DENSE = 2048
+"""Above this width the verdict is sought by Lanczos, without the matrix, unless something else is asked for."""
+
 SMALL = 32
 """Below this width Lanczos has no room, and a matrix is cheap to form from products."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Definiteness:
+class Verdict:
     """Is S = (J + Jᵀ)/2 positive definite (theorem 2)?
 
     Attributes:
-        decision: ``"undecided"`` where λ_min is nearer to zero than it is known.
         eigenvalues: Eigenvalues of S, ascending: all of them from a dense J; λ_min and λ_max alone, NaN if they were
             not found, from a matrix-free one.
         error: How far off they may be.
-        smallest_vector: Unit eigenvector of λ_min; where S is indefinite, the counterexample: a
-            direction v that is answered by its opposite, vᵀJv = λ_min < 0.
-        largest_vector: Unit eigenvector of λ_max.
     """
 
-    decision: Decision
     eigenvalues: Float[ndarray, " n"]
     error: float
-    smallest_vector: Float[ndarray, " d"]
-    largest_vector: Float[ndarray, " d"]
+
+    @property
+    def decision(self) -> Decision:
+        """``"undecided"`` where λ_min is nearer to zero than it is known."""
+        return (
+            "definite" if self.smallest > self.error else "indefinite" if self.smallest < -self.error else "undecided"
+        )
 
     def __repr__(self) -> str:
         return f"S is {self.decision}: λ_min {self.smallest:.4g}, λ_max {self.largest:.4g}, to within {self.error:.1g}"
@@ -73,7 +79,35 @@ class Definiteness:
         return (quotient - self.smallest) / width if width else float("nan")
 
 
-def symmetric_part(J: Float[ndarray, "d d"]) -> Float[ndarray, "d d"]:
+@dataclass(frozen=True, eq=False, repr=False)
+class Definiteness(Verdict):
+    """A verdict with its certificate.
+
+    Attributes:
+        smallest_vector: Unit eigenvector of λ_min; where S is indefinite, the counterexample: a
+            direction v that is answered by its opposite, vᵀJv = λ_min < 0.
+        largest_vector: Unit eigenvector of λ_max.
+    """
+
+    smallest_vector: Float[ndarray, " d"]
+    largest_vector: Float[ndarray, " d"]
+
+
+def in_double(J: Vectors) -> Vectors:
+    """A matrix in float64.
+
+    Args:
+        J: On any device.
+
+    Returns:
+        On the same one, or on the CPU if that has no float64.
+    """
+    if not isinstance(J, Tensor):
+        return J.astype(np.float64)
+    return (J.cpu() if J.device.type == "mps" else J).double()
+
+
+def symmetric_part(J: Float[Vectors, "d d"]) -> Float[Vectors, "d d"]:
     """S = (J + Jᵀ)/2, which has J's quadratic form.
 
     Args:
@@ -82,11 +116,11 @@ def symmetric_part(J: Float[ndarray, "d d"]) -> Float[ndarray, "d d"]:
     Returns:
         S, in float64.
     """
-    J = J.astype(np.float64)
+    J = in_double(J)
     return (J + J.T) / 2
 
 
-def is_positive_definite(S: Float[ndarray, "d d"]) -> bool:
+def is_positive_definite(S: Float[Vectors, "d d"]) -> bool:
     """Whether a symmetric matrix has a Cholesky factor.
 
     Args:
@@ -95,11 +129,21 @@ def is_positive_definite(S: Float[ndarray, "d d"]) -> bool:
     Returns:
         LAPACK's verdict, which says nothing of how close it was; `definiteness` does.
     """
-    try:
-        scipy.linalg.cholesky(S)
-    except np.linalg.LinAlgError:
-        return False
-    return True
+    return not torch.linalg.cholesky_ex(torch.as_tensor(S)).info.item()
+
+
+def verdict_of(J: Float[Tensor, "d d"], eps: float, sigma_max: float) -> Verdict:
+    """Theorem 2's condition from all eigenvalues of S, on J's own device, without eigenvectors.
+
+    Args:
+        J: The Jacobian.
+        eps: ε, the precision that J was computed in.
+        sigma_max: Largest singular value of J.
+
+    Returns:
+        What `definiteness` says, less the certificate.
+    """
+    return Verdict(torch.linalg.eigvalsh(symmetric_part(J)).cpu().numpy(), _rounding(len(J), eps, sigma_max))
 
 
 def definiteness(J: Float[ndarray, "d d"], eps: float | None = None, sigma_max: float | None = None) -> Definiteness:
@@ -128,7 +172,7 @@ def definiteness(J: Float[ndarray, "d d"], eps: float | None = None, sigma_max: 
     values, vectors = np.linalg.eigh(symmetric_part(J))
     eps = float(np.finfo(J.dtype).eps) if eps is None else eps
     norm = np.linalg.norm(J.astype(np.float64), 2) if sigma_max is None else sigma_max
-    return _verdict(values, float(len(J) * eps * norm), vectors)
+    return Definiteness(values, _rounding(len(J), eps, float(norm)), vectors[:, 0], vectors[:, -1])
 
 
 def definiteness_matrix_free(
@@ -168,13 +212,15 @@ def definiteness_matrix_free(
         values, vectors = eigsh(lifted, k=2, which="BE", tol=tolerance, v0=start)
     except ArpackError:
         nothing = np.full(width, np.nan)
-        return Definiteness("undecided", nothing[:2], np.inf, nothing, nothing)
+        return Definiteness(nothing[:2], np.inf, nothing, nothing)
     values = values.astype(np.float64) - lift
     off = max(np.linalg.norm(S.matvec(v) - value * v) for value, v in zip(values, vectors.T, strict=True))
     eps = float(np.finfo(J.dtype).eps) if eps is None else eps
     norm = largest_singular_value(J, tolerance, seed) if sigma_max is None else sigma_max
-    rounding = width * eps * norm
-    return _verdict(values, float(off + rounding if np.isfinite(rounding) else np.inf), vectors)
+    rounding = _rounding(width, eps, norm)
+    return Definiteness(
+        values, float(off + rounding if np.isfinite(rounding) else np.inf), vectors[:, 0], vectors[:, -1]
+    )
 
 
 def largest_singular_value(J: LinearOperator, tolerance: float = 1e-5, seed: int = 0) -> float:
@@ -212,9 +258,8 @@ def positive_share(eigenvalues: Float[ndarray, " d"]) -> float:
     return float((eigenvalues > 0).mean())
 
 
-def _verdict(values: Float[ndarray, " n"], error: float, vectors: Float[ndarray, "d n"]) -> Definiteness:
-    decision: Decision = "definite" if values[0] > error else "indefinite" if values[0] < -error else "undecided"
-    return Definiteness(decision, values, error, vectors[:, 0], vectors[:, -1])
+def _rounding(width: int, eps: float, norm: float) -> float:
+    return float(width * eps * norm)
 
 
 def _formed(J: LinearOperator) -> Float[ndarray, "d d"]:

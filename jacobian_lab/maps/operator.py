@@ -12,15 +12,12 @@ from torch import Tensor
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import Fact
 from jacobian_lab.maps.conditions import Eigenspaces, Vectors, eigenspaces
-from jacobian_lab.maps.definiteness import Definiteness, definiteness, definiteness_matrix_free
+from jacobian_lab.maps.definiteness import WIDEST_DENSE, Definiteness, definiteness, definiteness_matrix_free
 from jacobian_lab.maps.jacobians import dense_jacobians, jvp, layer_factors, linear_operator, precision, to_numpy, vjp
 from jacobian_lab.maps.replay import MLP, RESIDUAL, Site, freeze
 from jacobian_lab.maps.spectra import numerical_range
 from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.rows import check_tokens, fact_rows
-
-WIDEST_DENSE = 2048
-"""Above this width the verdict of theorem 2 is sought by Lanczos, without the matrix."""
 
 COLUMNS = 256
 """Columns of a matrix that one product takes at once."""

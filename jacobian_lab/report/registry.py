@@ -196,7 +196,7 @@ TABLES: Mapping[str, TableEntry] = {
         "theorem1",
         "Theorem 1: how near the layers' shifts δ are to eigenvectors of J just before the edit, against random "
         "directions and J's own eigenvectors in the unedited model.",
-        "eigenvector_angle",
+        "range_position",
     ),
     "theorem2": _account(
         "theorem2",
@@ -312,11 +312,11 @@ FIGURES: Mapping[str, FigureEntry] = {
     ),
     "theorem1": FigureEntry(
         caption="Theorem 1: how far the edits' shifts are from eigenvectors of J, against random directions.",
-        needs=("eigenvector_angle",),
+        needs=("range_position",),
         made_by="theorem1",
         below=True,
         draw=conditions.theorem1,
-        panels=lambda _dataset: 2,
+        panels=lambda dataset: 1 + conditions.has_angles(dataset),
         height=0.6,
     ),
     "theorem2": FigureEntry(

@@ -42,7 +42,7 @@ def test_choices_are_what_there_is():
     ("config", "values", "words"),
     [
         (SchemesConfig, {"dtype": "float8"}, "expected of float32, float64, bfloat16, float16, got dtype 'float8'"),
-        (SchemesConfig, {"survey": "magic"}, "expected of dense, lanczos, none, got survey 'magic'"),
+        (SchemesConfig, {"survey": "magic"}, "expected of auto, dense, lanczos, none, got survey 'magic'"),
         (SchemesConfig, {"schemes": ("sideways",)}, "got schemes 'sideways'"),
         (SchemesConfig, {"schemes": ()}, "at least one of backward-dividing, .*got schemes without"),
         (SchemesConfig, {"ridge": -1.0}, "not negative, got ridge -1"),

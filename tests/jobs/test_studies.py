@@ -20,7 +20,7 @@ from jacobian_lab.editing.measures import measure, observed_edits
 from jacobian_lab.editing.schemes import SCHEMES, Targets
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.reading import load_facts
-from jacobian_lab.jobs import bench
+from jacobian_lab.jobs import bench, studies
 from jacobian_lab.jobs import jacobians as surveys
 from jacobian_lab.jobs.config import (
     DampingConfig,
@@ -43,6 +43,8 @@ from jacobian_lab.store.run import open_run
 
 LAYERS = (1, 2, 3)
 STUDIED = ("backward-dividing", "forward-replay")
+EVERYTHING = surveys.Survey("dense", frozenset(range(6)), 0)
+OF_EIGENVECTORS = ("henrici", "spectral_radius", "eigenvector_count", "random_eigenvector_angle", "eigenvalue_real")
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +168,97 @@ def test_lanczos_agrees_with_dense(arguments, surveyed, tmp_path):
     assert "nan" not in write_account(tmp_path / "run", "jacobian")
 
 
+@pytest.mark.parametrize("survey", ["dense", "lanczos"])
+def test_eigenvectors_are_sought_for_a_sample_of_the_facts(arguments, surveyed, tmp_path, survey):
+    """What is found of a fact of the sample does not depend on the others; the rest of them is known all the same."""
+    some, whole = {**survey_options(arguments), "slice": "0:3"}, open_run(surveyed).isel(fact=slice(3))
+    config = JacobianConfig(**some, survey=survey, survey_facts=1, out=tmp_path / "run")
+    found = open_run(run_jacobian(config, progress=False))
+    sampled = found["henrici"].notnull().all("layer").values
+    assert sampled.sum() == 1
+    for name in OF_EIGENVECTORS:
+        known = found[name].notnull().any([dim for dim in found[name].dims if dim != "fact"])
+        np.testing.assert_array_equal(known, sampled, err_msg=name)
+    for name in set(found.data_vars) - {"surveyed_digest"}:
+        np.testing.assert_array_equal(found[name][sampled], whole[name][sampled], err_msg=name)
+    for name in ("lambda_min", "lambda_max", "sigma_max", "decision"):
+        np.testing.assert_allclose(found[name], whole[name], rtol=1e-4)
+    assert found["symmetric_eigenvalue"].isnull().any() == (survey == "lanczos")
+    assert "1 to 3 of 3 facts" in write_account(tmp_path / "run", "jacobian")
+
+
+def test_the_sample_follows_the_seed(arguments):
+    facts = load_facts("builtin", "0:32")
+
+    def sample(count, seed=0, facts=facts):
+        return surveys.Survey.of(JacobianConfig(survey_facts=count, seed=seed), 32, facts).sample
+
+    assert sample(8) == sample(8) != sample(8, seed=1)
+    assert sample(4) < sample(8)
+    assert {31 - place for place in sample(8, facts=facts[::-1])} == sample(8)
+    assert sample(0) == frozenset()
+    assert sample(99) == frozenset(range(32))
+
+
+@pytest.mark.parametrize(
+    ("width", "asked", "kind", "count"),
+    [
+        (2048, "auto", "dense", 64),
+        (2049, "auto", "lanczos", 4),
+        (2049, "none", "lanczos", 4),
+        (4096, "dense", "dense", 64),
+        (32, "lanczos", "lanczos", 0),
+    ],
+)
+def test_what_is_wide_is_surveyed_by_lanczos(width, asked, kind, count):
+    how = surveys.Survey.of(SchemesConfig(survey=asked), width, load_facts("builtin") * 2)
+    assert (how.kind, len(how.sample)) == (kind, count)
+
+
+def test_no_matrix_is_formed_of_a_wide_model_beyond_the_sample(arguments, tmp_path, monkeypatch, capsys):
+    original, calls = surveys.dense_jacobians, []
+    monkeypatch.setattr(
+        surveys, "dense_jacobians", lambda *given, **named: calls.append(1) or original(*given, **named)
+    )
+    monkeypatch.setattr(surveys, "WIDEST_DENSE", 31)
+    monkeypatch.setitem(surveys.SAMPLED, "lanczos", 1)
+    config = JacobianConfig(**{**survey_options(arguments), "slice": "0:2"}, out=tmp_path / "run")
+    run_jacobian(config, progress=False)
+    assert len(calls) == 1
+    assert "eigenvectors are sought for 1 of 2 facts" in capsys.readouterr().err
+
+
+def test_theorem_1_forms_no_matrix_where_lanczos_is_asked_for(arguments, tmp_path, monkeypatch):
+    def forbidden(*_, **__):
+        raise AssertionError("a matrix was formed")
+
+    for module, name in ((studies, "dense_jacobians"), (studies, "eigenspaces"), (surveys, "dense_jacobians")):
+        monkeypatch.setattr(module, name, forbidden)
+    some = {**arguments, "slice": "0:2"}
+    config = SchemesConfig(**some, schemes=("backward-full",), survey="lanczos", out=tmp_path / "run")
+    found = open_run(run_schemes(config, studies=("theorem1",), progress=False))
+    monkeypatch.undo()
+    config = SchemesConfig(**some, schemes=("backward-full",), out=tmp_path / "dense")
+    dense = open_run(run_schemes(config, studies=("theorem1",), progress=False))
+    np.testing.assert_allclose(found["range_position"], dense["range_position"], atol=1e-4)
+    assert dense["range_position"].sel(scheme="backward-full", layer=[1, 2]).notnull().all()
+    assert found["eigenvector_angle"].isnull().all()
+    account = write_account(tmp_path / "run", "theorem1")
+    assert "eigen-residual" in account
+    assert "nearest eigenvector" not in account
+    assert "nan" not in account
+
+
+def test_theorem_1_seeks_angles_for_the_sample_alone(arguments, studied, tmp_path):
+    config = SchemesConfig(**arguments, schemes=STUDIED[:1], survey_facts=2, out=tmp_path / "run")
+    found, dense = open_run(run_schemes(config, studies=("theorem1",), progress=False)), open_run(studied)
+    for name in ("eigenvector_angle", "plane_angle"):
+        here, there = (each[name].sel(scheme=STUDIED[0], layer=1) for each in (found, dense))
+        np.testing.assert_array_equal(here.notnull(), found["henrici"].sel(layer=1).notnull())
+        np.testing.assert_array_equal(here[here.notnull()], there[here.notnull()])
+    assert found["range_position"].sel(scheme=STUDIED[0], layer=1).notnull().all()
+
+
 def test_the_mlp_site_is_another_map(arguments, surveyed, tmp_path):
     config = JacobianConfig(**survey_options(arguments), site="mlp", out=tmp_path / "run")
     mlp = open_run(run_jacobian(config, progress=False))
@@ -226,7 +319,7 @@ def steps(tiny, facts):
 
     def look_on(edit):
         if edit.layer == 1:
-            found.update(STUDIES["step_size"](edit, False))
+            found.update(STUDIES["step_size"](edit, EVERYTHING, False))
 
     setting, edits = Setting(fact_rows(model, chosen, CONTEXTS), moments, 2.0), []
     with restored(model, LAYERS):
@@ -442,10 +535,10 @@ def test_the_survey_can_be_done_by_lanczos_or_left_out(arguments, studied, tmp_p
 def test_what_an_interrupted_study_left_is_not_shown(arguments, tmp_path, monkeypatch):
     original = STUDIES["step_size"]
 
-    def second_fails(edit, progress):
+    def second_fails(edit, how, progress):
         if edit.layer == 2:
             raise KeyboardInterrupt
-        return original(edit, progress)
+        return original(edit, how, progress)
 
     config = SchemesConfig(**arguments, schemes=("backward-full",), out=tmp_path / "run")
     monkeypatch.setitem(STUDIES, "step_size", second_fails)

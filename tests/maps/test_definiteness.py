@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from helpers.matrices import EPS, ROUNDING, near, orthogonal, random, turn, with_spectrum
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from jacobian_lab.maps.definiteness import (
     largest_singular_value,
     positive_share,
     symmetric_part,
+    verdict_of,
 )
 
 LANCZOS = 1e-5
@@ -55,6 +57,21 @@ def test_definiteness_of_known_spectra(decision, values, turning):
         assert low @ J @ low < 0
         assert is_positive_definite(S + (verdict.margin + ROUNDING) * np.eye(len(J)))
         assert not is_positive_definite(S + (verdict.margin - ROUNDING) * np.eye(len(J)))
+
+
+@pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA"))]
+)
+@pytest.mark.parametrize("values", [values for each in SPECTRA.values() for values in each])
+def test_a_verdict_on_the_models_device(device, values):
+    J = with_spectrum(values, turning=1.0)
+    found, known = verdict_of(torch.from_numpy(J).to(device), EPS[np.float64], np.linalg.norm(J, 2)), definiteness(J)
+    near(found.eigenvalues, values)
+    assert (found.decision, found.error) == (known.decision, pytest.approx(known.error))
+    S = symmetric_part(torch.from_numpy(J).to(device, torch.float32))
+    assert (S.dtype, S.device.type) == (torch.float64, device)
+    if known.decision != "undecided":
+        assert is_positive_definite(symmetric_part(torch.from_numpy(J).to(device))) == (known.decision == "definite")
 
 
 @pytest.mark.parametrize("sign", [1, -1])

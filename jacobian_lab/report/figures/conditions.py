@@ -21,16 +21,31 @@ def theorem1(figure: FigureBase, dataset: xr.Dataset) -> None:
         dataset: An open run of tables that theorem 1 has been tested on.
     """
     below = below_last(dataset)
-    left, right = figure.subplots(1, 2)
-    for scheme in schemes_with(below, "eigen_residual"):
-        chosen = below.sel(scheme=scheme)
-        mean_curve(left, dataset, chosen["eigen_residual"], label=scheme, **STYLES.get(scheme, {}))
-        mean_curve(right, dataset, chosen["eigenvector_angle"] * DEGREES, **STYLES.get(scheme, {}))
+    left, *right = figure.subplots(1, 1 + has_angles(dataset), squeeze=False)[0]
+    schemes = schemes_with(below, "eigen_residual")
+    for scheme in schemes:
+        mean_curve(left, dataset, below["eigen_residual"].sel(scheme=scheme), label=scheme, **STYLES.get(scheme, {}))
     mean_curve(left, dataset, below["random_residual"], label="random directions", **YARDSTICK)
-    mean_curve(right, dataset, below["random_eigenvector_angle"] * DEGREES, **YARDSTICK)
     left.set(ylabel=r"$\sin\angle(J\delta, \delta)$", ylim=(0, 1.02))
-    right.set(ylabel="nearest eigenvector (°)", ylim=(0, 92))
+    for ax in right:
+        for scheme in schemes:
+            angles = below["eigenvector_angle"].sel(scheme=scheme)
+            mean_curve(ax, dataset, angles * DEGREES, **STYLES.get(scheme, {}))
+        mean_curve(ax, dataset, below["random_eigenvector_angle"] * DEGREES, **YARDSTICK)
+        ax.set(ylabel="nearest eigenvector (°)", ylim=(0, 92))
     figure.legend(*left.get_legend_handles_labels(), fontsize="x-small", loc="outside upper center", ncols=4)
+
+
+def has_angles(dataset: xr.Dataset) -> bool:
+    """Whether eigenvectors of J were sought for any fact.
+
+    Args:
+        dataset: An open run of tables.
+
+    Returns:
+        Whether they were.
+    """
+    return bool(dataset["eigenvector_angle"].notnull().any())
 
 
 def theorem2(figure: FigureBase, dataset: xr.Dataset) -> None:
