@@ -25,6 +25,7 @@ from jacobian_lab.editing.deltas import check_new_folder, save_delta, save_model
 from jacobian_lab.editing.layers import Setting, restored
 from jacobian_lab.editing.measures import ObservedEdit, measure
 from jacobian_lab.editing.methods import MethodEdit, edit_with, method, method_name
+from jacobian_lab.editing.published_moments import Published
 from jacobian_lab.editing.rules import RuleSettings
 from jacobian_lab.editing.schemes import COORDINATED, DAMPING, SCHEMES, Targets, make_targets
 from jacobian_lab.editing.second_moments import second_moments
@@ -59,6 +60,7 @@ class Editor:
         templates: Context templates, groups of texts with one ``{}``; sampled with the seed by default.
         corpus: Text for the second moment, as `load_corpus` takes it, or a corpus that has been loaded.
         corpus_tokens: Tokens of it; all by default.
+        moments: Folder of published second moments that take the corpus's place (guide, Command line).
         rules: What the update rules leave open.
         damping: μ of the scheme jacobian-pullback.
         seed: Seed of what is sampled.
@@ -87,6 +89,7 @@ class Editor:
         templates: Templates | None = None,
         corpus: str | Corpus = PYTHON_DOCS,
         corpus_tokens: int | None = None,
+        moments: str | Path | None = None,
         rules: RuleSettings | None = None,
         damping: float = DAMPING,
         seed: int = 0,
@@ -103,6 +106,7 @@ class Editor:
         self.rules, self.damping = rules or RuleSettings(), damping
         self._templates, self._corpus, self._corpus_tokens = templates, corpus, corpus_tokens
         check_layers(self.layers, model)
+        self._published = None if moments is None else Published.of(model, Path(moments), self.layers)
         self.examination = Examination.of(model, self.facts, greedy=True)
         check_replay(model, self.facts, self.layers)
         self._anchors = {layer: self._taken(layer, states) for layer, states in (anchors or {}).items()}
@@ -137,6 +141,8 @@ class Editor:
     @cached_property
     def moments(self) -> Mapping[int, Tensor]:
         """C of the decisive layers, computed when it is first needed, or found in the cache."""
+        if self._published is not None:
+            return self._published.read(self.model).matrices
         tokens, shown = self._corpus_tokens, self.progress
         return second_moments(self.model, self.corpus, self.layers, tokens=tokens, progress=shown).matrices
 
@@ -366,7 +372,9 @@ class Edit:
             "rules": asdict(editor.rules),
             "pullback_damping": editor.damping,
             "templates": [list(group) for group in editor.templates],
-            "corpus": {"digest": editor.corpus.digest, "tokens": editor._corpus_tokens},
+            "corpus": {"digest": editor.corpus.digest, "tokens": editor._corpus_tokens}
+            if editor._published is None
+            else {"published": editor._published.digest},
             "seed": editor.seed,
         }
 

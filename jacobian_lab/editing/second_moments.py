@@ -89,7 +89,7 @@ def second_moments(
                 f"expected at least {model.d_mlp} tokens for a second moment of full rank, got {total} from "
                 f"{corpus.name!r}: give a longer corpus, or raise ⟨corpus_tokens⟩ or ⟨corpus_length⟩"
             )
-        for layer, matrix in _accumulate(model, rows, missing, progress).items():
+        for layer, matrix in sums_of_keys(model, rows, missing, progress=progress).items():
             tensors = {"second_moment": matrix.div_(total), "tokens": torch.tensor(total)}
             with written_whole(paths[layer]) as partial:
                 save_file(tensors, partial, metadata={"digest": _digest(tensors)})
@@ -108,19 +108,32 @@ def _stored(path: Path, width: int) -> dict[str, Tensor] | None:
     try:
         with safe_open(path, framework="pt") as file:
             tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-        fault = _fault(tensors, width) or ("" if metadata.get("digest") == _digest(tensors) else "another digest")
+        wrong = _fault(tensors, width) or ("" if metadata.get("digest") == _digest(tensors) else "another digest")
     except (OSError, SafetensorError) as error:
-        fault = type(error).__name__
-    if fault:
-        note(f"the second moment in {path} is not as it was written ({fault}): it is computed anew")
-    return None if fault else tensors
+        wrong = type(error).__name__
+    if wrong:
+        note(f"the second moment in {path} is not as it was written ({wrong}): it is computed anew")
+    return None if wrong else tensors
 
 
 def _fault(tensors: Mapping[str, Tensor], width: int) -> str:
     """Why tensors are no second moment; nothing if they are."""
     if tensors.keys() != {"second_moment", "tokens"}:
         return "other tensors"
-    matrix = tensors["second_moment"]
+    return fault(tensors["second_moment"], width)
+
+
+def fault(matrix: Tensor, width: int, asymmetry: float = ASYMMETRY) -> str:
+    """Why a matrix is no second moment.
+
+    Args:
+        matrix: The matrix.
+        width: d_mlp.
+        asymmetry: How far it may be from symmetric, over its largest element.
+
+    Returns:
+        The reason, or nothing if it is one.
+    """
     if matrix.shape != (width, width) or matrix.dtype != torch.float64:
         return "another shape or dtype"
     if not torch.isfinite(matrix).all():
@@ -129,7 +142,7 @@ def _fault(tensors: Mapping[str, Tensor], width: int) -> str:
     if largest <= 0 or matrix.diagonal().min() < 0:  # that of a neuron that never fires is 0
         return "a diagonal that is not positive"
     halves = zip(matrix.split(ROWS_AT_ONCE), matrix.split(ROWS_AT_ONCE, dim=1), strict=True)
-    return "" if all((a - b.T).abs().max() <= ASYMMETRY * largest for a, b in halves) else "not symmetric"
+    return "" if all((a - b.T).abs().max() <= asymmetry * largest for a, b in halves) else "not symmetric"
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
@@ -141,11 +154,28 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 @torch.no_grad()
-def _accumulate(
-    model: LanguageModel, rows: Sequence[Prompt], layers: Sequence[int], progress: bool
-) -> dict[int, Float[Tensor, "d_mlp d_mlp"]]:
-    """Σ k kᵀ: multiplied in float32 or better, a forward pass at a time, and added up in float64."""
-    sums = {layer: torch.zeros(model.d_mlp, model.d_mlp, dtype=torch.float64, device=model.device) for layer in layers}
+def sums_of_keys(
+    model: LanguageModel,
+    rows: Sequence[Prompt],
+    layers: Sequence[int],
+    *,
+    neurons: int | None = None,
+    progress: bool = False,
+) -> dict[int, Float[Tensor, "neuron neuron"]]:
+    """Σ k kᵀ: multiplied in float32 or better, a forward pass at a time, and added up in float64.
+
+    Args:
+        model: The model.
+        rows: Rows of tokens, all of which count.
+        layers: Layers whose keys to take.
+        neurons: How many of the keys' entries, from the first on; all d_mlp by default.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The sum of each layer, on the CPU.
+    """
+    width = min(neurons or model.d_mlp, model.d_mlp)
+    sums = {layer: torch.zeros(width, width, dtype=torch.float64, device=model.device) for layer in layers}
     total = sum(len(row.ids) for row in rows)
     with (
         bar(total, "second moment", "token", show=progress) as shown,
@@ -157,7 +187,7 @@ def _accumulate(
             lengths = torch.tensor([len(row.ids) for row in chosen], device=model.device)
             real = torch.arange(int(lengths.max()), device=model.device) < lengths[:, None]
             for layer in layers:
-                keys = seen.keys[layer][real]
+                keys = seen.keys[layer][real][:, :width]
                 keys = keys.to(torch.promote_types(keys.dtype, torch.float32))
                 sums[layer] += keys.T @ keys
             shown.update(int(lengths.sum()))

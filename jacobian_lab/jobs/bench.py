@@ -48,6 +48,8 @@ class Bench:
     def moments(self) -> SecondMoment:
         """C of the decisive layers."""
         experiment, config, model = self.experiment, self.experiment.config, self.experiment.model
+        if experiment.published is not None:
+            return experiment.published.read(model)
         return second_moments(
             model,
             experiment.corpus,

@@ -89,6 +89,8 @@ class EditingConfig(SubjectConfig):
         corpus: Text for the second moment: "python-docs", a file with one document a line, or a data set's name.
         corpus_length: Tokens of a document at the most.
         corpus_tokens: Tokens in all; the whole corpus by default.
+        moments: Folder of published second moments that take the corpus's place: a file a layer, MEMIT's .npz or
+            safetensors, named after the MLP's output projection in the model.
         ridge: Weight λ of the second moment in the solve; if it is not given, the literature's for the model, or that
             at which a fact alone realises nine tenths of what a layer is given.
         pullback_damping: Weight μ of the shift's norm in the scheme jacobian-pullback.
@@ -103,6 +105,7 @@ class EditingConfig(SubjectConfig):
     corpus: str = PYTHON_DOCS
     corpus_length: Positive = 256
     corpus_tokens: Positive | None = None
+    moments: Path | None = None
     ridge: float | None = None
     pullback_damping: Above = DAMPING
     anchor: AnchorConfig = field(default_factory=AnchorConfig)

@@ -3,12 +3,14 @@
 import importlib.metadata
 import platform
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from jacobian_lab.caching import content_key
 from jacobian_lab.editing.anchors import AnchorSettings
 from jacobian_lab.editing.layers import Setting
+from jacobian_lab.editing.published_moments import Published, check_moments
 from jacobian_lab.editing.second_moments import SecondMoment
 from jacobian_lab.editing.solving import REALISED
 from jacobian_lab.errors import InputError
@@ -108,6 +110,12 @@ class Experiment(Subject):
     ridge: float | None
     corpus: Corpus
 
+    @cached_property
+    def published(self) -> Published | None:
+        """Second moments that take the corpus's place, if there are any."""
+        folder = self.config.moments
+        return None if folder is None else Published.of(self.model, folder, self.layers)
+
     @property
     def anchor_layers(self) -> Layers:
         """The layers that anchors are optimised at."""
@@ -130,15 +138,20 @@ class Experiment(Subject):
         config = self.config
         return super().settings() | {
             "templates": [list(group) for group in self.templates],
-            "corpus": {
-                "digest": self.corpus.digest,
-                "length": config.corpus_length,
-                "tokens": config.corpus_tokens,
-            },
+            "corpus": self._corpus_settings(),
             "ridge": f"realises {REALISED:g}" if self.ridge is None else self.ridge,
             "pullback_damping": config.pullback_damping,
             "anchor": asdict(self.anchor),
             "coordination": asdict(config.coordination),
+        }
+
+    def _corpus_settings(self) -> dict[str, Any]:
+        if self.published is not None:
+            return {"published": self.published.digest}
+        return {
+            "digest": self.corpus.digest,
+            "length": self.config.corpus_length,
+            "tokens": self.config.corpus_tokens,
         }
 
     def provenance(self) -> dict[str, Any]:
@@ -147,7 +160,7 @@ class Experiment(Subject):
             super().provenance()
             | {
                 "templates": str(self.config.templates or f"sampled with seed {self.config.seed}"),
-                "corpus": self.corpus.name,
+                "corpus": str(self.config.moments or self.corpus.name),
             }
             | ({} if self.config.anchors_from is None else {"anchors_from": str(self.config.anchors_from)})
         )
@@ -216,6 +229,8 @@ def prepare(config: EditingConfig) -> Experiment:
     check(config)
     templates = read_templates(config.templates) if config.templates else None
     corpus = load_corpus(config.corpus, seed=config.seed)
+    if config.moments is not None:
+        check_moments(config.moments)
     donated = None if config.anchors_from is None else _donated(config.anchors_from)
     subject = load_subject(config)
     model = subject.model
