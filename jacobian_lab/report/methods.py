@@ -18,6 +18,8 @@ Step = tuple[str, str]
 """From one way of making a rule's targets to another: what the methods' names end with."""
 STEPS: tuple[Step, ...] = (("", FORWARD), (FORWARD, COORDINATED))
 """What forward replay adds to a rule, and what coordinated replay adds to that."""
+GAINS: tuple[Step, ...] = (*STEPS, ("", COORDINATED))
+"""The same, and what coordinated replay adds to the rule alone."""
 
 MORE: Mapping[str, Metric] = {
     "efficacy_greedy": Metric("efficacy, greedy"),
@@ -82,7 +84,7 @@ def summaries(dataset: xr.Dataset) -> pd.DataFrame:
     return pd.DataFrame(keys, columns=["method", "metric"]).join(means(cells, seed_of(dataset)))
 
 
-def gains_of(dataset: xr.Dataset, steps: Sequence[Step] = STEPS) -> pd.DataFrame:
+def gains_of(dataset: xr.Dataset, steps: Sequence[Step] = GAINS) -> pd.DataFrame:
     """What a step adds to each rule: differences of the same facts, paired.
 
     Args:
@@ -345,7 +347,7 @@ def gains(dataset: xr.Dataset) -> Table:
     """`gains_of`, as one reads it.
 
     Args:
-        dataset: An open run that holds a rule on both sides of one of `STEPS`.
+        dataset: An open run that holds a rule on both sides of one of `GAINS`.
 
     Returns:
         One row a rule and step.

@@ -347,12 +347,17 @@ def test_gains_are_paired_over_facts(finished):
     dataset = open_run(finished)
     gained = gains_of(dataset).set_index(["method", "against", "metric"])
     rules = ["memit", "prune", "rect", "alphaedit", "emmet"]
-    steps = [(f"{rule}+fe", rule) for rule in rules] + [(f"{rule}+cr", f"{rule}+fe") for rule in rules]
+    steps = [
+        (f"{rule}{after}", rule + before)
+        for before, after in (("", "+fe"), ("+fe", "+cr"), ("", "+cr"))
+        for rule in rules
+    ]
     assert list(dict.fromkeys((one, other) for one, other, _ in gained.index)) == steps
     for name, against, metric in (
         ("memit+fe", "memit", "efficacy_success"),
         ("alphaedit+fe", "alphaedit", "generalization_success"),
         ("memit+cr", "memit+fe", "efficacy_accuracy"),
+        ("emmet+cr", "emmet", "kl"),
     ):
         scale = METRICS[metric].scale
         difference = dataset[metric].sel(edit=name) - dataset[metric].sel(edit=against)
