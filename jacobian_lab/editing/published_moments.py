@@ -2,6 +2,7 @@
 
 import hashlib
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ from torch import Tensor
 from jacobian_lab.caching import file_digest
 from jacobian_lab.editing.second_moments import SecondMoment, fault, sums_of_keys
 from jacobian_lab.errors import InputError
+from jacobian_lab.memory import out_of_memory
 from jacobian_lab.model.corpus import load_corpus, token_rows
 from jacobian_lab.model.language_model import LanguageModel
 
@@ -31,12 +33,13 @@ COMPARED = 1024
 SAMPLE, LENGTH = 2048, 128
 """Tokens of the embedded corpus that these are taken of, and of each of its documents at the most."""
 
-ALIKE = 0.01
-"""How much the correlations between neurons have to agree. On other text they do by 0.07 to 0.12 (SmolLM2, the Python
-documentation against Wikipedia), in another layer by at most 0.003; of another model's neurons only by chance."""
+SHUFFLES, DEVIATIONS = 20, 10
+"""How often the neurons are shuffled to see what chance gives, and how many standard deviations beyond that the neurons
+of the same layer have to be. On other text they are 70 to 130 beyond it (SmolLM2, the Python documentation against
+Wikipedia), another layer's at most 4."""
 
-CHANCE = 5.0
-"""The same in standard deviations of what chance gives, where neurons are few."""
+SCALE = 30.0
+"""How far the median neuron's second moment may be from the sample's: a sum for a mean is off by a million."""
 
 
 def check_moments(folder: Path) -> None:
@@ -88,7 +91,7 @@ class Published:
                 got = ", ".join(path.name for path in found) or "none"
                 raise InputError(
                     f"expected one file of layer {layer} in ⟨moments⟩ {folder}, {name}_….npz or {name}.safetensors, "
-                    f"got {got}"
+                    f"got {got}: leave one, or give other ⟨layers⟩"
                 )
             files[layer] = found[0]
         return cls(files)
@@ -115,37 +118,54 @@ class Published:
             InputError: If a file cannot be read, is no second moment of the model's width, or one of other neurons
                 than the model's at that layer.
         """
-        own = sums_of_keys(model, token_rows(model, load_corpus(), LENGTH, SAMPLE), list(self.files), neurons=COMPARED)
+        rows = token_rows(model, load_corpus(), min(LENGTH, model.max_tokens), SAMPLE)
+        sums, total = sums_of_keys(model, rows, list(self.files), neurons=COMPARED), sum(len(row.ids) for row in rows)
         matrices, tokens = {}, []
         for layer, path in self.files.items():
             matrix, count = _read(path)
             wrong = fault(matrix, model.d_mlp, ASYMMETRY)
+            if not wrong and count < model.d_mlp:
+                wrong = f"one of {count} tokens, too few for its rank"
             if wrong:
-                raise InputError(f"expected a second moment [{model.d_mlp}, {model.d_mlp}] in {path}, got {wrong}")
-            _check_neurons(own[layer], matrix, path)
+                raise InputError(
+                    f"expected a second moment [{model.d_mlp}, {model.d_mlp}] in {path}, got {wrong}: give another"
+                )
+            _check_neurons(sums[layer] / total, matrix, path)
             matrices[layer] = matrix.add_(matrix.T.clone()).div_(2)
             tokens.append(count)
         return SecondMoment(matrices, min(tokens))
 
 
 def _check_neurons(ours: Float[Tensor, "n n"], theirs: Float[Tensor, "d_mlp d_mlp"], path: Path) -> None:
-    """Refuse the second moment of another model or layer."""
-    compared = len(ours)
-    theirs = theirs[:compared, :compared]
+    """Refuse the second moment of another model or layer, and what is not a mean."""
+    theirs = theirs[: len(ours), : len(ours)]
     fires = (ours.diagonal() > 0) & (theirs.diagonal() > 0)
-    own, published = (_correlations(matrix[fires][:, fires]) for matrix in (ours, theirs))
-    likeness, needed = float(torch.cosine_similarity(own, published, dim=0)), max(ALIKE, CHANCE * 2**0.5 / compared)
+    ours, theirs = ours[fires][:, fires], theirs[fires][:, fires]
+    scale = float((theirs.diagonal() / ours.diagonal()).median())
+    if not 1 / SCALE < scale < SCALE:
+        raise InputError(
+            f"expected a mean over tokens in {path}, got neurons {scale:.2g} times what they are on a sample of text: "
+            "check the number of tokens that goes with it"
+        )
+    own, published = _together(ours), _together(theirs)
+    generator = torch.Generator().manual_seed(0)
+    orders = [torch.randperm(len(own), generator=generator) for _ in range(SHUFFLES)]
+    chance = torch.stack([(own * published[order][:, order]).sum() for order in orders])
+    likeness, needed = float((own * published).sum()), float(chance.mean() + DEVIATIONS * chance.std())
     if not likeness > needed:
         raise InputError(
             f"expected neurons in {path} that go together as the model's at this layer do (correlation {needed:.2g} at "
-            f"least), got {likeness:.3f}: it is of another model or layer"
+            f"least), got {likeness:.2g}: give the file of this model and layer"
         )
 
 
-def _correlations(matrix: Float[Tensor, "n n"]) -> Float[Tensor, " pair"]:
-    """How far two neurons go together, for every pair of different ones; a neuron's own entry is zero."""
+def _together(matrix: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    """How far two neurons go together beyond what each does with all others, of norm one over all pairs."""
     scale = matrix.diagonal().sqrt()
-    return (matrix / scale / scale[:, None]).fill_diagonal_(0).flatten()
+    matrix = (matrix / scale / scale[:, None]).fill_diagonal_(0)
+    mean = matrix.sum(0) / max(1, len(matrix) - 1)
+    matrix = (matrix - mean - mean[:, None] + mean.mean()).fill_diagonal_(0)
+    return matrix / torch.linalg.matrix_norm(matrix)
 
 
 def _read(path: Path) -> tuple[Float[Tensor, "n m"], int]:
@@ -161,11 +181,24 @@ def _read(path: Path) -> tuple[Float[Tensor, "n m"], int]:
             return tensors["second_moment"].double(), int(tensors["tokens"])
         count = int(tensors["mom2.count"])
         return tensors["mom2.mom2"].double().div_(count), count
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, zipfile.BadZipFile, SafetensorError) as error:
+    except _UNREADABLE as error:
+        if out_of_memory(error):
+            raise
         raise InputError(
-            f"expected a second moment as MEMIT writes it (mom2.mom2, mom2.count) in {path}, got "
+            f"expected mom2.mom2 and mom2.count as MEMIT writes them, or second_moment and tokens, in {path}, got "
             f"{type(error).__name__} ({error!s:.100}): fetch it again"
         ) from error
 
 
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    TypeError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+    SafetensorError,
+)
 _NAMES = ("mom2.mom2", "mom2.count", "second_moment", "tokens")

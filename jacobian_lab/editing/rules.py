@@ -208,7 +208,8 @@ def emmet(problem: Problem, *, epsilon: float = 0.1) -> Update:
         epsilon: ε.
 
     Returns:
-        The change; the condition number is the larger one of the two solves.
+        The change; the condition number is the larger one of A and Kᵀ A⁻¹ K + εI. The first batch is solved by QR,
+        without forming the latter; later ones, whose old keys stand beside A's factor, with it.
     """
     K, R, layer = problem.keys, problem.residuals, problem.layer
     kept = (
@@ -216,14 +217,18 @@ def emmet(problem: Problem, *, epsilon: float = 0.1) -> Update:
         if problem.kept
         else factored(problem.spread(), f"λC at layer {layer}", advice(problem.second_moment, problem.ridge))
     )
-    solved = kept.solve(K).T  # Kᵀ A⁻¹
-    inner = solved @ K
-    inner = (inner + inner.T) / 2 + epsilon * torch.eye(len(inner), dtype=K.dtype, device=K.device)
-    multipliers = factored(inner, f"Kᵀ A⁻¹ K + εI at layer {layer}", "raise ⟨emmet_epsilon⟩")
-    beside = bool(kept.columns.shape[1])
-    delta = multipliers.solve(R.T).T @ solved if beside else R @ damped_inverse(kept.factor, K, epsilon)
+    name, hint = f"Kᵀ A⁻¹ K + εI at layer {layer}", "raise ⟨emmet_epsilon⟩"
+    if kept.columns.shape[1]:
+        solved = kept.solve(K).T  # Kᵀ A⁻¹
+        inner = solved @ K
+        inner = (inner + inner.T) / 2 + epsilon * torch.eye(len(inner), dtype=K.dtype, device=K.device)
+        multipliers = factored(inner, name, hint)
+        delta, condition = multipliers.solve(R.T).T @ solved, multipliers.condition
+    else:
+        inverse, condition = damped_inverse(kept.factor, K, epsilon, name, hint)
+        delta = R @ inverse
     handed_on = Kept(kept.plus(K)) if problem.goes_on else None
-    return Update(delta, max(kept.condition, multipliers.condition), kept=handed_on)
+    return Update(delta, max(kept.condition, condition), kept=handed_on)
 
 
 RULES: dict[str, Callable[..., Update]] = {

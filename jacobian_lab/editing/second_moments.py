@@ -135,7 +135,7 @@ def fault(matrix: Tensor, width: int, asymmetry: float = ASYMMETRY) -> str:
         The reason, or nothing if it is one.
     """
     if matrix.shape != (width, width) or matrix.dtype != torch.float64:
-        return "another shape or dtype"
+        return f"[{', '.join(map(str, matrix.shape))}] in {str(matrix.dtype).removeprefix('torch.')}"
     if not torch.isfinite(matrix).all():
         return "NaN or infinity"
     largest = float(matrix.diagonal().max())

@@ -115,14 +115,14 @@ def factored(matrix: Matrix, name: str, hint: str) -> Factored:
     if not int(info):
         reciprocal = float(dpocon(factor.cpu().numpy(), float(torch.linalg.matrix_norm(matrix, 1)), uplo="L")[0])
     if not reciprocal > torch.finfo(matrix.dtype).eps:
-        raise InputError(
-            f"expected a positive definite {name} to solve with, got one that is singular to working precision: {hint}"
-        )
+        raise InputError(_singular(name, hint))
     none = matrix.new_zeros(len(matrix), 0)
     return Factored(name, hint, factor, 1 / reciprocal, none, none, matrix.new_zeros(0, 0))
 
 
-def damped_inverse(factor: Matrix, keys: Float[Tensor, "n k"], damping: float) -> Float[Tensor, "k n"]:
+def damped_inverse(
+    factor: Matrix, keys: Float[Tensor, "n k"], damping: float, name: str, hint: str
+) -> tuple[Float[Tensor, "k n"], float]:
     """``(Kᵀ A⁻¹ K + εI)⁻¹ Kᵀ A⁻¹`` with A = L Lᵀ.
 
     By QR of L⁻¹K with √ε·I below it, whose condition number is the root of that of what is inverted.
@@ -131,15 +131,27 @@ def damped_inverse(factor: Matrix, keys: Float[Tensor, "n k"], damping: float) -
         factor: L, lower triangular.
         keys: K.
         damping: ε.
+        name: What is inverted, for the message.
+        hint: What to do if it is singular.
 
     Returns:
-        The inverse of K in the metric of A, damped.
+        The inverse of K in the metric of A, damped; and the condition number of what is inverted, a 1-norm estimate.
+
+    Raises:
+        InputError: If the factor of what is inverted is singular to working precision.
     """
     whitened = torch.linalg.solve_triangular(factor, keys, upper=False)
     root = math.sqrt(damping) * torch.eye(keys.shape[1], dtype=keys.dtype, device=keys.device)
     Q, T = torch.linalg.qr(torch.cat([whitened, root]))
+    reciprocal = float(dpocon(T.cpu().numpy(), float(torch.linalg.matrix_norm(T.T @ T, 1)), uplo="U")[0])
+    if not reciprocal > torch.finfo(T.dtype).eps ** 2:
+        raise InputError(_singular(name, hint))
     inverse = torch.linalg.solve_triangular(T, Q[: len(keys)].T, upper=True)
-    return torch.linalg.solve_triangular(factor, inverse, upper=False, left=False)
+    return torch.linalg.solve_triangular(factor, inverse, upper=False, left=False), 1 / reciprocal
+
+
+def _singular(name: str, hint: str) -> str:
+    return f"expected a positive definite {name} to solve with, got one that is singular to working precision: {hint}"
 
 
 def suited_ridge(eases: Float[Tensor, "fact layer"]) -> float:

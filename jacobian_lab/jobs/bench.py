@@ -50,6 +50,7 @@ class Bench:
         experiment, config, model = self.experiment, self.experiment.config, self.experiment.model
         if experiment.published is not None:
             return experiment.published.read(model)
+        assert experiment.corpus is not None
         return second_moments(
             model,
             experiment.corpus,
@@ -70,7 +71,7 @@ class Bench:
         return suited_ridge(experiment.setting(self.moments, 0.0).eases(experiment.layers))
 
     def begin(self, folder: Path) -> None:
-        """Make the moments, and refuse a singular λC at once where it is solved with fewer keys than it is wide.
+        """Read or make the moments; refuse a singular λC at once where it is solved with fewer keys than it is wide.
 
         A run that is resumed keeps its λ, lest another machine's rounding choose another.
 
@@ -83,6 +84,8 @@ class Bench:
         if self.experiment.ridge is None and exists(folder):
             vars(self)["ridge"] = float(read_config(folder)["provenance"]["ridge"])
         count = len(self.experiment.facts) if self.columns is None else self.columns
+        if self.experiment.published is not None:
+            _ = self.moments  # files that cannot be used are refused before the long work
         matrices = self.moments.matrices if count < self.experiment.model.d_mlp else {}
         for layer, matrix in matrices.items():
             factored(self.ridge * matrix, f"λC at layer {layer}", advice(matrix, self.ridge))

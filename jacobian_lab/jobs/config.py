@@ -26,6 +26,7 @@ Above = Annotated[float, Gt(0)]
 SurveyName = Literal["auto", "dense", "lanczos"]
 """How Jacobians are surveyed (`jacobian_lab.jobs.jacobians.Survey`)."""
 Count = Annotated[int, Gt(-1)]
+"""A number of things, of which there may be none."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class SubjectConfig:
         layers: Decisive layers, the last of them L, as 4-8 or 4,6,8.
         chat: Whether prompts are put into the model's own chat template, as the user's turn that the answer follows.
         protocol: Known model whose settings of the literature to use, such as gpt2-xl; the model's own by default.
-        seed: Seed of all that is sampled: templates, the bootstrap, random directions.
+        seed: Seed of all that is sampled: templates, the bootstrap, random directions, the facts of a survey.
         device: auto, cpu, cuda or cuda:N.
         dtype: What the weights are.
         out: Folder of the run; runs/<hash of the settings> by default.
@@ -55,7 +56,7 @@ class SubjectConfig:
     layers: str | None = None
     chat: bool = False
     protocol: str | None = None
-    seed: Annotated[int, Gt(-1), Lt(2**63)] = 0
+    seed: Annotated[Count, Lt(2**63)] = 0
     device: str = "auto"
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
     out: Path | None = None

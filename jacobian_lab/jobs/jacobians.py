@@ -38,7 +38,7 @@ from jacobian_lab.maps.definiteness import (
     symmetric_part,
     verdict_of,
 )
-from jacobian_lab.maps.jacobians import MEMORY_BUDGET, dense_jacobians, linear_operator, precision, to_numpy
+from jacobian_lab.maps.jacobians import MEMORY_BUDGET, dense_jacobians, jvp, linear_operator, precision, to_numpy
 from jacobian_lab.maps.replay import RESIDUAL, Frozen, Site, freeze
 from jacobian_lab.maps.spectra import henrici_departure, rotation
 from jacobian_lab.progress import note
@@ -111,9 +111,11 @@ class Survey:
         Args:
             facts: How many there are.
         """
+        if len(self.sample) == facts:
+            return
         if self.kind == "lanczos":
-            note("J is surveyed by Lanczos: λ_min, λ_max and σ_max alone, beside the facts of the sample")
-        if len(self.sample) < facts:
+            note(f"J is surveyed by products alone (λ_min, λ_max, σ_max) but for {len(self.sample)} of {facts} facts")
+        else:
             note(f"J's own eigenvectors are sought for {len(self.sample)} of {facts} facts (survey_facts)")
 
 
@@ -136,6 +138,7 @@ def run_jacobian(config: JacobianConfig, *, progress: bool = True) -> Path:
         raise InputError(f"expected at least two layers, l and L, got only {layers[0]}: give them as 4-8")
 
     def surveyed(run: Run) -> None:
+        how.say(len(subject.facts))
         budget = int(config.memory * 2**30)
         survey(run, subject, how, site=config.site, budget=budget, progress=progress)
 
@@ -177,20 +180,20 @@ def survey(
     def measured(fact: Any) -> Iterator[tuple[str, Any, Labels]]:
         place, text = facts[fact][0], facts[fact][1].text
         frozen = freeze(model, [model.fact_prompt(facts[fact][1]).cut()], layers[:-1], layers[-1])
+        seeds = (how.seed, zlib.crc32(text.encode()))  # so that a fact's directions are its own in any slice
         if how.forms(place):
-            eps, seeds = precision(model.dtype), (how.seed, zlib.crc32(text.encode()))  # a fact's own in any slice
+            eps = precision(model.dtype)
             sweep = dense_jacobians(frozen, layers[:-1], layers[-1], site=site, budget=budget)[0]
             each = (
                 dense_conditions(J, (*seeds, layer), eps, eigenvectors=place in how.sample)
                 for layer, J in zip(layers, sweep, strict=False)
             )
         else:
-            each = (_matrix_free(frozen, layer, layers[-1], how.seed, site) for layer in layers[:-1])
+            each = (_matrix_free(frozen, layer, layers[-1], seeds, site) for layer in layers[:-1])
         for layer, found in zip(layers, each, strict=False):
             for name in found.keys() & run.variables.keys():
                 yield name, found[name], {"layer": layer}
 
-    how.say(len(facts))
     cell_by_cell(run, "surveyed", [{"fact": label} for label in facts], measured, "Jacobians", "fact", progress)
 
 
@@ -211,20 +214,15 @@ def dense_conditions(
     """
     double, matrix = in_double(J), to_numpy(J)
     singular = to_numpy(torch.linalg.svdvals(double))
-    found = verdict_of(double, eps, singular[0])
-    random = np.random.default_rng(seed).standard_normal((RANDOM_DIRECTIONS, len(matrix)))
-    pushed = random @ matrix.T
-    conditions = _verdict(found) | {
-        "cholesky": float(is_positive_definite(symmetric_part(double))),
+    S = symmetric_part(double)
+    found, random = verdict_of(S, eps, singular[0]), _directions(seed, len(matrix))
+    conditions = _verdict(found) | _yardsticks(random, random @ matrix.T)
+    conditions |= {
+        "cholesky": float(is_positive_definite(S)),
         "positive_share": positive_share(found.eigenvalues),
         "sigma_max": singular[0],
         "sigma_min": singular[-1],
         "rotation": rotation(matrix),
-        "random_rayleigh": rayleigh_quotient(random, pushed).mean(),
-        "random_gain": gain(random, pushed).mean(),
-        "random_cosine": cosine(random, pushed).mean(),
-        "random_positive": (cosine(random, pushed) > 0).mean(),
-        "random_residual": eigen_residual(random, pushed).mean(),
         "symmetric_eigenvalue": found.eigenvalues,
         "singular_value": singular,
     }
@@ -250,12 +248,30 @@ def _eigen_conditions(
     }
 
 
-def _matrix_free(frozen: Frozen, layer: int, last: int, seed: int, site: Site) -> dict[str, Any]:
-    """What is stored of one Jacobian, from products alone."""
+def _matrix_free(frozen: Frozen, layer: int, last: int, seeds: tuple[int, int], site: Site) -> dict[str, Any]:
+    """What is stored of one Jacobian, from products alone; seeds are the run's and the fact's."""
     J = linear_operator(frozen, 0, layer, last, site=site)
-    norm = largest_singular_value(J, seed=seed)
-    found = definiteness_matrix_free(J, norm, seed=seed, eps=precision(frozen.model.dtype))
-    return _verdict(found) | {"sigma_max": norm}
+    norm = largest_singular_value(J, seed=seeds[0])
+    found = definiteness_matrix_free(J, norm, seed=seeds[0], eps=precision(frozen.model.dtype))
+    random = _directions((*seeds, layer), J.shape[0])
+    repeated = frozen.select(torch.zeros(RANDOM_DIRECTIONS, dtype=torch.long, device=frozen.start.device))
+    pushed = jvp(repeated, layer, last, torch.from_numpy(random).to(frozen.start.device), site=site)
+    return _verdict(found) | _yardsticks(random, to_numpy(pushed)) | {"sigma_max": norm}
+
+
+def _directions(seed: int | Sequence[int], width: int) -> Float[np.ndarray, "direction d"]:
+    return np.random.default_rng(seed).standard_normal((RANDOM_DIRECTIONS, width))
+
+
+def _yardsticks(random: Float[np.ndarray, "direction d"], pushed: Float[np.ndarray, "direction d"]) -> dict[str, Any]:
+    """What J makes of random directions."""
+    return {
+        "random_rayleigh": rayleigh_quotient(random, pushed).mean(),
+        "random_gain": gain(random, pushed).mean(),
+        "random_cosine": cosine(random, pushed).mean(),
+        "random_positive": (cosine(random, pushed) > 0).mean(),
+        "random_residual": eigen_residual(random, pushed).mean(),
+    }
 
 
 def _verdict(verdict: Verdict) -> dict[str, Any]:

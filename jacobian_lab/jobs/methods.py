@@ -209,12 +209,13 @@ class Comparison:
     def settings(self) -> dict[str, Any]:
         """Everything that decides a number, as it stands in ``config.json``."""
         config = self.config
+        length = {"length": config.corpus_length} if self.experiment.corpus is None else {}  # else the corpus has it
         return self.experiment.settings() | {
             "rules": asdict(config.rules),
             "edits_per_batch": config.edits_per_batch,
             "metrics": self.examination.style,
             "greedy": config.greedy,
-            "held_out": {"digest": self.held_out.digest, "tokens": config.held_out_tokens},
+            "held_out": {"digest": self.held_out.digest, "tokens": config.held_out_tokens} | length,
         }
 
     @cached_property
@@ -328,7 +329,7 @@ def _examination(config: EvaluationConfig, experiment: Experiment) -> Examinatio
 
 
 def _held_out_rows(config: EvaluationConfig, experiment: Experiment, text: Corpus) -> list[Prompt]:
-    if text.digest == experiment.corpus.digest:
+    if experiment.corpus is not None and text.digest == experiment.corpus.digest:
         raise InputError(f"expected a held-out text, got the corpus {config.corpus!r} itself: give another ⟨held_out⟩")
     length = min(config.corpus_length, experiment.model.max_tokens)
     rows = token_rows(experiment.model, text, length, config.held_out_tokens)

@@ -40,6 +40,10 @@ def run_schemes(
     experiment, schemes = prepare(config), list(config.schemes)
     bench, how = Bench(experiment, progress), Survey.of(config, experiment.model.d_model, experiment.facts)
 
+    looked_at = (verdicts and config.survey != "none") or "theorem1" in studies
+    if looked_at:
+        how.say(len(experiment.facts))
+
     def surveyed(run: Run) -> None:
         survey(run, experiment, how, progress=progress)
 

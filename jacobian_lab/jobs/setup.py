@@ -100,7 +100,7 @@ class Experiment(Subject):
         rows: The facts as the model reads them.
         anchor: How anchors are optimised.
         ridge: λ; none if it follows from what is realised (`Bench.ridge`).
-        corpus: The corpus of the second moment.
+        corpus: The corpus of the second moment, unless published ones take its place.
     """
 
     config: EditingConfig
@@ -108,7 +108,7 @@ class Experiment(Subject):
     rows: FactRows
     anchor: AnchorSettings
     ridge: float | None
-    corpus: Corpus
+    corpus: Corpus | None
 
     @cached_property
     def published(self) -> Published | None:
@@ -133,21 +133,26 @@ class Experiment(Subject):
         """
         return Setting(self.rows, moments.matrices, ridge, self.config.pullback_damping)
 
+    def of_anchors(self) -> dict[str, Any]:
+        """The settings that decide an anchor, and those of every subject."""
+        return super().settings() | {
+            "templates": [list(group) for group in self.templates],
+            "anchor": asdict(self.anchor),
+        }
+
     def settings(self) -> dict[str, Any]:
         """Everything that decides a number, as it stands in ``config.json``."""
         config = self.config
-        return super().settings() | {
-            "templates": [list(group) for group in self.templates],
+        return self.of_anchors() | {
             "corpus": self._corpus_settings(),
             "ridge": f"realises {REALISED:g}" if self.ridge is None else self.ridge,
             "pullback_damping": config.pullback_damping,
-            "anchor": asdict(self.anchor),
             "coordination": asdict(config.coordination),
         }
 
     def _corpus_settings(self) -> dict[str, Any]:
-        if self.published is not None:
-            return {"published": self.published.digest}
+        if self.corpus is None:
+            return {} if self.published is None else {"published": self.published.digest}
         return {
             "digest": self.corpus.digest,
             "length": self.config.corpus_length,
@@ -160,7 +165,7 @@ class Experiment(Subject):
             super().provenance()
             | {
                 "templates": str(self.config.templates or f"sampled with seed {self.config.seed}"),
-                "corpus": str(self.config.moments or self.corpus.name),
+                "corpus": str(self.config.moments) if self.corpus is None else self.corpus.name,
             }
             | ({} if self.config.anchors_from is None else {"anchors_from": str(self.config.anchors_from)})
         )
@@ -228,14 +233,18 @@ def prepare(config: EditingConfig) -> Experiment:
     """
     check(config)
     templates = read_templates(config.templates) if config.templates else None
-    corpus = load_corpus(config.corpus, seed=config.seed)
+    corpus = load_corpus(config.corpus, seed=config.seed) if config.moments is None else None
     if config.moments is not None:
         check_moments(config.moments)
+        if config.corpus != EditingConfig.corpus or config.corpus_tokens is not None:
+            raise InputError(
+                "expected ⟨moments⟩, or ⟨corpus⟩ and ⟨corpus_tokens⟩, got both: they take each other's place"
+            )
     donated = None if config.anchors_from is None else _donated(config.anchors_from)
     subject = load_subject(config)
     model = subject.model
     defaults = model.defaults(config.protocol)
-    if config.corpus_length > model.max_tokens:
+    if corpus is not None and config.corpus_length > model.max_tokens:
         raise InputError(
             f"expected documents of at most {model.max_tokens} tokens, got ⟨corpus_length⟩ {config.corpus_length}: "
             f"{config.model} takes no longer ones"
@@ -249,7 +258,7 @@ def prepare(config: EditingConfig) -> Experiment:
     if donated is not None and config.anchors_from is not None:
         ours, theirs = (
             {name: each for name, each in settings.items() if name in ANCHORS}
-            for settings in (experiment.settings(), donated)
+            for settings in (experiment.of_anchors(), donated)
         )
         check_same(theirs, ours, config.anchors_from, "anchors_from")
     return experiment

@@ -12,8 +12,8 @@ from torch import Tensor
 from jacobian_lab.editing.measures import ObservedEdit, norms
 from jacobian_lab.jobs.jacobians import Survey
 from jacobian_lab.maps.conditions import eigenspaces, eigenvector_angle, plane_angle, rayleigh_quotient
-from jacobian_lab.maps.definiteness import definiteness_matrix_free, verdict_of
-from jacobian_lab.maps.jacobians import dense_jacobians, linear_operator, precision, to_numpy
+from jacobian_lab.maps.definiteness import Verdict, definiteness_matrix_free, symmetric_part, verdict_of
+from jacobian_lab.maps.jacobians import dense_jacobians, linear_operator, to_numpy
 from jacobian_lab.maps.replay import replay
 from jacobian_lab.progress import bar
 
@@ -31,6 +31,9 @@ TRUST = 0.1
 
 UNTRUSTED = (torch.bfloat16, torch.float16)
 """Dtypes whose rounding of a replayed state is more than `TRUST` of the shortest steps: no radius can be told."""
+
+UNKNOWN = np.inf
+"""σ_max of J where the extreme eigenvalues of S are wanted, and no decision."""
 
 FARTHEST = 64.0
 """The trust radius is sought up to this many times the norm of the hidden state."""
@@ -57,13 +60,12 @@ def theorem_1(edit: ObservedEdit, how: Survey, progress: bool = False) -> dict[s
             shown.update()
             if not np.isfinite(quotients[fact]):
                 continue
-            eps, undecided = precision(row.model.dtype), np.inf  # the eigenvalues are wanted, not the decision
             if how.forms(fact):
                 J = dense_jacobians(row, [edit.layer], edit.last)[0, 0]
-                extremes = verdict_of(J, eps, undecided)
+                extremes: Verdict = verdict_of(symmetric_part(J), 0.0, UNKNOWN)
             else:
                 products = linear_operator(row, 0, edit.layer, edit.last)
-                extremes = definiteness_matrix_free(products, undecided, seed=how.seed, eps=eps)
+                extremes = definiteness_matrix_free(products, UNKNOWN, seed=how.seed)
             found["range_position"][fact] = extremes.position(quotients[fact])
             if fact in how.sample:
                 spaces = eigenspaces(to_numpy(J))

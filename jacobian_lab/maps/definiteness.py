@@ -97,14 +97,12 @@ def in_double(J: Vectors) -> Vectors:
     """A matrix in float64.
 
     Args:
-        J: On any device.
+        J: As an array, or as a tensor on any device.
 
     Returns:
-        On the same one, or on the CPU if that has no float64.
+        The same kind, on the same device.
     """
-    if not isinstance(J, Tensor):
-        return J.astype(np.float64)
-    return (J.cpu() if J.device.type == "mps" else J).double()
+    return J.double() if isinstance(J, Tensor) else J.astype(np.float64)
 
 
 def symmetric_part(J: Float[Vectors, "d d"]) -> Float[Vectors, "d d"]:
@@ -127,23 +125,23 @@ def is_positive_definite(S: Float[Vectors, "d d"]) -> bool:
         S: A symmetric matrix.
 
     Returns:
-        LAPACK's verdict, which says nothing of how close it was; `definiteness` does.
+        The factorisation's verdict, which says nothing of how close it was; `definiteness` does.
     """
-    return not torch.linalg.cholesky_ex(torch.as_tensor(S)).info.item()
+    return not torch.linalg.cholesky_ex(torch.as_tensor(in_double(S))).info.item()
 
 
-def verdict_of(J: Float[Tensor, "d d"], eps: float, sigma_max: float) -> Verdict:
-    """Theorem 2's condition from all eigenvalues of S, on J's own device, without eigenvectors.
+def verdict_of(S: Float[Tensor, "d d"], eps: float, sigma_max: float) -> Verdict:
+    """Theorem 2's condition from all eigenvalues of S, on its own device, without eigenvectors.
 
     Args:
-        J: The Jacobian.
+        S: The symmetric part of J, in float64.
         eps: ε, the precision that J was computed in.
         sigma_max: Largest singular value of J.
 
     Returns:
         What `definiteness` says, less the certificate.
     """
-    return Verdict(torch.linalg.eigvalsh(symmetric_part(J)).cpu().numpy(), _rounding(len(J), eps, sigma_max))
+    return Verdict(torch.linalg.eigvalsh(S).cpu().numpy(), _rounding(len(S), eps, sigma_max))
 
 
 def definiteness(J: Float[ndarray, "d d"], eps: float | None = None, sigma_max: float | None = None) -> Definiteness:

@@ -1,5 +1,7 @@
 """Published second moments: MEMIT's files read as they are, and what is not the model's refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from jacobian_lab.editing.published_moments import Published
 from jacobian_lab.editing.second_moments import second_moments, sums_of_keys
 from jacobian_lab.editor import Editor
 from jacobian_lab.errors import InputError
-from jacobian_lab.jobs import bench
+from jacobian_lab.jobs import bench, setup
 from jacobian_lab.jobs.config import SchemesConfig
 from jacobian_lab.jobs.schemes import run_schemes
 from jacobian_lab.model.corpus import load_corpus, token_rows
@@ -77,10 +79,6 @@ def test_safetensors_hold_the_sum_or_the_mean(tiny, tmp_path, counted):
     torch.testing.assert_close(found.matrices[2], sums[2] / count, rtol=1e-5, atol=1e-6)
 
 
-def wrong_layer(path, model, sums, count):
-    publish(path, model, {1: sums[2]}, count)
-
-
 def asymmetric(path, model, sums, count):
     matrix = sums[1].clone()
     matrix[0, 1] += matrix.max()
@@ -100,18 +98,34 @@ def torn(path, model, _sums, _count):
     file.write_bytes(file.read_bytes()[:1000])
 
 
+def empty(path, model, _sums, _count):
+    (path / f"{name_of(model, 1)}_float32_mom2_100000.npz").write_bytes(b"")
+
+
+def damaged(path, model, sums, count):
+    file = path / f"{name_of(model, 1)}_float32_mom2_100000.npz"
+    np.savez_compressed(file, **{"mom2.mom2": sums[1].numpy(), "mom2.count": count})
+    content = bytearray(file.read_bytes())
+    content[200:260] = bytes(60)
+    file.write_bytes(content)
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (wrong_layer, r"correlation .* it is of another model or layer"),
-        (lambda p, m, s, n: publish(p, m, {1: s[1][:30, :30]}, n), r"second moment \[64, 64\] .* another shape"),
+        (lambda p, m, s, n: publish(p, m, {1: s[1][:30, :30]}, n), r"second moment \[64, 64\] .* got \[30, 30\] in"),
         (lambda p, m, s, n: publish(p, m, {1: s[1] * float("nan")}, n), "NaN or infinity"),
         (lambda p, m, s, n: publish(p, m, {1: -s[1]}, n), "a diagonal that is not positive"),
         (asymmetric, "not symmetric"),
-        (pickled, "expected a second moment as MEMIT writes it"),
-        (other_arrays, "expected a second moment as MEMIT writes it"),
-        (torn, "expected a second moment as MEMIT writes it"),
+        (pickled, "expected mom2.mom2 and mom2.count as MEMIT writes them"),
+        (other_arrays, r"expected mom2.mom2 and mom2.count .* got KeyError"),
+        (torn, "expected mom2.mom2 and mom2.count as MEMIT writes them"),
+        (empty, r"expected mom2.mom2 and mom2.count .* got EOFError"),
+        (damaged, "expected mom2.mom2 and mom2.count as MEMIT writes them"),
         (lambda p, m, s, n: publish(p, m, {1: s[1]}, 0), "NaN or infinity"),
+        (lambda p, m, s, n: publish(p, m, {1: s[1] / n}, n), "expected a mean over tokens .* times what they are"),
+        (lambda p, m, s, n: publish(p, m, {1: s[1] * n}, n), "expected a mean over tokens .* times what they are"),
+        (lambda p, m, s, n: publish(p, m, {1: s[1] / n * 50}, 50), "one of 50 tokens, too few for its rank"),
     ],
 )
 def test_what_is_no_second_moment_of_the_layer_is_refused_in_one_line(folder, tiny, counted, spoil, words):
@@ -121,11 +135,15 @@ def test_what_is_no_second_moment_of_the_layer_is_refused_in_one_line(folder, ti
     assert "\n" not in str(caught.value)
 
 
-def test_neurons_in_another_order_are_another_model(folder, tiny, counted):
-    order = torch.randperm(tiny.d_mlp, generator=torch.Generator().manual_seed(0))
-    publish(folder, tiny, {3: counted[0][3][order][:, order]}, counted[1])
-    with pytest.raises(InputError, match="another model or layer"):
-        read(folder, tiny)
+def test_another_layers_and_another_models_neurons_are_refused(family_model, tmp_path):
+    """Of every family: where keys are not negative, all neurons go together a little, whoever's they are."""
+    rows = token_rows(family_model, load_corpus(), 64, 4000)
+    sums, count = sums_of_keys(family_model, rows, LAYERS), sum(len(row.ids) for row in rows)
+    order = torch.randperm(family_model.d_mlp, generator=torch.Generator().manual_seed(1))
+    for wrong in (sums[2], sums[1][order][:, order]):
+        folder = publish(tmp_path / "stats", family_model, {1: wrong, 2: sums[2], 3: sums[3]}, count)
+        with pytest.raises(InputError, match="give the file of this model and layer"):
+            read(folder, family_model)
 
 
 def test_a_layer_without_a_file_or_with_two_is_named(folder, tiny):
@@ -141,7 +159,9 @@ def test_a_layer_without_a_file_or_with_two_is_named(folder, tiny):
 
 def test_a_run_with_published_moments(arguments, tmp_path, monkeypatch):
     """C is the files', the run is known by them, and the corpus is not read."""
+    arguments = {name: value for name, value in arguments.items() if name != "corpus"}
     monkeypatch.setattr(bench, "second_moments", lambda *_, **__: pytest.fail("C was computed"))
+    monkeypatch.setattr(setup, "load_corpus", lambda *_, **__: pytest.fail("the corpus was read"))
     seen = []
     original = Published.read
     monkeypatch.setattr(Published, "read", lambda *a: seen.append(original(*a)) or seen[-1])
@@ -154,7 +174,9 @@ def test_a_run_with_published_moments(arguments, tmp_path, monkeypatch):
     settings = read_config(tmp_path / "run")["settings"]
     assert settings["corpus"] == {"published": Published.of(model, published, LAYERS).digest}
     run_schemes(config, progress=False)
-    publish(published, model, {2: seen[0].matrices[2]}, 1)
+    with pytest.raises(InputError, match=r"expected moments, or corpus and corpus_tokens, got both"):
+        run_schemes(replace(config, corpus_tokens=2000), progress=False)
+    publish(published, model, {2: 1000 * seen[0].matrices[2]}, 1000)
     with pytest.raises(InputError, match="another corpus"):
         run_schemes(config, progress=False)
     with pytest.raises(InputError, match="expected a folder of second moments, got moments"):
@@ -174,5 +196,5 @@ def test_the_real_models_layers_are_told_apart_on_other_text(real, shared, tmp_p
     publish(tmp_path, real, sums, found.tokens)
     assert torch.allclose(read(tmp_path, real, (4, 5)).matrices[5], found.matrices[5], rtol=1e-4, atol=1e-6)
     publish(tmp_path, real, {4: sums[5]}, found.tokens)
-    with pytest.raises(InputError, match="another model or layer"):
+    with pytest.raises(InputError, match="file of this model and layer"):
         read(tmp_path, real, (4,))

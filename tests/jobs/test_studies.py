@@ -164,6 +164,8 @@ def test_lanczos_agrees_with_dense(arguments, surveyed, tmp_path):
     np.testing.assert_array_equal(lanczos["decision"], dense["decision"])
     for name in ("lambda_min", "lambda_max", "sigma_max"):
         np.testing.assert_allclose(lanczos[name], dense[name], rtol=1e-4)
+    for name in ("random_rayleigh", "random_gain", "random_cosine", "random_positive", "random_residual"):
+        np.testing.assert_allclose(lanczos[name], dense[name], rtol=1e-6)  # the same directions, by products
     assert np.isnan(lanczos["positive_share"]).all()
     assert "nan" not in write_account(tmp_path / "run", "jacobian")
 
@@ -225,7 +227,7 @@ def test_no_matrix_is_formed_of_a_wide_model_beyond_the_sample(arguments, tmp_pa
     config = JacobianConfig(**{**survey_options(arguments), "slice": "0:2"}, out=tmp_path / "run")
     run_jacobian(config, progress=False)
     assert len(calls) == 1
-    assert "eigenvectors are sought for 1 of 2 facts" in capsys.readouterr().err
+    assert "by products alone (λ_min, λ_max, σ_max) but for 1 of 2 facts" in capsys.readouterr().err
 
 
 def test_theorem_1_forms_no_matrix_where_lanczos_is_asked_for(arguments, tmp_path, monkeypatch):

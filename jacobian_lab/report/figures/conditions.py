@@ -96,7 +96,7 @@ def jacobian(figure: FigureBase, dataset: xr.Dataset) -> None:
 
     Args:
         figure: An empty figure, or part of one.
-        dataset: An open run of Jacobians, dense.
+        dataset: An open run of Jacobians, some of them dense; a curve is over the facts that have a value.
     """
     left, middle, gains, right = figure.subplots(1, 4)
     layers = dataset["layer"].values
