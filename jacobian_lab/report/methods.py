@@ -43,7 +43,7 @@ def records(dataset: xr.Dataset) -> pd.DataFrame:
         ``neighborhood_prompts``, by which flat means weigh it.
     """
     names = [*METRICS, *MORE, *further(dataset), "nll_new", "nll_true"]
-    means = xr.Dataset({name: _column(dataset, name) for name in names}).map(
+    means = xr.Dataset({name: column(dataset, name) for name in names}).map(
         lambda values: values.mean([dim for dim in values.dims if dim not in {"fact", "edit"}])
     )
     means["neighborhood_prompts"] = dataset["kl"].notnull().sum("neighbor")
@@ -65,7 +65,16 @@ def further(dataset: xr.Dataset) -> dict[str, Metric]:
     return {str(group): Metric(str(group)) for group in dataset["probe"].values[asked.values]}
 
 
-def _column(dataset: xr.Dataset, metric: str) -> xr.DataArray:
+def column(dataset: xr.Dataset, metric: str) -> xr.DataArray:
+    """The values of a metric, or of a group of further questions.
+
+    Args:
+        dataset: An open run.
+        metric: Its name, or the group's.
+
+    Returns:
+        With a dimension ``fact``.
+    """
     return dataset[metric] if metric in dataset else dataset["probe_accuracy"].sel(probe=metric, drop=True)
 
 
@@ -80,7 +89,7 @@ def summaries(dataset: xr.Dataset) -> pd.DataFrame:
     """
     kinds = {**METRICS, **MORE, **further(dataset)}
     keys = [(str(name), metric) for name in dataset["edit"].values for metric in kinds]
-    cells = [(_column(dataset, metric).sel(edit=name), kinds[metric]) for name, metric in keys]
+    cells = [(column(dataset, metric).sel(edit=name), kinds[metric]) for name, metric in keys]
     return pd.DataFrame(keys, columns=["method", "metric"]).join(means(cells, seed_of(dataset)))
 
 
@@ -102,7 +111,7 @@ def gains_of(dataset: xr.Dataset, steps: Sequence[Step] = GAINS) -> pd.DataFrame
         for rule in both_ways(dataset, (before, after))
         for metric in kinds
     ]
-    columns = {metric: _column(dataset, metric) for metric in kinds}
+    columns = {metric: column(dataset, metric) for metric in kinds}
     differences = [
         (columns[metric].sel(edit=method) - columns[metric].sel(edit=against), kinds[metric])
         for _, method, against, metric in keys
@@ -123,12 +132,20 @@ def means(cells: Sequence[Cell], seed: int) -> pd.DataFrame:
     """
     if not cells:
         return pd.DataFrame(columns=["mean", "low", "high", "count"])
-    sums, weights = (np.stack(part) for part in zip(*(_by_fact(*cell) for cell in cells), strict=True))
+    sums, weights = (np.stack(part) for part in zip(*(by_fact(*cell) for cell in cells), strict=True))
     return intervals(sums, weights, seed)
 
 
-def _by_fact(values: xr.DataArray, kind: Metric) -> tuple[np.ndarray, np.ndarray]:
-    """For each fact what it adds to the mean, and with which weight."""
+def by_fact(values: xr.DataArray, kind: Metric) -> tuple[np.ndarray, np.ndarray]:
+    """For each fact what it adds to the mean, and with which weight.
+
+    Args:
+        values: With a dimension ``fact``, the first, and any others.
+        kind: How they are averaged.
+
+    Returns:
+        The sum and the weight of each fact.
+    """
     prompts = values.values.reshape(values.sizes["fact"], -1) * kind.scale
     sums, counts = np.nansum(prompts, axis=1), np.isfinite(prompts).sum(axis=1).astype(float)
     if kind.flat:
@@ -222,63 +239,17 @@ def compared(
     rows: dict[str, list[str]] = {}
     for method in order:
         if method in held:
-            rows[method] = [_cell(cells[method, metric], kind) for metric, kind in kinds.items()]
+            rows[method] = [cell_text(cells[method, metric], kind) for metric, kind in kinds.items()]
         if method in shown.index:
             (source,) = shown.loc[[method]].to_dict("records")
             name = f"{method}, paper" + (f" ({source['model']})" if source["model"] else "")
             rows[name] = [_number(source.get(metric, np.nan), kind) for metric, kind in kinds.items()]
-    frame = pd.DataFrame.from_dict(rows, orient="index", columns=_labels(kinds)).rename_axis("method")
+    frame = pd.DataFrame.from_dict(rows, orient="index", columns=labels(kinds)).rename_axis("method")
     numbers = metrics_table(dataset, summed).frame.loc[methods]
     counts = [cells[method, metric]["count"] for method in methods for metric in kinds]
     told = source_line(shown) if paper is None else "The paper's rows: as the file that was given has them."
-    note = " ".join(filter(None, (_meanings(dataset), _facts(dataset, counts), told)))
+    note = " ".join(filter(None, (meanings(dataset), facts_of(dataset, counts), told)))
     return Table(frame, note, numbers.reset_index(), _best(numbers, kinds, frame))
-
-
-def along_ridges(dataset: xr.Dataset) -> pd.DataFrame:
-    """Every metric of every method at every λ, with its interval.
-
-    Args:
-        dataset: An open run of frontier.
-
-    Returns:
-        What `summaries` returns, with ``ridge``, for the points that have been measured.
-    """
-    points = []
-    for ridge in dataset["ridge"].values:
-        at = dataset.sel(ridge=ridge)
-        measured = at.isel(edit=np.flatnonzero(at["measured"].values == 1))
-        if measured.sizes["edit"]:
-            points.append(summaries(measured).assign(ridge=float(ridge)))
-    return pd.concat(points, ignore_index=True)
-
-
-def frontier(dataset: xr.Dataset) -> Table:
-    """`along_ridges`, as one reads it: a row a method and λ.
-
-    Args:
-        dataset: An open run of frontier.
-
-    Returns:
-        The table; its CSV file has ``method, ridge`` and the columns of ``metrics.csv``.
-    """
-    found, kinds = along_ridges(dataset), {**METRICS, **further(dataset)}
-    cells = {(row["method"], row["ridge"], row["metric"]): row for row in found.to_dict("records")}
-    points = sorted({(method, ridge) for method, ridge, _ in cells}, key=lambda point: _order(dataset, *point))
-    texts = {
-        f"{method}, λ = {ridge:g}": [_cell(cells[method, ridge, metric], kind) for metric, kind in kinds.items()]
-        for method, ridge in points
-    }
-    frame = pd.DataFrame.from_dict(texts, orient="index", columns=_labels(kinds)).rename_axis("method")
-    numbers = pd.DataFrame(points, columns=["method", "ridge"])
-    for metric in kinds:
-        numbers[metric] = [cells[method, ridge, metric]["mean"] for method, ridge in points]
-    counts = found["count"][found["metric"].isin(list(kinds))]
-    return Table(frame, f"{_meanings(dataset)} {_facts(dataset, counts)}", numbers)
-
-
-def _order(dataset: xr.Dataset, method: str, ridge: float) -> tuple[int, float]:
-    return list(dataset["edit"].values).index(method), ridge
 
 
 def _best(numbers: pd.DataFrame, kinds: Mapping[str, Metric], frame: pd.DataFrame) -> pd.DataFrame:
@@ -338,7 +309,7 @@ def damage(dataset: xr.Dataset, summed: pd.DataFrame) -> Table:
     note = (
         f"Neighbourhood success: {success}; neighbourhood prompts that are edited themselves "
         f"({int((edited == 1).sum())} of {int(edited.notnull().sum())}) are left out of the second column. "
-        f"{_facts(dataset, counts)}"
+        f"{facts_of(dataset, counts)}"
     )
     return Table(frame, note, frame.reset_index())
 
@@ -355,12 +326,22 @@ def gains(dataset: xr.Dataset) -> Table:
     gained, kinds = gains_of(dataset), {**METRICS, **further(dataset)}
     rows: dict[str, list[str]] = {}
     for row in gained.to_dict("records"):
-        rows.setdefault(f"{row['method']} − {row['against']}", []).append(_cell(row, kinds[row["metric"]], "+"))
-    frame = pd.DataFrame.from_dict(rows, orient="index", columns=_labels(kinds)).rename_axis("difference")
-    return Table(frame, f"{_meanings(dataset)} {_facts(dataset, gained['count'])}", gained)
+        rows.setdefault(f"{row['method']} − {row['against']}", []).append(cell_text(row, kinds[row["metric"]], "+"))
+    frame = pd.DataFrame.from_dict(rows, orient="index", columns=labels(kinds)).rename_axis("difference")
+    return Table(frame, f"{meanings(dataset)} {facts_of(dataset, gained['count'])}", gained)
 
 
-def _cell(row: Mapping[Any, Any], kind: Metric, sign: str = "") -> str:
+def cell_text(row: Mapping[Any, Any], kind: Metric, sign: str = "") -> str:
+    """A mean with its interval, as one reads it.
+
+    Args:
+        row: ``mean``, ``low`` and ``high``.
+        kind: The metric.
+        sign: ``"+"`` for differences.
+
+    Returns:
+        The text.
+    """
     interval = (
         "" if np.isnan(row["low"]) else f" [{_number(row['low'], kind, sign)}, {_number(row['high'], kind, sign)}]"
     )
@@ -371,12 +352,27 @@ def _number(value: float, kind: Metric, sign: str = "") -> str:
     return number(value, 1 if kind.scale > 1 else 3, sign)
 
 
-def _labels(metrics: Mapping[str, Metric]) -> list[str]:
+def labels(metrics: Mapping[str, Metric]) -> list[str]:
+    """What columns are called, with an arrow to the better side.
+
+    Args:
+        metrics: The metrics.
+
+    Returns:
+        A label for each.
+    """
     return [f"{kind.label} {'↑' if kind.best > 0 else '↓'}" for kind in metrics.values()]
 
 
-def _meanings(dataset: xr.Dataset) -> str:
-    """What a caption says of the columns."""
+def meanings(dataset: xr.Dataset) -> str:
+    """What a caption says of the columns.
+
+    Args:
+        dataset: An open run.
+
+    Returns:
+        One sentence.
+    """
     counterfact = dataset.attrs["config"]["settings"]["metrics"] == "counterfact"
     success = "the new answer before the true one" if counterfact else "share of the answer's tokens, teacher forced"
     return (
@@ -385,6 +381,15 @@ def _meanings(dataset: xr.Dataset) -> str:
     )
 
 
-def _facts(dataset: xr.Dataset, counts: Iterable[Any]) -> str:
+def facts_of(dataset: xr.Dataset, counts: Iterable[Any]) -> str:
+    """What a caption says of model, facts and cells.
+
+    Args:
+        dataset: An open run.
+        counts: Facts that have a value, for each cell.
+
+    Returns:
+        One sentence.
+    """
     source = Path(dataset.attrs["config"]["provenance"]["facts"]["source"]).name
     return f"{model_name(dataset)}, {facts_in_cells(dataset.sizes['fact'], counts)}, of {source}."

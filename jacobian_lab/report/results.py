@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 
 from jacobian_lab.errors import InputError
 from jacobian_lab.report.descents import answered_facts, failed_facts, unmet_anchors, unmet_shifts
+from jacobian_lab.report.figures.style import save, style
 from jacobian_lab.report.paper import read_paper
 from jacobian_lab.report.registry import FIGURES, TABLES, Entry
-from jacobian_lab.report.style import save, style
 from jacobian_lab.report.writing import Table, below_last, model_name, write_csv, write_table
 from jacobian_lab.store.run import open_run
 from jacobian_lab.store.schema import command_of
@@ -324,7 +324,7 @@ def write_account(folder: Path | str, name: str) -> str:
     """
     results = Results(folder, TABLES[name].kinds[0])
     results.write("descents")
-    text = results.write("conditions", name)
+    text = results.write("conditions", name, *(("own_ridges",) if name == "frontier" else ()))
     return text or f"{TABLES[name].caption} The run holds no such layer."
 
 

@@ -110,6 +110,20 @@ def conditions(dataset: xr.Dataset) -> pd.DataFrame:
     return frame[["fact", "layer", *CONDITIONS]]
 
 
+def neither(dataset: xr.Dataset) -> str:
+    """What theorem 2's table lacks: the verdicts, and the shifts.
+
+    Args:
+        dataset: An open run.
+
+    Returns:
+        Both names where both are missing.
+    """
+    below = below_last(dataset)
+    held = any(np.isfinite(below[name]).any() for name in ("lambda_min", "linear_cosine"))
+    return "" if held else "lambda_min or linear_cosine"
+
+
 def _schemes(dataset: xr.Dataset) -> Iterator[tuple[str, xr.Dataset]]:
     for scheme in dataset["scheme"].values:
         yield str(scheme), dataset.sel(scheme=scheme)

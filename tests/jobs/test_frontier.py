@@ -24,8 +24,9 @@ from jacobian_lab.jobs.config import EditTableConfig, FrontierConfig
 from jacobian_lab.jobs.methods import run_edit_table
 from jacobian_lab.jobs.sweeps import run_frontier
 from jacobian_lab.model.rows import fact_rows
+from jacobian_lab.report.frontier import no_halves, own_ridges
 from jacobian_lab.report.paper import METRICS
-from jacobian_lab.report.results import write_account
+from jacobian_lab.report.results import Results, write_account
 from jacobian_lab.store.run import open_run
 
 QUICK = {"slice": "0:3", "held_out_tokens": 64, "corpus_length": 64}
@@ -100,6 +101,42 @@ def test_the_frontiers_command_and_script(quick, finished, capsys, monkeypatch):
     assert (finished / "frontier.tex").read_text().isascii()
 
 
+def test_no_fact_chooses_the_ridge_that_it_is_reported_at(finished):
+    """Each half of the facts is reported at the λ that is best on the other."""
+    results, dataset = Results(finished, "frontier"), open_run(finished)
+    rng, places = np.random.default_rng(0), np.arange(dataset.sizes["fact"])
+    for name in ("generalization_accuracy", "kl"):  # so that the halves choose differently, and ties are broken
+        values = dataset[name].values
+        dataset[name].values[:] = np.where(np.isnan(values), np.nan, rng.integers(0, 2, values.shape))
+    table = own_ridges(dataset)
+    assert set(results.tables) >= {"frontier", "own_ridges"}
+    found = table.numbers[table.numbers["against"].isna()].set_index(["method", "metric"])
+    ridges, expected = set(), {}
+    for name in NAMES:
+        chosen = {}
+        for half in (0, 1):
+            some = dataset.sel(edit=name).isel(fact=places % 2 == half)
+            points = [some.sel(ridge=ridge) for ridge in CHOSEN["ridges"]]
+            scores = [(float(by_fact(p["generalization_accuracy"])), -float(p["kl"].mean())) for p in points]
+            chosen[1 - half] = CHOSEN["ridges"][scores.index(max(scores))]
+        row = found.loc[(name, "kl")]
+        assert (row["ridge_even"], row["ridge_odd"]) == (chosen[0], chosen[1])
+        ridges.add((chosen[0], chosen[1]))
+        each = [dataset["kl"].sel(edit=name, ridge=chosen[place % 2]).isel(fact=place).values for place in places]
+        expected[name] = np.nanmean(np.concatenate(each))
+        assert row["mean"] == pytest.approx(expected[name])
+        told = f"{name}, λ = {chosen[0]:g} and {chosen[1]:g}"
+        assert told in table.frame.index
+    assert len(ridges) > 1
+    assert "memit+cr − memit+fe" in table.frame.index
+    one = dataset.isel(ridge=[0])
+    assert no_halves(one) == no_halves(dataset.isel(fact=[0])) == "two facts and two values of λ"
+
+
+def by_fact(values):
+    return values.mean([dim for dim in values.dims if dim != "fact"]).mean()
+
+
 def test_bad_ridges_end_with_one_line(quick, capsys):
     for given, words in (("0", "above zero, got --ridges 0.0"), ("nan", "--ridges nan")):
         with pytest.raises(SystemExit):
@@ -156,4 +193,5 @@ def test_the_frontier_is_three_decades_around_the_models_own(quick, finished):
     assert len(ridges) == 7
     assert ridges[3] == quick["ridge"]
     assert ridges[-1] / ridges[0] == pytest.approx(1000, rel=0.05)
-    assert write_account(finished.parent / "own", "frontier").count("| onelayer, λ") == 7
+    along, own = write_account(finished.parent / "own", "frontier").split("Each method at its own λ")
+    assert (along.count("| onelayer, λ"), own.count("| onelayer, λ")) == (7, 1)

@@ -1,4 +1,4 @@
 """Figures from stored arrays: each draws an open run on an empty figure.
 
-Here lives what is drawn; how figures look and where they go is `jacobian_lab.report.style`'s.
+Here lives what is drawn; how figures look and where they go is `jacobian_lab.report.figures.style`'s.
 """

@@ -7,18 +7,18 @@ import xarray as xr
 from matplotlib.figure import FigureBase
 
 from jacobian_lab.report.figures.parts import arms, error_bars
+from jacobian_lab.report.figures.style import RULE_COLORS, RULE_MARKERS, STYLES
+from jacobian_lab.report.frontier import along_ridges
 from jacobian_lab.report.methods import (
     COORDINATED,
     FORWARD,
     STEPS,
     Step,
-    along_ridges,
     both_ways,
     gains_of,
     summaries,
 )
 from jacobian_lab.report.paper import METRICS
-from jacobian_lab.report.style import RULE_COLORS, RULE_MARKERS, STYLES
 
 
 def efficacy_specificity(figure: FigureBase, dataset: xr.Dataset) -> None:

@@ -5,7 +5,7 @@ import xarray as xr
 from matplotlib.figure import FigureBase
 
 from jacobian_lab.report.figures.parts import mean_curve, schemes_with
-from jacobian_lab.report.style import STYLES
+from jacobian_lab.report.figures.style import STYLES
 from jacobian_lab.report.writing import DEGREES, below_last
 from jacobian_lab.store.schema import DECISIONS
 
