@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = Path(given.get(name) or options.runs / name)
         if name not in needed:
             say(f"{name}: no page includes it")
-        elif not (folder / "config.json").is_file():
+        elif not folder.is_dir():
             say(f"{name}: no run in {folder}")
         else:
             copy(folder, DOCS / "results" / "runs" / name, needed[name])
