@@ -1,6 +1,7 @@
 """The files of a run: its configuration, and its arrays with the labels of their dimensions."""
 
 import json
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,9 @@ from jacobian_lab.store.schema import COORDINATES, KINDS, Variable
 
 FORMAT = "jacobian_lab run 4"
 CONFIG, STORE = "config.json", "data.zarr"
-FACTS_PER_CHUNK = 16
+FACTS_PER_CHUNK, CHUNK_BYTES = 16, 2**16
+"""Facts in a chunk at the least, and bytes that more of them may take: looking for a file that is not there takes as long
+as reading a small one."""
 COMPRESSOR = Zstd(level=1, checksum=True)  # zarr's own choice, Blosc, reads beyond the end of a torn chunk
 UNREADABLE = (OSError, ValueError, KeyError, RuntimeError)
 """What zarr and its codecs raise."""
@@ -63,6 +66,19 @@ class Places:
         if chosen is None:
             return slice(None)
         return [places[label] for label in chosen] if isinstance(chosen, list | tuple) else places[chosen]
+
+
+def along_facts(variable: Variable, facts: slice) -> tuple[slice, ...]:
+    """Index of an array at some of the facts.
+
+    Args:
+        variable: The array.
+        facts: Places of the facts.
+
+    Returns:
+        A slice for each dimension: these facts where it has any, else all.
+    """
+    return tuple(facts if dim == "fact" else slice(None) for dim in variable.dims)
 
 
 def listed(chosen: Any, every: Iterable[Any]) -> list[Any]:
@@ -154,11 +170,14 @@ def create_store(folder: Path, variables: Mapping[str, Variable], coordinates: M
         group = zarr.open_group(partial, mode="r+", zarr_format=2, use_consolidated=False)
         for name, variable in variables.items():
             shape = tuple(len(coordinates[dim]) for dim in variable.dims)
-            facts = [dim == "fact" for dim in variable.dims]
+            per_fact = math.prod(n for dim, n in zip(variable.dims, shape, strict=True) if dim != "fact")
+            facts = max(FACTS_PER_CHUNK, CHUNK_BYTES // (np.dtype(variable.dtype).itemsize * max(1, per_fact)))
             group.create_array(
                 name,
                 shape=shape,
-                chunks=tuple(max(1, min(FACTS_PER_CHUNK, n) if f else n) for f, n in zip(facts, shape, strict=True)),
+                chunks=tuple(
+                    max(1, min(facts, n) if dim == "fact" else n) for dim, n in zip(variable.dims, shape, strict=True)
+                ),
                 dtype=variable.dtype,
                 compressors=COMPRESSOR,
                 # xarray takes a fill value for a missing number, so that integers have none; they begin as 0 anyway

@@ -1,7 +1,7 @@
 """Whether what a run has finished is all there: a digest of each array for each finished part."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,11 @@ Variables = Mapping[str, Variable]
 Labels = Mapping[str, Sequence[Any]]
 Read = Callable[[str], np.ndarray]
 """Gives a stored array by its name."""
+ReadFacts = Callable[[str, slice], np.ndarray]
+"""Gives a stored array by its name, at some of the facts where it has any."""
+
+FACTS_AT_ONCE = 256
+"""Facts whose digests are taken at once; a multiple of the facts in a chunk."""
 
 SHOWN = 3
 """How many of the things that are lost are named."""
@@ -94,27 +99,45 @@ def _cell_digests(values: np.ndarray, dims: Sequence[str], over: Sequence[str]) 
     return found
 
 
-def check(variables: Variables, mark: str, coordinates: Labels, read: Read) -> Check:
-    """Compare a part with its digests.
+def check(variables: Variables, mark: str, coordinates: Labels, read: ReadFacts) -> Check:
+    """Compare a part with its digests; what is not finished is not read.
 
     Args:
         variables: The arrays of the kind of run.
         mark: The part.
         coordinates: Labels of every dimension.
-        read: Gives a whole array; the mark and its digests are asked for first, since others may be writing.
+        read: Gives an array; the mark and its digests are asked for first, since others may be writing.
 
     Returns:
         What is done and what is lost.
     """
-    values, stored = read(mark), read(f"{mark}{DIGEST}")
+    values, stored = (read(name, slice(None)) for name in (mark, f"{mark}{DIGEST}"))
     finished = (values != 0) | (stored != 0).any(-1)
-    wrong = finished[..., None] & (part_digests(variables, mark, coordinates, read) != stored)
+    wrong = np.zeros(stored.shape, dtype=bool)
+    for at, facts in _finished(finished, variables[mark].dims):
+        labels = {dim: each[facts] if dim == "fact" else each for dim, each in coordinates.items()}
+        now = part_digests(variables, mark, labels, lambda name: read(name, facts))  # noqa: B023 - called at once
+        wrong[at] = finished[at][..., None] & (now != stored[at])
     undigested = finished & (stored == 0).all(-1)
     lost = {f"{mark}{DIGEST}": undigested} if undigested.any() else {}
     for place, name in enumerate(sealed(variables)):
         if (here := wrong[..., place] & ~undigested).any():
             lost[name] = here
     return Check(finished & ~wrong.any(-1), lost)
+
+
+def _finished(finished: Bool[np.ndarray, "*cells"], dims: Sequence[str]) -> Iterator[tuple[tuple[slice, ...], slice]]:
+    """Where something is finished: places in the mark, all of them or those of some facts, and these facts."""
+    if "fact" not in dims:
+        if finished.any():
+            yield (), slice(None)
+        return
+    axis = dims.index("fact")
+    for start in range(0, finished.shape[axis], FACTS_AT_ONCE):
+        facts = slice(start, start + FACTS_AT_ONCE)
+        at = (*[slice(None)] * axis, facts)
+        if finished[at].any():
+            yield at, facts
 
 
 def described(variables: Variables, coordinates: Labels, found: Mapping[str, Check]) -> str:

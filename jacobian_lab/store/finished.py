@@ -1,14 +1,14 @@
 """What of a run is finished: read once from a folder, new or not, and asked as often as one likes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
 
-from jacobian_lab.store.arrays import Places, exists, listed, open_arrays, read_config, reading
-from jacobian_lab.store.digests import Check, check, described, marks
+from jacobian_lab.store.arrays import Places, along_facts, exists, listed, open_arrays, read_config, reading
+from jacobian_lab.store.digests import Check, ReadFacts, check, described, marks
 from jacobian_lab.store.schema import KINDS, Variable
 
 
@@ -21,12 +21,10 @@ class Finished:
     Args:
         variables: The arrays of the kind of run; none where there is no run.
         labels: Labels of every dimension.
-        read: Gives a whole array by its name.
+        read: Gives an array by its name, at some of the facts.
     """
 
-    def __init__(
-        self, variables: Mapping[str, Variable], labels: Mapping[str, Sequence[Any]], read: Callable[[str], np.ndarray]
-    ) -> None:
+    def __init__(self, variables: Mapping[str, Variable], labels: Mapping[str, Sequence[Any]], read: ReadFacts) -> None:
         self._variables, self._labels, self._read = variables, labels, read
         self._places = Places(labels)
         self._checks: dict[str, Check] = {}
@@ -46,14 +44,15 @@ class Finished:
         """
         folder = Path(folder)
         if not exists(folder):
-            return cls({}, {}, lambda _name: np.zeros(0))
+            return cls({}, {}, lambda _name, _facts: np.zeros(0))
         arrays, labels = open_arrays(folder, "r")
+        variables = KINDS[read_config(folder)["kind"]]
 
-        def read(name: str) -> np.ndarray:
+        def read(name: str, facts: slice) -> np.ndarray:
             with reading(folder):
-                return np.asarray(arrays[name][:])
+                return np.asarray(arrays[name][along_facts(variables[name], facts)])
 
-        return cls(KINDS[read_config(folder)["kind"]], labels, read)
+        return cls(variables, labels, read)
 
     def cells(self, mark: str, **labels: Any) -> Bool[np.ndarray, "..."]:
         """Which cells of a part are finished and all there.

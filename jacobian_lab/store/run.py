@@ -25,6 +25,7 @@ from jacobian_lab.store.arrays import (
     CONFIG,
     STORE,
     Places,
+    along_facts,
     check_arrays,
     check_labels,
     create_store,
@@ -39,6 +40,8 @@ from jacobian_lab.store.finished import Finished
 from jacobian_lab.store.schema import DIGEST, KINDS, command_of
 
 LOCK = ".lock"
+WIDE = {"d_model", "rank"}
+"""Dimensions of arrays that are too large to be read whole when a run is opened."""
 
 
 class Run:
@@ -93,7 +96,7 @@ class Run:
             )
         for left in (folder / STORE).rglob("*.partial"):  # a chunk that a killed process was writing
             left.unlink()
-        self.finished = Finished(self.variables, labels, self._read_whole)
+        self.finished = Finished(self.variables, labels, self._read_facts)
         if lost := self.finished.lost():
             note(f"{folder} is without {lost}, which was finished: what of it belongs to this command is done again")
 
@@ -199,9 +202,9 @@ class Run:
                 taken += len(some)
         return taken
 
-    def _read_whole(self, name: str) -> np.ndarray:
+    def _read_facts(self, name: str, facts: slice) -> np.ndarray:
         with reading(self.folder):
-            return np.asarray(self._arrays[name][:])
+            return np.asarray(self._arrays[name][along_facts(self.variables[name], facts)])
 
 
 def open_run(folder: Path | str, kind: str | None = None, part: str | None = None) -> xr.Dataset:
@@ -213,8 +216,8 @@ def open_run(folder: Path | str, kind: str | None = None, part: str | None = Non
         part: The mark of the only part that is wanted; all of them by default.
 
     Returns:
-        Its dataset, with the schemes or methods that have been measured; the configuration is in
-        ``attrs["config"]``.
+        Its dataset, with the schemes or methods that have been measured; the configuration is in ``attrs["config"]``.
+        What has one of the dimensions `WIDE` is read when it is asked for.
 
     Raises:
         InputError: If there is no run, or not of this kind, or something that it had finished is missing.
@@ -232,9 +235,12 @@ def open_run(folder: Path | str, kind: str | None = None, part: str | None = Non
         check_arrays(folder, variables, set(dataset))
         labels = {str(name): each.values.tolist() for name, each in dataset.coords.items()}
         check_labels(folder, config, labels)
-        finished = Finished(variables, labels, lambda name: dataset[name].values)
+        finished = Finished(
+            variables, labels, lambda name, facts: dataset[name][along_facts(variables[name], facts)].values
+        )
         lost = finished.lost(*([part] if part else []))
-        loaded = dataset[[name for name in variables if part in {None, variables[name].mark}]].load()
+        loaded = dataset[[name for name in variables if part in {None, variables[name].mark}]]
+        loaded = loaded.assign(loaded[[name for name in loaded if not WIDE & set(loaded[name].dims)]].load())
     if lost:
         raise InputError(f"expected all that a run had finished, got {folder} without {lost}: give its command again")
     loaded.attrs["config"] = config

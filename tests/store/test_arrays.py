@@ -11,6 +11,8 @@ import zarr
 from jacobian_lab.caching import PARTIAL
 from jacobian_lab.errors import InputError
 from jacobian_lab.report.results import write_reports
+from jacobian_lab.store import arrays, digests
+from jacobian_lab.store import finished as finished_module
 from jacobian_lab.store.arrays import create_store
 from jacobian_lab.store.digests import sealed
 from jacobian_lab.store.finished import Finished
@@ -47,6 +49,13 @@ def fill(run, mark, **labels):
         if variable.mark == mark != name and variable.study in {"", labels.get("study")}:
             run.write(name, values(run, name), **{k: v for k, v in labels.items() if k in variable.dims})
     run.seal(mark, **labels)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_chunks():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arrays, "CHUNK_BYTES", 1)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -269,3 +278,28 @@ def test_tables_into_a_folder_that_cannot_be_written_end_in_one_line(finished, m
         write_reports(finished)
     assert (finished / "table2.md").read_text() == text
     shutil.rmtree(finished)
+
+
+def test_what_is_not_finished_is_not_read(tmp_path, monkeypatch):
+    """Of many facts, a part is compared with its digests where something of it is finished."""
+    monkeypatch.setattr(digests, "FACTS_AT_ONCE", 4)
+    with create(tmp_path / "run") as run:
+        run.write("anchor", values(run, "anchor")[5:7, :1], fact=FACTS[5:7], anchor_layer=[4])
+        run.seal("anchor_passes", fact=FACTS[5:7], anchor_layer=[4])
+    seen, original = [], arrays.along_facts
+    monkeypatch.setattr(finished_module, "along_facts", lambda v, facts: seen.append(facts) or original(v, facts))
+    found = Finished.of(tmp_path / "run")
+    assert found.cells("anchor_passes", anchor_layer=4).sum() == 2
+    assert set(map(repr, seen)) == {repr(slice(None)), repr(slice(4, 8))}
+    del seen[:]
+    assert not found.cells("surveyed").any()
+    assert len(seen) == 2  # the mark and its digests
+    (tmp_path / "run" / "data.zarr" / "anchor" / "0.0.0").unlink()
+    assert Finished.of(tmp_path / "run").lost().startswith("anchor of fact fact 5, fact 6")
+
+
+def test_wide_arrays_are_read_when_they_are_asked_for(made, monkeypatch):
+    dataset = open_run(made)
+    assert not dataset["anchor"].variable._in_memory
+    assert dataset["residual_ratio"].variable._in_memory
+    np.testing.assert_array_equal(dataset["anchor"].values, zarr.open(made / "data.zarr")["anchor"][:])

@@ -66,7 +66,7 @@ def test_tables(studied, tmp_path, monkeypatch, capsys, chunk, told, there):
             report(folder)
     forbid(monkeypatch, bench, *(name for name in there if name != "survey_one"))
     if "survey_one" in there:
-        forbid(monkeypatch, surveys, "_measured")
+        forbid(monkeypatch, surveys, "dense_jacobians")
     command(folder)
     assert told in capsys.readouterr().err
     assert open_run(folder).identical(before)
@@ -76,7 +76,8 @@ def test_tables(studied, tmp_path, monkeypatch, capsys, chunk, told, there):
 
 
 def test_a_batch_that_has_lost_some_of_its_anchors_is_optimised_as_a_whole(arguments, tmp_path, monkeypatch):
-    monkeypatch.setattr(arrays, "FACTS_PER_CHUNK", 1)
+    for name in ("FACTS_PER_CHUNK", "CHUNK_BYTES"):
+        monkeypatch.setattr(arrays, name, 1)
     config = SchemesConfig(**arguments, schemes=("one-layer",), survey="none", out=tmp_path / "finished")
     finished = run_schemes(config, progress=False)
     folder = lose(finished, tmp_path / "run", "anchor/0.0.0")
