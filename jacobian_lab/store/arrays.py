@@ -19,8 +19,8 @@ from jacobian_lab.store.schema import COORDINATES, KINDS, Variable
 FORMAT = "jacobian_lab run 4"
 CONFIG, STORE = "config.json", "data.zarr"
 FACTS_PER_CHUNK, CHUNK_BYTES = 16, 2**16
-"""Facts in a chunk at the least, and bytes that more of them may take: looking for a file that is not there takes as long
-as reading a small one."""
+"""Facts in a chunk at the least, and bytes that more of them may take: looking for a file that is not there takes as
+long as reading a small one."""
 COMPRESSOR = Zstd(level=1, checksum=True)  # zarr's own choice, Blosc, reads beyond the end of a torn chunk
 UNREADABLE = (OSError, ValueError, KeyError, RuntimeError)
 """What zarr and its codecs raise."""
