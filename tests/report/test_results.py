@@ -93,15 +93,11 @@ def test_names_that_are_not_there_are_told_with_those_that_are(results, tmp_path
         run.table("table3")
     nan = np.full((6, len(SCHEMES), 5), np.nan)
     bare = Results(
-        make_run(
-            tmp_path / "run", "tables", eigenvector_angle=nan, step_replayed=np.full((6, len(SCHEMES), 5, 3), np.nan)
-        )
+        make_run(tmp_path / "run", "tables", range_position=nan, step_replayed=np.full((6, len(SCHEMES), 5, 3), np.nan))
     )
     assert "theorem1" not in {*bare.tables, *bare.figures}
     assert "step_size" not in {*bare.tables, *bare.figures}
-    with pytest.raises(
-        InputError, match=r"holds eigenvector_angle, got .* without: make it with jacobian-lab theorem1"
-    ):
+    with pytest.raises(InputError, match=r"holds range_position, got .* without: make it with jacobian-lab theorem1"):
         bare.table("theorem1")
     with pytest.raises(InputError, match=r"make it with jacobian-lab step-size, to"):
         bare.figure("step_size")
