@@ -151,8 +151,9 @@ class Experiment(Subject):
         }
 
     def _corpus_settings(self) -> dict[str, Any]:
-        if self.corpus is None:
-            return {} if self.published is None else {"published": self.published.digest}
+        if self.published is not None:
+            return {"published": self.published.digest}
+        assert self.corpus is not None
         return {
             "digest": self.corpus.digest,
             "length": self.config.corpus_length,

@@ -52,7 +52,7 @@ def dense_emmet(C, S, K, R):
     roots, facts = np.sqrt(values), K.shape[1]
     stacked = np.vstack([(vectors.T @ K) / roots[:, None], np.sqrt(0.1) * np.eye(facts)])
     right = np.vstack([np.diag(1 / roots), np.zeros((facts, D_MLP))])
-    return R @ np.linalg.lstsq(stacked, right)[0] @ vectors.T
+    return R @ np.linalg.lstsq(stacked, right, rcond=None)[0] @ vectors.T
 
 
 def dense_alphaedit(C, S, K, R):
