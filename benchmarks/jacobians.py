@@ -13,10 +13,8 @@ import argparse
 import copy
 import importlib.util
 import resource
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -35,29 +33,9 @@ from jacobian_lab.model.tokens import fact_prompt
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from helpers.reference import Plain
 from helpers.small import CONFIGS, make_folder
+from timing import medians
 
 LARGE = 2048
-
-
-def seconds(works: list[Callable[[], Any]], repeats: int) -> list[float]:
-    """Median times of some works, done in turns.
-
-    Args:
-        works: The works.
-        repeats: How often to do each.
-
-    Returns:
-        Seconds of each.
-    """
-    times: list[list[float]] = [[] for _ in works]
-    for _ in range(repeats):
-        for work, taken in zip(works, times, strict=True):
-            begin = time.perf_counter()
-            work()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            taken.append(time.perf_counter() - begin)
-    return [statistics.median(taken) for taken in times]
 
 
 def models(families: list[str], width: int, blocks: int, dtype: str) -> Iterator[LanguageModel]:
@@ -146,9 +124,9 @@ def measure(model: LanguageModel, options: argparse.Namespace) -> None:
 
         found, expected = dense_jacobians(frozen, layers, last), all_reverse()
         apart = max(float((ours - own).norm() / own.norm()) for ours, own in zip(found[0], expected, strict=True))
-        ours, *others = seconds([partial(sweep, frozen, layers, last) for sweep in sweeps], options.repeats)
-        (theirs,) = seconds([all_reverse], 3)
-        large, own = seconds([lambda: square @ square, own_products], options.repeats)
+        ours, *others = medians([partial(sweep, frozen, layers, last) for sweep in sweeps], options.repeats)
+        (theirs,) = medians([all_reverse], 3)
+        large, own = medians([lambda: square @ square, own_products], options.repeats)
         rates = work / ours, 2 * LARGE**3 / large, work / own
         print(
             f"{len(prompt.ids)} tokens: sweep {ours:.3f} s, jacrev of the hooked model {theirs:.2f} s, "

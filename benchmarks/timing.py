@@ -1,8 +1,11 @@
 """How long work takes."""
 
+import statistics
 import time
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
 
 Result = TypeVar("Result")
 
@@ -16,6 +19,28 @@ def timed(work: Callable[[], Result]) -> tuple[float, Result]:
     Returns:
         Both.
     """
+    _wait()
     begin = time.perf_counter()
     result = work()
+    _wait()
     return time.perf_counter() - begin, result
+
+
+def medians(works: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
+    """Median times of some works, done in turns.
+
+    Args:
+        works: The works.
+        repeats: How often to do each.
+
+    Returns:
+        Seconds of each.
+    """
+    turns = [[timed(work)[0] for work in works] for _ in range(repeats)]
+    return [statistics.median(taken) for taken in zip(*turns, strict=True)]
+
+
+def _wait() -> None:
+    """Until the card is done with what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

@@ -1,0 +1,125 @@
+"""On a card the same comes out as on the processor, in float64; skipped where there is no card."""
+
+import numpy as np
+import pytest
+import torch
+from helpers.commands import options
+from helpers.small import CONTEXTS, FAMILIES
+
+from jacobian_lab import cli
+from jacobian_lab.editing.anchors import AnchorSettings
+from jacobian_lab.editing.methods import METHODS
+from jacobian_lab.editor import Editor
+from jacobian_lab.maps.definiteness import definiteness_matrix_free
+from jacobian_lab.maps.jacobians import dense_jacobians, jvp, linear_operator, vjp
+from jacobian_lab.maps.replay import freeze, replay, replay_logits
+from jacobian_lab.model.loading import load_model
+from jacobian_lab.store.run import open_run
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+PLACES = "cpu", "cuda"
+ROUNDING = {"rtol": 1e-9, "atol": 1e-10}
+
+
+def near(cuda, cpu, **bounds):
+    assert cuda.device.type == "cuda"
+    torch.testing.assert_close(cuda.cpu(), cpu, **(bounds or ROUNDING))
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def models(request, folders):
+    return [load_model(folders[request.param], dtype="float64", device=place, exact=True) for place in PLACES]
+
+
+def test_auto_takes_the_card(folders):
+    assert load_model(folders["gpt2"]).device.type == "cuda"
+
+
+def test_replay_and_derivatives(models, facts):
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    shift, other = torch.randn(2, len(facts), models[0].d_model, dtype=torch.float64, generator=generator)
+    for model in models:
+        frozen = freeze(model, [model.fact_prompt(fact, answer=True) for fact in facts], [1, 2])
+        v, u = shift.to(model.device), other.to(model.device)
+        moved = frozen.states(1) + v
+        found.append((
+            replay(frozen, 1, moved, (2, 4), {3: u}),
+            replay_logits(frozen, 1, moved, {2: u}).double(),
+            dense_jacobians(frozen, [1, 2], 4, moved),
+            dense_jacobians(frozen, [1, 2], 4, site="mlp"),
+            jvp(frozen, 1, 4, v, moved),
+            vjp(frozen, 1, 4, u, moved),
+        ))
+    for on_cpu, on_cuda in zip(*found, strict=True):
+        near(on_cuda, on_cpu)
+
+
+def test_a_matrix_free_verdict(models, facts):
+    frozen = [freeze(model, [model.fact_prompt(facts[1]).cut()], [1]) for model in models]
+    cpu, cuda = (definiteness_matrix_free(linear_operator(each, 0, 1, 4)) for each in frozen)
+    assert cuda.decision == cpu.decision
+    np.testing.assert_allclose([cuda.smallest, cuda.largest], [cpu.smallest, cpu.largest], rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def editors(models, facts, corpus_file):
+    anchor = AnchorSettings(lr=0.1, steps=4)
+    shared = {"layers": (1, 2, 3), "ridge": 10.0, "templates": CONTEXTS, "corpus": str(corpus_file), "progress": False}
+    return [Editor(model, facts, anchor=anchor, **shared) for model in models]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method(name, editors):
+    """Deltas to a share of their own size; what is asked of the edited model likewise, and the weights are back."""
+    asked = []
+    for editor in editors:
+        before = [editor.model.weight(layer).clone() for layer in editor.layers]
+        with editor.edit(name) as edit:
+            asked.append((edit, edit.evaluate()))
+        assert all(torch.equal(editor.model.weight(layer), old) for layer, old in zip((1, 2, 3), before, strict=True))
+    (on_cpu, cpu), (on_cuda, cuda) = asked
+    for layer, delta in on_cpu.deltas.items():
+        apart = torch.linalg.norm(on_cuda.deltas[layer].cpu() - delta) / torch.linalg.norm(delta)
+        assert apart < 1e-7, layer
+    np.testing.assert_allclose(cuda.to_numpy(float), cpu.to_numpy(float), rtol=1e-6, atol=1e-9)
+    if not METHODS[name].refit:
+        for variable, values in on_cpu.measures.items():
+            np.testing.assert_allclose(on_cuda.measures[variable], values, rtol=1e-5, atol=1e-7, err_msg=str(variable))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_edits_and_puts_back(dtype, folders, facts, corpus_file):
+    model = load_model(folders["llama"], dtype=dtype, device="cuda")
+    anchor = AnchorSettings(lr=0.1, steps=3)
+    shared = {"layers": (1, 2, 3), "ridge": 10.0, "templates": CONTEXTS, "corpus": str(corpus_file), "progress": False}
+    editor, before = Editor(model, facts, anchor=anchor, **shared), model.weight(2).clone()
+    with editor.edit("memit+cr") as edit:
+        assert np.isfinite(edit.measures["residual_ratio"]).all()
+        assert not torch.equal(model.weight(2), before)
+    assert torch.equal(model.weight(2), before)
+
+
+@pytest.mark.parametrize(
+    ("command", "further"),
+    [
+        ("tables", []),
+        ("edit-table", ["--methods", "memit", "alphaedit+fe", "memit+cr", "--edits-per-batch", "4"]),
+        ("jacobian", []),
+        ("layer-count", []),
+        ("frontier", ["--ridges", "3", "30"]),
+    ],
+)
+def test_every_command_stores_the_same(command, further, arguments, tmp_path):
+    """All that a run holds, but for what a survey says of rounding itself."""
+    unused = {"jacobian": ("templates", "corpus", "ridge", "anchor", "batch_size"), "frontier": ("ridge",)}
+    given = {name: value for name, value in arguments.items() if name not in unused.get(command, ())}
+    for place in PLACES:
+        cli.main([command, *options({**given, "device": place, "out": tmp_path / place}), *further])
+    cpu, cuda = (open_run(tmp_path / place) for place in PLACES)
+    assert cuda.attrs["config"]["settings"]["device"] == "cuda"
+    for name in cpu:
+        ours, theirs = (run[name].values for run in (cuda, cpu))
+        if ours.dtype.kind == "f" and name not in {"lambda_error", "unstored", "condition_number"}:
+            scale = np.nanmax(np.abs(theirs), initial=0.0)
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6 * scale + 1e-9, err_msg=name)
