@@ -72,10 +72,12 @@ def main() -> None:
     card = torch.cuda.is_available()
     shape = SHAPES[options.shape or ("llama-3-8b" if card else "small")]
     model = random_model(shape, DTYPES[options.dtype], torch.device("cuda" if card else "cpu"))
-    found = {"machine": machine(), "shape": shape._asdict(), "dtype": options.dtype, "stages": stages(model, options)}
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(found, indent=1) + "\n")
+    about = {"machine": machine(), "shape": shape._asdict(), "dtype": options.dtype}
+    found, layers = Stages(model, options.repeats, options.out, about), options.layers
+    rows = fact_rows(model, load_facts("builtin", f"0:{options.facts}"), CONTEXTS)
+    add_anchors(found, rows, layers[0], AnchorSettings(lr=0.1, steps=options.steps, stop_loss=0.0))
+    add_jacobians(found, rows, layers)
+    add_solve(found, layers, options.tokens, options.edits)
 
 
 def machine() -> dict[str, Any]:
@@ -119,20 +121,21 @@ class Stages:
     Args:
         model: The model.
         repeats: How often each stage is measured.
+        out: A JSON file, written after every stage.
+        about: What it says beside the stages.
 
     Attributes:
         found: For each stage its name, the seconds and what they are for, its share of the machine's rate, the peak of
             memory, and what else there is to say.
     """
 
-    def __init__(self, model: LanguageModel, repeats: int) -> None:
-        self.model, self.repeats = model, repeats
+    def __init__(self, model: LanguageModel, repeats: int, out: Path | None, about: dict[str, Any]) -> None:
+        self.model, self.repeats, self.out, self.about = model, repeats, out, about
         self.rates = {dtype: products(model, dtype) for dtype in (model.dtype, torch.float64)}
         self.found: list[dict[str, Any]] = []
         for dtype, rate in self.rates.items():
             name = f"products in {str(dtype).removeprefix('torch.')}"
-            print(f"{name}: {rate / 1e12:.3g} TFLOP/s")
-            self.found.append({"name": name, "teraflops": rate / 1e12})
+            self._note(f"{name}: {rate / 1e12:.3g} TFLOP/s", {"name": name, "teraflops": rate / 1e12})
 
     def add(
         self,
@@ -158,32 +161,23 @@ class Stages:
         Returns:
             Seconds.
         """
-        (taken,), peak = medians([work], self.repeats), peak_of(work, self.model.device)
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        (taken,), peak = medians([work], self.repeats), peak_memory()
         share = flops / taken / self.rates[dtype or self.model.dtype] if flops else None
         found = {"name": name, "unit": unit, "seconds": taken / count, "share": share, "peak_bytes": peak} | more
-        self.found.append(found)
         told = f", {share:.0%} of products" if share else ""
         said = "".join(f"; {key} {value}" for key, value in more.items())
-        print(f"{name}: {taken / count:.3g} s {unit}{told}, {peak / 2**30:.1f} GiB{said}", flush=True)
+        self._note(f"{name}: {taken / count:.3g} s {unit}{told}, {peak / 2**30:.1f} GiB{said}", found)
         return taken / count
 
-
-def stages(model: LanguageModel, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measure every stage.
-
-    Args:
-        model: The model.
-        options: What `main` was given.
-
-    Returns:
-        `Stages.found`.
-    """
-    found, layers = Stages(model, options.repeats), options.layers
-    rows = fact_rows(model, load_facts("builtin", f"0:{options.facts}"), CONTEXTS)
-    add_anchors(found, rows, layers[0], AnchorSettings(lr=0.1, steps=options.steps, stop_loss=0.0))
-    add_jacobians(found, rows, layers)
-    add_solve(found, layers, options.tokens, options.edits)
-    return found.found
+    def _note(self, line: str, found: dict[str, Any]) -> None:
+        """Print a stage, and write all so far, so that nothing is lost."""
+        print(line, flush=True)
+        self.found.append(found)
+        if self.out is not None:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            self.out.write_text(json.dumps(self.about | {"stages": self.found}, indent=1) + "\n")
 
 
 def add_anchors(found: Stages, rows: FactRows, layer: int, settings: AnchorSettings) -> None:
@@ -196,7 +190,6 @@ def add_anchors(found: Stages, rows: FactRows, layer: int, settings: AnchorSetti
         settings: How to optimise.
     """
     count, work = len(rows), anchor_work(rows, layer) * settings.steps
-    _ = anchors(rows.select([0]), layer, settings, 1)  # what is made once
     alone, unit = anchors(rows, layer, settings, 1), f"a fact, {settings.steps} passes"
     ways = {"one by one": (1, False), "side by side": (count, False)}
     if found.model.device.type == "cuda" and found.model.dtype == torch.float32:
@@ -314,21 +307,15 @@ def products(model: LanguageModel, dtype: torch.dtype) -> float:
     return 2 * size**3 / seconds
 
 
-def peak_of(work: Callable[[], Any], device: torch.device) -> int:
-    """The most memory that was taken while some work was done, on the card or, since the process began, on the host.
-
-    Args:
-        work: The work.
-        device: Where it is done.
+def peak_memory() -> int:
+    """The most memory that was taken, the model's included: on the card, or on the host since the process began.
 
     Returns:
-        Bytes, the model's included.
+        Bytes.
     """
-    if device.type == "cpu":
-        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    torch.cuda.reset_peak_memory_stats()
-    work()
-    return torch.cuda.max_memory_allocated()
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 if __name__ == "__main__":
