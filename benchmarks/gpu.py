@@ -48,6 +48,7 @@ SHAPES = {
     "llama-3-8b": KNOWN["llama-3-8b-instruct"].shape,
     "smollm2-135m": KNOWN["smollm2-135m"].shape,
     "small": Shape("llama", 10, 256, 896, 2048, 512),
+    "tiny": Shape("llama", 9, 64, 128, 512, 256),
 }
 HEAD, SHARING = 128, 4
 """Width of an attention head, and how many queries share a key, as in Llama 3."""

@@ -122,9 +122,10 @@ class SchemesConfig(EditingConfig):
     Attributes:
         schemes: Target schemes to measure.
         survey: How J is surveyed: dense (all eigenvalues of its symmetric part and singular values), lanczos (the
-            extreme ones, by products alone), none, or auto: dense up to a width of 2048, lanczos above.
+            extreme ones, by products alone), none, or auto: dense up to a width of 2048 (on a card 4096),
+            lanczos above.
         survey_facts: For how many facts, chosen by the seed, J's own eigenvectors are sought, from the matrix; 64 by
-            default, 4 where auto means lanczos, none where lanczos is asked for.
+            default, 4 above a width of 2048 unless dense is asked for, none where lanczos is.
     """
 
     schemes: tuple[SchemeName, ...] = get_args(SchemeName)
@@ -169,9 +170,10 @@ class JacobianConfig(SubjectConfig):
     Attributes:
         site: residual (the stream behind a block) or mlp (what the block's MLP adds to it).
         survey: How J is surveyed: dense (all eigenvalues of its symmetric part and singular values), lanczos (the
-            extreme ones, by products alone), or auto: dense up to a width of 2048, lanczos above.
+            extreme ones, by products alone), or auto: dense up to a width of 2048 (on a card 4096),
+            lanczos above.
         survey_facts: For how many facts, chosen by the seed, J's own eigenvectors are sought, from the matrix; 64 by
-            default, 4 where auto means lanczos, none where lanczos is asked for.
+            default, 4 above a width of 2048 unless dense is asked for, none where lanczos is.
         memory: GiB that a sweep may hold beside the model; changes no number beyond rounding.
     """
 

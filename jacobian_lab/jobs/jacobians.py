@@ -29,6 +29,7 @@ from jacobian_lab.maps.conditions import (
 )
 from jacobian_lab.maps.definiteness import (
     WIDEST_DENSE,
+    WIDEST_ON_CARD,
     Verdict,
     definiteness_matrix_free,
     in_double,
@@ -48,8 +49,9 @@ from jacobian_lab.store.schema import DECISIONS
 RANDOM_DIRECTIONS = 64
 """Random directions that serve as a yardstick for each Jacobian."""
 
-SAMPLED = {"dense": 64, "lanczos": 4}
-"""For how many facts eigenvectors of J are sought by default."""
+SAMPLED, SAMPLED_WIDE = 64, 4
+"""For how many facts eigenvectors of J are sought by default: up to a width of `WIDEST_DENSE`, and above it unless the
+matrix is asked for."""
 
 
 @dataclass(frozen=True)
@@ -72,20 +74,24 @@ class Survey:
     seed: int
 
     @classmethod
-    def of(cls, config: JacobianConfig | SchemesConfig, width: int, facts: Sequence[Fact]) -> "Survey":
+    def of(
+        cls, config: JacobianConfig | SchemesConfig, width: int, facts: Sequence[Fact], device: torch.device
+    ) -> "Survey":
         """What a configuration means for a model and facts.
 
         Args:
             config: The configuration; where it leaves the survey out, what is looked at all the same is as for auto.
             width: The model's d_model.
             facts: The facts.
+            device: Where the model is.
 
         Returns:
             The survey; its sample is of those facts whose digests with the seed are least, whatever their order.
         """
-        wide, asked = width > WIDEST_DENSE, config.survey
+        wide, asked = width > (WIDEST_ON_CARD if device.type == "cuda" else WIDEST_DENSE), config.survey
         kind: Literal["dense", "lanczos"] = "lanczos" if asked == "lanczos" or (wide and asked != "dense") else "dense"
-        count = 0 if asked == "lanczos" else SAMPLED[kind]
+        many = SAMPLED if asked == "dense" or width <= WIDEST_DENSE else SAMPLED_WIDE
+        count = 0 if asked == "lanczos" else many
         count = count if config.survey_facts is None else config.survey_facts
         digests = [content_key([config.seed, fact.text]) for fact in facts]
         return cls(kind, frozenset(sorted(range(len(digests)), key=digests.__getitem__)[:count]), config.seed)
@@ -133,7 +139,8 @@ def run_jacobian(config: JacobianConfig, *, progress: bool = True) -> Path:
         InputError: If anything cannot be used.
     """
     subject = load_subject(config)
-    model, layers, how = subject.model, subject.layers, Survey.of(config, subject.model.d_model, subject.facts)
+    model, layers = subject.model, subject.layers
+    how = Survey.of(config, model.d_model, subject.facts, model.device)
     if len(layers) == 1:
         raise InputError(f"expected at least two layers, l and L, got only {layers[0]}: give them as 4-8")
 

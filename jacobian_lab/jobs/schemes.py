@@ -38,7 +38,8 @@ def run_schemes(
         InputError: If anything cannot be used.
     """
     experiment, schemes = prepare(config), list(config.schemes)
-    bench, how = Bench(experiment, progress), Survey.of(config, experiment.model.d_model, experiment.facts)
+    bench, model = Bench(experiment, progress), experiment.model
+    how = Survey.of(config, model.d_model, experiment.facts, model.device)
 
     looked_at = (verdicts and config.survey != "none") or "theorem1" in studies
     if looked_at:

@@ -24,6 +24,9 @@ ROUGH = 1e-2
 WIDEST_DENSE = 2048
 """Above this width the verdict is sought by Lanczos, without the matrix, unless something else is asked for."""
 
+WIDEST_ON_CARD = 4096
+"""The same where a card has the matrix: at this width it takes 1.6 s on an H200, Lanczos 8 s (`benchmarks/gpu.py`)."""
+
 SMALL = 32
 """Below this width Lanczos has no room, and a matrix is cheap to form from products."""
 

@@ -62,7 +62,7 @@ def load_model(
         dtype: One of `DTYPES`.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or ``"auto"``: CUDA where there is one.
         exact: With float64, compute in float64 throughout. transformers casts to float32 inside
-            RMS norms and GPT-J's attention whatever the dtype; that is left as it is by default, so
+            RMS norms, rotary angles and GPT-J's attention whatever the dtype; that is left as it is by default, so
             that the model is the one that everybody runs, and lifted where derivatives are compared.
 
     Returns:
@@ -159,7 +159,7 @@ def _from_pretrained(source: Path, dtype: torch.dtype) -> tuple[Any, Any]:
 
 
 def _compute_in_float64(hf: nn.Module) -> None:
-    """Lift the casts to float32 that transformers' norms and GPT-J's attention make to guard half precision."""
+    """Lift transformers' casts to float32, which guard half precision: in norms, rotary angles, GPT-J's attention."""
     parents: list[Any] = list(hf.modules())
     for parent in parents:
         for name, module in parent.named_children():
@@ -168,11 +168,32 @@ def _compute_in_float64(hf: nn.Module) -> None:
                 norm = nn.RMSNorm(module.weight.shape, eps=eps, dtype=torch.float64)
                 norm.weight = module.weight
                 setattr(parent, name, norm)
+            if hasattr(module, "inv_freq"):  # GPT-J has a table of sines instead, the same everywhere
+                setattr(parent, name, _Rotary(module))
             if type(module).__name__ == "GPTJAttention":
                 if hasattr(module, "_attn"):  # before transformers 5.24
                     module._attn = _plain_attention
                 else:
                     module.config._attn_implementation = "sdpa"
+
+
+class _Rotary(nn.Module):
+    """Cosines and sines of rotary angles in float64; one that changes its frequencies with the text's length goes on.
+
+    Args:
+        own: transformers' own module.
+    """
+
+    def __init__(self, own: Any) -> None:
+        super().__init__()
+        self.own = own
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """As transformers' own, but for the dtype."""
+        self.own(x, position_ids)
+        angles = position_ids[..., None].double() * self.own.inv_freq.double()
+        angles = torch.cat([angles, angles], dim=-1)
+        return angles.cos() * self.own.attention_scaling, angles.sin() * self.own.attention_scaling
 
 
 def _plain_attention(
@@ -193,7 +214,7 @@ def _check_finite(hf: nn.Module, name: str | Path) -> None:
 
 def _fingerprint(source: Source, hf: nn.Module, tokenizer: Any, exact: bool) -> str:
     """SHA-256 over the model's own files, the weights as loaded, whether float64 is exact, and how a text is split."""
-    digest = hashlib.sha256(b"exact" if exact else b"")
+    digest = hashlib.sha256(b"exact throughout" if exact else b"")
     digest.update(json.dumps(tokenizer(_PROBE)["input_ids"]).encode())
     for name, content in _described(source):
         digest.update(json.dumps([name, len(content)]).encode() + content)

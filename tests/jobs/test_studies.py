@@ -43,6 +43,7 @@ from jacobian_lab.store.run import open_run
 
 LAYERS = (1, 2, 3)
 STUDIED = ("backward-dividing", "forward-replay")
+CPU = torch.device("cpu")
 EVERYTHING = surveys.Survey("dense", frozenset(range(6)), 0)
 OF_EIGENVECTORS = ("henrici", "spectral_radius", "eigenvector_count", "random_eigenvector_angle", "eigenvalue_real")
 
@@ -193,7 +194,7 @@ def test_the_sample_follows_the_seed(arguments):
     facts = load_facts("builtin", "0:32")
 
     def sample(count, seed=0, facts=facts):
-        return surveys.Survey.of(JacobianConfig(survey_facts=count, seed=seed), 32, facts).sample
+        return surveys.Survey.of(JacobianConfig(survey_facts=count, seed=seed), 32, facts, CPU).sample
 
     assert sample(8) == sample(8) != sample(8, seed=1)
     assert sample(4) < sample(8)
@@ -203,17 +204,20 @@ def test_the_sample_follows_the_seed(arguments):
 
 
 @pytest.mark.parametrize(
-    ("width", "asked", "kind", "count"),
+    ("width", "device", "asked", "kind", "count"),
     [
-        (2048, "auto", "dense", 64),
-        (2049, "auto", "lanczos", 4),
-        (2049, "none", "lanczos", 4),
-        (4096, "dense", "dense", 64),
-        (32, "lanczos", "lanczos", 0),
+        (2048, "cpu", "auto", "dense", 64),
+        (2049, "cpu", "auto", "lanczos", 4),
+        (2049, "cpu", "none", "lanczos", 4),
+        (4096, "cpu", "dense", "dense", 64),
+        (32, "cpu", "lanczos", "lanczos", 0),
+        (2048, "cuda", "auto", "dense", 64),
+        (4096, "cuda", "auto", "dense", 4),
+        (4097, "cuda", "auto", "lanczos", 4),
     ],
 )
-def test_what_is_wide_is_surveyed_by_lanczos(width, asked, kind, count):
-    how = surveys.Survey.of(SchemesConfig(survey=asked), width, load_facts("builtin") * 2)
+def test_what_is_wide_is_surveyed_by_lanczos(width, device, asked, kind, count):
+    how = surveys.Survey.of(SchemesConfig(survey=asked), width, load_facts("builtin") * 2, torch.device(device))
     assert (how.kind, len(how.sample)) == (kind, count)
 
 
@@ -223,7 +227,7 @@ def test_no_matrix_is_formed_of_a_wide_model_beyond_the_sample(arguments, tmp_pa
         surveys, "dense_jacobians", lambda *given, **named: calls.append(1) or original(*given, **named)
     )
     monkeypatch.setattr(surveys, "WIDEST_DENSE", 31)
-    monkeypatch.setitem(surveys.SAMPLED, "lanczos", 1)
+    monkeypatch.setattr(surveys, "SAMPLED_WIDE", 1)
     config = JacobianConfig(**{**survey_options(arguments), "slice": "0:2"}, out=tmp_path / "run")
     run_jacobian(config, progress=False)
     assert len(calls) == 1

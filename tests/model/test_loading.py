@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from helpers.small import CONFIGS, FAMILIES, GPT, VOCABULARY, make_folder, make_tokenizer
@@ -43,6 +44,20 @@ def test_exact_float64_changes_only_rounding(family, folders):
     as_is = load_model(folders[family], dtype="float64", device="cpu").hf(ids).logits
     torch.testing.assert_close(exact, as_is, rtol=1e-4, atol=1e-4)
     assert exact.dtype == torch.float64
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "gpt_neox"])
+@pytest.mark.parametrize("exact", [True, False])
+def test_exact_float64_has_rotary_angles_in_float64(exact, family, folders):
+    """In float32, as everybody runs them, they are off by its rounding, and by another on every device."""
+    model = load_model(folders[family], dtype="float64", device="cpu", exact=exact)
+    positions, hidden = torch.arange(200)[None], torch.zeros(1, 200, 32, dtype=torch.float64)
+    cos, sin = (each[0].numpy() for each in model.positional(hidden, positions)["position_embeddings"])
+    half = cos.shape[1] // 2
+    frequencies = 1 / 10000 ** (np.arange(half, dtype=np.float32) / np.float32(half))
+    angles = np.arange(200)[:, None] * np.tile(frequencies, 2).astype(np.float64)
+    off = max(abs(cos - np.cos(angles)).max(), abs(sin - np.sin(angles)).max())
+    assert off < 1e-15 if exact else 1e-8 < off < 1e-4
 
 
 def test_exact_float64_is_smooth_to_float64(family_model):
