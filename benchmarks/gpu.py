@@ -73,7 +73,8 @@ def main() -> None:
     card = torch.cuda.is_available()
     shape = SHAPES[options.shape or ("llama-3-8b" if card else "small")]
     model = random_model(shape, DTYPES[options.dtype], torch.device("cuda" if card else "cpu"))
-    about = {"machine": machine(), "shape": shape._asdict(), "dtype": options.dtype}
+    given = {name: value for name, value in vars(options).items() if name not in {"out", "shape", "dtype"}}
+    about = {"machine": machine(), "shape": shape._asdict(), "dtype": options.dtype, "options": given}
     found, layers = Stages(model, options.repeats, options.out, about), options.layers
     rows = fact_rows(model, load_facts("builtin", f"0:{options.facts}"), CONTEXTS)
     add_anchors(found, rows, layers[0], AnchorSettings(lr=0.1, steps=options.steps, stop_loss=0.0))
@@ -146,9 +147,9 @@ class Stages:
         count: float = 1,
         flops: float = 0,
         dtype: torch.dtype | None = None,
-        **more: Any,
-    ) -> float:
-        """Measure a stage and print.
+        say: Callable[[Any], dict[str, Any]] = lambda _: {},
+    ) -> Any:
+        """Do a stage once, then measure it, and print.
 
         Args:
             name: Its name.
@@ -157,20 +158,22 @@ class Stages:
             count: How many of these the work does.
             flops: Its floating-point operations in matrix products, if they are known.
             dtype: In which dtype; the model's by default.
-            **more: What else there is to say.
+            say: What else there is to say, of what the work returns.
 
         Returns:
-            Seconds.
+            What the work returns.
         """
+        made = work()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         (taken,), peak = medians([work], self.repeats), peak_memory()
         share = flops / taken / self.rates[dtype or self.model.dtype] if flops else None
-        found = {"name": name, "unit": unit, "seconds": taken / count, "share": share, "peak_bytes": peak} | more
+        more, seconds = say(made), taken / count
+        found = {"name": name, "unit": unit, "seconds": seconds, "share": share, "peak_bytes": peak} | more
         told = f", {share:.0%} of products" if share else ""
         said = "".join(f"; {key} {value}" for key, value in more.items())
-        self._note(f"{name}: {taken / count:.3g} s {unit}{told}, {peak / 2**30:.1f} GiB{said}", found)
-        return taken / count
+        self._note(f"{name}: {seconds:.3g} s {unit}{told}, {peak / 2**30:.1f} GiB{said}", found)
+        return made
 
     def _note(self, line: str, found: dict[str, Any]) -> None:
         """Print a stage, and write all so far, so that nothing is lost."""
@@ -191,18 +194,22 @@ def add_anchors(found: Stages, rows: FactRows, layer: int, settings: AnchorSetti
         settings: How to optimise.
     """
     count, work = len(rows), anchor_work(rows, layer) * settings.steps
-    alone, unit = anchors(rows, layer, settings, 1), f"a fact, {settings.steps} passes"
-    ways = {"one by one": (1, False), "side by side": (count, False)}
+    unit, batches = f"a fact, {settings.steps} passes and what goes before", anchor_batches(rows, count)
+
+    def optimise(way: str, size: int, flops: float, say: Callable[[torch.Tensor], dict[str, Any]]) -> torch.Tensor:
+        made = partial(anchors, rows, layer, settings, size)
+        return found.add(f"anchors {way}", unit, made, count, flops, say=say)
+
+    alone = optimise("one by one", 1, work, lambda _: {})
+
+    def compared(states: torch.Tensor) -> dict[str, Any]:
+        return {"batches": [len(batch) for batch in batches], "apart": float((states - alone).norm() / alone.norm())}
+
+    optimise("side by side", count, work, compared)
     if found.model.device.type == "cuda" and found.model.dtype == torch.float32:
-        ways["side by side in TF32"] = (count, True)
-    taken = []
-    for way, (size, tf32) in ways.items():
-        torch.backends.cuda.matmul.allow_tf32 = tf32
-        apart = float((anchors(rows, layer, settings, size) - alone).norm() / alone.norm())
-        each = partial(anchors, rows, layer, settings, size)
-        taken.append(found.add(f"anchors {way}", unit, each, count, work, apart=apart))
-    torch.backends.cuda.matmul.allow_tf32 = False
-    print(f"  side by side {taken[0] / taken[1]:.1f} times as fast as one by one")
+        torch.backends.cuda.matmul.allow_tf32 = True
+        optimise("side by side in TF32", count, 0, compared)
+        torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def add_jacobians(found: Stages, rows: FactRows, layers: list[int]) -> None:
@@ -218,8 +225,7 @@ def add_jacobians(found: Stages, rows: FactRows, layers: list[int]) -> None:
     matrices = [w for layer in range(layers[0] + 1, last + 1) for w in model.blocks[layer].parameters() if w.dim() == 2]
     work = 2 * model.d_model * sum(weight.numel() for weight in matrices)
     sweep = partial(dense_jacobians, frozen, layers, last)
-    found.add(f"all J to {last}", "a fact", sweep, flops=work)
-    double = sweep()[0, 0].double()
+    double = found.add(f"all J to {last}", "a fact", sweep, flops=work)[0, 0].double()
 
     def by_matrix() -> Verdict:
         return verdict_of(symmetric_part(double), eps, float(torch.linalg.svdvals(double)[0]))
@@ -229,7 +235,7 @@ def add_jacobians(found: Stages, rows: FactRows, layers: list[int]) -> None:
         return definiteness_matrix_free(J, largest_singular_value(J), eps=eps)
 
     for way, verdict in (("the matrix", by_matrix), ("Lanczos", by_lanczos)):
-        found.add(f"a verdict by {way}", "a Jacobian", verdict, verdict=repr(verdict()))
+        found.add(f"a verdict by {way}", "a Jacobian", verdict, say=lambda found: {"verdict": repr(found)})
 
 
 def add_solve(found: Stages, layers: list[int], tokens: int, edits: int) -> None:
@@ -246,10 +252,10 @@ def add_solve(found: Stages, layers: list[int], tokens: int, edits: int) -> None
     ids = torch.randint(3, VOCABULARY, (tokens // length, length), generator=generator).tolist()
     documents = [Prompt(tuple(row), length - 1) for row in ids]
     each, count = partial(sums_of_keys, model, documents, layers), length * len(documents)
-    found.add("second moments", "a token", each, count)
+    moments = found.add("second moments", f"{count} tokens, {len(layers)} layers", each)
     n = model.d_mlp
     place: dict[str, Any] = {"dtype": torch.float64, "device": model.device}
-    C = each()[layers[-1]].to(model.device) / count + 1e-2 * torch.eye(n, **place)  # of full rank with few tokens
+    C = moments[layers[-1]].to(model.device) / count + 1e-2 * torch.eye(n, **place)  # of full rank with few tokens
     K, R = (torch.randn(width, edits, **place) for width in (n, model.d_model))
     solve = partial(memit, Problem(layers[-1], K, R, C, model.weight(layers[-1]), ridge=1e3))
     work = 2 * n**2 * edits + n**3 / 3 + 2 * model.d_model * n * (edits + n)

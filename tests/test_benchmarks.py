@@ -1,4 +1,4 @@
-"""Benchmarks that no test measures by still run."""
+"""The benchmark of a device runs without one."""
 
 import json
 import subprocess
@@ -23,6 +23,7 @@ def test_the_benchmark_of_a_device_runs_to_its_end(tmp_path):
     assert found["shape"]["width"] == 64
     assert found["machine"]["card"] is None
     stages = {stage["name"]: stage for stage in found["stages"]}
+    assert found["options"]["facts"] == 2
     assert list(stages) == [
         "products in float32",
         "products in float64",

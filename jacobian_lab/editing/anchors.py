@@ -12,14 +12,13 @@ from torch import Tensor
 from jacobian_lab.errors import InputError
 from jacobian_lab.maps.hooks import decisive_states
 from jacobian_lab.maps.replay import Frozen, freeze, replay_logits
-from jacobian_lab.model.language_model import LanguageModel, Layers
+from jacobian_lab.model.language_model import Layers
 from jacobian_lab.model.rows import FactRows
 
 PADDING = 1.25
 """The longest tail of a batch is at most this many times the shortest."""
 BATCH_TOKENS = 2048
-"""Tokens that a batch replays at the most, unless one fact alone has more: so much is kept for the gradient.
-A card that holds more in half of the memory that the weights leave takes more (`batch_tokens`)."""
+"""Tokens that a batch replays at the most, unless one fact alone has more: so much is kept for the gradient."""
 Progress = Callable[[int, float], None]
 """Called after every pass with the number of facts that it finished and the mean loss of those running."""
 
@@ -198,26 +197,8 @@ def coordinate_shifts(
     return CoordinatedShifts(layers, descent.shifts, descent.loss, descent.passes)
 
 
-def batch_tokens(model: LanguageModel) -> int:
-    """Tokens that a batch replays at the most: `BATCH_TOKENS`, or more on a card that has room.
-
-    Args:
-        model: The model.
-
-    Returns:
-        Their number; of the card's whole memory, not of what is free, so that batches are the same when a run goes on.
-    """
-    if model.device.type != "cuda":
-        return BATCH_TOKENS
-    total = torch.cuda.get_device_properties(model.device).total_memory
-    weights = sum(weight.nbytes for weight in model.hf.parameters())
-    block = (12 * model.d_model + 6 * model.d_mlp) * model.dtype.itemsize
-    token = model.n_layers * block + 28 * model.hf.config.vocab_size  # log-softmax in float64, as if all were answers
-    return max(BATCH_TOKENS, (total - weights) // 2 // token)
-
-
 def anchor_batches(rows: FactRows, size: int) -> list[list[int]]:
-    """Which facts to optimise together: those whose tails are about equally long, `batch_tokens` at the most.
+    """Which facts to optimise together: those whose tails are about equally long, `BATCH_TOKENS` at the most.
 
     Args:
         rows: The facts.
@@ -227,11 +208,11 @@ def anchor_batches(rows: FactRows, size: int) -> list[list[int]]:
         Indices of the facts of each batch; every index once.
     """
     tails = [row.tail for row in rows.answered]
-    contexts, most_tokens = len(rows.weights), batch_tokens(rows.model)
+    contexts = len(rows.weights)
     groups: list[list[int]] = []
     for index in sorted(range(len(rows)), key=tails.__getitem__):
         tokens = tails[index] * contexts
-        most = min(size, most_tokens // tokens)
+        most = min(size, BATCH_TOKENS // tokens)
         if groups and len(groups[-1]) < most and tails[index] <= PADDING * tails[groups[-1][0]]:
             groups[-1].append(index)
         else:

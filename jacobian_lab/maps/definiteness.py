@@ -22,10 +22,11 @@ ROUGH = 1e-2
 """Relative accuracy with which a norm is estimated."""
 
 WIDEST_DENSE = 2048
-"""Above this width the verdict is sought by Lanczos, without the matrix, unless something else is asked for."""
+"""Above this width the verdict is sought by Lanczos, without the matrix, where the processor would have the matrix."""
 
 WIDEST_ON_CARD = 4096
-"""The same where a card has the matrix: at this width it takes 1.6 s on an H200, Lanczos 8 s (`benchmarks/gpu.py`)."""
+"""The same where a card has it: for a random model of this width the verdict took an H200 1.5 s by the matrix, 7.6 by
+Lanczos (`benchmarks/gpu.py`)."""
 
 SMALL = 32
 """Below this width Lanczos has no room, and a matrix is cheap to form from products."""

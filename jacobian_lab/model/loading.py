@@ -168,8 +168,10 @@ def _compute_in_float64(hf: nn.Module) -> None:
                 norm = nn.RMSNorm(module.weight.shape, eps=eps, dtype=torch.float64)
                 norm.weight = module.weight
                 setattr(parent, name, norm)
-            if hasattr(module, "inv_freq"):  # GPT-J has a table of sines instead, the same everywhere
+            if hasattr(module, "inv_freq"):
                 setattr(parent, name, _Rotary(module))
+            if hasattr(module, "embed_positions"):  # of GPT-J, which has no other
+                module.embed_positions = _table_of_sines(*module.embed_positions.shape)
             if type(module).__name__ == "GPTJAttention":
                 if hasattr(module, "_attn"):  # before transformers 5.24
                     module._attn = _plain_attention
@@ -194,6 +196,13 @@ class _Rotary(nn.Module):
         angles = position_ids[..., None].double() * self.own.inv_freq.double()
         angles = torch.cat([angles, angles], dim=-1)
         return angles.cos() * self.own.attention_scaling, angles.sin() * self.own.attention_scaling
+
+
+def _table_of_sines(positions: int, width: int) -> Tensor:
+    """Sines and cosines of GPT-J's rotary angles in float64, from its frequencies in float32."""
+    frequencies = 1.0 / 10000 ** (torch.arange(0, width, 2) / width)
+    angles = torch.arange(positions)[:, None].double() * frequencies.double()
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 def _plain_attention(

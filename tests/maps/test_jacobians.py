@@ -211,13 +211,6 @@ def test_layers_above_the_last_are_refused(tiny, facts):
     torch.testing.assert_close(jvp(at_last, 4, 4, vector, site="mlp"), vector)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_the_same_on_cuda(folders, facts):
-    models = [load_model(folders["llama"], dtype="float64", device=place, exact=True) for place in ("cpu", "cuda")]
-    cpu, cuda = (dense_jacobians(frozen_facts(model, facts, [1], 4), [1, 2], 4).cpu() for model in models)
-    torch.testing.assert_close(cuda, cpu, rtol=1e-9, atol=1e-11)
-
-
 def test_the_error_of_float32_is_within_what_the_verdict_allows(real, facts):
     exact = load_model(dtype="float64", device="cpu", exact=True)
     for model in (real, exact):

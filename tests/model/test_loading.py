@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from helpers.small import CONFIGS, FAMILIES, GPT, VOCABULARY, make_folder, make_tokenizer
+from helpers.small import CONFIGS, FAMILIES, GPT, ROTARY, VOCABULARY, make_folder, make_tokenizer
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import (
@@ -46,18 +46,48 @@ def test_exact_float64_changes_only_rounding(family, folders):
     assert exact.dtype == torch.float64
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "gpt_neox"])
+def _rotary(model, positions=200):
+    """Cosines and sines of a model's rotary angles, ``[position, angle]``, and the frequencies that they are of."""
+    table = next((m.embed_positions for m in model.hf.modules() if hasattr(m, "embed_positions")), None)
+    if table is not None:
+        sin, cos = table[:positions].chunk(2, dim=1)
+        half = sin.shape[1]
+        return cos, sin, 1.0 / 10000 ** (torch.arange(0, 2 * half, 2) / (2 * half))
+    hidden = torch.zeros(1, positions, model.d_model, dtype=model.dtype)
+    cos, sin = model.positional(hidden, torch.arange(positions)[None])["position_embeddings"]
+    frequencies = next(module.inv_freq for module in model.hf.modules() if hasattr(module, "inv_freq"))
+    return cos[0], sin[0], frequencies.repeat(2)
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "gpt2"])
 @pytest.mark.parametrize("exact", [True, False])
 def test_exact_float64_has_rotary_angles_in_float64(exact, family, folders):
     """In float32, as everybody runs them, they are off by its rounding, and by another on every device."""
-    model = load_model(folders[family], dtype="float64", device="cpu", exact=exact)
-    positions, hidden = torch.arange(200)[None], torch.zeros(1, 200, 32, dtype=torch.float64)
-    cos, sin = (each[0].numpy() for each in model.positional(hidden, positions)["position_embeddings"])
-    half = cos.shape[1] // 2
-    frequencies = 1 / 10000 ** (np.arange(half, dtype=np.float32) / np.float32(half))
-    angles = np.arange(200)[:, None] * np.tile(frequencies, 2).astype(np.float64)
-    off = max(abs(cos - np.cos(angles)).max(), abs(sin - np.sin(angles)).max())
+    cos, sin, frequencies = _rotary(load_model(folders[family], dtype="float64", device="cpu", exact=exact))
+    angles = np.arange(200)[:, None] * frequencies.numpy().astype(np.float64)
+    off = max(abs(cos.numpy() - np.cos(angles)).max(), abs(sin.numpy() - np.sin(angles)).max())
     assert off < 1e-15 if exact else 1e-8 < off < 1e-4
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "dynamic", "factor": 2.0},
+        {"rope_type": "yarn", "factor": 4.0},
+        {"rope_type": "linear", "factor": 3.0},
+    ],
+)
+def test_exact_float64_keeps_frequencies_that_follow_the_length_and_their_scale(rope, tmp_path):
+    config = LlamaConfig(**ROTARY | {"max_position_embeddings": 32}, rope_parameters={"rope_theta": 10000.0, **rope})
+    folder = make_folder(tmp_path / "rope", config)
+    ids = torch.arange(3, 63)[None]  # twice as long as what the frequencies are made for
+    exact, as_is = (
+        load_model(folder, dtype="float64", device="cpu", exact=exact).hf(ids).logits for exact in (True, False)
+    )
+    plain = make_folder(tmp_path / "plain", LlamaConfig(**ROTARY | {"max_position_embeddings": 32}))
+    other = load_model(plain, dtype="float64", device="cpu", exact=True).hf(ids).logits
+    torch.testing.assert_close(exact, as_is, rtol=1e-4, atol=1e-4)
+    assert (exact - other).abs().max() > 1e-2
 
 
 def test_exact_float64_is_smooth_to_float64(family_model):
