@@ -1,6 +1,7 @@
 """Second moments that others have published: MEMIT's ``.npz`` files, or safetensors, one a layer."""
 
 import hashlib
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -191,6 +192,7 @@ def _read(path: Path) -> tuple[Float[Tensor, "n m"], int]:
 
 
 _UNREADABLE = (
+    tokenize.TokenError,  # of a damaged header, which NumPy hands to Python
     OSError,
     EOFError,
     ValueError,

@@ -110,6 +110,15 @@ def damaged(path, model, sums, count):
     file.write_bytes(content)
 
 
+def unbalanced(path, model, sums, count):
+    """In the header of an array: NumPy's reader then raises what Python's tokenizer does."""
+    file = path / f"{name_of(model, 1)}_float32_mom2_100000.npz"
+    np.savez(file, **{"mom2.mom2": sums[1].numpy(), "mom2.count": count})
+    content = file.read_bytes()
+    assert content.count(b"(64, 64), }") == 1
+    file.write_bytes(content.replace(b"(64, 64), }", b"(64, 64 , }"))
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
@@ -122,6 +131,7 @@ def damaged(path, model, sums, count):
         (torn, "expected mom2.mom2 and mom2.count as MEMIT writes them"),
         (empty, r"expected mom2.mom2 and mom2.count .* got EOFError"),
         (damaged, "expected mom2.mom2 and mom2.count as MEMIT writes them"),
+        (unbalanced, r"expected mom2.mom2 and mom2.count .* got TokenError"),
         (lambda p, m, s, n: publish(p, m, {1: s[1]}, 0), "NaN or infinity"),
         (lambda p, m, s, n: publish(p, m, {1: s[1] / n}, n), "expected a mean over tokens .* times what they are"),
         (lambda p, m, s, n: publish(p, m, {1: s[1] * n}, n), "expected a mean over tokens .* times what they are"),
