@@ -9,11 +9,19 @@ from helpers.small import CONTEXTS, FAMILIES
 from jacobian_lab import cli
 from jacobian_lab.editing.anchors import AnchorSettings
 from jacobian_lab.editing.methods import METHODS
+from jacobian_lab.editing.rules import Problem, emmet
+from jacobian_lab.editing.schemes import damped_pullback
 from jacobian_lab.editor import Editor
-from jacobian_lab.maps.definiteness import definiteness_matrix_free
+from jacobian_lab.maps.definiteness import (
+    definiteness_matrix_free,
+    is_positive_definite,
+    symmetric_part,
+    verdict_of,
+)
 from jacobian_lab.maps.jacobians import dense_jacobians, jvp, linear_operator, vjp
 from jacobian_lab.maps.replay import freeze, replay, replay_logits
 from jacobian_lab.model.loading import load_model
+from jacobian_lab.model.tokens import Prompt
 from jacobian_lab.store.run import open_run
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -126,3 +134,57 @@ def test_commands_store_the_same(command, further, arguments, tmp_path):
             np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6 * scale + 1e-9, err_msg=name)
         elif ours.dtype.kind == "i":
             np.testing.assert_array_equal(ours, theirs, err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_row_that_sees_itself_alone_beside_a_long_one(dtype, folders):
+    """No BOS, the subject first in one row of a batch, after 200 tokens in the other: no row of attention is empty."""
+    model = load_model(folders["gpt2"], dtype=dtype, device="cuda")
+    long = torch.randint(3, 512, (201,), generator=torch.Generator().manual_seed(0)).tolist()
+    rows = [Prompt((7, 8, 9), 0, (5, 6)), Prompt(tuple(long), 198, (5, 6))]
+    logits = []
+    for some in (rows, rows[:1]):
+        frozen = freeze(model, some, [1])
+        states = frozen.states(1).float().requires_grad_()
+        found = replay_logits(frozen, 1, states)
+        (gradient,) = torch.autograd.grad(found.log_softmax(-1)[..., 0].sum(), states)
+        assert found.isfinite().all()
+        assert gradient.isfinite().all()
+        logits.append(found[0].detach())
+    together, alone = logits
+    torch.testing.assert_close(
+        together[: len(alone)], alone, rtol=0, atol=4 * torch.finfo(model.dtype).eps * alone.abs().max().item()
+    )
+
+
+def test_a_verdict_and_a_pull_back_at_a_width_of_5120():
+    """J = I + εG, so that S lies within 1 ± ε√2 but for the edge; the pull-back by its normal equations."""
+    generator = torch.Generator().manual_seed(0)
+    J = (
+        torch.eye(5120, dtype=torch.float64)
+        + 0.3 * torch.randn(5120, 5120, dtype=torch.float64, generator=generator) / 5120**0.5
+    )
+    residual = torch.randn(1, 5120, dtype=torch.float64, generator=generator).cuda()
+    J = J.cuda()
+    S = symmetric_part(J)
+    verdict = verdict_of(S, 1e-7, 2.0)
+    assert verdict.decision == "definite"
+    np.testing.assert_allclose([verdict.smallest, verdict.largest], [1 - 0.3 * 2**0.5, 1 + 0.3 * 2**0.5], atol=0.01)
+    assert is_positive_definite(S)
+    assert not is_positive_definite(S - 0.7 * torch.eye(5120, dtype=torch.float64, device="cuda"))
+    shift = damped_pullback(J[None], residual, 1e-2)[0]
+    left = J.T @ (J @ shift - residual[0]) + 1e-2 * shift
+    assert left.norm() < 1e-10 * (J.T @ residual[0]).norm()
+
+
+def test_emmet_at_a_key_of_14336():
+    """C of few tokens and hardly regular; what is asked for is realised but for ε."""
+    generator = torch.Generator().manual_seed(0)
+    seen = torch.randn(14336, 2000, generator=generator).cuda()
+    C = (seen @ seen.T / 2000).double()
+    C.diagonal().add_(1e-2)
+    K = torch.randn(14336, 64, dtype=torch.float64, generator=generator).cuda()
+    R = torch.randn(256, 64, dtype=torch.float64, generator=generator).cuda()
+    update = emmet(Problem(8, K, R, C, torch.zeros(256, 14336, device="cuda"), ridge=1e3))
+    assert update.condition > 1e5
+    assert (update.delta @ K - R).norm() < 1e-3 * R.norm()

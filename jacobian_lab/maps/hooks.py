@@ -1,8 +1,9 @@
 """Hooks: capture or replace hidden states and MLP keys while the model runs as it is."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,25 +47,24 @@ def capture(model: LanguageModel, hidden: Sequence[int] = (), keys: Sequence[int
         The record, overwritten by every pass; its tensors are copies.
     """
     seen = Captured()
-
-    def hidden_hook(layer: int) -> Callable[..., None]:
-        def hook(_module: Any, _inputs: Any, output: Any) -> None:
-            seen.hidden[layer] = block_output(output).detach().clone()
-
-        return hook
-
-    def key_hook(layer: int) -> Callable[..., None]:
-        def hook(_module: Any, inputs: tuple[Tensor, ...]) -> None:
-            seen.keys[layer] = inputs[0].detach().clone()
-
-        return hook
-
     with ExitStack() as stack:
         for layer in hidden:
-            stack.callback(model.blocks[layer].register_forward_hook(hidden_hook(layer)).remove)
+            stack.callback(model.blocks[layer].register_forward_hook(partial(_keep_output, seen, layer)).remove)
         for layer in keys:
-            stack.callback(model.projection(layer).register_forward_pre_hook(key_hook(layer)).remove)
+            stack.callback(model.projection(layer).register_forward_pre_hook(partial(_keep_input, seen, layer)).remove)
         yield seen
+
+
+def _keep_output(seen: Captured, layer: int, _module: Any, _inputs: Any, output: Any) -> None:
+    seen.hidden[layer] = block_output(output).detach().clone()
+
+
+def _keep_input(seen: Captured, layer: int, _module: Any, inputs: tuple[Tensor, ...]) -> None:
+    seen.keys[layer] = inputs[0].detach().clone()
+
+
+def _halt(*_: Any) -> None:
+    raise _StopError
 
 
 def forward(model: LanguageModel, rows: Sequence[Prompt], stop: int | None = None, cache: Any = None) -> Tensor | None:
@@ -81,10 +81,7 @@ def forward(model: LanguageModel, rows: Sequence[Prompt], stop: int | None = Non
     """
     ids = pad(rows).to(model.device)
 
-    def halt(*_: Any) -> None:
-        raise _StopError
-
-    handle = None if stop is None else model.blocks[stop].register_forward_hook(halt)
+    handle = None if stop is None else model.blocks[stop].register_forward_hook(_halt)
     try:
         ones = torch.ones_like(ids)  # every position counts: rows are padded on the right
         kept = {cache_name(model.trunk): cache, "use_cache": cache is not None}
