@@ -1,6 +1,7 @@
 """How much memory there is, and what to do where it does not suffice."""
 
 import os
+import resource
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -48,6 +49,44 @@ def available_memory() -> int:
         return min(free, int(_GROUP_LIMIT.read_text()))
     except (OSError, ValueError):  # no such group, or one without a limit
         return free
+
+
+def held_memory() -> int:
+    """Memory of the host that this process holds.
+
+    Returns:
+        Bytes; where the system does not say, the most that it ever held.
+    """
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most memory that this process ever held: of a card, where the model is on one, else of the host.
+
+    Args:
+        device: Where the model is.
+
+    Returns:
+        Bytes.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def card_memory(device: torch.device) -> int | None:
+    """Memory of a card, used or not.
+
+    Args:
+        device: The device.
+
+    Returns:
+        Bytes; none if it is no card.
+    """
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
 
 
 def halving(

@@ -18,12 +18,44 @@ from jacobian_lab.errors import InputError
 from jacobian_lab.model.language_model import LanguageModel
 
 FORMAT = "jacobian_lab delta 1"
-DELTA, FOLDER = "delta-{}.safetensors", "model-{}"
+DELTA_SUFFIX = ".safetensors"
+DELTA, FOLDER = "delta-{}" + DELTA_SUFFIX, "model-{}"
 """What a run calls a method's saved edit."""
 _NAME = "layer.{}"
 
 Deltas = Mapping[int, Float[Tensor, "d_model d_mlp"]]
 """ΔW by layer."""
+
+
+def saved_paths(folder: Path, name: str, save: str) -> list[Path]:
+    """Where a run has a method's saved edit.
+
+    Args:
+        folder: The run's folder.
+        name: The method, as `method_name` returned it.
+        save: ``"delta"``, ``"folder"`` or ``"both"``.
+
+    Returns:
+        The files or folders.
+    """
+    kinds = {"delta": (DELTA,), "folder": (FOLDER,), "both": (DELTA, FOLDER)}[save]
+    return [folder / kind.format(name) for kind in kinds]
+
+
+def save_edit(model: LanguageModel, deltas: Deltas, paths: Sequence[Path], config: Mapping[str, Any]) -> None:
+    """Save an edit at each of some places.
+
+    Args:
+        model: The edited model.
+        deltas: ΔW by layer.
+        paths: What `saved_paths` returned: a file for the delta, a folder for the model.
+        config: Everything that decided it, as JSON can hold it.
+    """
+    for path in paths:
+        if path.suffix == DELTA_SUFFIX:
+            save_delta(path, model, deltas, config)
+        else:
+            save_model(model, path)
 
 
 def delta_dtype(model: LanguageModel) -> torch.dtype:

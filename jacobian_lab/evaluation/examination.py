@@ -9,9 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jacobian_lab.evaluation.metrics import check_questions, evaluate, greedy_matches, neighborhood_states
-from jacobian_lab.evaluation.questions import paraphrases, probe_groups, style_of
+from jacobian_lab.evaluation.questions import paraphrases, probe_groups, questions, style_of
 from jacobian_lab.facts.fact import Fact
 from jacobian_lab.model.language_model import LanguageModel
+from jacobian_lab.model.tokens import Prompt
 
 FACTS_AT_ONCE = 32
 """Facts whose final states are held at once while a model is evaluated."""
@@ -66,6 +67,15 @@ class Examination:
         return [
             state for part in self._parts() for state in neighborhood_states(self.model, self.facts[part], self.style)
         ]
+
+    def rows(self) -> list[Prompt]:
+        """The rows that are asked, each once.
+
+        Returns:
+            The rows.
+        """
+        asked = (each for fact in self.facts for each in questions(fact, self.style))
+        return list({self.model.text_prompt(*each) for each in asked})
 
     def answers(self) -> Iterator[tuple[slice, list[dict[str, list[float]]]]]:
         """Evaluate the model as it is, a part of the facts at a time.

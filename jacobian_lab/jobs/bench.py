@@ -15,13 +15,14 @@ from jacobian_lab.editing.anchors import Progress, anchor_batches, coordinate_sh
 from jacobian_lab.editing.layers import Setting, restored
 from jacobian_lab.editing.measures import ObservedEdit, measure, observed_edits
 from jacobian_lab.editing.schemes import COORDINATED, SCHEMES, Scheme, Targets, make_targets
-from jacobian_lab.editing.second_moments import SecondMoment, second_moments
+from jacobian_lab.editing.second_moments import SecondMoment, moment_rows, moments_cached, second_moments
 from jacobian_lab.editing.solving import advice, factored, suited_ridge
 from jacobian_lab.evaluation.metrics import efficacy
-from jacobian_lab.jobs.job import Labels
+from jacobian_lab.jobs.job import Labels, Part
 from jacobian_lab.jobs.setup import Experiment
 from jacobian_lab.memory import halving
 from jacobian_lab.model.language_model import Layers
+from jacobian_lab.planning.costs import Costs, Stage
 from jacobian_lab.progress import bar, note
 from jacobian_lab.store.arrays import exists, read_config
 from jacobian_lab.store.run import Run
@@ -90,6 +91,43 @@ class Bench:
         for layer, matrix in matrices.items():
             factored(self.ridge * matrix, f"λC at layer {layer}", advice(matrix, self.ridge))
 
+    def cost_of_moments(self, costs: Costs) -> list[Stage]:
+        """What the second moments are going to take, unless they are published or in the cache.
+
+        Args:
+            costs: Of the model on the machine.
+
+        Returns:
+            The stage, or none.
+        """
+        experiment, config = self.experiment, self.experiment.config
+        if experiment.corpus is None:
+            return []
+        given = (experiment.corpus, experiment.layers, config.corpus_length, config.corpus_tokens)
+        if moments_cached(experiment.model, *given):
+            return []
+        rows = moment_rows(experiment.model, experiment.corpus, config.corpus_length, config.corpus_tokens)
+        return [costs.moments(sum(len(row.ids) for row in rows), experiment.layers)]
+
+    def cost_of_descents(self, costs: Costs, layers: Sequence[int], shifted: Sequence[Layers] = ()) -> list[Stage]:
+        """What anchors and coordinated shifts are going to take.
+
+        Args:
+            costs: Of the model on the machine.
+            layers: The anchor layers.
+            shifted: For each coordinated descent, its layers.
+
+        Returns:
+            A stage for each; none where another run gives them.
+        """
+        experiment, config = self.experiment, self.experiment.config
+        if config.anchors_from is not None:
+            return []
+        names = {f"anchors at layer {layer}": layer for layer in layers}
+        names |= {f"coordinated shifts at {len(some)} layers": some[0] for some in shifted}
+        steps, size = experiment.anchor.steps, config.batch_size
+        return [costs.descent(name, experiment.rows, first, steps, size) for name, first in names.items()]
+
     def provenance(self) -> dict[str, Any]:
         """What is worth knowing of a run of this experiment, λ among it."""
         return self.experiment.provenance() | {"ridge": self.ridge}
@@ -98,6 +136,28 @@ class Bench:
     def setting(self) -> Setting:
         """What its edits are made with."""
         return self.experiment.setting(self.moments, self.ridge)
+
+    def parts(self, coordinated: bool) -> list[Part]:
+        """The parts of a run that hold anchors and shifts.
+
+        Args:
+            coordinated: Whether shifts are wanted.
+
+        Returns:
+            One for each.
+        """
+        layers, ends = self.experiment.layers, self.experiment.anchor_layers
+        anchors = Part(
+            [("anchor_passes", {})],
+            lambda run: self.anchors(run, ends),
+            cost=lambda costs: self.cost_of_descents(costs, ends),
+        )
+        shifts = Part(
+            [("coordinated_shift_passes", {})],
+            lambda run: self.shifts(run, layers),
+            cost=lambda costs: self.cost_of_descents(costs, (), [layers]),
+        )
+        return [anchors, shifts] if coordinated else [anchors]
 
     def targets(self, run: Run, schemes: Iterable[str]) -> Targets:
         """Targets of all kinds that some schemes need, from anchors and shifts that the run holds afterwards.

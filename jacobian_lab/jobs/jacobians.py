@@ -42,6 +42,9 @@ from jacobian_lab.maps.definiteness import (
 from jacobian_lab.maps.jacobians import MEMORY_BUDGET, dense_jacobians, jvp, linear_operator, precision, to_numpy
 from jacobian_lab.maps.replay import RESIDUAL, Frozen, Site, freeze
 from jacobian_lab.maps.spectra import henrici_departure, rotation
+from jacobian_lab.model.language_model import Layers
+from jacobian_lab.model.tokens import Prompt
+from jacobian_lab.planning.costs import Costs, Stage
 from jacobian_lab.progress import note
 from jacobian_lab.store.run import Run
 from jacobian_lab.store.schema import DECISIONS
@@ -111,6 +114,20 @@ class Survey:
         """What of it decides a number, as it stands in ``config.json``."""
         return {"survey": self.kind, "survey_facts": len(self.sample)}
 
+    def cost(self, costs: Costs, bare: Sequence[Prompt], layers: Layers) -> Stage:
+        """What it is going to take.
+
+        Args:
+            costs: Of the model on the machine.
+            bare: The facts' prompts.
+            layers: The decisive layers.
+
+        Returns:
+            The stage.
+        """
+        formed = sum(self.forms(place) for place in range(len(bare)))
+        return costs.survey(bare, layers, formed, len(self.sample))
+
     def say(self, facts: int) -> None:
         """Say on stderr what is not sought of every fact.
 
@@ -138,9 +155,26 @@ def run_jacobian(config: JacobianConfig, *, progress: bool = True) -> Path:
     Raises:
         InputError: If anything cannot be used.
     """
-    subject = load_subject(config)
+    return jacobian_job(config, progress=progress).carry_out()
+
+
+def jacobian_job(config: JacobianConfig, *, progress: bool = True, sketch: torch.device | None = None) -> Job:
+    """The job of `run_jacobian`.
+
+    Args:
+        config: The configuration.
+        progress: Whether to show progress bars.
+        sketch: Where it would be done, if it is only to be planned.
+
+    Returns:
+        The job.
+
+    Raises:
+        InputError: If anything cannot be used.
+    """
+    subject = load_subject(config, sketch=sketch)
     model, layers = subject.model, subject.layers
-    how = Survey.of(config, model.d_model, subject.facts, model.device)
+    how = Survey.of(config, model.d_model, subject.facts, subject.device)
     if len(layers) == 1:
         raise InputError(f"expected at least two layers, l and L, got only {layers[0]}: give them as 4-8")
 
@@ -149,14 +183,16 @@ def run_jacobian(config: JacobianConfig, *, progress: bool = True) -> Path:
         budget = int(config.memory * 2**30)
         survey(run, subject, how, site=config.site, budget=budget, progress=progress)
 
+    bare = [model.fact_prompt(fact).cut() for fact in subject.facts]
     return Job(
         "jacobian",
+        model,
         config.out,
         subject.settings() | {"site": config.site} | how.settings(),
         subject.provenance,
         {"fact": subject.labels(), "layer": list(layers[:-1]), "rank": range(model.d_model)},
-        [Part([("surveyed", {})], surveyed)],
-    ).carry_out()
+        [Part([("surveyed", {})], surveyed, cost=lambda costs: [how.cost(costs, bare, layers)])],
+    )
 
 
 def survey(

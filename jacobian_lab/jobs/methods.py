@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jacobian_lab.editing.deltas import DELTA, FOLDER, save_delta, save_model
+from jacobian_lab.editing.deltas import save_edit, saved_paths
 from jacobian_lab.editing.layers import Setting, restored
 from jacobian_lab.editing.methods import (
     METHODS,
@@ -36,8 +36,8 @@ from jacobian_lab.jobs.config import EditConfig, EditTableConfig, EvaluationConf
 from jacobian_lab.jobs.job import Job, Labels, Part
 from jacobian_lab.jobs.setup import Experiment, prepare
 from jacobian_lab.model.corpus import Corpus, load_corpus, token_rows
-from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.tokens import Prompt
+from jacobian_lab.planning.costs import Costs, Stage
 from jacobian_lab.progress import bar
 from jacobian_lab.store.finished import Finished
 from jacobian_lab.store.run import Run
@@ -62,7 +62,24 @@ def run_edit_table(config: EditTableConfig, *, progress: bool = True) -> Path:
     Raises:
         InputError: If anything cannot be used.
     """
-    return _run(config, tuple(dict.fromkeys(map(_edited, config.methods))), None, progress)
+    return edit_table_job(config, progress=progress).carry_out()
+
+
+def edit_table_job(config: EditTableConfig, *, progress: bool = True, sketch: torch.device | None = None) -> Job:
+    """The job of `run_edit_table`.
+
+    Args:
+        config: The configuration.
+        progress: Whether to show progress bars.
+        sketch: Where it would be done, if it is only to be planned.
+
+    Returns:
+        The job.
+
+    Raises:
+        InputError: If anything cannot be used.
+    """
+    return _job(config, tuple(dict.fromkeys(map(_edited, config.methods))), None, progress, sketch)
 
 
 def run_edit(config: EditConfig, *, progress: bool = True) -> Path:
@@ -78,22 +95,24 @@ def run_edit(config: EditConfig, *, progress: bool = True) -> Path:
     Raises:
         InputError: If anything cannot be used.
     """
-    return _run(config, (_edited(config.method),), config.save, progress)
+    return edit_job(config, progress=progress).carry_out()
 
 
-def saved_paths(folder: Path, name: str, save: str) -> list[Path]:
-    """Where a method's saved edit is.
+def edit_job(config: EditConfig, *, progress: bool = True, sketch: torch.device | None = None) -> Job:
+    """The job of `run_edit`.
 
     Args:
-        folder: The run's folder.
-        name: The method.
-        save: ``"delta"``, ``"folder"`` or ``"both"``.
+        config: The configuration.
+        progress: Whether to show progress bars.
+        sketch: Where it would be done, if it is only to be planned.
 
     Returns:
-        The files or folders.
+        The job.
+
+    Raises:
+        InputError: If anything cannot be used.
     """
-    kinds = {"delta": (DELTA,), "folder": (FOLDER,), "both": (DELTA, FOLDER)}[save]
-    return [folder / kind.format(method_name(name)) for kind in kinds]
+    return _job(config, (_edited(config.method),), config.save, progress, sketch)
 
 
 def _edited(name: str) -> str:
@@ -102,8 +121,10 @@ def _edited(name: str) -> str:
     return method_name(name)
 
 
-def _run(config: EvaluationConfig, methods: tuple[str, ...], save: str | None, progress: bool) -> Path:
-    at_work = Comparison.of(config, methods, progress)
+def _job(
+    config: EvaluationConfig, methods: tuple[str, ...], save: str | None, progress: bool, sketch: torch.device | None
+) -> Job:
+    at_work = Comparison.of(config, methods, progress, sketch=sketch)
     experiment, asked, bench = at_work.experiment, at_work.examination, at_work.bench
     settings = at_work.settings()
 
@@ -128,7 +149,7 @@ def _run(config: EvaluationConfig, methods: tuple[str, ...], save: str | None, p
             return bench.anchors(run, (layer,), "refit_anchor", batch)[layer]
 
         def keep(name: str, made: MethodEdit) -> None:
-            _save(experiment.model, made, saved(run.folder), {**settings, "method": name})
+            save_edit(experiment.model, made.deltas, saved(run.folder), {**settings, "method": name})
 
         for place, name in enumerate(todo, 1):
             what = f"{name} ({place} of {len(todo)})"
@@ -138,15 +159,18 @@ def _run(config: EvaluationConfig, methods: tuple[str, ...], save: str | None, p
                     run.write(variable, values, edit=name, **labels)
             run.seal("measured", edit=name)
 
+    wanted = [("measured", {"edit": [UNEDITED, *methods]})]
     return Job(
         "edit_table",
+        experiment.model,
         config.out,
         settings,
         bench.provenance,
         at_work.coordinates,
-        [*at_work.parts(), Part([("measured", {"edit": [UNEDITED, *methods]})], measured, lambda f: not again(f))],
+        [*at_work.parts(), Part(wanted, measured, lambda f: not again(f), at_work.cost)],
         before=at_work.begin,
-    ).carry_out()
+        before_cost=bench.cost_of_moments,
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,13 +196,16 @@ class Comparison:
     bench: Bench
 
     @classmethod
-    def of(cls, config: EvaluationConfig, methods: Sequence[str], progress: bool) -> "Comparison":
+    def of(
+        cls, config: EvaluationConfig, methods: Sequence[str], progress: bool, *, sketch: torch.device | None = None
+    ) -> "Comparison":
         """Load and check everything, before any long work.
 
         Args:
             config: The configuration.
             methods: Names of the methods.
             progress: Whether to show progress bars.
+            sketch: Where it would be done, if it is only to be planned, without the model's weights.
 
         Returns:
             The methods, ready for work.
@@ -188,7 +215,7 @@ class Comparison:
         """
         check(config)
         held_out = load_corpus(config.held_out, "held_out", config.seed)
-        experiment = prepare(config)
+        experiment = prepare(config, sketch=sketch)
         examination = _examination(config, experiment)
         text = _held_out_rows(config, experiment, held_out)
         chosen, count = {name: method(name) for name in methods}, len(experiment.facts)
@@ -235,11 +262,31 @@ class Comparison:
 
     def parts(self) -> list[Part]:
         """What a run holds before any method has been measured."""
-        bench, experiment = self.bench, self.experiment
-        anchors = Part([("anchor_passes", {})], lambda run: bench.anchors(run, experiment.anchor_layers))
-        shifts = Part([("coordinated_shift_passes", {})], lambda run: bench.shifts(run, experiment.layers))
         neighbors = Part([("neighbors_compared", {})], self._store_edited_neighbors)
-        return [anchors, *([shifts] if any_coordinated(self.schemes) else []), neighbors]
+        return [*self.bench.parts(any_coordinated(self.schemes)), neighbors]
+
+    def cost(self, costs: Costs, times: int = 1) -> list[Stage]:
+        """What editing with the methods and evaluating is going to take.
+
+        Args:
+            costs: Of the model on the machine.
+            times: How often each edits.
+
+        Returns:
+            The stage.
+        """
+        experiment, asked = self.experiment, self.examination
+        layers, last = experiment.layers, experiment.layers[-1]
+        edits = sum(
+            costs.edit(experiment.rows, SCHEMES[each.scheme].edited(layers), last, observed=False)
+            for each in self.methods.values()
+        )
+        decoded = experiment.rows.answered if asked.greedy else ()
+        once = costs.evaluation(asked.rows(), decoded) + costs.evaluation(self.text)
+        refits = sum(each.refit for each in self.methods.values())
+        again = self.bench.cost_of_descents(costs, [last]) * refits
+        count = times * len(self.methods)
+        return [*again, costs.stage(f"{count} edits, evaluated", times * edits + (count + 1) * once)]
 
     def begin(self, folder: Path) -> None:
         """Make it clear before the long work that the rules can use every C.
@@ -336,14 +383,6 @@ def _held_out_rows(config: EvaluationConfig, experiment: Experiment, text: Corpu
     if not any(len(row.ids) > 1 for row in rows):
         raise InputError(f"expected a held-out text of some tokens, got {config.held_out!r}: raise ⟨held_out_tokens⟩")
     return rows
-
-
-def _save(model: LanguageModel, made: MethodEdit, paths: Sequence[Path], config: Mapping[str, Any]) -> None:
-    for path in paths:
-        if path.suffix == ".safetensors":
-            save_delta(path, model, made.deltas, config)
-        else:
-            save_model(model, path)
 
 
 def _padded(rows: Sequence[Sequence[float]], width: int) -> np.ndarray:

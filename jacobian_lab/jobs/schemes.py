@@ -4,15 +4,18 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from jacobian_lab.editing.measures import ObservedEdit
 from jacobian_lab.editing.schemes import SCHEMES
 from jacobian_lab.evaluation.metrics import efficacy
 from jacobian_lab.jobs.bench import Bench, any_coordinated, measured_edit, where_finite
 from jacobian_lab.jobs.config import SchemesConfig
 from jacobian_lab.jobs.jacobians import Survey, survey
-from jacobian_lab.jobs.job import Job, Part
+from jacobian_lab.jobs.job import Job, Labels, Part
 from jacobian_lab.jobs.setup import prepare
 from jacobian_lab.jobs.studies import STEPS, STUDIES
+from jacobian_lab.planning.costs import Costs, Stage
 from jacobian_lab.progress import bar
 from jacobian_lab.store.run import Run
 
@@ -37,9 +40,35 @@ def run_schemes(
     Raises:
         InputError: If anything cannot be used.
     """
-    experiment, schemes = prepare(config), list(config.schemes)
+    return schemes_job(config, studies, verdicts=verdicts, progress=progress).carry_out()
+
+
+def schemes_job(
+    config: SchemesConfig,
+    studies: Sequence[str] = (),
+    *,
+    verdicts: bool = True,
+    progress: bool = True,
+    sketch: torch.device | None = None,
+) -> Job:
+    """The job of `run_schemes`.
+
+    Args:
+        config: The configuration.
+        studies: Names in `STUDIES`.
+        verdicts: Whether the unedited model's Jacobians are wanted too.
+        progress: Whether to show progress bars.
+        sketch: Where it would be done, if it is only to be planned.
+
+    Returns:
+        The job.
+
+    Raises:
+        InputError: If anything cannot be used.
+    """
+    experiment, schemes = prepare(config, sketch=sketch), list(config.schemes)
     bench, model = Bench(experiment, progress), experiment.model
-    how = Survey.of(config, model.d_model, experiment.facts, model.device)
+    how = Survey.of(config, model.d_model, experiment.facts, experiment.device)
 
     looked_at = (verdicts and config.survey != "none") or "theorem1" in studies
     if looked_at:
@@ -51,15 +80,27 @@ def run_schemes(
     def edited(run: Run) -> None:
         _store_schemes(run, bench, schemes, studies, how)
 
-    parts = [Part([("anchor_passes", {})], lambda run: bench.anchors(run, experiment.anchor_layers))]
-    if any_coordinated(schemes):
-        parts.append(Part([("coordinated_shift_passes", {})], lambda run: bench.shifts(run, experiment.layers)))
+    def cost_of_edits(costs: Costs) -> list[Stage]:
+        rows, layers, last = experiment.rows, experiment.layers, experiment.layers[-1]
+        edits = sum(costs.edit(rows, SCHEMES[name].edited(layers), last, observed=True) for name in schemes)
+        asked = len(schemes) * costs.evaluation(rows.answered)
+        return [costs.stage(f"edits under {len(schemes)} schemes", edits + asked)]
+
+    parts = bench.parts(any_coordinated(schemes))
     if verdicts and config.survey != "none":
-        parts.append(Part([("surveyed", {})], surveyed))
+        parts.append(
+            Part(
+                [("surveyed", {})],
+                surveyed,
+                cost=lambda costs: [how.cost(costs, experiment.rows.bare, experiment.layers)],
+            )
+        )
     measured, studied = {"scheme": schemes}, {"study": list(studies), "scheme": schemes}
-    parts.append(Part([("replayed", {}), ("measured", measured), ("studied", studied)], edited))
+    wanted: list[tuple[str, Labels]] = [("replayed", {}), ("measured", measured), ("studied", studied)]
+    parts.append(Part(wanted, edited, cost=cost_of_edits))
     return Job(
         "tables",
+        model,
         config.out,
         experiment.settings() | how.settings() | ({"survey": "none"} if config.survey == "none" else {}),
         bench.provenance,
@@ -74,7 +115,8 @@ def run_schemes(
         },
         parts,
         before=bench.begin,
-    ).carry_out()
+        before_cost=bench.cost_of_moments,
+    )
 
 
 def _store_schemes(run: Run, bench: Bench, schemes: Sequence[str], studies: Sequence[str], how: Survey) -> None:

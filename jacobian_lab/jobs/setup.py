@@ -7,6 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from jacobian_lab.caching import content_key
 from jacobian_lab.editing.anchors import AnchorSettings
 from jacobian_lab.editing.layers import Setting
@@ -22,9 +24,9 @@ from jacobian_lab.model.chat import chat_of
 from jacobian_lab.model.corpus import Corpus, load_corpus
 from jacobian_lab.model.families import KNOWN
 from jacobian_lab.model.language_model import LanguageModel, Layers
-from jacobian_lab.model.loading import check_layers, load_model
+from jacobian_lab.model.loading import check_layers, load_model, sketch_model
 from jacobian_lab.model.rows import FactRows, editable, fact_rows
-from jacobian_lab.model.templates import Templates, read_templates, sample_templates
+from jacobian_lab.model.templates import USUAL_TEMPLATES, Templates, read_templates, sample_templates
 from jacobian_lab.progress import note
 from jacobian_lab.store.arrays import read_config
 from jacobian_lab.store.finished import Finished
@@ -49,12 +51,14 @@ class Subject:
         model: The model.
         file: The facts, with what else was found where they were read.
         layers: The decisive layers.
+        device: Where the model is, or would be.
     """
 
     config: SubjectConfig
     model: LanguageModel
     file: FactFile
     layers: Layers
+    device: torch.device
 
     @property
     def facts(self) -> tuple[Fact, ...]:
@@ -67,7 +71,7 @@ class Subject:
         return chat | {
             "model": self.model.fingerprint,
             "dtype": self.config.dtype,
-            "device": self.model.device.type,
+            "device": self.device.type,
             "facts": content_key(describe(self.facts)),
             "layers": list(self.layers),
             "seed": self.config.seed,
@@ -172,11 +176,12 @@ class Experiment(Subject):
         )
 
 
-def open_model(config: SubjectConfig) -> tuple[LanguageModel, Layers]:
+def open_model(config: SubjectConfig, *, sketch: torch.device | None = None) -> tuple[LanguageModel, Layers]:
     """Load and check a model and the layers to be edited.
 
     Args:
         config: Which.
+        sketch: Where it would be done, if it is only to be planned, without the model's weights.
 
     Returns:
         Both; the layers that suit the model if none are named.
@@ -187,7 +192,10 @@ def open_model(config: SubjectConfig) -> tuple[LanguageModel, Layers]:
     if config.protocol is not None and config.protocol.lower() not in KNOWN:
         raise InputError(f"expected a protocol of {', '.join(KNOWN)}, got {config.protocol!r}: choose one of them")
     layers = None if config.layers is None else parse_layers(config.layers)
-    model = load_model(config.model, config.dtype, config.device)
+    if sketch is None:
+        model = load_model(config.model, config.dtype, config.device)
+    else:
+        model = sketch_model(config.model, config.dtype)
     if config.chat:
         model = replace(model, chat=chat_of(model.tokenizer, config.model))
     layers = layers or model.defaults(config.protocol).layers
@@ -195,11 +203,12 @@ def open_model(config: SubjectConfig) -> tuple[LanguageModel, Layers]:
     return model, layers
 
 
-def load_subject(config: SubjectConfig) -> Subject:
+def load_subject(config: SubjectConfig, *, sketch: torch.device | None = None) -> Subject:
     """Load and check model, facts and layers, and say on stderr what was found beside the facts.
 
     Args:
         config: Which.
+        sketch: Where it would be done, if it is only to be planned, without the model's weights.
 
     Returns:
         All three; the layers that suit the model if none are named.
@@ -209,22 +218,25 @@ def load_subject(config: SubjectConfig) -> Subject:
     """
     check(config)
     file = read_facts(config.facts, config.slice, on_bad_record=config.on_bad_record, on_repeat=config.on_repeat)
-    model, layers = open_model(config)
+    model, layers = open_model(config, sketch=sketch)
     taken, refused = editable(model, file.facts)
     if refused and (config.on_bad_record == REFUSE or not taken):
         raise InputError(refusal(refused, config.facts, bool(taken)))
     file = replace(file, facts=taken, refused=file.refused + refused)
     for line in file.notes():
         note(line)
-    check_replay(model, taken, layers)
-    return Subject(config, model, file, layers)
+    if sketch is None:
+        check_replay(model, taken, layers)
+    return Subject(config, model, file, layers, model.device if sketch is None else sketch)
 
 
-def prepare(config: EditingConfig) -> Experiment:
+def prepare(config: EditingConfig, *, sketch: torch.device | None = None) -> Experiment:
     """Load and check everything that a configuration names.
 
     Args:
         config: The configuration.
+        sketch: Where it would be done, if it is only to be planned: without weights, and with templates of the usual
+            length.
 
     Returns:
         The experiment.
@@ -242,7 +254,7 @@ def prepare(config: EditingConfig) -> Experiment:
                 "expected ⟨moments⟩, or ⟨corpus⟩ and ⟨corpus_tokens⟩, got both: they take each other's place"
             )
     donated = None if config.anchors_from is None else _donated(config.anchors_from)
-    subject = load_subject(config)
+    subject = load_subject(config, sketch=sketch)
     model = subject.model
     defaults = model.defaults(config.protocol)
     if corpus is not None and config.corpus_length > model.max_tokens:
@@ -253,9 +265,9 @@ def prepare(config: EditingConfig) -> Experiment:
     given = {name: value for name, value in asdict(config.anchor).items() if value is not None}
     anchor = AnchorSettings(**{"lr": defaults.anchor_lr, "steps": defaults.anchor_steps} | given)
     ridge = defaults.ridge if config.ridge is None else config.ridge
-    templates = templates or sample_templates(model, config.seed)
+    templates = templates or (sample_templates(model, config.seed) if sketch is None else USUAL_TEMPLATES)
     rows = fact_rows(model, subject.facts, templates)
-    experiment = Experiment(config, model, subject.file, subject.layers, templates, rows, anchor, ridge, corpus)
+    experiment = Experiment(**vars(subject), templates=templates, rows=rows, anchor=anchor, ridge=ridge, corpus=corpus)
     if donated is not None and config.anchors_from is not None:
         ours, theirs = (
             {name: each for name, each in settings.items() if name in ANCHORS}

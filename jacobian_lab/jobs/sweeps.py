@@ -17,6 +17,7 @@ from jacobian_lab.jobs.job import Job, Labels, Part, cell_by_cell
 from jacobian_lab.jobs.methods import Comparison
 from jacobian_lab.jobs.setup import prepare
 from jacobian_lab.maps.agreement import check_replay
+from jacobian_lab.planning.costs import Costs, Stage
 from jacobian_lab.store.arrays import exists, read_config
 from jacobian_lab.store.run import Run
 
@@ -40,21 +41,39 @@ def run_layer_count(config: LayerCountConfig, *, progress: bool = True) -> Path:
     Raises:
         InputError: If anything cannot be used.
     """
-    experiment = prepare(config)
+    return layer_count_job(config, progress=progress).carry_out()
+
+
+def layer_count_job(config: LayerCountConfig, *, progress: bool = True, sketch: torch.device | None = None) -> Job:
+    """The job of `run_layer_count`.
+
+    Args:
+        config: The configuration.
+        progress: Whether to show progress bars.
+        sketch: Where it would be done, if it is only to be planned.
+
+    Returns:
+        The job.
+
+    Raises:
+        InputError: If anything cannot be used.
+    """
+    experiment = prepare(config, sketch=sketch)
     last = experiment.layers[-1]
     most = min(MOST, last + 1) if config.most is None else config.most
     if most > last + 1:
         raise InputError(f"expected at most {last + 1} layers up to layer {last}, got ⟨most⟩ {most}: lower it")
     layers = tuple(range(last - most + 1, last + 1))
-    check_replay(experiment.model, experiment.facts, layers)
+    if sketch is None:
+        check_replay(experiment.model, experiment.facts, layers)
     experiment = replace(experiment, layers=layers)
     facts = [replace(fact, probes=()) for fact in experiment.facts]  # which are not asked here
     bench, examination = Bench(experiment, progress), Examination.of(experiment.model, facts)
-    coordinated = any_coordinated(config.schemes)
+    coordinated, counts = any_coordinated(config.schemes), range(1, most + 1)
 
     def shifted(run: Run) -> dict[int, torch.Tensor]:
-        counts = range(1, most + 1) if coordinated else ()
-        return {n: bench.shifts(run, layers[-n:], count=n, anchor_layer=list(layers[-n:])) for n in counts}
+        shifted = counts if coordinated else ()
+        return {n: bench.shifts(run, layers[-n:], count=n, anchor_layer=list(layers[-n:])) for n in shifted}
 
     def counted(run: Run) -> None:
         anchors, shifts = bench.anchors(run, layers), shifted(run)
@@ -72,27 +91,40 @@ def run_layer_count(config: LayerCountConfig, *, progress: bool = True) -> Path:
             yield "count_generalization", values["generalization_accuracy"], {}
             yield "count_kl", values["kl"], {}
 
-        cells = [{"scheme": scheme, "count": n} for n in range(1, most + 1) for scheme in config.schemes]
+        cells = [{"scheme": scheme, "count": n} for n in counts for scheme in config.schemes]
         cell_by_cell(run, "counted", cells, left, "edits", "edit", progress)
 
     wanted: list[tuple[str, Labels]] = [("anchor_passes", {})]
     if coordinated:
         wanted.append(("coordinated_shift_passes", {}))
+
+    def cost(costs: Costs) -> list[Stage]:
+        descents = bench.cost_of_descents(costs, layers, [layers[-n:] for n in counts] if coordinated else ())
+        rows, asked = experiment.rows, examination.rows()
+        edits = sum(
+            costs.edit(rows, SCHEMES[scheme].edited(layers[-n:]), last, observed=True) + costs.evaluation(asked)
+            for scheme in config.schemes
+            for n in counts
+        )
+        return [*descents, costs.stage(f"{len(counts) * len(config.schemes)} edits, evaluated", edits)]
+
     return Job(
         "layer_count",
+        experiment.model,
         config.out,
         experiment.settings(),
         bench.provenance,
         {
             "fact": experiment.labels(),
             "scheme": list(SCHEMES),
-            "count": range(1, most + 1),
+            "count": counts,
             "anchor_layer": list(layers),
             "d_model": range(experiment.model.d_model),
         },
-        [Part([*wanted, ("counted", {"scheme": list(config.schemes)})], counted)],
+        [Part([*wanted, ("counted", {"scheme": list(config.schemes)})], counted, cost=cost)],
         before=bench.begin,
-    ).carry_out()
+        before_cost=bench.cost_of_moments,
+    )
 
 
 def run_damping(config: DampingConfig, *, progress: bool = True) -> Path:
@@ -108,7 +140,24 @@ def run_damping(config: DampingConfig, *, progress: bool = True) -> Path:
     Raises:
         InputError: If anything cannot be used.
     """
-    experiment = prepare(config)
+    return damping_job(config, progress=progress).carry_out()
+
+
+def damping_job(config: DampingConfig, *, progress: bool = True, sketch: torch.device | None = None) -> Job:
+    """The job of `run_damping`.
+
+    Args:
+        config: The configuration.
+        progress: Whether to show progress bars.
+        sketch: Where it would be done, if it is only to be planned.
+
+    Returns:
+        The job.
+
+    Raises:
+        InputError: If anything cannot be used.
+    """
+    experiment = prepare(config, sketch=sketch)
     bench = Bench(experiment, progress)
     edits = {name: (SCHEMES[name], config.pullback_damping) for name in YARDSTICKS}
     edits |= {PULLBACK.format(value): (SCHEMES["jacobian-pullback"], value) for value in config.dampings}
@@ -125,8 +174,17 @@ def run_damping(config: DampingConfig, *, progress: bool = True) -> Path:
 
         cell_by_cell(run, "measured", [{"row": row} for row in edits], left, "μ", "edit", progress)
 
+    def cost(costs: Costs) -> list[Stage]:
+        ends, rows = experiment.anchor_layers, experiment.rows
+        once = costs.edit(rows, experiment.layers, experiment.layers[-1], observed=True) + costs.evaluation(
+            rows.answered
+        )
+        made = costs.stage(f"{len(edits)} edits", len(edits) * once)
+        return [*bench.cost_of_descents(costs, ends), made]
+
     return Job(
         "damping",
+        experiment.model,
         config.out,
         experiment.settings() | {"dampings": list(config.dampings)},
         bench.provenance,
@@ -137,9 +195,10 @@ def run_damping(config: DampingConfig, *, progress: bool = True) -> Path:
             "anchor_layer": list(experiment.anchor_layers),
             "d_model": range(experiment.model.d_model),
         },
-        [Part([("anchor_passes", {}), ("measured", {})], damped)],
+        [Part([("anchor_passes", {}), ("measured", {})], damped, cost=cost)],
         before=bench.begin,
-    ).carry_out()
+        before_cost=bench.cost_of_moments,
+    )
 
 
 def run_frontier(config: FrontierConfig, *, progress: bool = True) -> Path:
@@ -157,10 +216,27 @@ def run_frontier(config: FrontierConfig, *, progress: bool = True) -> Path:
     Raises:
         InputError: If anything cannot be used.
     """
+    return frontier_job(config, progress=progress).carry_out()
+
+
+def frontier_job(config: FrontierConfig, *, progress: bool = True, sketch: torch.device | None = None) -> Job:
+    """The job of `run_frontier`.
+
+    Args:
+        config: The configuration.
+        progress: Whether to show progress bars.
+        sketch: Where it would be done, if it is only to be planned.
+
+    Returns:
+        The job.
+
+    Raises:
+        InputError: If anything cannot be used.
+    """
     methods = [paired(config.rule, scheme) for scheme in config.schemes]
-    at_work = Comparison.of(config, methods, progress)
+    at_work = Comparison.of(config, methods, progress, sketch=sketch)
     bench = at_work.bench
-    ridges = sorted(set(config.ridges or _held(config.out) or _decades(bench.ridge)))
+    ridges = sorted(set(config.ridges or _held(config.out) or _decades(bench.ridge if sketch is None else 1.0)))
 
     def measured(run: Run) -> None:
         targets = bench.targets(run, config.schemes)
@@ -175,13 +251,15 @@ def run_frontier(config: FrontierConfig, *, progress: bool = True) -> Path:
     wanted = {"edit": methods, "ridge": ridges}
     return Job(
         "frontier",
+        at_work.experiment.model,
         config.out,
         at_work.settings() | {"ridges": ridges},
         bench.provenance,
         at_work.coordinates | {"ridge": ridges},
-        [*at_work.parts(), Part([("measured", wanted)], measured)],
+        [*at_work.parts(), Part([("measured", wanted)], measured, cost=lambda costs: at_work.cost(costs, len(ridges)))],
         before=at_work.begin,
-    ).carry_out()
+        before_cost=bench.cost_of_moments,
+    )
 
 
 def _held(folder: Path | None) -> list[float]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from jacobian_lab.errors import InputError, first_line
 from jacobian_lab.memory import out_of_memory
@@ -39,6 +39,9 @@ _TOKENIZER_FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
+
+SKETCH = "no weights"
+"""The fingerprint of a model without weights."""
 
 DTYPES = {
     "float32": torch.float32,
@@ -77,7 +80,7 @@ def load_model(
         >>> jl.load_model(dtype="float32", device="cpu")
         smollm2-135m: llama, 30 blocks of width 576, keys of 1536, float32 on cpu; ...
     """
-    place = _device(device)
+    place = place_of(device)
     if dtype not in DTYPES:
         raise InputError(f"expected a dtype of {', '.join(DTYPES)}, got {dtype!r}: choose one of them")
     source = find_source(str(name))
@@ -92,6 +95,35 @@ def load_model(
     hf.to(place)
     _check_finite(hf, name)
     return LanguageModel(hf, tokenizer, family, str(name), _fingerprint(source, hf, tokenizer, lifted))
+
+
+def sketch_model(name: str | Path = DEFAULT_MODEL, dtype: str = "float32", blocks: int | None = None) -> LanguageModel:
+    """A model without its weights, which its configuration alone is enough for: to count with, not to compute with.
+
+    Args:
+        name: As `load_model` has it.
+        dtype: One of `DTYPES`.
+        blocks: How many blocks it has; the model's own by default.
+
+    Returns:
+        The model, its weights on the meta device. Where a folder holds no tokenizer, that of the embedded model.
+
+    Raises:
+        InputError: If there is no such model, or it is of an unsupported family.
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"expected a dtype of {', '.join(DTYPES)}, got {dtype!r}: choose one of them")
+    source = find_source(str(name))
+    family = family_of(source.config()["model_type"])
+    own = any((source.folder / file).is_file() for file in _TOKENIZER_FILES)
+    with Quiet():
+        config = AutoConfig.from_pretrained(source.folder, trust_remote_code=False)
+        if blocks is not None:
+            config.num_hidden_layers = blocks
+        with torch.device("meta"):
+            hf = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype])
+        tokenizer = AutoTokenizer.from_pretrained(source.folder if own else find_source(DEFAULT_MODEL).folder)
+    return LanguageModel(hf.eval().requires_grad_(False), tokenizer, family, str(name), SKETCH)
 
 
 def check_layers(layers: tuple[int, ...], model: LanguageModel) -> None:
@@ -112,7 +144,18 @@ def check_layers(layers: tuple[int, ...], model: LanguageModel) -> None:
         )
 
 
-def _device(device: str) -> torch.device:
+def place_of(device: str) -> torch.device:
+    """Where a model is to be.
+
+    Args:
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or ``"auto"``.
+
+    Returns:
+        The device.
+
+    Raises:
+        InputError: If there is none like it.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if re.fullmatch(r"cpu|cuda(:\d{1,3})?", device) is None:

@@ -339,6 +339,6 @@ def test_cuda_asked_for_and_absent(folders, monkeypatch):
 def test_a_card_is_chosen_by_its_number(folders, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert loading._device("cuda:1") == torch.device("cuda:1")
-    assert loading._device("cuda") == torch.device("cuda")
+    assert loading.place_of("cuda:1") == torch.device("cuda:1")
+    assert loading.place_of("cuda") == torch.device("cuda")
     refused("expected a CUDA device up to cuda:1, got 'cuda:2'", folders["gpt2"], device="cuda:2")

@@ -1,0 +1,71 @@
+"""What commands were estimated to take, and took: time by part, and memory.
+
+Each command runs by itself on the embedded model, in a folder of its own and with an empty cache of second moments, so
+that all of it has to be done. Prints a line a command and, with --out, writes all as JSON.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+COMMANDS = (
+    "tables --slice 0:8",
+    "edit-table --slice 0:8 --methods memit alphaedit memit+fe memit+cr",
+    "jacobian --slice 0:8",
+    "layer-count --slice 0:4 --most 3",
+    "frontier --slice 0:8 --ridges 100 1000",
+)
+
+
+def main() -> None:
+    """Run, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("commands", nargs="*", default=COMMANDS, help="commands with their options, each one argument")
+    parser.add_argument("--out", type=Path, help="a JSON file")
+    options = parser.parse_args()
+    found = []
+    for command in options.commands:
+        costs = costs_of(command)
+        time = costs["took_seconds"] / costs["total_seconds"]
+        peak = costs["peak_bytes"] / max(costs["host_bytes"], costs["device_bytes"])
+        print(
+            f"{command}: estimated {costs['total_seconds']:.0f} s, took {costs['took_seconds']:.0f} ({time:.2f}); "
+            f"peak {costs['peak_bytes'] / 2**30:.2f} GiB ({peak:.2f} of what was estimated)",
+            flush=True,
+        )
+        found.append({"command": command, "time_ratio": time, "memory_ratio": peak} | costs)
+        if options.out is not None:
+            machine = {"cores": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()}
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            options.out.write_text(json.dumps({"machine": machine, "commands": found}, indent=1) + "\n")
+
+
+def costs_of(command: str) -> dict[str, Any]:
+    """Run a command, and read what it was estimated to take and took.
+
+    Args:
+        command: The command with its options.
+
+    Returns:
+        What stands in its run's ``costs.json``.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        cache = Path(os.environ.get("JACOBIAN_LAB_CACHE", Path.home() / ".cache" / "jacobian_lab"))
+        own = Path(folder) / "cache"
+        own.mkdir()
+        if (cache / "models").is_dir():  # which takes no part in the estimate
+            (own / "models").symlink_to(cache / "models")
+        run = [sys.executable, "-c", "from jacobian_lab.cli import main; main()", *command.split(), "--out", "run"]
+        environment = os.environ | {"JACOBIAN_LAB_CACHE": str(own)}
+        subprocess.run(run, cwd=folder, env=environment, check=True, capture_output=True)
+        return json.loads((Path(folder) / "run" / "costs.json").read_text())
+
+
+if __name__ == "__main__":
+    main()
