@@ -1,11 +1,19 @@
-"""Cards that a plan can be made for without having one: what was measured of them (`benchmarks/gpu.py`)."""
+"""Cards that a plan can be made for without having one: what `benchmarks/gpu.py` measured on them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+
 from jacobian_lab.model.language_model import LanguageModel
-from jacobian_lab.planning.clock import BATCHES, Clock
+from jacobian_lab.planning.clock import BATCHES, RATES, Clock, bytes_moved, seconds_over_cube
 from jacobian_lab.planning.sketch import Sizes
+
+LARGEST = 4096
+"""Tokens side by side up to which a block is told."""
+
+FORWARD = 1 / 3
+"""The share of a block's time, forward and back, that is taken to be forward: a third of its products are."""
 
 
 @dataclass(frozen=True)
@@ -16,22 +24,21 @@ class Card:
         name: Its name.
         memory: Bytes.
         rates: Floating-point operations a second in large products, by dtype.
-        launched: Seconds of one block however few the tokens, forward, and forward and back.
-        read: Bytes a second that it reads.
-        cubes: As `Clock` has them; eigenvectors are its host's.
-        moved: Bytes a second that its host hashes.
+        launched: Seconds of one block forward and back however few the tokens: an anchor by itself, over its passes
+            and blocks.
+        spectra: Seconds of a verdict by the matrix, over the cube of the width.
+        solve: Seconds of a solve, over the cube of d_mlp.
     """
 
     name: str
     memory: int
     rates: Mapping[str, float]
-    launched: tuple[float, float]
-    read: float
-    cubes: Mapping[str, float]
-    moved: float
+    launched: float
+    spectra: float
+    solve: float
 
     def clock(self, model: LanguageModel) -> Clock:
-        """Its clock for a model.
+        """Its clock for a model; what its host does is taken to be done as fast as on the host at hand.
 
         Args:
             model: The model; its weights are not looked at.
@@ -39,22 +46,21 @@ class Card:
         Returns:
             The clock.
         """
-        sizes, dtype = Sizes.of(model), str(model.dtype).removeprefix("torch.")
-        rate, bytes_of = self.rates[dtype], sizes.block * model.dtype.itemsize
+        sizes, dtype, host = Sizes.of(model), str(model.dtype).removeprefix("torch."), torch.device("cpu")
+        rate, logits = self.rates[dtype], 2 * sizes.width * sizes.words / self.rates["float32"]
 
-        def block(tokens: int, back: int) -> float:
-            work, read = 2 * (1 + back) * sizes.block * tokens / rate, (1 + back) * bytes_of / self.read
-            return max(work, read, self.launched[back])
+        def both(tokens: int) -> float:
+            return max(4 * sizes.block * tokens / rate, self.launched)
 
-        logits = 2 * sizes.width * sizes.words / self.rates["float32"] + 40 * sizes.words / self.read
+        cubes = {"spectra": self.spectra, "cholesky": self.solve}
         return Clock(
             machine=self.name,
             card=True,
-            blocks={tokens: (block(tokens, 0), block(tokens, 1)) for tokens in (*BATCHES, 4096)},
+            blocks={tokens: (FORWARD * both(tokens), both(tokens)) for tokens in (*BATCHES, LARGEST)},
             logits=(logits, 2 * logits),
-            rates={"model": rate, "float32": self.rates["float32"], "float64": self.rates["float64"]},
-            cubes=self.cubes,
-            moved=self.moved,
+            rates={"model": rate} | {name: self.rates[name] for name in RATES},
+            cubes=cubes | {"eigenvectors": seconds_over_cube(host)["eigenvectors"]},
+            moved=bytes_moved(),
         )
 
 
@@ -62,11 +68,11 @@ CARDS: Mapping[str, Card] = {
     "h200": Card(
         "one NVIDIA H200",
         150_754_820_096,
-        {"float32": 50.5e12, "float64": 62.5e12, "bfloat16": 735e12, "float16": 735e12},
-        (2.5e-3, 7.0e-3),
-        4.3e12,
-        {"spectra": 2.2e-11, "eigenvectors": 2.5e-9, "cholesky": 6e-13, "eigh": 3e-11},
-        1e9,
+        {"float32": 50.3e12, "float64": 62e12, "bfloat16": 735e12, "float16": 735e12},
+        launched=0.607 / (3 * 27),
+        spectra=1.493 / 4096**3,
+        solve=2.47 / 14336**3,
     )
 }
-"""By the name that ``--card`` takes."""
+"""By the name that ``--card`` takes. Of the H200: with a model of Llama-3-8B's shape (``benchmarks/results``); float16
+is taken to be as fast as bfloat16."""

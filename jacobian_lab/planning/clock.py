@@ -38,7 +38,7 @@ class Clock:
         logits: Seconds a row of logits and their log-softmax in float64, forward, and forward and back.
         rates: Floating-point operations a second in large products: of the model's dtype, float32 and float64.
         cubes: Seconds over the cube of the width, in float64: ``spectra`` (eigenvalues of S, singular values and
-            Cholesky of J), ``eigenvectors`` (of J, on the processor), ``cholesky``, ``eigh``.
+            Cholesky of J), ``eigenvectors`` (of J, on the processor), ``cholesky``.
         moved: Bytes a second that are read and hashed.
     """
 
@@ -100,8 +100,8 @@ def measured(model: LanguageModel, words: int | None = None) -> Clock:
         logits=_logits(model, words),
         rates={"model": _rate(model.dtype, model.device)}
         | {name: _rate(dtype, model.device) for name, dtype in RATES.items()},
-        cubes=_cubes(model.device),
-        moved=_moved(),
+        cubes=seconds_over_cube(model.device),
+        moved=bytes_moved(),
     )
 
 
@@ -184,7 +184,16 @@ def _rate(dtype: torch.dtype, device: torch.device) -> float:
 
 
 @cache
-def _cubes(device: torch.device, width: int = 256) -> dict[str, float]:
+def seconds_over_cube(device: torch.device, width: int = 256) -> dict[str, float]:
+    """What grows with the cube of a matrix's width, measured at one width.
+
+    Args:
+        device: Where the matrix is.
+        width: Its width.
+
+    Returns:
+        `Clock.cubes`.
+    """
     J = torch.eye(width, device=device, dtype=torch.float64)
     J += 0.3 * torch.randn(width, width, generator=torch.Generator().manual_seed(0)).to(J) / width**0.5
     S, host = J @ J.T, J.cpu().numpy()
@@ -196,13 +205,20 @@ def _cubes(device: torch.device, width: int = 256) -> dict[str, float]:
     works: Mapping[str, Callable[[], Any]] = {
         "spectra": spectra,
         "cholesky": lambda: torch.linalg.cholesky(S),
-        "eigh": lambda: torch.linalg.eigh(S),
     }
     found = {name: seconds_of(work, device) / width**3 for name, work in works.items()}
     return found | {"eigenvectors": seconds_of(lambda: np.linalg.eig(host), torch.device("cpu")) / width**3}
 
 
 @cache
-def _moved(size: int = 2**25) -> float:
+def bytes_moved(size: int = 2**25) -> float:
+    """How fast the host hashes.
+
+    Args:
+        size: Bytes to measure it with.
+
+    Returns:
+        Bytes a second.
+    """
     content = np.zeros(size, dtype=np.uint8)
     return size / seconds_of(lambda: hashlib.sha256(content.data), torch.device("cpu"))

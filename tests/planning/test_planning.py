@@ -31,7 +31,7 @@ from jacobian_lab.planning.plan import Plan, told
 from jacobian_lab.planning.sketch import Sizes, two_blocks
 
 NEVER = 1e30
-CUBES = dict.fromkeys(("spectra", "eigenvectors", "cholesky", "eigh"), 0.0)
+CUBES = dict.fromkeys(("spectra", "eigenvectors", "cholesky"), 0.0)
 FREE = {"rates": dict.fromkeys(("model", "float32", "float64"), NEVER), "cubes": CUBES, "moved": NEVER}
 
 
