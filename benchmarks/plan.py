@@ -14,6 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from jacobian_lab.caching import cache_folder
+
 COMMANDS = (
     "tables --slice 0:8",
     "edit-table --slice 0:8 --methods memit alphaedit memit+fe memit+cr",
@@ -34,6 +36,10 @@ def main() -> None:
         costs = costs_of(command)
         time = costs["took_seconds"] / costs["total_seconds"]
         peak = costs["peak_bytes"] / max(costs["host_bytes"], costs["device_bytes"])
+        for part in costs["parts"]:
+            if part["seconds"]:
+                told = f"{part['seconds']:.0f} s, took {part['took_seconds']:.0f}"
+                print(f"  {', '.join(part['stages'])}: {told} ({part['took_seconds'] / part['seconds']:.2f})")
         print(
             f"{command}: estimated {costs['total_seconds']:.0f} s, took {costs['took_seconds']:.0f} ({time:.2f}); "
             f"peak {costs['peak_bytes'] / 2**30:.2f} GiB ({peak:.2f} of what was estimated)",
@@ -56,14 +62,12 @@ def costs_of(command: str) -> dict[str, Any]:
         What stands in its run's ``costs.json``.
     """
     with tempfile.TemporaryDirectory() as folder:
-        cache = Path(os.environ.get("JACOBIAN_LAB_CACHE", Path.home() / ".cache" / "jacobian_lab"))
         own = Path(folder) / "cache"
         own.mkdir()
-        if (cache / "models").is_dir():  # which takes no part in the estimate
-            (own / "models").symlink_to(cache / "models")
+        (own / "models").symlink_to(cache_folder("models"))  # which take no part in the estimate
         run = [sys.executable, "-c", "from jacobian_lab.cli import main; main()", *command.split(), "--out", "run"]
         environment = os.environ | {"JACOBIAN_LAB_CACHE": str(own)}
-        subprocess.run(run, cwd=folder, env=environment, check=True, capture_output=True)
+        subprocess.run(run, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
         return json.loads((Path(folder) / "run" / "costs.json").read_text())
 
 

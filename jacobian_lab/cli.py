@@ -244,8 +244,10 @@ def _taking(config: Any, function: Callable[..., None], job: Any = None, **fixed
     default = config() if isinstance(config, type) else config
 
     def command(config: Any = default, planning: PlanOptions = NO_PLAN, **given: Any) -> None:
-        if planning != NO_PLAN:
+        if planning.plan:
             _say(planned(job, config, planning))
+        elif planning != NO_PLAN:
+            raise InputError("expected ⟨plan⟩ with ⟨json⟩ and ⟨card⟩, got these alone: they say how a plan is made")
         else:
             function(config, **fixed, **given)
 

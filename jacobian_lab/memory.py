@@ -1,9 +1,9 @@
 """How much memory there is, and what to do where it does not suffice."""
 
 import os
-import resource
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +17,7 @@ _FAILED_ON_CPU = ("can't allocate memory", "not enough memory")
 """What torch's allocator of host memory says, in a plain RuntimeError."""
 
 _MEMINFO = Path("/proc/meminfo")
+_STATUS = Path("/proc/self/status")
 _GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -51,16 +52,22 @@ def available_memory() -> int:
         return free
 
 
-def held_memory() -> int:
-    """Memory of the host that this process holds.
+def memory_of(device: torch.device) -> tuple[int, int | None]:
+    """What a process can hold of the host and of the card in all, what it holds already among it.
+
+    Args:
+        device: Where the model is.
 
     Returns:
-        Bytes; where the system does not say, the most that it ever held.
+        Bytes of the host, and of the card; none where the model is not on one.
     """
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    host = available_memory() + _held()
+    with suppress(OSError, ValueError):
+        host = min(host, int(_GROUP_LIMIT.read_text()))
+    if device.type != "cuda":
+        return host, None
+    free, _ = torch.cuda.mem_get_info(device)
+    return host, free + torch.cuda.memory_reserved(device)
 
 
 def peak_memory(device: torch.device) -> int:
@@ -70,23 +77,25 @@ def peak_memory(device: torch.device) -> int:
         device: Where the model is.
 
     Returns:
-        Bytes.
+        Bytes; 0 where the system does not say.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return _kilobytes("VmHWM")
 
 
-def card_memory(device: torch.device) -> int | None:
-    """Memory of a card, used or not.
+def _held() -> int:
+    """Memory of the host that this process holds, as far as the system says."""
+    return _kilobytes("VmRSS")
 
-    Args:
-        device: The device.
 
-    Returns:
-        Bytes; none if it is no card.
-    """
-    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+def _kilobytes(name: str) -> int:
+    """An entry of this process's status, in bytes; 0 where there is none."""
+    try:
+        lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
+        return int(lines[name].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return 0
 
 
 def halving(

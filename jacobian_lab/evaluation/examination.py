@@ -77,6 +77,14 @@ class Examination:
         asked = (each for fact in self.facts for each in questions(fact, self.style))
         return list({self.model.text_prompt(*each) for each in asked})
 
+    def decoded(self) -> list[Prompt]:
+        """The rows whose answers are decoded greedily.
+
+        Returns:
+            The rows; none where that is not asked for.
+        """
+        return self._answered(self.facts) if self.greedy else []
+
     def answers(self) -> Iterator[tuple[slice, list[dict[str, list[float]]]]]:
         """Evaluate the model as it is, a part of the facts at a time.
 
@@ -105,13 +113,17 @@ class Examination:
     def _decoded(self, facts: Sequence[Fact]) -> list[dict[str, list[float]]]:
         """Accuracy by greedy decoding, prompt by prompt."""
         texts = [(fact.text, *paraphrases(fact, self.style)) for fact in facts]
-        rows = [
-            self.model.text_prompt(text, fact.target_new, fact.join)
-            for fact, each in zip(facts, texts, strict=True)
-            for text in each
-        ]
+        rows = self._answered(facts)
         verdicts = greedy_matches(self.model, rows).double().split([len(each) for each in texts])
         return [{"efficacy_greedy": v[:1].tolist(), "generalization_greedy": v[1:].tolist()} for v in verdicts]
+
+    def _answered(self, facts: Sequence[Fact]) -> list[Prompt]:
+        """Every wording of facts, with the new answer."""
+        return [
+            self.model.text_prompt(text, fact.target_new, fact.join)
+            for fact in facts
+            for text in (fact.text, *paraphrases(fact, self.style))
+        ]
 
     def _parts(self) -> list[slice]:
         return [slice(start, start + FACTS_AT_ONCE) for start in range(0, len(self.facts), FACTS_AT_ONCE)]

@@ -24,7 +24,7 @@ from jacobian_lab.memory import halving
 from jacobian_lab.model.language_model import Layers
 from jacobian_lab.planning.costs import Costs, Stage
 from jacobian_lab.progress import bar, note
-from jacobian_lab.store.arrays import exists, read_config
+from jacobian_lab.store.arrays import exists, open_arrays, read_config
 from jacobian_lab.store.run import Run
 
 Found = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -91,42 +91,62 @@ class Bench:
         for layer, matrix in matrices.items():
             factored(self.ridge * matrix, f"λC at layer {layer}", advice(matrix, self.ridge))
 
-    def cost_of_moments(self, costs: Costs) -> list[Stage]:
-        """What the second moments are going to take, unless they are published or in the cache.
+    @property
+    def kept(self) -> int:
+        """Bytes of C at all decisive layers, which the host keeps."""
+        return len(self.experiment.layers) * self.experiment.model.d_mlp**2 * torch.float64.itemsize
+
+    @cached_property
+    def _moment_tokens(self) -> int:
+        """Tokens that the second moments are still to be taken over; none where they are published or in the cache."""
+        experiment, config = self.experiment, self.experiment.config
+        if experiment.corpus is None:
+            return 0
+        given = (experiment.corpus, experiment.layers, config.corpus_length, config.corpus_tokens)
+        if moments_cached(experiment.model, *given):
+            return 0
+        rows = moment_rows(experiment.model, experiment.corpus, config.corpus_length, config.corpus_tokens)
+        return sum(len(row.ids) for row in rows)
+
+    def cost_before(self, costs: Costs) -> list[Stage]:
+        """What `begin` and the choice of λ are going to take; without weights, as if nothing were in the cache.
 
         Args:
             costs: Of the model on the machine.
 
         Returns:
-            The stage, or none.
+            The stages.
         """
-        experiment, config = self.experiment, self.experiment.config
-        if experiment.corpus is None:
-            return []
-        given = (experiment.corpus, experiment.layers, config.corpus_length, config.corpus_tokens)
-        if moments_cached(experiment.model, *given):
-            return []
-        rows = moment_rows(experiment.model, experiment.corpus, config.corpus_length, config.corpus_tokens)
-        return [costs.moments(sum(len(row.ids) for row in rows), experiment.layers)]
+        experiment = self.experiment
+        moments = [costs.moments(self._moment_tokens, experiment.layers)] if self._moment_tokens else []
+        seconds, count = 0.0, len(experiment.layers)
+        if experiment.ridge is None:
+            contexts = [row for each in experiment.rows.contexts for row in each]
+            keys = sum((costs.forward(contexts, layer + 1) for layer in experiment.layers), 0.0)
+            seconds = keys + costs.solves(2 * count, len(experiment.rows))
+        return [*moments, costs.editing("λ and its checks", seconds + costs.solves(count, 0))]
 
-    def cost_of_descents(self, costs: Costs, layers: Sequence[int], shifted: Sequence[Layers] = ()) -> list[Stage]:
+    def cost_of_descents(
+        self, costs: Costs, share: float, layers: Sequence[int], shifted: Sequence[Layers] = ()
+    ) -> list[Stage]:
         """What anchors and coordinated shifts are going to take.
 
         Args:
             costs: Of the model on the machine.
+            share: How much of them is left to do.
             layers: The anchor layers.
             shifted: For each coordinated descent, its layers.
 
         Returns:
-            A stage for each; none where another run gives them.
+            A stage for each; none for what another run gives.
         """
-        experiment, config = self.experiment, self.experiment.config
-        if config.anchors_from is not None:
-            return []
-        names = {f"anchors at layer {layer}": layer for layer in layers}
-        names |= {f"coordinated shifts at {len(some)} layers": some[0] for some in shifted}
-        steps, size = experiment.anchor.steps, config.batch_size
-        return [costs.descent(name, experiment.rows, first, steps, size) for name, first in names.items()]
+        experiment, donor = self.experiment, self.experiment.config.anchors_from
+        given = [] if donor is None else open_arrays(donor, "r")[1]["anchor_layer"]
+        names = {f"anchors at layer {layer}": layer for layer in layers if layer not in given}
+        if donor is None or self._other_shifts(donor):
+            names |= {f"coordinated shifts at {len(some)} layers": some[0] for some in shifted}
+        steps, size = experiment.anchor.steps, experiment.config.batch_size
+        return [costs.descent(name, experiment.rows, first, steps, size, share=share) for name, first in names.items()]
 
     def provenance(self) -> dict[str, Any]:
         """What is worth knowing of a run of this experiment, λ among it."""
@@ -150,12 +170,12 @@ class Bench:
         anchors = Part(
             [("anchor_passes", {})],
             lambda run: self.anchors(run, ends),
-            cost=lambda costs: self.cost_of_descents(costs, ends),
+            cost=lambda costs, share: self.cost_of_descents(costs, share, ends),
         )
         shifts = Part(
             [("coordinated_shift_passes", {})],
             lambda run: self.shifts(run, layers),
-            cost=lambda costs: self.cost_of_descents(costs, (), [layers]),
+            cost=lambda costs, share: self.cost_of_descents(costs, share, (), [layers]),
         )
         return [anchors, shifts] if coordinated else [anchors]
 
@@ -226,14 +246,16 @@ class Bench:
         donor, mark, what = self.experiment.config.anchors_from, f"{name}_passes", f"{name}s".replace("_", " ")
         if donor is None or name == "refit_anchor" or run.done(mark).all() or donor.resolve() == run.folder.resolve():
             return
-        if name == "coordinated_shift":
-            eased = self.experiment.config.coordination.needs_eases
-            deciding = ("layers", "coordination", *(("corpus",) if eased else ()))
-            ours, theirs = json.loads(json.dumps(self.experiment.settings())), read_config(donor)["settings"]
-            if changed := [each for each in deciding if ours[each] != theirs[each]]:
-                note(f"{what} are optimised anew: those of {donor} were made with another {changed[0]}")
-                return
+        if name == "coordinated_shift" and (changed := self._other_shifts(donor)):
+            note(f"{what} are optimised anew: those of {donor} were made with another {changed}")
+            return
         note(f"{run.take_over(donor, mark)} {what} are those of {donor}")
+
+    def _other_shifts(self, donor: Path) -> str:
+        """The setting by which another run's coordinated shifts are not those of this one; empty if they are."""
+        deciding = ("layers", "coordination", *(("corpus",) if self.experiment.config.coordination.needs_eases else ()))
+        ours, theirs = json.loads(json.dumps(self.experiment.settings())), read_config(donor)["settings"]
+        return next((each for each in deciding if ours[each] != theirs[each]), "")
 
     def _descend(
         self,

@@ -114,19 +114,33 @@ class Survey:
         """What of it decides a number, as it stands in ``config.json``."""
         return {"survey": self.kind, "survey_facts": len(self.sample)}
 
-    def cost(self, costs: Costs, bare: Sequence[Prompt], layers: Layers) -> Stage:
+    def formed(self, facts: int) -> int:
+        """Of how many facts the matrix is formed.
+
+        Args:
+            facts: How many there are.
+
+        Returns:
+            Their number.
+        """
+        return sum(self.forms(place) for place in range(facts))
+
+    def cost(
+        self, costs: Costs, bare: Sequence[Prompt], layers: Layers, share: float, budget: int = MEMORY_BUDGET
+    ) -> list[Stage]:
         """What it is going to take.
 
         Args:
             costs: Of the model on the machine.
             bare: The facts' prompts.
             layers: The decisive layers.
+            share: How much of it is left to do.
+            budget: Bytes that a sweep may hold.
 
         Returns:
             The stage.
         """
-        formed = sum(self.forms(place) for place in range(len(bare)))
-        return costs.survey(bare, layers, formed, len(self.sample))
+        return [costs.survey(bare, layers, self.formed(len(bare)), len(self.sample), budget, share=share)]
 
     def say(self, facts: int) -> None:
         """Say on stderr what is not sought of every fact.
@@ -178,9 +192,10 @@ def jacobian_job(config: JacobianConfig, *, progress: bool = True, sketch: torch
     if len(layers) == 1:
         raise InputError(f"expected at least two layers, l and L, got only {layers[0]}: give them as 4-8")
 
+    budget = int(config.memory * 2**30)
+
     def surveyed(run: Run) -> None:
         how.say(len(subject.facts))
-        budget = int(config.memory * 2**30)
         survey(run, subject, how, site=config.site, budget=budget, progress=progress)
 
     bare = [model.fact_prompt(fact).cut() for fact in subject.facts]
@@ -191,7 +206,7 @@ def jacobian_job(config: JacobianConfig, *, progress: bool = True, sketch: torch
         subject.settings() | {"site": config.site} | how.settings(),
         subject.provenance,
         {"fact": subject.labels(), "layer": list(layers[:-1]), "rank": range(model.d_model)},
-        [Part([("surveyed", {})], surveyed, cost=lambda costs: [how.cost(costs, bare, layers)])],
+        [Part([("surveyed", {})], surveyed, cost=lambda costs, share: how.cost(costs, bare, layers, share, budget))],
     )
 
 

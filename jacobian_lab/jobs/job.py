@@ -2,9 +2,9 @@
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,8 @@ from typing import Any, Literal
 import torch
 
 from jacobian_lab.caching import content_key, write_text
-from jacobian_lab.memory import available_memory, card_memory, held_memory, peak_memory
+from jacobian_lab.errors import InputError
+from jacobian_lab.memory import available_memory, memory_of, peak_memory
 from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.loading import place_of
 from jacobian_lab.planning.cards import CARDS
@@ -40,13 +41,13 @@ class Part:
         wanted: The marks that it sets, and for which labels.
         compute: Computes what the run lacks of it.
         also: Whether a folder holds what belongs to the part beside its arrays.
-        cost: What it is going to take, stage by stage.
+        cost: What it is going to take, stage by stage, given the share of it that is left to do.
     """
 
     wanted: Sequence[tuple[str, Labels]]
     compute: Callable[[Run], Any]
     also: Callable[[Path], bool] = lambda _: True
-    cost: Callable[[Costs], Sequence[Stage]] = lambda _: ()
+    cost: Callable[[Costs, float], Sequence[Stage]] = lambda _costs, _share: ()
 
     def finished(self, folder: Path, done: Finished) -> bool:
         """Whether a folder has all of it.
@@ -59,6 +60,17 @@ class Part:
             Whether there is nothing left to compute.
         """
         return all(done.all(mark, **labels) for mark, labels in self.wanted) and self.also(folder)
+
+    def left(self, done: Finished) -> float:
+        """How much of it is left to compute.
+
+        Args:
+            done: What is finished in its folder.
+
+        Returns:
+            The largest share of a mark's cells that are not finished.
+        """
+        return max(float(1 - done.cells(mark, **labels).mean()) for mark, labels in self.wanted)
 
 
 @dataclass(frozen=True)
@@ -75,6 +87,7 @@ class Job:
         parts: The parts, each after those that it needs.
         before: Given the folder, work without which no part can be computed; it fails before the folder is claimed.
         before_cost: What that takes.
+        kept: Bytes that the host keeps beside the model, for all parts.
     """
 
     kind: str
@@ -86,20 +99,26 @@ class Job:
     parts: Sequence[Part]
     before: Callable[[Path], Any] = lambda _: None
     before_cost: Callable[[Costs], Sequence[Stage]] = lambda _: ()
+    kept: int = 0
 
-    def plan(self, clock: Clock, parts: Sequence[Part] | None = None) -> Plan:
+    def plan(self, clock: Clock, parts: Sequence[tuple[Part, float]] | None = None) -> list[list[Stage]]:
         """What the job is going to take.
 
         Args:
             clock: The machine's, for the model.
-            parts: The parts that are left; all of them by default.
+            parts: The parts, each with the share of it that is left; all of all of them by default.
 
         Returns:
-            The plan.
+            The stages before any part, then those of each part.
         """
-        costs = Costs(self.model, clock)
-        of_parts = [stage for part in (self.parts if parts is None else parts) for stage in part.cost(costs)]
-        return Plan(clock.machine, [*self.before_cost(costs), *of_parts], DOUBLE * _cells(self.kind, self.coordinates))
+        costs = Costs(self.model, clock, self.kept)
+        some = [(part, 1.0) for part in self.parts] if parts is None else parts
+        return [list(self.before_cost(costs)), *(list(part.cost(costs, share)) for part, share in some)]
+
+    def disk(self) -> int:
+        """Bytes of the run's arrays at the most."""
+        sizes = {dim: len(labels) for dim, labels in self.coordinates.items()}
+        return DOUBLE * sum(prod(sizes.get(dim, 1) for dim in each.dims) for each in KINDS[self.kind].values())
 
     def carry_out(self) -> Path:
         """Compute what the run lacks; an interrupted one goes on, a finished one computes nothing.
@@ -108,39 +127,87 @@ class Job:
             The run's folder.
 
         Raises:
-            InputError: If the folder cannot be used.
+            InputError: If the folder cannot be used, or memory does not hold what has to be.
         """
         folder = self.out or Path("runs") / content_key([self.kind, self.settings])[:12]
         check_folder(folder, self.kind, self.settings)
         done = Finished.of(folder)
         left = [part for part in self.parts if not part.finished(folder, done)]
         if left:
-            plan = self.plan(measured(self.model), left)
-            if plan.seconds:
-                note(plan.sentence())
-            plan.check_fits(available_memory() + held_memory(), card_memory(self.model.device))
-            times = [time.perf_counter()]
-            self.before(folder)
-            times.append(time.perf_counter())
+            record = self._estimated([(part, part.left(done)) for part in left])
+            with record.timed():
+                self.before(folder)
             with Run(folder, self.kind, self.settings, self.provenance(), self.coordinates) as run:
                 for part in left:
-                    part.compute(run)
-                    times.append(time.perf_counter())
-            self._tell(plan, [late - early for early, late in pairwise(times)], folder)
+                    with record.timed():
+                        part.compute(run)
+                    record.write(folder / COSTS)
+            record.tell()
         return folder
 
-    def _tell(self, plan: Plan, seconds: Sequence[float], folder: Path) -> None:
-        """Say what the work took beside what was estimated, and keep it: before the parts, and part by part."""
-        took = {"took_seconds": sum(seconds), "took_by_part": seconds, "peak_bytes": peak_memory(self.model.device)}
+    def _estimated(self, left: Sequence[tuple[Part, float]]) -> "Record":
+        """Say what is left to do is going to take, and refuse what cannot be."""
+        clock, there = measured(self.model), memory_of(self.model.device)
+        stages = self.plan(clock, left)
+        plan = Plan(clock.machine, [stage for some in stages for stage in some], self.disk())
+        plan.check_fits(*there)
         if plan.seconds:
-            note(f"took {told(sum(seconds))}, {sum(seconds) / plan.seconds:.2f} of what was estimated")
-        write_text(folder / COSTS, json.dumps(plan.as_json() | took, indent=1) + "\n")
+            note(plan.sentence())
+        for name in plan.tight(*there):
+            note(f"{name}: more is taken side by side than memory may hold; what does not fit is halved")
+        return Record(plan, stages, self.model.device)
 
 
-def _cells(kind: str, coordinates: Mapping[str, Sequence[Any]]) -> int:
-    """Numbers that a run holds."""
-    sizes = {dim: len(labels) for dim, labels in coordinates.items()}
-    return sum(prod(sizes.get(dim, 1) for dim in variable.dims) for variable in KINDS[kind].values())
+@dataclass(eq=False)
+class Record:
+    """What a job was estimated to take, and took.
+
+    Attributes:
+        plan: The estimate.
+        stages: Its stages, before the parts and part by part.
+        device: Where the model is.
+        took: Seconds so far, likewise.
+    """
+
+    plan: Plan
+    stages: Sequence[Sequence[Stage]]
+    device: torch.device
+    took: list[float] = field(default_factory=list)
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Time what is done within: first what comes before the parts, then each part.
+
+        Yields:
+            Nothing.
+        """
+        begin = time.perf_counter()
+        yield
+        self.took.append(time.perf_counter() - begin)
+
+    def write(self, path: Path) -> None:
+        """Write it.
+
+        Args:
+            path: The file.
+        """
+        done = zip(self.stages, self.took, strict=False)
+        parts = [
+            {
+                "stages": [stage.name for stage in some],
+                "seconds": sum((stage.seconds for stage in some), 0.0),
+                "took_seconds": seconds,
+            }
+            for some, seconds in done
+        ]
+        told = {"parts": parts, "took_seconds": sum(self.took), "peak_bytes": peak_memory(self.device)}
+        write_text(path, json.dumps(self.plan.as_json() | told, indent=1) + "\n")
+
+    def tell(self) -> None:
+        """Say how it went."""
+        if self.plan.seconds:
+            ratio = sum(self.took) / self.plan.seconds
+            note(f"took {told(sum(self.took))}, {ratio:.2f} of what was estimated")
 
 
 @dataclass(frozen=True)
@@ -173,19 +240,24 @@ def planned(job: Callable[..., Job], config: Any, options: PlanOptions) -> str:
         The text.
 
     Raises:
-        InputError: If the configuration cannot be used, or its memory is not there.
+        InputError: If the configuration cannot be used.
     """
     card = CARDS[options.card] if options.card else None
     place = place_of(config.device) if card is None else torch.device("cuda")
     made = job(config, progress=False, sketch=place)
     if card is None:
-        clock = measured(two_blocks(made.model, place), Sizes.of(made.model).words)
+        clock, there = measured(two_blocks(made.model, place), Sizes.of(made.model).words), memory_of(place)
     else:
-        clock = card.clock(made.model)
-    plan = made.plan(clock)
-    if card is not None:
-        plan.check_fits(plan.host, card.memory)
-    return json.dumps(plan.as_json(), indent=1) if options.json else "\n".join(plan.lines())
+        clock, there = card.clock(made.model), (available_memory(), card.memory)
+    plan = Plan(clock.machine, [stage for some in made.plan(clock) for stage in some], made.disk())
+    try:
+        plan.check_fits(*there)
+        refused = None
+    except InputError as error:
+        refused = error.by_option()
+    if options.json:
+        return json.dumps(plan.as_json() | {"refused": refused}, indent=1)
+    return "\n".join([*plan.lines(), *([refused] if refused else [])])
 
 
 def cell_by_cell(

@@ -169,7 +169,8 @@ def _job(
         at_work.coordinates,
         [*at_work.parts(), Part(wanted, measured, lambda f: not again(f), at_work.cost)],
         before=at_work.begin,
-        before_cost=bench.cost_of_moments,
+        before_cost=bench.cost_before,
+        kept=bench.kept,
     )
 
 
@@ -265,28 +266,26 @@ class Comparison:
         neighbors = Part([("neighbors_compared", {})], self._store_edited_neighbors)
         return [*self.bench.parts(any_coordinated(self.schemes)), neighbors]
 
-    def cost(self, costs: Costs, times: int = 1) -> list[Stage]:
+    def cost(self, costs: Costs, share: float, times: int = 1) -> list[Stage]:
         """What editing with the methods and evaluating is going to take.
 
         Args:
             costs: Of the model on the machine.
+            share: How much of it is left to do.
             times: How often each edits.
 
         Returns:
-            The stage.
+            The stages.
         """
-        experiment, asked = self.experiment, self.examination
-        layers, last = experiment.layers, experiment.layers[-1]
-        edits = sum(
-            costs.edit(experiment.rows, SCHEMES[each.scheme].edited(layers), last, observed=False)
-            for each in self.methods.values()
-        )
-        decoded = experiment.rows.answered if asked.greedy else ()
-        once = costs.evaluation(asked.rows(), decoded) + costs.evaluation(self.text)
-        refits = sum(each.refit for each in self.methods.values())
-        again = self.bench.cost_of_descents(costs, [last]) * refits
+        experiment, asked, size = self.experiment, self.examination, self.config.edits_per_batch
+        rows, layers, methods = experiment.rows, experiment.layers, self.methods.values()
+        edits = sum((costs.edit(rows, SCHEMES[each.scheme], layers, size, observed=False) for each in methods), 0.0)
+        told = [Prompt(row.ids[:-1], 0, row.ids[1:]) for row in self.text if len(row.ids) > 1]
+        once = costs.evaluation(asked.rows(), asked.decoded()) + costs.evaluation(told)
+        refits = self.bench.cost_of_descents(costs, share, [layers[-1]]) if any(each.refit for each in methods) else []
         count = times * len(self.methods)
-        return [*again, costs.stage(f"{count} edits, evaluated", times * edits + (count + 1) * once)]
+        seconds = times * edits + (count + 1) * once
+        return [*refits, costs.editing(f"{count} edits, evaluated", seconds, share=share)]
 
     def begin(self, folder: Path) -> None:
         """Make it clear before the long work that the rules can use every C.

@@ -14,7 +14,7 @@ from jacobian_lab.jobs.config import SchemesConfig
 from jacobian_lab.jobs.jacobians import Survey, survey
 from jacobian_lab.jobs.job import Job, Labels, Part
 from jacobian_lab.jobs.setup import prepare
-from jacobian_lab.jobs.studies import STEPS, STUDIES
+from jacobian_lab.jobs.studies import STEPS, STUDIES, cost_of
 from jacobian_lab.planning.costs import Costs, Stage
 from jacobian_lab.progress import bar
 from jacobian_lab.store.run import Run
@@ -80,21 +80,17 @@ def schemes_job(
     def edited(run: Run) -> None:
         _store_schemes(run, bench, schemes, studies, how)
 
-    def cost_of_edits(costs: Costs) -> list[Stage]:
-        rows, layers, last = experiment.rows, experiment.layers, experiment.layers[-1]
-        edits = sum(costs.edit(rows, SCHEMES[name].edited(layers), last, observed=True) for name in schemes)
-        asked = len(schemes) * costs.evaluation(rows.answered)
-        return [costs.stage(f"edits under {len(schemes)} schemes", edits + asked)]
+    def cost_of_edits(costs: Costs, share: float) -> list[Stage]:
+        rows, layers = experiment.rows, experiment.layers
+        edits = sum((costs.edit(rows, SCHEMES[name], layers, observed=True) for name in schemes), 0.0)
+        asked = (len(schemes) + 1) * costs.evaluation(rows.answered)
+        looked = len(schemes) * sum((cost_of(each, costs, layers, how, len(rows)) for each in studies), 0.0)
+        return [costs.editing(f"edits under {len(schemes)} schemes", edits + asked + looked, share=share)]
 
     parts = bench.parts(any_coordinated(schemes))
     if verdicts and config.survey != "none":
-        parts.append(
-            Part(
-                [("surveyed", {})],
-                surveyed,
-                cost=lambda costs: [how.cost(costs, experiment.rows.bare, experiment.layers)],
-            )
-        )
+        bare, layers = experiment.rows.bare, experiment.layers
+        parts.append(Part([("surveyed", {})], surveyed, cost=lambda costs, share: how.cost(costs, bare, layers, share)))
     measured, studied = {"scheme": schemes}, {"study": list(studies), "scheme": schemes}
     wanted: list[tuple[str, Labels]] = [("replayed", {}), ("measured", measured), ("studied", studied)]
     parts.append(Part(wanted, edited, cost=cost_of_edits))
@@ -115,7 +111,8 @@ def schemes_job(
         },
         parts,
         before=bench.begin,
-        before_cost=bench.cost_of_moments,
+        before_cost=bench.cost_before,
+        kept=bench.kept,
     )
 
 

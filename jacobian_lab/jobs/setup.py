@@ -39,6 +39,9 @@ DIGITS = 3
 ANCHORS = ("model", "chat", "dtype", "device", "facts", "templates", "anchor", "versions")
 """The settings that decide an anchor."""
 
+OF_WEIGHTS = ("model", "templates")
+"""Those of them that a model without weights does not tell."""
+
 _PACKAGES = ("jacobian_lab", "torch", "transformers", "tokenizers", "numpy", "scipy")
 
 
@@ -270,7 +273,11 @@ def prepare(config: EditingConfig, *, sketch: torch.device | None = None) -> Exp
     experiment = Experiment(**vars(subject), templates=templates, rows=rows, anchor=anchor, ridge=ridge, corpus=corpus)
     if donated is not None and config.anchors_from is not None:
         ours, theirs = (
-            {name: each for name, each in settings.items() if name in ANCHORS}
+            {
+                name: each
+                for name, each in settings.items()
+                if name in ANCHORS and (sketch is None or name not in OF_WEIGHTS)
+            }
             for settings in (experiment.of_anchors(), donated)
         )
         check_same(theirs, ours, config.anchors_from, "anchors_from")

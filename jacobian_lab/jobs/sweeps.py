@@ -98,15 +98,19 @@ def layer_count_job(config: LayerCountConfig, *, progress: bool = True, sketch: 
     if coordinated:
         wanted.append(("coordinated_shift_passes", {}))
 
-    def cost(costs: Costs) -> list[Stage]:
-        descents = bench.cost_of_descents(costs, layers, [layers[-n:] for n in counts] if coordinated else ())
-        rows, asked = experiment.rows, examination.rows()
+    def cost(costs: Costs, share: float) -> list[Stage]:
+        shifts = [layers[-n:] for n in counts] if coordinated else ()
+        descents = bench.cost_of_descents(costs, share, layers, shifts)
+        rows, asked = experiment.rows, costs.evaluation(examination.rows())
         edits = sum(
-            costs.edit(rows, SCHEMES[scheme].edited(layers[-n:]), last, observed=True) + costs.evaluation(asked)
-            for scheme in config.schemes
-            for n in counts
+            (
+                costs.edit(rows, SCHEMES[scheme], layers[-n:], observed=True) + asked
+                for scheme in config.schemes
+                for n in counts
+            ),
+            0.0,
         )
-        return [*descents, costs.stage(f"{len(counts) * len(config.schemes)} edits, evaluated", edits)]
+        return [*descents, costs.editing(f"{len(counts) * len(config.schemes)} edits, evaluated", edits, share=share)]
 
     return Job(
         "layer_count",
@@ -123,7 +127,8 @@ def layer_count_job(config: LayerCountConfig, *, progress: bool = True, sketch: 
         },
         [Part([*wanted, ("counted", {"scheme": list(config.schemes)})], counted, cost=cost)],
         before=bench.begin,
-        before_cost=bench.cost_of_moments,
+        before_cost=bench.cost_before,
+        kept=bench.kept,
     )
 
 
@@ -174,13 +179,13 @@ def damping_job(config: DampingConfig, *, progress: bool = True, sketch: torch.d
 
         cell_by_cell(run, "measured", [{"row": row} for row in edits], left, "μ", "edit", progress)
 
-    def cost(costs: Costs) -> list[Stage]:
-        ends, rows = experiment.anchor_layers, experiment.rows
-        once = costs.edit(rows, experiment.layers, experiment.layers[-1], observed=True) + costs.evaluation(
-            rows.answered
+    def cost(costs: Costs, share: float) -> list[Stage]:
+        rows, asked = experiment.rows, costs.evaluation(experiment.rows.answered)
+        made = sum(
+            (costs.edit(rows, scheme, experiment.layers, observed=True) + asked for scheme, _ in edits.values()), 0.0
         )
-        made = costs.stage(f"{len(edits)} edits", len(edits) * once)
-        return [*bench.cost_of_descents(costs, ends), made]
+        descents = bench.cost_of_descents(costs, share, experiment.anchor_layers)
+        return [*descents, costs.editing(f"{len(edits)} edits", made, share=share)]
 
     return Job(
         "damping",
@@ -197,7 +202,8 @@ def damping_job(config: DampingConfig, *, progress: bool = True, sketch: torch.d
         },
         [Part([("anchor_passes", {}), ("measured", {})], damped, cost=cost)],
         before=bench.begin,
-        before_cost=bench.cost_of_moments,
+        before_cost=bench.cost_before,
+        kept=bench.kept,
     )
 
 
@@ -256,9 +262,13 @@ def frontier_job(config: FrontierConfig, *, progress: bool = True, sketch: torch
         at_work.settings() | {"ridges": ridges},
         bench.provenance,
         at_work.coordinates | {"ridge": ridges},
-        [*at_work.parts(), Part([("measured", wanted)], measured, cost=lambda costs: at_work.cost(costs, len(ridges)))],
+        [
+            *at_work.parts(),
+            Part([("measured", wanted)], measured, cost=lambda costs, share: at_work.cost(costs, share, len(ridges))),
+        ],
         before=at_work.begin,
-        before_cost=bench.cost_of_moments,
+        before_cost=bench.cost_before,
+        kept=bench.kept,
     )
 
 

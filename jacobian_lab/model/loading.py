@@ -40,6 +40,9 @@ _TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 
+_WHOLE_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+"""One of these a folder with a tokenizer has."""
+
 SKETCH = "no weights"
 """The fingerprint of a model without weights."""
 
@@ -97,32 +100,37 @@ def load_model(
     return LanguageModel(hf, tokenizer, family, str(name), _fingerprint(source, hf, tokenizer, lifted))
 
 
-def sketch_model(name: str | Path = DEFAULT_MODEL, dtype: str = "float32", blocks: int | None = None) -> LanguageModel:
+def sketch_model(name: str | Path = DEFAULT_MODEL, dtype: str = "float32") -> LanguageModel:
     """A model without its weights, which its configuration alone is enough for: to count with, not to compute with.
 
     Args:
-        name: As `load_model` has it.
+        name: As `load_model` has it; a GGUF file is made a folder of first, as for `load_model`.
         dtype: One of `DTYPES`.
-        blocks: How many blocks it has; the model's own by default.
 
     Returns:
         The model, its weights on the meta device. Where a folder holds no tokenizer, that of the embedded model.
 
     Raises:
-        InputError: If there is no such model, or it is of an unsupported family.
+        InputError: If there is no such model, it is of an unsupported family, or it cannot be read.
     """
     if dtype not in DTYPES:
         raise InputError(f"expected a dtype of {', '.join(DTYPES)}, got {dtype!r}: choose one of them")
-    source = find_source(str(name))
+    source = find_source(str(name), weights=False)
     family = family_of(source.config()["model_type"])
-    own = any((source.folder / file).is_file() for file in _TOKENIZER_FILES)
-    with Quiet():
-        config = AutoConfig.from_pretrained(source.folder, trust_remote_code=False)
-        if blocks is not None:
-            config.num_hidden_layers = blocks
-        with torch.device("meta"):
-            hf = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype])
-        tokenizer = AutoTokenizer.from_pretrained(source.folder if own else find_source(DEFAULT_MODEL).folder)
+    own = any((source.folder / file).is_file() for file in _WHOLE_TOKENIZERS)
+    split_by = source.folder if own else find_source(DEFAULT_MODEL).folder
+    try:
+        with Quiet(), torch.device("meta"):
+            config = AutoConfig.from_pretrained(source.folder, trust_remote_code=False)
+            hf = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype], trust_remote_code=False)
+        with Quiet():
+            tokenizer = AutoTokenizer.from_pretrained(split_by, trust_remote_code=False)
+    except Exception as error:  # transformers raises many kinds
+        raise InputError(
+            f"expected a configuration and a tokenizer that can be read, got {str(source.folder)!r} "
+            f"({first_line(error)}): mend or replace them"
+        ) from error
+    _check_fast(tokenizer, split_by)
     return LanguageModel(hf.eval().requires_grad_(False), tokenizer, family, str(name), SKETCH)
 
 
@@ -191,14 +199,18 @@ def _from_pretrained(source: Path, dtype: torch.dtype) -> tuple[Any, Any]:
             f"expected weights for the whole model, got none for {min(report['missing_keys'])} in {str(source)!r}: "
             "replace the files"
         )
-    if not getattr(tokenizer, "is_fast", False):
-        raise InputError(f"expected a fast tokenizer, got a slow one in {str(source)!r}: convert it to tokenizer.json")
+    _check_fast(tokenizer, source)
     words, rows = tokenizer.vocab_size, hf.get_input_embeddings().weight.shape[0]
     if not tokenizer("a").input_ids or words > rows:
         raise InputError(
             f"expected a tokenizer of at most {rows} words, got one of {words} in {str(source)!r}: give the model's own"
         )
     return hf, tokenizer
+
+
+def _check_fast(tokenizer: Any, source: Path) -> None:
+    if not getattr(tokenizer, "is_fast", False):
+        raise InputError(f"expected a fast tokenizer, got a slow one in {str(source)!r}: convert it to tokenizer.json")
 
 
 def _compute_in_float64(hf: nn.Module) -> None:

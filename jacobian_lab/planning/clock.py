@@ -14,6 +14,7 @@ import torch
 from jacobian_lab.maps.replay import Frozen, freeze, trajectory
 from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.tokens import Prompt
+from jacobian_lab.planning.sketch import BLOCKS, two_blocks
 
 BATCHES = (1, 16, 128, 1024)
 """Tokens side by side at which a block is measured; between them seconds are interpolated."""
@@ -85,14 +86,16 @@ def measured(model: LanguageModel, words: int | None = None) -> Clock:
     """Measure the pieces for a model, or for a small one with the same blocks.
 
     Args:
-        model: The model; it needs two blocks.
+        model: The model; one of a single block is measured in another's place, random and of two.
         words: Of the vocabulary that logits are wanted of, if the model's own is smaller.
 
     Returns:
         The clock.
     """
     words = words or int(model.hf.config.vocab_size)
-    frozen = freeze(model, [Prompt(tuple(range(3, 4 + PREFIX)), PREFIX)], [0], 1)
+    if model.n_layers < BLOCKS:
+        model = two_blocks(model, model.device)
+    frozen = freeze(model, [Prompt((0,) * (PREFIX + 1), PREFIX)], [0], 1)
     return Clock(
         machine=name_of(model.device),
         card=model.device.type == "cuda",
@@ -164,7 +167,7 @@ def _blocks(model: LanguageModel, frozen: Frozen) -> dict[int, tuple[float, floa
 
 
 def _logits(model: LanguageModel, words: int, rows: int = 32) -> tuple[float, float]:
-    states = torch.randn(rows, model.d_model, device=model.device).to(model.dtype).requires_grad_()
+    states = _numbers(rows, model.d_model).to(model.device, model.dtype).requires_grad_()
 
     def forward() -> torch.Tensor:
         return model.head(model.norm(states)).double().log_softmax(-1)
@@ -176,10 +179,15 @@ def _logits(model: LanguageModel, words: int, rows: int = 32) -> tuple[float, fl
     return there * scale, both * scale
 
 
+def _numbers(*shape: int) -> torch.Tensor:
+    """Random numbers, torch's own state left as it was."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
 @cache
 def _rate(dtype: torch.dtype, device: torch.device) -> float:
     size = 4096 if device.type == "cuda" else 1024
-    square = torch.randn(size, size, device=device).to(dtype)
+    square = _numbers(size, size).to(device, dtype)
     return 2 * size**3 / seconds_of(partial(torch.matmul, square, square), device)
 
 
@@ -195,7 +203,7 @@ def seconds_over_cube(device: torch.device, width: int = 256) -> dict[str, float
         `Clock.cubes`.
     """
     J = torch.eye(width, device=device, dtype=torch.float64)
-    J += 0.3 * torch.randn(width, width, generator=torch.Generator().manual_seed(0)).to(J) / width**0.5
+    J += 0.3 * _numbers(width, width).to(J) / width**0.5
     S, host = J @ J.T, J.cpu().numpy()
 
     def spectra() -> None:

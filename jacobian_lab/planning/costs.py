@@ -2,8 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+
+import torch
 
 from jacobian_lab.editing.anchors import anchor_batches
+from jacobian_lab.editing.schemes import Scheme
 from jacobian_lab.maps.hooks import TOKENS_PER_BATCH, batches
 from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.rows import FactRows
@@ -13,13 +17,19 @@ from jacobian_lab.planning.sketch import Sizes
 
 DOUBLE = 8
 PROCESS = 700 * 2**20
-"""Bytes of the process itself: the interpreter and its libraries."""
+"""Bytes of the process itself, the interpreter and its libraries: what `benchmarks/plan.py` saw beside the rest."""
 
 PASSED = 0.85
-"""The share of an anchor's passes that a fact takes on the average before its loss is reached."""
+"""The share of its passes that a fact takes before its loss is reached: 0.5 to 1.0 in `descents.md` of the results."""
 
 LANCZOS = 260
-"""Products with J, and as many with its transpose, that λ_min, λ_max and σ_max of one Jacobian take."""
+"""Products with J, and as many with its transpose, for λ_min, λ_max and σ_max of one Jacobian."""
+
+STEP_REPLAYS = 130
+"""Replays of all facts that `step_size` makes at a layer: two grids of 31, and what SciPy's searches ask for."""
+
+LOGITS = 28
+"""Bytes of a logit while its gradient is taken: itself and its gradient, and log-softmax and its own in float64."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +41,14 @@ class Stage:
         seconds: How long it is going to take.
         host: Bytes of the host that it holds at the most.
         device: Bytes of the card; 0 where the host has the model.
+        least: Bytes where the model is, without which it cannot be done however it is divided.
     """
 
     name: str
     seconds: float
     host: int = 0
     device: int = 0
+    least: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,15 +58,40 @@ class Costs:
     Attributes:
         model: The model; its weights are not looked at.
         clock: The machine's.
+        kept: Bytes that the host keeps through the whole job beside the weights: C of the decisive layers.
     """
 
     model: LanguageModel
     clock: Clock
+    kept: int = 0
 
-    @property
+    @cached_property
     def sizes(self) -> Sizes:
         """The model's."""
         return Sizes.of(self.model)
+
+    def stage(
+        self, name: str, seconds: float, held: int = 0, *, least: int | None = None, host: int = 0, share: float = 1.0
+    ) -> Stage:
+        """A stage with what it holds.
+
+        Args:
+            name: Its name.
+            seconds: How long all of it takes.
+            held: Bytes that it holds beside the weights, where the model is.
+            least: The same if it is divided as far as it can be; as much by default.
+            host: Bytes that it holds on the host wherever the model is.
+            share: How much of it is left to do.
+
+        Returns:
+            The stage.
+        """
+        weights = self.sizes.weights * self.model.dtype.itemsize
+        smallest = weights + (held if least is None else least)
+        if self.clock.card:
+            return Stage(name, share * seconds, PROCESS + self.kept + host, weights + held, smallest)
+        own = PROCESS + self.kept + host
+        return Stage(name, share * seconds, own + weights + held, 0, own + smallest)
 
     def forward(self, rows: Sequence[Prompt], blocks: int, at_once: int = TOKENS_PER_BATCH) -> float:
         """Seconds of rows through some blocks, padded as they are when they are run.
@@ -67,7 +104,7 @@ class Costs:
         Returns:
             Seconds.
         """
-        groups = (([len(rows[i].ids) for i in group]) for group in batches(rows, at_once))
+        groups = ([len(rows[i].ids) for i in group] for group in batches(rows, at_once))
         return blocks * sum((self.clock.block(len(lengths) * max(lengths)) for lengths in groups), 0.0)
 
     def moments(self, tokens: int, layers: Layers) -> Stage:
@@ -80,14 +117,27 @@ class Costs:
         Returns:
             The stage.
         """
-        sizes, n = self.sizes, len(layers)
-        products = 2 * sizes.d_mlp**2 * tokens * n / self.clock.rates["float32"]
-        seconds = (max(layers) + 1) * self.clock.passes(tokens, TOKENS_PER_BATCH) + products
-        held = DOUBLE * sizes.d_mlp**2
-        seconds += 3 * n * held / self.clock.moved  # copied, hashed, written
-        return self.stage("second moments", seconds, [2 * held, n * held], host=n * held)
+        n, count = self.sizes.d_mlp, len(layers)
+        products = 2 * n**2 * tokens * count / self.clock.rates["float32"]
+        through = (max(layers) + 1) * self.clock.passes(tokens, TOKENS_PER_BATCH)
+        stored = 3 * count * DOUBLE * n**2 / self.clock.moved  # copied, hashed, written
+        held = (count + 2) * DOUBLE * n**2
+        return self.stage("second moments", through + products + stored, held)
 
-    def descent(self, name: str, rows: FactRows, first: int, steps: int, size: int) -> Stage:
+    def solves(self, count: int, keys: int) -> float:
+        """Seconds of factoring matrices of d_mlp and solving with them.
+
+        Args:
+            count: How many matrices.
+            keys: Right-hand sides of each.
+
+        Returns:
+            Seconds.
+        """
+        n = self.sizes.d_mlp
+        return count * (n**3 * self.clock.cubes["cholesky"] + 2 * n**2 * keys / self.clock.rates["float64"])
+
+    def descent(self, name: str, rows: FactRows, first: int, steps: int, size: int, *, share: float = 1.0) -> Stage:
         """Anchors at a layer, or shifts from a layer on.
 
         Args:
@@ -96,26 +146,67 @@ class Costs:
             first: The first layer that is shifted.
             steps: Passes at the most.
             size: Facts side by side at the most.
+            share: How much of it is left to do.
 
         Returns:
             The stage.
         """
-        sizes = self.sizes
-        above, seconds, most = sizes.blocks - 1 - first, 0.0, 0
-        for batch in anchor_batches(rows, size):
-            some = rows.select(batch)
-            answered = [row for each in some.answered_contexts for row in each]
-            tail, answer = max(row.tail for row in answered), max(len(row.answer) for row in answered)
-            tokens = len(answered) * tail
-            one = above * (self.clock.block(tokens, back=True) + self.clock.block(len(batch), back=True))
-            one += (len(answered) * answer + len(batch)) * self.clock.logits[1]
-            frozen = sizes.blocks * (self.clock.block(sum(len(row.ids) for row in answered)))
-            seconds += PASSED * steps * one + frozen
-            kept = above * tokens * self._kept() + len(answered) * answer * sizes.words * 28
-            most = max(most, kept)
-        return self.stage(name, seconds, [most])
+        taken = [self._batch(rows.select(batch), first, steps) for batch in anchor_batches(rows, size)]
+        alone = max((self._batch(rows.select([fact]), first, steps)[1] for fact in range(len(rows))), default=0)
+        seconds, held = sum((each for each, _ in taken), 0.0), max((most for _, most in taken), default=0)
+        return self.stage(name, seconds, held, least=alone, share=share)
 
-    def survey(self, bare: Sequence[Prompt], layers: Layers, formed: int, sampled: int) -> Stage:
+    def _batch(self, rows: FactRows, first: int, steps: int) -> tuple[float, int]:
+        """Seconds of one batch of a descent, and the bytes that it holds."""
+        sizes, answered = self.sizes, [row for each in rows.answered_contexts for row in each]
+        above, tail = sizes.blocks - 1 - first, max(row.tail for row in answered)
+        tokens, answers = len(answered) * tail, len(answered) * max(len(row.answer) for row in answered)
+        once = above * (self.clock.block(tokens, back=True) + self.clock.block(len(rows), back=True))
+        once += (answers + len(rows)) * self.clock.logits[1]
+        whole = len(answered) * max(len(row.ids) for row in answered)
+        seconds = PASSED * steps * once + sizes.blocks * self.clock.block(whole)
+        itemsize = self.model.dtype.itemsize
+        gradients = above * tokens * (12 * sizes.width + 6 * sizes.d_mlp) * itemsize
+        frozen = above * whole * sizes.cached * itemsize
+        return seconds, gradients + frozen + (answers + len(rows)) * sizes.words * LOGITS + self._head()
+
+    def sweep(self, span: int) -> float:
+        """Seconds of all J of one fact from so many blocks below the last.
+
+        Args:
+            span: How many blocks.
+
+        Returns:
+            Seconds.
+        """
+        sizes, width = self.sizes, self.sizes.width
+        mlps = sizes.d_mlp * width
+        merged = 2 * width * mlps + sizes.inner * mlps
+        rest = sizes.block - (sizes.inner + 1) * mlps + width**2
+        return span * ((merged + 2 * width * rest) / self.clock.rates["model"] + 2 * self.clock.block(1, back=True))
+
+    def spectra(self) -> float:
+        """Seconds of the eigenvalues of S and the singular values of one J."""
+        return self.sizes.width**3 * self.clock.cubes["spectra"]
+
+    def own(self) -> float:
+        """Seconds of one J's own eigenvectors."""
+        return self.sizes.width**3 * self.clock.cubes["eigenvectors"]
+
+    def products(self, span: int) -> float:
+        """Seconds of a verdict on one J by products alone.
+
+        Args:
+            span: Blocks between l and L.
+
+        Returns:
+            Seconds.
+        """
+        return span * LANCZOS * 2 * self.clock.block(1, back=True)
+
+    def survey(
+        self, bare: Sequence[Prompt], layers: Layers, formed: int, sampled: int, budget: int, *, share: float = 1.0
+    ) -> Stage:
         """Jacobians of all facts.
 
         Args:
@@ -123,47 +214,63 @@ class Costs:
             layers: The decisive layers, L the last.
             formed: Of how many facts the matrices are formed.
             sampled: Of how many their own eigenvectors are sought.
+            budget: Bytes that a sweep may hold.
+            share: How much of it is left to do.
 
         Returns:
             The stage.
         """
-        sizes, clock, last = self.sizes, self.clock, layers[-1]
-        span, below, width = last - layers[0], len(layers) - 1, self.sizes.width
-        mlps = sizes.d_mlp * width
-        merged = 2 * width * mlps + sizes.inner * mlps
-        rest = sizes.block - (sizes.inner + 1) * mlps + width**2
-        sweep = span * (merged + 2 * width * rest) / clock.rates["model"]
-        spectra = below * width**3 * clock.cubes["spectra"]
-        free = sum(last - layer for layer in layers[:-1]) * LANCZOS * 2 * clock.block(1, back=True)
-        tokens = self.forward(bare, last + 1, 1)
-        own = sampled * below * width**3 * clock.cubes["eigenvectors"]
-        seconds = tokens + formed * (sweep + spectra) + (len(bare) - formed) * free + own
+        last, below, width = layers[-1], len(layers) - 1, self.sizes.width
+        if not below:
+            return self.stage("Jacobians", 0.0)
+        by_matrix = self.sweep(last - layers[0]) + below * self.spectra()
+        by_products = sum(self.products(last - layer) for layer in layers[:-1])
+        seconds = formed * by_matrix + (len(bare) - formed) * by_products + sampled * below * self.own()
         itemsize = self.model.dtype.itemsize
-        return self.stage("Jacobians", seconds, [(below + 1) * width**2 * itemsize, 4 * width**2 * DOUBLE])
+        working = min(budget, width * itemsize * ((12 + 2 * (last - layers[0])) * width + 6 * self.sizes.d_mlp))
+        held = (below + 1) * width**2 * itemsize + 4 * width**2 * DOUBLE + working
+        return self.stage("Jacobians", self.forward(bare, last + 1, 1) + seconds, held if formed else 0, share=share)
 
-    def edit(self, rows: FactRows, layers: Sequence[int], last: int, observed: bool) -> float:
+    def edit(self, rows: FactRows, scheme: Scheme, layers: Layers, size: int | None = None, *, observed: bool) -> float:
         """Seconds of one edit of all facts.
 
         Args:
             rows: The facts.
-            layers: The layers that are edited.
-            last: The last decisive layer.
+            scheme: The target scheme.
+            layers: The decisive layers.
+            size: Facts that are edited jointly; all of them by default.
             observed: Whether what it does is split.
 
         Returns:
             Seconds.
         """
-        sizes, clock, seconds = self.sizes, self.clock, 0.0
+        width, last, facts = self.sizes.width, layers[-1], len(rows)
+        batches_of = -(-facts // size) if size else 1
         contexts = [row for each in rows.contexts for row in each]
-        n, m = sizes.d_mlp, len(rows)
-        solve = n**3 * clock.cubes["cholesky"] + 2 * n**2 * (m + sizes.width) / clock.rates["float64"]
-        for layer in layers:
-            seconds += self.forward(contexts, layer + 1) + self.forward(rows.bare, last + 1) + solve
+        bare, seconds = self.forward(rows.bare, last + 1), 0.0
+        for layer in scheme.edited(layers):
+            seconds += self.forward(contexts, layer + 1) + bare + self.solves(1, facts + width)
+            seconds += (batches_of - 1) * self.solves(0, facts + width)
+            if scheme.pulls_back:
+                normal = 2 * width**3 / self.clock.rates["float64"] + width**3 * self.clock.cubes["cholesky"]
+                seconds += facts * (self.sweep(last - layer) + normal)
             if observed:
-                ease = n**3 * clock.cubes["cholesky"] + 2 * n**2 * m / clock.rates["float64"]
-                replays = 5 * (last - layer) * clock.passes(m, TOKENS_PER_BATCH // 8)
-                seconds += self.forward(rows.bare, last + 1) + replays + ease
+                replays = 5 * (last - layer) * self.clock.passes(facts, max(1, TOKENS_PER_BATCH // 8))
+                seconds += bare + replays + self.solves(1, facts)
         return seconds
+
+    def editing(self, name: str, seconds: float, *, share: float = 1.0) -> Stage:
+        """The stage in which edits are made, once their seconds are known: it holds λC + K Kᵀ, its factor and a copy.
+
+        Args:
+            name: What the stage is called.
+            seconds: Of all edits and what is asked.
+            share: How much of it is left to do.
+
+        Returns:
+            The stage.
+        """
+        return self.stage(name, seconds, 3 * DOUBLE * self.sizes.d_mlp**2 + self._head(), share=share)
 
     def evaluation(self, rows: Sequence[Prompt], greedy: Sequence[Prompt] = ()) -> float:
         """Seconds of asking a model some questions.
@@ -176,29 +283,11 @@ class Costs:
             Seconds.
         """
         asked = sum(max(1, len(row.answer)) for row in rows) * self.clock.logits[0]
-        decoded = sum(len(row.ids) + len(row.answer) for row in greedy) / max(1, len(greedy))
         steps = max((len(row.answer) for row in greedy), default=0)
-        written = self.sizes.blocks * steps * self.clock.block(min(len(greedy), 64)) * max(1, len(greedy) / 64)
-        return self.forward(rows, self.sizes.blocks) + asked + (written if decoded else 0.0)
+        written = steps * self.sizes.blocks * self.clock.passes(len(greedy), 64)  # of one length, rarely more
+        return self.forward(rows, self.sizes.blocks) + asked + self.forward(greedy, self.sizes.blocks) + written
 
-    def _kept(self) -> int:
-        """Bytes that a block keeps of a token for its gradient."""
-        return (12 * self.sizes.width + 6 * self.sizes.d_mlp) * self.model.dtype.itemsize
-
-    def stage(self, name: str, seconds: float, held: Sequence[int] = (), host: int = 0) -> Stage:
-        """A stage with what it holds.
-
-        Args:
-            name: Its name.
-            seconds: How long it takes.
-            held: Bytes that it holds beside the weights, where the model is.
-            host: Bytes that it holds on the host wherever the model is.
-
-        Returns:
-            The stage.
-        """
-        weights = self.sizes.weights * self.model.dtype.itemsize
-        total = weights + sum(held)
-        if self.clock.card:
-            return Stage(name, seconds, PROCESS + host, total)
-        return Stage(name, seconds, PROCESS + total)
+    def _head(self) -> int:
+        """Bytes of the head in float32, which a model in half precision makes for its logits."""
+        half = self.model.dtype.itemsize < torch.float32.itemsize
+        return self.sizes.words * self.sizes.width * torch.float32.itemsize if half else 0

@@ -75,23 +75,36 @@ class Plan:
         memory = f"{_size(self.host)} of memory" + (f", {_size(self.device)} of the card's" if self.device else "")
         return f"about {told(self.seconds)} ({told_stages}); {memory}"
 
-    def check_fits(self, host: int, device: int | None) -> None:
-        """Refuse what memory cannot hold.
+    def check_fits(self, host: int, card: int | None) -> None:
+        """Refuse what memory cannot hold however it is divided.
 
         Args:
             host: Bytes that the host has.
-            device: Bytes that the card has; none without one.
+            card: Bytes that the card has; none where the model is not on one.
 
         Raises:
-            InputError: Naming the stage, and what would fit.
+            InputError: Naming the stage, what it needs and what is there.
         """
+        there, where = (host, "the host's") if card is None else (card, "the card's")
         for stage in self.stages:
-            for needed, there, where in ((stage.host, host, "the host"), (stage.device, device, "the card")):
-                if there is not None and needed > there:
-                    raise InputError(
-                        f"expected {_size(needed)} of {where}'s memory for {stage.name}, got {_size(there)}: "
-                        "lower ⟨batch_size⟩, choose another ⟨dtype⟩ or ⟨survey⟩ lanczos, or another machine"
-                    )
+            if stage.least > there:
+                raise InputError(
+                    f"expected {_size(stage.least)} of {where} memory for {stage.name}, got {_size(there)}: choose "
+                    "another ⟨dtype⟩ or ⟨device⟩, a smaller model, or another machine"
+                )
+
+    def tight(self, host: int, card: int | None) -> list[str]:
+        """The stages that memory holds only in smaller pieces than they are taken in.
+
+        Args:
+            host: Bytes that the host has.
+            card: Bytes that the card has; none where the model is not on one.
+
+        Returns:
+            Their names.
+        """
+        there = host if card is None else card
+        return [stage.name for stage in self.stages if (stage.host if card is None else stage.device) > there]
 
 
 def told(seconds: float) -> str:

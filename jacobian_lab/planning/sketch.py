@@ -79,8 +79,9 @@ def two_blocks(model: LanguageModel, device: torch.device) -> LanguageModel:
     """
     config = copy.deepcopy(model.hf.config)
     config.num_hidden_layers, config.vocab_size = BLOCKS, min(WORDS, config.vocab_size)
+    config.pad_token_id = None  # which may be among the words that are left out
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:BLOCKS]
-    with torch.device(device):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.device(device):
         hf = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
     return replace(model, hf=hf.eval().requires_grad_(False))
