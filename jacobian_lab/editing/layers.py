@@ -3,11 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from jacobian_lab.crew import ALONE, Crew
 from jacobian_lab.editing.rules import Kept, Problem, Rule, Update, memit
 from jacobian_lab.editing.schemes import DAMPING, Scheme, Targets, damped_pullback
 from jacobian_lab.editing.solving import factored
@@ -20,6 +22,10 @@ from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.rows import FactRows
 
 
+KEYS_AT_ONCE = 64
+"""Facts whose keys are taken together."""
+
+
 @dataclass(frozen=True, eq=False)
 class Setting:
     """What an edit is made with, whatever the method.
@@ -29,12 +35,14 @@ class Setting:
         moments: C of each decisive layer, ``[d_mlp, d_mlp]``.
         ridge: λ, the weight of C in the solve.
         damping: μ, for the schemes that pull residuals back through J.
+        crew: Who takes the keys.
     """
 
     rows: FactRows
     moments: Mapping[int, Float[Tensor, "d_mlp d_mlp"]]
     ridge: float
     damping: float = DAMPING
+    crew: Crew = ALONE
 
     @property
     def model(self) -> LanguageModel:
@@ -55,7 +63,7 @@ class Setting:
         Returns:
             `eases` of each.
         """
-        return torch.stack([eases(averaged_keys(self.rows, each), self.moments[each]) for each in layers], dim=1)
+        return torch.stack([eases(averaged_keys(self.rows, each, self.crew), self.moments[each]) for each in layers], dim=1)
 
     def select(self, facts: Sequence[int]) -> "Setting":
         """The same for some of the facts.
@@ -148,7 +156,7 @@ def edit_layers(
         given = wanted / scheme.divisor(index, len(layers))
         if scheme.pulls_back:
             given = _pulled_back(frozen, layer, last, given, setting.damping)
-        keys, old = averaged_keys(rows, layer), model.weight(layer).clone()
+        keys, old = averaged_keys(rows, layer, setting.crew), model.weight(layer).clone()
         problem = Problem(layer, keys[usable].T, given[usable].T, setting.moments[layer], old, setting.ridge)
         if kept is not None:
             problem = replace(problem, kept=kept.get(layer), goes_on=True)
@@ -194,17 +202,27 @@ def write_weight(
     }
 
 
-@torch.no_grad()
-def averaged_keys(rows: FactRows, layer: int) -> Float[Tensor, "fact d_mlp"]:
+def averaged_keys(rows: FactRows, layer: int, crew: Crew = ALONE) -> Float[Tensor, "fact d_mlp"]:
     """Keys averaged inside each template group, then over the groups (methods.md §3).
 
     Args:
         rows: The facts.
         layer: The layer.
+        crew: Who takes them.
 
     Returns:
         One key a fact, in float64.
     """
+    pieces = [range(start, min(start + KEYS_AT_ONCE, len(rows))) for start in range(0, len(rows), KEYS_AT_ONCE)]
+    keys = torch.empty(len(rows), rows.model.d_mlp, dtype=torch.float64, device=rows.model.device)
+    for piece, found in crew.map(pieces, partial(_keys, rows, layer)):
+        keys[list(piece)] = found.to(keys.device)
+    return keys
+
+
+@torch.no_grad()
+def _keys(rows: FactRows, layer: int, piece: Sequence[int]) -> Float[Tensor, "some d_mlp"]:
+    rows = rows.select(piece)
     every = [row for contexts in rows.contexts for row in contexts]
     keys = decisive_keys(rows.model, every, layer).double().view(len(rows), len(rows.weights), -1)
     return torch.einsum("ftk,t->fk", keys, keys.new_tensor(rows.weights))

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from jacobian_lab.crew import ALONE, Crew
 from jacobian_lab.evaluation.metrics import check_questions, evaluate, greedy_matches, neighborhood_states
 from jacobian_lab.evaluation.questions import paraphrases, probe_groups, questions, style_of
 from jacobian_lab.facts.fact import Fact
@@ -85,30 +86,51 @@ class Examination:
         """
         return self._answered(self.facts) if self.greedy else []
 
-    def answers(self) -> Iterator[tuple[slice, list[dict[str, list[float]]]]]:
+    def answers(self, crew: Crew = ALONE) -> Iterator[tuple[slice, list[dict[str, list[float]]]]]:
         """Evaluate the model as it is, a part of the facts at a time.
+
+        Args:
+            crew: Who does it.
 
         Yields:
             Which facts, and what `evaluate` says of each of them; ``efficacy_greedy`` and ``generalization_greedy``
             beside it.
         """
-        for part in self._parts():
-            facts = self.facts[part]
-            found = evaluate(self.model, facts, self.before[part], self.style, self.groups)
-            if self.greedy:
-                for values, extra in zip(found, self._decoded(facts), strict=True):
-                    values |= extra
-            yield part, found
+        parts, _ = self._parts(), self.before
+        for (number,), found in crew.map([[n] for n in range(len(parts))], partial(_answers, self)):
+            yield parts[number], found
 
-    def means(self) -> dict[str, Float[Tensor, " fact"]]:
+    def means(self, crew: Crew = ALONE) -> dict[str, Float[Tensor, " fact"]]:
         """Evaluate the model as it is: Accuracy on paraphrases, and D_KL.
+
+        Args:
+            crew: Who does it.
 
         Returns:
             ``generalization_accuracy`` and ``kl``, a mean over the prompts of each fact; NaN where it has none.
         """
-        found = [values for _, part in self.answers() for values in part]
+        found = [dict[str, list[float]]()] * len(self.facts)
+        for part, values in self.answers(crew):
+            found[part] = values
         names = ("generalization_accuracy", "kl")
         return {n: torch.stack([torch.tensor(v.get(n, []), dtype=torch.float64).mean() for v in found]) for n in names}
+
+    def answers_of(self, number: int) -> list[dict[str, list[float]]]:
+        """Evaluate the model as it is on one part of the facts.
+
+        Args:
+            number: Which part.
+
+        Returns:
+            As `answers` has it.
+        """
+        part = self._parts()[number]
+        facts = self.facts[part]
+        found = evaluate(self.model, facts, self.before[part], self.style, self.groups)
+        if self.greedy:
+            for values, extra in zip(found, self._decoded(facts), strict=True):
+                values |= extra
+        return found
 
     def _decoded(self, facts: Sequence[Fact]) -> list[dict[str, list[float]]]:
         """Accuracy by greedy decoding, prompt by prompt."""
@@ -127,3 +149,8 @@ class Examination:
 
     def _parts(self) -> list[slice]:
         return [slice(start, start + FACTS_AT_ONCE) for start in range(0, len(self.facts), FACTS_AT_ONCE)]
+
+
+def _answers(examination: Examination, piece: Sequence[int]) -> list[dict[str, list[float]]]:
+    """Of the one part that a piece names: parts are not divided, lest a model be held against itself in other rows."""
+    return examination.answers_of(piece[0])

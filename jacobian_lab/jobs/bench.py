@@ -4,14 +4,21 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from jacobian_lab.editing.anchors import Progress, anchor_batches, coordinate_shifts, optimise_anchors
+from jacobian_lab.editing.anchors import (
+    AnchorSettings,
+    CoordinationSettings,
+    Progress,
+    anchor_batches,
+    coordinate_shifts,
+    optimise_anchors,
+)
 from jacobian_lab.editing.layers import Setting, restored
 from jacobian_lab.editing.measures import ObservedEdit, measure, observed_edits
 from jacobian_lab.editing.schemes import COORDINATED, SCHEMES, Scheme, Targets, make_targets
@@ -20,8 +27,8 @@ from jacobian_lab.editing.solving import advice, factored, suited_ridge
 from jacobian_lab.evaluation.metrics import efficacy
 from jacobian_lab.jobs.job import Labels, Part
 from jacobian_lab.jobs.setup import Experiment
-from jacobian_lab.memory import halving
 from jacobian_lab.model.language_model import Layers
+from jacobian_lab.model.rows import FactRows
 from jacobian_lab.planning.costs import Costs, Stage
 from jacobian_lab.progress import bar, note
 from jacobian_lab.store.arrays import exists, open_arrays, read_config
@@ -210,13 +217,11 @@ class Bench:
             Anchors of these facts by layer, ``[fact, d_model]``, in float32 or better.
         """
 
-        def optimise(batch: Sequence[int], progress: Progress, anchor_layer: int) -> Found:
-            experiment = self.experiment
-            found = optimise_anchors(experiment.rows.select(batch), anchor_layer, experiment.anchor, progress)
-            return found.states, found.loss, found.passes
+        def descent(anchor_layer: int) -> Callable[..., Found]:
+            return partial(_anchors, self.experiment.rows, self.experiment.anchor, anchor_layer)
 
         places: list[Labels] = [{"anchor_layer": layer} for layer in layers]
-        return dict(zip(layers, self._descend(run, name, places, optimise, only), strict=True))
+        return dict(zip(layers, self._descend(run, name, places, descent, only), strict=True))
 
     def shifts(self, run: Run, layers: Layers, **labels: Any) -> torch.Tensor:
         """Coordinated shifts at some layers of the unedited model; what the run lacks of them is optimised and stored.
@@ -230,15 +235,12 @@ class Bench:
             δ_l, ``[fact, layer, d_model]``, in float32 or better.
         """
         experiment, coordination = self.experiment, self.experiment.config.coordination
-        eases = cache(lambda: self.setting.eases(layers))  # of the unedited model, if a batch is to be made
 
-        def optimise(batch: Sequence[int], progress: Progress, **_: Any) -> Found:
-            known = eases()[list(batch)] if coordination.needs_eases else None
-            rows = experiment.rows.select(batch)
-            found = coordinate_shifts(rows, layers, experiment.anchor, coordination, known, progress)
-            return found.shifts, found.loss, found.passes
+        def descent(**_: Any) -> Callable[..., Found]:
+            eases = self.setting.eases(layers).cpu() if coordination.needs_eases else None  # of the unedited model
+            return partial(_shifts, experiment.rows, experiment.anchor, layers, coordination, eases)
 
-        (shifts,) = self._descend(run, "coordinated_shift", [labels], optimise)
+        (shifts,) = self._descend(run, "coordinated_shift", [labels], descent)
         return shifts
 
     def _take_over(self, run: Run, name: str) -> None:
@@ -262,7 +264,7 @@ class Bench:
         run: Run,
         name: str,
         places: Sequence[Labels],
-        optimise: Callable[..., Found],
+        descent: Callable[..., Callable[..., Found]],
         only: Sequence[int] | None = None,
     ) -> list[torch.Tensor]:
         """What descents give at each place; what the run lacks is optimised, batch by batch, and stored.
@@ -273,7 +275,8 @@ class Bench:
             run: The run.
             name: Under which name they are stored.
             places: Where, beside the facts.
-            optimise: The descent, given a batch, whom to tell of its passes, and the place.
+            descent: Given a place at which something is lacking, the descent of a batch there, which may be told whom to
+                tell of its passes.
             only: Indices of the facts; all of them by default.
 
         Returns:
@@ -281,6 +284,7 @@ class Bench:
         """
         self._take_over(run, name)
         experiment, labels, mark = self.experiment, run.coordinates["fact"], f"{name}_passes"
+        crew = experiment.crew
         chosen = list(range(len(labels)) if only is None else only)
         facts = [labels[index] for index in chosen]
         batches = [
@@ -304,17 +308,23 @@ class Bench:
                 shown.set_postfix(loss=f"{loss:.3f}", refresh=False)
                 shown.update(finished)
 
-            def descend(batch: Sequence[int], where: Labels) -> Found:
+            def tell(failed: int, next_size: int) -> None:
                 shown.n = int(done().sum())  # less what did not fit
-                return optimise(batch, advance, **where)
+                note(f"out of memory with the anchors of {failed} facts side by side: going on with {next_size}")
 
             for place, where in enumerate(places):
                 left = [batch for batch in batches if not all(by_fact[index][place] for index in batch)]
-                for batch, (states, loss, passes) in halving(left, partial(descend, where=where), _tell):
+                if not left:
+                    continue
+                work = descent(**where)
+                work = partial(work, progress=advance) if crew.here else work
+                for batch, (states, loss, passes) in crew.map(left, work, tell):
                     some = {"fact": [labels[index] for index in batch], **where}
-                    run.write(name, states.cpu().double(), **within(name, some))
-                    run.write(f"{name}_loss", loss.cpu(), **within(f"{name}_loss", some))
-                    run.seal(mark, passes.cpu(), **within(mark, some))
+                    run.write(name, states.double(), **within(name, some))
+                    run.write(f"{name}_loss", loss, **within(f"{name}_loss", some))
+                    run.seal(mark, passes, **within(mark, some))
+                    if not crew.here:
+                        advance(len(batch), float(loss.nanmean()))
         dtype, device = torch.promote_types(experiment.model.dtype, torch.float32), experiment.model.device
         stored = (run.read(name, fact=facts, **within(name, where)) for where in places)
         return [torch.tensor(values, dtype=dtype, device=device) for values in stored]
@@ -332,8 +342,27 @@ def any_coordinated(schemes: Iterable[str]) -> bool:
     return any(SCHEMES[name].kind == COORDINATED for name in schemes)
 
 
-def _tell(failed: int, next_size: int) -> None:
-    note(f"out of memory with the anchors of {failed} facts side by side: going on with {next_size}")
+def _anchors(
+    rows: FactRows, settings: AnchorSettings, layer: int, batch: Sequence[int], progress: Progress | None = None
+) -> Found:
+    """The anchors of a batch, on the host."""
+    found = optimise_anchors(rows.select(batch), layer, settings, progress)
+    return found.states.cpu(), found.loss.cpu(), found.passes.cpu()
+
+
+def _shifts(
+    rows: FactRows,
+    settings: AnchorSettings,
+    layers: Layers,
+    coordination: CoordinationSettings,
+    eases: torch.Tensor | None,
+    batch: Sequence[int],
+    progress: Progress | None = None,
+) -> Found:
+    """The coordinated shifts of a batch, on the host."""
+    known = None if eases is None else eases[list(batch)]
+    found = coordinate_shifts(rows.select(batch), layers, settings, coordination, known, progress)
+    return found.shifts.cpu(), found.loss.cpu(), found.passes.cpu()
 
 
 def measured_edit(

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from annotated_types import Gt, Le, Lt
 from tyro.conf import OmitArgPrefixes
 
+from jacobian_lab.crew import CrewSettings
 from jacobian_lab.editing.anchors import AnchorSettings, CoordinationSettings
 from jacobian_lab.editing.methods import TABLE_METHODS
 from jacobian_lab.editing.rules import RuleSettings
@@ -63,6 +64,17 @@ class SubjectConfig:
 
 
 @dataclass(frozen=True)
+class ComputingConfig(SubjectConfig):
+    """A subject, and who computes.
+
+    Attributes:
+        crew: Who does the work that is divided by facts.
+    """
+
+    crew: OmitArgPrefixes[CrewSettings] = field(default_factory=CrewSettings)
+
+
+@dataclass(frozen=True)
 class AnchorConfig:
     """How anchors are optimised; what is not given suits the model at hand.
 
@@ -82,7 +94,7 @@ class AnchorConfig:
 
 
 @dataclass(frozen=True)
-class EditingConfig(SubjectConfig):
+class EditingConfig(ComputingConfig):
     """What edits of facts are made with.
 
     Attributes:
@@ -164,7 +176,7 @@ class DampingConfig(EditingConfig):
 
 
 @dataclass(frozen=True)
-class JacobianConfig(SubjectConfig):
+class JacobianConfig(ComputingConfig):
     """J_{l→L} at the decisive token of every fact.
 
     Attributes:

@@ -1,8 +1,9 @@
 """J_{l→L} of every fact and layer: spectra, verdicts and yardsticks, into a run."""
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,10 +13,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jacobian_lab.caching import content_key
+from jacobian_lab.crew import Piece
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import Fact
 from jacobian_lab.jobs.config import JacobianConfig, SchemesConfig
-from jacobian_lab.jobs.job import Job, Labels, Part, cell_by_cell
+from jacobian_lab.jobs.job import Job, Part
 from jacobian_lab.jobs.setup import Subject, load_subject
 from jacobian_lab.maps.conditions import (
     Eigenspaces,
@@ -42,10 +44,10 @@ from jacobian_lab.maps.definiteness import (
 from jacobian_lab.maps.jacobians import MEMORY_BUDGET, dense_jacobians, jvp, linear_operator, precision, to_numpy
 from jacobian_lab.maps.replay import RESIDUAL, Frozen, Site, freeze
 from jacobian_lab.maps.spectra import henrici_departure, rotation
-from jacobian_lab.model.language_model import Layers
+from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.tokens import Prompt
 from jacobian_lab.planning.costs import Costs, Stage
-from jacobian_lab.progress import note
+from jacobian_lab.progress import bar, note
 from jacobian_lab.store.run import Run
 from jacobian_lab.store.schema import DECISIONS
 
@@ -233,26 +235,33 @@ def survey(
     if len(layers) == 1:  # J of the last layer to itself is the identity
         run.seal("surveyed")
         return
-    facts = dict(zip(run.coordinates["fact"], enumerate(subject.facts), strict=True))
+    labels = run.coordinates["fact"]
+    left = [place for place, label in enumerate(labels) if not run.done("surveyed", fact=label).all()]
+    work = partial(_surveyed, model, subject.facts, layers, how, site, budget)
+    with bar(len(left), "Jacobians", "fact", show=progress) as shown:
+        for (place,), by_layer in subject.crew.map([[place] for place in left], work):
+            for layer, found in zip(layers, by_layer, strict=False):
+                for name in found.keys() & run.variables.keys():
+                    run.write(name, found[name], fact=labels[place], layer=layer)
+            run.seal("surveyed", fact=labels[place])
+            shown.update()
 
-    def measured(fact: Any) -> Iterator[tuple[str, Any, Labels]]:
-        place, text = facts[fact][0], facts[fact][1].text
-        frozen = freeze(model, [model.fact_prompt(facts[fact][1]).cut()], layers[:-1], layers[-1])
-        seeds = (how.seed, zlib.crc32(text.encode()))  # so that a fact's directions are its own in any slice
-        if how.forms(place):
-            eps = precision(model.dtype)
-            sweep = dense_jacobians(frozen, layers[:-1], layers[-1], site=site, budget=budget)[0]
-            each = (
-                dense_conditions(J, (*seeds, layer), eps, eigenvectors=place in how.sample)
-                for layer, J in zip(layers, sweep, strict=False)
-            )
-        else:
-            each = (_matrix_free(frozen, layer, layers[-1], seeds, site) for layer in layers[:-1])
-        for layer, found in zip(layers, each, strict=False):
-            for name in found.keys() & run.variables.keys():
-                yield name, found[name], {"layer": layer}
 
-    cell_by_cell(run, "surveyed", [{"fact": label} for label in facts], measured, "Jacobians", "fact", progress)
+def _surveyed(
+    model: LanguageModel, facts: Sequence[Fact], layers: Layers, how: Survey, site: Site, budget: int, piece: Piece
+) -> list[dict[str, Any]]:
+    """All that is stored of one fact's Jacobians, layer by layer."""
+    (place,) = piece
+    frozen = freeze(model, [model.fact_prompt(facts[place]).cut()], layers[:-1], layers[-1])
+    seeds = (how.seed, zlib.crc32(facts[place].text.encode()))  # so that a fact's directions are its own in any slice
+    if not how.forms(place):
+        return [_matrix_free(frozen, layer, layers[-1], seeds, site) for layer in layers[:-1]]
+    eps = precision(model.dtype)
+    sweep = dense_jacobians(frozen, layers[:-1], layers[-1], site=site, budget=budget)[0]
+    return [
+        dense_conditions(J, (*seeds, layer), eps, eigenvectors=place in how.sample)
+        for layer, J in zip(layers, sweep, strict=False)
+    ]
 
 
 def dense_conditions(

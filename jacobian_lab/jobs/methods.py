@@ -349,7 +349,7 @@ class Comparison:
     def _answers(self, done: Callable[[int], Any]) -> Iterator[tuple[str, Any, Labels]]:
         """Examine the model as it is."""
         labels, coordinates = self.experiment.labels(), self.coordinates
-        for part, found in self.examination.answers():
+        for part, found in self.examination.answers(self.experiment.crew):
             for variable in sorted({variable for values in found for variable in values}):
                 lists = [values.get(variable, []) for values in found]
                 dims = KINDS["edit_table"][variable].dims[2:]

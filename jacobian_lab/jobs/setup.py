@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from jacobian_lab.caching import content_key
+from jacobian_lab.crew import ALONE, Crew, hire
 from jacobian_lab.editing.anchors import AnchorSettings
 from jacobian_lab.editing.layers import Setting
 from jacobian_lab.editing.published_moments import Published, check_moments
@@ -18,7 +19,7 @@ from jacobian_lab.editing.solving import REALISED
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import REFUSE, Fact, FactFile, describe
 from jacobian_lab.facts.reading import read_facts, refusal
-from jacobian_lab.jobs.config import EditingConfig, SubjectConfig, check
+from jacobian_lab.jobs.config import ComputingConfig, EditingConfig, SubjectConfig, check
 from jacobian_lab.maps.agreement import check_replay
 from jacobian_lab.model.chat import chat_of
 from jacobian_lab.model.corpus import Corpus, load_corpus
@@ -55,13 +56,15 @@ class Subject:
         file: The facts, with what else was found where they were read.
         layers: The decisive layers.
         device: Where the model is, or would be.
+        crew: Who does the work that is divided by facts.
     """
 
-    config: SubjectConfig
+    config: ComputingConfig
     model: LanguageModel
     file: FactFile
     layers: Layers
     device: torch.device
+    crew: Crew
 
     @property
     def facts(self) -> tuple[Fact, ...]:
@@ -138,7 +141,7 @@ class Experiment(Subject):
         Returns:
             The setting.
         """
-        return Setting(self.rows, moments.matrices, ridge, self.config.pullback_damping)
+        return Setting(self.rows, moments.matrices, ridge, self.config.pullback_damping, self.crew)
 
     def of_anchors(self) -> dict[str, Any]:
         """The settings that decide an anchor, and those of every subject."""
@@ -206,7 +209,7 @@ def open_model(config: SubjectConfig, *, sketch: torch.device | None = None) -> 
     return model, layers
 
 
-def load_subject(config: SubjectConfig, *, sketch: torch.device | None = None) -> Subject:
+def load_subject(config: ComputingConfig, *, sketch: torch.device | None = None) -> Subject:
     """Load and check model, facts and layers, and say on stderr what was found beside the facts.
 
     Args:
@@ -230,7 +233,10 @@ def load_subject(config: SubjectConfig, *, sketch: torch.device | None = None) -
         note(line)
     if sketch is None:
         check_replay(model, taken, layers)
-    return Subject(config, model, file, layers, model.device if sketch is None else sketch)
+        crew = hire(config.crew, model, layers, config.dtype, config.device)
+    else:
+        crew = ALONE
+    return Subject(config, model, file, layers, model.device if sketch is None else sketch, crew)
 
 
 def prepare(config: EditingConfig, *, sketch: torch.device | None = None) -> Experiment:
