@@ -161,7 +161,7 @@ class Workers:
         if not pieces:
             return
         ray, idle = _ray(), list(self._actors)
-        given, weights = ray.put(work), self._weights()
+        given, weights = [ray.put(work)], self._weights()  # in a list it is not unpacked before the model is there
         waiting, size, running = deque(pieces), max(map(len, pieces)), dict[Any, tuple[Any, Piece]]()
         while waiting or running:
             while idle and waiting:
@@ -206,7 +206,7 @@ class Workers:
             max_task_retries=DEATHS,
         )(_Worker)
         device = "cuda" if on_card else self.device  # Ray shows a worker its own cards alone
-        given = (self.model.name, self.dtype, device, self.model.fingerprint, self.layers, threads)
+        given = (self.model.name, self.dtype, device), self.model.fingerprint, self.layers, threads
         note(f"{settings.workers} workers")
         return [hired.remote(*given) for _ in range(settings.workers)]
 
@@ -224,22 +224,25 @@ class Workers:
 class _Worker:
     """In a worker's process: the model, and work done with it."""
 
-    def __init__(
-        self, name: str, dtype: str, device: str, fingerprint: str, layers: Layers, threads: int
-    ) -> None:
+    def __init__(self, given: tuple[str, str, str], fingerprint: str, layers: Layers, threads: int) -> None:
         if threads:
             torch.set_num_threads(threads)
-        self.model = load_model(name, dtype, device)
-        if self.model.fingerprint != fingerprint:
-            raise InputError(f"expected the same model on every machine, got another {name!r}: copy it there")
-        self.loaded = _copies(self.model, layers)
-        _RESIDENT[fingerprint] = self.model
+        self.given, self.fingerprint, self.layers = given, fingerprint, layers
 
-    def do(self, work: Callable[[Piece], Result], piece: Piece, weights: Mapping[int, Tensor] | None) -> Result:
+    @cached_property
+    def loaded(self) -> dict[int, Float[Tensor, "d_model d_mlp"]]:
+        """Weights of the layers that are edited, as loaded; the model is there from here on."""
+        model = load_model(*self.given)
+        if model.fingerprint != self.fingerprint:
+            raise InputError(f"expected the same model on every machine, got another {self.given[0]!r}: copy it there")
+        _RESIDENT[self.fingerprint] = model
+        return _copies(model, self.layers)
+
+    def do(self, given: Sequence[Any], piece: Piece, weights: Mapping[int, Tensor] | None) -> Any:
         """Work on a piece.
 
         Args:
-            work: What is done with it.
+            given: Where the work is kept that is done with it.
             piece: The piece.
             weights: The edited weights, if they are not as loaded.
 
@@ -248,8 +251,8 @@ class _Worker:
         """
         with torch.no_grad():
             for layer, loaded in self.loaded.items():
-                self.model.weight(layer).copy_(loaded if weights is None else weights[layer])
-        return work(piece)
+                _RESIDENT[self.fingerprint].weight(layer).copy_(loaded if weights is None else weights[layer])
+        return _ray().get(given[0])(piece)
 
 
 _RESIDENT: dict[str, LanguageModel] = {}
