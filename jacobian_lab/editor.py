@@ -59,7 +59,7 @@ class Editor:
         anchors: Anchors that are there already, by layer, such as a run's; ``[fact, d_model]``.
         templates: Context templates, groups of texts with one ``{}``; sampled with the seed by default.
         corpus: Text for the second moment, as `load_corpus` takes it, or a corpus that has been loaded.
-        corpus_tokens: Tokens of it; all by default.
+        corpus_tokens: Tokens of it, of documents drawn by the seed; all by default.
         moments: Folder of published second moments that take the corpus's place (guide, Command line).
         rules: What the update rules leave open.
         damping: μ of the scheme jacobian-pullback.

@@ -21,7 +21,6 @@ from jacobian_lab.maps.replay import FrozenGroups, freeze_groups
 from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.rows import FactRows
 
-
 KEYS_AT_ONCE = 64
 """Facts whose keys are taken together."""
 
@@ -63,7 +62,8 @@ class Setting:
         Returns:
             `eases` of each.
         """
-        return torch.stack([eases(averaged_keys(self.rows, each, self.crew), self.moments[each]) for each in layers], dim=1)
+        keys = (averaged_keys(self.rows, layer, self.crew) for layer in layers)
+        return torch.stack([eases(k, self.moments[layer]) for k, layer in zip(keys, layers, strict=True)], dim=1)
 
     def select(self, facts: Sequence[int]) -> "Setting":
         """The same for some of the facts.

@@ -55,7 +55,7 @@ def second_moments(
         corpus: The corpus; documents are independent rows.
         layers: Layers whose keys to take; all in one pass, which stops after the highest.
         length: Tokens of a document at the most; what is beyond is cut off.
-        tokens: Tokens in all; the whole corpus by default.
+        tokens: Tokens in all, of documents drawn by the corpus's seed; the whole corpus by default.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -103,7 +103,7 @@ def moment_rows(model: LanguageModel, corpus: Corpus, length: int = 256, tokens:
     Raises:
         InputError: If there are fewer tokens than a full-rank C_l needs.
     """
-    rows = token_rows(model, corpus, length, tokens)
+    rows = token_rows(model, corpus if tokens is None else corpus.shuffled(), length, tokens)
     total = sum(len(row.ids) for row in rows)
     if total < model.d_mlp:
         raise InputError(
@@ -140,7 +140,7 @@ def _paths(
         "corpus": corpus.digest,
         "length": length,
         "tokens": tokens,
-    }
+    } | ({} if tokens is None else {"drawn": corpus.seed})
     folder = cache_folder("second-moments")
     return {layer: folder / f"{content_key({**settings, 'layer': layer})}.safetensors" for layer in layers}
 

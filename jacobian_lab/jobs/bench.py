@@ -64,7 +64,7 @@ class Bench:
             experiment.corpus,
             experiment.layers,
             config.corpus_length,
-            config.corpus_tokens,
+            experiment.corpus_tokens,
             progress=self.progress,
         )
 
@@ -109,10 +109,10 @@ class Bench:
         experiment, config = self.experiment, self.experiment.config
         if experiment.corpus is None:
             return 0
-        given = (experiment.corpus, experiment.layers, config.corpus_length, config.corpus_tokens)
+        given = (experiment.corpus, experiment.layers, config.corpus_length, experiment.corpus_tokens)
         if moments_cached(experiment.model, *given):
             return 0
-        rows = moment_rows(experiment.model, experiment.corpus, config.corpus_length, config.corpus_tokens)
+        rows = moment_rows(experiment.model, experiment.corpus, config.corpus_length, experiment.corpus_tokens)
         return sum(len(row.ids) for row in rows)
 
     def cost_before(self, costs: Costs) -> list[Stage]:
@@ -275,7 +275,7 @@ class Bench:
             run: The run.
             name: Under which name they are stored.
             places: Where, beside the facts.
-            descent: Given a place at which something is lacking, the descent of a batch there, which may be told whom to
+            descent: Given a place at which something is lacking, the descent of a batch there; it may be told whom to
                 tell of its passes.
             only: Indices of the facts; all of them by default.
 

@@ -101,7 +101,8 @@ class EditingConfig(ComputingConfig):
         templates: File of context templates, [["{}"], ["... {}", ...]]; sampled from the seed by default.
         corpus: Text for the second moment: "python-docs", a file with one document a line, or a data set's name.
         corpus_length: Tokens of a document at the most.
-        corpus_tokens: Tokens in all; the whole corpus by default.
+        corpus_tokens: Tokens in all, of documents drawn by the seed; auto: ten for every neuron of an MLP; the whole
+            corpus by default.
         moments: Folder of published second moments that take the corpus's place: a file a layer, MEMIT's .npz or
             safetensors, named after the MLP's output projection in the model.
         ridge: Weight λ of the second moment in the solve; if it is not given, the literature's for the model, or that
@@ -117,7 +118,7 @@ class EditingConfig(ComputingConfig):
     templates: Path | None = None
     corpus: str = PYTHON_DOCS
     corpus_length: Positive = 256
-    corpus_tokens: Positive | None = None
+    corpus_tokens: Positive | Literal["auto"] | None = None
     moments: Path | None = None
     ridge: float | None = None
     pullback_damping: Above = DAMPING
@@ -288,11 +289,14 @@ def _check(value: Any, hint: Any, name: str) -> None:
             raise InputError(f"expected at least one{_choices(_alternatives(inner))}, got ⟨{name}⟩ without: name one")
         for item in value:
             _check(item, inner, name)
-    elif choices := [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]:
-        if value not in choices:
-            raise InputError(f"expected{_choices(kinds)}, got ⟨{name}⟩ {value!r}: choose one of them")
-    else:
-        _check_range(value, kinds[0], name)
+        return
+    choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+    ranges = [kind for kind in kinds if get_origin(kind) is not Literal]
+    if value in choices:
+        return
+    if not ranges:
+        raise InputError(f"expected{_choices(kinds)}, got ⟨{name}⟩ {value!r}: choose one of them")
+    _check_range(value, ranges[0], name)
 
 
 def _check_range(value: Any, kind: Any, name: str) -> None:

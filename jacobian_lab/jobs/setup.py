@@ -22,7 +22,7 @@ from jacobian_lab.facts.reading import read_facts, refusal
 from jacobian_lab.jobs.config import ComputingConfig, EditingConfig, SubjectConfig, check
 from jacobian_lab.maps.agreement import check_replay
 from jacobian_lab.model.chat import chat_of
-from jacobian_lab.model.corpus import Corpus, load_corpus
+from jacobian_lab.model.corpus import TOKENS_PER_NEURON, Corpus, load_corpus
 from jacobian_lab.model.families import KNOWN
 from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.loading import check_layers, load_model, sketch_model
@@ -127,6 +127,12 @@ class Experiment(Subject):
         return None if folder is None else Published.of(self.model, folder, self.layers)
 
     @property
+    def corpus_tokens(self) -> int | None:
+        """Tokens that the second moment is taken over; none: the whole corpus."""
+        given = self.config.corpus_tokens
+        return TOKENS_PER_NEURON * self.model.d_mlp if given == "auto" else given
+
+    @property
     def anchor_layers(self) -> Layers:
         """The layers that anchors are optimised at."""
         return tuple(sorted({self.layers[0], self.layers[-1]}))
@@ -167,7 +173,7 @@ class Experiment(Subject):
         return {
             "digest": self.corpus.digest,
             "length": self.config.corpus_length,
-            "tokens": self.config.corpus_tokens,
+            "tokens": self.corpus_tokens,
         }
 
     def provenance(self) -> dict[str, Any]:
