@@ -26,6 +26,7 @@ Above = Annotated[float, Gt(0)]
 """A number above zero; any other float is one that is not negative."""
 SurveyName = Literal["auto", "dense", "lanczos"]
 """How Jacobians are surveyed (`jacobian_lab.jobs.jacobians.Survey`)."""
+Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 Count = Annotated[int, Gt(-1)]
 """A number of things, of which there may be none."""
 
@@ -59,7 +60,7 @@ class SubjectConfig:
     protocol: str | None = None
     seed: Annotated[Count, Lt(2**63)] = 0
     device: str = "auto"
-    dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
+    dtype: Dtype = "float32"
     out: Path | None = None
 
 
@@ -84,6 +85,8 @@ class AnchorConfig:
         weight_decay: Weight of the anchor's norm in the loss.
         kl_factor: Weight of the KL divergence in the loss.
         clamp: Largest norm of the anchor's shift, as a share of the state's.
+        dtype: Dtype of the copy of the model that the descent runs in; the model's own by default. Where the processor
+            multiplies bfloat16 faster, so are anchors.
     """
 
     lr: Above | None = None
@@ -91,6 +94,7 @@ class AnchorConfig:
     weight_decay: float = AnchorSettings.weight_decay
     kl_factor: float = AnchorSettings.kl_factor
     clamp: Above = AnchorSettings.clamp
+    dtype: Dtype | None = None
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,7 @@ class Experiment(Subject):
         """The settings that decide an anchor, and those of every subject."""
         return super().settings() | {
             "templates": [list(group) for group in self.templates],
-            "anchor": asdict(self.anchor),
+            "anchor": {name: value for name, value in asdict(self.anchor).items() if value is not None},
         }
 
     def settings(self) -> dict[str, Any]:

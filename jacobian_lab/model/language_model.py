@@ -1,10 +1,11 @@
 """A causal language model with names for the parts that editing needs; with `models`, all that knows architectures."""
 
+import copy
 import html
 import inspect
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -86,6 +87,17 @@ class LanguageModel:
     def dtype(self) -> torch.dtype:
         """What the weights are."""
         return next(self.hf.parameters()).dtype
+
+    def cast(self, dtype: torch.dtype) -> "LanguageModel":
+        """The model in another dtype, as its weights are now.
+
+        Args:
+            dtype: The dtype.
+
+        Returns:
+            A copy; the model itself if that is its dtype.
+        """
+        return self if dtype == self.dtype else replace(self, hf=copy.deepcopy(self.hf).to(dtype))
 
     @property
     def trunk(self) -> nn.Module:
