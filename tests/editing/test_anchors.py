@@ -8,8 +8,9 @@ from helpers.reference import Plain, prompt
 from helpers.small import CONTEXTS
 
 from jacobian_lab.editing import anchors as descent
-from jacobian_lab.editing.anchors import AnchorSettings, anchor_batches, optimise_anchors
+from jacobian_lab.editing.anchors import AnchorSettings, anchor_batches, coordinate_shifts, optimise_anchors
 from jacobian_lab.editing.schemes import SCHEMES, replay_targets
+from jacobian_lab.maps.hooks import decisive_states
 from jacobian_lab.model.rows import fact_rows
 from jacobian_lab.model.tokens import fact_prompt
 
@@ -45,6 +46,19 @@ def test_batching_and_order_change_nothing(tiny, facts):
         alone = optimise_anchors(rows(tiny, [fact]), 2, settings)
         torch.testing.assert_close(alone.states[0], together.states[index], rtol=1e-9, atol=1e-9)
         assert alone.passes[0] == together.passes[index]
+
+
+def test_a_descent_in_another_dtype_leaves_the_model_and_the_start_alone(tiny, facts):
+    settings = dataclasses.replace(SETTINGS, dtype="float32")
+    own, other = (optimise_anchors(rows(tiny, facts), 2, each) for each in (SETTINGS, settings))
+    assert tiny.dtype == torch.float64
+    torch.testing.assert_close(other.states, own.states, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(other.states, own.states)
+    still = optimise_anchors(rows(tiny, facts), 2, dataclasses.replace(settings, steps=1))
+    start = decisive_states(tiny, rows(tiny, facts).bare, [2])[:, 0]
+    assert torch.equal(still.states, start)  # the copy's rounding is no shift
+    shifts = [coordinate_shifts(rows(tiny, facts), (1, 3), each).shifts for each in (SETTINGS, settings)]
+    torch.testing.assert_close(shifts[1].double(), shifts[0], rtol=1e-3, atol=1e-4)
 
 
 def test_the_clamp_holds(tiny, facts):
