@@ -177,9 +177,11 @@ def _first_crossing(
 def _last_below(
     function: Callable[[Tensor], Tensor], limit: float, reach: Float[Tensor, " fact"]
 ) -> Float[Tensor, " fact"]:
-    """The step at which a function that begins at zero first passes a limit; `reach` if it does not before."""
+    """The step at which a function that begins at zero first passes a limit; `reach` if not before, NaN if at all."""
     shares = [2.0**-halvings for halvings in range(HALVINGS, -1, -1)]
-    passed = torch.stack([function(share * reach) for share in shares], dim=1) > limit
+    above = torch.stack([function(share * reach) for share in shares], dim=1) > limit
+    told = (~above).cummax(dim=1).values  # the shortest steps are lost in rounding, which may be above the limit
+    passed = above & told
     first = passed.int().argmax(dim=1)
     grid = torch.tensor(shares).to(reach)
     place = _root(
@@ -187,9 +189,9 @@ def _last_below(
         grid[(first - 1).clamp(min=0)],
         grid[first],
         reach,
-        passed.any(dim=1) & (first > 0),
+        passed.any(dim=1),
     )
-    return torch.where(passed.any(dim=1), torch.where(first == 0, 0, place * reach), reach)
+    return torch.where(told[:, -1], torch.where(passed.any(dim=1), place * reach, reach), torch.nan)
 
 
 def _root(
