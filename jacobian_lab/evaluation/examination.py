@@ -10,7 +10,7 @@ from torch import Tensor
 
 from jacobian_lab.crew import ALONE, Crew
 from jacobian_lab.evaluation.metrics import check_questions, evaluate, greedy_matches, neighborhood_states
-from jacobian_lab.evaluation.questions import paraphrases, probe_groups, questions, style_of
+from jacobian_lab.evaluation.questions import probe_groups, questions, style_of
 from jacobian_lab.facts.fact import Fact
 from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.tokens import Prompt
@@ -54,7 +54,8 @@ class Examination:
             InputError: Naming the first fact of which the metrics cannot be taken.
         """
         style = style or style_of(facts)
-        check_questions(model, facts, style)
+        for fact in facts:
+            check_questions(model, style, fact)
         return cls(model, facts, style, greedy)
 
     @cached_property
@@ -134,7 +135,7 @@ class Examination:
 
     def _decoded(self, facts: Sequence[Fact]) -> list[dict[str, list[float]]]:
         """Accuracy by greedy decoding, prompt by prompt."""
-        texts = [(fact.text, *paraphrases(fact, self.style)) for fact in facts]
+        texts = [(fact.text, *fact.paraphrase_prompts) for fact in facts]
         rows = self._answered(facts)
         verdicts = greedy_matches(self.model, rows).double().split([len(each) for each in texts])
         return [{"efficacy_greedy": v[:1].tolist(), "generalization_greedy": v[1:].tolist()} for v in verdicts]
@@ -144,7 +145,7 @@ class Examination:
         return [
             self.model.text_prompt(text, fact.target_new, fact.join)
             for fact in facts
-            for text in (fact.text, *paraphrases(fact, self.style))
+            for text in (fact.text, *fact.paraphrase_prompts)
         ]
 
     def _parts(self) -> list[slice]:

@@ -1,5 +1,6 @@
 """bfloat16 and float16: what is rounding is not taken for a measurement."""
 
+import numpy as np
 import pytest
 import torch
 from helpers.commands import options
@@ -67,7 +68,8 @@ def test_the_loss_of_anchors_is_taken_from_logits_that_are_not_rounded(model):
 
 
 def test_a_trust_radius_that_a_dtype_cannot_tell_is_not_known_and_says_why(arguments, tmp_path, capsys):
-    for dtype, known in (("float32", True), ("bfloat16", False), ("float16", False)):
+    found = {}
+    for dtype, known in (("float64", True), ("float32", True), ("bfloat16", False), ("float16", False)):
         out = tmp_path / dtype
         cli.main([
             "step-size",
@@ -76,8 +78,11 @@ def test_a_trust_radius_that_a_dtype_cannot_tell_is_not_known_and_says_why(argum
             "backward-full",
         ])
         said = capsys.readouterr().out
-        assert open_run(out)["trust_share"].notnull().any() == known
+        found[dtype] = open_run(out)["trust_share"]
+        assert found[dtype].notnull().any() == known
         assert (f"not known: {dtype} rounds a replayed state" in said) != known
         row = next(line for line in said.splitlines() if "norm of the step trusted to 10 %, over" in line)
         assert (row.count("| not known") == 2) != known
         assert open_run(out)["best_step"].notnull().any()
+    assert (found["float32"].sel(scheme="backward-full", layer=[1, 2]) > 0).all()
+    np.testing.assert_allclose(found["float32"], found["float64"], rtol=0.01)
