@@ -169,7 +169,7 @@ def _job(
         at_work.coordinates,
         [*at_work.parts(), Part(wanted, measured, lambda f: not again(f), at_work.cost)],
         before=at_work.begin,
-        before_cost=bench.cost_before,
+        before_cost=at_work.cost_before,
         kept=bench.kept,
     )
 
@@ -297,11 +297,29 @@ class Comparison:
             InputError: If one cannot.
         """
         self.bench.begin(folder)
-        moments, rules, layers = self.bench.moments.matrices, self.config.rules, self.experiment.layers
-        projected = [SCHEMES[each.scheme].edited(layers) for each in self.methods.values() if each.rule == "alphaedit"]
-        for layer in sorted({layer for some in projected for layer in some}):
+        moments, rules = self.bench.moments.matrices, self.config.rules
+        for layer in self._projected():
             threshold, relative = rules.alphaedit_threshold, rules.alphaedit_relative
             null_space(moments[layer], threshold, relative=relative, eigh=self.eigh, name=f"C at layer {layer}")
+
+    def cost_before(self, costs: Costs) -> list[Stage]:
+        """What `begin` is going to take.
+
+        Args:
+            costs: Of the model on the machine.
+
+        Returns:
+            The stages.
+        """
+        count = len(self._projected())
+        spaces = [costs.editing(f"null spaces of {count} C", costs.eigenvectors(count))] if count else []
+        return [*self.bench.cost_before(costs), *spaces]
+
+    def _projected(self) -> list[int]:
+        """The layers at which a rule needs the null space of C."""
+        layers = self.experiment.layers
+        some = (SCHEMES[each.scheme].edited(layers) for each in self.methods.values() if each.rule == "alphaedit")
+        return sorted({layer for each in some for layer in each})
 
     def measure(
         self,

@@ -267,7 +267,7 @@ def frontier_job(config: FrontierConfig, *, progress: bool = True, sketch: torch
             Part([("measured", wanted)], measured, cost=lambda costs, share: at_work.cost(costs, share, len(ridges))),
         ],
         before=at_work.begin,
-        before_cost=bench.cost_before,
+        before_cost=at_work.cost_before,
         kept=bench.kept,
     )
 

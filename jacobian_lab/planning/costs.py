@@ -137,6 +137,17 @@ class Costs:
         n = self.sizes.d_mlp
         return count * (n**3 * self.clock.cubes["cholesky"] + 2 * n**2 * keys / self.clock.rates["float64"])
 
+    def eigenvectors(self, count: int) -> float:
+        """Seconds of the eigenvectors of symmetric matrices of d_mlp: about those of eigenvalues and singular values.
+
+        Args:
+            count: How many matrices.
+
+        Returns:
+            Seconds.
+        """
+        return count * self.sizes.d_mlp**3 * self.clock.cubes["spectra"]
+
     def descent(self, name: str, rows: FactRows, first: int, steps: int, size: int, *, share: float = 1.0) -> Stage:
         """Anchors at a layer, or shifts from a layer on.
 
