@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -28,9 +28,8 @@ from jacobian_lab.model.corpus import TOKENS_PER_NEURON, Corpus, load_corpus
 from jacobian_lab.model.families import KNOWN
 from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.loading import check_layers, load_model, sketch_model
-from jacobian_lab.model.rows import FactRows, check_fact, fact_rows, sorted_out
+from jacobian_lab.model.rows import FactRows, check_contexts, check_fact, fact_rows, sorted_out
 from jacobian_lab.model.templates import USUAL_TEMPLATES, Templates, read_templates, sample_templates
-from jacobian_lab.model.tokens import BARE
 from jacobian_lab.progress import note
 from jacobian_lab.store.arrays import read_config
 from jacobian_lab.store.finished import Finished
@@ -220,7 +219,7 @@ def open_model(config: SubjectConfig, *, sketch: torch.device | None = None) -> 
 
 def load_subject(
     config: ComputingConfig,
-    further: Callable[[LanguageModel, Sequence[Fact]], Callable[[Fact], Any]] | None = None,
+    further: Callable[[LanguageModel], Callable[[Fact], Any]] | None = None,
     *,
     sketch: torch.device | None = None,
 ) -> Subject:
@@ -228,7 +227,7 @@ def load_subject(
 
     Args:
         config: Which.
-        further: Given the model and the facts that can be edited, what else refuses a fact.
+        further: Given the model, what else refuses a fact.
         sketch: Where it would be done, if it is only to be planned, without the model's weights.
 
     Returns:
@@ -240,9 +239,9 @@ def load_subject(
     check(config)
     file = read_facts(config.facts, config.slice, on_bad_record=config.on_bad_record, on_repeat=config.on_repeat)
     model, layers = open_model(config, sketch=sketch)
-    file = _sorted_out(config, file, partial(check_fact, model, ((BARE,),)))
+    file = _sorted_out(config, file, partial(check_fact, model))
     if further is not None:
-        file = _sorted_out(config, file, further(model, file.facts))
+        file = _sorted_out(config, file, further(model))
     for line in file.notes():
         note(line)
     if sketch is not None:
@@ -260,11 +259,14 @@ def _sorted_out(config: SubjectConfig, file: FactFile, check: Callable[[Fact], A
     return replace(file, facts=taken, refused=file.refused + refused)
 
 
-def prepare(config: EditingConfig, *, sketch: torch.device | None = None) -> Experiment:
+def prepare(
+    config: EditingConfig, asked: Callable[[Fact], Fact] | None = None, *, sketch: torch.device | None = None
+) -> Experiment:
     """Load and check everything that a configuration names.
 
     Args:
         config: The configuration.
+        asked: What of a fact the edited model is examined on; by default it is not examined.
         sketch: Where it would be done, if it is only to be planned: without weights, and with templates of the usual
             length.
 
@@ -285,17 +287,16 @@ def prepare(config: EditingConfig, *, sketch: torch.device | None = None) -> Exp
             )
     donated = None if config.anchors_from is None else _donated(config.anchors_from)
 
-    def further(model: LanguageModel, facts: Sequence[Fact]) -> Callable[[Fact], None]:
-        """What an edit asks of a fact beside its own prompt: every context, and every question of the evaluation."""
+    def further(model: LanguageModel) -> Callable[[Fact], None]:
+        """What an edit needs of a fact beside its own prompt: every context, and every question of the evaluation."""
         nonlocal templates
         sampled = sample_templates(model, config.seed) if templates is None and sketch is None else USUAL_TEMPLATES
         contexts = templates = templates or sampled
-        style = config.style(facts)
 
         def whole(fact: Fact) -> None:
-            check_fact(model, contexts, fact)
-            if style is not None:
-                check_questions(model, style, fact)
+            check_contexts(model, contexts, fact)
+            if asked is not None:
+                check_questions(model, asked(fact))
 
         return whole
 

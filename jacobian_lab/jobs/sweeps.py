@@ -11,6 +11,8 @@ from jacobian_lab.editing.methods import paired
 from jacobian_lab.editing.schemes import SCHEMES, make_targets
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.examination import Examination
+from jacobian_lab.evaluation.questions import style_of
+from jacobian_lab.facts.fact import Fact
 from jacobian_lab.jobs.bench import Bench, any_coordinated, measured_edit
 from jacobian_lab.jobs.config import DampingConfig, FrontierConfig, LayerCountConfig
 from jacobian_lab.jobs.job import Job, Labels, Part, cell_by_cell
@@ -58,7 +60,7 @@ def layer_count_job(config: LayerCountConfig, *, progress: bool = True, sketch: 
     Raises:
         InputError: If anything cannot be used.
     """
-    experiment = prepare(config, sketch=sketch)
+    experiment = prepare(config, asked=_without_probes, sketch=sketch)
     last = experiment.layers[-1]
     most = min(MOST, last + 1) if config.most is None else config.most
     if most > last + 1:
@@ -67,8 +69,8 @@ def layer_count_job(config: LayerCountConfig, *, progress: bool = True, sketch: 
     if sketch is None:
         check_replay(experiment.model, experiment.facts, layers)
     experiment = replace(experiment, layers=layers)
-    facts = [replace(fact, probes=()) for fact in experiment.facts]  # which are not asked here
-    bench, examination = Bench(experiment, progress), Examination.of(experiment.model, facts)
+    facts = list(map(_without_probes, experiment.facts))
+    bench, examination = Bench(experiment, progress), Examination(experiment.model, facts, style_of(facts), False)
     coordinated, counts = any_coordinated(config.schemes), range(1, most + 1)
 
     def shifted(run: Run) -> dict[int, torch.Tensor]:
@@ -282,3 +284,8 @@ def _held(folder: Path | None) -> list[float]:
 def _decades(ridge: float) -> list[float]:
     """λ from a thirtieth to thirty times a value, in seven steps, with two digits."""
     return [float(f"{ridge * 10 ** (0.5 * step):.1e}") if step else ridge for step in range(-3, 4)]
+
+
+def _without_probes(fact: Fact) -> Fact:
+    """What `run_layer_count` asks of a fact."""
+    return replace(fact, probes=())

@@ -179,7 +179,7 @@ def _drawn(texts: Iterable[str], seed: int) -> list[str]:
 @contextmanager
 def _offline(datasets: Any) -> Iterator[None]:
     """Keep a package from asking the network within."""
-    settings = datasets.config, constants
+    settings: tuple[Any, Any] = datasets.config, constants
     before = [each.HF_HUB_OFFLINE for each in settings]
     for each in settings:
         each.HF_HUB_OFFLINE = True
