@@ -97,7 +97,8 @@ class EditingConfig(SubjectConfig):
         pullback_damping: Weight μ of the shift's norm in the scheme jacobian-pullback.
         anchor: How anchors are optimised.
         coordination: How coordinated-replay shares the effort over the decisive layers.
-        batch_size: Facts optimised side by side at the most; changes no number beyond rounding.
+        batch_size: Facts optimised side by side at the most, 16 on a processor by default and what memory holds on a
+            card; changes no number beyond rounding.
         anchors_from: Folder of another run of the same facts, or of some of them, whose anchors and shifts are taken
             instead of being optimised again.
     """
@@ -111,7 +112,7 @@ class EditingConfig(SubjectConfig):
     pullback_damping: Above = DAMPING
     anchor: AnchorConfig = field(default_factory=AnchorConfig)
     coordination: CoordinationSettings = field(default_factory=CoordinationSettings)
-    batch_size: Positive = 16
+    batch_size: Positive | None = None
     anchors_from: Path | None = None
 
 
