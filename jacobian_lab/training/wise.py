@@ -1,0 +1,273 @@
+"""WISE: one edit after the other by masked gradient steps on a side matrix, shard by shard, merged now and then."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from jacobian_lab.errors import InputError
+from jacobian_lab.maps.replay import Frozen, freeze, tail_logits
+from jacobian_lab.model.language_model import LanguageModel, matrix
+from jacobian_lab.model.rows import FactRows
+from jacobian_lab.model.tokens import Prompt
+from jacobian_lab.training.memories import (
+    Memory,
+    Place,
+    Side,
+    activation_of,
+    beside,
+    distances,
+    first_tokens,
+    margin,
+    ties,
+)
+
+FIRST_WEIGHT, LATER_WEIGHT, OLD_WEIGHT = 1.0, 0.4, 0.6
+"""What shards weigh together in the first merge, and in later ones, beside what was merged before."""
+
+STILL, LOW = 1e-4, 0.02
+"""An edit is done when its loss is at most `LOW` and has moved by at most `STILL`."""
+
+
+@dataclass(frozen=True)
+class WiseSettings:
+    """How WISE trains and routes; what is not given suits the model at hand.
+
+    Attributes:
+        block: Block of the matrix; at nine tenths of the depth by default.
+        entrance: Whether the matrix is that at the MLP's entrance instead of the output projection.
+        lr: Learning rate of plain gradient steps.
+        steps: Steps of an edit at the most.
+        alpha: Distance that unrelated prompts are to stay below, as a share of the size of the matrix's activations.
+        beta: Distance that edited prompts are to exceed, likewise.
+        gamma: By how much the two are to differ, likewise.
+        absolute: Whether these are distances as they are.
+        act_ratio: The threshold is this times the least distance of an edited prompt.
+        mask_ratio: The share of the entries that a shard trains.
+        clamp: How far an entry may move.
+        decay: Weight decay of a step.
+        decayed: Which entries decay: those that the shard trains, all (as published, in float32), or none.
+        shards: Into how many shards the facts are divided.
+        merged: After how many shards they are merged.
+        density: The share of a shard's changes that a merge keeps.
+        retrieve: Whether merged memories stay apart and the farthest serves, instead of one that all are merged into.
+        seed: Seed of the masks.
+    """
+
+    block: int | None = None
+    entrance: bool = False
+    lr: float = 0.9
+    steps: int = 30
+    alpha: float = 0.1
+    beta: float = 1.0
+    gamma: float = 0.5
+    absolute: bool = False
+    act_ratio: float = 0.5
+    mask_ratio: float = 0.2
+    clamp: float = 1.0
+    decay: float = 1e-5
+    decayed: Literal["masked", "all", "none"] = "masked"
+    shards: int = 4
+    merged: int = 2
+    density: float = 0.53
+    retrieve: bool = False
+    seed: int = 0
+
+    def place(self, model: LanguageModel) -> Place:
+        """Where the memory stands.
+
+        Args:
+            model: The model.
+
+        Returns:
+            The place.
+        """
+        return Place(round(0.9 * model.n_layers) if self.block is None else self.block, self.entrance)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What became of one fact.
+
+    Attributes:
+        steps: Steps that were taken.
+        loss: The loss at the last pass.
+        inside: Mean distance of its prompts at the last pass.
+        outside: Distance of the unrelated row there.
+    """
+
+    steps: int
+    loss: float
+    inside: float
+    outside: float
+
+
+@dataclass(eq=False)
+class Wise:
+    """A side memory in training: all that goes from one fact to the next.
+
+    Attributes:
+        rows: The facts.
+        unrelated: For each fact a row that it has nothing to do with.
+        settings: How to train.
+        done: What became of the facts so far.
+        side: W' as it is.
+        mask: The entries that the present shard trains.
+        merged: The merged matrices with their thresholds: the last served alone, unless they stay apart.
+        shards: Finished shards that are not merged yet.
+        least: The least distance of an edited prompt so far; of those since the last merge where memories stay apart.
+    """
+
+    rows: FactRows
+    unrelated: Sequence[Prompt]
+    settings: WiseSettings
+    done: list[Trained] = field(default_factory=list)
+    shards: list[Tensor] = field(default_factory=list)
+    merged: list[Side] = field(default_factory=list)
+    least: float = math.inf
+
+    def __post_init__(self) -> None:
+        if len(self.unrelated) != len(self.rows):
+            raise InputError(
+                f"expected an unrelated row for each of {len(self.rows)} facts, got {len(self.unrelated)}: give more "
+                "records than are edited"
+            )
+        model = self.rows.model
+        self.place = self.settings.place(model)
+        self.module: Any = self.place.module(model)
+        self.own = matrix(self.module).detach().clone()
+        self.side, self.mask = self.own.clone(), self._drawn(0)
+        self.activation = activation_of(model)
+        self.scale = 1.0 if self.settings.absolute else self._size()
+
+    def train(self, advance: Callable[[int], Any] = lambda _: None) -> Iterator[Trained]:
+        """Train on the facts that are left, one after the other.
+
+        Args:
+            advance: Told of every fact.
+
+        Yields:
+            What became of each; everything that goes on to the next is in this object then.
+        """
+        size = -(-len(self.rows) // self.settings.shards)
+        for place in range(len(self.done), len(self.rows)):
+            self.done.append(self._edit(place))
+            if (place + 1) % size == 0 or place + 1 == len(self.rows):
+                self._close_shard()
+            advance(1)
+            yield self.done[-1]
+
+    def memory(self) -> Memory:
+        """The memory as it serves now: what was merged, and the side matrix in training."""
+        threshold, sides = self.settings.act_ratio * self.least, list(reversed(self.merged))
+        if not self.settings.retrieve:  # the least distance is that of all edits
+            sides = [replace(side, threshold=threshold) for side in sides]
+        if not torch.equal(self.side, self.own):
+            sides.insert(0, Side(self.side.clone(), threshold))
+        return Memory(self.place, tuple(sides))
+
+    def _edit(self, place: int) -> Trained:
+        """Gradient steps on one fact."""
+        settings = self.settings
+        edited, unrelated = _Seen(self, list(self.rows.answered_contexts[place])), _Seen(self, [self.unrelated[place]])
+        side, losses = self.side.clone().requires_grad_(), list[float]()
+        inside = outside = side.new_zeros(())
+        for _ in range(settings.steps):
+            if len(losses) > 1 and abs(losses[-1] - losses[-2]) <= STILL and losses[-1] <= LOW:
+                break
+            served = edited.served(side)
+            inside, outside = edited.distances(served), unrelated.distances(unrelated.served(side))
+            limits = (self.scale * each for each in (settings.alpha, settings.beta, settings.gamma))
+            loss = edited.loss(served) + margin(inside, outside, *limits)
+            losses.append(loss.item())
+            (gradient,) = torch.autograd.grad(loss, side)
+            with torch.no_grad():
+                self._step(side, gradient)
+        self.side = side.detach()
+        self.least = min(self.least, inside.mean().item())
+        return Trained(len(losses), losses[-1], inside.mean().item(), outside.mean().item())
+
+    def _step(self, side: Tensor, gradient: Tensor) -> None:
+        """One masked step, with decay, clamped."""
+        settings = self.settings
+        shrunk = settings.decay * side
+        if settings.decayed == "none":
+            shrunk = torch.zeros_like(side)
+        elif settings.decayed == "masked":
+            shrunk = shrunk * self.mask
+        side -= settings.lr * (gradient * self.mask + shrunk)
+        side.clamp_(self.own - settings.clamp, self.own + settings.clamp)
+
+    def _close_shard(self) -> None:
+        """Put the side matrix away, begin a new one, and merge if it is time."""
+        self.shards.append(self.side)
+        self.side, self.mask = self.own.clone(), self._drawn(len(self.done))
+        if len(self.shards) < self.settings.merged and len(self.done) < len(self.rows):
+            return
+        threshold, count = self.settings.act_ratio * self.least, len(self.shards)
+        shards, weights = list(self.shards), [FIRST_WEIGHT / count] * count
+        if self.merged and not self.settings.retrieve:
+            shards, weights = [*shards, self.merged[-1].weight], [*([LATER_WEIGHT / count] * count), OLD_WEIGHT]
+        merged = Side(ties(self.own, shards, weights, self.settings.density), threshold)
+        if self.settings.retrieve:
+            self.merged.append(merged)
+            self.least = math.inf
+        else:
+            self.merged = [merged]
+        self.shards = []
+
+    def _drawn(self, number: int) -> Bool[Tensor, "out in"]:
+        """The mask of the shard that begins at a fact."""
+        generator = torch.Generator().manual_seed(self.settings.seed + number)
+        return (torch.rand(self.own.shape, generator=generator) < self.settings.mask_ratio).to(self.own.device)
+
+    def _size(self) -> float:
+        """Mean size of the matrix's own activations over the facts' prompts."""
+        seen = _Seen(self, [row for each in self.rows.contexts for row in each])
+        sizes = torch.linalg.vector_norm(self.activation(seen.output), dim=-1)
+        return float((sizes * seen.counted).sum() / seen.counted.sum())
+
+
+class _Seen:
+    """Some rows as the block sees them; all but the side matrix is constant over the steps."""
+
+    def __init__(self, wise: Wise, rows: Sequence[Prompt]) -> None:
+        model, block = wise.rows.model, wise.place.block
+        self.wise = wise
+        entering: list[Tensor] = []
+        handle = wise.module.register_forward_pre_hook(lambda _m, inputs: entering.append(inputs[0].detach()))
+        try:
+            self.frozen: Frozen = freeze(model, [Prompt(row.ids, 0, row.answer) for row in rows], [block])
+        finally:
+            handle.remove()
+        self.entering = entering[0]
+        with torch.no_grad():
+            self.output = beside(wise.module, self.entering, wise.own)
+        self.counted = first_tokens([row.asked for row in rows], self.output)
+
+    def served(self, side: Float[Tensor, "out in"]) -> Float[Tensor, "row token out"]:
+        """What the module gives with the side matrix."""
+        return beside(self.wise.module, self.entering, side)
+
+    def distances(self, served: Float[Tensor, "row token out"]) -> Float[Tensor, " row"]:
+        """How far that is from the own matrix's, on the prompts."""
+        return distances(self.wise.activation, self.output, served, self.counted)
+
+    def loss(self, served: Float[Tensor, "row token out"]) -> Float[Tensor, ""]:
+        """Mean −log P of the answers' tokens, mean over the rows."""
+        model, block = self.wise.rows.model, self.wise.place.block
+        change = served - self.output
+        if self.wise.place.entrance:
+            projection: Any = model.projection(block)
+            change = beside(projection, self.wise.activation(served), matrix(projection)) - beside(
+                projection, self.wise.activation(self.output), matrix(projection)
+            )
+        log_p = tail_logits(self.frozen, block, self.frozen.tails[block] + change).double().log_softmax(-1)
+        answer = self.frozen.answer
+        told = answer >= 0
+        picked = log_p.gather(-1, answer.clamp(min=0)[..., None])[..., 0] * told
+        return -(picked.sum(1) / told.sum(1)).mean()
