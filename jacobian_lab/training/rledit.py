@@ -1,0 +1,353 @@
+"""RLEdit: a hypernetwork trained over sequences of edits, then used on the facts to be edited."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from jacobian_lab.errors import InputError
+from jacobian_lab.maps.replay import Frozen, freeze, tail_logits
+from jacobian_lab.model.language_model import LanguageModel, matrix
+from jacobian_lab.model.tokens import Prompt
+from jacobian_lab.training.hypernetworks import Hypernetwork, Normaliser, Solve, pull_back, total_norm
+
+Shape = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class RLEditSettings:
+    """How RLEdit is trained and edits; what is not given suits the model at hand.
+
+    Attributes:
+        blocks: Blocks whose matrices are changed; nine at two thirds of the depth by default.
+        projections: Whether these are the MLPs' output projections instead of the maps at their entrance.
+        rank: Rank of the network's blocks.
+        depth: How many blocks it has.
+        meta_lr: Adam's learning rate for the network.
+        rate: η at first.
+        local: Weight of the divergence on unrelated prompts.
+        penalty: Weight of ‖Δ‖².
+        discount: μ, by which older batches count less.
+        back: How many batches a loss looks back on, itself counted.
+        clip: The norm that gradients are cut to.
+        clipped: Whether once, before a step of the network, or after every batch, as published, where the last batch
+            then counts most.
+        penalised: Whether the penalty has a gradient; in the published code it has none.
+        step: Whether the network takes a step after a trajectory, or after every batch.
+        facts_at_once: Facts of a batch.
+        rows_at_once: Rows of a pass.
+        epochs: How often the trajectory is gone through.
+        seed: Seed of the network, and of which paraphrase and neighbour a fact is trained with.
+    """
+
+    blocks: tuple[int, ...] | None = None
+    projections: bool = False
+    rank: int = 256
+    depth: int = 4
+    meta_lr: float = 1e-5
+    rate: float = 1e-6
+    local: float = 0.6
+    penalty: float = 1e-4
+    discount: float = 0.95
+    back: int = 10
+    clip: float = 1.0
+    clipped: Literal["once", "each"] = "once"
+    penalised: bool = True
+    step: Literal["trajectory", "batch"] = "trajectory"
+    facts_at_once: int = 20
+    rows_at_once: int = 4
+    epochs: int = 1
+    seed: int = 0
+
+    def modules(self, model: LanguageModel) -> dict[str, nn.Module]:
+        """What is changed.
+
+        Args:
+            model: The model.
+
+        Returns:
+            The modules by their names in it, block by block.
+
+        Raises:
+            InputError: If there is no such block.
+        """
+        middle = round(0.68 * model.n_layers)
+        blocks = self.blocks or tuple(range(middle, min(middle + 9, model.n_layers)))
+        if min(blocks) < 1 or max(blocks) >= model.n_layers:
+            raise InputError(
+                f"expected blocks of 1 to {model.n_layers - 1} for RLEdit, got {min(blocks)} to {max(blocks)}: choose "
+                "among them"
+            )
+        names = {module: name for name, module in model.hf.named_modules()}
+        chosen = [
+            module
+            for block in blocks
+            for module in ([model.projection(block)] if self.projections else model.inner(block))
+        ]
+        return {names[module]: module for module in chosen}
+
+    def first(self, model: LanguageModel) -> int:
+        """The lowest block that is changed.
+
+        Args:
+            model: The model.
+
+        Returns:
+            Its index.
+        """
+        return min(self.blocks) if self.blocks else round(0.68 * model.n_layers)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What one fact is trained or edited with.
+
+    Attributes:
+        edit: The rewriting prompt with the new answer.
+        other: Another wording with the new answer.
+        unrelated: An unrelated prompt with its own answer.
+    """
+
+    edit: Prompt
+    other: Prompt
+    unrelated: Prompt
+
+
+@dataclass(frozen=True, eq=False)
+class _Told:
+    """What some rows say of the changed matrices: their loss, and its gradients."""
+
+    loss: Tensor
+    inputs: Mapping[str, Tensor]
+    gradients: Mapping[str, Tensor]
+
+
+@dataclass(eq=False)
+class RLEdit:
+    """A hypernetwork for a model, and what it has learnt so far.
+
+    Attributes:
+        model: The model; edited in place, within `changing`.
+        settings: How it is trained and edits.
+        networks: One for each shape of matrix.
+        normalisers: Likewise.
+        losses: Of every batch of the training: what the edit should do, and the divergence that it causes.
+    """
+
+    model: LanguageModel
+    settings: RLEditSettings
+    losses: list[tuple[float, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.modules = self.settings.modules(self.model)
+        self.start = self.settings.first(self.model) - 1
+        shapes: dict[Shape, list[str]] = {}
+        for name, module in self.modules.items():
+            outputs, inputs = matrix(module).shape
+            shapes.setdefault((inputs, outputs), []).append(name)
+        dtype, device = torch.promote_types(self.model.dtype, torch.float32), self.model.device
+        chosen = self.settings
+        self.networks = {
+            shape: Hypernetwork(
+                len(names),
+                *shape,
+                rank=chosen.rank,
+                blocks=chosen.depth,
+                rate=chosen.rate,
+                seed=chosen.seed,
+                dtype=dtype,
+            ).to(device)
+            for shape, names in shapes.items()
+        }
+        self.normalisers = {shape: Normaliser(sum(shape), dtype, device) for shape in shapes}
+        self.places = {name: (shape, number) for shape, names in shapes.items() for number, name in enumerate(names)}
+        self.dtype = dtype
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Put every changed matrix back bit for bit on leaving, whatever happens within.
+
+        Yields:
+            Nothing.
+        """
+        before = {name: matrix(module).clone() for name, module in self.modules.items()}
+        try:
+            yield
+        finally:
+            for name, weight in before.items():
+                matrix(self.modules[name]).copy_(weight)
+
+    def train(self, lessons: Sequence[Lesson], advance: Callable[[int], Any] = lambda _: None) -> None:
+        """Go through the lessons in sequences of edits, as often as is set, and learn from what the edits do.
+
+        Args:
+            lessons: The lessons, in batches one after the other.
+            advance: Told of every batch's lessons.
+        """
+        settings = self.settings
+        size = settings.facts_at_once
+        batches = [lessons[start : start + size] for start in range(0, len(lessons), size)]
+        adam = torch.optim.Adam(
+            [p for network in self.networks.values() for p in network.parameters()], settings.meta_lr
+        )
+        for _ in range(settings.epochs):
+            adam.zero_grad(set_to_none=True)
+            with self.changing():
+                for number in range(len(batches)):
+                    seen = batches[max(0, number + 1 - settings.back) : number + 1]
+                    self.losses.append(self._learn(list(reversed(seen))))
+                    if settings.clipped == "each":
+                        self._clip()
+                    if settings.step == "batch":
+                        self._step(adam)
+                    advance(len(batches[number]))
+            if settings.step == "trajectory":
+                self._step(adam)
+
+    def edit(
+        self, rows: Sequence[Prompt], advance: Callable[[int], Any] = lambda _: None
+    ) -> Iterator[dict[str, Float[Tensor, "out in"]]]:
+        """Edit, batch after batch (within `changing`).
+
+        Args:
+            rows: The rewriting prompts with the new answers.
+            advance: Told of every batch's rows.
+
+        Yields:
+            What each batch changed, by module.
+        """
+        size = self.settings.facts_at_once
+        for start in range(0, len(rows), size):
+            changes = self._changes(self._told_of(rows[start : start + size]))
+            self._add(changes)
+            advance(len(rows[start : start + size]))
+            yield {name: change.T for name, change in changes.items()}
+
+    def _learn(self, seen: Sequence[Sequence[Lesson]]) -> tuple[float, float]:
+        """Edit the newest of some batches, and take the gradients of what that does to all of them."""
+        settings = self.settings
+        parts = [
+            (settings.discount**age, some)
+            for age, batch in enumerate(seen)
+            for some in _parts(batch, settings.rows_at_once)
+        ]
+        before = [self._log_p([each.unrelated for each in some]) for _, some in parts]
+        told = self._told_of([each.edit for each in seen[0]])
+        self._add(self._changes(told))
+        totals = {name: torch.zeros_like(matrix(module).T, dtype=self.dtype) for name, module in self.modules.items()}
+        losses = [0.0, 0.0]
+        for (weight, some), reference in zip(parts, before, strict=True):
+            for which, found, factor in (
+                (0, self._told([each.other for each in some]), weight),
+                (1, self._told([each.unrelated for each in some], reference), settings.local * weight),
+            ):
+                losses[which] += factor * float(found.loss)
+                for name, total in totals.items():
+                    inputs, gradients = found.inputs[name].flatten(0, 1), found.gradients[name].flatten(0, 1)
+                    total += factor * (inputs.T @ gradients)
+        penalty = settings.penalty if settings.penalised else 0.0
+        for name, (keys, standard) in told.items():
+            shape, number = self.places[name]
+            pull_back(self.networks[shape], number, keys, standard, totals[name], penalty)
+        return losses[0], losses[1]
+
+    def _told_of(self, rows: Sequence[Prompt]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Keys and standardised keys and gradients at the answers' tokens, by module."""
+        found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in self.modules}
+        for some in _parts(rows, self.settings.rows_at_once):
+            told = self._told(some)
+            lengths = [(len(row.ids) - len(row.answer), len(row.ids)) for row in some]
+            for name in self.modules:
+                keys = torch.cat([told.inputs[name][n, a:b] for n, (a, b) in enumerate(lengths)])
+                gradients = torch.cat([told.gradients[name][n, a:b] for n, (a, b) in enumerate(lengths)])
+                found[name].append((keys, gradients))
+                self.normalisers[self.places[name][0]].see(torch.cat([keys, gradients], dim=1))
+        whole = {}
+        for name, parts in found.items():
+            keys, gradients = (torch.cat(each) for each in zip(*parts, strict=True))
+            normaliser = self.normalisers[self.places[name][0]]
+            whole[name] = keys, normaliser(torch.cat([keys, gradients], dim=1))
+        return whole
+
+    @torch.no_grad()
+    def _changes(self, told: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Float[Tensor, "in out"]]:
+        changes = {}
+        for name, (keys, standard) in told.items():
+            shape, number = self.places[name]
+            network = self.networks[shape]
+            changes[name] = Solve(keys, network.log_ridge[number].exp()).change(network(number, keys, standard))
+        return changes
+
+    @torch.no_grad()
+    def _add(self, changes: Mapping[str, Float[Tensor, "in out"]]) -> None:
+        for name, change in changes.items():
+            weight = matrix(self.modules[name])
+            weight.copy_(weight.double() + change.T.double())
+
+    def _told(self, rows: Sequence[Prompt], reference: Tensor | None = None) -> _Told:
+        """The loss of some rows' answers, or the divergence from a reference, and what it says of the matrices."""
+        frozen, hidden = self._above(rows)
+        inputs: dict[str, Tensor] = {}
+        outputs: dict[str, Tensor] = {}
+        handles = [
+            module.register_forward_hook(partial(_remember, inputs, outputs, name))
+            for name, module in self.modules.items()
+        ]
+        try:
+            log_p = tail_logits(frozen, self.start, hidden.requires_grad_()).double().log_softmax(-1)
+        finally:
+            for handle in handles:
+                handle.remove()
+        told = frozen.answer >= 0
+        if reference is None:
+            loss = -log_p.gather(-1, frozen.answer.clamp(min=0)[..., None])[..., 0][told].mean()
+        else:
+            loss = (reference[told].exp() * (reference[told] - log_p[told])).sum(-1).mean()
+        names = list(outputs)
+        gradients = torch.autograd.grad(loss, [outputs[name] for name in names])
+        return _Told(
+            loss.detach(),
+            {name: inputs[name].detach().to(self.dtype) for name in names},
+            {name: each.to(self.dtype) for name, each in zip(names, gradients, strict=True)},
+        )
+
+    @torch.no_grad()
+    def _log_p(self, rows: Sequence[Prompt]) -> Float[Tensor, "row answer vocab"]:
+        frozen, hidden = self._above(rows)
+        return tail_logits(frozen, self.start, hidden).double().log_softmax(-1)
+
+    def _above(self, rows: Sequence[Prompt]) -> tuple[Frozen, Float[Tensor, "row token d_model"]]:
+        """Rows from the lowest changed block on: nothing below it ever changes."""
+        frozen = freeze(self.model, [Prompt(row.ids, 0, row.answer) for row in rows], [self.start])
+        return frozen, frozen.tails[self.start].clone()
+
+    def _clip(self) -> None:
+        networks = list(self.networks.values())
+        factor = self.settings.clip / (float(total_norm(networks)) + 1e-6)
+        if factor < 1:
+            for network in networks:
+                for parameter in network.parameters():
+                    if parameter.grad is not None:
+                        parameter.grad.mul_(factor)
+
+    def _step(self, adam: torch.optim.Adam) -> None:
+        if self.settings.clipped == "once":
+            self._clip()
+        adam.step()
+        adam.zero_grad(set_to_none=True)
+
+
+def _remember(
+    inputs: dict[str, Tensor], outputs: dict[str, Tensor], name: str, _module: Any, given: Any, output: Tensor
+) -> None:
+    inputs[name], outputs[name] = given[0], output
+
+
+def _parts(rows: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    """Rows, so many at a time."""
+    return [rows[start : start + size] for start in range(0, len(rows), size)]

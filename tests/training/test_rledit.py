@@ -1,0 +1,181 @@
+"""RLEdit against the untouched model: keys and gradients, the network's gradient through everything, sequences."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.func import functional_call
+
+from jacobian_lab.errors import InputError
+from jacobian_lab.model.language_model import matrix
+from jacobian_lab.model.tokens import pad
+from jacobian_lab.training.rledit import Lesson, RLEdit, RLEditSettings
+
+SETTINGS = RLEditSettings(
+    blocks=(2, 3), rank=4, depth=2, rate=0.05, meta_lr=1e-3, facts_at_once=2, rows_at_once=2, back=2, penalty=0.3
+)
+
+
+def lessons_of(model, facts):
+    return [
+        Lesson(
+            model.text_prompt(fact.text, fact.target_new),
+            model.text_prompt("In other words: " + fact.text, fact.target_new),
+            model.text_prompt(f"The weather of day {number} is", "fine"),
+        )
+        for number, fact in enumerate(facts)
+    ]
+
+
+def rledit_of(model, **changes):
+    return RLEdit(model, replace(SETTINGS, **changes))
+
+
+def disturb(editor):
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for network in editor.networks.values():
+            for parameter in network.parameters():
+                parameter += 0.05 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+
+
+def weights_of(editor, changes):
+    """What functional_call takes: the changed matrices as the modules hold them."""
+    given = {}
+    for name, change in changes.items():
+        module = editor.modules[name]
+        new = matrix(module) + change.T
+        same = module.weight.stride() == matrix(module).stride()
+        given[f"{name}.weight"] = new if same else new.T
+    return given
+
+
+def log_p(model, given, row):
+    logits = functional_call(model.hf, given, (pad([row]),)).logits[0]
+    return logits[len(row.ids) - len(row.answer) : len(row.ids)].log_softmax(-1)
+
+
+@pytest.mark.parametrize("projections", [False, True])
+def test_keys_and_gradients_are_the_models(projections, family_model, facts):
+    """Over all positions Σ k gᵀ is the gradient of the matrix; the answers' positions are some of them."""
+    editor = rledit_of(family_model, projections=projections)
+    rows = [each.edit for each in lessons_of(family_model, facts)[:2]]
+    told = editor._told(rows)
+    given = {
+        n: w.detach().clone().requires_grad_()
+        for n, w in weights_of(editor, {n: 0 * matrix(m).T for n, m in editor.modules.items()}).items()
+    }
+    losses = torch.cat([-log_p(family_model, given, row)[range(len(row.answer)), list(row.answer)] for row in rows])
+    torch.testing.assert_close(told.loss, losses.mean(), rtol=1e-9, atol=1e-10)
+    expected = torch.autograd.grad(losses.mean(), list(given.values()))
+    for name, gradient in zip(editor.modules, expected, strict=True):
+        ours = torch.einsum("rti,rto->oi", told.inputs[name], told.gradients[name])
+        torch.testing.assert_close(
+            ours,
+            gradient
+            if gradient.shape == ours.shape
+            and editor.modules[name].weight.stride() == matrix(editor.modules[name]).stride()
+            else gradient.T,
+            rtol=1e-7,
+            atol=1e-10,
+        )
+    padded = editor._told([rows[0]])
+    for name in editor.modules:
+        length = len(rows[0].ids)
+        torch.testing.assert_close(padded.inputs[name][0, :length], told.inputs[name][0, :length], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("penalised", [True, False])
+def test_the_networks_gradient_is_autograds_through_everything(penalised, tiny, facts):
+    """Solve, edit, other wordings, divergence, penalty: two batches, the older one discounted."""
+    editor = rledit_of(tiny, penalised=penalised)
+    disturb(editor)
+    lessons = lessons_of(tiny, facts[:4])
+    seen = [lessons[2:], lessons[:2]]
+    with editor.changing():
+        editor._learn(seen)
+    ours = {s: {n: p.grad.clone() for n, p in network.named_parameters()} for s, network in editor.networks.items()}
+
+    again = rledit_of(tiny, penalised=penalised)
+    disturb(again)
+    told = again._told_of([each.edit for each in seen[0]])
+    changes = {}
+    for name, (keys, standard) in told.items():
+        shape, number = again.places[name]
+        network = again.networks[shape]
+        gram = keys.T @ keys + network.log_ridge[number].exp() * torch.eye(keys.shape[1], dtype=keys.dtype)
+        changes[name] = torch.linalg.solve(gram, keys.T @ network(number, keys, standard))
+    given = weights_of(again, changes)
+    loss = torch.zeros((), dtype=torch.float64)
+    for age, batch in enumerate(seen):
+        other = [
+            log_p(tiny, given, each.other)[range(len(each.other.answer)), list(each.other.answer)] for each in batch
+        ]
+        loss = loss - 0.95**age * torch.cat(other).mean()
+        apart = []
+        for each in batch:
+            before, after = log_p(tiny, {}, each.unrelated), log_p(tiny, given, each.unrelated)
+            apart.append((before.exp() * (before - after)).sum(-1))
+        loss = loss + SETTINGS.local * 0.95**age * torch.cat(apart).mean()
+    if penalised:
+        loss = loss + SETTINGS.penalty * sum((change**2).sum() for change in changes.values())
+    for shape, network in again.networks.items():
+        expected = torch.autograd.grad(loss, list(network.parameters()), retain_graph=True)
+        for (name, _), gradient in zip(network.named_parameters(), expected, strict=True):
+            torch.testing.assert_close(ours[shape][name], gradient, rtol=1e-6, atol=1e-10, msg=f"{shape} {name}")
+
+
+def test_a_sequence_adds_up_and_is_put_back_to_the_bit(tiny, facts):
+    editor = rledit_of(tiny)
+    before = {name: matrix(module).clone() for name, module in editor.modules.items()}
+    with editor.changing():
+        changes = list(editor.edit([each.edit for each in lessons_of(tiny, facts[:4])]))
+        assert len(changes) == 2
+        for name, module in editor.modules.items():
+            assert matrix(module).shape == changes[0][name].shape
+            torch.testing.assert_close(
+                matrix(module), before[name] + changes[0][name] + changes[1][name], rtol=1e-12, atol=1e-12
+            )
+            assert not torch.equal(matrix(module), before[name])
+            tokens = sum(len(each.edit.answer) for each in lessons_of(tiny, facts[:2]))
+            assert torch.linalg.matrix_rank(changes[0][name]) <= tokens
+    assert all(torch.equal(matrix(module), before[name]) for name, module in editor.modules.items())
+
+
+def test_what_is_not_changed_diverges_by_nothing(tiny, facts):
+    editor = rledit_of(tiny, rate=0.0)
+    with editor.changing():
+        editor._learn([lessons_of(tiny, facts[:2])])
+        _, apart = editor._learn([lessons_of(tiny, facts[:2])])
+    assert apart == pytest.approx(0, abs=1e-12)
+
+
+def test_training_lowers_the_loss(tiny, facts):
+    editor = rledit_of(tiny, epochs=12, meta_lr=1e-3, penalty=0.0, local=0.0)
+    editor.train(lessons_of(tiny, facts[:4]))
+    losses = [first for first, _ in editor.losses]
+    assert sum(losses[-2:]) < sum(losses[:2])
+
+
+def test_a_penalty_without_a_gradient_does_nothing(tiny, facts):
+    """As published: the term is there, and no parameter hears of it."""
+    found = []
+    for penalty, penalised in ((0.0, True), (1e3, False), (1e3, True)):
+        editor = rledit_of(tiny, penalty=penalty, penalised=penalised, epochs=1)
+        editor.train(lessons_of(tiny, facts[:2]))
+        found.append(torch.cat([p.detach().flatten() for n in editor.networks.values() for p in n.parameters()]))
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+def test_the_same_training_is_the_same_again(tiny, facts):
+    first, again = (rledit_of(tiny, epochs=2, step="batch", clipped="each") for _ in range(2))
+    for editor in (first, again):
+        editor.train(lessons_of(tiny, facts[:4]))
+    assert first.losses == again.losses
+
+
+def test_blocks_that_are_not_there_are_refused(tiny):
+    for blocks in ((0, 1), (5, 6)):
+        with pytest.raises(InputError, match="expected blocks of 1 to 5 for RLEdit"):
+            rledit_of(tiny, blocks=blocks)
