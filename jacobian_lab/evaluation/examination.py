@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jacobian_lab.evaluation.metrics import check_questions, evaluate, greedy_matches, neighborhood_states
-from jacobian_lab.evaluation.questions import paraphrases, probe_groups, style_of
+from jacobian_lab.evaluation.questions import probe_groups, style_of
 from jacobian_lab.facts.fact import Fact
 from jacobian_lab.model.language_model import LanguageModel
 
@@ -52,7 +52,8 @@ class Examination:
             InputError: Naming the first fact of which the metrics cannot be taken.
         """
         style = style or style_of(facts)
-        check_questions(model, facts, style)
+        for fact in facts:
+            check_questions(model, style, fact)
         return cls(model, facts, style, greedy)
 
     @cached_property
@@ -94,7 +95,7 @@ class Examination:
 
     def _decoded(self, facts: Sequence[Fact]) -> list[dict[str, list[float]]]:
         """Accuracy by greedy decoding, prompt by prompt."""
-        texts = [(fact.text, *paraphrases(fact, self.style)) for fact in facts]
+        texts = [(fact.text, *fact.paraphrase_prompts) for fact in facts]
         rows = [
             self.model.text_prompt(text, fact.target_new, fact.join)
             for fact, each in zip(facts, texts, strict=True)

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from jacobian_lab.errors import InputError
-from jacobian_lab.evaluation.questions import COUNTERFACT, Question, neighborhood, paraphrases, questions
+from jacobian_lab.evaluation.questions import COUNTERFACT, Question, neighborhood, questions
 from jacobian_lab.facts.fact import Fact
 from jacobian_lab.maps.hooks import batches, forward
 from jacobian_lab.model.language_model import LanguageModel
@@ -124,25 +124,28 @@ def specificity(
     return {name: torch.cat(parts).cpu() for name, parts in found.items()}
 
 
-def check_questions(model: LanguageModel, facts: Sequence[Fact], style: str) -> None:
-    """Refuse facts that the metrics cannot be taken of, before anything is computed.
+def check_questions(model: LanguageModel, style: str, fact: Fact) -> None:
+    """Refuse a fact that the metrics cannot be taken of, before anything is computed.
 
     Args:
         model: The model.
-        facts: The facts.
         style: Whose definition of Success.
+        fact: The fact.
 
     Raises:
-        InputError: Naming the first such fact.
+        InputError: If one of its prompts is too long, or the tokenizer makes nothing of it or of its answer.
     """
-    for fact in facts:
-        for question in questions(fact, style):
+    for question in questions(fact, style):
+        try:
             length = len(model.text_prompt(*question).ids)
-            if length > model.max_tokens:
-                raise InputError(
-                    f"expected prompts of at most {model.max_tokens} tokens, got one of {length} in fact {fact.id!r}: "
-                    "shorten it"
-                )
+        except InputError as error:
+            what, _, todo = str(error).rpartition(": ")
+            raise InputError(f"{what} in what is asked of fact {fact.id!r}: {todo}") from error
+        if length > model.max_tokens:
+            raise InputError(
+                f"expected prompts of at most {model.max_tokens} tokens, got one of {length} in fact {fact.id!r}: "
+                "shorten it"
+            )
 
 
 def neighborhood_states(model: LanguageModel, facts: Sequence[Fact], style: str) -> list[Float[Tensor, "_ d_model"]]:
@@ -161,7 +164,7 @@ def neighborhood_states(model: LanguageModel, facts: Sequence[Fact], style: str)
     """
     asked = _asked(model, facts, style)
     empty = torch.empty(0, model.d_model, dtype=model.dtype, device=model.device)
-    return [torch.cat([empty, *(asked[Question(text)][1] for text, _ in neighborhood(f, style))]) for f in facts]
+    return [torch.cat([empty, *(asked[Question(text)][1] for text, _ in neighborhood(f))]) for f in facts]
 
 
 def evaluate(
@@ -195,7 +198,7 @@ def evaluate(
     found = []
     for fact, old in zip(facts, before, strict=True):
         values = _told(fact, style, nll, share) | _around(fact, style, nll, share)
-        if around := neighborhood(fact, style):
+        if around := neighborhood(fact):
             now = torch.cat([asked[Question(text)][1] for text, _ in around])
             values |= {name: moved.tolist() for name, moved in specificity(model, old, now).items()}
         values["probe_accuracy"] = [_probed(fact, group, share) for group in groups]
@@ -292,7 +295,7 @@ def _told(fact: Fact, style: str, nll: Values, share: Values) -> dict[str, list[
         return share[Question(text, fact.target_new, fact.join)]
 
     values: dict[str, list[float]] = {}
-    for name, texts in (("efficacy", [fact.text]), ("generalization", paraphrases(fact, style))):
+    for name, texts in (("efficacy", [fact.text]), ("generalization", fact.paraphrase_prompts)):
         values[f"{name}_success"] = [success(text) for text in texts]
         values[f"{name}_accuracy"] = [float(share[Question(t, fact.target_new, fact.join)] == 1) for t in texts]
     for name, answer in (("nll_new", fact.target_new), ("nll_true", fact.target_true)):
@@ -308,7 +311,7 @@ def _around(fact: Fact, style: str, nll: Values, share: Values) -> dict[str, lis
             return _below(nll, text, own, fact.target_new, fact.join)
         return share.get(Question(text, own, fact.join), math.nan)
 
-    return {"neighborhood_success": [success(text, own) for text, own in neighborhood(fact, style)]}
+    return {"neighborhood_success": [success(text, own) for text, own in neighborhood(fact)]}
 
 
 def _probed(fact: Fact, group: str, share: Values) -> float:

@@ -37,32 +37,17 @@ def style_of(facts: Sequence[Fact]) -> str:
     return COUNTERFACT if all(fact.target_true for fact in facts) else ZSRE
 
 
-def paraphrases(fact: Fact, style: str) -> tuple[str, ...]:
-    """Other wordings of a fact's prompt.
-
-    Args:
-        fact: The fact.
-        style: With zsRE's the first alone.
-
-    Returns:
-        The prompts.
-    """
-    return fact.paraphrase_prompts if style == COUNTERFACT else fact.paraphrase_prompts[:1]
-
-
-def neighborhood(fact: Fact, style: str) -> list[tuple[str, str]]:
+def neighborhood(fact: Fact) -> list[tuple[str, str]]:
     """Prompts that an edit must leave alone, with their own answers.
 
     Args:
         fact: The fact.
-        style: With zsRE's the first alone.
 
     Returns:
         Prompts with answers; an answer is empty where the data give none.
     """
     own = fact.neighborhood_answers or (fact.target_true,) * len(fact.neighborhood_prompts)
-    pairs = list(zip_longest(fact.neighborhood_prompts, own[: len(fact.neighborhood_prompts)], fillvalue=""))
-    return pairs if style == COUNTERFACT else pairs[:1]
+    return list(zip_longest(fact.neighborhood_prompts, own[: len(fact.neighborhood_prompts)], fillvalue=""))
 
 
 def probe_groups(facts: Iterable[Fact]) -> list[str]:
@@ -88,9 +73,9 @@ def questions(fact: Fact, style: str) -> Iterator[Question]:
         The questions; one may come more than once.
     """
     answers_here = [fact.target_new, *([fact.target_true] if fact.target_true else [])]
-    for text in (fact.text, *paraphrases(fact, style)):
+    for text in (fact.text, *fact.paraphrase_prompts):
         yield from (Question(text, answer, fact.join) for answer in answers_here)
-    for text, own in neighborhood(fact, style):
+    for text, own in neighborhood(fact):
         yield Question(text)
         others = {own, *([fact.target_new] if style == COUNTERFACT else [])} - {""}
         yield from (Question(text, answer, fact.join) for answer in sorted(others))

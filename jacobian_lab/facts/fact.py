@@ -130,6 +130,7 @@ class FactFile:
         conflicts: Those that come with several answers.
         unknown: How many records have a field that nothing uses, by its name.
         on_repeat: Which of the facts that are repeated stand in `facts`.
+        places: Where the facts stand in their file, by id.
     """
 
     facts: tuple[Fact, ...]
@@ -138,6 +139,7 @@ class FactFile:
     conflicts: tuple[Repeat, ...] = ()
     unknown: Mapping[str, int] = field(default_factory=dict)
     on_repeat: str = REFUSE
+    places: Mapping[Any, str] = field(default_factory=dict)
 
     def notes(self) -> list[str]:
         """Lines on what a user should hear of before the facts are used.

@@ -102,7 +102,8 @@ def read_facts(
         raise InputError(_repeat_refusal(repeats, source))
     duplicates = tuple(repeat for repeat in repeats if len(set(repeat.answers)) == 1)
     conflicts = tuple(repeat for repeat in repeats if len(set(repeat.answers)) > 1)
-    return FactFile(tuple(facts), refused, duplicates, conflicts, unknown, on_repeat)
+    places = {fact.id: place for place, fact in placed}
+    return FactFile(tuple(facts), refused, duplicates, conflicts, unknown, on_repeat, places)
 
 
 def refusal(refused: Sequence[Refused], source: str | Path, others: bool) -> str:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jacobian_lab.errors import InputError
-from jacobian_lab.evaluation.metrics import predicting_states
+from jacobian_lab.evaluation.metrics import check_questions, predicting_states
+from jacobian_lab.evaluation.questions import style_of
 from jacobian_lab.facts.fact import KEEP, SKIP, Fact, Repeat
 from jacobian_lab.facts.reading import read_facts
 from jacobian_lab.jobs.config import SubjectConfig
@@ -19,8 +21,8 @@ from jacobian_lab.jobs.setup import open_model
 from jacobian_lab.maps.agreement import TOLERANCE, check_replay
 from jacobian_lab.maps.hooks import decisive_keys
 from jacobian_lab.model.language_model import LanguageModel, Layers
-from jacobian_lab.model.rows import editable
-from jacobian_lab.model.tokens import Prompt
+from jacobian_lab.model.rows import check_fact, sorted_out
+from jacobian_lab.model.tokens import BARE, Prompt
 from jacobian_lab.progress import bar
 
 NEAR = 0.9
@@ -56,7 +58,8 @@ def inspect(config: CheckConfig) -> Report:
         What JSON can hold: ``model`` (what it is, its ``checks``, each with ``passed`` and ``detail``, and
         ``refused``, why it cannot be edited, or `None`), ``facts`` (for each ``id, prompt, tokens, decisive,
         answer, answer_tokens, known, rank, probability, says``), ``refused`` (records that cannot be edited, with
-        ``place, id, reason``), ``duplicates`` and ``conflicts`` (``subject, prompt, places, ids, answers``),
+        ``place, id, reason``), ``unasked`` (likewise, facts that can be edited and not evaluated), ``duplicates`` and
+        ``conflicts`` (``subject, prompt, places, ids, answers``),
         ``near`` (pairs of facts whose keys are nearly the same) and ``unknown_fields``.
 
     Raises:
@@ -69,6 +72,7 @@ def inspect(config: CheckConfig) -> Report:
         "refused": [asdict(record) for record in file.refused],
         "duplicates": [_repeat(repeat) for repeat in file.duplicates],
         "conflicts": [_repeat(repeat) for repeat in file.conflicts],
+        "unasked": [],
         "near": [],
         "unknown_fields": dict(file.unknown or {}),
     }
@@ -77,9 +81,11 @@ def inspect(config: CheckConfig) -> Report:
     except InputError as error:
         report["model"]["refused"] = str(error)
         return report
-    facts, refused = editable(model, file.facts)
+    facts, refused = sorted_out(file.facts, partial(check_fact, model, ((BARE,),)), file.places)
+    _, unasked = sorted_out(facts, partial(check_questions, model, style_of(facts)), file.places)
     rows = [model.fact_prompt(fact, answer=True) for fact in facts]
     report["refused"] += [asdict(each) for each in refused]
+    report["unasked"] = [asdict(each) for each in unasked]
     report["model"] |= _described(model, layers) | _checked(model, layers, facts, len(refused))
     report["facts"] = [
         _shown(model, fact, row) | known for fact, row, known in zip(facts, rows, _known(model, rows), strict=True)
@@ -261,6 +267,8 @@ def _findings(report: Report) -> Iterator[str]:
     yield f"\n{len(report['facts'])} facts can be edited; the model gives the new answer already for {known}."
     for record in report["refused"]:
         yield f"  refused: {record['place']}: {record['reason']}"
+    for record in report["unasked"]:
+        yield f"  refused by commands that evaluate: {record['place']}: {record['reason']}"
     for name in ("conflicts", "duplicates"):
         for repeat in report[name]:
             answers = " / ".join(map(str, repeat["answers"]))

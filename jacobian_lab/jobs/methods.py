@@ -30,7 +30,7 @@ from jacobian_lab.editing.solving import Eigh, null_space
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.examination import Examination
 from jacobian_lab.evaluation.metrics import perplexity
-from jacobian_lab.evaluation.questions import neighborhood, paraphrases
+from jacobian_lab.evaluation.questions import neighborhood
 from jacobian_lab.jobs.bench import Bench, any_coordinated
 from jacobian_lab.jobs.config import EditConfig, EditTableConfig, EvaluationConfig, check
 from jacobian_lab.jobs.job import Job, Labels, Part
@@ -227,9 +227,9 @@ class Comparison:
             "edit": [UNEDITED, *METHODS, *PAIRS],
             "layer": list(experiment.layers),
             "anchor_layer": list(experiment.anchor_layers),
-            "paraphrase": range(max(1, *(len(paraphrases(fact, asked.style)) for fact in asked.facts))),
+            "paraphrase": range(max(1, *(len(fact.paraphrase_prompts) for fact in asked.facts))),
             "probe": asked.groups or [NO_PROBES],
-            "neighbor": range(max(1, *(len(neighborhood(fact, asked.style)) for fact in asked.facts))),
+            "neighbor": range(max(1, *(len(neighborhood(fact)) for fact in asked.facts))),
             "d_model": range(experiment.model.d_model),
         }
 
@@ -315,14 +315,14 @@ class Comparison:
         """Which neighbourhood prompts are edited themselves, so that no method should leave them alone."""
         asked = self.examination
         edited = {fact.text for fact in asked.facts}
-        found = [[float(text in edited) for text, _ in neighborhood(fact, asked.style)] for fact in asked.facts]
+        found = [[float(text in edited) for text, _ in neighborhood(fact)] for fact in asked.facts]
         run.write("neighbor_edited", _padded(found, len(run.coordinates["neighbor"])))
         run.seal("neighbors_compared")
 
 
 def _examination(config: EvaluationConfig, experiment: Experiment) -> Examination:
     """What is asked, once it is clear that it can be."""
-    style = None if config.metrics == "auto" else config.metrics
+    style = config.style(experiment.facts)
     if style == "counterfact" and not all(fact.target_true for fact in experiment.facts):
         raise InputError("expected a target_true in every fact for ⟨metrics⟩ counterfact, got some without: use zsre")
     return Examination.of(experiment.model, experiment.facts, style, greedy=config.greedy)

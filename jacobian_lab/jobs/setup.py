@@ -2,8 +2,9 @@
 
 import importlib.metadata
 import platform
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from jacobian_lab.editing.published_moments import Published, check_moments
 from jacobian_lab.editing.second_moments import SecondMoment
 from jacobian_lab.editing.solving import REALISED
 from jacobian_lab.errors import InputError
+from jacobian_lab.evaluation.metrics import check_questions
 from jacobian_lab.facts.fact import REFUSE, Fact, FactFile, describe
 from jacobian_lab.facts.reading import read_facts, refusal
 from jacobian_lab.jobs.config import EditingConfig, SubjectConfig, check
@@ -23,8 +25,9 @@ from jacobian_lab.model.corpus import Corpus, load_corpus
 from jacobian_lab.model.families import KNOWN
 from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.loading import check_layers, load_model
-from jacobian_lab.model.rows import FactRows, editable, fact_rows
+from jacobian_lab.model.rows import FactRows, check_fact, fact_rows, sorted_out
 from jacobian_lab.model.templates import Templates, read_templates, sample_templates
+from jacobian_lab.model.tokens import BARE
 from jacobian_lab.progress import note
 from jacobian_lab.store.arrays import read_config
 from jacobian_lab.store.finished import Finished
@@ -195,11 +198,14 @@ def open_model(config: SubjectConfig) -> tuple[LanguageModel, Layers]:
     return model, layers
 
 
-def load_subject(config: SubjectConfig) -> Subject:
+def load_subject(
+    config: SubjectConfig, further: Callable[[LanguageModel, Sequence[Fact]], Callable[[Fact], Any]] | None = None
+) -> Subject:
     """Load and check model, facts and layers, and say on stderr what was found beside the facts.
 
     Args:
         config: Which.
+        further: Given the model and the facts that can be edited, what else refuses a fact.
 
     Returns:
         All three; the layers that suit the model if none are named.
@@ -210,14 +216,21 @@ def load_subject(config: SubjectConfig) -> Subject:
     check(config)
     file = read_facts(config.facts, config.slice, on_bad_record=config.on_bad_record, on_repeat=config.on_repeat)
     model, layers = open_model(config)
-    taken, refused = editable(model, file.facts)
-    if refused and (config.on_bad_record == REFUSE or not taken):
-        raise InputError(refusal(refused, config.facts, bool(taken)))
-    file = replace(file, facts=taken, refused=file.refused + refused)
+    file = _sorted_out(config, file, partial(check_fact, model, ((BARE,),)))
+    if further is not None:
+        file = _sorted_out(config, file, further(model, file.facts))
     for line in file.notes():
         note(line)
-    check_replay(model, taken, layers)
+    check_replay(model, file.facts, layers)
     return Subject(config, model, file, layers)
+
+
+def _sorted_out(config: SubjectConfig, file: FactFile, check: Callable[[Fact], Any]) -> FactFile:
+    """A file without the facts that do not pass a check, if it is to be used without them."""
+    taken, refused = sorted_out(file.facts, check, file.places)
+    if refused and (config.on_bad_record == REFUSE or not taken):
+        raise InputError(refusal(refused, config.facts, bool(taken)))
+    return replace(file, facts=taken, refused=file.refused + refused)
 
 
 def prepare(config: EditingConfig) -> Experiment:
@@ -242,7 +255,22 @@ def prepare(config: EditingConfig) -> Experiment:
                 "expected ⟨moments⟩, or ⟨corpus⟩ and ⟨corpus_tokens⟩, got both: they take each other's place"
             )
     donated = None if config.anchors_from is None else _donated(config.anchors_from)
-    subject = load_subject(config)
+
+    def further(model: LanguageModel, facts: Sequence[Fact]) -> Callable[[Fact], None]:
+        """What an edit asks of a fact beside its own prompt: every context, and every question of the evaluation."""
+        nonlocal templates
+        contexts = templates = templates or sample_templates(model, config.seed)
+        style = config.style(facts)
+
+        def whole(fact: Fact) -> None:
+            check_fact(model, contexts, fact)
+            if style is not None:
+                check_questions(model, style, fact)
+
+        return whole
+
+    subject = load_subject(config, further)
+    assert templates is not None
     model = subject.model
     defaults = model.defaults(config.protocol)
     if corpus is not None and config.corpus_length > model.max_tokens:
@@ -253,7 +281,6 @@ def prepare(config: EditingConfig) -> Experiment:
     given = {name: value for name, value in asdict(config.anchor).items() if value is not None}
     anchor = AnchorSettings(**{"lr": defaults.anchor_lr, "steps": defaults.anchor_steps} | given)
     ridge = defaults.ridge if config.ridge is None else config.ridge
-    templates = templates or sample_templates(model, config.seed)
     rows = fact_rows(model, subject.facts, templates)
     experiment = Experiment(config, model, subject.file, subject.layers, templates, rows, anchor, ridge, corpus)
     if donated is not None and config.anchors_from is not None:

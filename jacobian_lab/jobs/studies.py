@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from scipy.optimize import elementwise
 from torch import Tensor
 
-from jacobian_lab.editing.measures import ObservedEdit, norms
+from jacobian_lab.editing.measures import NO_RESIDUAL, ObservedEdit, norms
 from jacobian_lab.jobs.jacobians import Survey
 from jacobian_lab.maps.conditions import eigenspaces, eigenvector_angle, plane_angle, rayleigh_quotient
 from jacobian_lab.maps.definiteness import Verdict, definiteness_matrix_free, symmetric_part, verdict_of
@@ -30,7 +30,8 @@ TRUST = 0.1
 """J is trusted as far as its error is at most this share of the shift that it predicts."""
 
 UNTRUSTED = (torch.bfloat16, torch.float16)
-"""Dtypes whose rounding of a replayed state is more than `TRUST` of the shortest steps: no radius can be told."""
+"""Dtypes whose rounding of a replayed state is more than `TRUST` of the shortest steps: no radius can be told, nor
+where below the first of `STEPS` harm begins."""
 
 UNKNOWN = np.inf
 """σ_max of J where the extreme eigenvalues of S are wanted, and no decision."""
@@ -97,6 +98,7 @@ def step_size(edit: ObservedEdit, how: Survey, progress: bool = False) -> dict[s
     before = edit.frozen.states(edit.layer)
     start = _through(edit, before)
     size = norms(edit.residual)
+    size = torch.where(size > NO_RESIDUAL[edit.frozen.dtype] * norms(edit.last_before), size, torch.nan)
 
     def shifted(steps: Float[Tensor, " fact"]) -> Float[Tensor, "fact d_model"]:
         return _through(edit, before.double() + steps[:, None] * edit.shift) - start
@@ -109,14 +111,17 @@ def step_size(edit: ObservedEdit, how: Survey, progress: bool = False) -> dict[s
         return norms(shifted(steps) - linear) / norms(linear)
 
     best = (edit.residual * edit.linear).sum(-1) / (edit.linear**2).sum(-1)
+    best = torch.where(size.isnan(), torch.nan, best)
     curve = torch.stack([left(step * best.abs()) for step in STEPS], dim=1)
     grid = torch.tensor(STEPS, dtype=best.dtype, device=best.device)
     predicted = norms(edit.residual[:, None] - (grid * best.abs()[:, None])[..., None] * edit.linear[:, None])
     least = _least(left, curve, best.abs())
     reach = FARTHEST * norms(before.double()) / norms(edit.shift)
     radius = _last_below(error, TRUST, reach) * norms(edit.shift)
+    harm = _first_crossing(left, curve, best.abs())
     if before.dtype in UNTRUSTED:
         radius = torch.full_like(radius, torch.nan)
+        harm = torch.where(harm < STEPS[1] * best.abs(), torch.nan, harm)
     return {
         "step_predicted": predicted / size[:, None],
         "step_replayed": curve,
@@ -125,7 +130,7 @@ def step_size(edit: ObservedEdit, how: Survey, progress: bool = False) -> dict[s
         "best_residual": left(best.clamp(min=0)),
         "best_residual_replayed": left(least),
         "harm_bound": 2 * best.clamp(min=0),
-        "harm_bound_replayed": _first_crossing(left, curve, best.abs()),
+        "harm_bound_replayed": harm,
         "trust_radius": radius,
         "trust_share": radius / norms(before.double()),
     }

@@ -86,6 +86,19 @@ def chat_of(tokenizer: Any, name: str) -> Chat:
     return Chat(head, tail, join if join in {"", SPACE} else None)
 
 
+def join_of(chat: Chat | None, own: str | None) -> str | None:
+    """How an answer is to be joined: as the template writes it where that can be told, else as its record says.
+
+    Args:
+        chat: The chat template, if any.
+        own: What the record says; `None` if nothing.
+
+    Returns:
+        What is said of it; `None` if nothing.
+    """
+    return own if chat is None or chat.join is None else chat.join
+
+
 def opens_turns(tokenizer: Any) -> bool:
     """Whether the chat template opens every turn with the BOS, so that a prompt may hold more than one.
 

@@ -7,13 +7,16 @@ import re
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 from pathlib import Path
 from pydoc_data import topics
+from typing import Any
 
 import numpy as np
+from huggingface_hub import constants
 
 from jacobian_lab.errors import InputError
 from jacobian_lab.model.hub import check_network
@@ -149,6 +152,20 @@ def _lines(path: Path) -> list[str]:
         ) from error
 
 
+@contextmanager
+def _offline(datasets: Any) -> Iterator[None]:
+    """Keep a package from asking the network within."""
+    settings = datasets.config, constants
+    before = [each.HF_HUB_OFFLINE for each in settings]
+    for each in settings:
+        each.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        for each, value in zip(settings, before, strict=True):
+            each.HF_HUB_OFFLINE = value
+
+
 def _dataset(name: str, seed: int) -> list[str]:
     try:
         import datasets
@@ -157,16 +174,23 @@ def _dataset(name: str, seed: int) -> list[str]:
             f"expected {PYTHON_DOCS!r}, a text file or a Hugging Face data set, got {name!r}, which is no file, "
             "and the package datasets is not installed: check the path, or pip install 'jacobian_lab[datasets]'"
         ) from error
-    if not datasets.config.HF_HUB_OFFLINE:  # else what is in its cache is found at once
-        check_network(name)
     dataset, _, configuration = name.partition(":")
+    absent: InputError | None = None
     try:
-        rows = datasets.load_dataset(dataset, configuration or None, split="train")
+        if not datasets.config.HF_HUB_OFFLINE:
+            check_network(name)
+    except InputError as error:
+        absent = error
+    try:
+        with _offline(datasets) if absent else nullcontext():  # what is in its cache is found at once
+            rows = datasets.load_dataset(dataset, configuration or None, split="train")
         if len(rows) > DRAWN:
             drawn = np.random.default_rng(seed).choice(len(rows), DRAWN, replace=False)
             rows = rows.select(np.sort(drawn))
         return [str(text or "") for text in rows["text"]]
     except Exception as error:  # the hub raises many kinds
+        if absent is not None:
+            raise absent from error
         raise InputError(
             f"expected a data set with a split 'train' and a column 'text', got {name!r} "
             f"({type(error).__name__}: {error!s:.150}): check the name"

@@ -1,8 +1,9 @@
 """Facts as a model reads them: their token rows, made once, and which of them a model takes."""
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import Fact, Refused
@@ -89,25 +90,45 @@ def fact_rows(model: LanguageModel, facts: Sequence[Fact], templates: Templates 
     return rows
 
 
-def editable(model: LanguageModel, facts: Sequence[Fact]) -> tuple[tuple[Fact, ...], tuple[Refused, ...]]:
-    """Tell facts whose prompt the model takes from those whose it does not.
+def check_fact(model: LanguageModel, templates: Templates, fact: Fact) -> None:
+    """Refuse a fact that cannot be edited.
 
     Args:
         model: The model.
+        templates: The context templates.
+        fact: The fact.
+
+    Raises:
+        InputError: If the tokenizer drops its subject or answer, joins them or takes them for something else, or its
+            row is too long in some context.
+    """
+    row = model.fact_prompt(fact, answer=True)
+    check_tokens(model, fact, row)
+    _check_length(model, fact, row)
+    for text, _ in template_weights(templates):
+        if len(row.ids) + len(text.encode()) > model.max_tokens:  # no text has more tokens than bytes
+            _check_length(model, fact, model.fact_prompt(fact, text, answer=True))
+
+
+def sorted_out(
+    facts: Sequence[Fact], check: Callable[[Fact], Any], places: Mapping[Any, str]
+) -> tuple[tuple[Fact, ...], tuple[Refused, ...]]:
+    """Tell facts that pass a check from those that do not.
+
+    Args:
         facts: The facts.
+        check: Raises `InputError` for a fact that cannot be used.
+        places: Where facts stand in their file, by id.
 
     Returns:
-        Those that can be edited, and the others with the reasons: a subject or an answer that the tokenizer drops,
-        joins or takes for something else, or a row that is too long.
+        The facts that pass, and the others with the reasons.
     """
     taken, refused = [], []
     for fact in facts:
         try:
-            row = model.fact_prompt(fact, answer=True)
-            check_tokens(model, fact, row)
-            _check_length(model, fact, row)
+            check(fact)
         except InputError as error:
-            refused.append(Refused(f"fact {fact.id!r}", fact.id, str(error)))
+            refused.append(Refused(places.get(fact.id, f"fact {fact.id!r}"), fact.id, str(error)))
         else:
             taken.append(fact)
     return tuple(taken), tuple(refused)

@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from jacobian_lab.caching import cache_folder, file_digest, written_whole
 from jacobian_lab.errors import InputError, first_line
-from jacobian_lab.memory import available_memory
+from jacobian_lab.memory import available_memory, out_of_memory
 from jacobian_lab.model import hub
 from jacobian_lab.model.families import KNOWN, family_of
 from jacobian_lab.progress import bar
@@ -232,9 +232,9 @@ def _read_gguf(gguf: Path) -> tuple[Any, Any]:
         with Quiet():
             model: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(**where)
-    except MemoryError:
-        raise
     except Exception as error:  # whatever a broken file makes the readers raise
+        if out_of_memory(error):
+            raise
         raise _unreadable(gguf, error) from error
     model.hf_quantizer = None  # nothing of it is quantised any more
     vars(model.config).pop("quantization_config", None)  # transformers 5.0 sets none

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import Fact
-from jacobian_lab.model.chat import Chat, joint, opens_turns
+from jacobian_lab.model.chat import Chat, join_of, joint, opens_turns
 
 BARE = "{}"
 """The template that adds nothing."""
@@ -167,7 +167,7 @@ def text_prompt(
         raise InputError(f"expected a prompt with at least one token, got {text!r}: give another")
     following: tuple[int, ...] = ()
     if answer:
-        prompt, following = _continue(tokenizer, prompt, answer, chat.join if chat else join)
+        prompt, following = _continue(tokenizer, prompt, answer, join_of(chat, join))
     return Prompt(prompt.ids + following[:-1], len(prompt.ids) - 1, following)
 
 
@@ -212,7 +212,7 @@ def _locate(tokenizer: Any, before: str, fact: Fact, after: str, *, answer: bool
     last = first + len(fact.subject) - 1
     following: tuple[int, ...] = ()
     if answer:
-        prompt, following = _continue(tokenizer, prompt, fact.target_new, chat.join if chat else fact.join)
+        prompt, following = _continue(tokenizer, prompt, fact.target_new, join_of(chat, fact.join))
     decisive = prompt.covering(last)
     if decisive is None:
         raise InputError(

@@ -41,6 +41,12 @@ NOT_KNOWN = {
 }
 """What cannot be measured with half as many bits, and why."""
 
+CAUTIONS = {
+    "decomposition": "In {dtype} curvature has the rounding of two replays in it, and is too large by that.",
+    "step_size": "In {dtype} harm that begins below a tenth of t* is left out: rounding decides where.",
+}
+"""What has rounding in it with half as many bits, by table."""
+
 
 def shown(dataset: xr.Dataset, name: str) -> Table:
     """One of the tables, as one reads it.
@@ -85,7 +91,9 @@ def _reasons(dataset: xr.Dataset, name: str) -> list[str]:
     """Why some rows are not known."""
     unknown = {values.name for _, values in ROWS[name](dataset) if _not_known(dataset, values)}
     dtype = dataset.attrs["config"]["settings"]["dtype"]
-    return [reason.format(dtype=dtype) for variable, reason in NOT_KNOWN.items() if variable in unknown]
+    reasons = [reason for variable, reason in NOT_KNOWN.items() if variable in unknown]
+    reasons += [caution for table, caution in CAUTIONS.items() if table == name and dtype in HALF]
+    return [reason.format(dtype=dtype) for reason in reasons]
 
 
 def _not_known(dataset: xr.Dataset, values: xr.DataArray) -> bool:

@@ -29,8 +29,8 @@ def moments(real, shared):
     return found.matrices
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-6), ("float32", 1e-4)])
-def test_golden_numbers(dtype, tolerance, shared, golden, moments):
+@pytest.mark.parametrize(("dtype", "tolerance", "limit"), [("float64", 1e-6, 1e-6), ("float32", 1e-4, 1e-3)])
+def test_golden_numbers(dtype, tolerance, limit, shared, golden, moments):
     model = load_model(dtype=dtype, device="cpu")
     facts = load_facts(shared / "data" / "counterfact_2000.json", "100:104")
     expected, numbers = load_file(golden["tensors"]), golden["numbers"]
@@ -56,7 +56,7 @@ def test_golden_numbers(dtype, tolerance, shared, golden, moments):
         measured = measure(edits, targets, scheme)
         for quantity in ("residual_ratio", "cosine", "unrealised"):
             golden_values = torch.tensor([reference[quantity][layer] for layer in layers]).T
-            assert (measured[quantity] - golden_values).abs().max() < 1e-3, (name, quantity)
+            assert (measured[quantity] - golden_values).abs().max() < limit, (name, quantity)
         assert float(correct) == reference["all_tokens_correct"]
 
 

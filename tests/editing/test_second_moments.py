@@ -231,20 +231,32 @@ def test_a_data_set_of_the_hub(monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-def test_a_data_set_without_a_network_is_said_at_once(monkeypatch):
+@pytest.mark.parametrize("cached", [False, True])
+def test_without_a_network_a_data_set_is_looked_for_in_the_cache_and_else_said_at_once(cached, monkeypatch):
+    """Nothing is asked that takes its time to give up."""
+
     def head(*_, **__):
         raise OSError("Name or service not known")
 
     def load_dataset(*_, **__):
-        pytest.fail("a data set was asked for, which takes its time to give up")
+        assert package.config.HF_HUB_OFFLINE
+        assert constants.HF_HUB_OFFLINE
+        if not cached:
+            raise ConnectionError("not in the cache")
+        return Rows(["one", "two"])
 
     package = types.SimpleNamespace(load_dataset=load_dataset, config=types.SimpleNamespace(HF_HUB_OFFLINE=False))
     monkeypatch.setitem(sys.modules, "datasets", package)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hub, "get_session", lambda: types.SimpleNamespace(head=head))
-    with pytest.raises(InputError, match=r"no answer from https://huggingface\.co") as caught:
-        load_corpus("wikipedia:20200501.en")
-    assert "\n" not in str(caught.value)
+    if cached:
+        assert load_corpus("wikipedia:20200501.en").documents == ("one", "two")
+    else:
+        with pytest.raises(InputError, match=r"no answer from https://huggingface\.co") as caught:
+            load_corpus("wikipedia:20200501.en")
+        assert "\n" not in str(caught.value)
+    assert not (package.config.HF_HUB_OFFLINE)
+    assert not (constants.HF_HUB_OFFLINE)
 
 
 def test_of_a_very_long_line_the_beginning_alone_is_tokenised(tiny):

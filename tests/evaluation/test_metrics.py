@@ -19,7 +19,7 @@ from jacobian_lab.evaluation.metrics import (
     perplexity,
     specificity,
 )
-from jacobian_lab.evaluation.questions import STYLES, neighborhood, paraphrases, probe_groups, style_of
+from jacobian_lab.evaluation.questions import STYLES, neighborhood, probe_groups, style_of
 from jacobian_lab.facts.fact import Fact, Probe
 from jacobian_lab.facts.reading import load_facts
 from jacobian_lab.model.language_model import LanguageModel
@@ -103,14 +103,14 @@ def test_evaluation_against_one_row_at_a_time(family_model, style):
     """Before and after a change of weights; multi-token targets, a prefix, one and no neighbourhood prompt."""
     model = family_model
     before = neighborhood_states(model, RECORDS, style)
-    assert [len(states) for states in before] == ([3, 1, 0] if style == "counterfact" else [1, 1, 0])
-    old = {text: next_token(model, text) for fact in RECORDS for text, _ in neighborhood(fact, style)}
+    assert [len(states) for states in before] == [3, 1, 0]
+    old = {text: next_token(model, text) for fact in RECORDS for text, _ in neighborhood(fact)}
     original = model.weight(2).clone()
     model.weight(2).add_(0.3 * torch.randn(original.shape, generator=torch.Generator().manual_seed(1)).double())
     try:
         found = evaluate(model, RECORDS, before, style)
         for fact, values in zip(RECORDS, found, strict=True):
-            for name, texts in (("efficacy", [fact.text]), ("generalization", paraphrases(fact, style))):
+            for name, texts in (("efficacy", [fact.text]), ("generalization", fact.paraphrase_prompts)):
                 for place, text in enumerate(texts):
                     nll, hits = alone(model, text, fact.target_new)
                     other, _ = alone(model, text, fact.target_true)
@@ -118,7 +118,7 @@ def test_evaluation_against_one_row_at_a_time(family_model, style):
                     assert values[f"{name}_success"][place] == success
                     assert values[f"{name}_accuracy"][place] == float(all(hits))
             assert values["nll_new"][0] == pytest.approx(alone(model, fact.text, fact.target_new)[0], rel=1e-9)
-            around = neighborhood(fact, style)
+            around = neighborhood(fact)
             assert len(values["neighborhood_success"]) == len(around)
             for place, (text, own) in enumerate(around):
                 p, q = old[text], next_token(model, text)
@@ -175,8 +175,7 @@ def test_styles_follow_the_data():
     assert style_of(RECORDS) == "counterfact"
     assert style_of([*RECORDS, dataclasses.replace(RECORDS[0], target_true="")]) == "zsre"
     own = dataclasses.replace(RECORDS[0], neighborhood_answers=("engines", "science"))
-    assert [answer for _, answer in neighborhood(own, "counterfact")] == ["engines", "science", ""]
-    assert neighborhood(own, "zsre") == [("Charles Babbage wrote about", "engines")]
+    assert [answer for _, answer in neighborhood(own)] == ["engines", "science", ""]
 
 
 def test_a_neighbourhood_prompt_without_an_answer_has_no_success(tiny):
@@ -189,7 +188,10 @@ def test_a_neighbourhood_prompt_without_an_answer_has_no_success(tiny):
 def test_questions_that_are_too_long_are_refused(tiny):
     long = dataclasses.replace(RECORDS[0], paraphrase_prompts=("Rome " * 400,))
     with pytest.raises(InputError, match=r"at most 256 tokens, got one of .* in fact 'many': shorten it"):
-        check_questions(tiny, [long], "counterfact")
+        check_questions(tiny, "counterfact", long)
+    blank = dataclasses.replace(RECORDS[0], neighborhood_prompts=("",))
+    with pytest.raises(InputError, match=r"got '' in what is asked of fact 'many': give another"):
+        check_questions(dataclasses.replace(tiny, tokenizer=make_tokenizer()), "zsre", blank)
 
 
 def test_greedy_decoding_is_accuracy(family_model):
@@ -243,7 +245,17 @@ PARTS = (RECORDS, RECORDS[:1], RECORDS[1:])
 def test_an_unedited_model_equals_itself_whatever_the_dtype_and_the_batch(family, dtype, folders):
     model = load_model(folders[family], dtype=dtype, device="cpu")
     for part in PARTS:
-        for values in evaluate(model, part, neighborhood_states(model, part, "counterfact"), "counterfact"):
+        unmoved(model, part)
+
+
+def test_the_embedded_model_in_bfloat16_equals_itself():
+    unmoved(load_model(dtype="bfloat16", device="cpu"), load_facts("builtin", "0:3"))
+
+
+def unmoved(model, facts):
+    """In every column, by either definition."""
+    for style in STYLES:
+        for values in evaluate(model, facts, neighborhood_states(model, facts, style), style):
             for name in ("kl", "top1", "top5", "top10"):
                 assert all(value == (name != "kl") for value in values.get(name, []))
 

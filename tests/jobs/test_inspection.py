@@ -14,6 +14,7 @@ from transformers import Gemma2Config
 
 from jacobian_lab import cli
 from jacobian_lab.facts.fact import Fact
+from jacobian_lab.facts.reading import load_facts
 from jacobian_lab.jobs import setup
 from jacobian_lab.jobs.inspection import NEAR, near_keys
 
@@ -45,12 +46,12 @@ def write(path, records):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family(family, folders, check):
-    report = check("--slice", "0:12", model=folders[family])
+    report = check(model=folders[family])
     assert report["model"]["refused"] is None
     assert all(each["passed"] for each in report["model"]["checks"])
     assert {each["check"] for each in report["model"]["checks"]} == {"weights", "layers", "dtype", "tokens", "replay"}
-    assert len(report["facts"]) == 12
-    assert not any(report[name] for name in ("conflicts", "duplicates", "refused"))
+    assert len(report["facts"]) == len(load_facts())
+    assert not any(report[name] for name in ("conflicts", "duplicates", "refused", "unasked"))
     for fact in report["facts"]:
         assert fact["tokens"][fact["decisive"]].strip()
         assert not fact["subject"].isascii() or fact["subject"] in "".join(fact["tokens"][: fact["decisive"] + 1])
@@ -63,13 +64,24 @@ def test_every_family(family, folders, check):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_tokenizer(kind, tmp_path, check):
     folder = make_folder(tmp_path / "m", CONFIGS["llama"], tokenizer_of(kind))
-    report = check("--slice", "0:12", model=folder)
+    report = check(model=folder)
     assert report["model"]["refused"] is None
-    assert len(report["facts"]) == 12
+    assert len(report["facts"]) + len(report["refused"]) == len(load_facts())
+    assert all("unknown pieces" in each["reason"] for each in report["refused"])
+    assert len(report["facts"]) > 200
     for fact in report["facts"]:
         assert "".join(fact["answer_tokens"]).strip() == fact["answer"]
         written = "".join(fact["tokens"]).removeprefix("<s>").strip()
         assert written == fact["prompt"] or not fact["prompt"].isascii()  # fragments of characters have names
+
+
+def test_facts_that_can_be_edited_and_not_evaluated_are_named(tmp_path, folders, check):
+    long = {**GOOD, "id": "long", "subject": "Bea", "paraphrase_prompts": ["x y " * 300 + "Bea was born in"]}
+    report = check("--facts", write(tmp_path / "f.json", [GOOD, long]), model=folders["gpt2"])
+    assert [fact["id"] for fact in report["facts"]] == ["good", "long"]
+    (unasked,) = report["unasked"]
+    assert (unasked["place"], unasked["id"]) == ("record 1", "long")
+    assert "expected prompts of at most 256 tokens" in unasked["reason"]
 
 
 def test_rank_probability_and_knowledge_are_the_models_own(folders, check, tmp_path):
@@ -193,14 +205,19 @@ def test_a_tokenizer_without_a_chat_template_is_refused(tmp_path, check):
     assert "expected a model with a chat template" in report["model"]["refused"]
 
 
-@pytest.mark.parametrize("model", ["smollm2-135m", "gpt2", "gptj"])
+@pytest.mark.parametrize("model", ["smollm2-135m", *FAMILIES, *KINDS])
 def test_one_file_of_every_layout(model, folders, tmp_path, check, monkeypatch):
     monkeypatch.setattr(setup, "load_model", cache(setup.load_model))
-    for layout, record in PUBLISHED.items():
+    if model in KINDS:
+        model = make_folder(tmp_path / "m", CONFIGS["llama"], tokenizer_of(model))
+    for layout, record in {**PUBLISHED, "own": {**GOOD, "paraphrase_prompts": ["Mira Vale comes from"]}}.items():
         path = write(tmp_path / f"{layout}.json", [record])
         report = check("--facts", path, model=folders.get(model, model))
-        assert report["facts"], layout
-        assert not any(report[name] for name in ("conflicts", "duplicates", "refused", "unknown_fields")), layout
+        unwritable = [each for each in report["refused"] if "unknown pieces" in each["reason"]]
+        assert report["facts"] or unwritable, layout
+        assert report["refused"] == unwritable, layout
+        assert not unwritable or model not in {"smollm2-135m", *FAMILIES}, layout
+        assert not any(report[name] for name in ("conflicts", "duplicates", "unknown_fields")), layout
         for fact in report["facts"]:
             assert {"id", "tokens", "decisive", "answer_tokens", "known"} <= fact.keys()
             assert "".join(fact["answer_tokens"]).strip() == fact["answer"]

@@ -34,6 +34,7 @@ from jacobian_lab.jobs.methods import run_edit_table
 from jacobian_lab.jobs.schemes import run_schemes
 from jacobian_lab.jobs.studies import STEPS, STUDIES
 from jacobian_lab.jobs.sweeps import run_damping, run_layer_count
+from jacobian_lab.maps.hooks import decisive_states
 from jacobian_lab.model.loading import load_model
 from jacobian_lab.model.rows import fact_rows
 from jacobian_lab.report.registry import FIGURES, TABLES
@@ -156,6 +157,29 @@ def test_a_survey_is_resumed_and_a_finished_one_computes_nothing(arguments, surv
     assert open_run(tmp_path / "run").drop_attrs().identical(open_run(surveyed).drop_attrs())
     run_jacobian(config, progress=False)
     assert len(calls) == 7
+
+
+def test_random_directions_are_those_of_the_seed_the_fact_and_the_layer(arguments, tmp_path, monkeypatch):
+    """In whatever slice a fact stands, and no two facts or layers share them."""
+    original, seen = surveys._directions, {}
+
+    def noted(seed, width):
+        seen.setdefault(name, []).append(original(seed, width))
+        return seen[name][-1]
+
+    monkeypatch.setattr(surveys, "_directions", noted)
+    for name, given in {
+        "two": {"slice": "0:2"},
+        "second": {"slice": "1:2"},
+        "other": {"slice": "1:2", "seed": 1},
+    }.items():
+        run_jacobian(JacobianConfig(**{**survey_options(arguments), **given}, out=tmp_path / name), progress=False)
+    layers = len(seen["two"]) // 2
+    for place, directions in enumerate(seen["two"]):
+        assert not any(np.array_equal(directions, other) for other in seen["two"][:place])
+    for ours, theirs, others in zip(seen["two"][layers:], seen["second"], seen["other"], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+        assert not np.array_equal(ours, others)
 
 
 def test_lanczos_agrees_with_dense(arguments, surveyed, tmp_path):
@@ -392,6 +416,24 @@ def test_best_steps_and_bounds_against_a_search(steps):
         harm = float(found["harm_bound_replayed"][index])
         if np.isfinite(harm) and harm > 0:
             assert left(index, harm) == pytest.approx(1, abs=1e-4)
+
+
+def test_a_fact_without_a_residual_has_no_steps(tiny, facts):
+    """What is left of nothing is noise over noise; how far J is right can be told all the same."""
+    chosen = facts[:2]
+    rows = fact_rows(tiny, chosen, CONTEXTS)
+    states = decisive_states(tiny, rows.bare, LAYERS)
+    away = torch.tensor([[1e-7], [0.5]], dtype=torch.float64)  # of the first fact, of the second
+    anchors = {layer: states[:, place] * (1 + away) for place, layer in enumerate(LAYERS)}
+    targets = Targets(LAYERS, {1: anchors[1], 3: anchors[3]}, anchors)
+    moments = {layer: torch.eye(tiny.d_mlp, dtype=torch.float64) for layer in LAYERS}
+    with restored(tiny, LAYERS):
+        edit = next(observed_edits(Setting(rows, moments, 2.0), SCHEMES["backward-full"], targets))
+        found = STUDIES["step_size"](edit, EVERYTHING, False)
+    for name, values in found.items():
+        known = torch.isfinite(values.reshape(2, -1))
+        assert known[1].any(), name
+        assert name.startswith("trust") or not known[0].any(), name
 
 
 def test_the_trust_radius_is_where_the_error_is_a_tenth(steps):

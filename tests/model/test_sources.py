@@ -94,6 +94,31 @@ def test_quantised_folders_are_refused_by_name_before_weights_are_read(entry, wo
     refused(f"not quantised, {words} in", folder, device="cpu")
 
 
+def test_quantised_folders_are_known_by_other_marks_too(folders, tmp_path):
+    folder = shutil.copytree(folders["llama"], tmp_path / "quantised")
+    (folder / "hf_quant_config.json").write_text("{}")
+    refused("not quantised, got modelopt in", folder, device="cpu")
+    (folder / "hf_quant_config.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    entry = {"compression_config": {"quant_method": "compressed-tensors"}}
+    (folder / "config.json").write_text(json.dumps(config | entry))
+    refused("not quantised, got compressed-tensors in", folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to")]
+)
+def test_too_little_memory_for_a_gguf_is_no_fault_of_the_file(error, tmp_path, monkeypatch):
+    def fail(**_):
+        raise error
+
+    monkeypatch.setenv("JACOBIAN_LAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sources.AutoModelForCausalLM, "from_pretrained", fail)
+    with pytest.raises(type(error)) as caught:
+        load_model(make_gguf(tmp_path / "m.gguf", "llama"), device="cpu")
+    assert caught.value is error
+
+
 def test_broken_configurations(folders, tmp_path):
     folder = shutil.copytree(folders["gpt2"], tmp_path / "broken")
     for content in ("{", "[]", "{}", '{"model_type": 3}', "[" * 100_000):

@@ -13,15 +13,30 @@ from jacobian_lab.errors import InputError
 from jacobian_lab.jobs import bench, sweeps
 from jacobian_lab.jobs import jacobians as surveys
 from jacobian_lab.jobs import methods as methods_job
-from jacobian_lab.jobs.config import EditTableConfig, JacobianConfig, LayerCountConfig, SchemesConfig
+from jacobian_lab.jobs.config import (
+    DampingConfig,
+    EditTableConfig,
+    FrontierConfig,
+    JacobianConfig,
+    LayerCountConfig,
+    SchemesConfig,
+)
 from jacobian_lab.jobs.jacobians import run_jacobian
 from jacobian_lab.jobs.methods import run_edit_table
 from jacobian_lab.jobs.schemes import run_schemes
 from jacobian_lab.jobs.setup import prepare
-from jacobian_lab.jobs.sweeps import run_layer_count
-from jacobian_lab.report.results import write_account, write_comparison, write_reports
+from jacobian_lab.jobs.sweeps import run_damping, run_frontier, run_layer_count
+from jacobian_lab.report.results import Results, write_account, write_comparison, write_reports
 from jacobian_lab.store import arrays
 from jacobian_lab.store.run import open_run
+
+CAPTIONS = {
+    "edit_table": ("edit_table", "efficacy_success"),
+    "frontier": ("frontier", "efficacy_success"),
+    "layer_count": ("layer_count", "final_ratio"),
+    "damping": ("damping", "residual_ratio"),
+    "theorem2": ("theorem2", "lambda_min"),
+}
 
 
 def forbid(monkeypatch, module, *names):
@@ -123,6 +138,27 @@ def test_layer_count(arguments, tmp_path, monkeypatch):
     assert open_run(command(folder)).identical(open_run(finished))
 
 
+def test_damping_and_frontier(arguments, tmp_path, monkeypatch):
+    def damping(folder):
+        return run_damping(DampingConfig(**arguments, dampings=(0.1,), out=folder), progress=False)
+
+    def frontier(folder):
+        given = {**arguments, "schemes": ("one-layer",), "ridges": (3.0, 30.0), "held_out_tokens": 100}
+        return run_frontier(FrontierConfig(**given, out=folder), progress=False)
+
+    for command, chunk, told in (
+        (damping, "residual_ratio/0.0.0", "residual_ratio of row"),
+        (frontier, "kl/0.0.0.0", "kl of edit"),
+    ):
+        finished = command(tmp_path / f"{command.__name__}-finished")
+        folder = lose(finished, tmp_path / command.__name__, chunk)
+        with pytest.raises(InputError, match=f"without {told}"):
+            open_run(folder)
+        forbid(monkeypatch, bench, "optimise_anchors")
+        assert open_run(command(folder)).identical(open_run(finished))
+        monkeypatch.undo()
+
+
 def test_jacobian(arguments, tmp_path):
     given = {name: value for name, value in arguments.items() if name in {"model", "layers", "device", "dtype"}}
 
@@ -199,6 +235,31 @@ def test_captions_count_the_facts_in_each_cell_and_say_how_they_were_measured(ed
             assert "success: the new answer before the true one" in part
             assert ", 6 facts, of builtin" in part
     assert "6 facts, mean [95 %" in write_reports(studied[1])
+
+
+@pytest.mark.parametrize("kind", CAPTIONS)
+def test_captions_say_where_a_cell_has_fewer_facts(kind, arguments, tmp_path):
+    """A fact whose numbers are missing in one cell: there the table counts one less."""
+    some = {**arguments, "slice": "0:4", "held_out_tokens": 100}
+    (table, variable), folder = CAPTIONS[kind], tmp_path / "run"
+    if kind == "edit_table":
+        run_edit_table(EditTableConfig(**some, greedy=False, methods=("memit", "onelayer"), out=folder), progress=False)
+    elif kind == "frontier":
+        run_frontier(FrontierConfig(**some, schemes=("one-layer",), ridges=(3.0, 30.0), out=folder), progress=False)
+    else:
+        del some["held_out_tokens"]
+        if kind == "layer_count":
+            run_layer_count(LayerCountConfig(**some, schemes=("backward-full",), most=2, out=folder), progress=False)
+        elif kind == "damping":
+            run_damping(DampingConfig(**some, dampings=(0.1,), out=folder), progress=False)
+        else:
+            run_schemes(SchemesConfig(**some, schemes=("backward-full",), out=folder), ("theorem1",), progress=False)
+    whole, results = (Results(folder, "tables" if kind == "theorem2" else kind) for _ in range(2))
+    assert "4 facts" in whole._make(table).note
+    values = results.dataset[variable].transpose(..., "fact").load()
+    values[(*np.argwhere(np.isfinite(values.values[..., 0]))[-1], 0)] = np.nan
+    results.dataset[variable] = values
+    assert "3 to 4 of 4 facts in a cell" in results._make(table).note
 
 
 def test_the_command_line_ends_with_one_line_where_a_part_of_another_command_is_lost(
