@@ -51,10 +51,9 @@ class Examination:
         Raises:
             InputError: Naming the first fact of which the metrics cannot be taken.
         """
-        style = style or style_of(facts)
         for fact in facts:
-            check_questions(model, style, fact)
-        return cls(model, facts, style, greedy)
+            check_questions(model, fact)
+        return cls(model, facts, style or style_of(facts), greedy)
 
     @cached_property
     def groups(self) -> list[str]:

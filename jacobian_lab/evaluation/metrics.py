@@ -124,18 +124,17 @@ def specificity(
     return {name: torch.cat(parts).cpu() for name, parts in found.items()}
 
 
-def check_questions(model: LanguageModel, style: str, fact: Fact) -> None:
-    """Refuse a fact that the metrics cannot be taken of, before anything is computed.
+def check_questions(model: LanguageModel, fact: Fact) -> None:
+    """Refuse a fact that the metrics cannot be taken of, by either definition of Success.
 
     Args:
         model: The model.
-        style: Whose definition of Success.
         fact: The fact.
 
     Raises:
         InputError: If one of its prompts is too long, or the tokenizer makes nothing of it or of its answer.
     """
-    for question in questions(fact, style):
+    for question in questions(fact, COUNTERFACT):  # which asks what zsRE's does, and more
         try:
             length = len(model.text_prompt(*question).ids)
         except InputError as error:

@@ -2,7 +2,6 @@
 
 import math
 import types
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -15,8 +14,6 @@ from jacobian_lab.editing.methods import TABLE_METHODS
 from jacobian_lab.editing.rules import RuleSettings
 from jacobian_lab.editing.schemes import DAMPING, SchemeName
 from jacobian_lab.errors import InputError
-from jacobian_lab.evaluation.questions import style_of
-from jacobian_lab.facts.fact import Fact
 from jacobian_lab.facts.reading import BUILTIN
 from jacobian_lab.maps.jacobians import MEMORY_BUDGET
 from jacobian_lab.maps.replay import Site
@@ -117,17 +114,6 @@ class EditingConfig(SubjectConfig):
     batch_size: Positive = 16
     anchors_from: Path | None = None
 
-    def style(self, facts: Sequence[Fact]) -> str | None:
-        """Whose metrics the edited model is evaluated by.
-
-        Args:
-            facts: The facts.
-
-        Returns:
-            The definition of Success; none where nothing but the facts' own prompts is asked.
-        """
-        return None
-
 
 @dataclass(frozen=True)
 class SchemesConfig(EditingConfig):
@@ -164,17 +150,6 @@ class LayerCountConfig(EditingConfig):
         "jacobian-pullback",
     )
     most: Positive | None = None
-
-    def style(self, facts: Sequence[Fact]) -> str:
-        """As `EditingConfig.style` has it.
-
-        Args:
-            facts: The facts.
-
-        Returns:
-            The one that the facts allow.
-        """
-        return style_of(facts)
 
 
 @dataclass(frozen=True)
@@ -228,17 +203,6 @@ class EvaluationConfig(EditingConfig):
     greedy: bool = True
     held_out: str = DOCSTRINGS
     held_out_tokens: Positive = 2048
-
-    def style(self, facts: Sequence[Fact]) -> str:
-        """As `EditingConfig.style` has it.
-
-        Args:
-            facts: The facts.
-
-        Returns:
-            The one that was asked for, else the one that the facts allow.
-        """
-        return style_of(facts) if self.metrics == "auto" else self.metrics
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.metrics import check_questions, predicting_states
-from jacobian_lab.evaluation.questions import style_of
 from jacobian_lab.facts.fact import KEEP, SKIP, Fact, Repeat
 from jacobian_lab.facts.reading import read_facts
 from jacobian_lab.jobs.config import SubjectConfig
@@ -22,7 +21,7 @@ from jacobian_lab.maps.agreement import TOLERANCE, check_replay
 from jacobian_lab.maps.hooks import decisive_keys
 from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.rows import check_fact, sorted_out
-from jacobian_lab.model.tokens import BARE, Prompt
+from jacobian_lab.model.tokens import Prompt
 from jacobian_lab.progress import bar
 
 NEAR = 0.9
@@ -81,8 +80,8 @@ def inspect(config: CheckConfig) -> Report:
     except InputError as error:
         report["model"]["refused"] = str(error)
         return report
-    facts, refused = sorted_out(file.facts, partial(check_fact, model, ((BARE,),)), file.places)
-    _, unasked = sorted_out(facts, partial(check_questions, model, style_of(facts)), file.places)
+    facts, refused = sorted_out(file.facts, partial(check_fact, model), file.places)
+    _, unasked = sorted_out(facts, partial(check_questions, model), file.places)
     rows = [model.fact_prompt(fact, answer=True) for fact in facts]
     report["refused"] += [asdict(each) for each in refused]
     report["unasked"] = [asdict(each) for each in unasked]

@@ -30,7 +30,7 @@ from jacobian_lab.editing.solving import Eigh, null_space
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.examination import Examination
 from jacobian_lab.evaluation.metrics import perplexity
-from jacobian_lab.evaluation.questions import neighborhood
+from jacobian_lab.evaluation.questions import neighborhood, style_of
 from jacobian_lab.jobs.bench import Bench, any_coordinated
 from jacobian_lab.jobs.config import EditConfig, EditTableConfig, EvaluationConfig, check
 from jacobian_lab.jobs.job import Job, Labels, Part
@@ -188,7 +188,7 @@ class Comparison:
         """
         check(config)
         held_out = load_corpus(config.held_out, "held_out", config.seed)
-        experiment = prepare(config)
+        experiment = prepare(config, asked=lambda fact: fact)
         examination = _examination(config, experiment)
         text = _held_out_rows(config, experiment, held_out)
         chosen, count = {name: method(name) for name in methods}, len(experiment.facts)
@@ -321,11 +321,11 @@ class Comparison:
 
 
 def _examination(config: EvaluationConfig, experiment: Experiment) -> Examination:
-    """What is asked, once it is clear that it can be."""
-    style = config.style(experiment.facts)
+    """What is asked; that each fact can be has been seen to."""
+    style = style_of(experiment.facts) if config.metrics == "auto" else config.metrics
     if style == "counterfact" and not all(fact.target_true for fact in experiment.facts):
         raise InputError("expected a target_true in every fact for ⟨metrics⟩ counterfact, got some without: use zsre")
-    return Examination.of(experiment.model, experiment.facts, style, greedy=config.greedy)
+    return Examination(experiment.model, experiment.facts, style, config.greedy)
 
 
 def _held_out_rows(config: EvaluationConfig, experiment: Experiment, text: Corpus) -> list[Prompt]:

@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,9 +25,8 @@ from jacobian_lab.model.corpus import Corpus, load_corpus
 from jacobian_lab.model.families import KNOWN
 from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.loading import check_layers, load_model
-from jacobian_lab.model.rows import FactRows, check_fact, fact_rows, sorted_out
+from jacobian_lab.model.rows import FactRows, check_contexts, check_fact, fact_rows, sorted_out
 from jacobian_lab.model.templates import Templates, read_templates, sample_templates
-from jacobian_lab.model.tokens import BARE
 from jacobian_lab.progress import note
 from jacobian_lab.store.arrays import read_config
 from jacobian_lab.store.finished import Finished
@@ -199,13 +198,13 @@ def open_model(config: SubjectConfig) -> tuple[LanguageModel, Layers]:
 
 
 def load_subject(
-    config: SubjectConfig, further: Callable[[LanguageModel, Sequence[Fact]], Callable[[Fact], Any]] | None = None
+    config: SubjectConfig, further: Callable[[LanguageModel], Callable[[Fact], Any]] | None = None
 ) -> Subject:
     """Load and check model, facts and layers, and say on stderr what was found beside the facts.
 
     Args:
         config: Which.
-        further: Given the model and the facts that can be edited, what else refuses a fact.
+        further: Given the model, what else refuses a fact.
 
     Returns:
         All three; the layers that suit the model if none are named.
@@ -216,9 +215,9 @@ def load_subject(
     check(config)
     file = read_facts(config.facts, config.slice, on_bad_record=config.on_bad_record, on_repeat=config.on_repeat)
     model, layers = open_model(config)
-    file = _sorted_out(config, file, partial(check_fact, model, ((BARE,),)))
+    file = _sorted_out(config, file, partial(check_fact, model))
     if further is not None:
-        file = _sorted_out(config, file, further(model, file.facts))
+        file = _sorted_out(config, file, further(model))
     for line in file.notes():
         note(line)
     check_replay(model, file.facts, layers)
@@ -233,11 +232,12 @@ def _sorted_out(config: SubjectConfig, file: FactFile, check: Callable[[Fact], A
     return replace(file, facts=taken, refused=file.refused + refused)
 
 
-def prepare(config: EditingConfig) -> Experiment:
+def prepare(config: EditingConfig, asked: Callable[[Fact], Fact] | None = None) -> Experiment:
     """Load and check everything that a configuration names.
 
     Args:
         config: The configuration.
+        asked: What of a fact the edited model is examined on; by default it is not examined.
 
     Returns:
         The experiment.
@@ -256,16 +256,15 @@ def prepare(config: EditingConfig) -> Experiment:
             )
     donated = None if config.anchors_from is None else _donated(config.anchors_from)
 
-    def further(model: LanguageModel, facts: Sequence[Fact]) -> Callable[[Fact], None]:
-        """What an edit asks of a fact beside its own prompt: every context, and every question of the evaluation."""
+    def further(model: LanguageModel) -> Callable[[Fact], None]:
+        """What an edit needs of a fact beside its own prompt: every context, and every question of the evaluation."""
         nonlocal templates
         contexts = templates = templates or sample_templates(model, config.seed)
-        style = config.style(facts)
 
         def whole(fact: Fact) -> None:
-            check_fact(model, contexts, fact)
-            if style is not None:
-                check_questions(model, style, fact)
+            check_contexts(model, contexts, fact)
+            if asked is not None:
+                check_questions(model, asked(fact))
 
         return whole
 

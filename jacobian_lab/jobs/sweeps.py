@@ -11,6 +11,8 @@ from jacobian_lab.editing.methods import paired
 from jacobian_lab.editing.schemes import SCHEMES, make_targets
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.examination import Examination
+from jacobian_lab.evaluation.questions import style_of
+from jacobian_lab.facts.fact import Fact
 from jacobian_lab.jobs.bench import Bench, any_coordinated, measured_edit
 from jacobian_lab.jobs.config import DampingConfig, FrontierConfig, LayerCountConfig
 from jacobian_lab.jobs.job import Job, Labels, Part, cell_by_cell
@@ -40,7 +42,7 @@ def run_layer_count(config: LayerCountConfig, *, progress: bool = True) -> Path:
     Raises:
         InputError: If anything cannot be used.
     """
-    experiment = prepare(config)
+    experiment = prepare(config, asked=_without_probes)
     last = experiment.layers[-1]
     most = min(MOST, last + 1) if config.most is None else config.most
     if most > last + 1:
@@ -48,8 +50,8 @@ def run_layer_count(config: LayerCountConfig, *, progress: bool = True) -> Path:
     layers = tuple(range(last - most + 1, last + 1))
     check_replay(experiment.model, experiment.facts, layers)
     experiment = replace(experiment, layers=layers)
-    facts = [replace(fact, probes=()) for fact in experiment.facts]  # which are not asked here
-    bench, examination = Bench(experiment, progress), Examination.of(experiment.model, facts)
+    facts = list(map(_without_probes, experiment.facts))
+    bench, examination = Bench(experiment, progress), Examination(experiment.model, facts, style_of(facts), False)
     coordinated = any_coordinated(config.schemes)
 
     def shifted(run: Run) -> dict[int, torch.Tensor]:
@@ -194,3 +196,8 @@ def _held(folder: Path | None) -> list[float]:
 def _decades(ridge: float) -> list[float]:
     """λ from a thirtieth to thirty times a value, in seven steps, with two digits."""
     return [float(f"{ridge * 10 ** (0.5 * step):.1e}") if step else ridge for step in range(-3, 4)]
+
+
+def _without_probes(fact: Fact) -> Fact:
+    """What `run_layer_count` asks of a fact."""
+    return replace(fact, probes=())

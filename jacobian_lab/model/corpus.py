@@ -155,7 +155,7 @@ def _lines(path: Path) -> list[str]:
 @contextmanager
 def _offline(datasets: Any) -> Iterator[None]:
     """Keep a package from asking the network within."""
-    settings = datasets.config, constants
+    settings: tuple[Any, Any] = datasets.config, constants
     before = [each.HF_HUB_OFFLINE for each in settings]
     for each in settings:
         each.HF_HUB_OFFLINE = True

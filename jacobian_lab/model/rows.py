@@ -90,21 +90,34 @@ def fact_rows(model: LanguageModel, facts: Sequence[Fact], templates: Templates 
     return rows
 
 
-def check_fact(model: LanguageModel, templates: Templates, fact: Fact) -> None:
+def check_fact(model: LanguageModel, fact: Fact) -> None:
     """Refuse a fact that cannot be edited.
 
     Args:
         model: The model.
-        templates: The context templates.
         fact: The fact.
 
     Raises:
         InputError: If the tokenizer drops its subject or answer, joins them or takes them for something else, or its
-            row is too long in some context.
+            row is too long.
     """
     row = model.fact_prompt(fact, answer=True)
     check_tokens(model, fact, row)
     _check_length(model, fact, row)
+
+
+def check_contexts(model: LanguageModel, templates: Templates, fact: Fact) -> None:
+    """Refuse a fact that is too long in a context.
+
+    Args:
+        model: The model.
+        templates: The context templates.
+        fact: The fact, which has passed `check_fact`.
+
+    Raises:
+        InputError: If one of its rows is too long.
+    """
+    row = model.fact_prompt(fact, answer=True)
     for text, _ in template_weights(templates):
         if len(row.ids) + len(text.encode()) > model.max_tokens:  # no text has more tokens than bytes
             _check_length(model, fact, model.fact_prompt(fact, text, answer=True))
@@ -128,7 +141,7 @@ def sorted_out(
         try:
             check(fact)
         except InputError as error:
-            refused.append(Refused(places.get(fact.id, f"fact {fact.id!r}"), fact.id, str(error)))
+            refused.append(Refused(places[fact.id], fact.id, str(error)))
         else:
             taken.append(fact)
     return tuple(taken), tuple(refused)

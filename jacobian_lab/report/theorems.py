@@ -88,7 +88,7 @@ def summarised(dataset: xr.Dataset, name: str) -> pd.DataFrame:
 
 
 def _reasons(dataset: xr.Dataset, name: str) -> list[str]:
-    """Why some rows are not known."""
+    """Why some rows are not known, or not to be taken at their word."""
     unknown = {values.name for _, values in ROWS[name](dataset) if _not_known(dataset, values)}
     dtype = dataset.attrs["config"]["settings"]["dtype"]
     reasons = [reason for variable, reason in NOT_KNOWN.items() if variable in unknown]

@@ -255,8 +255,8 @@ def test_without_a_network_a_data_set_is_looked_for_in_the_cache_and_else_said_a
         with pytest.raises(InputError, match=r"no answer from https://huggingface\.co") as caught:
             load_corpus("wikipedia:20200501.en")
         assert "\n" not in str(caught.value)
-    assert not (package.config.HF_HUB_OFFLINE)
-    assert not (constants.HF_HUB_OFFLINE)
+    assert not package.config.HF_HUB_OFFLINE
+    assert not constants.HF_HUB_OFFLINE
 
 
 def test_of_a_very_long_line_the_beginning_alone_is_tokenised(tiny):

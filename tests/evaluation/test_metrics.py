@@ -188,10 +188,10 @@ def test_a_neighbourhood_prompt_without_an_answer_has_no_success(tiny):
 def test_questions_that_are_too_long_are_refused(tiny):
     long = dataclasses.replace(RECORDS[0], paraphrase_prompts=("Rome " * 400,))
     with pytest.raises(InputError, match=r"at most 256 tokens, got one of .* in fact 'many': shorten it"):
-        check_questions(tiny, "counterfact", long)
+        check_questions(tiny, long)
     blank = dataclasses.replace(RECORDS[0], neighborhood_prompts=("",))
     with pytest.raises(InputError, match=r"got '' in what is asked of fact 'many': give another"):
-        check_questions(dataclasses.replace(tiny, tokenizer=make_tokenizer()), "zsre", blank)
+        check_questions(dataclasses.replace(tiny, tokenizer=make_tokenizer()), blank)
 
 
 def test_greedy_decoding_is_accuracy(family_model):

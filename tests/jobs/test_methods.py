@@ -182,7 +182,7 @@ def test_weights_are_back_when_the_evaluation_fails(bench, quick, tmp_path, monk
             raise RuntimeError("in the middle")
         return original(*given)
 
-    monkeypatch.setattr(methods_job, "prepare", lambda _config: bench[0])
+    monkeypatch.setattr(methods_job, "prepare", lambda _config, asked: bench[0])
     monkeypatch.setattr(examination, "evaluate", second_fails)
     config = EditTableConfig(**quick, methods=("memit+fe",), greedy=False, out=tmp_path / "run")
     with pytest.raises(RuntimeError, match="in the middle"):

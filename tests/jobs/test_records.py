@@ -23,8 +23,9 @@ RECORDS = [
     {**GOOD, "id": "neighbour", "subject": "Cleo Marsh", "neighborhood_prompts": [LONG + "Ada was born in"]},
     {**GOOD, "id": "context", "subject": "Dora " + "Vale " * 55},
     {**GOOD, "id": "special", "subject": "Eve<eos>"},
+    {**GOOD, "id": "probe", "subject": "Fay Lorne", "probes": [{"group": "g", "prompt": LONG, "answers": ["x"]}]},
 ]
-"""The last but one is too long in a context alone."""
+"""The fourth is too long in a context alone."""
 
 
 @pytest.fixture
@@ -38,9 +39,9 @@ def given(arguments, tmp_path):
 @pytest.mark.parametrize(
     ("command", "more", "left"),
     [
-        ("tables", ["--schemes", "one-layer", "--survey", "none"], ["good", "paraphrase", "neighbour"]),
+        ("tables", ["--schemes", "one-layer", "--survey", "none"], ["good", "paraphrase", "neighbour", "probe"]),
         ("edit-table", ["--methods", "onelayer", "--held-out-tokens", "100"], ["good"]),
-        ("layer-count", ["--schemes", "backward-full", "--most", "1"], ["good"]),
+        ("layer-count", ["--schemes", "backward-full", "--most", "1"], ["good", "probe"]),
     ],
 )
 def test_what_a_command_cannot_use_is_listed_or_left_out(command, more, left, given, tmp_path, capsys):
@@ -58,7 +59,7 @@ def test_what_a_command_cannot_use_is_listed_or_left_out(command, more, left, gi
     skipped = dataset.attrs["config"]["provenance"]["facts"]["skipped"]
     assert [line.partition(":")[0] for line in skipped] == [
         "record 4",
-        *(f"record {place}" for place, record in enumerate(RECORDS[:4]) if record["id"] not in left),
+        *(f"record {place}" for place, record in enumerate(RECORDS) if record["id"] not in (*left, "special")),
     ]
     assert f"records skipped: {len(skipped)}" in told
 
