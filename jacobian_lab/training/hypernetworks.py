@@ -57,7 +57,7 @@ class Normaliser:
 
     def state(self) -> dict[str, Tensor]:
         """Everything, as tensors."""
-        return {"count": torch.tensor(self.count), "mean": self.mean, "squares": self.squares}
+        return {"count": torch.tensor(self.count), "mean": self.mean.clone(), "squares": self.squares.clone()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Become what another was.
@@ -66,7 +66,7 @@ class Normaliser:
             state: Its `state`.
         """
         self.count = int(state["count"])
-        self.mean, self.squares = state["mean"].to(self.mean), state["squares"].to(self.squares)
+        self.mean, self.squares = (state[n].to(self.mean, copy=True) for n in ("mean", "squares"))
 
 
 class Hypernetwork(nn.Module):

@@ -132,16 +132,24 @@ class RLEdit:
     """A hypernetwork for a model, and what it has learnt so far.
 
     Attributes:
-        model: The model; edited in place, within `changing`.
+        model: The model; edited in place, within `edited`.
+        lessons: What it is trained with, in batches one after the other.
+        rows: What it edits: the rewriting prompts with the new answers.
         settings: How it is trained and edits.
         networks: One for each shape of matrix.
         normalisers: Likewise.
         losses: Of every batch of the training: what the edit should do, and the divergence that it causes.
+        changed: The matrices as the trajectory that is gone through has left them; none where it begins.
+        deltas: ΔW by module, of the last `edited`.
     """
 
     model: LanguageModel
+    lessons: Sequence[Lesson]
+    rows: Sequence[Prompt]
     settings: RLEditSettings
     losses: list[tuple[float, float]] = field(default_factory=list)
+    changed: dict[str, Tensor] = field(default_factory=dict)
+    deltas: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.modules = self.settings.modules(self.model)
@@ -167,6 +175,9 @@ class RLEdit:
         self.normalisers = {shape: Normaliser(sum(shape), dtype, device) for shape in shapes}
         self.places = {name: (shape, number) for shape, names in shapes.items() for number, name in enumerate(names)}
         self.dtype = dtype
+        self.adam = torch.optim.Adam(
+            [p for network in self.networks.values() for p in network.parameters()], chosen.meta_lr
+        )
 
     @contextmanager
     def changing(self) -> Iterator[None]:
@@ -179,54 +190,104 @@ class RLEdit:
         try:
             yield
         finally:
-            for name, weight in before.items():
-                matrix(self.modules[name]).copy_(weight)
+            self._put(before)
 
-    def train(self, lessons: Sequence[Lesson], advance: Callable[[int], Any] = lambda _: None) -> None:
+    def train(self, advance: Callable[[int], Any] = lambda _: None) -> Iterator[None]:
         """Go through the lessons in sequences of edits, as often as is set, and learn from what the edits do.
 
+        Between two batches nothing is left on the model but what `state` holds too, so that it can be put away there
+        and gone on from.
+
         Args:
-            lessons: The lessons, in batches one after the other.
             advance: Told of every batch's lessons.
+
+        Yields:
+            Nothing, after every batch.
         """
         settings = self.settings
-        size = settings.facts_at_once
-        batches = [lessons[start : start + size] for start in range(0, len(lessons), size)]
-        adam = torch.optim.Adam(
-            [p for network in self.networks.values() for p in network.parameters()], settings.meta_lr
-        )
-        for _ in range(settings.epochs):
-            adam.zero_grad(set_to_none=True)
+        batches = _parts(self.lessons, settings.facts_at_once)
+        while len(self.losses) < settings.epochs * len(batches):
+            number = len(self.losses) % len(batches)
+            if number == 0:
+                self.changed = {}
             with self.changing():
-                for number in range(len(batches)):
-                    seen = batches[max(0, number + 1 - settings.back) : number + 1]
-                    self.losses.append(self._learn(list(reversed(seen))))
-                    if settings.clipped == "each":
-                        self._clip()
-                    if settings.step == "batch":
-                        self._step(adam)
-                    advance(len(batches[number]))
-            if settings.step == "trajectory":
-                self._step(adam)
+                self._put(self.changed)
+                seen = batches[max(0, number + 1 - settings.back) : number + 1]
+                told = self._learn(list(reversed(seen)))
+                self.changed = {name: matrix(module).clone() for name, module in self.modules.items()}
+            if settings.clipped == "each":
+                self._clip()
+            if settings.step == "batch" or number + 1 == len(batches):
+                self._step()
+            self.losses.append(told)
+            advance(len(batches[number]))
+            yield
 
-    def edit(
-        self, rows: Sequence[Prompt], advance: Callable[[int], Any] = lambda _: None
-    ) -> Iterator[dict[str, Float[Tensor, "out in"]]]:
-        """Edit, batch after batch (within `changing`).
+    def state(self) -> dict[str, Tensor]:
+        """All that goes from one batch to the next, as tensors: what `restore` goes on from."""
+        found = {"losses": torch.tensor(self.losses, dtype=torch.float64).reshape(-1, 2)}
+        found |= {f"changed.{name}": weight for name, weight in self.changed.items()}
+        for number, normaliser in enumerate(self.normalisers.values()):
+            found |= {f"normaliser.{number}.{name}": each for name, each in normaliser.state().items()}
+        for name, parameter in self._parameters():
+            found[name] = parameter.detach()
+            if parameter.grad is not None:
+                found[f"{name}.grad"] = parameter.grad
+            found |= {f"{name}.adam.{key}": each for key, each in self.adam.state[parameter].items()}
+        return found
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Become what another was that was made with the same model, lessons and settings.
 
         Args:
-            rows: The rewriting prompts with the new answers.
+            state: Its `state`.
+        """
+        self.losses = [(first, second) for first, second in state["losses"].tolist()]
+        self.changed = {
+            name: state[f"changed.{name}"].to(matrix(module))
+            for name, module in self.modules.items()
+            if f"changed.{name}" in state
+        }
+        for number, normaliser in enumerate(self.normalisers.values()):
+            normaliser.restore({name: state[f"normaliser.{number}.{name}"] for name in normaliser.state()})
+        for name, parameter in self._parameters():
+            parameter.data.copy_(state[name])
+            kept, moments = state.get(f"{name}.grad"), f"{name}.adam."
+            parameter.grad = None if kept is None else kept.to(parameter, copy=True)
+            self.adam.state[parameter] = {
+                key.removeprefix(moments): each.clone() for key, each in state.items() if key.startswith(moments)
+            }
+
+    def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for number, network in enumerate(self.networks.values()):
+            for name, parameter in network.named_parameters():
+                yield f"network.{number}.{name}", parameter
+
+    @contextmanager
+    def edited(self, advance: Callable[[int], Any] = lambda _: None) -> Iterator[None]:
+        """The model edited within, batch after batch as trained, and bit for bit as it was without.
+
+        Args:
             advance: Told of every batch's rows.
 
         Yields:
-            What each batch changed, by module.
+            Nothing.
         """
-        size = self.settings.facts_at_once
-        for start in range(0, len(rows), size):
-            changes = self._changes(self._told_of(rows[start : start + size]))
-            self._add(changes)
-            advance(len(rows[start : start + size]))
-            yield {name: change.T for name, change in changes.items()}
+        kept = [(normaliser, normaliser.state()) for normaliser in self.normalisers.values()]
+        self.deltas = {}
+        try:
+            with self.changing():
+                for some in _parts(self.rows, self.settings.facts_at_once):
+                    changes = self._changes(self._told_of(some))
+                    self._add(changes)
+                    for name, change in changes.items():
+                        whole = self.deltas.get(name)
+                        self.deltas[name] = change.T if whole is None else whole + change.T
+                    advance(len(some))
+                yield
+        finally:
+            for normaliser, state in kept:
+                normaliser.restore(state)
 
     def _learn(self, seen: Sequence[Sequence[Lesson]]) -> tuple[float, float]:
         """Edit the newest of some batches, and take the gradients of what that does to all of them."""
@@ -284,6 +345,11 @@ class RLEdit:
         return changes
 
     @torch.no_grad()
+    def _put(self, weights: Mapping[str, Tensor]) -> None:
+        for name, weight in weights.items():
+            matrix(self.modules[name]).copy_(weight)
+
+    @torch.no_grad()
     def _add(self, changes: Mapping[str, Float[Tensor, "in out"]]) -> None:
         for name, change in changes.items():
             weight = matrix(self.modules[name])
@@ -335,11 +401,11 @@ class RLEdit:
                     if parameter.grad is not None:
                         parameter.grad.mul_(factor)
 
-    def _step(self, adam: torch.optim.Adam) -> None:
+    def _step(self) -> None:
         if self.settings.clipped == "once":
             self._clip()
-        adam.step()
-        adam.zero_grad(set_to_none=True)
+        self.adam.step()
+        self.adam.zero_grad(set_to_none=True)
 
 
 def _remember(

@@ -1,8 +1,10 @@
 """WISE: one edit after the other by masked gradient steps on a side matrix, shard by shard, merged now and then."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -23,6 +25,7 @@ from jacobian_lab.training.memories import (
     distances,
     first_tokens,
     margin,
+    save_memory,
     ties,
 )
 
@@ -161,6 +164,32 @@ class Wise:
             advance(1)
             yield self.done[-1]
 
+    def state(self) -> dict[str, Tensor]:
+        """All that goes from one fact to the next, as tensors: what `restore` goes on from."""
+        told = [[float(each.steps), each.loss, each.inside, each.outside] for each in self.done]
+        found = {
+            "done": torch.tensor(told, dtype=torch.float64).reshape(-1, len(fields(Trained))),
+            "side": self.side,
+            "mask": self.mask,
+            "least": torch.tensor(self.least, dtype=torch.float64),
+            "thresholds": torch.tensor([side.threshold for side in self.merged], dtype=torch.float64),
+        }
+        found |= {f"shard.{n}": shard for n, shard in enumerate(self.shards)}
+        return found | {f"merged.{n}": side.weight for n, side in enumerate(self.merged)}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Become what another was that was made with the same facts and settings.
+
+        Args:
+            state: Its `state`.
+        """
+        own = self.own
+        self.done = [Trained(int(steps), *others) for steps, *others in state["done"].tolist()]
+        self.side, self.mask, self.least = state["side"].to(own), state["mask"].to(own.device), float(state["least"])
+        self.shards = [state[f"shard.{n}"].to(own) for n in range(sum(name.startswith("shard.") for name in state))]
+        thresholds = state["thresholds"].tolist()
+        self.merged = [Side(state[f"merged.{n}"].to(own), each) for n, each in enumerate(thresholds)]
+
     def memory(self) -> Memory:
         """The memory as it serves now: what was merged, and the side matrix in training."""
         threshold, sides = self.settings.act_ratio * self.least, list(reversed(self.merged))
@@ -169,6 +198,29 @@ class Wise:
         if not torch.equal(self.side, self.own):
             sides.insert(0, Side(self.side.clone(), threshold))
         return Memory(self.place, tuple(sides))
+
+    @contextmanager
+    def edited(self, advance: Callable[[int], Any] = lambda _: None) -> Iterator[None]:
+        """The model with the memory beside it within, and as it was without.
+
+        Args:
+            advance: Told of the facts.
+
+        Yields:
+            Nothing.
+        """
+        advance(len(self.rows))
+        with self.memory().serving(self.rows.model):
+            yield
+
+    def save(self, path: Path, config: Mapping[str, Any]) -> None:
+        """Write the memory.
+
+        Args:
+            path: The file.
+            config: Everything that decided it, as JSON can hold it.
+        """
+        save_memory(path, self.rows.model, self.memory(), config)
 
     def _edit(self, place: int) -> Trained:
         """Gradient steps on one fact."""

@@ -27,8 +27,8 @@ def lessons_of(model, facts):
     ]
 
 
-def rledit_of(model, **changes):
-    return RLEdit(model, replace(SETTINGS, **changes))
+def rledit_of(model, lessons=(), **changes):
+    return RLEdit(model, lessons, [each.edit for each in lessons], replace(SETTINGS, **changes))
 
 
 def disturb(editor):
@@ -126,19 +126,25 @@ def test_the_networks_gradient_is_autograds_through_everything(penalised, tiny, 
 
 
 def test_a_sequence_adds_up_and_is_put_back_to_the_bit(tiny, facts):
-    editor = rledit_of(tiny)
+    """Two batches: what the first did, and what the second added on the model as the first had left it."""
+    lessons = lessons_of(tiny, facts[:4])
+    editor, first = rledit_of(tiny, lessons), rledit_of(tiny, lessons[:2])
     before = {name: matrix(module).clone() for name, module in editor.modules.items()}
-    with editor.changing():
-        changes = list(editor.edit([each.edit for each in lessons_of(tiny, facts[:4])]))
-        assert len(changes) == 2
-        for name, module in editor.modules.items():
-            assert matrix(module).shape == changes[0][name].shape
-            torch.testing.assert_close(
-                matrix(module), before[name] + changes[0][name] + changes[1][name], rtol=1e-12, atol=1e-12
-            )
-            assert not torch.equal(matrix(module), before[name])
-            tokens = sum(len(each.edit.answer) for each in lessons_of(tiny, facts[:2]))
-            assert torch.linalg.matrix_rank(changes[0][name]) <= tokens
+    for _ in range(2):  # and again: what is standardised begins where the training left it
+        told = []
+        with editor.edited(told.append):
+            for name, module in editor.modules.items():
+                torch.testing.assert_close(matrix(module), before[name] + editor.deltas[name], rtol=1e-12, atol=1e-12)
+            both = dict(editor.deltas)
+        assert told == [2, 2]
+        assert all(torch.equal(matrix(module), before[name]) for name, module in editor.modules.items())
+    with first.edited():
+        tokens = sum(len(each.edit.answer) for each in lessons[:2])
+        for name, change in first.deltas.items():
+            assert torch.linalg.matrix_rank(change) <= tokens
+            assert 0 < torch.linalg.matrix_rank(both[name] - change) <= sum(len(e.edit.answer) for e in lessons[2:])
+    with pytest.raises(RuntimeError, match="within"), editor.edited():
+        raise RuntimeError("within")
     assert all(torch.equal(matrix(module), before[name]) for name, module in editor.modules.items())
 
 
@@ -151,8 +157,8 @@ def test_what_is_not_changed_diverges_by_nothing(tiny, facts):
 
 
 def test_training_lowers_the_loss(tiny, facts):
-    editor = rledit_of(tiny, epochs=12, meta_lr=1e-3, penalty=0.0, local=0.0)
-    editor.train(lessons_of(tiny, facts[:4]))
+    editor = rledit_of(tiny, lessons_of(tiny, facts[:4]), epochs=12, meta_lr=1e-3, penalty=0.0, local=0.0)
+    list(editor.train())
     losses = [first for first, _ in editor.losses]
     assert sum(losses[-2:]) < sum(losses[:2])
 
@@ -161,18 +167,34 @@ def test_a_penalty_without_a_gradient_does_nothing(tiny, facts):
     """As published: the term is there, and no parameter hears of it."""
     found = []
     for penalty, penalised in ((0.0, True), (1e3, False), (1e3, True)):
-        editor = rledit_of(tiny, penalty=penalty, penalised=penalised, epochs=1)
-        editor.train(lessons_of(tiny, facts[:2]))
+        editor = rledit_of(tiny, lessons_of(tiny, facts[:2]), penalty=penalty, penalised=penalised, epochs=1)
+        list(editor.train())
         found.append(torch.cat([p.detach().flatten() for n in editor.networks.values() for p in n.parameters()]))
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
 
 
 def test_the_same_training_is_the_same_again(tiny, facts):
-    first, again = (rledit_of(tiny, epochs=2, step="batch", clipped="each") for _ in range(2))
+    lessons = lessons_of(tiny, facts[:4])
+    first, again = (rledit_of(tiny, lessons, epochs=2, step="batch", clipped="each") for _ in range(2))
     for editor in (first, again):
-        editor.train(lessons_of(tiny, facts[:4]))
+        list(editor.train())
     assert first.losses == again.losses
+
+
+@pytest.mark.parametrize("step", ["trajectory", "batch"])
+@pytest.mark.parametrize("killed", [1, 2, 3])
+def test_killed_after_any_batch_it_goes_on_to_the_same_bits(killed, step, tiny, facts):
+    whole, first, second = (rledit_of(tiny, lessons_of(tiny, facts[:4]), epochs=2, step=step) for _ in range(3))
+    list(whole.train())
+    for _, _ in zip(range(killed), first.train(), strict=False):
+        pass
+    second.restore({name: tensor.clone() for name, tensor in first.state().items()})
+    assert len(list(second.train())) == 4 - killed
+    assert second.losses == whole.losses
+    ours, theirs = second.state(), whole.state()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_blocks_that_are_not_there_are_refused(tiny):

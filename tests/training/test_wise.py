@@ -147,6 +147,24 @@ def test_it_is_the_same_again(tiny, facts):
         assert torch.equal(ours.weight, theirs.weight)
 
 
+@pytest.mark.parametrize("killed", [1, 2, 3])
+@pytest.mark.parametrize("retrieve", [False, True])
+def test_killed_after_any_fact_it_goes_on_to_the_same_bits(killed, retrieve, tiny, facts):
+    def fresh():
+        return wise_of(tiny, facts[:4], shards=4, merged=2, retrieve=retrieve)
+
+    whole, first, second = fresh(), fresh(), fresh()
+    list(whole.train())
+    for _, _ in zip(range(killed), first.train(), strict=False):
+        pass
+    second.restore({name: tensor.clone() for name, tensor in first.state().items()})
+    assert len(list(second.train())) == 4 - killed
+    assert second.done == whole.done
+    for ours, theirs in zip(second.memory().sides, whole.memory().sides, strict=True):
+        assert torch.equal(ours.weight, theirs.weight)
+        assert ours.threshold == theirs.threshold
+
+
 def test_too_few_unrelated_rows_are_refused(tiny, facts):
     with pytest.raises(InputError, match="expected an unrelated row for each of 2 facts, got 1"):
         Wise(fact_rows(tiny, facts[:2]), [Prompt((1, 2), 1)], SETTINGS)
