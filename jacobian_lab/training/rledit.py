@@ -4,12 +4,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from jacobian_lab.editing.deltas import save_delta
 from jacobian_lab.errors import InputError
 from jacobian_lab.maps.replay import Frozen, freeze, tail_logits
 from jacobian_lab.model.language_model import LanguageModel, matrix
@@ -288,6 +290,23 @@ class RLEdit:
         finally:
             for normaliser, state in kept:
                 normaliser.restore(state)
+
+    def save(self, path: Path, config: Mapping[str, Any]) -> None:
+        """Write what `edited` changed last, as a delta.
+
+        Args:
+            path: The file.
+            config: Everything that decided it, as JSON can hold it.
+
+        Raises:
+            InputError: If it is not finite.
+        """
+        save_delta(path, self.model, self._placed(self.deltas), config)
+
+    def _placed(self, deltas: Mapping[str, Tensor]) -> dict[int | str, Tensor]:
+        """Output projections by their layers."""
+        layers = {self.model.projection(layer): layer for layer in range(self.model.n_layers)}
+        return {layers.get(self.modules[name], name): delta for name, delta in deltas.items()}
 
     def _learn(self, seen: Sequence[Sequence[Lesson]]) -> tuple[float, float]:
         """Edit the newest of some batches, and take the gradients of what that does to all of them."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.func import functional_call
 
+from jacobian_lab.editing.deltas import add_delta, load_delta
 from jacobian_lab.errors import InputError
 from jacobian_lab.model.language_model import matrix
 from jacobian_lab.model.tokens import pad
@@ -146,6 +147,18 @@ def test_a_sequence_adds_up_and_is_put_back_to_the_bit(tiny, facts):
     with pytest.raises(RuntimeError, match="within"), editor.edited():
         raise RuntimeError("within")
     assert all(torch.equal(matrix(module), before[name]) for name, module in editor.modules.items())
+
+
+@pytest.mark.parametrize("projections", [False, True])
+def test_what_it_changed_is_saved_and_goes_on_the_base_model_alone(projections, family_model, facts, tmp_path):
+    editor = rledit_of(family_model, lessons_of(family_model, facts[:2]), projections=projections)
+    with editor.edited():
+        edited = {name: matrix(module).clone() for name, module in editor.modules.items()}
+    editor.save(tmp_path / "delta.safetensors", {})
+    with editor.changing():
+        add_delta(family_model, load_delta(tmp_path / "delta.safetensors", family_model))
+        for name, module in editor.modules.items():
+            torch.testing.assert_close(matrix(module), edited[name], rtol=1e-12, atol=1e-12)
 
 
 def test_what_is_not_changed_diverges_by_nothing(tiny, facts):
