@@ -191,7 +191,7 @@ def create_store(folder: Path, variables: Mapping[str, Variable], coordinates: M
         zarr.consolidate_metadata(partial, zarr_format=2)
 
 
-def open_arrays(folder: Path, mode: Literal["r", "r+"]) -> tuple[Any, dict[str, list[Any]]]:
+def open_arrays(folder: Path, mode: Literal["r", "r+"]) -> tuple[dict[str, zarr.Array[Any]], dict[str, list[Any]]]:
     """Open the arrays of a run.
 
     Args:
@@ -199,12 +199,12 @@ def open_arrays(folder: Path, mode: Literal["r", "r+"]) -> tuple[Any, dict[str, 
         mode: To read, or to write too.
 
     Returns:
-        The arrays as zarr has them, and the labels of their dimensions.
+        The arrays as zarr has them, by name, and the labels of their dimensions.
     """
     config = read_config(folder)
     with reading(folder):
-        arrays = zarr.open_group(folder / STORE, mode=mode, use_consolidated=True)
-        check_arrays(folder, KINDS[config["kind"]], set(arrays.array_keys()))
+        arrays = dict(zarr.open_group(folder / STORE, mode=mode, use_consolidated=True).arrays())
+        check_arrays(folder, KINDS[config["kind"]], set(arrays))
         labels = {name: np.asarray(arrays[name]).tolist() for name in config["coordinates"]}
     check_labels(folder, config, labels)
     return arrays, labels
