@@ -62,6 +62,9 @@ METHODS: Mapping[str, Method] = {
 TABLE_METHODS = tuple(name for name in METHODS if name != "blue-refit")
 """What a table has unless told otherwise: all but the other reading of BLUE."""
 
+TRAINED = ("wise", "rledit")
+"""The paper's methods that train, which are no pairs; they are at home in `jacobian_lab.training`."""
+
 PAIRS = tuple(f"{rule}@{scheme}" for rule in RULES for scheme in SCHEMES)
 ALIASES = {"fe": "memit+fe"}
 
@@ -70,7 +73,8 @@ def method_name(text: str) -> str:
     """The name under which a method is stored.
 
     Args:
-        text: What a user calls it: a name in `METHODS`, ``fe``, or ``rule@scheme``; case does not matter.
+        text: What a user calls it: a name in `METHODS` or `TRAINED`, ``fe``, or ``rule@scheme``; case does not
+            matter.
 
     Returns:
         The name.
@@ -79,25 +83,32 @@ def method_name(text: str) -> str:
         InputError: If there is no such method.
     """
     name = ALIASES.get(text.lower(), text.lower())
-    if name not in METHODS and name not in PAIRS:
+    if name not in {*METHODS, *PAIRS, *TRAINED}:
         raise InputError(
-            f"expected methods among {', '.join(METHODS)}, or a pair rule@scheme such as rect@backward-full, "
-            f"got {text!r}: choose among them"
+            f"expected methods among {', '.join((*METHODS, *TRAINED))}, or a pair rule@scheme such as "
+            f"rect@backward-full, got {text!r}: choose among them"
         )
     return name
 
 
 def method(name: str) -> Method:
-    """A method.
+    """A method that is a pair.
 
     Args:
         name: What `method_name` returned.
 
     Returns:
         The method.
+
+    Raises:
+        InputError: If it is one that trains.
     """
     if name in METHODS:
         return METHODS[name]
+    if name in TRAINED:
+        raise InputError(
+            f"expected a target scheme with an update rule, got {name}, which trains: choose among {', '.join(METHODS)}"
+        )
     rule, _, scheme = name.partition("@")
     return Method(scheme, rule)
 

@@ -81,8 +81,8 @@ class Bench:
         Raises:
             InputError: If one is singular.
         """
-        if self.experiment.ridge is None and exists(folder):
-            vars(self)["ridge"] = float(read_config(folder)["provenance"]["ridge"])
+        if self.experiment.ridge is None and exists(folder) and "ridge" in (told := read_config(folder)["provenance"]):
+            vars(self)["ridge"] = float(told["ridge"])
         count = len(self.experiment.facts) if self.columns is None else self.columns
         if self.experiment.published is not None:
             _ = self.moments  # files that cannot be used are refused before the long work

@@ -2,7 +2,7 @@
 
 import math
 import types
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -19,6 +19,7 @@ from jacobian_lab.maps.jacobians import MEMORY_BUDGET
 from jacobian_lab.maps.replay import Site
 from jacobian_lab.model.corpus import DOCSTRINGS, PYTHON_DOCS
 from jacobian_lab.model.sources import DEFAULT_MODEL
+from jacobian_lab.training.settings import TrainingSettings
 
 Positive = Annotated[int, Gt(0)]
 Above = Annotated[float, Gt(0)]
@@ -206,7 +207,27 @@ class EvaluationConfig(EditingConfig):
 
 
 @dataclass(frozen=True)
-class EditTableConfig(EvaluationConfig):
+class MethodsConfig(EvaluationConfig):
+    """Methods of any kind, those that train among them.
+
+    Attributes:
+        training: How the methods train that do.
+        train_facts: "builtin", or a file, with the facts that these train with: those of other subjects than what is
+            edited. By default the file of the facts, outside the slice.
+        train_slice: Which of them, as A:B; all of them by default.
+    """
+
+    training: OmitArgPrefixes[TrainingSettings] = field(default_factory=TrainingSettings)
+    train_facts: str | None = None
+    train_slice: str | None = None
+
+    def taught(self) -> dict[str, Any]:
+        """What decides the numbers of methods that train, as it stands in ``config.json``."""
+        return {**asdict(self.training), "train_facts": self.train_facts, "train_slice": self.train_slice}
+
+
+@dataclass(frozen=True)
+class EditTableConfig(MethodsConfig):
     """Edits with several methods.
 
     Attributes:
@@ -234,7 +255,7 @@ class FrontierConfig(EvaluationConfig):
 
 
 @dataclass(frozen=True)
-class EditConfig(EvaluationConfig):
+class EditConfig(MethodsConfig):
     """An edit with one method.
 
     Attributes:

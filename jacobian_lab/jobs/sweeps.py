@@ -169,7 +169,7 @@ def run_frontier(config: FrontierConfig, *, progress: bool = True) -> Path:
         _ = at_work.examination.before  # of the unedited model
 
         def point(edit: str, ridge: float) -> list[tuple[str, Any, Labels]]:
-            return at_work.measure(edit, replace(bench.setting, ridge=ridge), targets)
+            return at_work.measure(edit, (replace(bench.setting, ridge=ridge), targets))
 
         cells = [{"edit": name, "ridge": ridge} for name in methods for ridge in ridges]
         cell_by_cell(run, "measured", cells, point, "frontier", "edit", progress)

@@ -1,108 +1,25 @@
 """RLEdit: a hypernetwork trained over sequences of edits, then used on the facts to be edited."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from jacobian_lab.editing.deltas import save_delta
-from jacobian_lab.errors import InputError
+from jacobian_lab.editing.deltas import save_delta, save_model
 from jacobian_lab.maps.replay import Frozen, freeze, tail_logits
 from jacobian_lab.model.language_model import LanguageModel, matrix
 from jacobian_lab.model.tokens import Prompt
 from jacobian_lab.training.hypernetworks import Hypernetwork, Normaliser, Solve, pull_back, total_norm
+from jacobian_lab.training.settings import RLEditSettings
 
 Shape = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class RLEditSettings:
-    """How RLEdit is trained and edits; what is not given suits the model at hand.
-
-    Attributes:
-        blocks: Blocks whose matrices are changed; nine at two thirds of the depth by default.
-        projections: Whether these are the MLPs' output projections instead of the maps at their entrance.
-        rank: Rank of the network's blocks.
-        depth: How many blocks it has.
-        meta_lr: Adam's learning rate for the network.
-        rate: η at first.
-        local: Weight of the divergence on unrelated prompts.
-        penalty: Weight of ‖Δ‖².
-        discount: μ, by which older batches count less.
-        back: How many batches a loss looks back on, itself counted.
-        clip: The norm that gradients are cut to.
-        clipped: Whether once, before a step of the network, or after every batch, as published, where the last batch
-            then counts most.
-        penalised: Whether the penalty has a gradient; in the published code it has none.
-        step: Whether the network takes a step after a trajectory, or after every batch.
-        facts_at_once: Facts of a batch.
-        rows_at_once: Rows of a pass.
-        epochs: How often the trajectory is gone through.
-        seed: Seed of the network, and of which paraphrase and neighbour a fact is trained with.
-    """
-
-    blocks: tuple[int, ...] | None = None
-    projections: bool = False
-    rank: int = 256
-    depth: int = 4
-    meta_lr: float = 1e-5
-    rate: float = 1e-6
-    local: float = 0.6
-    penalty: float = 1e-4
-    discount: float = 0.95
-    back: int = 10
-    clip: float = 1.0
-    clipped: Literal["once", "each"] = "once"
-    penalised: bool = True
-    step: Literal["trajectory", "batch"] = "trajectory"
-    facts_at_once: int = 20
-    rows_at_once: int = 4
-    epochs: int = 1
-    seed: int = 0
-
-    def modules(self, model: LanguageModel) -> dict[str, nn.Module]:
-        """What is changed.
-
-        Args:
-            model: The model.
-
-        Returns:
-            The modules by their names in it, block by block.
-
-        Raises:
-            InputError: If there is no such block.
-        """
-        middle = round(0.68 * model.n_layers)
-        blocks = self.blocks or tuple(range(middle, min(middle + 9, model.n_layers)))
-        if min(blocks) < 1 or max(blocks) >= model.n_layers:
-            raise InputError(
-                f"expected blocks of 1 to {model.n_layers - 1} for RLEdit, got {min(blocks)} to {max(blocks)}: choose "
-                "among them"
-            )
-        names = {module: name for name, module in model.hf.named_modules()}
-        chosen = [
-            module
-            for block in blocks
-            for module in ([model.projection(block)] if self.projections else model.inner(block))
-        ]
-        return {names[module]: module for module in chosen}
-
-    def first(self, model: LanguageModel) -> int:
-        """The lowest block that is changed.
-
-        Args:
-            model: The model.
-
-        Returns:
-            Its index.
-        """
-        return min(self.blocks) if self.blocks else round(0.68 * model.n_layers)
 
 
 @dataclass(frozen=True)
@@ -207,11 +124,9 @@ class RLEdit:
             Nothing, after every batch.
         """
         settings = self.settings
-        batches = _parts(self.lessons, settings.facts_at_once)
+        batches = _parts(self.lessons, settings.facts_at_once)[: settings.batches]
         while len(self.losses) < settings.epochs * len(batches):
             number = len(self.losses) % len(batches)
-            if number == 0:
-                self.changed = {}
             with self.changing():
                 self._put(self.changed)
                 seen = batches[max(0, number + 1 - settings.back) : number + 1]
@@ -219,7 +134,9 @@ class RLEdit:
                 self.changed = {name: matrix(module).clone() for name, module in self.modules.items()}
             if settings.clipped == "each":
                 self._clip()
-            if settings.step == "batch" or number + 1 == len(batches):
+            if number + 1 == len(batches):
+                self.changed = {}
+            if settings.step == "batch" or not self.changed:
                 self._step()
             self.losses.append(told)
             advance(len(batches[number]))
@@ -291,17 +208,39 @@ class RLEdit:
             for normaliser, state in kept:
                 normaliser.restore(state)
 
+    def told(self) -> dict[str, Any]:
+        """How much each block changed, and at which rank: of several matrices together, and the largest."""
+        blocks: dict[int, list[str]] = {}
+        for layer in range(self.model.n_layers):
+            own = {self.model.projection(layer), *self.model.inner(layer)}
+            blocks[layer] = [name for name, module in self.modules.items() if module in own]
+
+        def size(tensors: Iterable[Tensor]) -> float:
+            return math.sqrt(sum(float(each.double().square().sum()) for each in tensors))
+
+        norms, ranks = [math.nan] * len(blocks), [math.nan] * len(blocks)
+        for layer, names in blocks.items():
+            if names:
+                changes = [self.deltas[name] for name in names]
+                before = [matrix(self.modules[name]) - self.deltas[name] for name in names]
+                norms[layer] = size(changes) / size(before)
+                ranks[layer] = float(max(torch.linalg.matrix_rank(each) for each in changes))
+        return {"changed_norm": norms, "changed_rank": ranks}
+
     def save(self, path: Path, config: Mapping[str, Any]) -> None:
-        """Write what `edited` changed last, as a delta.
+        """Write what `edited` changed last, as a delta, or the model as it is now.
 
         Args:
-            path: The file.
+            path: The file, or the folder.
             config: Everything that decided it, as JSON can hold it.
 
         Raises:
             InputError: If it is not finite.
         """
-        save_delta(path, self.model, self._placed(self.deltas), config)
+        if path.suffix == ".safetensors":
+            save_delta(path, self.model, self._placed(self.deltas), config)
+        else:
+            save_model(self.model, path)
 
     def _placed(self, deltas: Mapping[str, Tensor]) -> dict[int | str, Tensor]:
         """Output projections by their layers."""

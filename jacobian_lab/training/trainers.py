@@ -51,12 +51,23 @@ class Trainer(Protocol):
         """
         ...
 
+    def told(self) -> dict[str, Any]:
+        """What is to be known of the training and of the edit, within `edited`.
+
+        Returns:
+            By the names under which runs store them: a number, one for each fact or block, or a list for each fact.
+        """
+        ...
+
     def save(self, path: Path, config: Mapping[str, Any]) -> None:
         """Write what was made, for `jacobian-lab apply`.
 
         Args:
             path: The file.
             config: Everything that decided it, as JSON can hold it.
+
+        Raises:
+            InputError: If it is asked for what it cannot give.
         """
         ...
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,12 +13,11 @@ from torch import Tensor
 
 from jacobian_lab.errors import InputError
 from jacobian_lab.maps.replay import Frozen, freeze, tail_logits
-from jacobian_lab.model.language_model import LanguageModel, matrix
+from jacobian_lab.model.language_model import matrix
 from jacobian_lab.model.rows import FactRows
 from jacobian_lab.model.tokens import Prompt
 from jacobian_lab.training.memories import (
     Memory,
-    Place,
     Side,
     activation_of,
     beside,
@@ -28,68 +27,13 @@ from jacobian_lab.training.memories import (
     save_memory,
     ties,
 )
+from jacobian_lab.training.settings import WiseSettings
 
 FIRST_WEIGHT, LATER_WEIGHT, OLD_WEIGHT = 1.0, 0.4, 0.6
 """What shards weigh together in the first merge, and in later ones, beside what was merged before."""
 
 STILL, LOW = 1e-4, 0.02
 """An edit is done when its loss is at most `LOW` and has moved by at most `STILL`."""
-
-
-@dataclass(frozen=True)
-class WiseSettings:
-    """How WISE trains and routes; what is not given suits the model at hand.
-
-    Attributes:
-        block: Block of the matrix; at nine tenths of the depth by default.
-        entrance: Whether the matrix is that at the MLP's entrance instead of the output projection.
-        lr: Learning rate of plain gradient steps.
-        steps: Steps of an edit at the most.
-        alpha: Distance that unrelated prompts are to stay below, as a share of the size of the matrix's activations.
-        beta: Distance that edited prompts are to exceed, likewise.
-        gamma: By how much the two are to differ, likewise.
-        absolute: Whether these are distances as they are.
-        act_ratio: The threshold is this times the least distance of an edited prompt.
-        mask_ratio: The share of the entries that a shard trains.
-        clamp: How far an entry may move.
-        decay: Weight decay of a step.
-        decayed: Which entries decay: those that the shard trains, all (as published, in float32), or none.
-        shards: Into how many shards the facts are divided.
-        merged: After how many shards they are merged.
-        density: The share of a shard's changes that a merge keeps.
-        retrieve: Whether merged memories stay apart and the farthest serves, instead of one that all are merged into.
-        seed: Seed of the masks.
-    """
-
-    block: int | None = None
-    entrance: bool = False
-    lr: float = 0.9
-    steps: int = 30
-    alpha: float = 0.1
-    beta: float = 1.0
-    gamma: float = 0.5
-    absolute: bool = False
-    act_ratio: float = 0.5
-    mask_ratio: float = 0.2
-    clamp: float = 1.0
-    decay: float = 1e-5
-    decayed: Literal["masked", "all", "none"] = "masked"
-    shards: int = 4
-    merged: int = 2
-    density: float = 0.53
-    retrieve: bool = False
-    seed: int = 0
-
-    def place(self, model: LanguageModel) -> Place:
-        """Where the memory stands.
-
-        Args:
-            model: The model.
-
-        Returns:
-            The place.
-        """
-        return Place(round(0.9 * model.n_layers) if self.block is None else self.block, self.entrance)
 
 
 @dataclass(frozen=True)
@@ -213,13 +157,37 @@ class Wise:
         with self.memory().serving(self.rows.model):
             yield
 
+    def told(self) -> dict[str, Any]:
+        """What became of the facts, and how far the memory is from the model's own matrix on what they are asked."""
+        model, memory = self.rows.model, self.memory()
+
+        def distance(texts: Sequence[Sequence[str]]) -> list[list[float]]:
+            rows = [model.text_prompt(text) for each in texts for text in each]
+            farthest = memory.judge(model, rows).amax(1) if memory.sides else torch.zeros(len(rows))
+            return [each.tolist() for each in farthest.split([len(each) for each in texts])]
+
+        facts = self.rows.facts
+        return {
+            "training_steps": [float(each.steps) for each in self.done],
+            "training_loss": [each.loss for each in self.done],
+            "distance": [found for (found,) in distance([[fact.text] for fact in facts])],
+            "distance_paraphrase": distance([fact.paraphrase_prompts for fact in facts]),
+            "distance_neighbor": distance([fact.neighborhood_prompts for fact in facts]),
+            "threshold": min((side.threshold for side in memory.sides), default=math.inf),
+        }
+
     def save(self, path: Path, config: Mapping[str, Any]) -> None:
         """Write the memory.
 
         Args:
             path: The file.
             config: Everything that decided it, as JSON can hold it.
+
+        Raises:
+            InputError: If it is asked for a folder.
         """
+        if path.suffix != ".safetensors":
+            raise InputError("expected ⟨save⟩ delta for wise, got folder: no plain model asks which matrix is to serve")
         save_memory(path, self.rows.model, self.memory(), config)
 
     def _edit(self, place: int) -> Trained:

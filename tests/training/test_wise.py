@@ -14,7 +14,8 @@ from jacobian_lab.model.language_model import matrix
 from jacobian_lab.model.rows import fact_rows
 from jacobian_lab.model.tokens import Prompt, pad
 from jacobian_lab.training.memories import ORIGINAL, margin
-from jacobian_lab.training.wise import Wise, WiseSettings, _Seen
+from jacobian_lab.training.settings import WiseSettings
+from jacobian_lab.training.wise import Wise, _Seen
 
 SETTINGS = WiseSettings(block=2, lr=0.5, steps=3, alpha=2.0, beta=5.0, gamma=3.0, absolute=True, shards=2, merged=1)
 
