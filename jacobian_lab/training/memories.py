@@ -150,7 +150,9 @@ class Memory:
         prompts = [Prompt(row.ids[: row.asked], row.asked - 1) for row in rows]
         seen: list[tuple[Tensor, Tensor]] = []
         module = self.place.module(model)
-        handle = module.register_forward_hook(lambda _m, inputs, output: seen.append((inputs[0], output)))
+        handle = module.register_forward_hook(  # before one that serves
+            lambda _m, inputs, output: seen.append((inputs[0], output)), prepend=True
+        )
         try:
             for group in batches(prompts):
                 seen.clear()

@@ -99,7 +99,7 @@ def test_the_weights_are_back(config, monkeypatch):
 def test_no_folder_holds_a_router(config):
     named = {name: getattr(config, name) for name in ("model", "slice", "layers", "templates", "corpus", "ridge")}
     bad = EditConfig(**named, device="cpu", dtype="float64", method="wise", save="folder", training=TRAINING)
-    with pytest.raises(InputError, match="expected ⟨save⟩ delta for wise, got folder"):
+    with pytest.raises(InputError, match="expected save delta for wise, got folder"):
         run_edit(bad, progress=False)
 
 

@@ -118,6 +118,14 @@ def test_distances_are_those_of_one_prompt_by_itself(tiny, facts):
         assert float(found[index, 0]) == pytest.approx(float(apart.norm(dim=-1).mean()), rel=1e-6)
 
 
+def test_a_memory_is_judged_alike_while_it_serves(tiny, facts):
+    memory, rows = memory_of(tiny, 0.0), rows_of(tiny, facts)
+    before = memory.judge(tiny, rows)
+    with memory.serving(tiny):
+        assert torch.equal(memory.judge(tiny, rows), before)
+    assert before.min() > 0
+
+
 def test_a_route_depends_on_the_prompt_alone(tiny, facts):
     """Neither on the answer, nor on who else is in the batch, nor on padding."""
     rows = rows_of(tiny, facts)
