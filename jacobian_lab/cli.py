@@ -38,8 +38,8 @@ from jacobian_lab.model.sources import DEFAULT_MODEL, EMBEDDED
 from jacobian_lab.progress import note
 from jacobian_lab.report.paper import read_paper
 from jacobian_lab.report.registry import TABLES
-from jacobian_lab.report.residuals import headlines
 from jacobian_lab.report.results import SCHEMES, write_account, write_comparison, write_reports
+from jacobian_lab.report.tables.residuals import headlines
 from jacobian_lab.store.run import open_run
 from jacobian_lab.store.schema import command_of
 

@@ -11,9 +11,9 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import FigureBase
 
-from jacobian_lab.report import frontier, methods, residuals, theorems
-from jacobian_lab.report.descents import descents
 from jacobian_lab.report.figures import compared, conditions, parts, schemes
+from jacobian_lab.report.tables import frontier, methods, residuals, theorems
+from jacobian_lab.report.tables.descents import descents
 from jacobian_lab.report.writing import Table, below_last
 from jacobian_lab.store.schema import KINDS
 

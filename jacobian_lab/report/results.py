@@ -14,10 +14,10 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from jacobian_lab.errors import InputError
-from jacobian_lab.report.descents import answered_facts, failed_facts, unmet_anchors, unmet_shifts
 from jacobian_lab.report.figures.style import save, style
 from jacobian_lab.report.paper import read_paper
 from jacobian_lab.report.registry import FIGURES, TABLES, Entry
+from jacobian_lab.report.tables.descents import answered_facts, failed_facts, unmet_anchors, unmet_shifts
 from jacobian_lab.report.writing import Table, below_last, model_name, write_csv, write_table
 from jacobian_lab.store.run import open_run
 from jacobian_lab.store.schema import command_of

@@ -26,7 +26,7 @@ from jacobian_lab.store.arrays import (
     STORE,
     Places,
     along_facts,
-    check_arrays,
+    arrays_of,
     check_labels,
     create_store,
     listed,
@@ -88,7 +88,8 @@ class Run:
             write_config(folder, kind, settings, provenance, self.coordinates)
         if not (folder / STORE).is_dir():
             create_store(folder, self.variables, self.coordinates)
-        self._arrays, labels = open_arrays(folder, "r+")
+        opened = open_arrays(folder, "r+")
+        self._arrays, labels = opened.arrays, opened.labels
         self._places = Places(labels)
         if changed := [name for name, each in self.coordinates.items() if labels.get(name) != each]:
             raise InputError(
@@ -181,14 +182,14 @@ class Run:
         Raises:
             InputError: If the other run cannot be read.
         """
-        theirs, dims = KINDS[read_config(donor)["kind"]], self.variables[mark].dims
+        opened, dims = open_arrays(donor, "r"), self.variables[mark].dims
+        theirs, labels = opened.variables, opened.labels
         if mark not in theirs or theirs[mark].dims != dims:
             return 0
-        arrays, labels = open_arrays(donor, "r")
         finished, places, taken = Finished.of(donor), Places(labels), 0
 
         def made(name: str, **cells: Any) -> np.ndarray:
-            return np.asarray(arrays[name].oindex[places.index(theirs[name].dims, cells)])
+            return np.asarray(opened.arrays[name].oindex[places.index(theirs[name].dims, cells)])
 
         facts, *along = ([each for each in self.coordinates[dim] if each in labels[dim]] for dim in dims)
         for cell in itertools.product(*along):
@@ -229,12 +230,11 @@ def open_run(folder: Path | str, kind: str | None = None, part: str | None = Non
             f"expected a run of jacobian-lab {command_of(kind)}, got one of {command_of(config['kind'])} in {folder}: "
             "give another"
         )
-    variables = KINDS[config["kind"]]
     with reading(folder):
         dataset = xr.open_zarr(folder / STORE, consolidated=True, chunks=None)
-        check_arrays(folder, variables, set(dataset))
         labels = {str(name): each.values.tolist() for name, each in dataset.coords.items()}
         check_labels(folder, config, labels)
+        variables = arrays_of(folder, config["kind"], labels, set(dataset))
         finished = Finished(
             variables, labels, lambda name, facts: dataset[name][along_facts(variables[name], facts)].values
         )
