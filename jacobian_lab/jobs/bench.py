@@ -201,9 +201,11 @@ class Bench:
         experiment, labels, mark = self.experiment, run.coordinates["fact"], f"{name}_passes"
         chosen = list(range(len(labels)) if only is None else only)
         facts = [labels[index] for index in chosen]
+        shared = experiment.shared if name != "refit_anchor" else frozenset()
         batches = [
-            [chosen[index] for index in batch]
-            for batch in anchor_batches(experiment.rows.select(chosen), experiment.config.batch_size)
+            [some[index] for index in batch]
+            for some in ([i for i in chosen if i in shared], [i for i in chosen if i not in shared])
+            for batch in anchor_batches(experiment.rows.select(some), experiment.config.batch_size)
         ]
 
         def within(variable: str, where: Labels) -> Labels:

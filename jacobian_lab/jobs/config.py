@@ -99,8 +99,8 @@ class EditingConfig(SubjectConfig):
         anchor: How anchors are optimised.
         coordination: How coordinated-replay shares the effort over the decisive layers.
         batch_size: Facts optimised side by side at the most; changes no number beyond rounding.
-        anchors_from: Folder of another run of the same facts, whose anchors and shifts are taken instead of being
-            optimised again.
+        anchors_from: Folder of another run of the same facts, or of some of them, whose anchors and shifts are taken
+            instead of being optimised again.
     """
 
     templates: Path | None = None

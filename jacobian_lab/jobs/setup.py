@@ -28,8 +28,7 @@ from jacobian_lab.model.loading import check_layers, load_model
 from jacobian_lab.model.rows import FactRows, check_contexts, check_fact, fact_rows, sorted_out
 from jacobian_lab.model.templates import Templates, read_templates, sample_templates
 from jacobian_lab.progress import note
-from jacobian_lab.store.arrays import read_config
-from jacobian_lab.store.finished import Finished
+from jacobian_lab.store.arrays import open_arrays, read_config
 from jacobian_lab.store.run import check_same
 from jacobian_lab.store.schema import KINDS, command_of
 
@@ -103,6 +102,8 @@ class Experiment(Subject):
         anchor: How anchors are optimised.
         ridge: λ; none if it follows from what is realised (`Bench.ridge`).
         corpus: The corpus of the second moment, unless published ones take its place.
+        shared: Places of the facts that the run of ⟨anchors_from⟩ has too; descents put these, and the others, into
+            batches of their own.
     """
 
     config: EditingConfig
@@ -111,6 +112,7 @@ class Experiment(Subject):
     anchor: AnchorSettings
     ridge: float | None
     corpus: Corpus | None
+    shared: frozenset[int] = frozenset()
 
     @cached_property
     def published(self) -> Published | None:
@@ -282,17 +284,19 @@ def prepare(config: EditingConfig, asked: Callable[[Fact], Fact] | None = None) 
     ridge = defaults.ridge if config.ridge is None else config.ridge
     rows = fact_rows(model, subject.facts, templates)
     experiment = Experiment(config, model, subject.file, subject.layers, templates, rows, anchor, ridge, corpus)
-    if donated is not None and config.anchors_from is not None:
-        ours, theirs = (
-            {name: each for name, each in settings.items() if name in ANCHORS}
-            for settings in (experiment.of_anchors(), donated)
-        )
-        check_same(theirs, ours, config.anchors_from, "anchors_from")
-    return experiment
+    if donated is None or config.anchors_from is None:
+        return experiment
+    settings, facts = donated
+    places = {label: place for place, label in enumerate(experiment.labels())}
+    shared = [places[label] for label in facts if label in places]
+    ours = experiment.of_anchors() | {"facts": content_key(describe([subject.facts[place] for place in shared]))}
+    theirs, ours = ({name: each[name] for name in ANCHORS if name in each} for each in (settings, ours))
+    check_same(theirs, ours, config.anchors_from, "anchors_from")
+    return replace(experiment, shared=frozenset(shared))
 
 
-def _donated(folder: Path) -> dict[str, Any]:
-    """The settings of a run whose anchors are wanted, once it is clear that it can be read and has some."""
+def _donated(folder: Path) -> tuple[dict[str, Any], list[Any]]:
+    """Settings and facts of a run whose anchors are wanted, once it is clear that it can be read and has some."""
     try:
         config = read_config(folder)
     except InputError as error:
@@ -300,8 +304,8 @@ def _donated(folder: Path) -> dict[str, Any]:
     if "anchor" not in KINDS[config["kind"]]:
         kind = command_of(config["kind"])
         raise InputError(f"expected a run with anchors, got one of {kind} in {folder}: give another ⟨anchors_from⟩")
-    Finished.of(folder)
-    return config["settings"]
+    _, labels = open_arrays(folder, "r")
+    return config["settings"], labels["fact"]
 
 
 def parse_layers(text: str) -> Layers:
