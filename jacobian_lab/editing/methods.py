@@ -3,20 +3,21 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jacobian_lab.editing.deltas import delta_dtype
+from jacobian_lab.editing.deltas import delta_dtype, save_delta, save_model
 from jacobian_lab.editing.layers import Setting, edit_layers, write_weight
 from jacobian_lab.editing.measures import ObservedEdit, observed_edits
 from jacobian_lab.editing.rules import RULES, Kept, RuleSettings
 from jacobian_lab.editing.schemes import SCHEMES, Scheme, Targets
 from jacobian_lab.editing.solving import Eigh
 from jacobian_lab.errors import InputError
-from jacobian_lab.model.language_model import Layers
+from jacobian_lab.model.language_model import LanguageModel, Layers
 
 UNEDITED = "unedited"
 
@@ -145,6 +146,22 @@ class MethodEdit:
 
     deltas: Mapping[int, Float[Tensor, "d_model d_mlp"]]
     values: Mapping[str, list[float]]
+
+    def save(self, path: Path, model: LanguageModel, config: Mapping[str, Any]) -> None:
+        """Write the edit, while the model is edited.
+
+        Args:
+            path: A file that ends in ``.safetensors``, for a delta; else a folder, for the model.
+            model: The model.
+            config: Everything that decided it, as JSON can hold it.
+
+        Raises:
+            InputError: If it is not finite.
+        """
+        if path.suffix == ".safetensors":
+            save_delta(path, model, self.deltas, config)
+        else:
+            save_model(model, path)
 
 
 def edit_with(

@@ -2,7 +2,7 @@
 
 import math
 import types
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -19,7 +19,7 @@ from jacobian_lab.maps.jacobians import MEMORY_BUDGET
 from jacobian_lab.maps.replay import Site
 from jacobian_lab.model.corpus import DOCSTRINGS, PYTHON_DOCS
 from jacobian_lab.model.sources import DEFAULT_MODEL
-from jacobian_lab.training.settings import TrainingSettings
+from jacobian_lab.training.settings import TrainingConfig
 
 Positive = Annotated[int, Gt(0)]
 Above = Annotated[float, Gt(0)]
@@ -217,13 +217,9 @@ class MethodsConfig(EvaluationConfig):
         train_slice: Which of them, as A:B; all of them by default.
     """
 
-    training: OmitArgPrefixes[TrainingSettings] = field(default_factory=TrainingSettings)
+    training: OmitArgPrefixes[TrainingConfig] = field(default_factory=TrainingConfig)
     train_facts: str | None = None
     train_slice: str | None = None
-
-    def taught(self) -> dict[str, Any]:
-        """What decides the numbers of methods that train, as it stands in ``config.json``."""
-        return {**asdict(self.training), "train_facts": self.train_facts, "train_slice": self.train_slice}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -13,21 +14,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jacobian_lab.editing.deltas import DELTA, FOLDER, save_delta, save_model
-from jacobian_lab.editing.layers import Setting, restored
+from jacobian_lab.editing.deltas import DELTA, FOLDER
+from jacobian_lab.editing.layers import restored
 from jacobian_lab.editing.methods import (
     METHODS,
     PAIRS,
     TRAINED,
     UNEDITED,
     Method,
-    MethodEdit,
     Refit,
     edit_with,
     method,
     method_name,
 )
-from jacobian_lab.editing.schemes import SCHEMES, Targets
+from jacobian_lab.editing.schemes import SCHEMES
 from jacobian_lab.editing.solving import Eigh, null_space
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.examination import Examination
@@ -35,12 +35,11 @@ from jacobian_lab.evaluation.metrics import perplexity
 from jacobian_lab.evaluation.questions import neighborhood, style_of
 from jacobian_lab.facts.fact import Fact
 from jacobian_lab.facts.reading import read_facts
-from jacobian_lab.jobs.bench import Bench, any_coordinated
+from jacobian_lab.jobs.bench import Aimed, Bench, any_coordinated
 from jacobian_lab.jobs.config import EditConfig, EditTableConfig, EvaluationConfig, MethodsConfig, check
 from jacobian_lab.jobs.job import Job, Labels, Part
 from jacobian_lab.jobs.setup import Experiment, prepare
 from jacobian_lab.model.corpus import Corpus, load_corpus, token_rows
-from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.tokens import Prompt
 from jacobian_lab.progress import bar
 from jacobian_lab.store.finished import Finished
@@ -106,6 +105,11 @@ def saved_paths(folder: Path, name: str, save: str) -> list[Path]:
     return [folder / kind.format(method_name(name)) for kind in kinds]
 
 
+def _kept_training(folder: Path, name: str) -> Path:
+    """Where what was trained is, as `Trainer.restore` takes it."""
+    return folder / f"training-{name}.safetensors"
+
+
 def _edited(name: str) -> str:
     if name.lower() == UNEDITED:
         raise InputError(f"expected a method that edits, got {name!r}: the unedited model is the first row anyway")
@@ -128,7 +132,7 @@ def _run(config: MethodsConfig, methods: tuple[str, ...], save: str | None, prog
         return [name for name, each in at_work.methods.items() if each.refit and not refitted]
 
     def measured(run: Run) -> None:
-        pairs = (bench.setting, bench.targets(run, at_work.schemes)) if at_work.methods else None
+        aimed = bench.aimed(run, at_work.schemes) if at_work.methods else None
         redone = again(run.folder)
         todo = [n for n in (UNEDITED, *methods) if n in redone or not run.done("measured", edit=n).all()]
         _ = asked.before  # of the unedited model
@@ -139,11 +143,13 @@ def _run(config: MethodsConfig, methods: tuple[str, ...], save: str | None, prog
         def keep(name: str, save: Save) -> None:
             for path in saved(run.folder):
                 save(path, {**settings, "method": name})
+            if name in at_work.trained and saved(run.folder):
+                shutil.copyfile(at_work.trained[name].path, _kept_training(run.folder, name))
 
         for place, name in enumerate(todo, 1):
             what = f"{name} ({place} of {len(todo)})"
             with bar(2 * len(experiment.facts), what, "fact", show=progress) as shown:
-                found = at_work.measure(name, pairs, shown.update, refit, partial(keep, name))
+                found = at_work.measure(name, aimed, shown.update, refit, partial(keep, name))
                 for variable, values, labels in found:
                     run.write(variable, values, edit=name, **labels)
             run.seal("measured", edit=name)
@@ -201,7 +207,8 @@ class Comparison:
         check(config)
         held_out = load_corpus(config.held_out, "held_out", config.seed)
         experiment = prepare(config, asked=lambda fact: fact)
-        examination = _examination(config, experiment)
+        style = style_of(experiment.facts, config.metrics)
+        examination = Examination(experiment.model, experiment.facts, style, config.greedy)
         text = _held_out_rows(config, experiment, held_out)
         chosen, count = {name: method(name) for name in methods if name not in TRAINED}, len(experiment.facts)
         without_keys = any(each.rule == "emmet" for each in chosen.values())
@@ -210,7 +217,8 @@ class Comparison:
         if isinstance(config, MethodsConfig):
             names = [name for name in methods if name in TRAINED]
             others = _others(config, experiment) if names else []
-            trained = {name: ready(name, experiment.rows, others, config.training) for name in names}
+            training = config.training.suited(experiment.model, config.protocol)
+            trained = {name: ready(name, experiment.rows, others, training) for name in names}
         return cls(config, chosen, trained, experiment, examination, held_out, text, bench)
 
     @property
@@ -233,7 +241,7 @@ class Comparison:
             "metrics": self.examination.style,
             "greedy": config.greedy,
             "held_out": {"digest": self.held_out.digest, "tokens": config.held_out_tokens} | length,
-            **(config.taught() if isinstance(config, MethodsConfig) else {}),
+            **(_taught(config, self.experiment) if isinstance(config, MethodsConfig) else {}),
         }
 
     def provenance(self) -> dict[str, Any]:
@@ -286,7 +294,7 @@ class Comparison:
     def measure(
         self,
         name: str,
-        pairs: tuple[Setting, Targets] | None,
+        aimed: Aimed | None,
         done: Callable[[int], Any] = lambda _: None,
         refit: Refit | None = None,
         keep: Callable[[Save], Any] = lambda _: None,
@@ -295,7 +303,7 @@ class Comparison:
 
         Args:
             name: The method, or the unedited model.
-            pairs: What methods that are pairs edit with: what the edit is made with, and the targets.
+            aimed: What methods that are pairs edit with, and all are held against; none if there is no such method.
             done: Told of facts, once when they are edited and once when they are evaluated.
             refit: Optimises anchors on the model as it is, for methods that need it.
             keep: Given what saves the edit, while the model is edited.
@@ -314,11 +322,12 @@ class Comparison:
                 keep(trained.trainer.save)
                 found += self._told(trained.trainer.told())
             else:
-                assert pairs is not None
+                assert aimed is not None
                 stack.enter_context(restored(experiment.model, experiment.layers))
                 made = edit_with(
                     self.methods[name],
-                    *pairs,
+                    aimed.setting,
+                    aimed.targets,
                     self.config.rules,
                     eigh=self.eigh,
                     size=self.config.edits_per_batch,
@@ -326,7 +335,9 @@ class Comparison:
                     done=done,
                 )
                 found += [(variable, values, {"layer": list(made.deltas)}) for variable, values in made.values.items()]
-                keep(partial(_save, experiment.model, made))
+                keep(partial(made.save, model=experiment.model))
+            if aimed is not None:
+                found += [(variable, values, {}) for variable, values in aimed.aim.reached().items()]
             found += self._answers(done)
             found.append(("perplexity", perplexity(experiment.model, self.text), {}))
         return found
@@ -357,14 +368,6 @@ class Comparison:
         run.seal("neighbors_compared")
 
 
-def _examination(config: EvaluationConfig, experiment: Experiment) -> Examination:
-    """What is asked; that each fact can be has been seen to."""
-    style = style_of(experiment.facts) if config.metrics == "auto" else config.metrics
-    if style == "counterfact" and not all(fact.target_true for fact in experiment.facts):
-        raise InputError("expected a target_true in every fact for ⟨metrics⟩ counterfact, got some without: use zsre")
-    return Examination(experiment.model, experiment.facts, style, config.greedy)
-
-
 def _held_out_rows(config: EvaluationConfig, experiment: Experiment, text: Corpus) -> list[Prompt]:
     if experiment.corpus is not None and text.digest == experiment.corpus.digest:
         raise InputError(f"expected a held-out text, got the corpus {config.corpus!r} itself: give another ⟨held_out⟩")
@@ -375,17 +378,16 @@ def _held_out_rows(config: EvaluationConfig, experiment: Experiment, text: Corpu
     return rows
 
 
+def _taught(config: MethodsConfig, experiment: Experiment) -> dict[str, Any]:
+    """What decides the numbers of methods that train."""
+    training = asdict(config.training.suited(experiment.model, config.protocol))
+    return {**training, "train_facts": config.train_facts, "train_slice": config.train_slice}
+
+
 def _others(config: MethodsConfig, experiment: Experiment) -> list[Fact]:
     """What methods that train may be taught with."""
     file = read_facts(config.train_facts or config.facts, config.train_slice, on_bad_record="skip", on_repeat="first")
     return strangers(experiment.facts, file.facts)
-
-
-def _save(model: LanguageModel, made: MethodEdit, path: Path, config: Mapping[str, Any]) -> None:
-    if path.suffix == ".safetensors":
-        save_delta(path, model, made.deltas, config)
-    else:
-        save_model(model, path)
 
 
 def _padded(rows: Sequence[Sequence[float]], width: int) -> np.ndarray:

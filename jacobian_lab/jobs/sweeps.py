@@ -165,11 +165,11 @@ def run_frontier(config: FrontierConfig, *, progress: bool = True) -> Path:
     ridges = sorted(set(config.ridges or _held(config.out) or _decades(bench.ridge)))
 
     def measured(run: Run) -> None:
-        targets = bench.targets(run, config.schemes)
+        aimed = bench.aimed(run, config.schemes)
         _ = at_work.examination.before  # of the unedited model
 
         def point(edit: str, ridge: float) -> list[tuple[str, Any, Labels]]:
-            return at_work.measure(edit, (replace(bench.setting, ridge=ridge), targets))
+            return at_work.measure(edit, replace(aimed, setting=replace(bench.setting, ridge=ridge)))
 
         cells = [{"edit": name, "ridge": ridge} for name in methods for ridge in ridges]
         cell_by_cell(run, "measured", cells, point, "frontier", "edit", progress)

@@ -124,20 +124,21 @@ def batches(rows: Sequence[Prompt], tokens: int = TOKENS_PER_BATCH) -> list[list
 
 @torch.no_grad()
 def decisive_states(
-    model: LanguageModel, rows: Sequence[Prompt], layers: Sequence[int]
+    model: LanguageModel, rows: Sequence[Prompt], layers: Sequence[int], *, cut: bool = True
 ) -> Float[Tensor, "row layer d_model"]:
     """Hidden states of the decisive tokens.
 
     Args:
         model: The model.
-        rows: The rows; what follows the decisive token does not matter and is not run.
+        rows: The rows.
         layers: Layers whose block output to read.
+        cut: Whether what follows the decisive token is not run: it matters to a router alone.
 
     Returns:
         In the order of `rows` and `layers`, in the model's dtype.
     """
     states = torch.empty(len(rows), len(layers), model.d_model, dtype=model.dtype, device=model.device)
-    short = [row.cut() for row in rows]
+    short = [row.cut() for row in rows] if cut else rows
     for group in batches(short):
         with capture(model, hidden=layers) as seen:
             forward(model, [short[i] for i in group], stop=max(layers))

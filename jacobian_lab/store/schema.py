@@ -235,6 +235,10 @@ _EDIT_TABLE = {
     ),
     "nll_new": Variable(_RECORD, "mean NLL of the new target, rewriting prompt", "nat"),
     "nll_true": Variable(_RECORD, "mean NLL of the true target, rewriting prompt", "nat"),
+    "aim_cosine": Variable(
+        _RECORD, "cosine of the decisive token's shift at the last block with that to which the anchor at L leads"
+    ),
+    "aim_share": Variable(_RECORD, "share of the latter that the shift realises along it"),
     "perplexity": Variable(("edit",), "perplexity of the held-out text"),
     "update_norm": Variable(_WEIGHT, "norm of the weight's change over the weight's norm"),
     "condition_number": Variable(_WEIGHT, "condition number of the solve, 1-norm estimate, the largest of the batches"),

@@ -51,15 +51,15 @@ class Place:
         """
         if not 0 <= self.block < model.n_layers:
             raise InputError(
-                f"expected a block of 0 to {model.n_layers - 1} for the memory, got {self.block}: choose one of them"
+                f"expected ⟨wise.block⟩ of 0 to {model.n_layers - 1}, got {self.block}: choose one of them"
             )
         if not self.entrance:
             return model.projection(self.block)
         inner = model.inner(self.block)
         if len(inner) > 1:
             raise InputError(
-                f"expected an MLP with one map at its entrance, got {len(inner)} in {model.name}: choose its output "
-                "projection"
+                f"expected an MLP with one map at its entrance, got {len(inner)} in {model.name}: give "
+                "⟨wise.entrance⟩ false, for its output projection"
             )
         return inner[0]
 
@@ -303,6 +303,7 @@ def save_memory(path: Path, model: LanguageModel, memory: Memory, config: Mappin
         "format": FORMAT,
         "model": model.fingerprint,
         "name": model.name,
+        "dtype": str(model.dtype).removeprefix("torch."),
         "block": str(memory.place.block),
         "entrance": json.dumps(memory.place.entrance),
         "thresholds": json.dumps([side.threshold for side in memory.sides]),
@@ -313,8 +314,26 @@ def save_memory(path: Path, model: LanguageModel, memory: Memory, config: Mappin
         save_file(tensors, partial, metadata=metadata)
 
 
+def memory_metadata(path: Path | str) -> dict[str, str] | None:
+    """What a memory says of itself.
+
+    Args:
+        path: A file.
+
+    Returns:
+        ``model`` (the base model's fingerprint), ``name``, ``dtype``, ``config`` and where it stands; none if the file
+        is no memory.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError):
+        return None
+    return dict(metadata) if metadata.get("format") == FORMAT else None
+
+
 def load_memory(path: Path | str, model: LanguageModel) -> Memory:
-    """Read a memory for its base model.
+    """Read a memory for its base model; ``with memory.serving(model):`` is the model with it.
 
     Args:
         path: The file.
@@ -325,6 +344,15 @@ def load_memory(path: Path | str, model: LanguageModel) -> Memory:
 
     Raises:
         InputError: If it is not whole, was made for another model, or has other shapes.
+
+    Example:
+        >>> import jacobian_lab as jl
+        >>> model = jl.load_model()
+        >>> try:
+        ...     jl.load_memory("nothing.safetensors", model)
+        ... except jl.InputError as error:
+        ...     print(str(error)[:47])
+        expected a whole memory, got nothing.safetensor
     """
     try:
         with safe_open(path, framework="pt") as file:

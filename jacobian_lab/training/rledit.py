@@ -72,7 +72,7 @@ class RLEdit:
 
     def __post_init__(self) -> None:
         self.modules = self.settings.modules(self.model)
-        self.start = self.settings.first(self.model) - 1
+        self.start = min(self.settings.blocks) - 1
         shapes: dict[Shape, list[str]] = {}
         for name, module in self.modules.items():
             outputs, inputs = matrix(module).shape

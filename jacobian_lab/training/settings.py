@@ -1,29 +1,69 @@
-"""How the methods train that do."""
+"""How the methods train that do: what is asked for, and what it comes to on the model at hand."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal
 
+from annotated_types import Gt, Le
 from torch import nn
 
 from jacobian_lab.errors import InputError
 from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.training.memories import Place
 
+Positive = Annotated[int, Gt(0)]
+Above = Annotated[float, Gt(0)]
+Share = Annotated[float, Gt(0), Le(1)]
 
-@dataclass(frozen=True)
-class WiseSettings:
-    """How WISE trains and routes; what is not given suits the model at hand.
+WISE_OF: Mapping[str, Mapping[str, Any]] = {
+    "llama-3-8b-instruct": {
+        "block": 29,
+        "lr": 0.9,
+        "alpha": 2.0,
+        "beta": 20.0,
+        "gamma": 10.0,
+        "absolute": True,
+    },
+    "gpt2-xl": {
+        "block": 8,
+        "entrance": True,
+        "lr": 1.0,
+        "steps": 40,
+        "alpha": 5.0,
+        "beta": 20.0,
+        "gamma": 10.0,
+        "absolute": True,
+        "act_ratio": 0.8,
+    },
+    "gpt-j-6b": {
+        "block": 21,
+        "lr": 1.0,
+        "steps": 70,
+        "alpha": 15.0,
+        "beta": 40.0,
+        "gamma": 20.0,
+        "absolute": True,
+        "act_ratio": 0.88,
+    },
+}
+"""What the published code has for the models of the paper; all else is the same for every model."""
+
+_PUBLISHED = {"rank": 1024, "batches": 400}
+RLEDIT_OF: Mapping[str, Mapping[str, Any]] = {
+    "llama-3-8b-instruct": {"blocks": tuple(range(22, 31)), **_PUBLISHED},
+    "gpt2-xl": {"blocks": tuple(range(32, 41)), "projections": True, **_PUBLISHED},
+    "gpt-j-6b": {"blocks": tuple(range(22, 28)), "projections": True, **_PUBLISHED},
+}
+"""The same for RLEdit."""
+UNTUNED = ("gpt2-xl", "gpt-j-6b")
+"""Models that the paper has no RLEdit on, since no stable setting was found; theirs are those first published."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Wise:
+    """What WISE has alike for every model.
 
     Attributes:
-        block: Block of the matrix; at nine tenths of the depth by default.
-        entrance: Whether the matrix is that at the MLP's entrance instead of the output projection.
-        lr: Learning rate of plain gradient steps.
-        steps: Steps of an edit at the most.
-        alpha: Distance that unrelated prompts are to stay below, as a share of the size of the matrix's activations.
-        beta: Distance that edited prompts are to exceed, likewise.
-        gamma: By how much the two are to differ, likewise.
-        absolute: Whether these are distances as they are.
-        act_ratio: The threshold is this times the least distance of an edited prompt.
         mask_ratio: The share of the entries that a shard trains.
         clamp: How far an entry may move.
         decay: Weight decay of a step.
@@ -35,46 +75,95 @@ class WiseSettings:
         seed: Seed of the masks.
     """
 
-    block: int | None = None
+    mask_ratio: Share = 0.2
+    clamp: Above = 1.0
+    decay: float = 1e-5
+    decayed: Literal["masked", "all", "none"] = "masked"
+    shards: Positive = 4
+    merged: Positive = 2
+    density: Share = 0.53
+    retrieve: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class WiseSettings(_Wise):
+    """How WISE trains and routes on a model.
+
+    Attributes:
+        block: Block of the matrix.
+        entrance: Whether the matrix is that at the MLP's entrance instead of the output projection.
+        lr: Learning rate of plain gradient steps.
+        steps: Steps of an edit at the most.
+        alpha: Distance that unrelated prompts are to stay below, as a share of the size of the matrix's activations.
+        beta: Distance that edited prompts are to exceed, likewise.
+        gamma: By how much the two are to differ, likewise.
+        absolute: Whether these are distances as they are.
+        act_ratio: The threshold is this times the least distance of an edited prompt.
+    """
+
+    block: int
     entrance: bool = False
-    lr: float = 0.9
+    lr: float = 0.02
     steps: int = 30
     alpha: float = 0.1
     beta: float = 1.0
     gamma: float = 0.5
     absolute: bool = False
     act_ratio: float = 0.5
-    mask_ratio: float = 0.2
-    clamp: float = 1.0
-    decay: float = 1e-5
-    decayed: Literal["masked", "all", "none"] = "masked"
-    shards: int = 4
-    merged: int = 2
-    density: float = 0.53
-    retrieve: bool = False
-    seed: int = 0
 
-    def place(self, model: LanguageModel) -> Place:
-        """Where the memory stands.
+    @property
+    def place(self) -> Place:
+        """Where the memory stands."""
+        return Place(self.block, self.entrance)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WiseConfig(_Wise):
+    """How WISE is to train and route; what is not given suits the model at hand.
+
+    Attributes:
+        block: Block of the matrix; at nine tenths of the depth by default.
+        entrance: Whether the matrix is that at the MLP's entrance instead of the output projection.
+        lr: Learning rate of plain gradient steps.
+        steps: Steps of an edit at the most.
+        alpha: Distance that unrelated prompts are to stay below, as a share of the size of the matrix's activations.
+        beta: Distance that edited prompts are to exceed, likewise.
+        gamma: By how much the two are to differ, likewise.
+        absolute: Whether these are distances as they are.
+        act_ratio: The threshold is this times the least distance of an edited prompt.
+    """
+
+    block: Annotated[int, Gt(-1)] | None = None
+    entrance: bool | None = None
+    lr: Above | None = None
+    steps: Positive | None = None
+    alpha: float | None = None
+    beta: float | None = None
+    gamma: float | None = None
+    absolute: bool | None = None
+    act_ratio: float | None = None
+
+    def suited(self, model: LanguageModel, protocol: str | None = None) -> WiseSettings:
+        """What this comes to on a model.
 
         Args:
             model: The model.
+            protocol: Known model whose settings to use; the model's own by default.
 
         Returns:
-            The place.
+            The settings.
         """
-        return Place(round(0.9 * model.n_layers) if self.block is None else self.block, self.entrance)
+        middle = {"block": round(0.9 * model.n_layers)}
+        return WiseSettings(**{**middle, **_known(WISE_OF, model, protocol), **_given(self)})
 
 
-@dataclass(frozen=True)
-class RLEditSettings:
-    """How RLEdit is trained and edits; what is not given suits the model at hand.
+@dataclass(frozen=True, kw_only=True)
+class _RLEdit:
+    """What RLEdit has alike for every model.
 
     Attributes:
-        blocks: Blocks whose matrices are changed; nine at two thirds of the depth by default.
-        projections: Whether these are the MLPs' output projections instead of the maps at their entrance.
-        rank: Rank of the network's blocks.
-        depth: How many blocks it has.
+        depth: How many blocks the network has.
         meta_lr: Adam's learning rate for the network.
         rate: η at first.
         local: Weight of the divergence on unrelated prompts.
@@ -88,30 +177,42 @@ class RLEditSettings:
         step: Whether the network takes a step after a trajectory, or after every batch.
         facts_at_once: Facts of a batch.
         rows_at_once: Rows of a pass.
-        batches: Batches of a trajectory at the most.
-        epochs: How often it is gone through.
+        epochs: How often the trajectory is gone through.
         seed: Seed of the network, and of which paraphrase and neighbour a fact is trained with.
     """
 
-    blocks: tuple[int, ...] | None = None
-    projections: bool = False
-    rank: int = 256
-    depth: int = 4
-    meta_lr: float = 1e-5
-    rate: float = 1e-6
+    depth: Positive = 4
+    meta_lr: Above = 1e-5
+    rate: Above = 1e-6
     local: float = 0.6
     penalty: float = 1e-4
-    discount: float = 0.95
-    back: int = 10
-    clip: float = 1.0
+    discount: Annotated[float, Le(1)] = 0.95
+    back: Positive = 10
+    clip: Above = 1.0
     clipped: Literal["once", "each"] = "once"
     penalised: bool = True
     step: Literal["trajectory", "batch"] = "trajectory"
-    facts_at_once: int = 20
-    rows_at_once: int = 4
-    batches: int = 20
-    epochs: int = 1
+    facts_at_once: Positive = 20
+    rows_at_once: Positive = 4
+    epochs: Positive = 1
     seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RLEditSettings(_RLEdit):
+    """How RLEdit is trained and edits on a model.
+
+    Attributes:
+        blocks: Blocks whose matrices are changed.
+        projections: Whether these are the MLPs' output projections instead of the maps at their entrance.
+        rank: Rank of the network's blocks.
+        batches: Batches of a trajectory at the most.
+    """
+
+    blocks: tuple[int, ...]
+    projections: bool = False
+    rank: int = 256
+    batches: int = 20
 
     def modules(self, model: LanguageModel) -> dict[str, nn.Module]:
         """What is changed.
@@ -125,41 +226,92 @@ class RLEditSettings:
         Raises:
             InputError: If there is no such block.
         """
-        middle = round(0.68 * model.n_layers)
-        blocks = self.blocks or tuple(range(middle, min(middle + 9, model.n_layers)))
-        if min(blocks) < 1 or max(blocks) >= model.n_layers:
+        if not self.blocks or min(self.blocks) < 1 or max(self.blocks) >= model.n_layers:
             raise InputError(
-                f"expected blocks of 1 to {model.n_layers - 1} for RLEdit, got {min(blocks)} to {max(blocks)}: choose "
-                "among them"
+                f"expected ⟨rledit.blocks⟩ of 1 to {model.n_layers - 1}, got "
+                f"{', '.join(map(str, self.blocks)) or 'none'}: choose among them"
             )
         names = {module: name for name, module in model.hf.named_modules()}
         chosen = [
             module
-            for block in blocks
+            for block in self.blocks
             for module in ([model.projection(block)] if self.projections else model.inner(block))
         ]
         return {names[module]: module for module in chosen}
 
-    def first(self, model: LanguageModel) -> int:
-        """The lowest block that is changed.
+
+@dataclass(frozen=True, kw_only=True)
+class RLEditConfig(_RLEdit):
+    """How RLEdit is to be trained and to edit; what is not given suits the model at hand.
+
+    Attributes:
+        blocks: Blocks whose matrices are changed; nine at two thirds of the depth by default.
+        projections: Whether these are the MLPs' output projections instead of the maps at their entrance.
+        rank: Rank of the network's blocks.
+        batches: Batches of a trajectory at the most.
+    """
+
+    blocks: tuple[Annotated[int, Gt(0)], ...] | None = None
+    projections: bool | None = None
+    rank: Positive | None = None
+    batches: Positive | None = None
+
+    def suited(self, model: LanguageModel, protocol: str | None = None) -> RLEditSettings:
+        """What this comes to on a model.
 
         Args:
             model: The model.
+            protocol: Known model whose settings to use; the model's own by default.
 
         Returns:
-            Its index.
+            The settings.
         """
-        return min(self.blocks) if self.blocks else round(0.68 * model.n_layers)
+        first = round(0.68 * model.n_layers)
+        blocks = {"blocks": tuple(range(first, min(first + 9, model.n_layers)))}
+        return RLEditSettings(**{**blocks, **_known(RLEDIT_OF, model, protocol), **_given(self)})
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """Settings of all methods that train.
+    """Settings of all methods that train, on a model.
 
     Attributes:
         wise: WISE's.
         rledit: RLEdit's.
     """
 
-    wise: WiseSettings = field(default_factory=WiseSettings)
-    rledit: RLEditSettings = field(default_factory=RLEditSettings)
+    wise: WiseSettings
+    rledit: RLEditSettings
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """What is asked of all methods that train.
+
+    Attributes:
+        wise: Of WISE.
+        rledit: Of RLEdit.
+    """
+
+    wise: WiseConfig = field(default_factory=WiseConfig)
+    rledit: RLEditConfig = field(default_factory=RLEditConfig)
+
+    def suited(self, model: LanguageModel, protocol: str | None = None) -> TrainingSettings:
+        """What this comes to on a model.
+
+        Args:
+            model: The model.
+            protocol: Known model whose settings to use; the model's own by default.
+
+        Returns:
+            The settings.
+        """
+        return TrainingSettings(self.wise.suited(model, protocol), self.rledit.suited(model, protocol))
+
+
+def _known(of: Mapping[str, Mapping[str, Any]], model: LanguageModel, protocol: str | None) -> Mapping[str, Any]:
+    return of.get((protocol or model.known()).lower(), {})
+
+
+def _given(config: WiseConfig | RLEditConfig) -> dict[str, Any]:
+    return {name: value for name, value in asdict(config).items() if value is not None}

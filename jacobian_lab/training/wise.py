@@ -84,7 +84,7 @@ class Wise:
                 "records than are edited"
             )
         model = self.rows.model
-        self.place = self.settings.place(model)
+        self.place = self.settings.place
         self.module: Any = self.place.module(model)
         self.own = matrix(self.module).detach().clone()
         self.side, self.mask = self.own.clone(), self._drawn(0)

@@ -11,12 +11,12 @@ from jacobian_lab.jobs.config import EditConfig, EditTableConfig
 from jacobian_lab.jobs.methods import run_edit, run_edit_table
 from jacobian_lab.store.run import open_run
 from jacobian_lab.training import trainers
-from jacobian_lab.training.settings import RLEditSettings, TrainingSettings, WiseSettings
+from jacobian_lab.training.settings import RLEditConfig, TrainingConfig, WiseConfig
 from jacobian_lab.training.wise import Wise
 
-TRAINING = TrainingSettings(
-    WiseSettings(steps=4, lr=0.5, shards=2, merged=2),
-    RLEditSettings(blocks=(2, 3), rank=4, depth=2, rate=1e-3, facts_at_once=4, batches=2),
+TRAINING = TrainingConfig(
+    WiseConfig(steps=4, lr=0.5, shards=2, merged=2),
+    RLEditConfig(blocks=(2, 3), rank=4, depth=2, rate=1e-3, facts_at_once=4, batches=2),
 )
 
 

@@ -213,5 +213,5 @@ def test_killed_after_any_batch_it_goes_on_to_the_same_bits(killed, step, tiny, 
 
 def test_blocks_that_are_not_there_are_refused(tiny):
     for blocks in ((0, 1), (5, 6)):
-        with pytest.raises(InputError, match="expected blocks of 1 to 5 for RLEdit"):
+        with pytest.raises(InputError, match=r"expected rledit\.blocks of 1 to 5, got"):
             rledit_of(tiny, blocks=blocks)

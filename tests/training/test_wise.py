@@ -125,7 +125,9 @@ def test_a_fact_is_learnt_and_told_from_what_is_unrelated(real):
     wise = wise_of(
         real,
         fact,
-        WiseSettings(shards=1, merged=1, steps=300, lr=0.02, beta=0.05, gamma=0.02, mask_ratio=1.0, density=1.0),
+        WiseSettings(
+            block=27, shards=1, merged=1, steps=300, lr=0.02, beta=0.05, gamma=0.02, mask_ratio=1.0, density=1.0
+        ),
     )
     (trained,) = wise.train()
     assert trained.loss <= 0.02
