@@ -41,12 +41,13 @@ from jacobian_lab.jobs.job import Job, Labels, Part
 from jacobian_lab.jobs.setup import Experiment, prepare
 from jacobian_lab.model.corpus import Corpus, load_corpus, token_rows
 from jacobian_lab.model.tokens import Prompt
-from jacobian_lab.progress import bar
+from jacobian_lab.progress import bar, note
 from jacobian_lab.store.finished import Finished
 from jacobian_lab.store.run import Run
 from jacobian_lab.store.schema import KINDS
 from jacobian_lab.training.lessons import strangers
-from jacobian_lab.training.methods import Ready, ready
+from jacobian_lab.training.methods import RLEDIT, Ready, ready
+from jacobian_lab.training.settings import UNTUNED
 from jacobian_lab.training.trainers import carry_on
 
 Save = Callable[[Path, Mapping[str, Any]], Any]
@@ -217,6 +218,8 @@ class Comparison:
         if isinstance(config, MethodsConfig):
             names = [name for name in methods if name in TRAINED]
             others = _others(config, experiment) if names else []
+            if RLEDIT in names and (known := config.protocol or experiment.model.known()).lower() in UNTUNED:
+                note(f"the paper has no rledit on {known}, for which no stable setting was found: the first published")
             training = config.training.suited(experiment.model, config.protocol)
             trained = {name: ready(name, experiment.rows, others, training) for name in names}
         return cls(config, chosen, trained, experiment, examination, held_out, text, bench)

@@ -61,7 +61,9 @@ def test_the_papers_rows_stand_below_ours_in_its_order_and_ours_beyond_it_last(r
         f"memit, {LLAMA}",
         "blue",
         f"blue, {LLAMA}",
+        "wise",
         f"wise, {LLAMA}",
+        "rledit",
         f"rledit, {LLAMA}",
         "prune",
         f"prune, {LLAMA}",
@@ -96,7 +98,7 @@ def test_numbers_are_of_the_runs_own_data_set(tmp_path):
 def test_all_methods_have_the_papers_rows_of_both_tables_and_no_others(results):
     rows = [row.removesuffix(f", {LLAMA}") for row in results["edit_table"].table("edit_table").index]
     both = ["memit", "memit", "blue", "blue", "emmet", "memit+fe", "memit+fe", "memit+cr", "prune", "prune"]
-    assert rows == ["unedited", *both]
+    assert rows == ["unedited", *both, "wise", "wise", "rledit", "rledit"]
 
 
 def test_all_methods_have_the_rows_of_the_runs_own_model(tmp_path):

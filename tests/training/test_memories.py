@@ -171,7 +171,7 @@ def test_a_memory_is_saved_for_its_own_model(tiny, family_model, tmp_path):
 
 
 def test_a_place_that_is_not_there_is_refused(tiny):
-    with pytest.raises(InputError, match="expected a block of 0 to 5"):
+    with pytest.raises(InputError, match=r"expected wise\.block of 0 to 5"):
         Place(6).module(tiny)
     with pytest.raises(InputError, match="expected an MLP with one map at its entrance, got 2"):
         Place(2, entrance=True).module(tiny)
