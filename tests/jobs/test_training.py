@@ -5,12 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
+import jacobian_lab as jl
+from jacobian_lab import cli
 from jacobian_lab.errors import InputError
 from jacobian_lab.jobs.config import EditConfig, EditTableConfig
 from jacobian_lab.jobs.methods import run_edit, run_edit_table
 from jacobian_lab.store.run import open_run
 from jacobian_lab.training import trainers
+from jacobian_lab.training.memories import ORIGINAL
 from jacobian_lab.training.settings import RLEditConfig, TrainingConfig, WiseConfig
 from jacobian_lab.training.wise import Wise
 
@@ -106,3 +110,135 @@ def test_no_folder_holds_a_router(config):
 def test_nothing_to_train_with_is_refused(config):
     with pytest.raises(InputError, match="expected facts beside those that are edited, got none"):
         run_edit_table(replace(config, train_slice=config.slice), progress=False)
+
+
+@pytest.fixture(scope="module")
+def edited(arguments, tmp_path_factory):
+    """Both methods, saved by the command edit."""
+    root = tmp_path_factory.mktemp("saved")
+    named = {name: value for name, value in arguments.items() if name != "dtype"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JACOBIAN_LAB_CACHE", str(root / "cache"))
+        for name in ("wise", "rledit"):
+            save = "delta" if name == "wise" else "both"
+            config = EditConfig(**named, method=name, training=TRAINING, held_out_tokens=64, save=save, out=root / name)
+            run_edit(config, progress=False)
+    return root, named["model"]
+
+
+def apply(*options):
+    cli.main(["apply", *map(str, options)])
+
+
+def test_what_is_saved_is_what_was_trained(edited):
+    root, model = edited
+    base = jl.load_model(model, device="cpu")
+    memory, kept = (
+        jl.load_memory(root / "wise" / "delta-wise.safetensors", base),
+        load_file(root / "wise" / "training-wise.safetensors"),
+    )
+    assert {"mask", "side", "done", "thresholds"} <= kept.keys()
+    assert any(torch.equal(side.weight, kept["merged.0"]) for side in memory.sides)
+    network = load_file(root / "rledit" / "training-rledit.safetensors")
+    assert any(name.startswith("network.0.") for name in network)
+    assert any(name.endswith(".adam.exp_avg") for name in network)
+
+
+def test_a_hypernetworks_delta_on_its_base_is_the_edited_model(edited, tmp_path):
+    root, model = edited
+    apply("--delta", root / "rledit" / "delta-rledit.safetensors", "--model", model, "--out", tmp_path / "out")
+    ours, theirs = (
+        jl.load_model(path, device="cpu").hf for path in (tmp_path / "out", root / "rledit" / "model-rledit")
+    )
+    base = jl.load_model(model, device="cpu").hf
+    changed = 0
+    for (name, mine), (_, other), (_, before) in zip(
+        ours.named_parameters(), theirs.named_parameters(), base.named_parameters(), strict=True
+    ):
+        torch.testing.assert_close(mine, other, rtol=0, atol=0, msg=name)
+        changed += not torch.equal(mine, before)
+    assert changed == 2  # one map at the entrance of two blocks
+
+
+def test_a_memory_is_asked_and_told_which_matrix_served(edited, arguments, capsys):
+    root, model = edited
+    facts, base = jl.load_facts("builtin", arguments["slice"]), jl.load_model(model, device="cpu")
+    memory = jl.load_memory(root / "wise" / "delta-wise.safetensors", base)
+    prompts = [fact.text for fact in facts]
+    capsys.readouterr()
+    apply("--delta", root / "wise" / "delta-wise.safetensors", "--model", model, "--tokens", "3", "--prompt", *prompts)
+    lines = capsys.readouterr().out.splitlines()
+    far = memory.judge(base, [base.text_prompt(text) for text in prompts])
+    routes = memory.route(far.T).tolist()
+    for line, text, route, distances in zip(lines, prompts, routes, far, strict=True):
+        assert line.startswith(f"{text} →")
+        served = "the model's own matrix served" if route == ORIGINAL else "the memory served"
+        assert f"({served}: distance {float(distances.max()):.3g}" in line
+    assert any(route != ORIGINAL for route in routes)
+
+
+def test_an_edited_model_goes_on_as_the_saved_one_does(edited, arguments, capsys):
+    root, model = edited
+    text = jl.load_facts("builtin", arguments["slice"])[0].text
+    capsys.readouterr()
+    apply("--delta", root / "rledit" / "delta-rledit.safetensors", "--model", model, "--prompt", text, "--tokens", "4")
+    said = capsys.readouterr().out.removeprefix(f"{text} →").removesuffix("\n")
+    whole = jl.load_model(root / "rledit" / "model-rledit", device="cpu")
+    ids = list(whole.text_prompt(text).ids)
+    for _ in range(4):
+        ids.append(int(whole.hf(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+    assert said == whole.tokenizer.decode(ids[-4:], skip_special_tokens=True)
+
+
+def test_what_a_memory_cannot_do_is_refused_with_one_line(edited, folders, tmp_path, capsys):
+    root, model = edited
+    memory, delta = root / "wise" / "delta-wise.safetensors", root / "rledit" / "delta-rledit.safetensors"
+    cases = [
+        (("--delta", memory, "--out", tmp_path / "out"), "got --out: no plain model asks which matrix is to serve"),
+        (("--delta", memory), "expected --out, --prompt or both, got neither"),
+        (("--delta", memory, delta, "--prompt", "a"), "expected deltas, or one memory, got 2 files"),
+        (("--delta", memory, "--prompt", "a", "--model", folders["llama"]), "put it beside its own base model"),
+        (("--delta", memory, "--prompt", "a", "--tokens", "0"), "got --tokens 0"),
+        (("--delta", delta, "--prompt", ""), "expected a prompt with at least one token"),
+    ]
+    for given, words in cases:
+        capsys.readouterr()
+        named = given if "--model" in given else (*given, "--model", model)
+        with pytest.raises(SystemExit) as caught:
+            apply(*named)
+        err = capsys.readouterr().err
+        assert caught.value.code == 2
+        assert words in err, (given, err)
+        assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_editor_edits_by_training_and_puts_all_back(tiny, facts, tmp_path, monkeypatch):
+    monkeypatch.setenv("JACOBIAN_LAB_CACHE", str(tmp_path / "cache"))
+    editor = jl.Editor(tiny, facts[:3], layers=(1, 2, 3), training=TRAINING, templates=(("{}",),), progress=False)
+    before = {name: weight.clone() for name, weight in tiny.hf.named_parameters()}
+    plain = None
+    for name, words in (("wise", "side memory"), ("rledit", "blocks 2-3")):
+        with editor.edit(name) as edit:
+            frame, told = edit.evaluate(), edit.told
+            path = edit.save(tmp_path / f"{name}.safetensors")
+            assert words in repr(edit)
+            assert edit._repr_html_()
+            with pytest.raises(jl.InputError, match=f"expected a method with targets, got '{name}'"):
+                _ = edit.measures
+        assert path.is_file()
+        assert list(frame.index) == [fact.id for fact in facts[:3]]
+        assert all(torch.equal(weight, before[n]) for n, weight in tiny.hf.named_parameters())
+        assert not any(module._forward_hooks for module in tiny.hf.modules())
+        with pytest.raises(jl.InputError, match="itself again"):
+            edit.evaluate()
+        assert told
+        plain = frame if plain is None else plain
+    with pytest.raises(ZeroDivisionError), editor.edit("rledit"):
+        raise ZeroDivisionError
+    assert all(torch.equal(weight, before[n]) for n, weight in tiny.hf.named_parameters())
+    memory = jl.load_memory(tmp_path / "wise.safetensors", tiny)
+    with memory.serving(tiny):
+        again = editor.examination
+        rows = [values for _, found in again.answers() for values in found]
+    assert [row["nll_new"][0] for row in rows] == plain["nll_new"].tolist()
