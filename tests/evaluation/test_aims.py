@@ -26,7 +26,7 @@ def last_states(model, rows, replaced=None):
             handles.append(model.blocks[replaced[0]].register_forward_hook(put))
         handles.append(
             model.blocks[last].register_forward_hook(
-                lambda _m, _i, output: seen.append(output[0] if isinstance(output, tuple) else output)
+                lambda _m, _i, output, seen=seen: seen.append(output[0] if isinstance(output, tuple) else output)
             )
         )
         with torch.no_grad():
