@@ -33,6 +33,7 @@ from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.examination import Examination
 from jacobian_lab.facts.fact import Fact, describe
 from jacobian_lab.facts.reading import load_facts
+from jacobian_lab.jobs.config import check
 from jacobian_lab.maps.agreement import check_replay
 from jacobian_lab.model.corpus import PYTHON_DOCS, Corpus, load_corpus
 from jacobian_lab.model.language_model import LanguageModel, Layers
@@ -43,7 +44,6 @@ from jacobian_lab.progress import bar
 from jacobian_lab.training.lessons import strangers
 from jacobian_lab.training.methods import ready
 from jacobian_lab.training.settings import TrainingConfig
-from jacobian_lab.training.trainers import carry_on
 
 E = TypeVar("E", bound=Edit)
 
@@ -114,7 +114,8 @@ class Editor:
         self.coordination, self._edited = coordination or CoordinationSettings(), 0
         self.anchor = anchor or AnchorSettings(lr=defaults.anchor_lr, steps=defaults.anchor_steps)
         self.rules, self.damping = rules or RuleSettings(), damping
-        self.training, self._train_facts = (training or TrainingConfig()).suited(model), train_facts
+        check(training or TrainingConfig())
+        self.training, self._train_facts = (training or TrainingConfig()).suited(model, seed=seed), train_facts
         self._templates, self._corpus, self._corpus_tokens = templates, corpus, corpus_tokens
         check_layers(self.layers, model)
         self._published = None if moments is None else Published.of(model, Path(moments), self.layers)
@@ -282,15 +283,17 @@ class Editor:
 
     @contextmanager
     def _trained_edit(self, name: str) -> Iterator[Edit]:
+        if self._edited:
+            raise InputError(f"expected the unedited model to train {name} on, got an edited one: leave the with first")
         others = strangers(self.facts, load_facts() if self._train_facts is None else self._train_facts)
         trained = ready(name, self.rows, others, self.training)
         _ = self.examination.before  # of the unedited model
         with bar(trained.facts, f"{name}: training", "fact", show=self.progress) as shown:
-            carry_on(trained.trainer, trained.path, shown.update)
+            trainer = trained.train(shown.update)
         with ExitStack() as stack:
-            stack.enter_context(trained.trainer.edited())
-            settings = partial(self._settings_of_training, name, others)
-            yield self._entered(TrainedEdit(name, self.examination, settings, trained.trainer), stack)
+            stack.enter_context(trainer.edited())
+            settings = partial(self._settings_of_training, name, trained.about)
+            yield self._entered(TrainedEdit(name, self.examination, settings, trainer), stack)
 
     def _entered(self, edit: E, stack: ExitStack) -> E:
         """An edit that knows when it is left, as the editor does."""
@@ -320,12 +323,11 @@ class Editor:
             "seed": self.seed,
         }
 
-    def _settings_of_training(self, name: str, others: Sequence[Fact]) -> dict[str, Any]:
+    def _settings_of_training(self, name: str, about: Mapping[str, str]) -> dict[str, Any]:
         return {
             "method": name,
             "facts": describe(self.facts),
-            "training": asdict(self.training)[name],
-            "trained with": describe(others),
+            "training": dict(about),
             "templates": [list(group) for group in self.templates],
             "seed": self.seed,
         }

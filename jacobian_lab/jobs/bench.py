@@ -38,12 +38,12 @@ class Aimed:
     Attributes:
         setting: What the edit is made with.
         targets: The targets.
-        aim: Where the anchors at the last decisive layer lead.
+        aim: Where the anchors at the last decisive layer lead, if that is asked.
     """
 
     setting: Setting
     targets: Targets
-    aim: Aim
+    aim: Aim | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,6 @@
 
 import functools
 import math
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -46,12 +45,14 @@ from jacobian_lab.store.finished import Finished
 from jacobian_lab.store.run import Run
 from jacobian_lab.store.schema import KINDS
 from jacobian_lab.training.lessons import strangers
-from jacobian_lab.training.methods import RLEDIT, Ready, ready
+from jacobian_lab.training.methods import RLEDIT, WISE, Ready, ready
 from jacobian_lab.training.settings import UNTUNED
-from jacobian_lab.training.trainers import carry_on
 
 Save = Callable[[Path, Mapping[str, Any]], Any]
 """Saves an edit, as a file or as a folder, with everything that decided it."""
+
+TRAINING = "training-{}.safetensors"
+"""What a run calls all that a method was trained to."""
 
 NO_PROBES = "none"
 """What the dimension of further questions holds where there are none: one group that stays empty."""
@@ -88,7 +89,12 @@ def run_edit(config: EditConfig, *, progress: bool = True) -> Path:
     Raises:
         InputError: If anything cannot be used.
     """
-    return _run(config, (_edited(config.method),), config.save, progress)
+    name = _edited(config.method)
+    if name == WISE and config.save != "delta":
+        raise InputError(
+            f"expected ⟨save⟩ delta for {name}, got {config.save}: no plain model asks which matrix serves"
+        )
+    return _run(config, (name,), config.save, progress)
 
 
 def saved_paths(folder: Path, name: str, save: str) -> list[Path]:
@@ -102,13 +108,9 @@ def saved_paths(folder: Path, name: str, save: str) -> list[Path]:
     Returns:
         The files or folders.
     """
-    kinds = {"delta": (DELTA,), "folder": (FOLDER,), "both": (DELTA, FOLDER)}[save]
-    return [folder / kind.format(method_name(name)) for kind in kinds]
-
-
-def _kept_training(folder: Path, name: str) -> Path:
-    """Where what was trained is, as `Trainer.restore` takes it."""
-    return folder / f"training-{name}.safetensors"
+    name, kinds = method_name(name), {"delta": (DELTA,), "folder": (FOLDER,), "both": (DELTA, FOLDER)}[save]
+    trained = (TRAINING,) if name in TRAINED else ()
+    return [folder / kind.format(name) for kind in (*kinds, *trained)]
 
 
 def _edited(name: str) -> str:
@@ -133,7 +135,8 @@ def _run(config: MethodsConfig, methods: tuple[str, ...], save: str | None, prog
         return [name for name, each in at_work.methods.items() if each.refit and not refitted]
 
     def measured(run: Run) -> None:
-        aimed = bench.aimed(run, at_work.schemes) if at_work.methods else None
+        anchored = at_work.methods or run.done("anchor_passes").all()
+        aimed = bench.aimed(run, at_work.schemes) if anchored else None
         redone = again(run.folder)
         todo = [n for n in (UNEDITED, *methods) if n in redone or not run.done("measured", edit=n).all()]
         _ = asked.before  # of the unedited model
@@ -143,13 +146,15 @@ def _run(config: MethodsConfig, methods: tuple[str, ...], save: str | None, prog
 
         def keep(name: str, save: Save) -> None:
             for path in saved(run.folder):
-                save(path, {**settings, "method": name})
-            if name in at_work.trained and saved(run.folder):
-                shutil.copyfile(at_work.trained[name].path, _kept_training(run.folder, name))
+                if path.name == TRAINING.format(name):
+                    at_work.trained[name].save(path)
+                else:
+                    save(path, {**settings, "method": name})
 
         for place, name in enumerate(todo, 1):
             what = f"{name} ({place} of {len(todo)})"
-            with bar(2 * len(experiment.facts), what, "fact", show=progress) as shown:
+            trained = at_work.trained[name].facts if name in at_work.trained else 0
+            with bar(trained + 2 * len(experiment.facts), what, "fact", show=progress) as shown:
                 found = at_work.measure(name, aimed, shown.update, refit, partial(keep, name))
                 for variable, values, labels in found:
                     run.write(variable, values, edit=name, **labels)
@@ -220,7 +225,7 @@ class Comparison:
             others = _others(config, experiment) if names else []
             if RLEDIT in names and (known := config.protocol or experiment.model.known()).lower() in UNTUNED:
                 note(f"the paper has no rledit on {known}, for which no stable setting was found: the first published")
-            training = config.training.suited(experiment.model, config.protocol)
+            training = config.training.suited(experiment.model, config.protocol, config.seed)
             trained = {name: ready(name, experiment.rows, others, training) for name in names}
         return cls(config, chosen, trained, experiment, examination, held_out, text, bench)
 
@@ -244,7 +249,7 @@ class Comparison:
             "metrics": self.examination.style,
             "greedy": config.greedy,
             "held_out": {"digest": self.held_out.digest, "tokens": config.held_out_tokens} | length,
-            **(_taught(config, self.experiment) if isinstance(config, MethodsConfig) else {}),
+            **({"training": {name: dict(each.about) for name, each in self.trained.items()}} if self.trained else {}),
         }
 
     def provenance(self) -> dict[str, Any]:
@@ -320,10 +325,11 @@ class Comparison:
                 done(len(experiment.facts))
             elif name in self.trained:
                 trained = self.trained[name]
-                carry_on(trained.trainer, trained.path)
-                stack.enter_context(trained.trainer.edited(done))
-                keep(trained.trainer.save)
-                found += self._told(trained.trainer.told())
+                stack.callback(trained.release)
+                trainer = trained.train(done)
+                stack.enter_context(trainer.edited(done))
+                keep(trainer.save)
+                found += self._told(trainer.told())
             else:
                 assert aimed is not None
                 stack.enter_context(restored(experiment.model, experiment.layers))
@@ -339,7 +345,7 @@ class Comparison:
                 )
                 found += [(variable, values, {"layer": list(made.deltas)}) for variable, values in made.values.items()]
                 keep(partial(made.save, model=experiment.model))
-            if aimed is not None:
+            if aimed is not None and aimed.aim is not None and name != UNEDITED:
                 found += [(variable, values, {}) for variable, values in aimed.aim.reached().items()]
             found += self._answers(done)
             found.append(("perplexity", perplexity(experiment.model, self.text), {}))
@@ -381,15 +387,11 @@ def _held_out_rows(config: EvaluationConfig, experiment: Experiment, text: Corpu
     return rows
 
 
-def _taught(config: MethodsConfig, experiment: Experiment) -> dict[str, Any]:
-    """What decides the numbers of methods that train."""
-    training = asdict(config.training.suited(experiment.model, config.protocol))
-    return {**training, "train_facts": config.train_facts, "train_slice": config.train_slice}
-
-
 def _others(config: MethodsConfig, experiment: Experiment) -> list[Fact]:
-    """What methods that train may be taught with."""
+    """What methods that train may be taught with; records that cannot be used are left out, and told."""
     file = read_facts(config.train_facts or config.facts, config.train_slice, on_bad_record="skip", on_repeat="first")
+    for line in file.notes():
+        note(f"of the facts to train with, {line}")
     return strangers(experiment.facts, file.facts)
 
 

@@ -16,7 +16,7 @@ from jacobian_lab.report.tables.descents import descents
 from jacobian_lab.report.writing import Table
 from jacobian_lab.store.schema import KINDS
 
-_FIRST = ("onelayer", "memit", "blue", "wise", "prune", "rect", "alphaedit", "memit+fe")
+_FIRST = ("onelayer", "memit", "blue", "prune", "rect", "alphaedit", "memit+fe")
 _FORWARD = ("prune+fe", "rect+fe", "alphaedit+fe")
 _COORDINATED = ("memit+cr", "prune+cr", "rect+cr", "alphaedit+cr")
 _PAIRS = ("prune", "prune+fe", "rect", "rect+fe", "alphaedit", "alphaedit+fe")
@@ -184,7 +184,7 @@ TABLES: Mapping[str, TableEntry] = {
         "lambda_min",
         below=False,
     ),
-    "table3": _methods("table3", "llama-3-8b-instruct", (*_FIRST, "rledit"), *_COORDINATED),
+    "table3": _methods("table3", "llama-3-8b-instruct", _FIRST, *_COORDINATED),
     "table4": _methods("table4", "llama-3-8b-instruct", _PAIRS, "memit", "memit+fe", *_COORDINATED),
     "table6": _methods("table6", "gpt2-xl", _FIRST, *_FORWARD, *_COORDINATED),
     "table7": _methods("table7", "gpt-j-6b", _FIRST, *_FORWARD, *_COORDINATED),

@@ -248,7 +248,7 @@ def arrays_of(
             f"expected the arrays that this version stores, got a run with {unknown[0]!r} in {folder}, made by another "
             "one: choose another folder"
         )
-    variables = {name: each for name, each in KINDS[kind].items() if name in made or name.endswith(DIGEST)}
+    variables = {name: each for name, each in KINDS[kind].items() if name.removesuffix(DIGEST) in made}
     if missing := [name for name in variables if name not in held]:
         raise InputError(_broken(folder, f"no {missing[0]!r}"))
     return variables

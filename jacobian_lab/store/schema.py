@@ -235,10 +235,6 @@ _EDIT_TABLE = {
     ),
     "nll_new": Variable(_RECORD, "mean NLL of the new target, rewriting prompt", "nat"),
     "nll_true": Variable(_RECORD, "mean NLL of the true target, rewriting prompt", "nat"),
-    "aim_cosine": Variable(
-        _RECORD, "cosine of the decisive token's shift at the last block with that to which the anchor at L leads"
-    ),
-    "aim_share": Variable(_RECORD, "share of the latter that the shift realises along it"),
     "perplexity": Variable(("edit",), "perplexity of the held-out text"),
     "update_norm": Variable(_WEIGHT, "norm of the weight's change over the weight's norm"),
     "condition_number": Variable(_WEIGHT, "condition number of the solve, 1-norm estimate, the largest of the batches"),
@@ -250,15 +246,26 @@ _EDIT_TABLE = {
     "measured": Variable(("edit",), "whether the method has been measured", "1", "i4"),
 }
 
+_AIMS = {
+    "aim_cosine": Variable(
+        _RECORD, "cosine of the decisive token's shift at the last block with that to which the anchor at L leads"
+    ),
+    "aim_share": Variable(_RECORD, "share of the latter that the shift realises along it"),
+}
+
 _TRAINED = {
-    "training_steps": Variable(_RECORD, "steps that a fact's edit took, WISE"),
-    "training_loss": Variable(_RECORD, "loss at the last of them", "nat"),
-    "distance": Variable(_RECORD, "distance of the served matrix from the model's own, rewriting prompt", "activation"),
-    "distance_paraphrase": Variable(_PARAPHRASE, "the same on a paraphrase", "activation"),
-    "distance_neighbor": Variable(_NEIGHBOR, "the same on a neighbourhood prompt", "activation"),
-    "threshold": Variable(("edit",), "distance from which on the memory serves", "activation"),
+    "training_steps": Variable(_RECORD, "steps that a fact's edit took"),
+    "training_loss": Variable(_RECORD, "loss at the last of them; with RLEdit of its answer, its batch edited", "nat"),
+    "distance": Variable(
+        _RECORD,
+        "distance of a memory's matrix from the model's own over its threshold, the largest: from 1 on it serves",
+    ),
+    "distance_paraphrase": Variable(_PARAPHRASE, "the same on a paraphrase"),
+    "distance_neighbor": Variable(_NEIGHBOR, "the same on a neighbourhood prompt"),
+    "threshold": Variable(("edit",), "the least distance from which on a memory serves", "activation"),
     "changed_norm": Variable(("edit", "block"), "norm of what a block's matrices changed by, over theirs"),
     "changed_rank": Variable(("edit", "block"), "largest rank of these changes"),
+    "changed_unstored": Variable(("edit", "block"), "share of them that their dtype did not take"),
 }
 
 _FRONTIER = {
@@ -294,7 +301,7 @@ KINDS: dict[str, dict[str, Variable]] = {
     | _part("coordinated_shift_passes", _COORDINATED)
     | _part("refit_anchor_passes", _REFIT)
     | _part("neighbors_compared", _NEIGHBORS)
-    | _part("measured", _EDIT_TABLE | _TRAINED),
+    | _part("measured", _EDIT_TABLE | _AIMS | _TRAINED),
     "frontier": _part("anchor_passes", _ANCHORS)
     | _part("coordinated_shift_passes", _COORDINATED)
     | _part("neighbors_compared", _NEIGHBORS)

@@ -1,11 +1,14 @@
 """RLEdit's hypernetwork: from keys and gradients to low-rank changes of many matrices of one shape, and back."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from jacobian_lab.model.language_model import LanguageModel, matrix
 
 NEAR_ZERO = 1.2e-7
 """What is added to a standard deviation."""
@@ -227,3 +230,42 @@ def total_norm(networks: Sequence[Hypernetwork]) -> Float[Tensor, ""]:
     """
     gradients = [p.grad for network in networks for p in network.parameters() if p.grad is not None]
     return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(each) for each in gradients]))
+
+
+def changes_by_block(
+    model: LanguageModel,
+    modules: Mapping[str, nn.Module],
+    before: Mapping[str, Tensor],
+    deltas: Mapping[str, Tensor],
+) -> dict[str, list[float]]:
+    """How much each block has changed, and at which rank.
+
+    Args:
+        model: The model, edited.
+        modules: What was changed, by name.
+        before: The matrices before, by name.
+        deltas: What was added to them, by name.
+
+    Returns:
+        For each block, NaN where nothing was changed: ``changed_norm``, the norm of all its changes over that of the
+        matrices, ``changed_rank``, the largest, and ``changed_unstored``, the share that the dtype did not take.
+    """
+    names = ("changed_norm", "changed_rank", "changed_unstored")
+    found = {name: [math.nan] * model.n_layers for name in names}
+    for layer in range(model.n_layers):
+        own = {model.projection(layer), *model.inner(layer)}
+        chosen = [name for name, module in modules.items() if module in own]
+        if not chosen:
+            continue
+        asked = [deltas[name].double() for name in chosen]
+        stored = [matrix(modules[name]).double() - before[name].double() for name in chosen]
+        length = _size(asked)
+        found["changed_norm"][layer] = length / _size(before[name] for name in chosen)
+        found["changed_rank"][layer] = float(max(torch.linalg.matrix_rank(each) for each in asked))
+        lost = _size(each - now for each, now in zip(asked, stored, strict=True))
+        found["changed_unstored"][layer] = lost / length if length else 0.0
+    return found
+
+
+def _size(tensors: Iterable[Tensor]) -> float:
+    return math.sqrt(sum(float(each.double().square().sum()) for each in tensors))

@@ -18,7 +18,7 @@ from jacobian_lab.caching import written_whole
 from jacobian_lab.errors import InputError
 from jacobian_lab.maps.hooks import batches, forward
 from jacobian_lab.model.language_model import LanguageModel, matrix
-from jacobian_lab.model.tokens import PASSING, Passing, Prompt
+from jacobian_lab.model.tokens import PASSING, Prompt
 
 FORMAT = "jacobian_lab memory 1"
 ORIGINAL = -1
@@ -102,25 +102,29 @@ class Memory:
         Yields:
             Nothing.
         """
-        activation = activation_of(model)
+        activation, asked = activation_of(model), _Asked()
 
         def serve(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            passed = PASSING.get() or Passing([output.shape[1]] * len(output))
+            passed = PASSING.get()
+            kept = asked.kept if passed is None else passed.kept
             sided = [beside(module, inputs[0], side.weight) for side in self.sides]
-            if self not in passed.kept:
-                counted = first_tokens(passed.prompts, output)
+            if self not in kept:
+                counted = asked.counted(output) if passed is None else first_tokens(passed.prompts, output)
                 found = [distances(activation, output, other, counted) for other in sided]
-                passed.kept[self] = self.route(torch.stack(found))
-            chosen = passed.kept[self]
+                kept[self] = self.route(torch.stack(found))
             for number, other in enumerate(sided):
-                output = torch.where((chosen == number)[:, None, None], other, output)
+                output = torch.where((kept[self] == number)[:, None, None], other, output)
             return output
 
-        handle = self.place.module(model).register_forward_hook(serve)
+        handles = [
+            model.trunk.register_forward_pre_hook(asked.begin, with_kwargs=True),
+            self.place.module(model).register_forward_hook(serve),
+        ]
         try:
             yield
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
     def route(self, found: Float[Tensor, "side row"]) -> Int[Tensor, " row"]:
         """Which side serves each row: the farthest of those that are far enough.
@@ -131,9 +135,27 @@ class Memory:
         Returns:
             Its number; `ORIGINAL` where none is far enough.
         """
-        thresholds = found.new_tensor([side.threshold for side in self.sides])[:, None]
-        far = found >= thresholds
+        found = found.double()
+        far = found >= self._thresholds(found)
         return torch.where(far.any(0), torch.where(far, found, -torch.inf).argmax(0), ORIGINAL)
+
+    def reach(self, found: Float[Tensor, "row side"]) -> Float[Tensor, " row"]:
+        """How far rows are on the way to being served: from 1 on a side serves.
+
+        Args:
+            found: Distances.
+
+        Returns:
+            Of each row the largest distance over its side's threshold; 0 without sides.
+        """
+        if not self.sides:
+            return found.new_zeros(len(found)).double()
+        thresholds = self._thresholds(found)[:, 0]
+        return torch.where(thresholds > 0, found.double() / thresholds, torch.inf).amax(1)
+
+    def _thresholds(self, found: Tensor) -> Float[Tensor, "side 1"]:
+        thresholds = [side.threshold for side in self.sides]
+        return torch.tensor(thresholds, dtype=torch.float64, device=found.device)[:, None]
 
     @torch.no_grad()
     def judge(self, model: LanguageModel, rows: Sequence[Prompt]) -> Float[Tensor, "row side"]:
@@ -165,6 +187,30 @@ class Memory:
         finally:
             handle.remove()
         return found
+
+
+class _Asked:
+    """What a pass of the bare model is asked, where nobody has said it: the prompt is what comes without a cache.
+
+    What goes on with a cache, as `generate` does token by token, goes the way of what filled it.
+    """
+
+    def __init__(self) -> None:
+        self.mask: Tensor | None = None
+        self.kept: dict[Any, Any] = {}
+
+    def begin(self, _module: Any, _args: Any, kwargs: Mapping[str, Any]) -> None:
+        """Take note of a pass."""
+        cache = kwargs.get("past_key_values")
+        if cache is None or not cache.get_seq_length():
+            mask = kwargs.get("attention_mask")
+            self.mask, self.kept = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None, {}
+
+    def counted(self, output: Float[Tensor, "row token out"]) -> Bool[Tensor, "row token"]:
+        """The tokens that count: those that are not padding."""
+        if self.mask is None or self.mask.shape != output.shape[:2]:
+            return torch.ones(output.shape[:2], dtype=torch.bool, device=output.device)
+        return self.mask.bool().to(output.device)
 
 
 def activation_of(model: LanguageModel) -> nn.Module:
@@ -228,66 +274,9 @@ def distances(
     Returns:
         A number a row.
     """
-    apart = torch.linalg.vector_norm(activation(own) - activation(other), dim=-1)
+    wide = torch.promote_types(own.dtype, torch.float32)
+    apart = torch.linalg.vector_norm(activation(own).to(wide) - activation(other).to(wide), dim=-1)
     return (apart * counted).sum(1) / counted.sum(1)
-
-
-def margin(
-    inside: Float[Tensor, " row"], outside: Float[Tensor, " other"], alpha: float, beta: float, gamma: float
-) -> Float[Tensor, ""]:
-    """L_a = ⟨d_out − d_in + γ⟩₊ + ⟨d_out − α⟩₊ + ⟨β − d_in⟩₊, each the mean over those rows where it is above zero.
-
-    Args:
-        inside: Distances of the rows of an edit.
-        outside: Distance of an unrelated row: one, or one for each of the others.
-        alpha: α, which unrelated rows are to stay below.
-        beta: β, which edited ones are to exceed.
-        gamma: γ, by how much they are to differ.
-
-    Returns:
-        The loss.
-    """
-
-    def above(values: Tensor) -> Tensor:
-        kept = values[values > 0]
-        return kept.mean() if len(kept) else values.sum() * 0
-
-    return above(outside - inside + gamma) + above(outside - alpha) + above(beta - inside)
-
-
-def ties(
-    base: Float[Tensor, "out in"],
-    shards: Sequence[Float[Tensor, "out in"]],
-    weights: Sequence[float],
-    density: float,
-) -> Float[Tensor, "out in"]:
-    """Merge matrices that were trained from one: the largest changes of each, where they agree on the sign.
-
-    Args:
-        base: The matrix that they were trained from.
-        shards: The matrices.
-        weights: Each one's weight in the mean.
-        density: The share of each one's changes that is kept.
-
-    Returns:
-        The merged matrix.
-    """
-    deltas = torch.stack([_largest(shard - base, density) for shard in shards])
-    shares = deltas.new_tensor(list(weights)).view(-1, *[1] * base.dim())
-    elected = torch.where((shares * deltas).sum(0) >= 0, 1.0, -1.0).to(base)
-    agreeing = shares * (deltas.sign() == elected)
-    return base + (agreeing * deltas).sum(0) / agreeing.sum(0).masked_fill(~agreeing.any(0), 1.0)
-
-
-def _largest(delta: Tensor, density: float) -> Tensor:
-    """The largest entries of a change, zero elsewhere."""
-    count = int(density * delta.numel())
-    if count >= delta.numel():
-        return delta
-    kept = torch.zeros_like(delta).flatten()
-    places = delta.abs().flatten().topk(count).indices
-    kept[places] = delta.flatten()[places]
-    return kept.view_as(delta)
 
 
 def save_memory(path: Path, model: LanguageModel, memory: Memory, config: Mapping[str, Any]) -> None:
@@ -298,6 +287,9 @@ def save_memory(path: Path, model: LanguageModel, memory: Memory, config: Mappin
         model: The base model; its fingerprint, taken when it was loaded, goes into the file.
         memory: The memory.
         config: Everything that decided it, as JSON can hold it.
+
+    Raises:
+        InputError: If it is not finite.
     """
     metadata = {
         "format": FORMAT,
@@ -309,6 +301,8 @@ def save_memory(path: Path, model: LanguageModel, memory: Memory, config: Mappin
         "thresholds": json.dumps([side.threshold for side in memory.sides]),
         "config": json.dumps(config, ensure_ascii=False),
     }
+    if not all(torch.isfinite(side.weight).all() for side in memory.sides):
+        raise InputError("expected finite weights to save, got NaN or infinity in WISE's memory: lower ⟨wise.lr⟩")
     tensors = {f"side.{n}": side.weight.cpu().contiguous() for n, side in enumerate(memory.sides)}
     with written_whole(path) as partial:
         save_file(tensors, partial, metadata=metadata)

@@ -1,7 +1,6 @@
 """RLEdit: a hypernetwork trained over sequences of edits, then used on the facts to be edited."""
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,14 +11,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from jacobian_lab.editing.deltas import save_delta, save_model
+from jacobian_lab.editing.deltas import delta_dtype, save_delta, save_model
+from jacobian_lab.errors import InputError
 from jacobian_lab.maps.replay import Frozen, freeze, tail_logits
 from jacobian_lab.model.language_model import LanguageModel, matrix
 from jacobian_lab.model.tokens import Prompt
-from jacobian_lab.training.hypernetworks import Hypernetwork, Normaliser, Solve, pull_back, total_norm
+from jacobian_lab.training.hypernetworks import (
+    Hypernetwork,
+    Normaliser,
+    Solve,
+    changes_by_block,
+    pull_back,
+    total_norm,
+)
 from jacobian_lab.training.settings import RLEditSettings
 
 Shape = tuple[int, int]
+_LOWER = "lower ⟨rledit.rate⟩ or ⟨rledit.meta_lr⟩, or give ⟨dtype⟩ float32"
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,9 @@ class RLEdit:
         normalisers: Likewise.
         losses: Of every batch of the training: what the edit should do, and the divergence that it causes.
         changed: The matrices as the trajectory that is gone through has left them; none where it begins.
-        deltas: ΔW by module, of the last `edited`.
+        deltas: ΔW by module, of the last `edited`, in `delta_dtype`.
+        before: The matrices before it.
+        learnt: The loss of each fact's answer just after its own batch was edited.
     """
 
     model: LanguageModel
@@ -69,6 +79,8 @@ class RLEdit:
     losses: list[tuple[float, float]] = field(default_factory=list)
     changed: dict[str, Tensor] = field(default_factory=dict)
     deltas: dict[str, Tensor] = field(default_factory=dict)
+    before: dict[str, Tensor] = field(default_factory=dict)
+    learnt: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.modules = self.settings.modules(self.model)
@@ -142,6 +154,12 @@ class RLEdit:
             advance(len(batches[number]))
             yield
 
+    @property
+    def finished(self) -> int:
+        """Facts that the network is trained with."""
+        batches = _parts(self.lessons, self.settings.facts_at_once)[: self.settings.batches]
+        return sum(len(batches[number % len(batches)]) for number in range(len(self.losses)))
+
     def state(self) -> dict[str, Tensor]:
         """All that goes from one batch to the next, as tensors: what `restore` goes on from."""
         found = {"losses": torch.tensor(self.losses, dtype=torch.float64).reshape(-1, 2)}
@@ -174,7 +192,9 @@ class RLEdit:
             kept, moments = state.get(f"{name}.grad"), f"{name}.adam."
             parameter.grad = None if kept is None else kept.to(parameter, copy=True)
             self.adam.state[parameter] = {
-                key.removeprefix(moments): each.clone() for key, each in state.items() if key.startswith(moments)
+                key.removeprefix(moments): each.clone() if each.dim() == 0 else each.to(parameter, copy=True)
+                for key, each in state.items()
+                if key.startswith(moments)
             }
 
     def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -193,39 +213,35 @@ class RLEdit:
             Nothing.
         """
         kept = [(normaliser, normaliser.state()) for normaliser in self.normalisers.values()]
-        self.deltas = {}
+        self.before = before = {name: matrix(module).detach().clone() for name, module in self.modules.items()}
+        asked = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in before.items()}
+        self.learnt = []
         try:
             with self.changing():
-                for some in _parts(self.rows, self.settings.facts_at_once):
-                    changes = self._changes(self._told_of(some))
-                    self._add(changes)
-                    for name, change in changes.items():
-                        whole = self.deltas.get(name)
-                        self.deltas[name] = change.T if whole is None else whole + change.T
+                for some in _parts(self.rows, self.settings.edited_at_once):
+                    for name, change in self._changes(self._told_of(some)).items():
+                        asked[name] += change.T
+                        self._write(name, before[name], asked[name])  # rounded once, not batch by batch
+                    self.learnt += self._losses(some)
                     advance(len(some))
+                dtype = delta_dtype(self.model)
+                self.deltas = {name: each.to(dtype) for name, each in asked.items()}
+                for name, delta in self.deltas.items():  # what is saved is what is measured
+                    self._write(name, before[name], delta)
                 yield
         finally:
             for normaliser, state in kept:
                 normaliser.restore(state)
 
+    @torch.no_grad()
+    def _write(self, name: str, before: Tensor, change: Tensor) -> None:
+        weight = matrix(self.modules[name])
+        weight.copy_(before.double() + change.double())
+
     def told(self) -> dict[str, Any]:
-        """How much each block changed, and at which rank: of several matrices together, and the largest."""
-        blocks: dict[int, list[str]] = {}
-        for layer in range(self.model.n_layers):
-            own = {self.model.projection(layer), *self.model.inner(layer)}
-            blocks[layer] = [name for name, module in self.modules.items() if module in own]
-
-        def size(tensors: Iterable[Tensor]) -> float:
-            return math.sqrt(sum(float(each.double().square().sum()) for each in tensors))
-
-        norms, ranks = [math.nan] * len(blocks), [math.nan] * len(blocks)
-        for layer, names in blocks.items():
-            if names:
-                changes = [self.deltas[name] for name in names]
-                before = [matrix(self.modules[name]) - self.deltas[name] for name in names]
-                norms[layer] = size(changes) / size(before)
-                ranks[layer] = float(max(torch.linalg.matrix_rank(each) for each in changes))
-        return {"changed_norm": norms, "changed_rank": ranks}
+        """How much each block changed, at which rank, and what its dtype did not take; what each fact's edit left."""
+        found = changes_by_block(self.model, self.modules, self.before, self.deltas)
+        return found | {"training_steps": [1.0] * len(self.rows), "training_loss": list(self.learnt)}
 
     def save(self, path: Path, config: Mapping[str, Any]) -> None:
         """Write what `edited` changed last, as a delta, or the model as it is now.
@@ -299,7 +315,11 @@ class RLEdit:
         for name, (keys, standard) in told.items():
             shape, number = self.places[name]
             network = self.networks[shape]
+            if not (torch.isfinite(keys).all() and torch.isfinite(standard).all()):
+                raise InputError(f"expected finite keys and gradients, got NaN or infinity in {name}: {_LOWER}")
             changes[name] = Solve(keys, network.log_ridge[number].exp()).change(network(number, keys, standard))
+            if not torch.isfinite(changes[name]).all():
+                raise InputError(f"expected finite changes, got NaN or infinity in {name}: {_LOWER}")
         return changes
 
     @torch.no_grad()
@@ -344,6 +364,14 @@ class RLEdit:
     def _log_p(self, rows: Sequence[Prompt]) -> Float[Tensor, "row answer vocab"]:
         frozen, hidden = self._above(rows)
         return tail_logits(frozen, self.start, hidden).double().log_softmax(-1)
+
+    def _losses(self, rows: Sequence[Prompt]) -> list[float]:
+        """Mean −log P of each row's answer."""
+        found = []
+        for some in _parts(rows, self.settings.rows_at_once):
+            for row, log_p in zip(some, self._log_p(some), strict=True):
+                found.append(float(-log_p[range(len(row.answer)), list(row.answer)].mean()))
+        return found
 
     def _above(self, rows: Sequence[Prompt]) -> tuple[Frozen, Float[Tensor, "row token d_model"]]:
         """Rows from the lowest changed block on: nothing below it ever changes."""

@@ -72,7 +72,6 @@ class _Wise:
         merged: After how many shards they are merged.
         density: The share of a shard's changes that a merge keeps.
         retrieve: Whether merged memories stay apart and the farthest serves, instead of one that all are merged into.
-        seed: Seed of the masks.
     """
 
     mask_ratio: Share = 0.2
@@ -83,7 +82,6 @@ class _Wise:
     merged: Positive = 2
     density: Share = 0.53
     retrieve: bool = False
-    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +98,7 @@ class WiseSettings(_Wise):
         gamma: By how much the two are to differ, likewise.
         absolute: Whether these are distances as they are.
         act_ratio: The threshold is this times the least distance of an edited prompt.
+        seed: Seed of the masks.
     """
 
     block: int
@@ -111,6 +110,7 @@ class WiseSettings(_Wise):
     gamma: float = 0.5
     absolute: bool = False
     act_ratio: float = 0.5
+    seed: int = 0
 
     @property
     def place(self) -> Place:
@@ -132,6 +132,7 @@ class WiseConfig(_Wise):
         gamma: By how much the two are to differ, likewise.
         absolute: Whether these are distances as they are.
         act_ratio: The threshold is this times the least distance of an edited prompt.
+        seed: Seed of the masks; the run's by default.
     """
 
     block: Annotated[int, Gt(-1)] | None = None
@@ -142,20 +143,22 @@ class WiseConfig(_Wise):
     beta: float | None = None
     gamma: float | None = None
     absolute: bool | None = None
-    act_ratio: float | None = None
+    act_ratio: Above | None = None
+    seed: Annotated[int, Gt(-1)] | None = None
 
-    def suited(self, model: LanguageModel, protocol: str | None = None) -> WiseSettings:
+    def suited(self, model: LanguageModel, protocol: str | None = None, seed: int = 0) -> WiseSettings:
         """What this comes to on a model.
 
         Args:
             model: The model.
             protocol: Known model whose settings to use; the model's own by default.
+            seed: The seed, where none is given.
 
         Returns:
             The settings.
         """
-        middle = {"block": round(0.9 * model.n_layers)}
-        return WiseSettings(**{**middle, **_known(WISE_OF, model, protocol), **_given(self)})
+        own = {"block": min(round(0.9 * model.n_layers), model.n_layers - 1), "seed": seed}
+        return WiseSettings(**{**own, **_known(WISE_OF, model, protocol), **_given(self)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,10 +178,9 @@ class _RLEdit:
             then counts most.
         penalised: Whether the penalty has a gradient; in the published code it has none.
         step: Whether the network takes a step after a trajectory, or after every batch.
-        facts_at_once: Facts of a batch.
+        facts_at_once: Facts of a batch of the training.
         rows_at_once: Rows of a pass.
         epochs: How often the trajectory is gone through.
-        seed: Seed of the network, and of which paraphrase and neighbour a fact is trained with.
     """
 
     depth: Positive = 4
@@ -195,7 +197,6 @@ class _RLEdit:
     facts_at_once: Positive = 20
     rows_at_once: Positive = 4
     epochs: Positive = 1
-    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,12 +208,16 @@ class RLEditSettings(_RLEdit):
         projections: Whether these are the MLPs' output projections instead of the maps at their entrance.
         rank: Rank of the network's blocks.
         batches: Batches of a trajectory at the most.
+        edited_at_once: Facts that are edited at once, batch after batch.
+        seed: Seed of the network, and of which paraphrase and neighbour a fact is trained with.
     """
 
     blocks: tuple[int, ...]
     projections: bool = False
     rank: int = 256
     batches: int = 20
+    edited_at_once: int = 20
+    seed: int = 0
 
     def modules(self, model: LanguageModel) -> dict[str, nn.Module]:
         """What is changed.
@@ -249,26 +254,32 @@ class RLEditConfig(_RLEdit):
         projections: Whether these are the MLPs' output projections instead of the maps at their entrance.
         rank: Rank of the network's blocks.
         batches: Batches of a trajectory at the most.
+        edited_at_once: Facts that are edited at once, batch after batch; as many as in training by default.
+        seed: Seed of the network, and of which paraphrase and neighbour a fact is trained with; the run's by default.
     """
 
     blocks: tuple[Annotated[int, Gt(0)], ...] | None = None
     projections: bool | None = None
     rank: Positive | None = None
     batches: Positive | None = None
+    edited_at_once: Positive | None = None
+    seed: Annotated[int, Gt(-1)] | None = None
 
-    def suited(self, model: LanguageModel, protocol: str | None = None) -> RLEditSettings:
+    def suited(self, model: LanguageModel, protocol: str | None = None, seed: int = 0) -> RLEditSettings:
         """What this comes to on a model.
 
         Args:
             model: The model.
             protocol: Known model whose settings to use; the model's own by default.
+            seed: The seed, where none is given.
 
         Returns:
             The settings.
         """
         first = round(0.68 * model.n_layers)
-        blocks = {"blocks": tuple(range(first, min(first + 9, model.n_layers)))}
-        return RLEditSettings(**{**blocks, **_known(RLEDIT_OF, model, protocol), **_given(self)})
+        blocks = tuple(range(first, min(first + 9, model.n_layers)))
+        own = {"blocks": blocks, "edited_at_once": self.facts_at_once, "seed": seed}
+        return RLEditSettings(**{**own, **_known(RLEDIT_OF, model, protocol), **_given(self)})
 
 
 @dataclass(frozen=True)
@@ -296,17 +307,18 @@ class TrainingConfig:
     wise: WiseConfig = field(default_factory=WiseConfig)
     rledit: RLEditConfig = field(default_factory=RLEditConfig)
 
-    def suited(self, model: LanguageModel, protocol: str | None = None) -> TrainingSettings:
+    def suited(self, model: LanguageModel, protocol: str | None = None, seed: int = 0) -> TrainingSettings:
         """What this comes to on a model.
 
         Args:
             model: The model.
             protocol: Known model whose settings to use; the model's own by default.
+            seed: The seed, where none is given.
 
         Returns:
             The settings.
         """
-        return TrainingSettings(self.wise.suited(model, protocol), self.rledit.suited(model, protocol))
+        return TrainingSettings(self.wise.suited(model, protocol, seed), self.rledit.suited(model, protocol, seed))
 
 
 def _known(of: Mapping[str, Mapping[str, Any]], model: LanguageModel, protocol: str | None) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from jacobian_lab.errors import InputError
+from jacobian_lab.maps.hooks import batches, forward
 from jacobian_lab.maps.replay import Frozen, freeze, tail_logits
 from jacobian_lab.model.language_model import matrix
 from jacobian_lab.model.rows import FactRows
@@ -23,14 +24,16 @@ from jacobian_lab.training.memories import (
     beside,
     distances,
     first_tokens,
-    margin,
     save_memory,
-    ties,
 )
+from jacobian_lab.training.merging import margin, ties
 from jacobian_lab.training.settings import WiseSettings
 
 FIRST_WEIGHT, LATER_WEIGHT, OLD_WEIGHT = 1.0, 0.4, 0.6
 """What shards weigh together in the first merge, and in later ones, beside what was merged before."""
+
+SEEDS = 2**32
+"""From one seed's masks to the next one's."""
 
 STILL, LOW = 1e-4, 0.02
 """An edit is done when its loss is at most `LOW` and has moved by at most `STILL`."""
@@ -100,13 +103,21 @@ class Wise:
         Yields:
             What became of each; everything that goes on to the next is in this object then.
         """
-        size = -(-len(self.rows) // self.settings.shards)
-        for place in range(len(self.done), len(self.rows)):
+        count, shards = len(self.rows), self.settings.shards
+        ends = {-(-(number + 1) * count // shards) for number in range(shards)}
+        for place in range(len(self.done), count):
+            if place in ends:
+                self.side, self.mask = self.own.clone(), self._drawn(place)
             self.done.append(self._edit(place))
-            if (place + 1) % size == 0 or place + 1 == len(self.rows):
+            if place + 1 in ends:
                 self._close_shard()
             advance(1)
             yield self.done[-1]
+
+    @property
+    def finished(self) -> int:
+        """Facts that are trained on."""
+        return len(self.done)
 
     def state(self) -> dict[str, Tensor]:
         """All that goes from one fact to the next, as tensors: what `restore` goes on from."""
@@ -127,12 +138,15 @@ class Wise:
         Args:
             state: Its `state`.
         """
-        own = self.own
+
+        def like_own(tensor: Tensor) -> Tensor:
+            return torch.empty_like(self.own).copy_(tensor)  # as the matrix lies in memory: products may round by that
+
         self.done = [Trained(int(steps), *others) for steps, *others in state["done"].tolist()]
-        self.side, self.mask, self.least = state["side"].to(own), state["mask"].to(own.device), float(state["least"])
-        self.shards = [state[f"shard.{n}"].to(own) for n in range(sum(name.startswith("shard.") for name in state))]
-        thresholds = state["thresholds"].tolist()
-        self.merged = [Side(state[f"merged.{n}"].to(own), each) for n, each in enumerate(thresholds)]
+        self.side, self.mask = like_own(state["side"]), state["mask"].to(self.own.device)
+        self.least, thresholds = float(state["least"]), state["thresholds"].tolist()
+        self.shards = [like_own(state[f"shard.{n}"]) for n in range(sum(name.startswith("shard.") for name in state))]
+        self.merged = [Side(like_own(state[f"merged.{n}"]), each) for n, each in enumerate(thresholds)]
 
     def memory(self) -> Memory:
         """The memory as it serves now: what was merged, and the side matrix in training."""
@@ -158,15 +172,14 @@ class Wise:
             yield
 
     def told(self) -> dict[str, Any]:
-        """What became of the facts, and how far the memory is from the model's own matrix on what they are asked."""
-        model, memory = self.rows.model, self.memory()
+        """What became of the facts, and how far the memory is from serving what they are asked."""
+        model, memory, facts = self.rows.model, self.memory(), self.rows.facts
 
         def distance(texts: Sequence[Sequence[str]]) -> list[list[float]]:
             rows = [model.text_prompt(text) for each in texts for text in each]
-            farthest = memory.judge(model, rows).amax(1) if memory.sides else torch.zeros(len(rows))
-            return [each.tolist() for each in farthest.split([len(each) for each in texts])]
+            reached = memory.reach(memory.judge(model, rows))
+            return [each.tolist() for each in reached.split([len(each) for each in texts])]
 
-        facts = self.rows.facts
         return {
             "training_steps": [float(each.steps) for each in self.done],
             "training_loss": [each.loss for each in self.done],
@@ -187,7 +200,7 @@ class Wise:
             InputError: If it is asked for a folder.
         """
         if path.suffix != ".safetensors":
-            raise InputError("expected ⟨save⟩ delta for wise, got folder: no plain model asks which matrix is to serve")
+            raise InputError("expected ⟨save⟩ delta for wise, got folder: no plain model asks which matrix serves")
         save_memory(path, self.rows.model, self.memory(), config)
 
     def _edit(self, place: int) -> Trained:
@@ -204,9 +217,13 @@ class Wise:
             limits = (self.scale * each for each in (settings.alpha, settings.beta, settings.gamma))
             loss = edited.loss(served) + margin(inside, outside, *limits)
             losses.append(loss.item())
+            if not math.isfinite(losses[-1]):  # the fact is left out, as one without a finite anchor is
+                return Trained(len(losses), math.nan, math.nan, math.nan)
             (gradient,) = torch.autograd.grad(loss, side)
             with torch.no_grad():
                 self._step(side, gradient)
+        if not torch.isfinite(side).all():
+            return Trained(len(losses), math.nan, math.nan, math.nan)
         self.side = side.detach()
         self.least = min(self.least, inside.mean().item())
         return Trained(len(losses), losses[-1], inside.mean().item(), outside.mean().item())
@@ -223,9 +240,9 @@ class Wise:
         side.clamp_(self.own - settings.clamp, self.own + settings.clamp)
 
     def _close_shard(self) -> None:
-        """Put the side matrix away, begin a new one, and merge if it is time."""
+        """Put the side matrix away, and merge if it is time."""
         self.shards.append(self.side)
-        self.side, self.mask = self.own.clone(), self._drawn(len(self.done))
+        self.side = self.own.clone()
         if len(self.shards) < self.settings.merged and len(self.done) < len(self.rows):
             return
         threshold, count = self.settings.act_ratio * self.least, len(self.shards)
@@ -242,14 +259,26 @@ class Wise:
 
     def _drawn(self, number: int) -> Bool[Tensor, "out in"]:
         """The mask of the shard that begins at a fact."""
-        generator = torch.Generator().manual_seed(self.settings.seed + number)
+        generator = torch.Generator().manual_seed((self.settings.seed * SEEDS + number) % 2**63)
         return (torch.rand(self.own.shape, generator=generator) < self.settings.mask_ratio).to(self.own.device)
 
+    @torch.no_grad()
     def _size(self) -> float:
-        """Mean size of the matrix's own activations over the facts' prompts."""
-        seen = _Seen(self, [row for each in self.rows.contexts for row in each])
-        sizes = torch.linalg.vector_norm(self.activation(seen.output), dim=-1)
-        return float((sizes * seen.counted).sum() / seen.counted.sum())
+        """Mean size of the matrix's own activations over the facts' prompts, contexts before them."""
+        model, total, count = self.rows.model, 0.0, 0.0
+        rows = [Prompt(row.ids[: row.asked], 0) for each in self.rows.answered_contexts for row in each]
+        seen: list[Tensor] = []
+        handle = self.module.register_forward_hook(lambda _m, _inputs, output: seen.append(output))
+        try:
+            for group in batches(rows):
+                seen.clear()
+                forward(model, [rows[i] for i in group], stop=self.place.block)
+                counted = first_tokens([len(rows[i].ids) for i in group], seen[0])
+                sizes = torch.linalg.vector_norm(self.activation(seen[0]).double(), dim=-1)
+                total, count = total + float((sizes * counted).sum()), count + float(counted.sum())
+        finally:
+            handle.remove()
+        return total / count
 
 
 class _Seen:

@@ -16,10 +16,9 @@ from jacobian_lab.training.memories import (
     Side,
     activation_of,
     load_memory,
-    margin,
     save_memory,
-    ties,
 )
+from jacobian_lab.training.merging import margin, ties
 
 BASE = torch.zeros(1, 4, dtype=torch.float64)
 FIRST, SECOND = torch.tensor([[4.0, -1, 0, 2]]).double(), torch.tensor([[-2.0, -1, 3, 0]]).double()

@@ -24,14 +24,12 @@ def routing(figure: FigureBase, dataset: xr.Dataset) -> None:
     methods = with_router(dataset)
     for ax, name in zip(figure.subplots(1, len(methods), squeeze=False)[0], methods, strict=True):
         found = routed(dataset, name)
-        threshold = next(iter(found.values())).threshold
-        every = np.concatenate([each.distances for each in found.values()])
-        bins = np.linspace(0, max(every.max(), threshold if np.isfinite(threshold) else 0) * 1.02, BINS + 1)
+        every = np.concatenate([each.distances[np.isfinite(each.distances)] for each in found.values()])
+        bins = np.linspace(0, max(every.max(initial=0), 1) * 1.02, BINS + 1)
         for kind, each in found.items():
             weights = np.full(each.distances.size, 100 / max(1, each.distances.size))
             label = f"{kind}: {100 * each.served:.0f} % served"
             ax.hist(each.distances, bins, weights=weights, histtype="step", label=label, linewidth=1, **LOOKS[kind])
-        if np.isfinite(threshold):
-            ax.axvline(threshold, color="0.1", linewidth=0.7)
-        ax.set(xlabel="distance from the model's own matrix", ylabel="prompts, %", title=name)
+        ax.axvline(1, color="0.1", linewidth=0.7)
+        ax.set(xlabel="distance from the model's own matrix, over the threshold", ylabel="prompts, %", title=name)
         ax.legend(fontsize="x-small")

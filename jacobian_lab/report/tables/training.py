@@ -23,17 +23,15 @@ class Routed:
     """What a router makes of the prompts of one kind.
 
     Attributes:
-        distances: How far the memory is from the model's own matrix, one a prompt, in no order.
-        threshold: From where on the memory serves.
+        distances: How far the memory is from the model's own matrix over its threshold, one a prompt, in no order.
     """
 
     distances: np.ndarray
-    threshold: float
 
     @property
     def served(self) -> float:
         """The share of the prompts that the memory serves."""
-        return float((self.distances >= self.threshold).mean()) if self.distances.size else np.nan
+        return float((self.distances >= 1).mean()) if self.distances.size else np.nan
 
 
 def routed(dataset: xr.Dataset, method: str) -> Mapping[str, Routed]:
@@ -47,14 +45,13 @@ def routed(dataset: xr.Dataset, method: str) -> Mapping[str, Routed]:
         By kind of prompt, of `PROMPTS`; neighbourhood prompts that the run edits themselves are left out.
     """
     chosen = dataset.sel(edit=method)
-    threshold = float(chosen["threshold"])
     found = {}
     for name, called in PROMPTS.items():
         values = chosen[name]
         if "neighbor" in values.dims:
             values = values.where(chosen["neighbor_edited"] == 0)
         flat = values.values.ravel()
-        found[called] = Routed(flat[np.isfinite(flat)], threshold)
+        found[called] = Routed(flat[~np.isnan(flat)])
     return found
 
 
@@ -100,9 +97,9 @@ def training(dataset: xr.Dataset) -> Table:
         steps, loss = chosen["training_steps"].values, chosen["training_loss"].values
         columns[name] = {
             "steps a fact, mean": number(float(steps.mean()), 1),
-            "loss at a fact's last step, median": number(float(np.median(loss)), 3),
+            "loss at a fact's last step, median": number(_median(loss), 3),
             "threshold": number(float(chosen["threshold"]), 3),
-            **{f"median distance, {kind}": number(_median(each.distances), 3) for kind, each in found.items()},
+            **{f"median distance over it, {kind}": number(_median(each.distances), 3) for kind, each in found.items()},
             **{f"served by the memory, {kind}": number(100 * each.served, 1) for kind, each in found.items()},
         }
     for name in map(str, dataset["edit"].values):
@@ -111,6 +108,7 @@ def training(dataset: xr.Dataset) -> Table:
         if np.isfinite(norm).any():
             blocks = chosen["block"].values[np.isfinite(norm.values)]
             columns[name] = {
+                "loss at a fact's last step, median": number(_median(chosen["training_loss"].values), 3),
                 "blocks that are changed": f"{blocks.min()} to {blocks.max()}",
                 "largest ‖ΔW‖/‖W‖ of a block": number(float(norm.max()), 4),
                 "median of these": number(float(np.nanmedian(norm)), 4),
@@ -144,4 +142,5 @@ def aims(dataset: xr.Dataset) -> Table:
 
 
 def _median(values: np.ndarray) -> float:
-    return float(np.median(values)) if values.size else np.nan
+    kept = values[~np.isnan(values)]
+    return float(np.median(kept)) if kept.size else np.nan
