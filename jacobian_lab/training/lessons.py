@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 from jacobian_lab.errors import InputError
@@ -10,9 +11,23 @@ from jacobian_lab.facts.fact import Fact
 from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.tokens import Prompt
 from jacobian_lab.progress import note
-from jacobian_lab.training.rledit import Lesson
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What one fact is trained or edited with.
+
+    Attributes:
+        edit: The rewriting prompt with the new answer.
+        other: Another wording with the new answer.
+        unrelated: An unrelated prompt with its own answer.
+    """
+
+    edit: Prompt
+    other: Prompt
+    unrelated: Prompt
 
 
 def strangers(edited: Sequence[Fact], others: Sequence[Fact]) -> list[Fact]:
@@ -54,8 +69,8 @@ def unrelated_rows(model: LanguageModel, count: int, others: Sequence[Fact]) -> 
     )
     if not found:
         raise InputError(
-            f"expected facts beside those that are edited, got none of {len(others)} that the model takes: name some by "
-            "⟨train_facts⟩, of other subjects"
+            f"expected facts beside those that are edited, got none of {len(others)} that the model takes: name some "
+            "by ⟨train_facts⟩, of other subjects"
         )
     return [found[place % len(found)] for place in range(count)]
 

@@ -24,25 +24,11 @@ from jacobian_lab.training.hypernetworks import (
     pull_back,
     total_norm,
 )
+from jacobian_lab.training.lessons import Lesson
 from jacobian_lab.training.settings import RLEditSettings
 
 Shape = tuple[int, int]
 _LOWER = "lower ⟨rledit.rate⟩ or ⟨rledit.meta_lr⟩, or give ⟨dtype⟩ float32"
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """What one fact is trained or edited with.
-
-    Attributes:
-        edit: The rewriting prompt with the new answer.
-        other: Another wording with the new answer.
-        unrelated: An unrelated prompt with its own answer.
-    """
-
-    edit: Prompt
-    other: Prompt
-    unrelated: Prompt
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,9 +12,11 @@ from jacobian_lab import cli
 from jacobian_lab.errors import InputError
 from jacobian_lab.jobs.config import EditConfig, EditTableConfig
 from jacobian_lab.jobs.methods import run_edit, run_edit_table
+from jacobian_lab.report.results import Results
 from jacobian_lab.store.run import open_run
 from jacobian_lab.training import trainers
 from jacobian_lab.training.memories import ORIGINAL
+from jacobian_lab.training.rledit import RLEdit
 from jacobian_lab.training.settings import RLEditConfig, TrainingConfig, WiseConfig
 from jacobian_lab.training.wise import Wise
 
@@ -38,7 +40,7 @@ def test_they_stand_beside_pairs(config):
     alone = open_run(folder)
     assert list(alone["edit"].values) == ["unedited", "wise", "rledit"]
     assert not (alone["anchor_passes"] > 0).any()
-    assert not (folder.parent / "cache" / "moments").exists()
+    assert not (folder.parent / "cache" / "second-moments").exists()
     both = open_run(run_edit_table(replace(config, methods=("wise", "rledit", "memit")), progress=False))
     assert list(both["edit"].values) == ["unedited", "memit", "wise", "rledit"]
     assert np.isfinite(both["efficacy_accuracy"]).all()
@@ -49,6 +51,10 @@ def test_they_stand_beside_pairs(config):
     assert ((wise["training_steps"] > 0) & (wise["training_steps"] <= 4)).all()
     assert np.isfinite(wise["training_loss"]).all()
     assert np.isfinite(wise["threshold"])
+    assert np.isfinite(rledit["training_loss"]).all()
+    assert (
+        both["aim_share"].sel(edit=["memit", "wise", "rledit"]).isnull().values.tolist() == [[False, True, True]] * 6
+    )  # there were no anchors when the two were measured
     assert not (rledit["nll_new"] == both["nll_new"].sel(edit="unedited")).all()
     np.testing.assert_array_equal(np.isfinite(rledit["changed_norm"]), np.isin(both["block"], (2, 3)))
 
@@ -56,7 +62,7 @@ def test_they_stand_beside_pairs(config):
 def test_what_is_not_far_enough_is_the_models_own(config):
     """D_KL is 0 to the bit where the memory does not serve, and only there."""
     dataset = open_run(run_edit_table(replace(config, methods=("wise",)), progress=False)).sel(edit="wise")
-    served = (dataset["distance_neighbor"] >= dataset["threshold"]).values[~np.isnan(dataset["kl"])]
+    served = (dataset["distance_neighbor"] >= 1).values[~np.isnan(dataset["kl"])]
     disturbed = (dataset["kl"].values[~np.isnan(dataset["kl"])]) != 0
     np.testing.assert_array_equal(served, disturbed)
 
@@ -105,6 +111,64 @@ def test_no_folder_holds_a_router(config):
     bad = EditConfig(**named, device="cpu", dtype="float64", method="wise", save="folder", training=TRAINING)
     with pytest.raises(InputError, match="expected save delta for wise, got folder"):
         run_edit(bad, progress=False)
+
+
+def test_all_methods_are_held_against_the_anchors(config):
+    both = open_run(run_edit_table(replace(config, methods=("memit", "rledit")), progress=False))
+    assert np.isfinite(both["aim_share"].sel(edit=["memit", "rledit"])).all()
+    later = open_run(run_edit_table(replace(config, methods=("rledit", "wise")), progress=False))
+    assert np.isfinite(later["aim_share"].sel(edit="wise")).all()  # by the anchors that are there
+    assert np.isnan(later["aim_share"].sel(edit="unedited")).all()
+
+
+def test_other_facts_to_train_with_are_other_settings(config, tmp_path):
+    run_edit_table(replace(config, methods=("rledit",)), progress=False)
+    with pytest.raises(InputError, match=r"another training\.rledit\.rows"):
+        run_edit_table(replace(config, methods=("rledit",), train_slice="20:40"), progress=False)
+
+
+def test_a_killed_training_of_a_network_goes_on(config, monkeypatch, tmp_path):
+    config = replace(config, methods=("rledit",))
+    whole = open_run(run_edit_table(replace(config, out=tmp_path / "whole"), progress=False))
+    monkeypatch.setenv("JACOBIAN_LAB_CACHE", str(tmp_path / "another"))
+    monkeypatch.setattr(trainers, "SECONDS", 0.0)
+    learn, seen = RLEdit._learn, []
+
+    def dies(network, batches):
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(1)
+        return learn(network, batches)
+
+    monkeypatch.setattr(RLEdit, "_learn", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run_edit_table(config, progress=False)
+    monkeypatch.setattr(RLEdit, "_learn", lambda network, batches: (seen.append(1), learn(network, batches))[1])
+    again = open_run(run_edit_table(config, progress=False))
+    assert len(seen) == 2
+    for variable in ("kl", "nll_new", "training_loss", "changed_norm"):
+        np.testing.assert_array_equal(again[variable], whole[variable])
+
+
+def test_the_seed_reaches_what_is_trained(config, tmp_path):
+    config = replace(config, methods=("rledit", "wise"))
+    first, other = (
+        open_run(run_edit_table(replace(config, seed=seed, out=tmp_path / str(seed)), progress=False))
+        for seed in (0, 1)
+    )
+    assert not np.array_equal(first["changed_norm"].sel(edit="rledit"), other["changed_norm"].sel(edit="rledit"))
+
+
+def test_what_a_networks_dtype_does_not_take_is_told(config):
+    """In bfloat16 a small change is mostly lost; the table of damages says so."""
+    small = replace(TRAINING, rledit=replace(TRAINING.rledit, rate=1e-9))
+    folder = run_edit_table(
+        replace(config, methods=("rledit",), training=small, dtype="bfloat16", ridge=None), progress=False
+    )
+    lost = open_run(folder)["changed_unstored"].sel(edit="rledit")
+    assert float(lost.max()) > 0.9
+    table = Results(folder).table("damage")
+    assert float(table.loc["rledit", "of it not stored"]) == pytest.approx(float(lost.max()), rel=0.1)
 
 
 def test_nothing_to_train_with_is_refused(config):

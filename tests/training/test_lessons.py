@@ -25,11 +25,11 @@ def test_nothing_that_is_edited_or_asked_is_trained_on():
 
 def test_lessons_are_the_seeds(family_model):
     some = strangers(EDITED, OTHERS)
-    found = lessons(family_model, some, 0)
+    found = lessons(family_model, some, 0, 9)
     assert len(found) == 2  # Cairo has neither another wording nor a neighbour
-    assert lessons(family_model, some, 0) == found
-    assert lessons(family_model, some[1:], 0) == found[1:]  # whoever else is there
-    assert any(lessons(family_model, some, seed) != found for seed in range(1, 9))
+    assert lessons(family_model, some, 0, 9) == found
+    assert lessons(family_model, some[1:], 0, 9) == found[1:]  # whoever else is there
+    assert any(lessons(family_model, some, seed, 9) != found for seed in range(1, 9))
     for fact, lesson in zip(some, found, strict=False):
         assert lesson.edit == family_model.text_prompt(fact.text, "Chad")
         assert lesson.other in [family_model.text_prompt(text, "Chad") for text in fact.paraphrase_prompts]
@@ -49,4 +49,4 @@ def test_nothing_to_train_on_is_refused(tiny):
     with pytest.raises(InputError, match="expected facts beside those that are edited, got none"):
         unrelated_rows(tiny, 1, [])
     with pytest.raises(InputError, match=r"expected facts to train on .* got none among 1"):
-        lessons(tiny, OTHERS[-1:], 0)
+        lessons(tiny, OTHERS[-1:], 0, 9)

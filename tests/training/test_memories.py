@@ -9,6 +9,7 @@ from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.metrics import efficacy, greedy_matches, predicting_states, specificity
 from jacobian_lab.maps.hooks import forward
 from jacobian_lab.model.language_model import matrix
+from jacobian_lab.model.tokens import passing
 from jacobian_lab.training.memories import (
     ORIGINAL,
     Memory,
@@ -174,3 +175,50 @@ def test_a_place_that_is_not_there_is_refused(tiny):
         Place(6).module(tiny)
     with pytest.raises(InputError, match="expected an MLP with one map at its entrance, got 2"):
         Place(2, entrance=True).module(tiny)
+
+
+def test_generate_goes_by_the_prompt(tiny):
+    """Rows of several lengths, padded on either side, decide once, as each does alone, token by token after that."""
+    rows = [tiny.text_prompt(text) for text in ("Rome", "the Eiffel Tower stands in", "They say that Rome is")]
+    memory = memory_of(tiny)
+    found = memory.judge(tiny, rows)[:, 0]
+    threshold = float(found.median())
+    memory = Memory(memory.place, (Side(memory.sides[0].weight, threshold),))
+    alone = []
+    for row in rows:
+        with memory.serving(tiny):
+            ids = torch.tensor([row.ids])
+            out = tiny.hf.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0, eos_token_id=None)
+        alone.append(out[0, len(row.ids) :].tolist())
+    for row, said in zip(rows, alone, strict=True):
+        ids = list(row.ids)
+        for _ in range(4):
+            with memory.serving(tiny), passing([len(row.ids)]):
+                ids.append(int(tiny.hf(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+        assert ids[len(row.ids) :] == said
+    width = max(len(row.ids) for row in rows)
+    ids = torch.tensor([[0] * (width - len(row.ids)) + list(row.ids) for row in rows])
+    mask = torch.tensor([[0] * (width - len(row.ids)) + [1] * len(row.ids) for row in rows])
+    with memory.serving(tiny):
+        out = tiny.hf.generate(
+            ids, attention_mask=mask, max_new_tokens=4, do_sample=False, pad_token_id=0, eos_token_id=None
+        )
+    assert out[:, width:].tolist() == alone
+
+
+def test_each_side_serves_by_its_own_threshold():
+    """Thresholds of 10 and 3: at distances of 9 and 2 neither serves, at 9 and 4 the second, at 12 and 4 the first."""
+    sides = tuple(Side(torch.zeros(1, 1), threshold) for threshold in (10.0, 3.0))
+    memory = Memory(Place(0), sides)
+    found = torch.tensor([[9.0, 2.0], [9.0, 4.0], [12.0, 4.0]])
+    assert memory.route(found.T).tolist() == [ORIGINAL, 1, 0]
+    assert memory.reach(found).tolist() == pytest.approx([0.9, 4 / 3, 4 / 3])
+    assert Memory(Place(0), ()).reach(torch.zeros(2, 0)).tolist() == [0, 0]
+
+
+def test_a_memory_that_is_not_finite_is_not_saved(tiny, tmp_path):
+    memory = memory_of(tiny)
+    memory.sides[0].weight[0, 0] = torch.nan
+    with pytest.raises(InputError, match="expected finite weights to save, got NaN"):
+        save_memory(tmp_path / "memory.safetensors", tiny, memory, {})
+    assert not list(tmp_path.iterdir())

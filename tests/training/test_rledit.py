@@ -10,7 +10,8 @@ from jacobian_lab.editing.deltas import add_delta, load_delta
 from jacobian_lab.errors import InputError
 from jacobian_lab.model.language_model import matrix
 from jacobian_lab.model.tokens import pad
-from jacobian_lab.training.rledit import Lesson, RLEdit
+from jacobian_lab.training.lessons import Lesson
+from jacobian_lab.training.rledit import RLEdit
 from jacobian_lab.training.settings import RLEditSettings
 
 SETTINGS = RLEditSettings(
@@ -87,10 +88,10 @@ def test_keys_and_gradients_are_the_models(projections, family_model, facts):
         torch.testing.assert_close(padded.inputs[name][0, :length], told.inputs[name][0, :length], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("penalised", [True, False])
-def test_the_networks_gradient_is_autograds_through_everything(penalised, tiny, facts):
-    """Solve, edit, other wordings, divergence, penalty: two batches, the older one discounted."""
-    editor = rledit_of(tiny, penalised=penalised)
+@pytest.mark.parametrize(("penalised", "rows_at_once"), [(True, 4), (False, 4), (True, 1)])
+def test_the_networks_gradient_is_autograds_through_everything(penalised, rows_at_once, tiny, facts):
+    """Solve, edit, other wordings, divergence, penalty: two batches, the older one discounted; sums over passes."""
+    editor = rledit_of(tiny, penalised=penalised, rows_at_once=rows_at_once)
     disturb(editor)
     lessons = lessons_of(tiny, facts[:4])
     seen = [lessons[2:], lessons[:2]]
@@ -98,7 +99,7 @@ def test_the_networks_gradient_is_autograds_through_everything(penalised, tiny, 
         editor._learn(seen)
     ours = {s: {n: p.grad.clone() for n, p in network.named_parameters()} for s, network in editor.networks.items()}
 
-    again = rledit_of(tiny, penalised=penalised)
+    again = rledit_of(tiny, penalised=penalised, rows_at_once=rows_at_once)
     disturb(again)
     told = again._told_of([each.edit for each in seen[0]])
     changes = {}
@@ -109,7 +110,13 @@ def test_the_networks_gradient_is_autograds_through_everything(penalised, tiny, 
         changes[name] = torch.linalg.solve(gram, keys.T @ network(number, keys, standard))
     given = weights_of(again, changes)
     loss = torch.zeros((), dtype=torch.float64)
-    for age, batch in enumerate(seen):
+    parts = [
+        (age, batch[i : i + rows_at_once])
+        for age, batch in enumerate(seen)
+        for i in (0, 1)
+        if i < 1 or rows_at_once < 2
+    ]
+    for age, batch in parts:
         other = [
             log_p(tiny, given, each.other)[range(len(each.other.answer)), list(each.other.answer)] for each in batch
         ]
@@ -215,3 +222,46 @@ def test_blocks_that_are_not_there_are_refused(tiny):
     for blocks in ((0, 1), (5, 6)):
         with pytest.raises(InputError, match=r"expected rledit\.blocks of 1 to 5, got"):
             rledit_of(tiny, blocks=blocks)
+
+
+def test_one_fact_is_learnt_to_a_loss_near_zero(tiny, facts):
+    """By a network that is taught with that fact alone, with nothing to be left alone."""
+    (lesson,) = lessons_of(tiny, facts[:1])
+    taught = [replace(lesson, other=lesson.edit)]
+    before = rledit_of(tiny, taught)._losses([lesson.edit])[0]
+    network = RLEdit(
+        tiny,
+        taught,
+        [lesson.edit],
+        replace(SETTINGS, rate=0.1, meta_lr=0.02, local=0.0, penalty=0.0, epochs=60, step="batch", rank=8),
+    )
+    for _ in network.train():
+        pass
+    with network.edited():
+        assert network.learnt[0] < 0.05 < 1 < before
+        assert network._losses([lesson.edit]) == pytest.approx(network.learnt)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_several_batches_are_rounded_once(dtype, folders, facts, tmp_path):
+    """So that base and saved delta are the measured model to the last bit."""
+    model = load_model(folders["llama"], dtype=dtype, device="cpu")
+    lessons = lessons_of(model, facts[:4])
+    network = RLEdit(model, lessons, [each.edit for each in lessons], replace(SETTINGS, rate=0.05, edited_at_once=1))
+    with network.edited():
+        now = {name: matrix(module).clone() for name, module in network.modules.items()}
+        network.save(tmp_path / "delta.safetensors", {})
+        lost = [each for each in network.told()["changed_unstored"] if each == each]
+    delta = load_delta(tmp_path / "delta.safetensors", model)
+    with network.changing():
+        add_delta(model, delta)
+        assert all(torch.equal(matrix(module), now[name]) for name, module in network.modules.items())
+    assert (max(lost) > 1e-3) == (dtype == "bfloat16")
+
+
+def test_changes_that_are_not_finite_are_refused(tiny, facts):
+    network = rledit_of(tiny, rate=float("inf"))
+    before = {name: matrix(module).clone() for name, module in network.modules.items()}
+    with pytest.raises(InputError, match=r"expected finite changes, got NaN or infinity in .*: lower rledit\.rate"):
+        next(network.train())
+    assert all(torch.equal(matrix(module), before[name]) for name, module in network.modules.items())

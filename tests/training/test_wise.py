@@ -106,7 +106,47 @@ def test_shards_are_merged_and_the_side_begins_anew(tiny, facts):
         assert torch.equal(wise.side, wise.own)  # a shard of one fact each
     first_two = wise_of(tiny, facts[:2], shards=2, merged=2)
     list(first_two.train())
-    assert torch.equal(first_two.mask, wise_of(tiny, facts[:2], shards=2).__class__._drawn(wise, 2))
+    assert torch.equal(first_two.mask, wise._drawn(1))  # the last shard's own
+    assert not torch.equal(first_two.mask, wise._drawn(0))
+
+
+def test_masks_are_drawn_independently_of_one_another(tiny, facts):
+    """Their share, and that of their overlap, within five standard deviations; other seeds, other masks."""
+    wise = wise_of(tiny, facts[:1], mask_ratio=0.2)
+    first, second = wise._drawn(0), wise._drawn(1)
+    for mask, share in ((first, 0.2), (second, 0.2), (first & second, 0.04)):
+        deviation = (share * (1 - share) / mask.numel()) ** 0.5
+        assert abs(float(mask.double().mean()) - share) < 5 * deviation
+    assert not torch.equal(first, wise_of(tiny, facts[:1], seed=1)._drawn(0))
+    assert not torch.equal(second, wise_of(tiny, facts[:1], seed=1)._drawn(0))
+
+
+@pytest.mark.parametrize(("count", "shards", "sizes"), [(5, 4, [2, 1, 1, 1]), (3, 4, [1, 1, 1]), (4, 2, [2, 2])])
+def test_facts_are_divided_into_as_many_shards_as_there_can_be(count, shards, sizes, tiny, facts, monkeypatch):
+    ends = []
+    close = Wise._close_shard
+    monkeypatch.setattr(Wise, "_close_shard", lambda wise: (ends.append(len(wise.done)), close(wise))[1])
+    list(wise_of(tiny, facts[:count], shards=shards, steps=1).train())
+    assert [end - begin for begin, end in zip([0, *ends], ends, strict=False)] == sizes
+
+
+def test_a_fact_without_a_finite_loss_is_left_out(tiny, facts, monkeypatch):
+    """The others are what they would be without it, but for their masks."""
+    plain = wise_of(tiny, facts[:3], shards=1)
+    (first, *_) = plain.train()
+    wise = wise_of(tiny, facts[:3], shards=1)
+    step = Wise._step
+    monkeypatch.setattr(
+        Wise,
+        "_step",
+        lambda self, side, gradient: side.fill_(torch.nan) if len(self.done) == 1 else step(self, side, gradient),
+    )
+    trained = list(wise.train())
+    assert trained[0] == first
+    assert trained[1].loss != trained[1].loss
+    assert trained[2].loss == trained[2].loss
+    assert all(torch.isfinite(side.weight).all() for side in wise.memory().sides)
+    assert wise.memory().sides[0].threshold > 0
 
 
 def test_memories_that_stay_apart_have_their_own_thresholds(tiny, facts):
