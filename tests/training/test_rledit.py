@@ -9,13 +9,23 @@ from torch.func import functional_call
 from jacobian_lab.editing.deltas import add_delta, load_delta
 from jacobian_lab.errors import InputError
 from jacobian_lab.model.language_model import matrix
+from jacobian_lab.model.loading import load_model
 from jacobian_lab.model.tokens import pad
 from jacobian_lab.training.lessons import Lesson
 from jacobian_lab.training.rledit import RLEdit
 from jacobian_lab.training.settings import RLEditSettings
 
 SETTINGS = RLEditSettings(
-    blocks=(2, 3), rank=4, depth=2, rate=0.05, meta_lr=1e-3, facts_at_once=2, rows_at_once=2, back=2, penalty=0.3
+    blocks=(2, 3),
+    rank=4,
+    depth=2,
+    rate=0.05,
+    meta_lr=1e-3,
+    facts_at_once=2,
+    rows_at_once=2,
+    edited_at_once=2,
+    back=2,
+    penalty=0.3,
 )
 
 
