@@ -18,7 +18,7 @@ import numpy as np
 import xarray as xr
 from filelock import FileLock, SoftFileLock, Timeout
 
-from jacobian_lab.caching import PARTIAL
+from jacobian_lab.caching import PARTIAL, write_text
 from jacobian_lab.errors import InputError
 from jacobian_lab.progress import note
 from jacobian_lab.store.arrays import (
@@ -40,6 +40,8 @@ from jacobian_lab.store.finished import Finished
 from jacobian_lab.store.schema import DIGEST, KINDS, command_of
 
 LOCK = ".lock"
+GROWING = "training"
+"""The settings that others may join while a run grows: by method, what its training was decided by."""
 WIDE = {"d_model", "rank"}
 """Dimensions of arrays that are too large to be read whole when a run is opened."""
 
@@ -86,6 +88,8 @@ class Run:
             ) from None
         if not (folder / CONFIG).is_file():
             write_config(folder, kind, settings, provenance, self.coordinates)
+        elif new := settings.get(GROWING):
+            _join(folder, new)
         if not (folder / STORE).is_dir():
             create_store(folder, self.variables, self.coordinates)
         opened = open_arrays(folder, "r+")
@@ -291,6 +295,15 @@ def check_folder(folder: Path, kind: str, settings: Mapping[str, Any]) -> None:
         )
 
 
+def _join(folder: Path, new: Mapping[str, Any]) -> None:
+    """Take the settings of methods that a run has not had into its configuration."""
+    config = read_config(folder)
+    held = config["settings"].get(GROWING, {})
+    if new.keys() - held.keys():
+        config["settings"][GROWING] = {**held, **new}
+        write_text(folder / CONFIG, json.dumps(config, indent=1, ensure_ascii=False) + "\n")
+
+
 def check_same(old: Any, new: Any, folder: Path, field: str = "out") -> None:
     """Hold the settings of a run against those of a command.
 
@@ -305,6 +318,8 @@ def check_same(old: Any, new: Any, folder: Path, field: str = "out") -> None:
     """
     before, now = _flat(old), _flat(json.loads(json.dumps(new)))
     for name in sorted(before.keys() | now.keys()):
+        if name.startswith(f"{GROWING}.") and not (name in before and name in now):
+            continue
         if before.get(name) != now.get(name):
             raise InputError(
                 f"expected the settings that {folder} was made with, got another {name}: it has "

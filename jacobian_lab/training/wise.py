@@ -1,6 +1,7 @@
 """WISE: one edit after the other by masked gradient steps on a side matrix, shard by shard, merged now and then."""
 
 import math
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -31,9 +32,6 @@ from jacobian_lab.training.settings import WiseSettings
 
 FIRST_WEIGHT, LATER_WEIGHT, OLD_WEIGHT = 1.0, 0.4, 0.6
 """What shards weigh together in the first merge, and in later ones, beside what was merged before."""
-
-SEEDS = 2**32
-"""From one seed's masks to the next one's."""
 
 STILL, LOW = 1e-4, 0.02
 """An edit is done when its loss is at most `LOW` and has moved by at most `STILL`."""
@@ -259,7 +257,7 @@ class Wise:
 
     def _drawn(self, number: int) -> Bool[Tensor, "out in"]:
         """The mask of the shard that begins at a fact."""
-        generator = torch.Generator().manual_seed((self.settings.seed * SEEDS + number) % 2**63)
+        generator = torch.Generator().manual_seed(random.Random(f"{self.settings.seed} {number}").getrandbits(32))
         return (torch.rand(self.own.shape, generator=generator) < self.settings.mask_ratio).to(self.own.device)
 
     @torch.no_grad()

@@ -29,6 +29,7 @@ TRAINED = {
     "threshold": "wise",
     "changed_norm": "rledit",
     "changed_rank": "rledit",
+    "changed_unstored": "rledit",
 }
 """What one method alone has."""
 LAYERS = {"fact": FACTS, "layer": [4, 5, 6, 7, 8]}
@@ -74,7 +75,7 @@ def make_run(folder: Path, kind: str, settings=None, provenance=None, **written)
         for name, variable in KINDS[kind].items():
             if variable.dtype == "f8":
                 shape = [len(run.coordinates[dim]) for dim in variable.dims]
-                values = rng.uniform(0.1, 0.9, size=shape)
+                values = rng.uniform(0.1, 2.0 if name.startswith("distance") else 0.9, size=shape)
                 if name in TRAINED and kind == "edit_table":
                     others = [place for place, each in enumerate(METHODS) if each != TRAINED[name]]
                     values.swapaxes(0, variable.dims.index("edit"))[others] = np.nan

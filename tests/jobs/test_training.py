@@ -232,12 +232,12 @@ def test_a_memory_is_asked_and_told_which_matrix_served(edited, arguments, capsy
     capsys.readouterr()
     apply("--delta", root / "wise" / "delta-wise.safetensors", "--model", model, "--tokens", "3", "--prompt", *prompts)
     lines = capsys.readouterr().out.splitlines()
-    far = memory.judge(base, [base.text_prompt(text) for text in prompts])
-    routes = memory.route(far.T).tolist()
-    for line, text, route, distances in zip(lines, prompts, routes, far, strict=True):
+    found = memory.judge(base, [base.text_prompt(text) for text in prompts])
+    routes, reached = memory.route(found.T).tolist(), memory.reach(found).tolist()
+    for line, text, route, far in zip(lines, prompts, routes, reached, strict=True):
         assert line.startswith(f"{text} →")
         served = "the model's own matrix served" if route == ORIGINAL else "the memory served"
-        assert f"({served}: distance {float(distances.max()):.3g}" in line
+        assert f"({served}: distance over the threshold {far:.3g})" in line
     assert any(route != ORIGINAL for route in routes)
 
 

@@ -220,6 +220,18 @@ def test_a_run_of_a_version_with_fewer_arrays_is_read_and_not_written(tmp_path, 
         make_run(tmp_path / "run", "tables")
 
 
+def test_settings_of_methods_that_train_may_join(tmp_path):
+    def training(**methods):
+        return SETTINGS | {"training": {name: {"settings": each} for name, each in methods.items()}}
+
+    for settings in (SETTINGS, training(wise="a"), training(rledit="b"), SETTINGS):
+        create(tmp_path / "run", settings).__exit__(None, None, None)
+    held = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["training"]
+    assert held == {"wise": {"settings": "a"}, "rledit": {"settings": "b"}}
+    with pytest.raises(InputError, match=r"another training\.wise\.settings"):
+        create(tmp_path / "run", training(wise="c"))
+
+
 def test_a_run_of_another_version_with_arrays_that_are_not_known_is_refused(tmp_path, monkeypatch):
     make_run(tmp_path / "run", "tables")
     monkeypatch.setitem(KINDS, "tables", {n: each for n, each in KINDS["tables"].items() if n != "cosine"})

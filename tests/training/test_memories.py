@@ -182,7 +182,7 @@ def test_generate_goes_by_the_prompt(tiny):
     rows = [tiny.text_prompt(text) for text in ("Rome", "the Eiffel Tower stands in", "They say that Rome is")]
     memory = memory_of(tiny)
     found = memory.judge(tiny, rows)[:, 0]
-    threshold = float(found.median())
+    threshold = float(found.sort().values[:2].mean())  # between two of them
     memory = Memory(memory.place, (Side(memory.sides[0].weight, threshold),))
     alone = []
     for row in rows:
