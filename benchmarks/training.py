@@ -41,7 +41,7 @@ def settings_of(name: str) -> Iterator[tuple[dict[str, Any], TrainingConfig]]:
     """
     scanned = WISE if name == "wise" else RLEDIT
     for values in product(*scanned.values()):
-        chosen = dict(zip(scanned, values, strict=True))
+        chosen: dict[str, Any] = dict(zip(scanned, values, strict=True))
         if name == "wise":
             rest = {"alpha": chosen["beta"] / 10, "gamma": chosen["beta"] / 2}
             yield chosen, TrainingConfig(wise=WiseConfig(**chosen, **rest))
@@ -59,6 +59,7 @@ def scan(name: str, part: str) -> list[dict[str, Any]]:
     Returns:
         For each setting what came of it: shares × 100, D_KL in nats, and what the method says of itself.
     """
+    os.environ["JACOBIAN_LAB_CACHE"] = tempfile.mkdtemp()  # so that nothing is found there, and times are times
     model, facts, every = jl.load_model(), jl.load_facts("builtin", part), jl.load_facts("builtin")
     found = []
     for chosen, training in settings_of(name):
@@ -109,16 +110,26 @@ def cost(part: str) -> list[dict[str, Any]]:
     Returns:
         Seconds, and GiB at the peak.
     """
-    found = []
+    found = list[dict[str, Any]]()
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {"JACOBIAN_LAB_CACHE": folder}
         for name in ("memit", *METHODS):  # the first fills the cache, and is not counted
-            command = [LAB, "edit", "--slice", part, "--no-greedy", "--method", name, "--out", f"{folder}/{len(found)}"]
+            command = [
+                str(LAB),
+                "edit",
+                "--slice",
+                part,
+                "--no-greedy",
+                "--method",
+                name,
+                "--out",
+                f"{folder}/{len(found)}",
+            ]
             begin = time.perf_counter()
             process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             _, status, used = os.wait4(process.pid, 0)
             if status:
-                sys.exit(f"{' '.join(map(str, command))} ended with status {os.waitstatus_to_exitcode(status)}")
+                sys.exit(f"{' '.join(command)} ended with status {os.waitstatus_to_exitcode(status)}")
             seconds = time.perf_counter() - begin
             found.append({"method": name, "seconds": seconds, "peak_gib": used.ru_maxrss / 2**20})
             print(json.dumps(found[-1]), flush=True)

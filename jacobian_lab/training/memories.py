@@ -17,7 +17,7 @@ from transformers.activations import ACT2FN
 from jacobian_lab.caching import written_whole
 from jacobian_lab.errors import InputError
 from jacobian_lab.maps.hooks import batches, forward
-from jacobian_lab.model.language_model import LanguageModel, matrix
+from jacobian_lab.model.language_model import LanguageModel, cache_name, matrix
 from jacobian_lab.model.tokens import PASSING, Prompt
 
 FORMAT = "jacobian_lab memory 1"
@@ -102,7 +102,7 @@ class Memory:
         Yields:
             Nothing.
         """
-        activation, asked = activation_of(model), _Asked()
+        activation, asked = activation_of(model), _Asked(model)
 
         def serve(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             passed = PASSING.get()
@@ -195,13 +195,14 @@ class _Asked:
     What goes on with a cache, as `generate` does token by token, goes the way of what filled it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: LanguageModel) -> None:
+        self.cache = cache_name(model.trunk)
         self.mask: Tensor | None = None
         self.kept: dict[Any, Any] = {}
 
     def begin(self, _module: Any, _args: Any, kwargs: Mapping[str, Any]) -> None:
         """Take note of a pass."""
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get(self.cache)
         if cache is None or not cache.get_seq_length():
             mask = kwargs.get("attention_mask")
             self.mask, self.kept = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None, {}

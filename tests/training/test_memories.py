@@ -177,30 +177,30 @@ def test_a_place_that_is_not_there_is_refused(tiny):
         Place(2, entrance=True).module(tiny)
 
 
-def test_generate_goes_by_the_prompt(tiny):
+def test_generate_goes_by_the_prompt(family_model):
     """Rows of several lengths, padded on either side, decide once, as each does alone, token by token after that."""
-    rows = [tiny.text_prompt(text) for text in ("Rome", "the Eiffel Tower stands in", "They say that Rome is")]
-    memory = memory_of(tiny)
-    found = memory.judge(tiny, rows)[:, 0]
+    rows = [family_model.text_prompt(text) for text in ("Rome", "the Eiffel Tower stands in", "They say that Rome is")]
+    memory = memory_of(family_model)
+    found = memory.judge(family_model, rows)[:, 0]
     threshold = float(found.sort().values[:2].mean())  # between two of them
     memory = Memory(memory.place, (Side(memory.sides[0].weight, threshold),))
     alone = []
     for row in rows:
-        with memory.serving(tiny):
+        with memory.serving(family_model):
             ids = torch.tensor([row.ids])
-            out = tiny.hf.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0, eos_token_id=None)
+            out = family_model.hf.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0, eos_token_id=None)
         alone.append(out[0, len(row.ids) :].tolist())
     for row, said in zip(rows, alone, strict=True):
         ids = list(row.ids)
         for _ in range(4):
-            with memory.serving(tiny), passing([len(row.ids)]):
-                ids.append(int(tiny.hf(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+            with memory.serving(family_model), passing([len(row.ids)]):
+                ids.append(int(family_model.hf(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
         assert ids[len(row.ids) :] == said
     width = max(len(row.ids) for row in rows)
     ids = torch.tensor([[0] * (width - len(row.ids)) + list(row.ids) for row in rows])
     mask = torch.tensor([[0] * (width - len(row.ids)) + [1] * len(row.ids) for row in rows])
-    with memory.serving(tiny):
-        out = tiny.hf.generate(
+    with memory.serving(family_model):
+        out = family_model.hf.generate(
             ids, attention_mask=mask, max_new_tokens=4, do_sample=False, pad_token_id=0, eos_token_id=None
         )
     assert out[:, width:].tolist() == alone
