@@ -25,8 +25,8 @@ from jacobian_lab.training.settings import RLEditConfig, TrainingConfig, WiseCon
 
 LAB = Path(sys.executable).parent / "jacobian-lab"
 METHODS = ("memit", "wise", "rledit")
-WISE = {"lr": (0.005, 0.02, 0.05), "beta": (0.3, 1.0, 3.0), "act_ratio": (0.5, 0.88)}
-RLEDIT = {"rate": (1e-5, 1e-4, 1e-3, 1e-2), "meta_lr": (1e-5, 1e-3)}
+WISE = {"lr": (0.005, 0.02, 0.05), "beta": (0.3, 1.0, 3.0)}
+RLEDIT = {"rate": (1e-4, 1e-3, 1e-2), "meta_lr": (1e-5, 1e-3)}
 """What is scanned."""
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Gt, Le, Lt
-from tyro.conf import OmitArgPrefixes
+from tyro.conf import OmitArgPrefixes, arg
 
 from jacobian_lab.editing.anchors import AnchorSettings, CoordinationSettings
 from jacobian_lab.editing.methods import TABLE_METHODS
@@ -217,7 +217,7 @@ class MethodsConfig(EvaluationConfig):
         train_slice: Which of them, as A:B; all of them by default.
     """
 
-    training: OmitArgPrefixes[TrainingConfig] = field(default_factory=TrainingConfig)
+    training: Annotated[TrainingConfig, arg(name="")] = field(default_factory=TrainingConfig)
     train_facts: str | None = None
     train_slice: str | None = None
 
@@ -278,7 +278,7 @@ def check(config: Any, prefix: str = "") -> None:
     for each in fields(config):
         value, name = getattr(config, each.name), prefix + each.name
         if is_dataclass(value):
-            omitted = hasattr(hints[each.name], "__metadata__")  # OmitArgPrefixes: options without the field's name
+            omitted = hasattr(hints[each.name], "__metadata__")  # options without the field's name
             check(value, prefix if omitted else f"{name}.")
         elif value is not None:
             _check(value, hints[each.name], name)

@@ -344,7 +344,7 @@ class Comparison:
                     done=done,
                 )
                 found += [(variable, values, {"layer": list(made.deltas)}) for variable, values in made.values.items()]
-                keep(partial(made.save, model=experiment.model))
+                keep(lambda path, config: made.save(path, experiment.model, config))
             if aimed is not None and aimed.aim is not None and name != UNEDITED:
                 found += [(variable, values, {}) for variable, values in aimed.aim.reached().items()]
             found += self._answers(done)
