@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,7 +26,7 @@ from jacobian_lab.training.settings import RLEditConfig, TrainingConfig, WiseCon
 
 LAB = Path(sys.executable).parent / "jacobian-lab"
 METHODS = ("memit", "wise", "rledit")
-WISE = {"lr": (0.005, 0.02, 0.05), "beta": (0.3, 1.0, 3.0)}
+WISE = {"lr": (0.02, 0.05, 0.1, 0.2), "beta": (0.1, 0.3)}
 RLEDIT = {"rate": (1e-4, 1e-3, 1e-2), "meta_lr": (1e-5, 1e-3)}
 """What is scanned."""
 
@@ -76,7 +77,7 @@ def scan(name: str, part: str) -> list[dict[str, Any]]:
         }
         if name == "wise":
             row |= {kind: 100 * share for kind, share in served(told).items()}
-            row["steps"] = sum(told["training_steps"]) / len(facts)
+            row |= {name: statistics.median(told[f"training_{name}"]) for name in ("steps", "loss")}
         else:
             row["changed"] = max(each for each in told["changed_norm"] if each == each)
         print(json.dumps({key: round(value, 4) for key, value in row.items()}), flush=True)
@@ -88,7 +89,7 @@ def served(told: dict[str, Any]) -> dict[str, float]:
     """Shares of the prompts that the memory serves.
 
     Args:
-        told: What WISE says of itself.
+        told: What WISE says of itself: distances over the threshold, from 1 on the memory serves.
 
     Returns:
         By kind of prompt.
@@ -98,7 +99,7 @@ def served(told: dict[str, Any]) -> dict[str, float]:
         "paraphrases": [each for some in told["distance_paraphrase"] for each in some],
         "neighbourhood": [each for some in told["distance_neighbor"] for each in some],
     }
-    return {kind: sum(d >= told["threshold"] for d in each) / max(1, len(each)) for kind, each in flat.items()}
+    return {kind: sum(d >= 1 for d in each) / max(1, len(each)) for kind, each in flat.items()}
 
 
 def cost(part: str) -> list[dict[str, Any]]:
