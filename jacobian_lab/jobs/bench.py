@@ -17,6 +17,7 @@ from jacobian_lab.editing.measures import ObservedEdit, measure, observed_edits
 from jacobian_lab.editing.schemes import COORDINATED, SCHEMES, Scheme, Targets, make_targets
 from jacobian_lab.editing.second_moments import SecondMoment, second_moments
 from jacobian_lab.editing.solving import advice, factored, suited_ridge
+from jacobian_lab.evaluation.aims import Aim
 from jacobian_lab.evaluation.metrics import efficacy
 from jacobian_lab.jobs.job import Labels
 from jacobian_lab.jobs.setup import Experiment
@@ -28,6 +29,21 @@ from jacobian_lab.store.run import Run
 
 Found = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """What a descent gives: states or shifts, losses and passes, fact by fact."""
+
+
+@dataclass(frozen=True, eq=False)
+class Aimed:
+    """What methods that are pairs edit with.
+
+    Attributes:
+        setting: What the edit is made with.
+        targets: The targets.
+        aim: Where the anchors at the last decisive layer lead, if that is asked.
+    """
+
+    setting: Setting
+    targets: Targets
+    aim: Aim | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,8 +97,8 @@ class Bench:
         Raises:
             InputError: If one is singular.
         """
-        if self.experiment.ridge is None and exists(folder):
-            vars(self)["ridge"] = float(read_config(folder)["provenance"]["ridge"])
+        if self.experiment.ridge is None and exists(folder) and "ridge" in (told := read_config(folder)["provenance"]):
+            vars(self)["ridge"] = float(told["ridge"])
         count = len(self.experiment.facts) if self.columns is None else self.columns
         if self.experiment.published is not None:
             _ = self.moments  # files that cannot be used are refused before the long work
@@ -114,6 +130,19 @@ class Bench:
         return make_targets(
             experiment.rows, layers, anchors, self.shifts(run, layers) if any_coordinated(schemes) else None
         )
+
+    def aimed(self, run: Run, schemes: Iterable[str]) -> Aimed:
+        """What methods edit with, and where their anchors lead.
+
+        Args:
+            run: The run.
+            schemes: The methods' schemes.
+
+        Returns:
+            All of it.
+        """
+        targets, layer = self.targets(run, schemes), self.experiment.layers[-1]
+        return Aimed(self.setting, targets, Aim.of(self.experiment.rows, layer, targets.optimised[layer]))
 
     def anchors(
         self, run: Run, layers: Layers, name: str = "anchor", only: Sequence[int] | None = None

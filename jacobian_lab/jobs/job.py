@@ -8,7 +8,7 @@ from typing import Any
 from jacobian_lab.caching import content_key
 from jacobian_lab.progress import bar
 from jacobian_lab.store.finished import Finished
-from jacobian_lab.store.run import Run, check_folder
+from jacobian_lab.store.run import GROWING, Run, check_folder
 
 Labels = Mapping[str, Any]
 """For some dimensions of an array, a label or a list of labels."""
@@ -72,7 +72,8 @@ class Job:
         Raises:
             InputError: If the folder cannot be used.
         """
-        folder = self.out or Path("runs") / content_key([self.kind, self.settings])[:12]
+        deciding = {name: each for name, each in self.settings.items() if name != GROWING}
+        folder = self.out or Path("runs") / content_key([self.kind, deciding])[:12]
         check_folder(folder, self.kind, self.settings)
         done = Finished.of(folder)
         left = [part for part in self.parts if not part.finished(folder, done)]

@@ -304,8 +304,7 @@ def _donated(folder: Path) -> tuple[dict[str, Any], list[Any]]:
     if "anchor" not in KINDS[config["kind"]]:
         kind = command_of(config["kind"])
         raise InputError(f"expected a run with anchors, got one of {kind} in {folder}: give another ⟨anchors_from⟩")
-    _, labels = open_arrays(folder, "r")
-    return config["settings"], labels["fact"]
+    return config["settings"], open_arrays(folder, "r").labels["fact"]
 
 
 def parse_layers(text: str) -> Layers:

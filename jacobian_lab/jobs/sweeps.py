@@ -13,7 +13,7 @@ from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.examination import Examination
 from jacobian_lab.evaluation.questions import style_of
 from jacobian_lab.facts.fact import Fact
-from jacobian_lab.jobs.bench import Bench, any_coordinated, measured_edit
+from jacobian_lab.jobs.bench import Aimed, Bench, any_coordinated, measured_edit
 from jacobian_lab.jobs.config import DampingConfig, FrontierConfig, LayerCountConfig
 from jacobian_lab.jobs.job import Job, Labels, Part, cell_by_cell
 from jacobian_lab.jobs.methods import Comparison
@@ -169,7 +169,7 @@ def run_frontier(config: FrontierConfig, *, progress: bool = True) -> Path:
         _ = at_work.examination.before  # of the unedited model
 
         def point(edit: str, ridge: float) -> list[tuple[str, Any, Labels]]:
-            return at_work.measure(edit, replace(bench.setting, ridge=ridge), targets)
+            return at_work.measure(edit, Aimed(replace(bench.setting, ridge=ridge), targets))
 
         cells = [{"edit": name, "ridge": ridge} for name in methods for ridge in ridges]
         cell_by_cell(run, "measured", cells, point, "frontier", "edit", progress)
