@@ -12,8 +12,8 @@ import pandas as pd
 import xarray as xr
 
 from jacobian_lab.report.intervals import intervals
-from jacobian_lab.report.methods import by_fact, cell_text, column, labels
 from jacobian_lab.report.paper import METRICS
+from jacobian_lab.report.tables.methods import by_fact, cell_text, column, labels
 from jacobian_lab.store.run import open_run
 
 SHOWN = ("efficacy_accuracy", "generalization_accuracy", "kl", "top10")

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from jacobian_lab.runs import run_jacobians as run_jacobians
     from jacobian_lab.runs import run_methods as run_methods
     from jacobian_lab.runs import run_schemes as run_schemes
+    from jacobian_lab.training.memories import load_memory as load_memory
 
 __version__ = version(__name__)
 
@@ -61,6 +62,7 @@ _HOMES = {
     "load_corpus": "model.corpus",
     "load_delta": "editing.deltas",
     "load_facts": "facts.reading",
+    "load_memory": "training.memories",
     "load_model": "model.loading",
     "make_targets": "editing.schemes",
     "open_run": "runs",

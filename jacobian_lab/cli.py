@@ -13,16 +13,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes
 
 from jacobian_lab.caching import write_text
-from jacobian_lab.editing.deltas import (
-    add_delta,
-    check_new_folder,
-    common_dtype,
-    load_delta,
-    save_model,
-    saved_paths,
-    summed,
-)
-from jacobian_lab.editing.methods import method_name
+from jacobian_lab.editing.deltas import check_new_folder, save_model
 from jacobian_lab.editing.solving import REALISED
 from jacobian_lab.errors import InputError, first_line
 from jacobian_lab.facts.reading import BUILTIN, read_facts
@@ -39,20 +30,21 @@ from jacobian_lab.jobs.config import (
 from jacobian_lab.jobs.inspection import CheckConfig, inspect, summary
 from jacobian_lab.jobs.jacobians import jacobian_job
 from jacobian_lab.jobs.job import NO_PLAN, Job, PlanOptions, planned
-from jacobian_lab.jobs.methods import edit_job, edit_table_job
+from jacobian_lab.jobs.methods import edit_job, edit_table_job, saved_paths
 from jacobian_lab.jobs.schemes import schemes_job
 from jacobian_lab.jobs.sweeps import damping_job, frontier_job, layer_count_job
 from jacobian_lab.memory import out_of_memory
 from jacobian_lab.model.families import FAMILIES, KNOWN
-from jacobian_lab.model.loading import load_model
 from jacobian_lab.model.sources import DEFAULT_MODEL, EMBEDDED
 from jacobian_lab.progress import note
 from jacobian_lab.report.paper import read_paper
 from jacobian_lab.report.registry import TABLES
-from jacobian_lab.report.residuals import headlines
 from jacobian_lab.report.results import SCHEMES, write_account, write_comparison, write_reports
+from jacobian_lab.report.tables.residuals import headlines
 from jacobian_lab.store.run import open_run
 from jacobian_lab.store.schema import command_of
+from jacobian_lab.training.memories import memory_metadata
+from jacobian_lab.training.saved import load_edited
 
 
 @dataclass(frozen=True)
@@ -165,24 +157,48 @@ def edit(config: EditConfig) -> None:
     """
     folder = edit_job(config).carry_out()
     told = write_comparison(folder, ())
-    _say(f"{told}\n\nSaved: {', '.join(map(str, saved_paths(folder, method_name(config.method), config.save)))}")
+    _say(f"{told}\n\nSaved: {', '.join(map(str, saved_paths(folder, config.method, config.save)))}")
 
 
-def apply(delta: tuple[Path, ...], out: Path, model: str = DEFAULT_MODEL, device: str = "auto") -> None:
-    """Put saved deltas on their base model, and write the edited model as a folder that transformers loads.
+def apply(
+    delta: tuple[Path, ...],
+    out: Path | None = None,
+    prompt: tuple[str, ...] = (),
+    tokens: int = 16,
+    model: str = DEFAULT_MODEL,
+    device: str = "auto",
+) -> None:
+    """Put saved edits on their base model, and ask the edited model, or write it as a folder that transformers loads.
 
     Args:
-        delta: The file that jacobian-lab edit saved, or several that it saved of one base model, to be added up.
-        out: A new or empty folder for the model.
+        delta: The file that jacobian-lab edit saved, or several that it saved of one base model, to be added up; WISE's
+            memory alone.
+        out: A new or empty folder for the model; a memory has none, since no plain model asks which matrix is to serve.
+        prompt: Prompts that the edited model is to go on with, greedily.
+        tokens: Tokens of an answer at the most.
         model: The base model, named as in jacobian-lab edit.
         device: auto, cpu, cuda or cuda:N.
+
+    Raises:
+        InputError: If anything cannot be used, or nothing is asked for.
     """
-    dtype = common_dtype(delta)
-    check_new_folder(out)
-    base = load_model(model, dtype, device)
-    add_delta(base, summed([load_delta(path, base) for path in delta]))
-    save_model(base, out)
-    _say(f"Edited model: {out}")
+    memories = [path for path in delta if memory_metadata(path) is not None]
+    if memories and out is not None:
+        raise InputError(
+            f"expected ⟨prompt⟩ for the memory {memories[0]}, got ⟨out⟩: no plain model asks which matrix is to serve"
+        )
+    if out is None and not prompt:
+        raise InputError("expected ⟨out⟩, ⟨prompt⟩ or both, got neither: say what is to be done with the edited model")
+    if tokens < 1:
+        raise InputError(f"expected a number above zero, got ⟨tokens⟩ {tokens}: give another")
+    if out is not None:
+        check_new_folder(out)
+    edited = load_edited(delta, model, device)
+    for text in prompt:
+        _say(f"{text} →{edited.continuation(text, tokens)}")
+    if out is not None:
+        save_model(edited.model, out)
+        _say(f"Edited model: {out}")
 
 
 def models() -> None:
@@ -291,7 +307,7 @@ COMMANDS: Mapping[str, Command] = {
     "edit": Command(
         f"Edit facts with one method, evaluate, and save the edited model. {SUITS}", _taking(EditConfig, edit, edit_job)
     ),
-    "apply": Command("Put saved deltas on their base model, and write the edited model as a folder.", apply),
+    "apply": Command("Put saved edits on their base model, and ask the edited model or write it as a folder.", apply),
     **_analyses(),
     "check": Command("Show what would be edited, before anything is edited.", _taking(CheckConfig, check)),
     "models": Command("List the models that are at hand, and the defaults of those that are known.", models),

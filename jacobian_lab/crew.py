@@ -1,14 +1,16 @@
 """Who does work that is divided by facts: this process, or workers that hold the model too, by Ray."""
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Annotated, Any, Protocol, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, Protocol, TypeVar, runtime_checkable
 
 import torch
-from annotated_types import Gt
+from annotated_types import Gt, Le
 from jaxtyping import Float
 from torch import Tensor
 
@@ -23,7 +25,10 @@ Piece = Sequence[int]
 """Indices of the facts that are worked on together."""
 
 DEATHS = 3
-"""How often a piece is tried whose worker dies."""
+"""How often a piece is tried again whose worker dies."""
+
+KEPT = ("JACOBIAN_LAB_CACHE", "HF_HUB_OFFLINE")
+"""What of this process's environment a worker has too."""
 
 
 @dataclass(frozen=True)
@@ -33,26 +38,62 @@ class CrewSettings:
     Attributes:
         workers: Processes that share the work on facts, each holding the model; 1: this process alone.
         ray: Address of a Ray cluster whose machines the workers are on, or auto; by default they are on this machine.
-        worker_gpus: Cards that a worker is given, where the model is on one; a fraction where several share one.
+        worker_cpus: Threads of a worker; by default this machine's are divided, and one on a cluster.
+        worker_gpus: The share of a card that a worker is given, at most 1; by default a card each where this process
+            has its model on one, else none.
     """
 
     workers: Annotated[int, Gt(0)] = 1
     ray: str | None = None
-    worker_gpus: Annotated[float, Gt(0)] = 1.0
+    worker_cpus: Annotated[int, Gt(0)] | None = None
+    worker_gpus: Annotated[float, Gt(0), Le(1)] | None = None
+
+    def load(self, card: bool) -> tuple[int, int]:
+        """What a plan has to know.
+
+        Args:
+            card: Whether the model is on a card.
+
+        Returns:
+            How many models one card, or this host, holds; by how many the time of what they share is divided, which
+            is by none where they share what one process has anyway.
+        """
+        if self.workers == 1 and self.ray is None:
+            return 1, 1
+        if not card and self.worker_gpus is None:
+            return (2, self.workers) if self.ray else (self.workers + 1, 1)
+        gpus = self.worker_gpus or 1.0
+        return 1 + min(self.workers, int(1 / gpus)), max(1, round(self.workers * gpus))
 
 
 def _untold(_failed: int, _next: int) -> None:
     """Of pieces of one item nothing has to be told: one that does not fit ends the work."""
 
 
+@runtime_checkable
 class Crew(Protocol):
     """Who does the work.
 
     Attributes:
         here: Whether this process does, so that work can tell how it goes.
+        load: As `CrewSettings.load` has it.
     """
 
     here: bool
+    load: tuple[int, int]
+
+    def of(self, layers: Layers) -> "Crew":
+        """The crew of work in which other layers are edited.
+
+        Args:
+            layers: These layers.
+
+        Returns:
+            The crew.
+        """
+
+    def release(self) -> None:
+        """Let whoever was hired go; they are hired anew when there is work again."""
 
     def map(
         self, pieces: Sequence[Piece], work: Callable[[Piece], Result], tell: Tell = _untold
@@ -70,10 +111,31 @@ class Crew(Protocol):
         """
 
 
+@dataclass(eq=False)
 class Alone:
-    """This process does the work."""
+    """This process does the work.
 
-    here = True
+    Attributes:
+        load: As `CrewSettings.load` has it, where it is only planned who does.
+        here: Whether this process does.
+    """
+
+    load: tuple[int, int] = (1, 1)
+    here: bool = True
+
+    def of(self, layers: Layers) -> Crew:
+        """As `Crew` has it.
+
+        Args:
+            layers: These layers.
+
+        Returns:
+            The same.
+        """
+        return self
+
+    def release(self) -> None:
+        """As `Crew` has it."""
 
     def map(
         self, pieces: Sequence[Piece], work: Callable[[Piece], Result], tell: Tell = _untold
@@ -118,10 +180,11 @@ def hire(settings: CrewSettings, model: LanguageModel, layers: Layers, dtype: st
 
 @dataclass(eq=False)
 class Workers:
-    """Ray actors that hold the model; they end when this is let go of.
+    """Ray actors that hold the model, until they are released.
 
-    A worker that dies is replaced, and its piece done again. Whoever is ready is given the next piece, so that a slow
-    worker holds up nobody. Where the model's weights have been edited here, they go with the work.
+    A worker that dies is replaced, and its piece done again; a piece that kills one after another is halved. Whoever is
+    ready is given the next piece, so that a slow worker holds up nobody. Where the model's weights have been edited
+    here, they go with the work.
 
     Attributes:
         settings: How many, and where.
@@ -139,8 +202,30 @@ class Workers:
     here: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
+        self.load = self.settings.load(self.model.device.type == "cuda")
         self._loaded = _copies(self.model, self.layers)
         self._sent: tuple[Mapping[int, Tensor], Any] | None = None
+        self._actors: list[Any] = []
+
+    def of(self, layers: Layers) -> Crew:
+        """As `Crew` has it; to be asked for before anything is edited.
+
+        Args:
+            layers: These layers.
+
+        Returns:
+            Workers that are told of their weights.
+        """
+        return replace(self, layers=layers)
+
+    def release(self) -> None:
+        """As `Crew` has it."""
+        ray, actors = _ray(), self._actors
+        self._actors, self._sent = [], None
+        for actor in actors:
+            ray.kill(actor)
+        if actors and self.settings.ray is None:
+            ray.shutdown()
 
     def map(
         self, pieces: Sequence[Piece], work: Callable[[Piece], Result], tell: Tell = _untold
@@ -156,12 +241,12 @@ class Workers:
             Every piece with its result.
 
         Raises:
-            InputError: If a piece costs one worker after another its life.
+            InputError: If a piece of one item costs one worker after another its life.
         """
         if not pieces:
             return
-        ray, idle = _ray(), list(self._actors)
-        given, weights = [ray.put(work)], self._weights()  # in a list it is not unpacked before the model is there
+        ray, idle = _ray(), list(self._hired())
+        given, weights = [ray.put(work)], self._weights()  # in a list nothing is unpacked before the model is there
         waiting, size, running = deque(pieces), max(map(len, pieces)), dict[Any, tuple[Any, Piece]]()
         while waiting or running:
             while idle and waiting:
@@ -176,58 +261,84 @@ class Workers:
             idle.append(actor)
             try:
                 result = ray.get(ready)
-            except ray.exceptions.RayTaskError as error:
-                if len(piece) == 1 or not out_of_memory(error.cause):
-                    raise error.cause from error
+            except ray.exceptions.RayError as error:
+                cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else None
+                if cause is not None and (len(piece) == 1 or not out_of_memory(cause)):
+                    raise cause from error
+                if len(piece) == 1:
+                    raise InputError(
+                        f"expected workers that stay alive, got {DEATHS + 1} that died of one fact: give each more "
+                        "memory, or choose fewer ⟨crew.workers⟩"
+                    ) from error
                 size = min(size, len(piece) // 2)
                 tell(len(piece), size)
                 waiting.appendleft(piece)
-            except ray.exceptions.RayActorError as error:
-                raise InputError(
-                    f"expected workers that stay alive, got {DEATHS + 1} that died of {len(piece)} facts: give each "
-                    "more memory, or choose fewer ⟨workers⟩ or a smaller ⟨batch_size⟩"
-                ) from error
             else:
                 yield piece, result
 
-    @cached_property
-    def _actors(self) -> list[Any]:
+    def _hired(self) -> list[Any]:
+        """The actors; hired when they are first wanted."""
+        if self._actors:
+            return self._actors
         ray, settings = _ray(), self.settings
+        cpus = settings.worker_cpus or (1 if settings.ray else max(1, (os.cpu_count() or 1) // settings.workers))
+        gpus = settings.worker_gpus or float(self.model.device.type == "cuda")
         if not ray.is_initialized():
-            where = {"num_cpus": settings.workers} if settings.ray is None else {"address": settings.ray}
-            ray.init(**where, include_dashboard=False, log_to_driver=False, logging_level="error")
+            where = {"num_cpus": settings.workers * cpus} if settings.ray is None else {"address": settings.ray}
+            kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+            ray.init(
+                **where,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="error",
+                runtime_env={"env_vars": kept},
+            )
+        _check_room(settings.workers, {"CPU": cpus, "GPU": gpus})
         ray.util.register_serializer(LanguageModel, serializer=_reference, deserializer=_resident)
-        on_card = self.model.device.type == "cuda"
-        threads = max(1, (os.cpu_count() or 1) // settings.workers) if settings.ray is None else 0
-        hired = ray.remote(
-            num_cpus=1,
-            num_gpus=settings.worker_gpus if on_card else 0,
-            max_restarts=-1,
-            max_task_retries=DEATHS,
-        )(_Worker)
-        device = "cuda" if on_card else self.device  # Ray shows a worker its own cards alone
-        given = (self.model.name, self.dtype, device), self.model.fingerprint, self.layers, threads
-        note(f"{settings.workers} workers")
-        return [hired.remote(*given) for _ in range(settings.workers)]
+        hired = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=-1, max_task_retries=DEATHS)(_Worker)
+        device = "cuda" if gpus else "cpu"  # Ray shows a worker its own cards alone
+        name = str(Path(self.model.name).resolve()) if Path(self.model.name).exists() else self.model.name
+        given = (name, self.dtype, device), self.model.fingerprint, self.layers, cpus
+        note(f"{settings.workers} workers, {cpus} threads each")
+        self._actors = [hired.remote(*given) for _ in range(settings.workers)]
+        return self._actors
 
-    def _weights(self) -> Any:
+    def _weights(self) -> list[Any] | None:
         """What goes with the work: the edited weights, or nothing where they are as loaded."""
         now = {layer: self.model.weight(layer) for layer in self.layers}
         if _same(now, self._loaded):
             return None
         if self._sent is None or not _same(now, self._sent[0]):
             copies = _copies(self.model, self.layers)
-            self._sent = copies, _ray().put({layer: weight.cpu() for layer, weight in copies.items()})
+            self._sent = copies, [_ray().put({layer: weight.cpu() for layer, weight in copies.items()})]
         return self._sent[1]
+
+
+def _check_room(workers: int, each: Mapping[str, float], wait: float = 20.0) -> None:
+    """Refuse workers that Ray could not place; what others have just given back takes it a moment to see."""
+    ray, end = _ray(), time.monotonic() + wait
+    while True:
+        there = ray.available_resources()
+        lacking = [kind for kind, share in each.items() if there.get(kind, 0) < workers * share]
+        if not lacking:
+            return
+        if time.monotonic() > end:
+            break
+        time.sleep(0.2)
+    kind = lacking[0]
+    raise InputError(
+        f"expected {workers * each[kind]:g} free {kind}s for {workers} workers, got {there.get(kind, 0):g}: choose "
+        f"fewer ⟨crew.workers⟩ or a smaller ⟨crew.worker_{kind.lower()}s⟩"
+    )
 
 
 class _Worker:
     """In a worker's process: the model, and work done with it."""
 
     def __init__(self, given: tuple[str, str, str], fingerprint: str, layers: Layers, threads: int) -> None:
-        if threads:
-            torch.set_num_threads(threads)
+        torch.set_num_threads(threads)
         self.given, self.fingerprint, self.layers = given, fingerprint, layers
+        self.held: dict[str, Any] = {}
 
     @cached_property
     def loaded(self) -> dict[int, Float[Tensor, "d_model d_mlp"]]:
@@ -238,21 +349,33 @@ class _Worker:
         _RESIDENT[self.fingerprint] = model
         return _copies(model, self.layers)
 
-    def do(self, given: Sequence[Any], piece: Piece, weights: Mapping[int, Tensor] | None) -> Any:
+    def do(self, given: Sequence[Any], piece: Piece, weights: Sequence[Any] | None) -> Any:
         """Work on a piece.
 
         Args:
             given: Where the work is kept that is done with it.
             piece: The piece.
-            weights: The edited weights, if they are not as loaded.
+            weights: Where the edited weights are kept, if they are not as loaded.
 
         Returns:
             The result.
         """
-        with torch.no_grad():
-            for layer, loaded in self.loaded.items():
-                _RESIDENT[self.fingerprint].weight(layer).copy_(loaded if weights is None else weights[layer])
-        return _ray().get(given[0])(piece)
+        loaded = self.loaded
+        self._hold("weights", weights or (), lambda edited: self._put(loaded if edited is None else edited))
+        return self._hold("work", given)(piece)
+
+    def _hold(self, name: str, kept: Sequence[Any], use: Callable[[Any], Any] = lambda each: each) -> Any:
+        """What is kept elsewhere, fetched and used once; nothing is kept for what has no place."""
+        place = kept[0].hex() if kept else ""
+        if self.held.get(name, (None,))[0] != place:
+            self.held.pop(name, None)
+            self.held[name] = place, use(_ray().get(kept[0]) if kept else None)
+        return self.held[name][1]
+
+    @torch.no_grad()
+    def _put(self, weights: Mapping[int, Tensor]) -> None:
+        for layer, weight in weights.items():
+            _RESIDENT[self.fingerprint].weight(layer).copy_(weight)
 
 
 _RESIDENT: dict[str, LanguageModel] = {}

@@ -4,14 +4,13 @@ import html
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 import torch
-import xarray as xr
 from torch import Tensor
 
 from jacobian_lab.editing.anchors import (
@@ -21,18 +20,20 @@ from jacobian_lab.editing.anchors import (
     coordinate_shifts,
     optimise_anchors,
 )
-from jacobian_lab.editing.deltas import check_new_folder, save_delta, save_model
 from jacobian_lab.editing.layers import Setting, restored
 from jacobian_lab.editing.measures import ObservedEdit, measure
-from jacobian_lab.editing.methods import MethodEdit, edit_with, method, method_name
+from jacobian_lab.editing.methods import TRAINED, edit_with, method, method_name
 from jacobian_lab.editing.published_moments import Published
 from jacobian_lab.editing.rules import RuleSettings
 from jacobian_lab.editing.schemes import COORDINATED, DAMPING, SCHEMES, Targets, make_targets
 from jacobian_lab.editing.second_moments import second_moments
 from jacobian_lab.editing.solving import suited_ridge
+from jacobian_lab.edits import Edit, PairEdit, TrainedEdit, span
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.examination import Examination
 from jacobian_lab.facts.fact import Fact, describe
+from jacobian_lab.facts.reading import load_facts
+from jacobian_lab.jobs.config import check
 from jacobian_lab.maps.agreement import check_replay
 from jacobian_lab.model.corpus import PYTHON_DOCS, Corpus, load_corpus
 from jacobian_lab.model.language_model import LanguageModel, Layers
@@ -40,7 +41,11 @@ from jacobian_lab.model.loading import check_layers
 from jacobian_lab.model.rows import FactRows, fact_rows
 from jacobian_lab.model.templates import Templates, sample_templates
 from jacobian_lab.progress import bar
-from jacobian_lab.store.schema import KINDS
+from jacobian_lab.training.lessons import strangers
+from jacobian_lab.training.methods import ready
+from jacobian_lab.training.settings import TrainingConfig
+
+E = TypeVar("E", bound=Edit)
 
 
 class Editor:
@@ -62,6 +67,9 @@ class Editor:
         corpus_tokens: Tokens of it, of documents drawn by the seed; all by default.
         moments: Folder of published second moments that take the corpus's place (guide, Command line).
         rules: What the update rules leave open.
+        training: How the methods train that do.
+        train_facts: What they are taught with; those of other subjects than what is edited are taken. The facts that
+            the package ships by default.
         damping: μ of the scheme jacobian-pullback.
         seed: Seed of what is sampled.
         progress: Whether to show progress bars.
@@ -91,6 +99,8 @@ class Editor:
         corpus_tokens: int | None = None,
         moments: str | Path | None = None,
         rules: RuleSettings | None = None,
+        training: TrainingConfig | None = None,
+        train_facts: Sequence[Fact] | None = None,
         damping: float = DAMPING,
         seed: int = 0,
         progress: bool = True,
@@ -104,6 +114,8 @@ class Editor:
         self.coordination, self._edited = coordination or CoordinationSettings(), 0
         self.anchor = anchor or AnchorSettings(lr=defaults.anchor_lr, steps=defaults.anchor_steps)
         self.rules, self.damping = rules or RuleSettings(), damping
+        check(training or TrainingConfig())
+        self.training, self._train_facts = (training or TrainingConfig()).suited(model, seed=seed), train_facts
         self._templates, self._corpus, self._corpus_tokens = templates, corpus, corpus_tokens
         check_layers(self.layers, model)
         self._published = None if moments is None else Published.of(model, Path(moments), self.layers)
@@ -116,7 +128,7 @@ class Editor:
         ridge = self._ridge if "ridge" not in vars(self) else self.ridge
         told = "λ by what is realised" if ridge is None else f"λ = {ridge:g}"
         settings = f"{told}, anchors in up to {self.anchor.steps} passes at lr {self.anchor.lr:g}"
-        return f"Editor of {_count(self.facts)} in {self.model.name}: layers {_span(self.layers)}, {settings}"
+        return f"Editor of {_count(self.facts)} in {self.model.name}: layers {span(self.layers)}, {settings}"
 
     def _repr_html_(self) -> str:
         rows = [(fact.text, fact.target_true, fact.target_new) for fact in self.facts]
@@ -228,19 +240,24 @@ class Editor:
             yield advance
 
     @contextmanager
-    def edit(self, name: str = "memit+fe") -> Iterator["Edit"]:
+    def edit(self, name: str = "memit+fe") -> Iterator[Any]:
         """Edit with a method; on leaving, the weights are back bit for bit, whatever happened within.
 
         Args:
-            name: A method in `METHODS`, or a pair ``rule@scheme``.
+            name: A method in `METHODS`, a pair ``rule@scheme``, ``wise`` or ``rledit``.
 
         Yields:
-            The edit.
+            The edit: a `PairEdit`, or a `TrainedEdit` of a method that trains.
 
         Raises:
-            InputError: If there is no such method, no fact has a finite anchor, or a solve is singular.
+            InputError: If there is no such method, no fact has a finite anchor, a solve is singular, or nothing can be
+                trained with.
         """
         name = method_name(name)
+        if name in TRAINED:
+            with self._trained_edit(name) as edit:
+                yield edit
+            return
         chosen, setting = method(name), self.setting
         targets = self.targets_of(chosen.scheme)
         _ = self.examination.before  # of the unedited model
@@ -256,142 +273,65 @@ class Editor:
                 refit=self._optimised,
                 look_on=edits.append,
             )
-            edit = Edit(self, name, made, edits)
-            stack.callback(edit.leave)
-            self._edited += 1
-            stack.callback(self._put_back)
-            yield edit
+
+            def measured() -> dict[str, Tensor]:
+                if chosen.refit:
+                    raise InputError(f"expected a method with one target, got {name!r}: its measures are not defined")
+                return measure(edits, targets, SCHEMES[chosen.scheme])
+
+            yield self._entered(PairEdit(name, self.examination, partial(self._settings, name), made, measured), stack)
+
+    @contextmanager
+    def _trained_edit(self, name: str) -> Iterator[Edit]:
+        if self._edited:
+            raise InputError(f"expected the unedited model to train {name} on, got an edited one: leave the with first")
+        others = strangers(self.facts, load_facts() if self._train_facts is None else self._train_facts)
+        trained = ready(name, self.rows, others, self.training)
+        _ = self.examination.before  # of the unedited model
+        with bar(trained.facts, f"{name}: training", "fact", show=self.progress) as shown:
+            trainer = trained.train(shown.update)
+        with ExitStack() as stack:
+            stack.enter_context(trainer.edited())
+            settings = partial(self._settings_of_training, name, trained.about)
+            yield self._entered(TrainedEdit(name, self.examination, settings, trainer), stack)
+
+    def _entered(self, edit: E, stack: ExitStack) -> E:
+        """An edit that knows when it is left, as the editor does."""
+        stack.callback(edit.leave)
+        self._edited += 1
+        stack.callback(self._put_back)
+        return edit
 
     def _put_back(self) -> None:
         self._edited -= 1
 
-
-class Edit:
-    """One edit, while the model is edited.
-
-    Made by `Editor.edit`.
-
-    Attributes:
-        name: The method.
-        deltas: ΔW by layer.
-    """
-
-    def __init__(self, editor: Editor, name: str, made: MethodEdit, edits: Sequence[ObservedEdit]) -> None:
-        self.editor, self.name, self.deltas = editor, name, made.deltas
-        self._values, self._edits, self._inside = made.values, edits, True
-
-    def __repr__(self) -> str:
-        state = "" if self._inside else ", put back"
-        largest = max(self._values["update_norm"])
-        return (
-            f"{self.name} on {_count(self.editor.facts)} in {self.editor.model.name}: layers "
-            f"{_span(tuple(self.deltas))}, largest ‖ΔW‖/‖W‖ {largest:.2g}{state}"
-        )
-
-    def _repr_html_(self) -> str:
-        return f"<p>{html.escape(repr(self))}</p>{self.weights.to_html()}"
-
-    def leave(self) -> None:
-        """Take note that the model is itself again."""
-        self._inside = False
-
-    @property
-    def weights(self) -> pd.DataFrame:
-        """What was done to each weight: a row a layer."""
-        return pd.DataFrame(self._values, index=pd.Index(list(self.deltas), name="layer"))
-
-    @cached_property
-    def measures(self) -> xr.Dataset:
-        """The quantities of Tables 1, 2 and 5 and the split of every passive shift, ``[fact, layer]``.
-
-        Raises:
-            InputError: For a method that optimises its second anchor on the edited model, which has not one target.
-        """
-        chosen = method(self.name)
-        if chosen.refit:
-            raise InputError(f"expected a method with one target, got {self.name!r}: its measures are not defined")
-        found = measure(self._edits, self.editor.targets_of(chosen.scheme), SCHEMES[chosen.scheme])
-        known = KINDS["tables"]
-        arrays = {
-            name: xr.DataArray(
-                values.cpu().numpy(),
-                dims=("fact", "layer") if values.dim() == 2 else ("layer",),
-                attrs={"long_name": known[name].long_name, "units": known[name].units},
-            )
-            for name, values in found.items()
-        }
-        labels = {"fact": [fact.id for fact in self.editor.facts], "layer": list(self.deltas)}
-        return xr.Dataset(arrays, coords=labels, attrs={"method": self.name, "model": self.editor.model.name})
-
-    def evaluate(self) -> pd.DataFrame:
-        """The paper's metrics of the edited model.
-
-        Returns:
-            A row a fact, by its id: shares and nats (``kl``), a fact's prompts averaged; NaN where it has none.
-
-        Raises:
-            InputError: After the ``with`` block, when the model is itself again.
-        """
-        self._check_inside()
-        rows = [values for _, found in self.editor.examination.answers() for values in found]
-        names = dict.fromkeys(name for values in rows for name in values)
-        means = [{name: _mean(values.get(name, [])) for name in names} for values in rows]
-        frame = pd.DataFrame(means, index=pd.Index([fact.id for fact in self.editor.facts], name="fact"))
-        return frame.drop(columns=[] if self.editor.examination.groups else ["probe_accuracy"])
-
-    def save(self, path: str | Path) -> Path:
-        """Save the edit: a delta for ``jacobian-lab apply`` and `load_delta`, or the whole model.
-
-        Args:
-            path: A file that ends in ``.safetensors``, for the delta; else a new folder, for the model.
-
-        Returns:
-            The path.
-
-        Raises:
-            InputError: After the ``with`` block, or if the path cannot be written.
-        """
-        self._check_inside()
-        path = Path(path)
-        if path.suffix == ".safetensors":
-            save_delta(path, self.editor.model, self.deltas, self._settings())
-        else:
-            check_new_folder(path)
-            save_model(self.editor.model, path)
-        return path
-
-    def _settings(self) -> dict[str, Any]:
-        editor = self.editor
+    def _settings(self, name: str) -> dict[str, Any]:
+        published = self._published
         return {
-            "method": self.name,
-            "facts": describe(editor.facts),
-            "layers": list(editor.layers),
-            "ridge": editor.ridge,
-            "anchor": asdict(editor.anchor),
-            "coordination": asdict(editor.coordination),
-            "rules": asdict(editor.rules),
-            "pullback_damping": editor.damping,
-            "templates": [list(group) for group in editor.templates],
-            "corpus": {"digest": editor.corpus.digest, "tokens": editor._corpus_tokens}
-            if editor._published is None
-            else {"published": editor._published.digest},
-            "seed": editor.seed,
+            "method": name,
+            "facts": describe(self.facts),
+            "layers": list(self.layers),
+            "ridge": self.ridge,
+            "anchor": asdict(self.anchor),
+            "coordination": asdict(self.coordination),
+            "rules": asdict(self.rules),
+            "pullback_damping": self.damping,
+            "templates": [list(group) for group in self.templates],
+            "corpus": {"digest": self.corpus.digest, "tokens": self._corpus_tokens}
+            if published is None
+            else {"published": published.digest},
+            "seed": self.seed,
         }
 
-    def _check_inside(self) -> None:
-        if not self._inside:
-            raise InputError("expected to be within the edit, got a model that is itself again: move it into the with")
-
-
-def _mean(values: Sequence[float]) -> float:
-    finite = [value for value in values if np.isfinite(value)]
-    return float(np.mean(finite)) if finite else float("nan")
+    def _settings_of_training(self, name: str, about: Mapping[str, str]) -> dict[str, Any]:
+        return {
+            "method": name,
+            "facts": describe(self.facts),
+            "training": dict(about),
+            "templates": [list(group) for group in self.templates],
+            "seed": self.seed,
+        }
 
 
 def _count(facts: Sequence[Fact]) -> str:
     return f"{len(facts)} fact{'s' if len(facts) > 1 else ''}"
-
-
-def _span(layers: Layers) -> str:
-    whole = len(layers) > 1 and layers == tuple(range(layers[0], layers[-1] + 1))
-    return f"{layers[0]}-{layers[-1]}" if whole else ",".join(map(str, layers))

@@ -98,6 +98,21 @@ def _kilobytes(name: str) -> int:
         return 0
 
 
+def free_memory(device: torch.device) -> int:
+    """Memory that can still be had where a model is.
+
+    Args:
+        device: The place.
+
+    Returns:
+        Bytes, of a card with what torch holds there unused.
+    """
+    if device.type != "cuda":
+        return available_memory()
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
 def halving(
     batches: Sequence[Sequence[int]], work: Callable[[Sequence[int]], Result], tell: Tell
 ) -> Iterator[tuple[Sequence[int], Result]]:

@@ -12,13 +12,16 @@ from torch import Tensor
 from jacobian_lab.errors import InputError
 from jacobian_lab.maps.hooks import decisive_states
 from jacobian_lab.maps.replay import Frozen, freeze, replay_logits
-from jacobian_lab.model.language_model import Layers
+from jacobian_lab.memory import free_memory
+from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.rows import FactRows
 
 PADDING = 1.25
 """The longest tail of a batch is at most this many times the shortest."""
-BATCH_TOKENS = 2048
-"""Tokens that a batch replays at the most, unless one fact alone has more: so much is kept for the gradient."""
+BATCH_FACTS, BATCH_TOKENS, CARD_TOKENS = 16, 2048, 16384
+"""Facts and tokens that a batch replays at the most, unless one fact has more; a card takes facts by tokens alone."""
+SHARE = 0.8
+"""Share of the free memory that a batch may be expected to take."""
 Progress = Callable[[int, float], None]
 """Called after every pass with the number of facts that it finished and the mean loss of those running."""
 
@@ -212,27 +215,37 @@ def coordinate_shifts(
     return CoordinatedShifts(layers, descent.shifts, descent.loss, descent.passes)
 
 
-def anchor_batches(rows: FactRows, size: int) -> list[list[int]]:
-    """Which facts to optimise together: those whose tails are about equally long, `BATCH_TOKENS` at the most.
+def anchor_batches(rows: FactRows, size: int | None = None) -> list[list[int]]:
+    """Which facts to optimise together: those whose tails are about equally long, no more than memory holds.
 
     Args:
         rows: The facts.
-        size: Facts in a batch at the most.
+        size: Facts in a batch at the most; by default `BATCH_FACTS` on a processor, and what tokens allow on a card.
 
     Returns:
         Indices of the facts of each batch; every index once.
     """
     tails = [row.tail for row in rows.answered]
-    contexts = len(rows.weights)
+    contexts, together = len(rows.weights), _tokens_together(rows.model)
+    if size is None:
+        size = len(rows) if rows.model.device.type == "cuda" else BATCH_FACTS
     groups: list[list[int]] = []
     for index in sorted(range(len(rows)), key=tails.__getitem__):
         tokens = tails[index] * contexts
-        most = min(size, BATCH_TOKENS // tokens)
+        most = min(size, together // tokens)
         if groups and len(groups[-1]) < most and tails[index] <= PADDING * tails[groups[-1][0]]:
             groups[-1].append(index)
         else:
             groups.append([index])
     return groups
+
+
+def _tokens_together(model: LanguageModel) -> int:
+    """Tokens that a batch may replay: a token keeps its activations in every block for the gradient, and its logits."""
+    kept = model.n_layers * (12 * model.d_model + 4 * model.d_mlp) * model.dtype.itemsize
+    logits = len(model.hf.get_output_embeddings().weight) * (2 * model.dtype.itemsize + 3 * torch.float64.itemsize)
+    most = CARD_TOKENS if model.device.type == "cuda" else BATCH_TOKENS
+    return min(most, int(SHARE * free_memory(model.device)) // (kept + logits))
 
 
 class _Descent:

@@ -15,47 +15,16 @@ from torch import Tensor
 
 from jacobian_lab.caching import written_whole
 from jacobian_lab.errors import InputError
-from jacobian_lab.model.language_model import LanguageModel
+from jacobian_lab.model.language_model import LanguageModel, matrix
 
 FORMAT = "jacobian_lab delta 1"
 DELTA_SUFFIX = ".safetensors"
 DELTA, FOLDER = "delta-{}" + DELTA_SUFFIX, "model-{}"
 """What a run calls a method's saved edit."""
-_NAME = "layer.{}"
+_NAME, _MODULE = "layer.{}", "module.{}"
 
-Deltas = Mapping[int, Float[Tensor, "d_model d_mlp"]]
-"""ΔW by layer."""
-
-
-def saved_paths(folder: Path, name: str, save: str) -> list[Path]:
-    """Where a run has a method's saved edit.
-
-    Args:
-        folder: The run's folder.
-        name: The method, as `method_name` returned it.
-        save: ``"delta"``, ``"folder"`` or ``"both"``.
-
-    Returns:
-        The files or folders.
-    """
-    kinds = {"delta": (DELTA,), "folder": (FOLDER,), "both": (DELTA, FOLDER)}[save]
-    return [folder / kind.format(name) for kind in kinds]
-
-
-def save_edit(model: LanguageModel, deltas: Deltas, paths: Sequence[Path], config: Mapping[str, Any]) -> None:
-    """Save an edit at each of some places.
-
-    Args:
-        model: The edited model.
-        deltas: ΔW by layer.
-        paths: What `saved_paths` returned: a file for the delta, a folder for the model.
-        config: Everything that decided it, as JSON can hold it.
-    """
-    for path in paths:
-        if path.suffix == DELTA_SUFFIX:
-            save_delta(path, model, deltas, config)
-        else:
-            save_model(model, path)
+Deltas = Mapping[int, Float[Tensor, "out in"]] | Mapping[int | str, Float[Tensor, "out in"]]
+"""ΔW of MLPs: of their output projections by layer, of the maps at their entrance by module."""
 
 
 def delta_dtype(model: LanguageModel) -> torch.dtype:
@@ -76,15 +45,15 @@ def save_delta(path: Path, model: LanguageModel, deltas: Deltas, config: Mapping
     Args:
         path: The file.
         model: The base model; its fingerprint, taken when it was loaded, goes into the file.
-        deltas: ΔW by layer; written in `delta_dtype`.
+        deltas: ΔW; written in `delta_dtype`.
         config: Everything that decided it, as JSON can hold it.
 
     Raises:
         InputError: If it is not finite.
     """
-    tensors = {layer: delta.to(delta_dtype(model)).cpu().contiguous() for layer, delta in deltas.items()}
-    for layer, tensor in tensors.items():
-        _check_finite(tensor, f"the change of layer {layer}")
+    tensors = {_name_of(place): delta.to(delta_dtype(model)).cpu().contiguous() for place, delta in deltas.items()}
+    for name, tensor in tensors.items():
+        _check_finite(tensor, f"the change of {name.replace('.', ' ', 1)}")
     metadata = {
         "format": FORMAT,
         "model": model.fingerprint,
@@ -93,7 +62,7 @@ def save_delta(path: Path, model: LanguageModel, deltas: Deltas, config: Mapping
         "config": json.dumps(config, ensure_ascii=False),
     }
     with written_whole(path) as partial:
-        save_file({_NAME.format(layer): tensor for layer, tensor in tensors.items()}, partial, metadata=metadata)
+        save_file(tensors, partial, metadata=metadata)
 
 
 def read_metadata(path: Path | str) -> dict[str, str]:
@@ -118,7 +87,7 @@ def read_metadata(path: Path | str) -> dict[str, str]:
     return dict(metadata)
 
 
-def load_delta(path: Path | str, model: LanguageModel) -> dict[int, Float[Tensor, "d_model d_mlp"]]:
+def load_delta(path: Path | str, model: LanguageModel) -> dict[int | str, Float[Tensor, "out in"]]:
     """Read a delta for its base model.
 
     Args:
@@ -126,7 +95,7 @@ def load_delta(path: Path | str, model: LanguageModel) -> dict[int, Float[Tensor
         model: The model that it is to go on.
 
     Returns:
-        ΔW by layer, in `delta_dtype`.
+        ΔW of output projections by layer and of other maps by module, in `delta_dtype`.
 
     Raises:
         InputError: If it is not whole, was made for another model, or has other shapes.
@@ -152,15 +121,19 @@ def load_delta(path: Path | str, model: LanguageModel) -> dict[int, Float[Tensor
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dictionary
     except (OSError, SafetensorError) as error:
         raise InputError(_not_whole(path, error)) from error
-    names = {_NAME.format(layer): layer for layer in range(model.n_layers)}
-    shape, dtype = (model.d_model, model.d_mlp), delta_dtype(model)
+    layers, modules = range(model.n_layers), {module: name for name, module in model.hf.named_modules()}
+    entrances = [modules[module] for layer in layers for module in model.inner(layer)]
+    places: dict[str, int | str] = {_name_of(place): place for place in (*layers, *entrances)}
+    dtype = delta_dtype(model)
     if not tensors:
         raise InputError(f"expected changes of layers, got none in {path}: give another delta")
     for name, tensor in tensors.items():
-        if name not in names:
+        if name not in places:
             raise InputError(
-                f"expected changes of layers 0 to {model.n_layers - 1}, got {name!r} in {path}: give another"
+                f"expected changes of layers 0 to {model.n_layers - 1}, or of maps at their MLPs' entrance, got "
+                f"{name!r} in {path}: give another"
             )
+        shape = tuple(_weight(model, places[name]).shape)
         if tuple(tensor.shape) != shape or tensor.dtype != dtype:
             raise InputError(
                 f"expected {shape} in {_name(dtype)} as {name}, got {tuple(tensor.shape)} in "
@@ -168,7 +141,7 @@ def load_delta(path: Path | str, model: LanguageModel) -> dict[int, Float[Tensor
             )
         if not torch.isfinite(tensor).all():
             raise InputError(f"expected finite numbers as {name}, got NaN or infinity in {path}: give another delta")
-    return {names[name]: tensor for name, tensor in tensors.items()}
+    return {places[name]: tensor for name, tensor in tensors.items()}
 
 
 def common_dtype(paths: Sequence[Path]) -> str:
@@ -191,19 +164,19 @@ def common_dtype(paths: Sequence[Path]) -> str:
     return dtypes[0]
 
 
-def summed(deltas: Sequence[Deltas]) -> dict[int, Float[Tensor, "d_model d_mlp"]]:
+def summed(deltas: Sequence[Deltas]) -> dict[int | str, Float[Tensor, "out in"]]:
     """Add up deltas of the same base model.
 
     Args:
-        deltas: ΔW by layer of each.
+        deltas: ΔW of each.
 
     Returns:
-        ΔW by layer, in float64.
+        ΔW, in float64.
     """
-    total: dict[int, Tensor] = {}
+    total: dict[int | str, Tensor] = {}
     for delta in deltas:
-        for layer, change in delta.items():
-            total[layer] = total[layer] + change.double() if layer in total else change.double()
+        for place, change in delta.items():
+            total[place] = total[place] + change.double() if place in total else change.double()
     return total
 
 
@@ -213,11 +186,19 @@ def add_delta(model: LanguageModel, deltas: Deltas) -> None:
 
     Args:
         model: The base model.
-        deltas: ΔW by layer.
+        deltas: ΔW.
     """
-    for layer, delta in deltas.items():
-        weight = model.weight(layer)
+    for place, delta in deltas.items():
+        weight = _weight(model, place)
         weight.copy_((weight.double() + delta.to(weight.device).double()).to(weight.dtype))
+
+
+def _weight(model: LanguageModel, place: int | str) -> Float[Tensor, "out in"]:
+    return model.weight(place) if isinstance(place, int) else matrix(model.hf.get_submodule(place))
+
+
+def _name_of(place: int | str) -> str:
+    return (_NAME if isinstance(place, int) else _MODULE).format(place)
 
 
 def check_new_folder(folder: Path) -> None:

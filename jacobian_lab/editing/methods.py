@@ -3,20 +3,21 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jacobian_lab.editing.deltas import delta_dtype
+from jacobian_lab.editing.deltas import delta_dtype, save_delta, save_model
 from jacobian_lab.editing.layers import Setting, edit_layers, write_weight
 from jacobian_lab.editing.measures import ObservedEdit, observed_edits
 from jacobian_lab.editing.rules import RULES, Kept, RuleSettings
 from jacobian_lab.editing.schemes import SCHEMES, Scheme, Targets
 from jacobian_lab.editing.solving import Eigh
 from jacobian_lab.errors import InputError
-from jacobian_lab.model.language_model import Layers
+from jacobian_lab.model.language_model import LanguageModel, Layers
 
 UNEDITED = "unedited"
 
@@ -62,6 +63,9 @@ METHODS: Mapping[str, Method] = {
 TABLE_METHODS = tuple(name for name in METHODS if name != "blue-refit")
 """What a table has unless told otherwise: all but the other reading of BLUE."""
 
+TRAINED = ("wise", "rledit")
+"""The paper's methods that train, which are no pairs; they are at home in `jacobian_lab.training`."""
+
 PAIRS = tuple(f"{rule}@{scheme}" for rule in RULES for scheme in SCHEMES)
 ALIASES = {"fe": "memit+fe"}
 
@@ -70,7 +74,8 @@ def method_name(text: str) -> str:
     """The name under which a method is stored.
 
     Args:
-        text: What a user calls it: a name in `METHODS`, ``fe``, or ``rule@scheme``; case does not matter.
+        text: What a user calls it: a name in `METHODS` or `TRAINED`, ``fe``, or ``rule@scheme``; case does not
+            matter.
 
     Returns:
         The name.
@@ -79,25 +84,32 @@ def method_name(text: str) -> str:
         InputError: If there is no such method.
     """
     name = ALIASES.get(text.lower(), text.lower())
-    if name not in METHODS and name not in PAIRS:
+    if name not in {*METHODS, *PAIRS, *TRAINED}:
         raise InputError(
-            f"expected methods among {', '.join(METHODS)}, or a pair rule@scheme such as rect@backward-full, "
-            f"got {text!r}: choose among them"
+            f"expected methods among {', '.join((*METHODS, *TRAINED))}, or a pair rule@scheme such as "
+            f"rect@backward-full, got {text!r}: choose among them"
         )
     return name
 
 
 def method(name: str) -> Method:
-    """A method.
+    """A method that is a pair.
 
     Args:
         name: What `method_name` returned.
 
     Returns:
         The method.
+
+    Raises:
+        InputError: If it is one that trains.
     """
     if name in METHODS:
         return METHODS[name]
+    if name in TRAINED:
+        raise InputError(
+            f"expected a target scheme with an update rule, got {name}, which trains: choose among {', '.join(METHODS)}"
+        )
     rule, _, scheme = name.partition("@")
     return Method(scheme, rule)
 
@@ -134,6 +146,22 @@ class MethodEdit:
 
     deltas: Mapping[int, Float[Tensor, "d_model d_mlp"]]
     values: Mapping[str, list[float]]
+
+    def save(self, path: Path, model: LanguageModel, config: Mapping[str, Any]) -> None:
+        """Write the edit, while the model is edited.
+
+        Args:
+            path: A file that ends in ``.safetensors``, for a delta; else a folder, for the model.
+            model: The model.
+            config: Everything that decided it, as JSON can hold it.
+
+        Raises:
+            InputError: If it is not finite.
+        """
+        if path.suffix == ".safetensors":
+            save_delta(path, model, self.deltas, config)
+        else:
+            save_model(model, path)
 
 
 def edit_with(

@@ -64,10 +64,22 @@ class Examination:
 
     @cached_property
     def before(self) -> list[Float[Tensor, "_ d_model"]]:
-        """Final states at the neighbourhood prompts, by fact; to be asked for before anything is edited."""
-        return [
-            state for part in self._parts() for state in neighborhood_states(self.model, self.facts[part], self.style)
-        ]
+        """Final states at the neighbourhood prompts, by fact, on the host; asked for before anything is edited."""
+        return self._before(ALONE)
+
+    def remember(self, crew: Crew) -> None:
+        """Have `before` taken by those who take what is after: rounding follows the number of threads.
+
+        Args:
+            crew: Who does it.
+        """
+        vars(self)["before"] = self._before(crew)
+
+    def _before(self, crew: Crew) -> list[Float[Tensor, "_ d_model"]]:
+        found = dict[int, list[Tensor]]()
+        for (number,), states in crew.map([[n] for n in range(len(self._parts()))], partial(_states, self)):
+            found[number] = states
+        return [state for number in sorted(found) for state in found[number]]
 
     def rows(self) -> list[Prompt]:
         """The rows that are asked, each once.
@@ -126,7 +138,8 @@ class Examination:
         """
         part = self._parts()[number]
         facts = self.facts[part]
-        found = evaluate(self.model, facts, self.before[part], self.style, self.groups)
+        before = [states.to(self.model.device) for states in self.before[part]]
+        found = evaluate(self.model, facts, before, self.style, self.groups)
         if self.greedy:
             for values, extra in zip(found, self._decoded(facts), strict=True):
                 values |= extra
@@ -154,3 +167,9 @@ class Examination:
 def _answers(examination: Examination, piece: Sequence[int]) -> list[dict[str, list[float]]]:
     """Of the one part that a piece names: parts are not divided, lest a model be held against itself in other rows."""
     return examination.answers_of(piece[0])
+
+
+def _states(examination: Examination, piece: Sequence[int]) -> list[Float[Tensor, "_ d_model"]]:
+    """Of the one part that a piece names, on the host."""
+    part = examination._parts()[piece[0]]
+    return [each.cpu() for each in neighborhood_states(examination.model, examination.facts[part], examination.style)]

@@ -36,33 +36,40 @@ class Answers:
 
 
 @torch.no_grad()
-def predicting_states(model: LanguageModel, rows: Sequence[Prompt]) -> list[Float[Tensor, "_ d_model"]]:
+def predicting_states(
+    model: LanguageModel, rows: Sequence[Prompt], *, whole: bool = False
+) -> list[Float[Tensor, "_ d_model"]]:
     """What the head makes logits of: final hidden states at the positions that predict each row's answer.
 
-    Of rows that begin alike only the longest is run: by causality it holds the states of the others.
+    Of rows with the same prompt that go on alike only the longest is run: by causality it holds the states of the
+    others, whatever a router makes of the prompt.
 
     Args:
         model: The model.
         rows: The rows.
+        whole: Whether a router is to judge each row whole, where there is no prompt.
 
     Returns:
         For each row one state for each token of its answer, or that of its last token if it has none.
     """
-    ordered = sorted({row.ids for row in rows})  # an extension follows what it extends
-    host = {ids: ids for ids in ordered}
-    for ids, following in reversed(list(pairwise(ordered))):
-        if following[: len(ids)] == ids:
-            host[ids] = host[following]
-    wanted: dict[tuple[int, ...], dict[int, Prompt]] = {}
+    ordered = sorted({(row.ids[: row.asked], row.ids) for row in rows})  # an extension follows what it extends
+    host = {each: each for each in ordered}
+    for each, following in reversed(list(pairwise(ordered))):
+        if following[0] == each[0] and following[1][: len(each[1])] == each[1]:
+            host[each] = host[following]
+    wanted: dict[Prompt, dict[int, Prompt]] = {}
     for place, row in enumerate(rows):
-        wanted.setdefault(host[row.ids], {})[place] = row
-    hosts = [Prompt(ids, len(ids) - 1) for ids in wanted]
+        prompt, ids = host[row.ids[: row.asked], row.ids]
+        answer = (*ids[len(prompt) :], 0) if len(ids) > len(prompt) else ()  # the last token of it is not run
+        wanted.setdefault(Prompt(ids, len(ids) - 1, answer), {})[place] = row
+    hosts = list(wanted)
     found: dict[int, Tensor] = {}
     for group in batches(hosts):
-        hidden = forward(model, [hosts[i] for i in group])
+        chosen = [hosts[i] for i in group]
+        hidden = forward(model, chosen, judged=[len(row.ids) for row in chosen] if whole else None)
         assert hidden is not None
         for index, states in zip(group, hidden, strict=True):
-            for place, row in wanted[hosts[index].ids].items():
+            for place, row in wanted[hosts[index]].items():
                 found[place] = states[len(row.ids) - max(1, len(row.answer)) : len(row.ids)].clone()
     return [found[place] for place in range(len(rows))]
 
@@ -239,7 +246,7 @@ def perplexity(model: LanguageModel, rows: Sequence[Prompt]) -> float:
     total = count = 0.0
     for group in batches(told):
         chosen = [told[i] for i in group]
-        taken = answers(model, chosen, predicting_states(model, chosen))
+        taken = answers(model, chosen, predicting_states(model, chosen, whole=True))
         lengths = torch.tensor([len(row.answer) for row in chosen])
         total, count = total + float((taken.nll * lengths).sum()), count + float(lengths.sum())
     return math.exp(total / count)

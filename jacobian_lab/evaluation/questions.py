@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
 from typing import NamedTuple
 
+from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import Fact
 
 COUNTERFACT, ZSRE = "counterfact", "zsre"
@@ -25,16 +26,26 @@ class Question(NamedTuple):
     join: str | None = None
 
 
-def style_of(facts: Sequence[Fact]) -> str:
-    """Which definition of Success the facts allow.
+def style_of(facts: Sequence[Fact], wanted: str = "auto") -> str:
+    """Which definition of Success is used.
 
     Args:
         facts: The facts.
+        wanted: One of `STYLES`, or ``"auto"``: CounterFact's where every fact has a true answer to compare with, else
+            zsRE's.
 
     Returns:
-        CounterFact's where every fact has a true answer to compare with, else zsRE's.
+        One of `STYLES`.
+
+    Raises:
+        InputError: If CounterFact's is wanted of facts without a true answer.
     """
-    return COUNTERFACT if all(fact.target_true for fact in facts) else ZSRE
+    comparable = all(fact.target_true for fact in facts)
+    if wanted == "auto":
+        return COUNTERFACT if comparable else ZSRE
+    if wanted == COUNTERFACT and not comparable:
+        raise InputError("expected a target_true in every fact for ⟨metrics⟩ counterfact, got some without: use zsre")
+    return wanted
 
 
 def neighborhood(fact: Fact) -> list[tuple[str, str]]:

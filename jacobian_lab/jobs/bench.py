@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from jacobian_lab.editing.measures import ObservedEdit, measure, observed_edits
 from jacobian_lab.editing.schemes import COORDINATED, SCHEMES, Scheme, Targets, make_targets
 from jacobian_lab.editing.second_moments import SecondMoment, moment_rows, moments_cached, second_moments
 from jacobian_lab.editing.solving import advice, factored, suited_ridge
+from jacobian_lab.evaluation.aims import Aim
 from jacobian_lab.evaluation.metrics import efficacy
 from jacobian_lab.jobs.job import Labels, Part
 from jacobian_lab.jobs.setup import Experiment
@@ -32,10 +34,28 @@ from jacobian_lab.model.rows import FactRows
 from jacobian_lab.planning.costs import Costs, Stage
 from jacobian_lab.progress import bar, note
 from jacobian_lab.store.arrays import exists, open_arrays, read_config
+from jacobian_lab.store.finished import Finished
 from jacobian_lab.store.run import Run
+
+NOTHING: Mapping[Layers, Labels] = MappingProxyType({})
 
 Found = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """What a descent gives: states or shifts, losses and passes, fact by fact."""
+
+
+@dataclass(frozen=True, eq=False)
+class Aimed:
+    """What methods that are pairs edit with.
+
+    Attributes:
+        setting: What the edit is made with.
+        targets: The targets.
+        aim: Where the anchors at the last decisive layer lead, if that is asked.
+    """
+
+    setting: Setting
+    targets: Targets
+    aim: Aim | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,8 +109,8 @@ class Bench:
         Raises:
             InputError: If one is singular.
         """
-        if self.experiment.ridge is None and exists(folder):
-            vars(self)["ridge"] = float(read_config(folder)["provenance"]["ridge"])
+        if self.experiment.ridge is None and exists(folder) and "ridge" in (told := read_config(folder)["provenance"]):
+            vars(self)["ridge"] = float(told["ridge"])
         count = len(self.experiment.facts) if self.columns is None else self.columns
         if self.experiment.published is not None:
             _ = self.moments  # files that cannot be used are refused before the long work
@@ -131,10 +151,10 @@ class Bench:
             contexts = [row for each in experiment.rows.contexts for row in each]
             keys = sum((costs.forward(contexts, layer + 1) for layer in experiment.layers), 0.0)
             seconds = keys + costs.solves(2 * count, len(experiment.rows))
-        return [*moments, costs.editing("λ and its checks", seconds + costs.solves(count, 0))]
+        return [*moments, costs.editing("λ and its checks", seconds + costs.solves(count, 0), 0)]
 
     def cost_of_descents(
-        self, costs: Costs, share: float, layers: Sequence[int], shifted: Sequence[Layers] = ()
+        self, costs: Costs, share: float, layers: Sequence[int], shifted: Mapping[Layers, Labels] = NOTHING
     ) -> list[Stage]:
         """What anchors and coordinated shifts are going to take.
 
@@ -142,18 +162,38 @@ class Bench:
             costs: Of the model on the machine.
             share: How much of them is left to do.
             layers: The anchor layers.
-            shifted: For each coordinated descent, its layers.
+            shifted: For each coordinated descent its layers, and where it is stored beside the facts.
 
         Returns:
             A stage for each; none for what another run gives.
         """
-        experiment, donor = self.experiment, self.experiment.config.anchors_from
-        given = [] if donor is None else open_arrays(donor, "r")[1]["anchor_layer"]
-        names = {f"anchors at layer {layer}": layer for layer in layers if layer not in given}
-        if donor is None or self._other_shifts(donor):
-            names |= {f"coordinated shifts at {len(some)} layers": some[0] for some in shifted}
+        experiment = self.experiment
+        wanted = [(f"anchors at layer {layer}", layer, self._lacking("anchor", anchor_layer=layer)) for layer in layers]
+        wanted += [
+            (f"coordinated shifts at {len(some)} layers", some[0], self._lacking("coordinated_shift", **where))
+            for some, where in shifted.items()
+        ]
         steps, size = experiment.anchor.steps, experiment.config.batch_size
-        return [costs.descent(name, experiment.rows, first, steps, size, share=share) for name, first in names.items()]
+        return [
+            costs.descent(name, experiment.rows.select(facts), first, steps, size, share=share)
+            for name, first, facts in wanted
+            if facts
+        ]
+
+    def _lacking(self, name: str, **where: Any) -> list[int]:
+        """Of which facts the run that ⟨anchors_from⟩ names gives no such descent."""
+        experiment, donor = self.experiment, self.experiment.config.anchors_from
+        everyone = list(range(len(experiment.facts)))
+        if donor is None or (name == "coordinated_shift" and self._other_shifts(donor)):
+            return everyone
+        mark, opened, labels = f"{name}_passes", open_arrays(donor, "r"), experiment.labels()
+        dims = opened.variables[mark].dims if mark in opened.variables else ()
+        if {*dims} != {"fact", *where} or any(label not in opened.labels[dim] for dim, label in where.items()):
+            return everyone
+        shared = [place for place in everyone if place in experiment.shared]
+        given = np.reshape(Finished.of(donor).cells(mark, fact=[labels[place] for place in shared], **where), -1)
+        has = {place for place, done in zip(shared, given.tolist(), strict=True) if done}
+        return [place for place in everyone if place not in has]
 
     def provenance(self) -> dict[str, Any]:
         """What is worth knowing of a run of this experiment, λ among it."""
@@ -182,7 +222,7 @@ class Bench:
         shifts = Part(
             [("coordinated_shift_passes", {})],
             lambda run: self.shifts(run, layers),
-            cost=lambda costs, share: self.cost_of_descents(costs, share, (), [layers]),
+            cost=lambda costs, share: self.cost_of_descents(costs, share, (), {layers: {}}),
         )
         return [anchors, shifts] if coordinated else [anchors]
 
@@ -201,6 +241,19 @@ class Bench:
         return make_targets(
             experiment.rows, layers, anchors, self.shifts(run, layers) if any_coordinated(schemes) else None
         )
+
+    def aimed(self, run: Run, schemes: Iterable[str]) -> Aimed:
+        """What methods edit with, and where their anchors lead.
+
+        Args:
+            run: The run.
+            schemes: The methods' schemes.
+
+        Returns:
+            All of it.
+        """
+        targets, layer = self.targets(run, schemes), self.experiment.layers[-1]
+        return Aimed(self.setting, targets, Aim.of(self.experiment.rows, layer, targets.optimised[layer]))
 
     def anchors(
         self, run: Run, layers: Layers, name: str = "anchor", only: Sequence[int] | None = None
@@ -287,9 +340,11 @@ class Bench:
         crew = experiment.crew
         chosen = list(range(len(labels)) if only is None else only)
         facts = [labels[index] for index in chosen]
+        shared = experiment.shared if name != "refit_anchor" else frozenset()
         batches = [
-            [chosen[index] for index in batch]
-            for batch in anchor_batches(experiment.rows.select(chosen), experiment.config.batch_size)
+            [some[index] for index in batch]
+            for some in ([i for i in chosen if i in shared], [i for i in chosen if i not in shared])
+            for batch in anchor_batches(experiment.rows.select(some), experiment.config.batch_size)
         ]
 
         def within(variable: str, where: Labels) -> Labels:

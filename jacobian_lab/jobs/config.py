@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Gt, Le, Lt
-from tyro.conf import OmitArgPrefixes
+from tyro.conf import OmitArgPrefixes, arg
 
 from jacobian_lab.crew import CrewSettings
 from jacobian_lab.editing.anchors import AnchorSettings, CoordinationSettings
@@ -20,6 +20,7 @@ from jacobian_lab.maps.jacobians import MEMORY_BUDGET
 from jacobian_lab.maps.replay import Site
 from jacobian_lab.model.corpus import DOCSTRINGS, PYTHON_DOCS
 from jacobian_lab.model.sources import DEFAULT_MODEL
+from jacobian_lab.training.settings import TrainingConfig
 
 Positive = Annotated[int, Gt(0)]
 Above = Annotated[float, Gt(0)]
@@ -114,9 +115,10 @@ class EditingConfig(ComputingConfig):
         pullback_damping: Weight μ of the shift's norm in the scheme jacobian-pullback.
         anchor: How anchors are optimised.
         coordination: How coordinated-replay shares the effort over the decisive layers.
-        batch_size: Facts optimised side by side at the most; changes no number beyond rounding.
-        anchors_from: Folder of another run of the same facts, whose anchors and shifts are taken instead of being
-            optimised again.
+        batch_size: Facts optimised side by side at the most, 16 on a processor by default and what memory holds on a
+            card; changes no number beyond rounding.
+        anchors_from: Folder of another run of the same facts, or of some of them, whose anchors and shifts are taken
+            instead of being optimised again.
     """
 
     templates: Path | None = None
@@ -128,7 +130,7 @@ class EditingConfig(ComputingConfig):
     pullback_damping: Above = DAMPING
     anchor: AnchorConfig = field(default_factory=AnchorConfig)
     coordination: CoordinationSettings = field(default_factory=CoordinationSettings)
-    batch_size: Positive = 16
+    batch_size: Positive | None = None
     anchors_from: Path | None = None
 
 
@@ -223,7 +225,23 @@ class EvaluationConfig(EditingConfig):
 
 
 @dataclass(frozen=True)
-class EditTableConfig(EvaluationConfig):
+class MethodsConfig(EvaluationConfig):
+    """Methods of any kind, those that train among them.
+
+    Attributes:
+        training: How the methods train that do.
+        train_facts: "builtin", or a file, with the facts that these train with: those of other subjects than what is
+            edited. By default the file of the facts, outside the slice.
+        train_slice: Which of them, as A:B; all of them by default.
+    """
+
+    training: Annotated[TrainingConfig, arg(name="")] = field(default_factory=TrainingConfig)
+    train_facts: str | None = None
+    train_slice: str | None = None
+
+
+@dataclass(frozen=True)
+class EditTableConfig(MethodsConfig):
     """Edits with several methods.
 
     Attributes:
@@ -251,7 +269,7 @@ class FrontierConfig(EvaluationConfig):
 
 
 @dataclass(frozen=True)
-class EditConfig(EvaluationConfig):
+class EditConfig(MethodsConfig):
     """An edit with one method.
 
     Attributes:
@@ -278,7 +296,7 @@ def check(config: Any, prefix: str = "") -> None:
     for each in fields(config):
         value, name = getattr(config, each.name), prefix + each.name
         if is_dataclass(value):
-            omitted = hasattr(hints[each.name], "__metadata__")  # OmitArgPrefixes: options without the field's name
+            omitted = hasattr(hints[each.name], "__metadata__")  # options without the field's name
             check(value, prefix if omitted else f"{name}.")
         elif value is not None:
             _check(value, hints[each.name], name)

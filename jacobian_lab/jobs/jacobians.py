@@ -209,6 +209,7 @@ def jacobian_job(config: JacobianConfig, *, progress: bool = True, sketch: torch
         subject.provenance,
         {"fact": subject.labels(), "layer": list(layers[:-1]), "rank": range(model.d_model)},
         [Part([("surveyed", {})], surveyed, cost=lambda costs, share: how.cost(costs, bare, layers, share, budget))],
+        crew=subject.crew,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from jacobian_lab.caching import content_key, write_text
+from jacobian_lab.crew import ALONE, Crew
 from jacobian_lab.errors import InputError
 from jacobian_lab.memory import available_memory, memory_of, peak_memory
 from jacobian_lab.model.language_model import LanguageModel
@@ -23,7 +24,7 @@ from jacobian_lab.planning.plan import Plan, told
 from jacobian_lab.planning.sketch import Sizes, two_blocks
 from jacobian_lab.progress import bar, note
 from jacobian_lab.store.finished import Finished
-from jacobian_lab.store.run import Run, check_folder
+from jacobian_lab.store.run import GROWING, Run, check_folder
 from jacobian_lab.store.schema import KINDS
 
 COSTS = "costs.json"
@@ -70,7 +71,8 @@ class Part:
         Returns:
             The largest share of a mark's cells that are not finished.
         """
-        return max(float(1 - done.cells(mark, **labels).mean()) for mark, labels in self.wanted)
+        cells = (done.cells(mark, **labels) for mark, labels in self.wanted)
+        return max((float(1 - each.mean()) for each in cells if each.size), default=0.0)
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class Job:
         before: Given the folder, work without which no part can be computed; it fails before the folder is claimed.
         before_cost: What that takes.
         kept: Bytes that the host keeps beside the model, for all parts.
+        crew: Who does the work; let go at its end.
     """
 
     kind: str
@@ -100,6 +103,7 @@ class Job:
     before: Callable[[Path], Any] = lambda _: None
     before_cost: Callable[[Costs], Sequence[Stage]] = lambda _: ()
     kept: int = 0
+    crew: Crew = ALONE
 
     def plan(self, clock: Clock, parts: Sequence[tuple[Part, float]] | None = None) -> list[list[Stage]]:
         """What the job is going to take.
@@ -111,9 +115,9 @@ class Job:
         Returns:
             The stages before any part, then those of each part.
         """
-        costs = Costs(self.model, clock, self.kept)
+        costs = Costs(self.model, clock, self.kept, *self.crew.load)
         some = [(part, 1.0) for part in self.parts] if parts is None else parts
-        return [list(self.before_cost(costs)), *(list(part.cost(costs, share)) for part, share in some)]
+        return [[costs.loading(), *self.before_cost(costs)], *(list(part.cost(costs, share)) for part, share in some)]
 
     def disk(self) -> int:
         """Bytes of the run's arrays at the most."""
@@ -129,21 +133,30 @@ class Job:
         Raises:
             InputError: If the folder cannot be used, or memory does not hold what has to be.
         """
-        folder = self.out or Path("runs") / content_key([self.kind, self.settings])[:12]
+        deciding = {name: each for name, each in self.settings.items() if name != GROWING}
+        folder = self.out or Path("runs") / content_key([self.kind, deciding])[:12]
         check_folder(folder, self.kind, self.settings)
         done = Finished.of(folder)
         left = [part for part in self.parts if not part.finished(folder, done)]
         if left:
-            record = self._estimated([(part, part.left(done)) for part in left])
-            with record.timed():
-                self.before(folder)
-            with Run(folder, self.kind, self.settings, self.provenance(), self.coordinates) as run:
-                for part in left:
-                    with record.timed():
-                        part.compute(run)
-                    record.write(folder / COSTS)
-            record.tell()
+            try:
+                self._work(folder, left, done)
+            finally:
+                self.crew.release()
         return folder
+
+    def _work(self, folder: Path, left: Sequence[Part], done: Finished) -> None:
+        """Compute some parts, and keep what that was estimated to take beside what it took."""
+        record = self._estimated([(part, part.left(done)) for part in left])
+        with record.timed():
+            self.before(folder)
+            provenance = self.provenance()  # λ among it, for which keys are taken
+        with Run(folder, self.kind, self.settings, provenance, self.coordinates) as run:
+            for part in left:
+                with record.timed():
+                    part.compute(run)
+                record.write(folder / COSTS)
+        record.tell()
 
     def _estimated(self, left: Sequence[tuple[Part, float]]) -> "Record":
         """Say what is left to do is going to take, and refuse what cannot be."""

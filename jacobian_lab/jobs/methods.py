@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,36 +13,47 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jacobian_lab.editing.deltas import save_edit, saved_paths
-from jacobian_lab.editing.layers import Setting, restored
+from jacobian_lab.editing.deltas import DELTA, FOLDER
+from jacobian_lab.editing.layers import restored
 from jacobian_lab.editing.methods import (
     METHODS,
     PAIRS,
+    TRAINED,
     UNEDITED,
     Method,
-    MethodEdit,
     Refit,
     edit_with,
     method,
     method_name,
 )
-from jacobian_lab.editing.schemes import SCHEMES, Targets
+from jacobian_lab.editing.schemes import SCHEMES
 from jacobian_lab.editing.solving import Eigh, null_space
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.examination import Examination
 from jacobian_lab.evaluation.metrics import perplexity
 from jacobian_lab.evaluation.questions import neighborhood, style_of
-from jacobian_lab.jobs.bench import Bench, any_coordinated
-from jacobian_lab.jobs.config import EditConfig, EditTableConfig, EvaluationConfig, check
+from jacobian_lab.facts.fact import Fact
+from jacobian_lab.facts.reading import read_facts
+from jacobian_lab.jobs.bench import Aimed, Bench, any_coordinated
+from jacobian_lab.jobs.config import EditConfig, EditTableConfig, EvaluationConfig, MethodsConfig, check
 from jacobian_lab.jobs.job import Job, Labels, Part
 from jacobian_lab.jobs.setup import Experiment, prepare
 from jacobian_lab.model.corpus import Corpus, load_corpus, token_rows
 from jacobian_lab.model.tokens import Prompt
 from jacobian_lab.planning.costs import Costs, Stage
-from jacobian_lab.progress import bar
+from jacobian_lab.progress import bar, note
 from jacobian_lab.store.finished import Finished
 from jacobian_lab.store.run import Run
 from jacobian_lab.store.schema import KINDS
+from jacobian_lab.training.lessons import strangers
+from jacobian_lab.training.methods import RLEDIT, WISE, Ready, ready
+from jacobian_lab.training.settings import UNTUNED
+
+Save = Callable[[Path, Mapping[str, Any]], Any]
+"""Saves an edit, as a file or as a folder, with everything that decided it."""
+
+TRAINING = "training-{}.safetensors"
+"""What a run calls all that a method was trained to."""
 
 NO_PROBES = "none"
 """What the dimension of further questions holds where there are none: one group that stays empty."""
@@ -112,7 +124,28 @@ def edit_job(config: EditConfig, *, progress: bool = True, sketch: torch.device 
     Raises:
         InputError: If anything cannot be used.
     """
-    return _job(config, (_edited(config.method),), config.save, progress, sketch)
+    name = _edited(config.method)
+    if name == WISE and config.save != "delta":
+        raise InputError(
+            f"expected ⟨save⟩ delta for {name}, got {config.save}: no plain model asks which matrix serves"
+        )
+    return _job(config, (name,), config.save, progress, sketch)
+
+
+def saved_paths(folder: Path, name: str, save: str) -> list[Path]:
+    """Where a method's saved edit is.
+
+    Args:
+        folder: The run's folder.
+        name: The method.
+        save: ``"delta"``, ``"folder"`` or ``"both"``.
+
+    Returns:
+        The files or folders.
+    """
+    name, kinds = method_name(name), {"delta": (DELTA,), "folder": (FOLDER,), "both": (DELTA, FOLDER)}[save]
+    trained = (TRAINING,) if name in TRAINED else ()
+    return [folder / kind.format(name) for kind in (*kinds, *trained)]
 
 
 def _edited(name: str) -> str:
@@ -122,7 +155,7 @@ def _edited(name: str) -> str:
 
 
 def _job(
-    config: EvaluationConfig, methods: tuple[str, ...], save: str | None, progress: bool, sketch: torch.device | None
+    config: MethodsConfig, methods: tuple[str, ...], save: str | None, progress: bool, sketch: torch.device | None
 ) -> Job:
     at_work = Comparison.of(config, methods, progress, sketch=sketch)
     experiment, asked, bench = at_work.experiment, at_work.examination, at_work.bench
@@ -133,28 +166,33 @@ def _job(
 
     def again(folder: Path) -> list[str]:
         """Methods that have been measured, but without what they left."""
-        lost, refitted = (
-            not all(path.exists() for path in saved(folder)),
-            not Finished.of(folder).lost("refit_anchor_passes"),
-        )
-        return [name for name, each in at_work.methods.items() if lost or (each.refit and not refitted)]
+        if not all(path.exists() for path in saved(folder)):
+            return list(methods)
+        refitted = not Finished.of(folder).lost("refit_anchor_passes")
+        return [name for name, each in at_work.methods.items() if each.refit and not refitted]
 
     def measured(run: Run) -> None:
-        targets = bench.targets(run, at_work.schemes)
+        anchored = at_work.methods or run.done("anchor_passes").all()
+        aimed = bench.aimed(run, at_work.schemes) if anchored else None
         redone = again(run.folder)
         todo = [n for n in (UNEDITED, *methods) if n in redone or not run.done("measured", edit=n).all()]
-        _ = asked.before  # of the unedited model
+        asked.remember(experiment.crew)
 
         def refit(layer: int, batch: Sequence[int]) -> Tensor:
             return bench.anchors(run, (layer,), "refit_anchor", batch)[layer]
 
-        def keep(name: str, made: MethodEdit) -> None:
-            save_edit(experiment.model, made.deltas, saved(run.folder), {**settings, "method": name})
+        def keep(name: str, save: Save) -> None:
+            for path in saved(run.folder):
+                if path.name == TRAINING.format(name):
+                    at_work.trained[name].save(path)
+                else:
+                    save(path, {**settings, "method": name})
 
         for place, name in enumerate(todo, 1):
             what = f"{name} ({place} of {len(todo)})"
-            with bar(2 * len(experiment.facts), what, "fact", show=progress) as shown:
-                found = at_work.measure(name, bench.setting, targets, shown.update, refit, partial(keep, name))
+            trained = at_work.trained[name].facts if name in at_work.trained else 0
+            with bar(trained + 2 * len(experiment.facts), what, "fact", show=progress) as shown:
+                found = at_work.measure(name, aimed, shown.update, refit, partial(keep, name))
                 for variable, values, labels in found:
                     run.write(variable, values, edit=name, **labels)
             run.seal("measured", edit=name)
@@ -165,12 +203,13 @@ def _job(
         experiment.model,
         config.out,
         settings,
-        bench.provenance,
+        at_work.provenance,
         at_work.coordinates,
         [*at_work.parts(), Part(wanted, measured, lambda f: not again(f), at_work.cost)],
         before=at_work.begin,
         before_cost=at_work.cost_before,
         kept=bench.kept,
+        crew=bench.experiment.crew,
     )
 
 
@@ -180,7 +219,8 @@ class Comparison:
 
     Attributes:
         config: The configuration.
-        methods: The methods by name.
+        methods: The methods that are pairs, by name.
+        trained: Those that train, ready for the facts.
         experiment: What the configuration names.
         examination: What is asked.
         held_out: The held-out text.
@@ -190,6 +230,7 @@ class Comparison:
 
     config: EvaluationConfig
     methods: Mapping[str, Method]
+    trained: Mapping[str, Ready]
     experiment: Experiment
     examination: Examination
     held_out: Corpus
@@ -217,12 +258,21 @@ class Comparison:
         check(config)
         held_out = load_corpus(config.held_out, "held_out", config.seed)
         experiment = prepare(config, asked=lambda fact: fact, sketch=sketch)
-        examination = _examination(config, experiment)
+        style = style_of(experiment.facts, config.metrics)
+        examination = Examination(experiment.model, experiment.facts, style, config.greedy)
         text = _held_out_rows(config, experiment, held_out)
-        chosen, count = {name: method(name) for name in methods}, len(experiment.facts)
+        chosen, count = {name: method(name) for name in methods if name not in TRAINED}, len(experiment.facts)
         without_keys = any(each.rule == "emmet" for each in chosen.values())
         bench = Bench(experiment, progress, 0 if without_keys else min(config.edits_per_batch or count, count))
-        return cls(config, chosen, experiment, examination, held_out, text, bench)
+        trained = dict[str, Ready]()
+        if isinstance(config, MethodsConfig):
+            names = [name for name in methods if name in TRAINED]
+            others = _others(config, experiment) if names else []
+            if RLEDIT in names and (known := config.protocol or experiment.model.known()).lower() in UNTUNED:
+                note(f"the paper has no rledit on {known}, for which no stable setting was found: the first published")
+            training = config.training.suited(experiment.model, config.protocol, config.seed)
+            trained = {name: ready(name, experiment.rows, others, training) for name in names}
+        return cls(config, chosen, trained, experiment, examination, held_out, text, bench)
 
     @property
     def schemes(self) -> list[str]:
@@ -244,7 +294,12 @@ class Comparison:
             "metrics": self.examination.style,
             "greedy": config.greedy,
             "held_out": {"digest": self.held_out.digest, "tokens": config.held_out_tokens} | length,
+            **({"training": {name: dict(each.about) for name, each in self.trained.items()}} if self.trained else {}),
         }
+
+    def provenance(self) -> dict[str, Any]:
+        """What is worth knowing of a run: λ among it where something is solved."""
+        return self.bench.provenance() if self.methods else self.experiment.provenance()
 
     @cached_property
     def coordinates(self) -> dict[str, Sequence[Any]]:
@@ -252,8 +307,9 @@ class Comparison:
         asked, experiment = self.examination, self.experiment
         return {
             "fact": experiment.labels(),
-            "edit": [UNEDITED, *METHODS, *PAIRS],
+            "edit": [UNEDITED, *METHODS, *PAIRS, *TRAINED],
             "layer": list(experiment.layers),
+            "block": range(experiment.model.n_layers),
             "anchor_layer": list(experiment.anchor_layers),
             "paraphrase": range(max(1, *(len(fact.paraphrase_prompts) for fact in asked.facts))),
             "probe": asked.groups or [NO_PROBES],
@@ -264,7 +320,8 @@ class Comparison:
     def parts(self) -> list[Part]:
         """What a run holds before any method has been measured."""
         neighbors = Part([("neighbors_compared", {})], self._store_edited_neighbors)
-        return [*self.bench.parts(any_coordinated(self.schemes)), neighbors]
+        targets = self.bench.parts(any_coordinated(self.schemes)) if self.methods else []
+        return [*targets, neighbors]
 
     def cost(self, costs: Costs, share: float, times: int = 1) -> list[Stage]:
         """What editing with the methods and evaluating is going to take.
@@ -283,9 +340,10 @@ class Comparison:
         told = [Prompt(row.ids[:-1], 0, row.ids[1:]) for row in self.text if len(row.ids) > 1]
         once = costs.evaluation(asked.rows(), asked.decoded()) + costs.evaluation(told)
         refits = self.bench.cost_of_descents(costs, share, [layers[-1]]) if any(each.refit for each in methods) else []
-        count = times * len(self.methods)
-        seconds = times * edits + (count + 1) * once
-        return [*refits, costs.editing(f"{count} edits, evaluated", seconds, share=share)]
+        count = times * (len(self.methods) + len(self.trained))
+        told_edits = f"{count} edits, evaluated"
+        seconds = times * edits + (count + 2) * once  # the unedited model too, and what was before
+        return [*refits, costs.editing(told_edits, seconds, len(layers), projected=len(self._projected()), share=share)]
 
     def begin(self, folder: Path) -> None:
         """Make it clear before the long work that the rules can use every C.
@@ -296,6 +354,8 @@ class Comparison:
         Raises:
             InputError: If one cannot.
         """
+        if not self.methods:
+            return
         self.bench.begin(folder)
         moments, rules = self.bench.moments.matrices, self.config.rules
         for layer in self._projected():
@@ -312,7 +372,9 @@ class Comparison:
             The stages.
         """
         count = len(self._projected())
-        spaces = [costs.editing(f"null spaces of {count} C", costs.eigenvectors(count))] if count else []
+        spaces = (
+            [costs.editing(f"null spaces of {count} C", costs.eigenvectors(count), 0, projected=count)] if count else []
+        )
         return [*self.bench.cost_before(costs), *spaces]
 
     def _projected(self) -> list[int]:
@@ -324,34 +386,41 @@ class Comparison:
     def measure(
         self,
         name: str,
-        setting: Setting,
-        targets: Targets,
+        aimed: Aimed | None,
         done: Callable[[int], Any] = lambda _: None,
         refit: Refit | None = None,
-        keep: Callable[[MethodEdit], Any] = lambda _: None,
+        keep: Callable[[Save], Any] = lambda _: None,
     ) -> list[tuple[str, Any, Labels]]:
         """Edit with a method, evaluate, and put the weights back.
 
         Args:
             name: The method, or the unedited model.
-            setting: What the edit is made with.
-            targets: The targets.
+            aimed: What methods that are pairs edit with, and all are held against; none if there is no such method.
             done: Told of facts, once when they are edited and once when they are evaluated.
             refit: Optimises anchors on the model as it is, for methods that need it.
-            keep: Shown what the method did to the weights, while the model is edited.
+            keep: Given what saves the edit, while the model is edited.
 
         Returns:
             Variables with their values and labels.
         """
         experiment, found = self.experiment, list[tuple[str, Any, Labels]]()
-        with restored(experiment.model, experiment.layers):
+        with ExitStack() as stack:
             if name == UNEDITED:
                 done(len(experiment.facts))
+            elif name in self.trained:
+                trained = self.trained[name]
+                stack.callback(trained.release)
+                trainer = trained.train(done)
+                stack.enter_context(trainer.edited(done))
+                keep(trainer.save)
+                found += self._told(trainer.told())
             else:
+                assert aimed is not None
+                stack.enter_context(restored(experiment.model, experiment.layers))
                 made = edit_with(
                     self.methods[name],
-                    setting,
-                    targets,
+                    aimed.setting,
+                    aimed.targets,
                     self.config.rules,
                     eigh=self.eigh,
                     size=self.config.edits_per_batch,
@@ -359,10 +428,18 @@ class Comparison:
                     done=done,
                 )
                 found += [(variable, values, {"layer": list(made.deltas)}) for variable, values in made.values.items()]
-                keep(made)
+                keep(lambda path, config: made.save(path, experiment.model, config))
+            if aimed is not None and aimed.aim is not None and name != UNEDITED:
+                found += [(variable, values, {}) for variable, values in aimed.aim.reached().items()]
             found += self._answers(done)
             found.append(("perplexity", perplexity(experiment.model, self.text), {}))
         return found
+
+    def _told(self, told: Mapping[str, Any]) -> Iterator[tuple[str, Any, Labels]]:
+        """What a method that trains says of itself, as a run stores it."""
+        for variable, values in told.items():
+            dims = KINDS["edit_table"][variable].dims
+            yield variable, _padded(values, len(self.coordinates[dims[2]])) if len(dims) > 2 else values, {}
 
     def _answers(self, done: Callable[[int], Any]) -> Iterator[tuple[str, Any, Labels]]:
         """Examine the model as it is."""
@@ -384,14 +461,6 @@ class Comparison:
         run.seal("neighbors_compared")
 
 
-def _examination(config: EvaluationConfig, experiment: Experiment) -> Examination:
-    """What is asked; that each fact can be has been seen to."""
-    style = style_of(experiment.facts) if config.metrics == "auto" else config.metrics
-    if style == "counterfact" and not all(fact.target_true for fact in experiment.facts):
-        raise InputError("expected a target_true in every fact for ⟨metrics⟩ counterfact, got some without: use zsre")
-    return Examination(experiment.model, experiment.facts, style, config.greedy)
-
-
 def _held_out_rows(config: EvaluationConfig, experiment: Experiment, text: Corpus) -> list[Prompt]:
     if experiment.corpus is not None and text.digest == experiment.corpus.digest:
         raise InputError(f"expected a held-out text, got the corpus {config.corpus!r} itself: give another ⟨held_out⟩")
@@ -400,6 +469,14 @@ def _held_out_rows(config: EvaluationConfig, experiment: Experiment, text: Corpu
     if not any(len(row.ids) > 1 for row in rows):
         raise InputError(f"expected a held-out text of some tokens, got {config.held_out!r}: raise ⟨held_out_tokens⟩")
     return rows
+
+
+def _others(config: MethodsConfig, experiment: Experiment) -> list[Fact]:
+    """What methods that train may be taught with; records that cannot be used are left out, and told."""
+    file = read_facts(config.train_facts or config.facts, config.train_slice, on_bad_record="skip", on_repeat="first")
+    for line in file.notes():
+        note(f"of the facts to train with, {line}")
+    return strangers(experiment.facts, file.facts)
 
 
 def _padded(rows: Sequence[Sequence[float]], width: int) -> np.ndarray:

@@ -85,7 +85,7 @@ def schemes_job(
         edits = sum((costs.edit(rows, SCHEMES[name], layers, observed=True) for name in schemes), 0.0)
         asked = (len(schemes) + 1) * costs.evaluation(rows.answered)
         looked = len(schemes) * sum((cost_of(each, costs, layers, how, len(rows)) for each in studies), 0.0)
-        return [costs.editing(f"edits under {len(schemes)} schemes", edits + asked + looked, share=share)]
+        return [costs.editing(f"edits under {len(schemes)} schemes", edits + asked + looked, len(layers), share=share)]
 
     parts = bench.parts(any_coordinated(schemes))
     if verdicts and config.survey != "none":
@@ -113,6 +113,7 @@ def schemes_job(
         before=bench.begin,
         before_cost=bench.cost_before,
         kept=bench.kept,
+        crew=bench.experiment.crew,
     )
 
 

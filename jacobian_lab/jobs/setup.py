@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from jacobian_lab.caching import content_key
-from jacobian_lab.crew import ALONE, Crew, hire
+from jacobian_lab.crew import Alone, Crew, hire
 from jacobian_lab.editing.anchors import AnchorSettings
 from jacobian_lab.editing.layers import Setting
 from jacobian_lab.editing.published_moments import Published, check_moments
@@ -31,8 +31,7 @@ from jacobian_lab.model.loading import check_layers, load_model, sketch_model
 from jacobian_lab.model.rows import FactRows, check_contexts, check_fact, fact_rows, sorted_out
 from jacobian_lab.model.templates import USUAL_TEMPLATES, Templates, read_templates, sample_templates
 from jacobian_lab.progress import note
-from jacobian_lab.store.arrays import read_config
-from jacobian_lab.store.finished import Finished
+from jacobian_lab.store.arrays import open_arrays, read_config
 from jacobian_lab.store.run import check_same
 from jacobian_lab.store.schema import KINDS, command_of
 
@@ -113,6 +112,8 @@ class Experiment(Subject):
         anchor: How anchors are optimised.
         ridge: λ; none if it follows from what is realised (`Bench.ridge`).
         corpus: The corpus of the second moment, unless published ones take its place.
+        shared: Places of the facts that the run of ⟨anchors_from⟩ has too; descents put these, and the others, into
+            batches of their own.
     """
 
     config: EditingConfig
@@ -121,6 +122,7 @@ class Experiment(Subject):
     anchor: AnchorSettings
     ridge: float | None
     corpus: Corpus | None
+    shared: frozenset[int] = frozenset()
 
     @cached_property
     def published(self) -> Published | None:
@@ -172,11 +174,9 @@ class Experiment(Subject):
         if self.published is not None:
             return {"published": self.published.digest}
         assert self.corpus is not None
-        return {
-            "digest": self.corpus.digest,
-            "length": self.config.corpus_length,
-            "tokens": self.corpus_tokens,
-        }
+        drawn = {} if self.corpus_tokens is None else {"drawn": self.config.seed}
+        length, tokens = self.config.corpus_length, self.corpus_tokens
+        return {"digest": self.corpus.digest, "length": length, "tokens": tokens} | drawn
 
     def provenance(self) -> dict[str, Any]:
         """What else is worth knowing of a run."""
@@ -245,7 +245,7 @@ def load_subject(
     for line in file.notes():
         note(line)
     if sketch is not None:
-        return Subject(config, model, file, layers, sketch, ALONE)
+        return Subject(config, model, file, layers, sketch, Alone(config.crew.load(sketch.type == "cuda")))
     check_replay(model, file.facts, layers)
     crew = hire(config.crew, model, layers, config.dtype, config.device)
     return Subject(config, model, file, layers, model.device, crew)
@@ -314,21 +314,20 @@ def prepare(
     ridge = defaults.ridge if config.ridge is None else config.ridge
     rows = fact_rows(model, subject.facts, templates)
     experiment = Experiment(**vars(subject), templates=templates, rows=rows, anchor=anchor, ridge=ridge, corpus=corpus)
-    if donated is not None and config.anchors_from is not None:
-        ours, theirs = (
-            {
-                name: each
-                for name, each in settings.items()
-                if name in ANCHORS and (sketch is None or name not in OF_WEIGHTS)
-            }
-            for settings in (experiment.of_anchors(), donated)
-        )
-        check_same(theirs, ours, config.anchors_from, "anchors_from")
-    return experiment
+    if donated is None or config.anchors_from is None:
+        return experiment
+    settings, facts = donated
+    places = {label: place for place, label in enumerate(experiment.labels())}
+    shared = [places[label] for label in facts if label in places]
+    ours = experiment.of_anchors() | {"facts": content_key(describe([subject.facts[place] for place in shared]))}
+    known = [name for name in ANCHORS if sketch is None or name not in OF_WEIGHTS]
+    theirs, ours = ({name: each[name] for name in known if name in each} for each in (settings, ours))
+    check_same(theirs, ours, config.anchors_from, "anchors_from")
+    return replace(experiment, shared=frozenset(shared))
 
 
-def _donated(folder: Path) -> dict[str, Any]:
-    """The settings of a run whose anchors are wanted, once it is clear that it can be read and has some."""
+def _donated(folder: Path) -> tuple[dict[str, Any], list[Any]]:
+    """Settings and facts of a run whose anchors are wanted, once it is clear that it can be read and has some."""
     try:
         config = read_config(folder)
     except InputError as error:
@@ -336,8 +335,7 @@ def _donated(folder: Path) -> dict[str, Any]:
     if "anchor" not in KINDS[config["kind"]]:
         kind = command_of(config["kind"])
         raise InputError(f"expected a run with anchors, got one of {kind} in {folder}: give another ⟨anchors_from⟩")
-    Finished.of(folder)
-    return config["settings"]
+    return config["settings"], open_arrays(folder, "r").labels["fact"]
 
 
 def parse_layers(text: str) -> Layers:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.examination import Examination
 from jacobian_lab.evaluation.questions import style_of
 from jacobian_lab.facts.fact import Fact
-from jacobian_lab.jobs.bench import Bench, any_coordinated, measured_edit
+from jacobian_lab.jobs.bench import Aimed, Bench, any_coordinated, measured_edit
 from jacobian_lab.jobs.config import DampingConfig, FrontierConfig, LayerCountConfig
 from jacobian_lab.jobs.job import Job, Labels, Part, cell_by_cell
 from jacobian_lab.jobs.methods import Comparison
 from jacobian_lab.jobs.setup import prepare
 from jacobian_lab.maps.agreement import check_replay
+from jacobian_lab.model.language_model import Layers
 from jacobian_lab.planning.costs import Costs, Stage
 from jacobian_lab.store.arrays import exists, read_config
 from jacobian_lab.store.run import Run
@@ -68,7 +70,7 @@ def layer_count_job(config: LayerCountConfig, *, progress: bool = True, sketch: 
     layers = tuple(range(last - most + 1, last + 1))
     if sketch is None:
         check_replay(experiment.model, experiment.facts, layers)
-    experiment = replace(experiment, layers=layers)
+    experiment = replace(experiment, layers=layers, crew=experiment.crew.of(layers))
     facts = list(map(_without_probes, experiment.facts))
     bench, examination = Bench(experiment, progress), Examination(experiment.model, facts, style_of(facts), False)
     coordinated, counts = any_coordinated(config.schemes), range(1, most + 1)
@@ -79,13 +81,15 @@ def layer_count_job(config: LayerCountConfig, *, progress: bool = True, sketch: 
 
     def counted(run: Run) -> None:
         anchors, shifts = bench.anchors(run, layers), shifted(run)
+        examination.remember(experiment.crew)
 
         def left(scheme: str, count: int) -> Iterator[tuple[str, Any, Labels]]:
-            _ = examination.before  # of the unedited model
             chosen = layers[-count:]
             ends: dict[int, torch.Tensor] = {layer: anchors[layer] for layer in {chosen[0], chosen[-1]}}
             targets = make_targets(experiment.rows, chosen, ends, shifts.get(count))
-            _, values = measured_edit(bench.setting, SCHEMES[scheme], targets, examine=examination.means)
+            _, values = measured_edit(
+                bench.setting, SCHEMES[scheme], targets, examine=partial(examination.means, experiment.crew)
+            )
             yield "final_ratio", values["residual_ratio"][:, -1], {}
             yield "final_norm", values["residual_norm"][:, -1], {}
             yield "final_ratio_against_optimised", values["residual_ratio_against_optimised"][:, -1], {}
@@ -101,7 +105,7 @@ def layer_count_job(config: LayerCountConfig, *, progress: bool = True, sketch: 
         wanted.append(("coordinated_shift_passes", {}))
 
     def cost(costs: Costs, share: float) -> list[Stage]:
-        shifts = [layers[-n:] for n in counts] if coordinated else ()
+        shifts: dict[Layers, Labels] = {layers[-n:]: {"count": n} for n in counts if coordinated}
         descents = bench.cost_of_descents(costs, share, layers, shifts)
         rows, asked = experiment.rows, costs.evaluation(examination.rows())
         edits = sum(
@@ -112,7 +116,10 @@ def layer_count_job(config: LayerCountConfig, *, progress: bool = True, sketch: 
             ),
             0.0,
         )
-        return [*descents, costs.editing(f"{len(counts) * len(config.schemes)} edits, evaluated", edits, share=share)]
+        return [
+            *descents,
+            costs.editing(f"{len(counts) * len(config.schemes)} edits, evaluated", edits, most, share=share),
+        ]
 
     return Job(
         "layer_count",
@@ -131,6 +138,7 @@ def layer_count_job(config: LayerCountConfig, *, progress: bool = True, sketch: 
         before=bench.begin,
         before_cost=bench.cost_before,
         kept=bench.kept,
+        crew=bench.experiment.crew,
     )
 
 
@@ -187,7 +195,7 @@ def damping_job(config: DampingConfig, *, progress: bool = True, sketch: torch.d
             (costs.edit(rows, scheme, experiment.layers, observed=True) + asked for scheme, _ in edits.values()), 0.0
         )
         descents = bench.cost_of_descents(costs, share, experiment.anchor_layers)
-        return [*descents, costs.editing(f"{len(edits)} edits", made, share=share)]
+        return [*descents, costs.editing(f"{len(edits)} edits", made, len(experiment.layers), share=share)]
 
     return Job(
         "damping",
@@ -206,6 +214,7 @@ def damping_job(config: DampingConfig, *, progress: bool = True, sketch: torch.d
         before=bench.begin,
         before_cost=bench.cost_before,
         kept=bench.kept,
+        crew=bench.experiment.crew,
     )
 
 
@@ -248,10 +257,10 @@ def frontier_job(config: FrontierConfig, *, progress: bool = True, sketch: torch
 
     def measured(run: Run) -> None:
         targets = bench.targets(run, config.schemes)
-        _ = at_work.examination.before  # of the unedited model
+        at_work.examination.remember(at_work.experiment.crew)
 
         def point(edit: str, ridge: float) -> list[tuple[str, Any, Labels]]:
-            return at_work.measure(edit, replace(bench.setting, ridge=ridge), targets)
+            return at_work.measure(edit, Aimed(replace(bench.setting, ridge=ridge), targets))
 
         cells = [{"edit": name, "ridge": ridge} for name in methods for ridge in ridges]
         cell_by_cell(run, "measured", cells, point, "frontier", "edit", progress)
@@ -271,6 +280,7 @@ def frontier_job(config: FrontierConfig, *, progress: bool = True, sketch: torch
         before=at_work.begin,
         before_cost=at_work.cost_before,
         kept=bench.kept,
+        crew=bench.experiment.crew,
     )
 
 

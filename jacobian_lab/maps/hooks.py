@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jacobian_lab.model.language_model import LanguageModel, block_output, cache_name
-from jacobian_lab.model.tokens import Prompt, pad
+from jacobian_lab.model.tokens import Prompt, pad, passing
 
 TOKENS_PER_BATCH = 4096
 """Padded tokens that one forward pass takes at the most."""
@@ -67,7 +67,13 @@ def _halt(*_: Any) -> None:
     raise _StopError
 
 
-def forward(model: LanguageModel, rows: Sequence[Prompt], stop: int | None = None, cache: Any = None) -> Tensor | None:
+def forward(
+    model: LanguageModel,
+    rows: Sequence[Prompt],
+    stop: int | None = None,
+    cache: Any = None,
+    judged: Sequence[int] | None = None,
+) -> Tensor | None:
     """Run rows through the model as it is, without its head.
 
     Args:
@@ -75,6 +81,7 @@ def forward(model: LanguageModel, rows: Sequence[Prompt], stop: int | None = Non
         rows: The rows; padded on the right.
         stop: Block after which to stop; the last by default.
         cache: A transformers cache to be filled.
+        judged: Tokens of each row that a router is to judge it by; its prompt's by default.
 
     Returns:
         The last block's output after the final norm, ``[row, token, d_model]``; `None` if stopped before.
@@ -85,7 +92,8 @@ def forward(model: LanguageModel, rows: Sequence[Prompt], stop: int | None = Non
     try:
         ones = torch.ones_like(ids)  # every position counts: rows are padded on the right
         kept = {cache_name(model.trunk): cache, "use_cache": cache is not None}
-        output = model.trunk(input_ids=ids, attention_mask=ones, **kept)
+        with passing(judged or [row.asked for row in rows]):
+            output = model.trunk(input_ids=ids, attention_mask=ones, **kept)
         return output.last_hidden_state
     except _StopError:
         return None
@@ -116,20 +124,21 @@ def batches(rows: Sequence[Prompt], tokens: int = TOKENS_PER_BATCH) -> list[list
 
 @torch.no_grad()
 def decisive_states(
-    model: LanguageModel, rows: Sequence[Prompt], layers: Sequence[int]
+    model: LanguageModel, rows: Sequence[Prompt], layers: Sequence[int], *, cut: bool = True
 ) -> Float[Tensor, "row layer d_model"]:
     """Hidden states of the decisive tokens.
 
     Args:
         model: The model.
-        rows: The rows; what follows the decisive token does not matter and is not run.
+        rows: The rows.
         layers: Layers whose block output to read.
+        cut: Whether what follows the decisive token is not run: it matters to a router alone.
 
     Returns:
         In the order of `rows` and `layers`, in the model's dtype.
     """
     states = torch.empty(len(rows), len(layers), model.d_model, dtype=model.dtype, device=model.device)
-    short = [row.cut() for row in rows]
+    short = [row.cut() for row in rows] if cut else rows
     for group in batches(short):
         with capture(model, hidden=layers) as seen:
             forward(model, [short[i] for i in group], stop=max(layers))

@@ -197,10 +197,25 @@ def replay_logits(
         Float32 or better. Rows without an answer give the logits at the decisive token; places
         beyond a row's answer repeat those and are to be masked by ``frozen.answer >= 0``.
     """
-    length = int(frozen.answer_at.max()) + 1
-    tail = frozen.tails[start][:, 1:length]
-    hidden = torch.cat([states.to(frozen.model.dtype)[:, None], tail], dim=1)
-    output = hidden
+    tail = frozen.tails[start][:, 1:]
+    return tail_logits(frozen, start, torch.cat([states.to(frozen.model.dtype)[:, None], tail], dim=1), shifts)
+
+
+def tail_logits(
+    frozen: Frozen, start: int, hidden: Float[Tensor, "row tail d_model"], shifts: Shifts = NO_SHIFTS
+) -> Float[Tensor, "row answer vocab"]:
+    """Logits where the answer's tokens are predicted, given the block output at `start` over the whole tail.
+
+    Args:
+        frozen: The rows.
+        start: The layer whose block output is overwritten over the tail.
+        hidden: What it becomes; gradients flow through.
+        shifts: What is added behind layers above `start`; gradients flow through.
+
+    Returns:
+        As `replay_logits` has it.
+    """
+    output = hidden = hidden[:, : int(frozen.answer_at.max()) + 1]
     for _, output in _blocks(frozen, start, hidden, frozen.model.n_layers - 1, shifts):  # noqa: B007
         pass
     return frozen.model.head(frozen.model.norm(_gather(output, frozen.answer_at)))

@@ -7,6 +7,7 @@ import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
@@ -18,6 +19,9 @@ from jacobian_lab.model import tokens
 from jacobian_lab.model.chat import Chat
 from jacobian_lab.model.families import KNOWN, Defaults, Family, Shape
 from jacobian_lab.model.tokens import BARE, Prompt
+
+_CAST: WeakKeyDictionary[nn.Module, dict[torch.dtype, Any]] = WeakKeyDictionary()
+"""Copies of models in other dtypes, while the models live."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -89,15 +93,24 @@ class LanguageModel:
         return next(self.hf.parameters()).dtype
 
     def cast(self, dtype: torch.dtype) -> "LanguageModel":
-        """The model in another dtype, as its weights are now.
+        """The model in another dtype, as its weights are now: as if it had been loaded so, rotary angles in float32.
 
         Args:
             dtype: The dtype.
 
         Returns:
-            A copy; the model itself if that is its dtype.
+            A copy, one for each dtype, that every call brings up to date; the model itself if that is its dtype.
         """
-        return self if dtype == self.dtype else replace(self, hf=copy.deepcopy(self.hf).to(dtype))
+        if dtype == self.dtype:
+            return self
+        copies = _CAST.setdefault(self.hf, {})
+        if dtype not in copies:
+            cast: dict[int, Any] = {id(w): nn.Parameter(w.to(dtype), requires_grad=False) for w in self.hf.parameters()}
+            copies[dtype] = copy.deepcopy(self.hf, cast)
+        with torch.no_grad():
+            for weight, ours in zip(copies[dtype].parameters(), self.hf.parameters(), strict=True):
+                weight.copy_(ours)
+        return replace(self, hf=copies[dtype])
 
     @property
     def trunk(self) -> nn.Module:

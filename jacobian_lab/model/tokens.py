@@ -5,8 +5,10 @@ found by the fast tokenizer's character offsets; nothing here depends on the tok
 padding and truncation that its file may have switched on, or changes them.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -41,6 +43,11 @@ class Prompt:
     answer: tuple[int, ...] = ()
 
     @property
+    def asked(self) -> int:
+        """Tokens of the prompt, without the answer's."""
+        return len(self.ids) - max(len(self.answer) - 1, 0)
+
+    @property
     def tail(self) -> int:
         """Tokens from the decisive one to the end of the row, both counted."""
         return len(self.ids) - self.decisive
@@ -48,6 +55,40 @@ class Prompt:
     def cut(self) -> "Prompt":
         """The row up to its decisive token: by causality all that this token's state depends on."""
         return Prompt(self.ids[: self.decisive + 1], self.decisive)
+
+
+@dataclass(eq=False)
+class Passing:
+    """The rows that are being run, for hooks that judge a row by its prompt.
+
+    Attributes:
+        prompts: Tokens of each row that are its prompt.
+        kept: What a hook keeps for the passes that go on from this one, token by token.
+    """
+
+    prompts: Sequence[int]
+    kept: dict[Any, Any] = field(default_factory=dict)
+
+
+PASSING: ContextVar[Passing | None] = ContextVar("passing", default=None)
+"""What is being run, if that is known."""
+
+
+@contextmanager
+def passing(prompts: Sequence[int]) -> Iterator[None]:
+    """Say what is being run within.
+
+    Args:
+        prompts: Tokens of each row that are its prompt.
+
+    Yields:
+        Nothing.
+    """
+    token = PASSING.set(Passing(prompts))
+    try:
+        yield
+    finally:
+        PASSING.reset(token)
 
 
 @dataclass(frozen=True)

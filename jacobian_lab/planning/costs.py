@@ -42,6 +42,7 @@ class Stage:
         host: Bytes of the host that it holds at the most.
         device: Bytes of the card; 0 where the host has the model.
         least: Bytes where the model is, without which it cannot be done however it is divided.
+        half: The same, were the weights in half precision; 0 where they are.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Stage:
     host: int = 0
     device: int = 0
     least: int = 0
+    half: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,11 +61,16 @@ class Costs:
         model: The model; its weights are not looked at.
         clock: The machine's.
         kept: Bytes that the host keeps through the whole job beside the weights: C of the decisive layers.
+        copies: Models that the same host, or card, holds: this process's, and those of workers there.
+        sharing: By how many the time of what is done fact by fact is divided: workers on machines or cards of their
+            own. Workers of one processor share what was measured.
     """
 
     model: LanguageModel
     clock: Clock
     kept: int = 0
+    copies: int = 1
+    sharing: int = 1
 
     @cached_property
     def sizes(self) -> Sizes:
@@ -86,12 +93,18 @@ class Costs:
         Returns:
             The stage.
         """
+        itemsize, half = self.model.dtype.itemsize, torch.bfloat16.itemsize
+        weights, own = self.copies * self.sizes.weights * itemsize, PROCESS * self.copies + self.kept + host
+        held, smallest = self.copies * held, self.copies * (held if least is None else least)
+        base = 0 if self.clock.card else own
+        halved = base + weights * half // itemsize + smallest if itemsize > half else 0
+        where = (own, weights + held) if self.clock.card else (own + weights + held, 0)
+        return Stage(name, share * seconds, *where, base + weights + smallest, halved)
+
+    def loading(self) -> Stage:
+        """Reading the weights, which the host holds before a card does."""
         weights = self.sizes.weights * self.model.dtype.itemsize
-        smallest = weights + (held if least is None else least)
-        if self.clock.card:
-            return Stage(name, share * seconds, PROCESS + self.kept + host, weights + held, smallest)
-        own = PROCESS + self.kept + host
-        return Stage(name, share * seconds, own + weights + held, 0, own + smallest)
+        return self.stage("loading", weights / self.clock.moved, host=weights if self.clock.card else 0)
 
     def forward(self, rows: Sequence[Prompt], blocks: int, at_once: int = TOKENS_PER_BATCH) -> float:
         """Seconds of rows through some blocks, padded as they are when they are run.
@@ -121,7 +134,8 @@ class Costs:
         products = 2 * n**2 * tokens * count / self.clock.rates["float32"]
         through = (max(layers) + 1) * self.clock.passes(tokens, TOKENS_PER_BATCH)
         stored = 3 * count * DOUBLE * n**2 / self.clock.moved  # copied, hashed, written
-        held = (count + 2) * DOUBLE * n**2
+        working = 2 * DOUBLE * n**2 + count * TOKENS_PER_BATCH * n * self.model.dtype.itemsize
+        held = working + (count * DOUBLE * n**2 if self.clock.card else 0)  # on the host the sums are what is kept
         return self.stage("second moments", through + products + stored, held)
 
     def solves(self, count: int, keys: int) -> float:
@@ -134,8 +148,18 @@ class Costs:
         Returns:
             Seconds.
         """
-        n = self.sizes.d_mlp
-        return count * (n**3 * self.clock.cubes["cholesky"] + 2 * n**2 * keys / self.clock.rates["float64"])
+        return count * (self.sizes.d_mlp**3 * self.clock.cubes["cholesky"] + self.substitutions(keys))
+
+    def substitutions(self, keys: int) -> float:
+        """Seconds of solving with a factor of a matrix of d_mlp that is there.
+
+        Args:
+            keys: Right-hand sides.
+
+        Returns:
+            Seconds.
+        """
+        return 2 * self.sizes.d_mlp**2 * keys / self.clock.rates["float64"]
 
     def eigenvectors(self, count: int) -> float:
         """Seconds of the eigenvectors of symmetric matrices of d_mlp: about those of eigenvalues and singular values.
@@ -148,7 +172,9 @@ class Costs:
         """
         return count * self.sizes.d_mlp**3 * self.clock.cubes["spectra"]
 
-    def descent(self, name: str, rows: FactRows, first: int, steps: int, size: int, *, share: float = 1.0) -> Stage:
+    def descent(
+        self, name: str, rows: FactRows, first: int, steps: int, size: int | None, *, share: float = 1.0
+    ) -> Stage:
         """Anchors at a layer, or shifts from a layer on.
 
         Args:
@@ -156,7 +182,7 @@ class Costs:
             rows: The facts.
             first: The first layer that is shifted.
             steps: Passes at the most.
-            size: Facts side by side at the most.
+            size: Facts side by side at the most, as `anchor_batches` takes it.
             share: How much of it is left to do.
 
         Returns:
@@ -165,7 +191,7 @@ class Costs:
         taken = [self._batch(rows.select(batch), first, steps) for batch in anchor_batches(rows, size)]
         alone = max((self._batch(rows.select([fact]), first, steps)[1] for fact in range(len(rows))), default=0)
         seconds, held = sum((each for each, _ in taken), 0.0), max((most for _, most in taken), default=0)
-        return self.stage(name, seconds, held, least=alone, share=share)
+        return self.stage(name, seconds / self.sharing, held, least=alone, share=share)
 
     def _batch(self, rows: FactRows, first: int, steps: int) -> tuple[float, int]:
         """Seconds of one batch of a descent, and the bytes that it holds."""
@@ -240,7 +266,8 @@ class Costs:
         itemsize = self.model.dtype.itemsize
         working = min(budget, width * itemsize * ((12 + 2 * (last - layers[0])) * width + 6 * self.sizes.d_mlp))
         held = (below + 1) * width**2 * itemsize + 4 * width**2 * DOUBLE + working
-        return self.stage("Jacobians", self.forward(bare, last + 1, 1) + seconds, held if formed else 0, share=share)
+        seconds = (self.forward(bare, last + 1, 1) + seconds) / self.sharing
+        return self.stage("Jacobians", seconds, held if formed else 0, share=share)
 
     def edit(self, rows: FactRows, scheme: Scheme, layers: Layers, size: int | None = None, *, observed: bool) -> float:
         """Seconds of one edit of all facts.
@@ -260,8 +287,10 @@ class Costs:
         contexts = [row for each in rows.contexts for row in each]
         bare, seconds = self.forward(rows.bare, last + 1), 0.0
         for layer in scheme.edited(layers):
-            seconds += self.forward(contexts, layer + 1) + bare + self.solves(1, facts + width)
-            seconds += (batches_of - 1) * self.solves(0, facts + width)
+            seconds += self.forward(contexts, layer + 1) / self.sharing + bare + self.solves(1, facts + width)
+            if batches_of > 1:  # each solves, and is folded into the factor
+                refactored = int(4 * facts / self.sizes.d_mlp)
+                seconds += (batches_of - 1) * (self.substitutions(width) + self._written()) + self.solves(refactored, 0)
             if scheme.pulls_back:
                 normal = 2 * width**3 / self.clock.rates["float64"] + width**3 * self.clock.cubes["cholesky"]
                 seconds += facts * (self.sweep(last - layer) + normal)
@@ -270,18 +299,28 @@ class Costs:
                 seconds += bare + replays + self.solves(1, facts)
         return seconds
 
-    def editing(self, name: str, seconds: float, *, share: float = 1.0) -> Stage:
-        """The stage in which edits are made, once their seconds are known: it holds λC + K Kᵀ, its factor and a copy.
+    def _written(self) -> float:
+        """Seconds of writing a layer's change, in float64 and back."""
+        return 4 * DOUBLE * self.sizes.width * self.sizes.d_mlp / self.clock.moved
+
+    def editing(self, name: str, seconds: float, layers: int, *, projected: int = 0, share: float = 1.0) -> Stage:
+        """The stage in which edits are made, once their seconds are known.
+
+        It holds λC + K Kᵀ with its factor and a copy, the weights as they were and the changes of every layer, and the
+        eigenvectors of C where a rule projects by them.
 
         Args:
             name: What the stage is called.
             seconds: Of all edits and what is asked.
+            layers: How many layers are edited.
+            projected: At how many of them a rule projects.
             share: How much of it is left to do.
 
         Returns:
             The stage.
         """
-        return self.stage(name, seconds, 3 * DOUBLE * self.sizes.d_mlp**2 + self._head(), share=share)
+        n, changes = self.sizes.d_mlp, self.sizes.width * self.sizes.d_mlp * (self.model.dtype.itemsize + 2 * DOUBLE)
+        return self.stage(name, seconds, (3 + projected) * DOUBLE * n**2 + layers * changes + self._head(), share=share)
 
     def evaluation(self, rows: Sequence[Prompt], greedy: Sequence[Prompt] = ()) -> float:
         """Seconds of asking a model some questions.
@@ -296,7 +335,8 @@ class Costs:
         asked = sum(max(1, len(row.answer)) for row in rows) * self.clock.logits[0]
         steps = max((len(row.answer) for row in greedy), default=0)
         written = steps * self.sizes.blocks * self.clock.passes(len(greedy), 64)  # of one length, rarely more
-        return self.forward(rows, self.sizes.blocks) + asked + self.forward(greedy, self.sizes.blocks) + written
+        through = self.forward(rows, self.sizes.blocks) + self.forward(greedy, self.sizes.blocks)
+        return (through + asked + written) / self.sharing
 
     def _head(self) -> int:
         """Bytes of the head in float32, which a model in half precision makes for its logits."""

@@ -87,10 +87,17 @@ class Plan:
         """
         there, where = (host, "the host's") if card is None else (card, "the card's")
         for stage in self.stages:
+            if card is not None and stage.host > host:
+                raise InputError(
+                    f"expected {_size(stage.host)} of the host's memory for {stage.name}, got {_size(host)}: take "
+                    "fewer ⟨layers⟩ or ⟨crew.workers⟩, a smaller model, or another machine"
+                )
             if stage.least > there:
+                halved = max(each.half for each in self.stages)
+                fits = f"⟨dtype⟩ bfloat16, which takes {_size(halved)}, " if 0 < halved <= there else ""
                 raise InputError(
                     f"expected {_size(stage.least)} of {where} memory for {stage.name}, got {_size(there)}: choose "
-                    "another ⟨dtype⟩ or ⟨device⟩, a smaller model, or another machine"
+                    f"{fits}a smaller model or a machine with {_size(max(each.least for each in self.stages))}"
                 )
 
     def tight(self, host: int, card: int | None) -> list[str]:

@@ -4,89 +4,17 @@ The same rows serve the command line, the scripts in ``analyses/`` and ``figures
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import xarray as xr
-from matplotlib.figure import FigureBase
 
-from jacobian_lab.report import frontier, methods, residuals, theorems
-from jacobian_lab.report.descents import descents
+from jacobian_lab.report.entries import FigureEntry, TableEntry, nothing
 from jacobian_lab.report.figures import compared, conditions, parts, schemes
-from jacobian_lab.report.writing import Table, below_last
+from jacobian_lab.report.figures import training as trained
+from jacobian_lab.report.tables import frontier, methods, residuals, theorems, training
+from jacobian_lab.report.tables.descents import descents
+from jacobian_lab.report.writing import Table
 from jacobian_lab.store.schema import KINDS
-
-
-def _nothing(_dataset: xr.Dataset) -> str:
-    return ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """What is shown of a kind of run.
-
-    Attributes:
-        kinds: The kinds of run, among `KINDS`.
-        caption: What is in it.
-        needs: Variables that the run must hold values of.
-        made_by: The command that computes them, as Python spells it; options may follow.
-        below: Whether they are needed below the last layer, where J says something.
-        lacking: What else a run lacks, in words; empty if nothing.
-    """
-
-    kinds: tuple[str, ...] = ("tables",)
-    caption: str = ""
-    needs: tuple[str, ...] = ()
-    made_by: str = "tables"
-    below: bool = False
-    lacking: Callable[[xr.Dataset], str] = _nothing
-
-    def lacks(self, dataset: xr.Dataset) -> str:
-        """What a run of the kind would have to hold besides.
-
-        Args:
-            dataset: An open run of the kind.
-
-        Returns:
-            In words; empty if the run can show this.
-        """
-        shown = below_last(dataset) if self.below else dataset
-        missing = [name for name in self.needs if not np.isfinite(shown[name]).any()]
-        return missing[0] if missing else self.lacking(dataset)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableEntry(Entry):
-    """A table; one without a caption goes to a CSV file alone.
-
-    Attributes:
-        make: Computes it from an open run, and from the frame of the table that it uses.
-        uses: Another table that it is made of.
-        edits: Schemes or methods that the paper's table has: what its script edits with by default.
-        model: The known model that the paper's table is of.
-    """
-
-    make: Callable[..., Table]
-    uses: str = ""
-    edits: tuple[str, ...] = ()
-    model: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FigureEntry(Entry):
-    """A figure.
-
-    Attributes:
-        draw: Draws an open run on an empty figure.
-        panels: How many stand side by side, across the page; in one column if it is not said.
-        height: Height of a panel over its width.
-    """
-
-    draw: Callable[[FigureBase, xr.Dataset], None]
-    panels: Callable[[xr.Dataset], int] | None = None
-    height: float = 0.75
-
 
 _FIRST = ("onelayer", "memit", "blue", "prune", "rect", "alphaedit", "memit+fe")
 _FORWARD = ("prune+fe", "rect+fe", "alphaedit+fe")
@@ -111,7 +39,7 @@ def _account(name: str, caption: str, *needs: str, made_by: str = "", below: boo
         needs=needs,
         made_by=made_by or name,
         below=below,
-        lacking=theorems.neither if name == "theorem2" else _nothing,
+        lacking=theorems.neither if name == "theorem2" else nothing,
         make=partial(theorems.shown, name=name),
     )
 
@@ -275,6 +203,23 @@ TABLES: Mapping[str, TableEntry] = {
         lacking=_no_pair,
         make=methods.gains,
     ),
+    "training": TableEntry(
+        kinds=("edit_table",),
+        caption="Methods that train: what they learnt, which share (× 100) of the prompts of each kind a memory "
+        "serves, and what was changed.",
+        made_by="edit_table --methods wise rledit",
+        lacking=training.lacking,
+        make=training.training,
+    ),
+    "aims": TableEntry(
+        kinds=("edit_table",),
+        caption="The decisive token at the model's last block: cosine of the shift that the edit makes there with that "
+        "to which the anchor at L leads, and the share of the latter that it realises; mean [95 % bootstrap interval "
+        "over facts].",
+        needs=("aim_share",),
+        made_by="edit_table",
+        make=training.aims,
+    ),
     "metrics": _of_methods("", methods.metrics_table),
     "metrics_intervals": _of_methods("", lambda dataset: Table(methods.summaries(dataset)), uses=""),
     "records": _of_methods("", lambda dataset: Table(methods.records(dataset)), uses=""),
@@ -379,6 +324,15 @@ FIGURES: Mapping[str, FigureEntry] = {
         made_by="edit_table",
         draw=compared.efficacy_specificity,
         panels=lambda _dataset: 2,
+    ),
+    "routing": FigureEntry(
+        kinds=("edit_table",),
+        caption="Which prompts a side memory serves: distances of edited, paraphrased and neighbourhood prompts, and "
+        "the threshold.",
+        needs=("distance",),
+        made_by="edit_table --methods wise",
+        draw=trained.routing,
+        panels=lambda dataset: len(training.with_router(dataset)),
     ),
     "frontier": FigureEntry(
         kinds=("frontier",),

@@ -14,10 +14,11 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from jacobian_lab.errors import InputError
-from jacobian_lab.report.descents import answered_facts, failed_facts, unmet_anchors, unmet_shifts
+from jacobian_lab.report.entries import Entry
 from jacobian_lab.report.figures.style import save, style
 from jacobian_lab.report.paper import read_paper
-from jacobian_lab.report.registry import FIGURES, TABLES, Entry
+from jacobian_lab.report.registry import FIGURES, TABLES
+from jacobian_lab.report.tables.descents import answered_facts, failed_facts, unmet_anchors, unmet_shifts
 from jacobian_lab.report.writing import Table, below_last, model_name, write_csv, write_table
 from jacobian_lab.store.run import open_run
 from jacobian_lab.store.schema import command_of
@@ -348,7 +349,7 @@ def write_comparison(folder: Path | str, tables: Sequence[str] | None = None, pa
         own = results.config["provenance"].get("protocol")
         tables = tuple(name for name, t in TABLES.items() if t.model and t.model == own) or ("table3", "table4")
     results.write("metrics", "metrics_intervals", "records", "weights", "descents")
-    parts = [results.write(*tables, "edit_table", **given), results.write("damage", "gains")]
+    parts = [results.write(*tables, "edit_table", **given), results.write("damage", "training", "aims", "gains")]
     parts += [
         unmet_anchors(results.dataset),
         unmet_anchors(results.dataset, "refit_anchor"),

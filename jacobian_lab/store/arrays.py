@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from numcodecs import Zstd
 
 from jacobian_lab.caching import content_key, write_text, written_whole
 from jacobian_lab.errors import InputError
-from jacobian_lab.store.schema import COORDINATES, KINDS, Variable
+from jacobian_lab.store.schema import COORDINATES, DIGEST, KINDS, Variable
 
 FORMAT = "jacobian_lab run 4"
 CONFIG, STORE = "config.json", "data.zarr"
@@ -191,7 +192,22 @@ def create_store(folder: Path, variables: Mapping[str, Variable], coordinates: M
         zarr.consolidate_metadata(partial, zarr_format=2)
 
 
-def open_arrays(folder: Path, mode: Literal["r", "r+"]) -> tuple[Any, dict[str, list[Any]]]:
+@dataclass(frozen=True)
+class Opened:
+    """The store of a run.
+
+    Attributes:
+        arrays: The arrays as zarr has them, by name.
+        labels: Labels of every dimension.
+        variables: What the arrays are.
+    """
+
+    arrays: Mapping[str, zarr.Array[Any]]
+    labels: Mapping[str, list[Any]]
+    variables: Mapping[str, Variable]
+
+
+def open_arrays(folder: Path, mode: Literal["r", "r+"]) -> Opened:
     """Open the arrays of a run.
 
     Args:
@@ -199,33 +215,43 @@ def open_arrays(folder: Path, mode: Literal["r", "r+"]) -> tuple[Any, dict[str, 
         mode: To read, or to write too.
 
     Returns:
-        The arrays as zarr has them, and the labels of their dimensions.
+        The arrays, with what is known of them.
     """
     config = read_config(folder)
     with reading(folder):
-        arrays = zarr.open_group(folder / STORE, mode=mode, use_consolidated=True)
-        check_arrays(folder, KINDS[config["kind"]], set(arrays.array_keys()))
+        arrays = dict(zarr.open_group(folder / STORE, mode=mode, use_consolidated=True).arrays())
         labels = {name: np.asarray(arrays[name]).tolist() for name in config["coordinates"]}
     check_labels(folder, config, labels)
-    return arrays, labels
+    return Opened(arrays, labels, arrays_of(folder, config["kind"], labels, set(arrays)))
 
 
-def check_arrays(folder: Path, variables: Iterable[str], held: Collection[object]) -> None:
-    """Check that a store has all arrays of its kind.
+def arrays_of(
+    folder: Path, kind: str, labels: Mapping[str, Sequence[Any]], held: Collection[object]
+) -> dict[str, Variable]:
+    """The arrays that a run was made with: an older one has fewer than its kind has now.
 
     Args:
         folder: The run's folder.
-        variables: The names of the kind's arrays.
-        held: Those that the store has.
+        kind: Its kind.
+        labels: Labels of every dimension of its store.
+        held: The arrays that the store has.
+
+    Returns:
+        What they are.
 
     Raises:
-        InputError: If one is not there.
+        InputError: If one is not there, or not known.
     """
-    if missing := [name for name in variables if name not in held]:
+    made = labels.get("array", ())
+    if unknown := [name for name in made if name not in KINDS[kind]]:
         raise InputError(
-            f"expected the arrays that this version stores, got a run without {missing[0]!r} in {folder}, made by an "
-            "older one: choose another folder"
+            f"expected the arrays that this version stores, got a run with {unknown[0]!r} in {folder}, made by another "
+            "one: choose another folder"
         )
+    variables = {name: each for name, each in KINDS[kind].items() if name.removesuffix(DIGEST) in made}
+    if missing := [name for name in variables if name not in held]:
+        raise InputError(_broken(folder, f"no {missing[0]!r}"))
+    return variables
 
 
 def check_labels(folder: Path, config: Mapping[str, Any], labels: Mapping[str, Sequence[Any]]) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from jacobian_lab.store.arrays import Places, along_facts, exists, listed, open_arrays, read_config, reading
+from jacobian_lab.store.arrays import Places, along_facts, exists, listed, open_arrays, reading
 from jacobian_lab.store.digests import Check, ReadFacts, check, described, marks
-from jacobian_lab.store.schema import KINDS, Variable
+from jacobian_lab.store.schema import Variable
 
 
 class Finished:
@@ -45,14 +45,13 @@ class Finished:
         folder = Path(folder)
         if not exists(folder):
             return cls({}, {}, lambda _name, _facts: np.zeros(0))
-        arrays, labels = open_arrays(folder, "r")
-        variables = KINDS[read_config(folder)["kind"]]
+        opened = open_arrays(folder, "r")
 
         def read(name: str, facts: slice) -> np.ndarray:
             with reading(folder):
-                return np.asarray(arrays[name][along_facts(variables[name], facts)])
+                return np.asarray(opened.arrays[name][along_facts(opened.variables[name], facts)])
 
-        return cls(variables, labels, read)
+        return cls(opened.variables, opened.labels, read)
 
     def cells(self, mark: str, **labels: Any) -> Bool[np.ndarray, "..."]:
         """Which cells of a part are finished and all there.

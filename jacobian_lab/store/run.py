@@ -18,7 +18,7 @@ import numpy as np
 import xarray as xr
 from filelock import FileLock, SoftFileLock, Timeout
 
-from jacobian_lab.caching import PARTIAL
+from jacobian_lab.caching import PARTIAL, write_text
 from jacobian_lab.errors import InputError
 from jacobian_lab.progress import note
 from jacobian_lab.store.arrays import (
@@ -26,7 +26,7 @@ from jacobian_lab.store.arrays import (
     STORE,
     Places,
     along_facts,
-    check_arrays,
+    arrays_of,
     check_labels,
     create_store,
     listed,
@@ -40,6 +40,8 @@ from jacobian_lab.store.finished import Finished
 from jacobian_lab.store.schema import DIGEST, KINDS, command_of
 
 LOCK = ".lock"
+GROWING = "training"
+"""The settings that others may join while a run grows: by method, what its training was decided by."""
 WIDE = {"d_model", "rank"}
 """Dimensions of arrays that are too large to be read whole when a run is opened."""
 
@@ -86,9 +88,12 @@ class Run:
             ) from None
         if not (folder / CONFIG).is_file():
             write_config(folder, kind, settings, provenance, self.coordinates)
+        elif new := settings.get(GROWING):
+            _join(folder, new)
         if not (folder / STORE).is_dir():
             create_store(folder, self.variables, self.coordinates)
-        self._arrays, labels = open_arrays(folder, "r+")
+        opened = open_arrays(folder, "r+")
+        self._arrays, labels = opened.arrays, opened.labels
         self._places = Places(labels)
         if changed := [name for name, each in self.coordinates.items() if labels.get(name) != each]:
             raise InputError(
@@ -181,14 +186,14 @@ class Run:
         Raises:
             InputError: If the other run cannot be read.
         """
-        theirs, dims = KINDS[read_config(donor)["kind"]], self.variables[mark].dims
+        opened, dims = open_arrays(donor, "r"), self.variables[mark].dims
+        theirs, labels = opened.variables, opened.labels
         if mark not in theirs or theirs[mark].dims != dims:
             return 0
-        arrays, labels = open_arrays(donor, "r")
         finished, places, taken = Finished.of(donor), Places(labels), 0
 
         def made(name: str, **cells: Any) -> np.ndarray:
-            return np.asarray(arrays[name].oindex[places.index(theirs[name].dims, cells)])
+            return np.asarray(opened.arrays[name].oindex[places.index(theirs[name].dims, cells)])
 
         facts, *along = ([each for each in self.coordinates[dim] if each in labels[dim]] for dim in dims)
         for cell in itertools.product(*along):
@@ -229,12 +234,11 @@ def open_run(folder: Path | str, kind: str | None = None, part: str | None = Non
             f"expected a run of jacobian-lab {command_of(kind)}, got one of {command_of(config['kind'])} in {folder}: "
             "give another"
         )
-    variables = KINDS[config["kind"]]
     with reading(folder):
         dataset = xr.open_zarr(folder / STORE, consolidated=True, chunks=None)
-        check_arrays(folder, variables, set(dataset))
         labels = {str(name): each.values.tolist() for name, each in dataset.coords.items()}
         check_labels(folder, config, labels)
+        variables = arrays_of(folder, config["kind"], labels, set(dataset))
         finished = Finished(
             variables, labels, lambda name, facts: dataset[name][along_facts(variables[name], facts)].values
         )
@@ -291,6 +295,15 @@ def check_folder(folder: Path, kind: str, settings: Mapping[str, Any]) -> None:
         )
 
 
+def _join(folder: Path, new: Mapping[str, Any]) -> None:
+    """Take the settings of methods that a run has not had into its configuration."""
+    config = read_config(folder)
+    held = config["settings"].get(GROWING, {})
+    if new.keys() - held.keys():
+        config["settings"][GROWING] = {**held, **new}
+        write_text(folder / CONFIG, json.dumps(config, indent=1, ensure_ascii=False) + "\n")
+
+
 def check_same(old: Any, new: Any, folder: Path, field: str = "out") -> None:
     """Hold the settings of a run against those of a command.
 
@@ -305,6 +318,8 @@ def check_same(old: Any, new: Any, folder: Path, field: str = "out") -> None:
     """
     before, now = _flat(old), _flat(json.loads(json.dumps(new)))
     for name in sorted(before.keys() | now.keys()):
+        if name.startswith(f"{GROWING}.") and not (name in before and name in now):
+            continue
         if before.get(name) != now.get(name):
             raise InputError(
                 f"expected the settings that {folder} was made with, got another {name}: it has "

@@ -30,6 +30,7 @@ COORDINATES = {
     "scheme": "target scheme",
     "edit": "method that the model was edited with: a target scheme with an update rule",
     "layer": "layer",
+    "block": "block",
     "paraphrase": "place among the record's paraphrases",
     "probe": "group of further questions",
     "neighbor": "place among the record's neighbourhood prompts",
@@ -245,6 +246,28 @@ _EDIT_TABLE = {
     "measured": Variable(("edit",), "whether the method has been measured", "1", "i4"),
 }
 
+_AIMS = {
+    "aim_cosine": Variable(
+        _RECORD, "cosine of the decisive token's shift at the last block with that to which the anchor at L leads"
+    ),
+    "aim_share": Variable(_RECORD, "share of the latter that the shift realises along it"),
+}
+
+_TRAINED = {
+    "training_steps": Variable(_RECORD, "steps that a fact's edit took"),
+    "training_loss": Variable(_RECORD, "loss at the last of them; with RLEdit of its answer, its batch edited", "nat"),
+    "distance": Variable(
+        _RECORD,
+        "distance of a memory's matrix from the model's own over its threshold, the largest: from 1 on it serves",
+    ),
+    "distance_paraphrase": Variable(_PARAPHRASE, "the same on a paraphrase"),
+    "distance_neighbor": Variable(_NEIGHBOR, "the same on a neighbourhood prompt"),
+    "threshold": Variable(("edit",), "the least distance from which on a memory serves", "activation"),
+    "changed_norm": Variable(("edit", "block"), "norm of what a block's matrices changed by, over theirs"),
+    "changed_rank": Variable(("edit", "block"), "largest rank of these changes"),
+    "changed_unstored": Variable(("edit", "block"), "share of them that their dtype did not take"),
+}
+
 _FRONTIER = {
     name: replace(variable, dims=tuple(each for dim in variable.dims for each in _ALONG.get(dim, (dim,))))
     for name, variable in _EDIT_TABLE.items()
@@ -278,7 +301,7 @@ KINDS: dict[str, dict[str, Variable]] = {
     | _part("coordinated_shift_passes", _COORDINATED)
     | _part("refit_anchor_passes", _REFIT)
     | _part("neighbors_compared", _NEIGHBORS)
-    | _part("measured", _EDIT_TABLE),
+    | _part("measured", _EDIT_TABLE | _AIMS | _TRAINED),
     "frontier": _part("anchor_passes", _ANCHORS)
     | _part("coordinated_shift_passes", _COORDINATED)
     | _part("neighbors_compared", _NEIGHBORS)

@@ -136,6 +136,14 @@ def test_a_batch_is_bounded_by_the_tokens_that_it_replays(tiny, facts, monkeypat
     assert [len(group) for group in anchor_batches(made, 100)] == [1] * len(made)
 
 
+def test_little_memory_makes_small_batches(tiny, facts, monkeypatch):
+    made = rows(tiny, [dataclasses.replace(f, id=i) for i, f in enumerate(facts * 6)])
+    assert max(map(len, anchor_batches(made, 100))) > 1
+    assert max(map(len, anchor_batches(made))) <= descent.BATCH_FACTS
+    monkeypatch.setattr(descent, "free_memory", lambda device: 1)
+    assert [len(group) for group in anchor_batches(made, 100)] == [1] * len(made)
+
+
 @pytest.mark.parametrize(
     ("name", "edited", "read", "divisors"),
     [

@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
-UNPREFIXED = {"rules"}
+UNPREFIXED = {"rules", "training"}
 """Settings whose fields are options without their name."""
 
 

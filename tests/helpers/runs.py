@@ -20,9 +20,21 @@ PROVENANCE = {
     "protocol": "llama-3-8b-instruct",
     "facts": {"source": "builtin", "slice": "0:6", "count": 6},
 }
+TRAINED = {
+    "training_steps": "wise",
+    "training_loss": "wise",
+    "distance": "wise",
+    "distance_paraphrase": "wise",
+    "distance_neighbor": "wise",
+    "threshold": "wise",
+    "changed_norm": "rledit",
+    "changed_rank": "rledit",
+    "changed_unstored": "rledit",
+}
+"""What one method alone has."""
 LAYERS = {"fact": FACTS, "layer": [4, 5, 6, 7, 8]}
 SCHEMES = ["backward-dividing", "backward-full", "one-layer", "forward-replay", "coordinated-replay"]
-METHODS = ["unedited", "memit", "blue", "emmet", "memit+fe", "memit+cr", "prune"]
+METHODS = ["unedited", "memit", "blue", "emmet", "memit+fe", "memit+cr", "prune", "wise", "rledit"]
 EDITED = {
     **LAYERS,
     "edit": METHODS,
@@ -30,6 +42,7 @@ EDITED = {
     "paraphrase": range(2),
     "neighbor": range(3),
     "probe": ["none"],
+    "block": range(4),
     "d_model": range(3),
 }
 COORDINATES = {
@@ -62,7 +75,11 @@ def make_run(folder: Path, kind: str, settings=None, provenance=None, **written)
         for name, variable in KINDS[kind].items():
             if variable.dtype == "f8":
                 shape = [len(run.coordinates[dim]) for dim in variable.dims]
-                run.write(name, written.get(name, rng.uniform(0.1, 0.9, size=shape)))
+                values = rng.uniform(0.1, 2.0 if name.startswith("distance") else 0.9, size=shape)
+                if name in TRAINED and kind == "edit_table":
+                    others = [place for place, each in enumerate(METHODS) if each != TRAINED[name]]
+                    values.swapaxes(0, variable.dims.index("edit"))[others] = np.nan
+                run.write(name, written.get(name, values))
         for mark in {variable.mark for variable in KINDS[kind].values()} - {""}:
             run.seal(mark, 5 if mark.endswith("passes") else 1)
     return folder

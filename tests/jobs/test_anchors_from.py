@@ -67,6 +67,29 @@ def test_they_are_taken_over_to_the_bit(arguments, donor, tmp_path, descents):
     same(tmp_path / "alone", tmp_path / "run", "kl", "efficacy_accuracy", "nll_new", "coordinated_shift_passes")
 
 
+def test_a_run_of_more_facts_takes_those_that_it_shares(arguments, donor, tmp_path, monkeypatch):
+    """Only the others are optimised, in batches of their own; what the donor has lost, as it was there."""
+    optimised = []
+    for name in ("optimise_anchors", "coordinate_shifts"):
+        original = getattr(bench, name)
+        monkeypatch.setattr(
+            bench, name, lambda rows, *a, f=original: optimised.extend(each.id for each in rows.facts) or f(rows, *a)
+        )
+    folder = tmp_path / "donor"
+    shutil.copytree(donor, folder)
+    (folder / "data.zarr" / "anchor" / "0.0.0").unlink()
+    config = EditTableConfig(**{**arguments, "slice": "0:9"}, **QUICK, anchors_from=donor, out=tmp_path / "run")
+    run_edit_table(config, progress=False)
+    assert sorted(optimised) == sorted(3 * [fact.id for fact in jl.load_facts("builtin", "6:9")])
+    taken, there = open_run(tmp_path / "run"), open_run(donor)
+    for name in ("anchor", "anchor_passes", "coordinated_shift"):
+        np.testing.assert_array_equal(taken[name][:6], there[name])
+        assert np.isfinite(taken[name]).all()
+    run_edit_table(replace(config, anchors_from=folder, out=tmp_path / "again"), progress=False)
+    for name in ("anchor", "coordinated_shift"):
+        np.testing.assert_array_equal(open_run(tmp_path / "again")[name], taken[name])
+
+
 def test_shifts_that_other_settings_decide_are_made_anew(arguments, donor, tmp_path, descents):
     other = CoordinationSettings(weighting="front")
     config = EditTableConfig(**arguments, **QUICK, coordination=other, anchors_from=donor, out=tmp_path / "run")
@@ -94,6 +117,7 @@ def test_what_cannot_be_taken_over_is_refused_by_name(arguments, donor, tmp_path
     for other, expected in (
         ({"anchor": AnchorConfig(lr=0.2, steps=4)}, "another anchor.lr: .* or another anchors_from"),
         ({"slice": "0:5"}, "another facts"),
+        ({"slice": "1:7"}, "another facts"),
         ({"anchors_from": tmp_path / "none"}, "folder of a run, got .*none .*, or give another anchors_from"),
     ):
         given = {**arguments, "anchors_from": donor, **other}

@@ -24,9 +24,9 @@ from jacobian_lab.jobs.config import EditTableConfig, FrontierConfig
 from jacobian_lab.jobs.methods import run_edit_table
 from jacobian_lab.jobs.sweeps import run_frontier
 from jacobian_lab.model.rows import fact_rows
-from jacobian_lab.report.frontier import no_halves, own_ridges
 from jacobian_lab.report.paper import METRICS
 from jacobian_lab.report.results import Results, write_account
+from jacobian_lab.report.tables.frontier import no_halves, own_ridges
 from jacobian_lab.store.run import open_run
 
 QUICK = {"slice": "0:3", "held_out_tokens": 64, "corpus_length": 64}

@@ -36,10 +36,10 @@ from jacobian_lab.jobs.setup import prepare
 from jacobian_lab.model.families import KNOWN
 from jacobian_lab.model.loading import load_model
 from jacobian_lab.model.rows import fact_rows
-from jacobian_lab.report.methods import gains_of, summaries
 from jacobian_lab.report.paper import METRICS
 from jacobian_lab.report.registry import TABLES
 from jacobian_lab.report.results import write_comparison
+from jacobian_lab.report.tables.methods import gains_of, summaries
 from jacobian_lab.store.run import open_run
 
 RULES = RuleSettings(alphaedit_threshold=1.0, alphaedit_relative=True)

@@ -24,7 +24,7 @@ from jacobian_lab.jobs.schemes import run_schemes
 from jacobian_lab.jobs.setup import parse_layers
 from jacobian_lab.model import sources
 from jacobian_lab.report.registry import TABLES
-from jacobian_lab.report.residuals import measurements
+from jacobian_lab.report.tables.residuals import measurements
 from jacobian_lab.store.run import open_run
 
 COMMAND = [sys.executable, "-c", "from jacobian_lab.cli import main; main()", "tables"]

@@ -39,7 +39,7 @@ from jacobian_lab.model.loading import load_model
 from jacobian_lab.model.rows import fact_rows
 from jacobian_lab.report.registry import FIGURES, TABLES
 from jacobian_lab.report.results import write_account
-from jacobian_lab.report.theorems import ROWS, conditions, summarised
+from jacobian_lab.report.tables.theorems import ROWS, conditions, summarised
 from jacobian_lab.store.run import open_run
 
 LAYERS = (1, 2, 3)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers.runs import COORDINATES, make_run
+from helpers.runs import COORDINATES, METHODS, make_run
 
 from jacobian_lab.report import intervals
 from jacobian_lab.report.results import Results
@@ -16,7 +16,9 @@ def few_resamples(monkeypatch):
 @pytest.fixture(scope="session")
 def run_folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("stored")
-    given = {"edit_table": {"neighbor_edited": np.zeros((6, 3)), "probe_accuracy": np.full((6, 7, 1), np.nan)}}
+    given = {
+        "edit_table": {"neighbor_edited": np.zeros((6, 3)), "probe_accuracy": np.full((6, len(METHODS), 1), np.nan)}
+    }
     given["frontier"] = {"probe_accuracy": np.full((6, 4, 2, 1), np.nan)}
     return {kind: make_run(root / kind, kind, **given.get(kind, {})) for kind in COORDINATES}
 

@@ -7,8 +7,8 @@ from scipy import stats
 
 from jacobian_lab.report import intervals
 from jacobian_lab.report.intervals import summaries_of, summarise
-from jacobian_lab.report.methods import means
 from jacobian_lab.report.paper import METRICS
+from jacobian_lab.report.tables.methods import means
 
 
 def test_every_cell_is_as_scipy_has_it_alone():

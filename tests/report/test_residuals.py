@@ -6,11 +6,11 @@ import pytest
 from matplotlib.figure import Figure
 from scipy import stats
 
-from jacobian_lab.report.descents import answered_facts, failed_facts, unmet_anchors
 from jacobian_lab.report.figures import conditions, parts
 from jacobian_lab.report.intervals import summaries_of
-from jacobian_lab.report.residuals import table
 from jacobian_lab.report.results import write_reports
+from jacobian_lab.report.tables.descents import answered_facts, failed_facts, unmet_anchors
+from jacobian_lab.report.tables.residuals import table
 from jacobian_lab.report.writing import facts_in_cells
 from jacobian_lab.store.run import Run, open_run
 from jacobian_lab.store.schema import KINDS

@@ -8,13 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers.commands import ROOT
-from helpers.runs import COORDINATES, METHODS, SCHEMES, make_run
+from helpers.runs import COORDINATES, METHODS, SCHEMES, TRAINED, make_run
 from matplotlib.figure import Figure
 
 from jacobian_lab.errors import InputError
 from jacobian_lab.report.figures.parts import arms
 from jacobian_lab.report.registry import FIGURES, TABLES
 from jacobian_lab.report.results import Results
+from jacobian_lab.report.tables.training import AIMS, routed, with_router
 from jacobian_lab.store.schema import KINDS
 
 ENTRIES = [*TABLES.items(), *FIGURES.items()]
@@ -200,3 +201,41 @@ def test_every_figure_is_drawn_in_the_house_style_and_by_its_script(name, result
     runpy.run_path(str(ROOT / "figures" / f"{name}.py"), run_name="__main__")
     assert capsys.readouterr().out.split() == [str(tmp_path / f"{name}.{ending}") for ending in ("pdf", "png")]
     assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_a_router_serves_what_is_far_enough(results):
+    """Shares by hand; neighbourhood prompts that are edited themselves do not count."""
+    dataset = results["edit_table"].dataset
+    wise, found = dataset.sel(edit="wise"), routed(dataset, "wise")
+    assert with_router(dataset) == ["wise"]
+    for kind, name in (("prompts", "distance"), ("paraphrases", "distance_paraphrase")):
+        assert found[kind].served == pytest.approx(float((wise[name] >= 1).mean()))
+    edited = dataset.copy(deep=True)
+    edited["neighbor_edited"][0, 0] = 1
+    assert routed(edited, "wise")["neighbourhood"].distances.size == wise["distance_neighbor"].size - 1
+    table = results["edit_table"].table("training")
+    assert table.loc["served by the memory, prompts", "wise"] == f"{100 * found['prompts'].served:.1f}"
+    assert table.loc["served by the memory, prompts", "rledit"] == ""
+    assert table.loc["blocks that are changed", "rledit"] == "0 to 3"
+
+
+def test_aims_are_means_over_facts(results):
+    dataset = results["edit_table"].dataset
+    table = results["edit_table"].numbers("aims").set_index(["method", "metric"])
+    for name in ("memit", "wise"):
+        for metric in ("aim_cosine", "aim_share"):
+            assert table.loc[(name, metric), "mean"] == pytest.approx(float(dataset[metric].sel(edit=name).mean()))
+
+
+def test_a_run_from_before_there_were_aims_lacks_them_alone(tmp_path, monkeypatch):
+    """And nothing else of it."""
+    newer = [*AIMS, *TRAINED]
+    older = {name: each for name, each in KINDS["edit_table"].items() if name not in newer}
+    with monkeypatch.context() as before:
+        before.setitem(KINDS, "edit_table", older)
+        make_run(tmp_path / "run", "edit_table", neighbor_edited=np.zeros((6, 3)))
+    run = Results(tmp_path / "run")
+    assert {"table3", "damage", "gains", "records"} <= set(run.tables)
+    assert not {"training", "aims"} & set(run.tables)
+    assert "routing" not in run.figures
+    assert run.write("table3", "damage", "training", "aims", "records")

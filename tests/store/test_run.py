@@ -9,6 +9,7 @@ import pytest
 import xarray as xr
 import zarr
 from filelock import SoftFileLock
+from helpers.runs import make_run
 
 from jacobian_lab.errors import InputError
 from jacobian_lab.store import run as runs
@@ -198,11 +199,44 @@ def test_a_broken_store_is_refused(finished, damage):
         open_run(finished)
 
 
-def test_a_run_without_arrays_of_this_version_is_refused(finished):
+def test_a_run_that_has_lost_an_array_is_refused(finished):
     shutil.rmtree(finished / "data.zarr" / "cosine")
     zarr.consolidate_metadata(finished / "data.zarr", zarr_format=2)
-    with pytest.raises(InputError, match=r"got a run without 'cosine' in .*, made by an older one"):
+    with pytest.raises(InputError, match=r"expected the arrays of a run in .*, got no 'cosine'"):
         open_run(finished)
+
+
+def test_a_run_of_a_version_with_fewer_arrays_is_read_and_not_written(tmp_path, monkeypatch):
+    older = {name: each for name, each in KINDS["tables"].items() if name != "cosine"}
+    with monkeypatch.context() as before:
+        before.setitem(KINDS, "tables", older)
+        make_run(tmp_path / "run", "tables")
+        told = open_run(tmp_path / "run")
+    now = open_run(tmp_path / "run")
+    assert set(now) == set(told)
+    assert "cosine" not in now
+    assert Finished.of(tmp_path / "run").all("measured")
+    with pytest.raises(InputError, match="expected a run of this version, got other arrays"):
+        make_run(tmp_path / "run", "tables")
+
+
+def test_settings_of_methods_that_train_may_join(tmp_path):
+    def training(**methods):
+        return SETTINGS | {"training": {name: {"settings": each} for name, each in methods.items()}}
+
+    for settings in (SETTINGS, training(wise="a"), training(rledit="b"), SETTINGS):
+        create(tmp_path / "run", settings).__exit__(None, None, None)
+    held = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["training"]
+    assert held == {"wise": {"settings": "a"}, "rledit": {"settings": "b"}}
+    with pytest.raises(InputError, match=r"another training\.wise\.settings"):
+        create(tmp_path / "run", training(wise="c"))
+
+
+def test_a_run_of_another_version_with_arrays_that_are_not_known_is_refused(tmp_path, monkeypatch):
+    make_run(tmp_path / "run", "tables")
+    monkeypatch.setitem(KINDS, "tables", {n: each for n, each in KINDS["tables"].items() if n != "cosine"})
+    with pytest.raises(InputError, match=r"got a run with 'cosine' in .*, made by another one"):
+        open_run(tmp_path / "run")
 
 
 def test_config_is_json_that_anyone_reads(finished):

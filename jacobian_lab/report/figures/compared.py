@@ -8,8 +8,9 @@ from matplotlib.figure import FigureBase
 
 from jacobian_lab.report.figures.parts import arms, error_bars
 from jacobian_lab.report.figures.style import RULE_COLORS, RULE_MARKERS, STYLES
-from jacobian_lab.report.frontier import along_ridges
-from jacobian_lab.report.methods import (
+from jacobian_lab.report.paper import METRICS
+from jacobian_lab.report.tables.frontier import along_ridges
+from jacobian_lab.report.tables.methods import (
     COORDINATED,
     FORWARD,
     STEPS,
@@ -18,7 +19,6 @@ from jacobian_lab.report.methods import (
     gains_of,
     summaries,
 )
-from jacobian_lab.report.paper import METRICS
 
 
 def efficacy_specificity(figure: FigureBase, dataset: xr.Dataset) -> None:

@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 from jacobian_lab.report.figures.parts import error_bars, mean_curve, schemes_with
 from jacobian_lab.report.figures.style import STYLES
 from jacobian_lab.report.paper import paper_residuals
-from jacobian_lab.report.residuals import table
+from jacobian_lab.report.tables.residuals import table
 from jacobian_lab.report.writing import below_last
 
 OPPOSITES = ("backward-dividing", "forward-replay")

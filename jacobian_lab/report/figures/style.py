@@ -37,6 +37,8 @@ RULE_MARKERS = {
     "emmet": "P",
 }
 RULE_COLORS = dict(zip(RULE_MARKERS, sns.color_palette("cubehelix", len(RULE_MARKERS) + 2), strict=False))
+RULE_MARKERS |= {"wise": "<", "rledit": ">"}
+RULE_COLORS |= {"wise": "#1b7f5c", "rledit": "#6a51a3"}
 """Each rule has one marker and one colour in every figure; it is half filled with FE, and filled with CR."""
 
 TIMES_LIKE = {"font.family": "STIXGeneral", "mathtext.fontset": "stix", "pdf.fonttype": 42}

@@ -7,7 +7,7 @@ import pandas as pd
 import xarray as xr
 
 from jacobian_lab.report.intervals import summaries_of
-from jacobian_lab.report.residuals import wide
+from jacobian_lab.report.tables.residuals import wide
 from jacobian_lab.report.writing import DEGREES, Table, below_last, facts_line, seed_of
 from jacobian_lab.store.schema import DECISIONS
 

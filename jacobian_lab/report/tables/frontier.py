@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from jacobian_lab.report.methods import (
+from jacobian_lab.report.paper import METRICS
+from jacobian_lab.report.tables.methods import (
     MORE,
     by_fact,
     cell_text,
@@ -16,7 +17,6 @@ from jacobian_lab.report.methods import (
     meanings,
     summaries,
 )
-from jacobian_lab.report.paper import METRICS
 from jacobian_lab.report.writing import Table
 
 CHOOSES, BREAKS_TIES = "generalization_accuracy", "kl"

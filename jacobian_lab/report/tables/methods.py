@@ -288,8 +288,8 @@ def damage(dataset: xr.Dataset, summed: pd.DataFrame) -> Table:
             "neighbourhood success": _number(means.loc[name, "neighborhood_success"], MORE["neighborhood_success"]),
             "D_KL, prompts not edited": _number(float(chosen["kl"].where(edited == 0).mean()), METRICS["kl"]),
             "perplexity": f"{float(chosen['perplexity']):.2f}",
-            "largest change of a weight": f"{np.nan_to_num(chosen['update_norm'].max()):.3f}",
-            "of it not stored": f"{np.nan_to_num(chosen['unstored'].max()):.1e}",
+            "largest change of a weight": f"{_largest(chosen, 'update_norm', 'changed_norm'):.3f}",
+            "of it not stored": f"{_largest(chosen, 'unstored', 'changed_unstored'):.1e}",
             "greedy decoding differs": f"{differ} of {checked}",
         }
         space = chosen["null_space_rank"].values
@@ -312,6 +312,12 @@ def damage(dataset: xr.Dataset, summed: pd.DataFrame) -> Table:
         f"{facts_of(dataset, counts)}"
     )
     return Table(frame, note, frame.reset_index())
+
+
+def _largest(chosen: xr.Dataset, *names: str) -> float:
+    """The largest value of some variables, one of them by layer, one by block; 0 where no weight was changed."""
+    values = np.concatenate([np.ravel(chosen[name].values) for name in names if name in chosen])
+    return float(np.nanmax(values, initial=0.0, where=np.isfinite(values)))
 
 
 def gains(dataset: xr.Dataset) -> Table:

@@ -1,0 +1,151 @@
+"""Methods that train: which settings suit the embedded model, and what they cost beside MEMIT.
+
+``--scan wise`` and ``--scan rledit`` edit built-in facts, which are in no table, with each of several settings, and say
+what came of it; ``--cost`` edits the same facts with MEMIT, WISE and RLEdit, each in a process of its own, and says how
+long that took and what memory it had at its peak.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import jacobian_lab as jl
+from jacobian_lab.training.settings import RLEditConfig, TrainingConfig, WiseConfig
+
+LAB = Path(sys.executable).parent / "jacobian-lab"
+METHODS = ("memit", "wise", "rledit")
+WISE = {"lr": (0.02, 0.05, 0.1, 0.2), "beta": (0.1, 0.3)}
+RLEDIT = {"rate": (1e-4, 1e-3, 1e-2), "meta_lr": (1e-5, 1e-3)}
+"""What is scanned."""
+
+
+def settings_of(name: str) -> Iterator[tuple[dict[str, Any], TrainingConfig]]:
+    """The settings that are tried.
+
+    Args:
+        name: The method.
+
+    Yields:
+        What is set, and the whole configuration; α and γ of WISE go with β as the published ones do.
+    """
+    scanned = WISE if name == "wise" else RLEDIT
+    for values in product(*scanned.values()):
+        chosen: dict[str, Any] = dict(zip(scanned, values, strict=True))
+        if name == "wise":
+            rest = {"alpha": chosen["beta"] / 10, "gamma": chosen["beta"] / 2}
+            yield chosen, TrainingConfig(wise=WiseConfig(**chosen, **rest))
+        else:
+            yield chosen, TrainingConfig(rledit=RLEditConfig(**chosen))
+
+
+def scan(name: str, part: str) -> list[dict[str, Any]]:
+    """Edit with every setting.
+
+    Args:
+        name: The method.
+        part: Which of the built-in facts.
+
+    Returns:
+        For each setting what came of it: shares × 100, D_KL in nats, and what the method says of itself.
+    """
+    os.environ["JACOBIAN_LAB_CACHE"] = tempfile.mkdtemp()  # so that nothing is found there, and times are times
+    model, facts, every = jl.load_model(), jl.load_facts("builtin", part), jl.load_facts("builtin")
+    found = []
+    for chosen, training in settings_of(name):
+        editor = jl.Editor(model, facts, training=training, train_facts=every, progress=False)
+        begin = time.perf_counter()
+        with editor.edit(name) as edit:
+            frame, told = edit.evaluate().mean(), edit.told
+        row = chosen | {
+            "efficacy": 100 * frame["efficacy_accuracy"],
+            "generalisation": 100 * frame["generalization_accuracy"],
+            "kl": frame["kl"],
+            "top10": 100 * frame["top10"],
+            "seconds": time.perf_counter() - begin,
+        }
+        if name == "wise":
+            row |= {kind: 100 * share for kind, share in served(told).items()}
+            row |= {name: statistics.median(told[f"training_{name}"]) for name in ("steps", "loss")}
+        else:
+            row["changed"] = max(each for each in told["changed_norm"] if each == each)
+        print(json.dumps({key: round(value, 4) for key, value in row.items()}), flush=True)
+        found.append(row)
+    return found
+
+
+def served(told: dict[str, Any]) -> dict[str, float]:
+    """Shares of the prompts that the memory serves.
+
+    Args:
+        told: What WISE says of itself: distances over the threshold, from 1 on the memory serves.
+
+    Returns:
+        By kind of prompt.
+    """
+    flat = {
+        "prompts": told["distance"],
+        "paraphrases": [each for some in told["distance_paraphrase"] for each in some],
+        "neighbourhood": [each for some in told["distance_neighbor"] for each in some],
+    }
+    return {kind: sum(d >= 1 for d in each) / max(1, len(each)) for kind, each in flat.items()}
+
+
+def cost(part: str) -> list[dict[str, Any]]:
+    """Edit with each method in a process of its own, nothing in the cache but the second moments.
+
+    Args:
+        part: Which of the built-in facts.
+
+    Returns:
+        Seconds, and GiB at the peak.
+    """
+    found = list[dict[str, Any]]()
+    with tempfile.TemporaryDirectory() as folder:
+        environment = os.environ | {"JACOBIAN_LAB_CACHE": folder}
+        for name in ("memit", *METHODS):  # the first fills the cache, and is not counted
+            command = [
+                str(LAB),
+                "edit",
+                "--slice",
+                part,
+                "--no-greedy",
+                "--method",
+                name,
+                "--out",
+                f"{folder}/{len(found)}",
+            ]
+            begin = time.perf_counter()
+            process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            _, status, used = os.wait4(process.pid, 0)
+            if status:
+                sys.exit(f"{' '.join(command)} ended with status {os.waitstatus_to_exitcode(status)}")
+            seconds = time.perf_counter() - begin
+            found.append({"method": name, "seconds": seconds, "peak_gib": used.ru_maxrss / 2**20})
+            print(json.dumps(found[-1]), flush=True)
+    return found[1:]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--scan", choices=METHODS[1:])
+    parser.add_argument("--cost", action="store_true")
+    parser.add_argument("--slice", default="0:16")
+    parser.add_argument("--out", type=Path, help="a JSON file")
+    options = parser.parse_args()
+    rows = scan(options.scan, options.slice) if options.scan else cost(options.slice)
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads()}
+    report = {"what": options.scan or "cost", "slice": options.slice, "rows": rows, "machine": versions}
+    if options.out:
+        options.out.write_text(json.dumps(report, indent=1) + "\n")

@@ -1,0 +1,222 @@
+"""Edits that are looked at while the model is edited."""
+
+import html
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from torch import Tensor
+
+from jacobian_lab.editing.deltas import check_new_folder
+from jacobian_lab.editing.methods import MethodEdit
+from jacobian_lab.errors import InputError
+from jacobian_lab.evaluation.examination import Examination
+from jacobian_lab.model.language_model import LanguageModel
+from jacobian_lab.store.schema import KINDS
+from jacobian_lab.training.trainers import Trainer
+
+
+class Edit(ABC):
+    """One edit, while the model is edited.
+
+    Made by `Editor.edit`.
+
+    Attributes:
+        name: The method.
+        examination: What the edited model is asked.
+        settings: Everything that decided the edit, as JSON can hold it.
+    """
+
+    def __init__(self, name: str, examination: Examination, settings: Callable[[], dict[str, Any]]) -> None:
+        self.name, self.examination, self.settings, self._inside = name, examination, settings, True
+
+    @property
+    def model(self) -> LanguageModel:
+        """The model."""
+        return self.examination.model
+
+    @property
+    @abstractmethod
+    def weights(self) -> pd.DataFrame:
+        """What was done to the weights: a row a layer."""
+
+    @abstractmethod
+    def _summary(self) -> str:
+        """What was done, in words."""
+
+    @abstractmethod
+    def _write(self, path: Path, settings: Mapping[str, Any]) -> None:
+        """Write the edit."""
+
+    def __repr__(self) -> str:
+        count, state = len(self.examination.facts), "" if self._inside else ", put back"
+        facts = f"{count} fact{'s' if count > 1 else ''}"
+        return f"{self.name} on {facts} in {self.model.name}: {self._summary()}{state}"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(repr(self))}</p>{self.weights.to_html()}"
+
+    def leave(self) -> None:
+        """Take note that the model is itself again."""
+        self._inside = False
+
+    def evaluate(self) -> pd.DataFrame:
+        """The paper's metrics of the edited model.
+
+        Returns:
+            A row a fact, by its id: shares and nats (``kl``), a fact's prompts averaged; NaN where it has none.
+
+        Raises:
+            InputError: After the ``with`` block, when the model is itself again.
+        """
+        self._check_inside()
+        rows = [values for _, found in self.examination.answers() for values in found]
+        names = dict.fromkeys(name for values in rows for name in values)
+        means = [{name: _mean(values.get(name, [])) for name in names} for values in rows]
+        frame = pd.DataFrame(means, index=_ids(self.examination))
+        return frame.drop(columns=[] if self.examination.groups else ["probe_accuracy"])
+
+    def save(self, path: str | Path) -> Path:
+        """Save the edit: for ``jacobian-lab apply``, or the whole model.
+
+        Args:
+            path: A file that ends in ``.safetensors``, for `load_delta` (WISE's for `load_memory`); else a new folder,
+                for the model.
+
+        Returns:
+            The path.
+
+        Raises:
+            InputError: After the ``with`` block, or if the path cannot be written.
+        """
+        self._check_inside()
+        path = Path(path)
+        if path.suffix != ".safetensors":
+            check_new_folder(path)
+        self._write(path, self.settings())
+        return path
+
+    def _check_inside(self) -> None:
+        if not self._inside:
+            raise InputError("expected to be within the edit, got a model that is itself again: move it into the with")
+
+
+class PairEdit(Edit):
+    """An edit by a target scheme with an update rule.
+
+    Attributes:
+        deltas: ΔW by layer.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        examination: Examination,
+        settings: Callable[[], dict[str, Any]],
+        made: MethodEdit,
+        measured: Callable[[], Mapping[str, Tensor]],
+    ) -> None:
+        super().__init__(name, examination, settings)
+        self.deltas, self._made, self._measured = made.deltas, made, measured
+
+    def _summary(self) -> str:
+        largest = max(self._made.values["update_norm"])
+        return f"layers {span(tuple(self.deltas))}, largest ‖ΔW‖/‖W‖ {largest:.2g}"
+
+    def _write(self, path: Path, settings: Mapping[str, Any]) -> None:
+        self._made.save(path, self.model, settings)
+
+    @property
+    def weights(self) -> pd.DataFrame:
+        """What was done to each weight: a row a layer."""
+        return pd.DataFrame(self._made.values, index=pd.Index(list(self.deltas), name="layer"))
+
+    @cached_property
+    def measures(self) -> xr.Dataset:
+        """The quantities of Tables 1, 2 and 5 and the split of every passive shift, ``[fact, layer]``.
+
+        Raises:
+            InputError: For a method that optimises its second anchor on the edited model, which has not one target.
+        """
+        found, known = self._measured(), KINDS["tables"]
+        arrays = {
+            name: xr.DataArray(
+                values.cpu().numpy(),
+                dims=("fact", "layer") if values.dim() == 2 else ("layer",),
+                attrs={"long_name": known[name].long_name, "units": known[name].units},
+            )
+            for name, values in found.items()
+        }
+        labels = {"fact": _ids(self.examination), "layer": list(self.deltas)}
+        return xr.Dataset(arrays, coords=labels, attrs={"method": self.name, "model": self.model.name})
+
+
+class TrainedEdit(Edit):
+    """An edit by a method that trains.
+
+    Attributes:
+        told: What the method says of itself, by the names under which runs store it.
+    """
+
+    def __init__(
+        self, name: str, examination: Examination, settings: Callable[[], dict[str, Any]], trainer: Trainer
+    ) -> None:
+        super().__init__(name, examination, settings)
+        self.told, self._trainer = trainer.told(), trainer
+
+    def _summary(self) -> str:
+        if "threshold" in self.told:
+            return f"a side memory, which serves from a distance of {self.told['threshold']:.2g} on"
+        changed = self.weights["changed_norm"]
+        return f"blocks {span(tuple(changed.index))}, largest ‖ΔW‖/‖W‖ {changed.max():.2g}"
+
+    def _write(self, path: Path, settings: Mapping[str, Any]) -> None:
+        self._trainer.save(path, settings)
+
+    @property
+    def weights(self) -> pd.DataFrame:
+        """What was done to the weights: a row a block; none where they are as they were."""
+        changed = {name: self.told[name] for name in ("changed_norm", "changed_rank") if name in self.told}
+        return pd.DataFrame(changed).rename_axis("block").dropna()
+
+    @property
+    def facts(self) -> pd.DataFrame:
+        """What became of each fact in training: a row a fact, by its id."""
+        names = ("training_steps", "training_loss", "distance")
+        return pd.DataFrame({n: self.told[n] for n in names if n in self.told}, index=_ids(self.examination))
+
+    @property
+    def measures(self) -> xr.Dataset:
+        """What a method without targets has not.
+
+        Raises:
+            InputError: Always.
+        """
+        raise InputError(f"expected a method with targets, got {self.name!r}, which trains: it has no such measures")
+
+
+def span(layers: Sequence[int]) -> str:
+    """Layers in words.
+
+    Args:
+        layers: The layers, ascending.
+
+    Returns:
+        Such as ``"4-8"`` or ``"4,6"``.
+    """
+    whole = len(layers) > 1 and list(layers) == list(range(layers[0], layers[-1] + 1))
+    return f"{layers[0]}-{layers[-1]}" if whole else ",".join(map(str, layers))
+
+
+def _ids(examination: Examination) -> pd.Index:
+    return pd.Index([fact.id for fact in examination.facts], name="fact")
+
+
+def _mean(values: Sequence[float]) -> float:
+    finite = [value for value in values if np.isfinite(value)]
+    return float(np.mean(finite)) if finite else float("nan")

@@ -1,0 +1,147 @@
+"""What methods that train are taught with: facts that are neither edited nor share a subject with one that is."""
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from jacobian_lab.errors import InputError
+from jacobian_lab.evaluation.questions import neighborhood
+from jacobian_lab.facts.fact import Fact
+from jacobian_lab.model.language_model import LanguageModel
+from jacobian_lab.model.tokens import Prompt
+from jacobian_lab.progress import note
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What one fact is trained or edited with.
+
+    Attributes:
+        edit: The rewriting prompt with the new answer.
+        other: Another wording with the new answer.
+        unrelated: An unrelated prompt with its own answer.
+    """
+
+    edit: Prompt
+    other: Prompt
+    unrelated: Prompt
+
+
+def strangers(edited: Sequence[Fact], others: Sequence[Fact]) -> list[Fact]:
+    """Facts that have nothing to do with those that are edited, as far as can be told.
+
+    Args:
+        edited: The facts that are edited.
+        others: The facts to choose among.
+
+    Returns:
+        Those of the others whose subject is none of the edited ones', in whatever case, and of which no prompt, of
+        whatever kind, is one that an edited fact is evaluated on.
+    """
+    subjects = {_folded(fact.subject) for fact in edited}
+    asked = {_folded(text) for fact in edited for text in _texts(fact)}
+    return [
+        fact
+        for fact in others
+        if _folded(fact.subject) not in subjects and not asked & {_folded(text) for text in _texts(fact)}
+    ]
+
+
+def unrelated_rows(model: LanguageModel, count: int, others: Sequence[Fact]) -> list[Prompt]:
+    """For each edit a row that it has nothing to do with, from the last of the others backwards; over again if need be.
+
+    Args:
+        model: The model.
+        count: How many edits.
+        others: Facts that are strangers to all of them; those that the model does not take are passed over, and told.
+
+    Returns:
+        Their prompts with their own answers, where they have one.
+
+    Raises:
+        InputError: If there are none that the model takes.
+    """
+    found = _taken(
+        reversed(others), lambda fact: [_row(model, fact.text, fact.target_true, fact.join)], count, "unrelated rows"
+    )
+    if not found:
+        raise InputError(
+            f"expected facts beside those that are edited, got none of {len(others)} that the model takes: name some "
+            "by ⟨train_facts⟩, of other subjects"
+        )
+    return [found[place % len(found)] for place in range(count)]
+
+
+def lessons(model: LanguageModel, others: Sequence[Fact], seed: int, count: int) -> list[Lesson]:
+    """What a hypernetwork is trained with: the rewrite, one of its other wordings, and one prompt beside it, by seed.
+
+    Args:
+        model: The model.
+        others: Facts that are strangers to all that is edited; those without another wording, or without a
+            neighbourhood prompt that has an answer, teach nothing; those that the model does not take are told.
+        seed: Which wording and which prompt a fact is given depends on it, and on the fact's id alone.
+        count: Lessons at the most.
+
+    Returns:
+        The lessons, in the order of the facts.
+
+    Raises:
+        InputError: If no fact has both.
+    """
+
+    def lesson(fact: Fact) -> list[Lesson]:
+        beside = [(text, own) for text, own in neighborhood(fact) if own]
+        if not (beside and fact.paraphrase_prompts):
+            return []
+        chosen = random.Random(f"{seed} {fact.id!r}")
+        other, (text, own) = chosen.choice(fact.paraphrase_prompts), chosen.choice(beside)
+        return [
+            Lesson(
+                _row(model, fact.text, fact.target_new, fact.join),
+                _row(model, other, fact.target_new, fact.join),
+                _row(model, text, own, fact.join),
+            )
+        ]
+
+    found = _taken(others, lesson, count, "lessons")
+    if not found:
+        raise InputError(
+            "expected facts to train on that have a paraphrase and a neighbourhood prompt with its answer, got none "
+            f"among {len(others)}: name others by ⟨train_facts⟩"
+        )
+    if len(found) < count:
+        note(f"{len(found)} facts to train with instead of {count}: there are no more")
+    return found
+
+
+def _taken(facts: Iterable[Fact], make: Callable[[Fact], list[T]], count: int, what: str) -> list[T]:
+    """What is made of facts, so many at the most, without those that the model does not take."""
+    found, refused = list[T](), list[str]()
+    for fact in facts:
+        if len(found) >= count:
+            break
+        try:
+            found += make(fact)
+        except InputError as error:
+            refused.append(f"{fact.id!r}: {error}")
+    if refused:
+        note(f"{len(refused)} facts are passed over for {what}, the first {refused[0]}")
+    return found
+
+
+def _row(model: LanguageModel, text: str, answer: str, join: str | None) -> Prompt:
+    row = model.text_prompt(text, answer, join)
+    if len(row.ids) > model.max_tokens:
+        raise InputError(f"expected at most {model.max_tokens} tokens, got {len(row.ids)}: give a shorter prompt")
+    return row
+
+
+def _texts(fact: Fact) -> tuple[str, ...]:
+    return (fact.text, *fact.paraphrase_prompts, *fact.neighborhood_prompts, *(probe.prompt for probe in fact.probes))
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.casefold().split())

@@ -1,0 +1,371 @@
+"""WISE's side memory: matrices beside one of an MLP, and the router that says which of them serves a row."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+from jacobian_lab.caching import written_whole
+from jacobian_lab.errors import InputError
+from jacobian_lab.maps.hooks import batches, forward
+from jacobian_lab.model.language_model import LanguageModel, cache_name, matrix
+from jacobian_lab.model.tokens import PASSING, Prompt
+
+FORMAT = "jacobian_lab memory 1"
+ORIGINAL = -1
+"""The side that is none: the model's own matrix serves."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """The matrix that a memory stands beside.
+
+    Attributes:
+        block: Its block.
+        entrance: Whether it is the map at the MLP's entrance, of MLPs that have one, instead of the output projection.
+    """
+
+    block: int
+    entrance: bool = False
+
+    def module(self, model: LanguageModel) -> nn.Module:
+        """The module that holds it.
+
+        Args:
+            model: The model.
+
+        Returns:
+            The module.
+
+        Raises:
+            InputError: If the model has no such block, or several maps at the MLP's entrance.
+        """
+        if not 0 <= self.block < model.n_layers:
+            raise InputError(
+                f"expected ⟨wise.block⟩ of 0 to {model.n_layers - 1}, got {self.block}: choose one of them"
+            )
+        if not self.entrance:
+            return model.projection(self.block)
+        inner = model.inner(self.block)
+        if len(inner) > 1:
+            raise InputError(
+                f"expected an MLP with one map at its entrance, got {len(inner)} in {model.name}: give "
+                "⟨wise.entrance⟩ false, for its output projection"
+            )
+        return inner[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """A matrix of a memory.
+
+    Attributes:
+        weight: W', in the place of the model's own.
+        threshold: The distance from which on it may serve a row.
+    """
+
+    weight: Float[Tensor, "out in"]
+    threshold: float
+
+
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """Matrices beside the model's own, one of which serves a row if the router finds it far enough from the own one.
+
+    The router judges a row by its prompt, once, and the rest of the row goes the same way: so the logits at a place do
+    not depend on what follows it, as they do in the published code, which judges prompt, answer and padding together.
+
+    Attributes:
+        place: Which matrix they stand beside.
+        sides: The matrices; of two at the same distance the first serves.
+    """
+
+    place: Place
+    sides: tuple[Side, ...]
+
+    @contextmanager
+    def serving(self, model: LanguageModel) -> Iterator[None]:
+        """Serve every pass within.
+
+        Args:
+            model: The model; its weights are not touched.
+
+        Yields:
+            Nothing.
+        """
+        activation, asked = activation_of(model), _Asked(model)
+
+        def serve(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            passed = PASSING.get()
+            kept = asked.kept if passed is None else passed.kept
+            sided = [beside(module, inputs[0], side.weight) for side in self.sides]
+            if self not in kept:
+                counted = asked.counted(output) if passed is None else first_tokens(passed.prompts, output)
+                found = [distances(activation, output, other, counted) for other in sided]
+                kept[self] = self.route(torch.stack(found))
+            for number, other in enumerate(sided):
+                output = torch.where((kept[self] == number)[:, None, None], other, output)
+            return output
+
+        handles = [
+            model.trunk.register_forward_pre_hook(asked.begin, with_kwargs=True),
+            self.place.module(model).register_forward_hook(serve),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def route(self, found: Float[Tensor, "side row"]) -> Int[Tensor, " row"]:
+        """Which side serves each row: the farthest of those that are far enough.
+
+        Args:
+            found: Distances.
+
+        Returns:
+            Its number; `ORIGINAL` where none is far enough.
+        """
+        found = found.double()
+        far = found >= self._thresholds(found)
+        return torch.where(far.any(0), torch.where(far, found, -torch.inf).argmax(0), ORIGINAL)
+
+    def reach(self, found: Float[Tensor, "row side"]) -> Float[Tensor, " row"]:
+        """How far rows are on the way to being served: from 1 on a side serves.
+
+        Args:
+            found: Distances.
+
+        Returns:
+            Of each row the largest distance over its side's threshold; 0 without sides.
+        """
+        if not self.sides:
+            return found.new_zeros(len(found)).double()
+        thresholds = self._thresholds(found)[:, 0]
+        return torch.where(thresholds > 0, found.double() / thresholds, torch.inf).amax(1)
+
+    def _thresholds(self, found: Tensor) -> Float[Tensor, "side 1"]:
+        thresholds = [side.threshold for side in self.sides]
+        return torch.tensor(thresholds, dtype=torch.float64, device=found.device)[:, None]
+
+    @torch.no_grad()
+    def judge(self, model: LanguageModel, rows: Sequence[Prompt]) -> Float[Tensor, "row side"]:
+        """How far each side is from the model's own matrix, on the prompts of some rows.
+
+        Args:
+            model: The model.
+            rows: The rows.
+
+        Returns:
+            The distances.
+        """
+        activation, found = activation_of(model), torch.empty(len(rows), len(self.sides), dtype=torch.float64)
+        prompts = [Prompt(row.ids[: row.asked], row.asked - 1) for row in rows]
+        seen: list[tuple[Tensor, Tensor]] = []
+        module = self.place.module(model)
+        handle = module.register_forward_hook(  # before one that serves
+            lambda _m, inputs, output: seen.append((inputs[0], output)), prepend=True
+        )
+        try:
+            for group in batches(prompts):
+                seen.clear()
+                forward(model, [prompts[i] for i in group], stop=self.place.block)
+                ((entering, output),) = seen
+                counted = first_tokens([len(prompts[i].ids) for i in group], output)
+                for number, side in enumerate(self.sides):
+                    other = beside(module, entering, side.weight)
+                    found[group, number] = distances(activation, output, other, counted).double().cpu()
+        finally:
+            handle.remove()
+        return found
+
+
+class _Asked:
+    """What a pass of the bare model is asked, where nobody has said it: the prompt is what comes without a cache.
+
+    What goes on with a cache, as `generate` does token by token, goes the way of what filled it.
+    """
+
+    def __init__(self, model: LanguageModel) -> None:
+        self.cache = cache_name(model.trunk)
+        self.mask: Tensor | None = None
+        self.kept: dict[Any, Any] = {}
+
+    def begin(self, _module: Any, _args: Any, kwargs: Mapping[str, Any]) -> None:
+        """Take note of a pass."""
+        cache = kwargs.get(self.cache)
+        if cache is None or not cache.get_seq_length():
+            mask = kwargs.get("attention_mask")
+            self.mask, self.kept = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None, {}
+
+    def counted(self, output: Float[Tensor, "row token out"]) -> Bool[Tensor, "row token"]:
+        """The tokens that count: those that are not padding."""
+        if self.mask is None or self.mask.shape != output.shape[:2]:
+            return torch.ones(output.shape[:2], dtype=torch.bool, device=output.device)
+        return self.mask.bool().to(output.device)
+
+
+def activation_of(model: LanguageModel) -> nn.Module:
+    """The activation of a model's MLPs.
+
+    Args:
+        model: The model.
+
+    Returns:
+        σ.
+    """
+    config = model.hf.config
+    return ACT2FN[getattr(config, "activation_function", None) or config.hidden_act]
+
+
+def beside(
+    module: nn.Module, entering: Float[Tensor, "row token in"], weight: Float[Tensor, "out in"]
+) -> Float[Tensor, "row token out"]:
+    """What a linear module would give with another matrix and its own bias.
+
+    Args:
+        module: The module.
+        entering: Its input.
+        weight: The matrix.
+
+    Returns:
+        The output.
+    """
+    bias: Any = module.bias
+    return nn.functional.linear(entering, weight.to(entering.dtype), bias)
+
+
+def first_tokens(lengths: Sequence[int], output: Float[Tensor, "row token out"]) -> Bool[Tensor, "row token"]:
+    """Which tokens of each row count: so many of the first.
+
+    Args:
+        lengths: How many.
+        output: Anything with the rows' tokens.
+
+    Returns:
+        A mask.
+    """
+    places = torch.arange(output.shape[1], device=output.device)
+    return places < torch.tensor(list(lengths), device=output.device)[:, None]
+
+
+def distances(
+    activation: nn.Module,
+    own: Float[Tensor, "row token out"],
+    other: Float[Tensor, "row token out"],
+    counted: Bool[Tensor, "row token"],
+) -> Float[Tensor, " row"]:
+    """How far two matrices' outputs are apart: ‖σ(Wa + b) − σ(W'a + b)‖, the mean over the tokens that count.
+
+    Args:
+        activation: σ.
+        own: The outputs of the model's own matrix.
+        other: Those of the other.
+        counted: The tokens.
+
+    Returns:
+        A number a row.
+    """
+    wide = torch.promote_types(own.dtype, torch.float32)
+    apart = torch.linalg.vector_norm(activation(own).to(wide) - activation(other).to(wide), dim=-1)
+    return (apart * counted).sum(1) / counted.sum(1)
+
+
+def save_memory(path: Path, model: LanguageModel, memory: Memory, config: Mapping[str, Any]) -> None:
+    """Write a memory.
+
+    Args:
+        path: The file.
+        model: The base model; its fingerprint, taken when it was loaded, goes into the file.
+        memory: The memory.
+        config: Everything that decided it, as JSON can hold it.
+
+    Raises:
+        InputError: If it is not finite.
+    """
+    metadata = {
+        "format": FORMAT,
+        "model": model.fingerprint,
+        "name": model.name,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "block": str(memory.place.block),
+        "entrance": json.dumps(memory.place.entrance),
+        "thresholds": json.dumps([side.threshold for side in memory.sides]),
+        "config": json.dumps(config, ensure_ascii=False),
+    }
+    if not all(torch.isfinite(side.weight).all() for side in memory.sides):
+        raise InputError("expected finite weights to save, got NaN or infinity in WISE's memory: lower ⟨wise.lr⟩")
+    tensors = {f"side.{n}": side.weight.cpu().contiguous() for n, side in enumerate(memory.sides)}
+    with written_whole(path) as partial:
+        save_file(tensors, partial, metadata=metadata)
+
+
+def memory_metadata(path: Path | str) -> dict[str, str] | None:
+    """What a memory says of itself.
+
+    Args:
+        path: A file.
+
+    Returns:
+        ``model`` (the base model's fingerprint), ``name``, ``dtype``, ``config`` and where it stands; none if the file
+        is no memory.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError):
+        return None
+    return dict(metadata) if metadata.get("format") == FORMAT else None
+
+
+def load_memory(path: Path | str, model: LanguageModel) -> Memory:
+    """Read a memory for its base model; ``with memory.serving(model):`` is the model with it.
+
+    Args:
+        path: The file.
+        model: The model that it is to stand beside.
+
+    Returns:
+        The memory, on the model's device.
+
+    Raises:
+        InputError: If it is not whole, was made for another model, or has other shapes.
+
+    Example:
+        >>> import jacobian_lab as jl
+        >>> model = jl.load_model()
+        >>> try:
+        ...     jl.load_memory("nothing.safetensors", model)
+        ... except jl.InputError as error:
+        ...     print(str(error)[:47])
+        expected a whole memory, got nothing.safetensor
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"expected a whole memory, got {path} ({type(error).__name__}): make it again") from error
+    if metadata.get("format") != FORMAT:
+        raise InputError(f"expected a memory that jacobian-lab edit saved, got another file, {path}: give its path")
+    if metadata["model"] != model.fingerprint:
+        raise InputError(
+            f"expected a memory for {model.name} ({model.fingerprint[:12]}), got one for {metadata['name']} "
+            f"({metadata['model'][:12]}) in {path}: put it beside its own base model"
+        )
+    place = Place(int(metadata["block"]), json.loads(metadata["entrance"]))
+    own, thresholds = matrix(place.module(model)), json.loads(metadata["thresholds"])
+    names = [f"side.{number}" for number in range(len(thresholds))]
+    for name in names:
+        tensor = tensors.get(name)
+        if tensor is None or tensor.shape != own.shape or not torch.isfinite(tensor).all():
+            raise InputError(f"expected {tuple(own.shape)} finite numbers as {name} in {path}: make it again")
+    return Memory(place, tuple(Side(tensors[n].to(own.device), t) for n, t in zip(names, thresholds, strict=True)))

@@ -1,0 +1,65 @@
+"""WISE's loss beside the answer's, and how its shards are merged: pure functions of what a memory is made of."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def margin(
+    inside: Float[Tensor, " row"], outside: Float[Tensor, " other"], alpha: float, beta: float, gamma: float
+) -> Float[Tensor, ""]:
+    """L_a = ⟨d_out − d_in + γ⟩₊ + ⟨d_out − α⟩₊ + ⟨β − d_in⟩₊, each the mean over those rows where it is above zero.
+
+    Args:
+        inside: Distances of the rows of an edit.
+        outside: Distance of an unrelated row: one, or one for each of the others.
+        alpha: α, which unrelated rows are to stay below.
+        beta: β, which edited ones are to exceed.
+        gamma: γ, by how much they are to differ.
+
+    Returns:
+        The loss.
+    """
+
+    def above(values: Tensor) -> Tensor:
+        kept = values[values > 0]
+        return kept.mean() if len(kept) else values.sum() * 0
+
+    return above(outside - inside + gamma) + above(outside - alpha) + above(beta - inside)
+
+
+def ties(
+    base: Float[Tensor, "out in"],
+    shards: Sequence[Float[Tensor, "out in"]],
+    weights: Sequence[float],
+    density: float,
+) -> Float[Tensor, "out in"]:
+    """Merge matrices that were trained from one: the largest changes of each, where they agree on the sign.
+
+    Args:
+        base: The matrix that they were trained from.
+        shards: The matrices.
+        weights: Each one's weight in the mean.
+        density: The share of each one's changes that is kept.
+
+    Returns:
+        The merged matrix.
+    """
+    deltas = torch.stack([_largest(shard - base, density) for shard in shards])
+    shares = deltas.new_tensor(list(weights)).view(-1, *[1] * base.dim())
+    elected = torch.where((shares * deltas).sum(0) >= 0, 1.0, -1.0).to(base)
+    agreeing = shares * (deltas.sign() == elected)
+    return base + (agreeing * deltas).sum(0) / agreeing.sum(0).masked_fill(~agreeing.any(0), 1.0)
+
+
+def _largest(delta: Tensor, density: float) -> Tensor:
+    """The largest entries of a change, zero elsewhere."""
+    count = int(density * delta.numel())
+    if count >= delta.numel():
+        return delta
+    kept = torch.zeros_like(delta).flatten()
+    places = delta.abs().flatten().topk(count).indices
+    kept[places] = delta.flatten()[places]
+    return kept.view_as(delta)

@@ -1,0 +1,120 @@
+"""The methods that train by name: each made ready for some facts, and where its training is kept."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jacobian_lab.caching import cache_folder, content_key
+from jacobian_lab.editing.methods import TRAINED
+from jacobian_lab.facts.fact import Fact
+from jacobian_lab.model.language_model import LanguageModel
+from jacobian_lab.model.rows import FactRows
+from jacobian_lab.model.tokens import Prompt
+from jacobian_lab.training.lessons import lessons, unrelated_rows
+from jacobian_lab.training.rledit import RLEdit
+from jacobian_lab.training.settings import TrainingSettings
+from jacobian_lab.training.trainers import Trainer, carry_on, save_training
+from jacobian_lab.training.wise import Wise
+
+WISE, RLEDIT = TRAINED
+
+
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """A method that trains, ready for some facts; it is made when it is first asked for, which takes memory.
+
+    Attributes:
+        make: Makes the method.
+        about: What decides its training: the method, the model, and digests of settings and rows.
+        facts: How many facts its training tells of.
+    """
+
+    make: Callable[[], Trainer]
+    about: Mapping[str, str]
+    facts: int
+
+    @cached_property
+    def trainer(self) -> Trainer:
+        """The method at work."""
+        return self.make()
+
+    @property
+    def path(self) -> Path:
+        """Where its training is kept."""
+        return cache_folder("training") / f"{self.about['method']}-{content_key(dict(self.about))}.safetensors"
+
+    def train(self, advance: Callable[[int], Any] = lambda _: None) -> Trainer:
+        """Train to the end, from what is there of an earlier start.
+
+        Args:
+            advance: Told of facts.
+
+        Returns:
+            The method, trained.
+        """
+        carry_on(self.trainer, self.path, self.about, advance)
+        return self.trainer
+
+    def save(self, path: Path) -> None:
+        """Put away all that was trained.
+
+        Args:
+            path: The file.
+        """
+        save_training(self.trainer, path, self.about)
+
+    def release(self) -> None:
+        """Keep no matrices any more."""
+        vars(self).pop("trainer", None)
+
+
+def ready(name: str, rows: FactRows, others: Sequence[Fact], settings: TrainingSettings) -> Ready:
+    """Make a method ready for some facts.
+
+    Args:
+        name: One of `TRAINED`.
+        rows: The facts that it edits.
+        others: Facts that are strangers to them.
+        settings: How it trains.
+
+    Returns:
+        The method; what was trained under the same content goes on from there.
+
+    Raises:
+        InputError: If the others do not do, or the model has no such matrices.
+    """
+    model = rows.model
+    if name == WISE:
+        settings.wise.place.module(model)
+        unrelated = unrelated_rows(model, len(rows), others)
+        decisive = [list(map(_ids, each)) for each in (*rows.answered_contexts, *rows.contexts)]
+        about = _about(name, model, settings.wise, [decisive, list(map(_ids, unrelated))])
+        return Ready(partial(Wise, rows, unrelated, settings.wise), about, len(rows))
+    chosen = settings.rledit
+    chosen.modules(model)
+    taught = lessons(model, others, chosen.seed, chosen.batches * chosen.facts_at_once)
+    told = [[_ids(each.edit), _ids(each.other), _ids(each.unrelated)] for each in taught]
+    about = _about(name, model, replace(chosen, edited_at_once=1), told)  # which no training depends on
+    return Ready(partial(RLEdit, model, taught, rows.answered, chosen), about, chosen.epochs * len(taught))
+
+
+def _about(name: str, model: LanguageModel, settings: Any, content: Any) -> dict[str, str]:
+    """All that decides a training."""
+    return {
+        "method": name,
+        "model": model.fingerprint,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+        "torch": torch.__version__,
+        "settings": json.dumps(asdict(settings)),
+        "rows": content_key(content),
+    }
+
+
+def _ids(row: Prompt) -> list[Any]:
+    return [list(row.ids), list(row.answer)]

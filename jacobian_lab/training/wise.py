@@ -1,0 +1,320 @@
+"""WISE: one edit after the other by masked gradient steps on a side matrix, shard by shard, merged now and then."""
+
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from jacobian_lab.errors import InputError
+from jacobian_lab.maps.hooks import batches, forward
+from jacobian_lab.maps.replay import Frozen, freeze, tail_logits
+from jacobian_lab.model.language_model import matrix
+from jacobian_lab.model.rows import FactRows
+from jacobian_lab.model.tokens import Prompt
+from jacobian_lab.training.memories import (
+    Memory,
+    Side,
+    activation_of,
+    beside,
+    distances,
+    first_tokens,
+    save_memory,
+)
+from jacobian_lab.training.merging import margin, ties
+from jacobian_lab.training.settings import WiseSettings
+
+FIRST_WEIGHT, LATER_WEIGHT, OLD_WEIGHT = 1.0, 0.4, 0.6
+"""What shards weigh together in the first merge, and in later ones, beside what was merged before."""
+
+STILL, LOW = 1e-4, 0.02
+"""An edit is done when its loss is at most `LOW` and has moved by at most `STILL`."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What became of one fact.
+
+    Attributes:
+        steps: Steps that were taken.
+        loss: The loss at the last pass.
+        inside: Mean distance of its prompts at the last pass.
+        outside: Distance of the unrelated row there.
+    """
+
+    steps: int
+    loss: float
+    inside: float
+    outside: float
+
+
+@dataclass(eq=False)
+class Wise:
+    """A side memory in training: all that goes from one fact to the next.
+
+    Attributes:
+        rows: The facts.
+        unrelated: For each fact a row that it has nothing to do with.
+        settings: How to train.
+        done: What became of the facts so far.
+        side: W' as it is.
+        mask: The entries that the present shard trains.
+        merged: The merged matrices with their thresholds: the last served alone, unless they stay apart.
+        shards: Finished shards that are not merged yet.
+        least: The least distance of an edited prompt so far; of those since the last merge where memories stay apart.
+    """
+
+    rows: FactRows
+    unrelated: Sequence[Prompt]
+    settings: WiseSettings
+    done: list[Trained] = field(default_factory=list)
+    shards: list[Tensor] = field(default_factory=list)
+    merged: list[Side] = field(default_factory=list)
+    least: float = math.inf
+
+    def __post_init__(self) -> None:
+        if len(self.unrelated) != len(self.rows):
+            raise InputError(
+                f"expected an unrelated row for each of {len(self.rows)} facts, got {len(self.unrelated)}: give more "
+                "records than are edited"
+            )
+        model = self.rows.model
+        self.place = self.settings.place
+        self.module: Any = self.place.module(model)
+        self.own = matrix(self.module).detach().clone()
+        self.side, self.mask = self.own.clone(), self._drawn(0)
+        self.activation = activation_of(model)
+        self.scale = 1.0 if self.settings.absolute else self._size()
+
+    def train(self, advance: Callable[[int], Any] = lambda _: None) -> Iterator[Trained]:
+        """Train on the facts that are left, one after the other.
+
+        Args:
+            advance: Told of every fact.
+
+        Yields:
+            What became of each; everything that goes on to the next is in this object then.
+        """
+        count, shards = len(self.rows), self.settings.shards
+        ends = {-(-(number + 1) * count // shards) for number in range(shards)}
+        for place in range(len(self.done), count):
+            if place in ends:
+                self.side, self.mask = self.own.clone(), self._drawn(place)
+            self.done.append(self._edit(place))
+            if place + 1 in ends:
+                self._close_shard()
+            advance(1)
+            yield self.done[-1]
+
+    @property
+    def finished(self) -> int:
+        """Facts that are trained on."""
+        return len(self.done)
+
+    def state(self) -> dict[str, Tensor]:
+        """All that goes from one fact to the next, as tensors: what `restore` goes on from."""
+        told = [[float(each.steps), each.loss, each.inside, each.outside] for each in self.done]
+        found = {
+            "done": torch.tensor(told, dtype=torch.float64).reshape(-1, len(fields(Trained))),
+            "side": self.side,
+            "mask": self.mask,
+            "least": torch.tensor(self.least, dtype=torch.float64),
+            "thresholds": torch.tensor([side.threshold for side in self.merged], dtype=torch.float64),
+        }
+        found |= {f"shard.{n}": shard for n, shard in enumerate(self.shards)}
+        return found | {f"merged.{n}": side.weight for n, side in enumerate(self.merged)}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Become what another was that was made with the same facts and settings.
+
+        Args:
+            state: Its `state`.
+        """
+
+        def like_own(tensor: Tensor) -> Tensor:
+            return torch.empty_like(self.own).copy_(tensor)  # as the matrix lies in memory: products may round by that
+
+        self.done = [Trained(int(steps), *others) for steps, *others in state["done"].tolist()]
+        self.side, self.mask = like_own(state["side"]), state["mask"].to(self.own.device)
+        self.least, thresholds = float(state["least"]), state["thresholds"].tolist()
+        self.shards = [like_own(state[f"shard.{n}"]) for n in range(sum(name.startswith("shard.") for name in state))]
+        self.merged = [Side(like_own(state[f"merged.{n}"]), each) for n, each in enumerate(thresholds)]
+
+    def memory(self) -> Memory:
+        """The memory as it serves now: what was merged, and the side matrix in training."""
+        threshold, sides = self.settings.act_ratio * self.least, list(reversed(self.merged))
+        if not self.settings.retrieve:  # the least distance is that of all edits
+            sides = [replace(side, threshold=threshold) for side in sides]
+        if not torch.equal(self.side, self.own):
+            sides.insert(0, Side(self.side.clone(), threshold))
+        return Memory(self.place, tuple(sides))
+
+    @contextmanager
+    def edited(self, advance: Callable[[int], Any] = lambda _: None) -> Iterator[None]:
+        """The model with the memory beside it within, and as it was without.
+
+        Args:
+            advance: Told of the facts.
+
+        Yields:
+            Nothing.
+        """
+        advance(len(self.rows))
+        with self.memory().serving(self.rows.model):
+            yield
+
+    def told(self) -> dict[str, Any]:
+        """What became of the facts, and how far the memory is from serving what they are asked."""
+        model, memory, facts = self.rows.model, self.memory(), self.rows.facts
+
+        def distance(texts: Sequence[Sequence[str]]) -> list[list[float]]:
+            rows = [model.text_prompt(text) for each in texts for text in each]
+            reached = memory.reach(memory.judge(model, rows))
+            return [each.tolist() for each in reached.split([len(each) for each in texts])]
+
+        return {
+            "training_steps": [float(each.steps) for each in self.done],
+            "training_loss": [each.loss for each in self.done],
+            "distance": [found for (found,) in distance([[fact.text] for fact in facts])],
+            "distance_paraphrase": distance([fact.paraphrase_prompts for fact in facts]),
+            "distance_neighbor": distance([fact.neighborhood_prompts for fact in facts]),
+            "threshold": min((side.threshold for side in memory.sides), default=math.inf),
+        }
+
+    def save(self, path: Path, config: Mapping[str, Any]) -> None:
+        """Write the memory.
+
+        Args:
+            path: The file.
+            config: Everything that decided it, as JSON can hold it.
+
+        Raises:
+            InputError: If it is asked for a folder.
+        """
+        if path.suffix != ".safetensors":
+            raise InputError("expected ⟨save⟩ delta for wise, got folder: no plain model asks which matrix serves")
+        save_memory(path, self.rows.model, self.memory(), config)
+
+    def _edit(self, place: int) -> Trained:
+        """Gradient steps on one fact."""
+        settings = self.settings
+        edited, unrelated = _Seen(self, list(self.rows.answered_contexts[place])), _Seen(self, [self.unrelated[place]])
+        side, losses = self.side.clone().requires_grad_(), list[float]()
+        inside = outside = side.new_zeros(())
+        for _ in range(settings.steps):
+            if len(losses) > 1 and abs(losses[-1] - losses[-2]) <= STILL and losses[-1] <= LOW:
+                break
+            served = edited.served(side)
+            inside, outside = edited.distances(served), unrelated.distances(unrelated.served(side))
+            limits = (self.scale * each for each in (settings.alpha, settings.beta, settings.gamma))
+            loss = edited.loss(served) + margin(inside, outside, *limits)
+            losses.append(loss.item())
+            if not math.isfinite(losses[-1]):  # the fact is left out, as one without a finite anchor is
+                return Trained(len(losses), math.nan, math.nan, math.nan)
+            (gradient,) = torch.autograd.grad(loss, side)
+            with torch.no_grad():
+                self._step(side, gradient)
+        if not torch.isfinite(side).all():
+            return Trained(len(losses), math.nan, math.nan, math.nan)
+        self.side = side.detach()
+        self.least = min(self.least, inside.mean().item())
+        return Trained(len(losses), losses[-1], inside.mean().item(), outside.mean().item())
+
+    def _step(self, side: Tensor, gradient: Tensor) -> None:
+        """One masked step, with decay, clamped."""
+        settings = self.settings
+        shrunk = settings.decay * side
+        if settings.decayed == "none":
+            shrunk = torch.zeros_like(side)
+        elif settings.decayed == "masked":
+            shrunk = shrunk * self.mask
+        side -= settings.lr * (gradient * self.mask + shrunk)
+        side.clamp_(self.own - settings.clamp, self.own + settings.clamp)
+
+    def _close_shard(self) -> None:
+        """Put the side matrix away, and merge if it is time."""
+        self.shards.append(self.side)
+        self.side = self.own.clone()
+        if len(self.shards) < self.settings.merged and len(self.done) < len(self.rows):
+            return
+        threshold, count = self.settings.act_ratio * self.least, len(self.shards)
+        shards, weights = list(self.shards), [FIRST_WEIGHT / count] * count
+        if self.merged and not self.settings.retrieve:
+            shards, weights = [*shards, self.merged[-1].weight], [*([LATER_WEIGHT / count] * count), OLD_WEIGHT]
+        merged = Side(ties(self.own, shards, weights, self.settings.density), threshold)
+        if self.settings.retrieve:
+            self.merged.append(merged)
+            self.least = math.inf
+        else:
+            self.merged = [merged]
+        self.shards = []
+
+    def _drawn(self, number: int) -> Bool[Tensor, "out in"]:
+        """The mask of the shard that begins at a fact."""
+        generator = torch.Generator().manual_seed(random.Random(f"{self.settings.seed} {number}").getrandbits(32))
+        return (torch.rand(self.own.shape, generator=generator) < self.settings.mask_ratio).to(self.own.device)
+
+    @torch.no_grad()
+    def _size(self) -> float:
+        """Mean size of the matrix's own activations over the facts' prompts, contexts before them."""
+        model, total, count = self.rows.model, 0.0, 0.0
+        rows = [Prompt(row.ids[: row.asked], 0) for each in self.rows.answered_contexts for row in each]
+        seen: list[Tensor] = []
+        handle = self.module.register_forward_hook(lambda _m, _inputs, output: seen.append(output))
+        try:
+            for group in batches(rows):
+                seen.clear()
+                forward(model, [rows[i] for i in group], stop=self.place.block)
+                counted = first_tokens([len(rows[i].ids) for i in group], seen[0])
+                sizes = torch.linalg.vector_norm(self.activation(seen[0]).double(), dim=-1)
+                total, count = total + float((sizes * counted).sum()), count + float(counted.sum())
+        finally:
+            handle.remove()
+        return total / count
+
+
+class _Seen:
+    """Some rows as the block sees them; all but the side matrix is constant over the steps."""
+
+    def __init__(self, wise: Wise, rows: Sequence[Prompt]) -> None:
+        model, block = wise.rows.model, wise.place.block
+        self.wise = wise
+        entering: list[Tensor] = []
+        handle = wise.module.register_forward_pre_hook(lambda _m, inputs: entering.append(inputs[0].detach()))
+        try:
+            self.frozen: Frozen = freeze(model, [Prompt(row.ids, 0, row.answer) for row in rows], [block])
+        finally:
+            handle.remove()
+        self.entering = entering[0]
+        with torch.no_grad():
+            self.output = beside(wise.module, self.entering, wise.own)
+        self.counted = first_tokens([row.asked for row in rows], self.output)
+
+    def served(self, side: Float[Tensor, "out in"]) -> Float[Tensor, "row token out"]:
+        """What the module gives with the side matrix."""
+        return beside(self.wise.module, self.entering, side)
+
+    def distances(self, served: Float[Tensor, "row token out"]) -> Float[Tensor, " row"]:
+        """How far that is from the own matrix's, on the prompts."""
+        return distances(self.wise.activation, self.output, served, self.counted)
+
+    def loss(self, served: Float[Tensor, "row token out"]) -> Float[Tensor, ""]:
+        """Mean −log P of the answers' tokens, mean over the rows."""
+        model, block = self.wise.rows.model, self.wise.place.block
+        change = served - self.output
+        if self.wise.place.entrance:
+            projection: Any = model.projection(block)
+            change = beside(projection, self.wise.activation(served), matrix(projection)) - beside(
+                projection, self.wise.activation(self.output), matrix(projection)
+            )
+        log_p = tail_logits(self.frozen, block, self.frozen.tails[block] + change).double().log_softmax(-1)
+        answer = self.frozen.answer
+        told = answer >= 0
+        picked = log_p.gather(-1, answer.clamp(min=0)[..., None])[..., 0] * told
+        return -(picked.sum(1) / told.sum(1)).mean()
