@@ -268,7 +268,7 @@ class Workers:
                 if len(piece) == 1:
                     raise InputError(
                         f"expected workers that stay alive, got {DEATHS + 1} that died of one fact: give each more "
-                        "memory, or choose fewer ⟨crew.workers⟩"
+                        "memory, or choose fewer ⟨workers⟩"
                     ) from error
                 size = min(size, len(piece) // 2)
                 tell(len(piece), size)
@@ -328,7 +328,7 @@ def _check_room(workers: int, each: Mapping[str, float], wait: float = 20.0) -> 
     kind = lacking[0]
     raise InputError(
         f"expected {workers * each[kind]:g} free {kind}s for {workers} workers, got {there.get(kind, 0):g}: choose "
-        f"fewer ⟨crew.workers⟩ or a smaller ⟨crew.worker_{kind.lower()}s⟩"
+        f"fewer ⟨workers⟩ or a smaller ⟨worker_{kind.lower()}s⟩"
     )
 
 

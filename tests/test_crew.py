@@ -1,39 +1,41 @@
 """Work divided by facts: two workers give what one process does, whatever becomes of them."""
 
-import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers.commands import options
+import torch
 from helpers.small import CONFIGS, make_folder
 
-from jacobian_lab import cli
 from jacobian_lab import crew as crew_module
 from jacobian_lab.crew import ALONE, CrewSettings, Workers, hire
+from jacobian_lab.editing import layers
 from jacobian_lab.errors import InputError
-from jacobian_lab.jobs import setup
-from jacobian_lab.jobs.config import EditTableConfig, SchemesConfig
+from jacobian_lab.evaluation import examination
+from jacobian_lab.jobs.config import EditTableConfig, LayerCountConfig, SchemesConfig
 from jacobian_lab.jobs.methods import run_edit_table
 from jacobian_lab.jobs.schemes import run_schemes
+from jacobian_lab.jobs.sweeps import run_layer_count
 from jacobian_lab.model.loading import load_model
 from jacobian_lab.store.run import open_run
 
 ray = pytest.importorskip("ray")
-TWO = CrewSettings(workers=2)
+TWO = CrewSettings(workers=2, worker_cpus=1)
 METHODS = "memit", "alphaedit+cr"
 
 
 @pytest.fixture(scope="module")
 def crew(arguments):
-    """Two workers, started once for all tests here."""
+    """Two workers, started once for all tests that only divide work, on a machine with room for two more."""
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
     yield hire(TWO, load_model(arguments["model"], "float64", "cpu"), (1, 2, 3), "float64", "cpu")
     ray.shutdown()
 
 
 @pytest.fixture
-def hired(crew, monkeypatch):
-    monkeypatch.setattr(setup, "hire", lambda *_: crew)
-    return crew
+def small_pieces(monkeypatch):
+    monkeypatch.setattr(layers, "KEYS_AT_ONCE", 2)
+    monkeypatch.setattr(examination, "FACTS_AT_ONCE", 2)
 
 
 def same(folder, other):
@@ -51,32 +53,47 @@ def test_one_process_is_no_crew(tiny):
     assert hire(CrewSettings(), tiny, (1, 2), "float64", "cpu") is ALONE
 
 
-def test_tables(arguments, hired, tmp_path):
+def by_one_and_by_two(run, config, folder):
+    run(replace(config, out=folder / "one"), progress=False)
+    run(replace(config, out=folder / "two", crew=TWO), progress=False)
+    same(folder / "two", folder / "one")
+
+
+def test_tables(arguments, tmp_path):
     """Anchors, shifts, keys and the survey are the workers'."""
-    run_schemes(SchemesConfig(**arguments, out=tmp_path / "one", crew=CrewSettings()), progress=False)
-    run_schemes(SchemesConfig(**arguments, out=tmp_path / "two", crew=TWO), progress=False)
-    same(tmp_path / "two", tmp_path / "one")
+    by_one_and_by_two(run_schemes, SchemesConfig(**arguments), tmp_path)
 
 
-def test_edit_table_with_a_worker_killed_in_the_middle(arguments, hired, monkeypatch, tmp_path):
+def test_layer_count(arguments, small_pieces, tmp_path):
+    """Other layers are edited than the configuration names; the weights of all of them go with the work."""
+    config = LayerCountConfig(**{**arguments, "slice": "0:4", "layers": "2-3"}, schemes=("backward-full",))
+    by_one_and_by_two(run_layer_count, config, tmp_path)
+
+
+def test_edit_table_with_workers_killed_in_the_middle(arguments, small_pieces, monkeypatch, tmp_path):
     """The edited weights go with the work, to the worker that takes the dead one's place too."""
-    config = {**arguments, "methods": METHODS, "edits_per_batch": 3}
-    with monkeypatch.context() as alone:
-        alone.setattr(setup, "hire", lambda *_: ALONE)
-        run_edit_table(EditTableConfig(**config, out=tmp_path / "one"), progress=False)
     original, killed = Workers.map, []
 
     def map_and_kill(self, *given):
         for number, found in enumerate(original(self, *given)):
             yield found
-            if number == 0 and len(killed) < 3:
-                killed.append(number)
+            edited = self._sent is not None
+            if number == 0 and killed.count(edited) < 2:
+                killed.append(edited)
                 ray.kill(self._actors[len(killed) % 2], no_restart=False)
 
     monkeypatch.setattr(Workers, "map", map_and_kill)
-    run_edit_table(EditTableConfig(**config, out=tmp_path / "two"), progress=False)
-    assert len(killed) == 3
-    same(tmp_path / "two", tmp_path / "one")
+    by_one_and_by_two(run_edit_table, EditTableConfig(**arguments, methods=METHODS, edits_per_batch=3), tmp_path)
+    assert sorted(killed) == [False, False, True, True]
+
+
+def test_in_half_precision_the_unedited_model_is_itself(arguments, small_pieces, tmp_path):
+    config = {**arguments, "dtype": "bfloat16", "out": tmp_path / "run"}
+    folder = run_edit_table(EditTableConfig(**config, methods=("memit",), crew=TWO), progress=False)
+    unedited = open_run(folder).sel(edit="unedited")
+    assert (unedited["kl"].dropna("fact", how="all").fillna(0) == 0).all()
+    assert (unedited["top1"].fillna(1) == 1).all()
+    assert not ray.is_initialized()  # they have been let go
 
 
 def test_what_a_worker_s_memory_does_not_hold_is_halved(crew):
@@ -99,7 +116,7 @@ def test_a_worker_s_own_error_comes_back_as_it_was(crew):
         list(crew.map([(1,)], work))
 
 
-def test_a_piece_that_kills_every_worker_is_given_up(arguments, monkeypatch):
+def test_a_piece_that_kills_every_worker_is_given_up(crew, arguments, monkeypatch):
     monkeypatch.setattr(crew_module, "DEATHS", 0)
     model = load_model(arguments["model"], "float64", "cpu")
 
@@ -108,11 +125,14 @@ def test_a_piece_that_kills_every_worker_is_given_up(arguments, monkeypatch):
 
         os._exit(1)
 
+    alone = Workers(CrewSettings(workers=1, worker_cpus=1), model, (1, 2), "float64", "cpu")
     with pytest.raises(InputError, match="expected workers that stay alive"):
-        list(Workers(CrewSettings(), model, (1, 2), "float64", "cpu").map([(1, 2)], work))
+        list(alone.map([(1, 2)], work))
+    for actor in alone._actors:
+        ray.kill(actor)
 
 
-def test_another_model_on_another_machine_is_refused(tmp_path):
+def test_another_model_on_another_machine_is_refused(crew, tmp_path):
     folder = make_folder(tmp_path / "model", CONFIGS["llama"])
     model = load_model(str(folder), "float64", "cpu")
     workers = hire(TWO, model, (1, 2), "float64", "cpu")
@@ -121,9 +141,26 @@ def test_another_model_on_another_machine_is_refused(tmp_path):
         list(workers.map([(0,)], len))
 
 
-def test_without_ray_it_is_said_in_one_line(arguments, monkeypatch, tmp_path, capsys):
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(SystemExit) as caught:
-        cli.main(["tables", *options({**arguments, "out": tmp_path / "run"}), "--workers", "2"])
-    assert caught.value.code == 2
-    assert "pip install 'jacobian_lab[ray]'" in capsys.readouterr().err
+def test_workers_for_whom_there_is_no_room_are_refused(crew, monkeypatch):
+    list(crew.map([(0,)], len))
+    monkeypatch.setattr(crew_module._check_room, "__defaults__", (0.5,))
+    many = replace(crew, settings=CrewSettings(workers=8, worker_cpus=1))
+    with pytest.raises(InputError, match=r"expected 8 free CPUs for 8 workers, got .: choose fewer workers"):
+        list(many.map([(0,)], len))
+
+
+def test_edited_weights_are_fetched_once(crew):
+    before = crew.model.weight(2).clone()
+
+    def look(piece):
+        return float(next(iter(crew_module._RESIDENT.values())).weight(2)[0, 0])
+
+    with torch.no_grad():
+        crew.model.weight(2)[0, 0] = 7.0
+    edited = dict(crew.map([(n,) for n in range(4)], look))
+    sent = crew._sent
+    crew.model.weight(2).copy_(before)
+    loaded = dict(crew.map([(n,) for n in range(4)], look))
+    assert set(edited.values()) == {7.0}
+    assert set(loaded.values()) == {float(before[0, 0])}
+    assert sent is crew._sent

@@ -117,7 +117,8 @@ class Job:
         """
         costs = Costs(self.model, clock, self.kept, *self.crew.load)
         some = [(part, 1.0) for part in self.parts] if parts is None else parts
-        return [[costs.loading(), *self.before_cost(costs)], *(list(part.cost(costs, share)) for part, share in some)]
+        loading = [costs.loading()] if parts is None else []
+        return [[*loading, *self.before_cost(costs)], *(list(part.cost(costs, share)) for part, share in some)]
 
     def disk(self) -> int:
         """Bytes of the run's arrays at the most."""

@@ -90,7 +90,7 @@ class Plan:
             if card is not None and stage.host > host:
                 raise InputError(
                     f"expected {_size(stage.host)} of the host's memory for {stage.name}, got {_size(host)}: take "
-                    "fewer ⟨layers⟩ or ⟨crew.workers⟩, a smaller model, or another machine"
+                    "fewer ⟨layers⟩ or ⟨workers⟩, a smaller model, or another machine"
                 )
             if stage.least > there:
                 halved = max(each.half for each in self.stages)
