@@ -343,7 +343,9 @@ class Comparison:
         count = times * (len(self.methods) + len(self.trained))
         told_edits = f"{count} edits, evaluated"
         seconds = times * edits + (count + 2) * once  # the unedited model too, and what was before
-        return [*refits, costs.editing(told_edits, seconds, len(layers), projected=len(self._projected()), share=share)]
+        edited = costs.editing(told_edits, seconds, len(layers), projected=len(self._projected()), share=share)
+        taught = [costs.training(rows, each.facts, each.settings, share=share) for each in self.trained.values()]
+        return [*refits, *taught, edited]
 
     def begin(self, folder: Path) -> None:
         """Make it clear before the long work that the rules can use every C.

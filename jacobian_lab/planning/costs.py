@@ -14,6 +14,7 @@ from jacobian_lab.model.rows import FactRows
 from jacobian_lab.model.tokens import Prompt
 from jacobian_lab.planning.clock import Clock
 from jacobian_lab.planning.sketch import Sizes
+from jacobian_lab.training.settings import RLEditSettings, WiseSettings
 
 DOUBLE = 8
 PROCESS = 700 * 2**20
@@ -206,6 +207,50 @@ class Costs:
         gradients = above * tokens * (12 * sizes.width + 6 * sizes.d_mlp) * itemsize
         frozen = above * whole * sizes.cached * itemsize
         return seconds, gradients + frozen + (answers + len(rows)) * sizes.words * LOGITS + self._head()
+
+    def training(
+        self, rows: FactRows, lessons: int, settings: WiseSettings | RLEditSettings, *, share: float = 1.0
+    ) -> Stage:
+        """The training of a method that trains, where nothing is cached.
+
+        Args:
+            rows: The facts.
+            lessons: Facts that RLEdit is taught with, over all epochs.
+            settings: Its settings.
+            share: How much of it is left to do.
+
+        Returns:
+            The stage.
+        """
+        if isinstance(settings, WiseSettings):
+            return self.stage("training of wise", *self._wise(rows, settings), share=share)
+        return self.stage("training of rledit", *self._rledit(rows, lessons // settings.epochs, settings), share=share)
+
+    def _wise(self, rows: FactRows, settings: WiseSettings) -> tuple[float, int]:
+        """Seconds, if every fact takes all of its steps, and bytes."""
+        above, seconds, held = self.sizes.blocks - 1 - settings.block, 0.0, 0
+        for contexts in rows.answered_contexts:
+            tokens = (len(contexts) + 1) * max(len(row.ids) for row in contexts)
+            answers = sum(len(row.answer) for row in contexts)
+            step = above * self.clock.block(tokens, back=True) + answers * self.clock.logits[1]
+            seconds += settings.steps * step + self.sizes.blocks * self.clock.block(tokens)
+            held = max(held, answers * self.sizes.words * LOGITS)
+        side = (settings.shards + 4) * self.sizes.width * self.sizes.d_mlp * self.model.dtype.itemsize
+        return seconds, held + side
+
+    def _rledit(self, rows: FactRows, lessons: int, settings: RLEditSettings) -> tuple[float, int]:
+        """Seconds, editing among them, with lessons as long as the facts themselves, and bytes."""
+        above, at_once = self.sizes.blocks - min(settings.blocks), settings.rows_at_once
+        tokens, answer = max(len(row.ids) for row in rows.answered), max(len(row.answer) for row in rows.answered)
+        there = above * self.clock.block(at_once * tokens) + at_once * answer * self.clock.logits[0]
+        back = above * self.clock.block(at_once * tokens, back=True) + at_once * answer * self.clock.logits[1]
+        parts, batches_of = -(-settings.facts_at_once // at_once), -(-lessons // settings.facts_at_once)
+        count = min(batches_of, settings.batches)
+        looked_back = sum(min(number + 1, settings.back) for number in range(count))
+        seconds = settings.epochs * parts * (looked_back * (2 * back + there) + count * back)
+        seconds += -(-len(rows) // at_once) * (back + 2 * there)
+        matrices = len(settings.blocks) * self.sizes.inner * self.sizes.width * self.sizes.d_mlp
+        return seconds, 6 * matrices * DOUBLE + at_once * answer * self.sizes.words * LOGITS
 
     def sweep(self, span: int) -> float:
         """Seconds of all J of one fact from so many blocks below the last.
