@@ -26,36 +26,40 @@ from jacobian_lab.training.settings import RLEditConfig, TrainingConfig, WiseCon
 
 LAB = Path(sys.executable).parent / "jacobian-lab"
 METHODS = ("memit", "wise", "rledit")
-WISE = {"lr": (0.02, 0.05, 0.1, 0.2), "beta": (0.1, 0.3)}
-RLEDIT = {"rate": (1e-4, 1e-3, 1e-2), "meta_lr": (1e-5, 1e-3)}
+GRIDS: dict[str, dict[str, Any]] = {
+    "wise": {"lr": (0.02, 0.05, 0.1, 0.2), "beta": (0.1, 0.3)},
+    "rledit": {"rate": (1e-4, 1e-3, 1e-2), "batches": (4,)},
+}
 """What is scanned."""
 
 
-def settings_of(name: str) -> Iterator[tuple[dict[str, Any], TrainingConfig]]:
+def settings_of(name: str, scanned: dict[str, Any]) -> Iterator[tuple[dict[str, Any], TrainingConfig]]:
     """The settings that are tried.
 
     Args:
         name: The method.
+        scanned: For each option that is set, its values.
 
     Yields:
         What is set, and the whole configuration; α and γ of WISE go with β as the published ones do.
     """
-    scanned = WISE if name == "wise" else RLEDIT
     for values in product(*scanned.values()):
         chosen: dict[str, Any] = dict(zip(scanned, values, strict=True))
         if name == "wise":
-            rest = {"alpha": chosen["beta"] / 10, "gamma": chosen["beta"] / 2}
+            beta = chosen.get("beta", 1.0)
+            rest = {"alpha": beta / 10, "gamma": beta / 2}
             yield chosen, TrainingConfig(wise=WiseConfig(**chosen, **rest))
         else:
             yield chosen, TrainingConfig(rledit=RLEditConfig(**chosen))
 
 
-def scan(name: str, part: str) -> list[dict[str, Any]]:
+def scan(name: str, part: str, scanned: dict[str, Any]) -> list[dict[str, Any]]:
     """Edit with every setting.
 
     Args:
         name: The method.
         part: Which of the built-in facts.
+        scanned: For each option that is set, its values.
 
     Returns:
         For each setting what came of it: shares × 100, D_KL in nats, and what the method says of itself.
@@ -63,7 +67,7 @@ def scan(name: str, part: str) -> list[dict[str, Any]]:
     os.environ["JACOBIAN_LAB_CACHE"] = tempfile.mkdtemp()  # so that nothing is found there, and times are times
     model, facts, every = jl.load_model(), jl.load_facts("builtin", part), jl.load_facts("builtin")
     found = []
-    for chosen, training in settings_of(name):
+    for chosen, training in settings_of(name, scanned):
         editor = jl.Editor(model, facts, training=training, train_facts=every, progress=False)
         begin = time.perf_counter()
         with editor.edit(name) as edit:
@@ -140,11 +144,13 @@ def cost(part: str) -> list[dict[str, Any]]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scan", choices=METHODS[1:])
+    parser.add_argument("--grid", type=json.loads, help='for each option its values, as {"lr": [0.05], "beta": [0.3]}')
     parser.add_argument("--cost", action="store_true")
     parser.add_argument("--slice", default="0:16")
     parser.add_argument("--out", type=Path, help="a JSON file")
     options = parser.parse_args()
-    rows = scan(options.scan, options.slice) if options.scan else cost(options.slice)
+    grid = options.grid or GRIDS.get(options.scan, {})
+    rows = scan(options.scan, options.slice, grid) if options.scan else cost(options.slice)
     versions = {"python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads()}
     report = {"what": options.scan or "cost", "slice": options.slice, "rows": rows, "machine": versions}
     if options.out:

@@ -117,8 +117,8 @@ class EditingConfig(ComputingConfig):
         coordination: How coordinated-replay shares the effort over the decisive layers.
         batch_size: Facts optimised side by side at the most, 16 on a processor by default and what memory holds on a
             card; changes no number beyond rounding.
-        anchors_from: Folder of another run of the same facts, or of some of them, whose anchors and shifts are taken
-            instead of being optimised again.
+        anchors_from: Folder of another run of these facts, of some of them or of more of their file, whose anchors and
+            shifts are taken instead of being optimised again.
     """
 
     templates: Path | None = None

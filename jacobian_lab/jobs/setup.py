@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -38,8 +38,10 @@ from jacobian_lab.store.schema import KINDS, command_of
 DIGITS = 3
 """Digits that the number of a layer has at the most."""
 
-ANCHORS = ("model", "chat", "dtype", "device", "facts", "templates", "anchor", "versions")
-"""The settings that decide an anchor."""
+ANCHORS = ("model", "chat", "dtype", "facts", "templates", "anchor")
+"""The settings that decide an anchor, but for rounding."""
+ROUNDING = ("device", "versions")
+"""Those that decide its rounding: anchors of a card may be edited with on a processor."""
 
 OF_WEIGHTS = ("model", "templates")
 """Those of them that a model without weights does not tell."""
@@ -319,11 +321,24 @@ def prepare(
     settings, facts = donated
     places = {label: place for place, label in enumerate(experiment.labels())}
     shared = [places[label] for label in facts if label in places]
-    ours = experiment.of_anchors() | {"facts": content_key(describe([subject.facts[place] for place in shared]))}
+    ours = experiment.of_anchors() | {"facts": content_key(describe(_named(facts, subject)))}
     known = [name for name in ANCHORS if sketch is None or name not in OF_WEIGHTS]
     theirs, ours = ({name: each[name] for name in known if name in each} for each in (settings, ours))
     check_same(theirs, ours, config.anchors_from, "anchors_from")
+    made, here = ({name: each[name] for name in ROUNDING} for each in (settings, experiment.of_anchors()))
+    if made != here:
+        where = f"{made['device']} with torch {made['versions']['torch']}"
+        note(f"anchors of {config.anchors_from} were made on {where}: they round otherwise")
     return replace(experiment, shared=frozenset(shared))
+
+
+def _named(labels: Sequence[Any], subject: Subject) -> list[Fact]:
+    """The facts that another run names, as far as there are such among ours, or else in the same file."""
+    known = {str(fact.id): fact for fact in subject.facts}
+    if any(str(label) not in known for label in labels):
+        whole = read_facts(subject.config.facts, on_bad_record="skip", on_repeat="first")
+        known = {str(fact.id): fact for fact in whole.facts} | known
+    return [known[str(label)] for label in labels if str(label) in known]
 
 
 def _donated(folder: Path) -> tuple[dict[str, Any], list[Any]]:

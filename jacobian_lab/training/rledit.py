@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,8 @@ class RLEdit:
         self.normalisers = {shape: Normaliser(sum(shape), dtype, device) for shape in shapes}
         self.places = {name: (shape, number) for shape, names in shapes.items() for number, name in enumerate(names)}
         self.dtype = dtype
+        parts = 3 * (chosen.back + 1) * -(-chosen.facts_at_once // chosen.rows_at_once)
+        self._below = lru_cache(parts)(self._run_below)
         self.adam = torch.optim.Adam(
             [p for network in self.networks.values() for p in network.parameters()], chosen.meta_lr
         )
@@ -360,9 +362,13 @@ class RLEdit:
         return found
 
     def _above(self, rows: Sequence[Prompt]) -> tuple[Frozen, Float[Tensor, "row token d_model"]]:
-        """Rows from the lowest changed block on: nothing below it ever changes."""
-        frozen = freeze(self.model, [Prompt(row.ids, 0, row.answer) for row in rows], [self.start])
+        """Rows from the lowest changed block on."""
+        frozen = self._below(tuple(rows))
         return frozen, frozen.tails[self.start].clone()
+
+    def _run_below(self, rows: tuple[Prompt, ...]) -> Frozen:
+        """Rows below the lowest changed block, where nothing ever changes; kept while they are looked back on."""
+        return freeze(self.model, [Prompt(row.ids, 0, row.answer) for row in rows], [self.start])
 
     def _clip(self) -> None:
         networks = list(self.networks.values())

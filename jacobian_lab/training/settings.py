@@ -48,7 +48,7 @@ WISE_OF: Mapping[str, Mapping[str, Any]] = {
 }
 """What the published code has for the models of the paper; all else is the same for every model."""
 
-_PUBLISHED = {"rank": 1024, "batches": 400}
+_PUBLISHED = {"rate": 1e-6, "rank": 1024, "batches": 400}
 RLEDIT_OF: Mapping[str, Mapping[str, Any]] = {
     "llama-3-8b-instruct": {"blocks": tuple(range(22, 31)), **_PUBLISHED},
     "gpt2-xl": {"blocks": tuple(range(32, 41)), "projections": True, **_PUBLISHED},
@@ -103,13 +103,13 @@ class WiseSettings(_Wise):
 
     block: int
     entrance: bool = False
-    lr: float = 0.02
+    lr: float = 0.05
     steps: int = 30
-    alpha: float = 0.1
-    beta: float = 1.0
-    gamma: float = 0.5
+    alpha: float = 0.03
+    beta: float = 0.3
+    gamma: float = 0.15
     absolute: bool = False
-    act_ratio: float = 0.5
+    act_ratio: float = 0.88
     seed: int = 0
 
     @property
@@ -168,7 +168,6 @@ class _RLEdit:
     Attributes:
         depth: How many blocks the network has.
         meta_lr: Adam's learning rate for the network.
-        rate: η at first.
         local: Weight of the divergence on unrelated prompts.
         penalty: Weight of ‖Δ‖².
         discount: μ, by which older batches count less.
@@ -185,7 +184,6 @@ class _RLEdit:
 
     depth: Positive = 4
     meta_lr: Above = 1e-5
-    rate: Above = 1e-6
     local: float = 0.6
     penalty: float = 1e-4
     discount: Annotated[float, Le(1)] = 0.95
@@ -206,6 +204,7 @@ class RLEditSettings(_RLEdit):
     Attributes:
         blocks: Blocks whose matrices are changed.
         projections: Whether these are the MLPs' output projections instead of the maps at their entrance.
+        rate: η at first.
         rank: Rank of the network's blocks.
         batches: Batches of a trajectory at the most.
         edited_at_once: Facts that are edited at once, batch after batch.
@@ -214,8 +213,9 @@ class RLEditSettings(_RLEdit):
 
     blocks: tuple[int, ...]
     projections: bool = False
+    rate: float = 3e-4
     rank: int = 256
-    batches: int = 20
+    batches: int = 10
     edited_at_once: int = 20
     seed: int = 0
 
@@ -252,6 +252,7 @@ class RLEditConfig(_RLEdit):
     Attributes:
         blocks: Blocks whose matrices are changed; nine at two thirds of the depth by default.
         projections: Whether these are the MLPs' output projections instead of the maps at their entrance.
+        rate: η at first.
         rank: Rank of the network's blocks.
         batches: Batches of a trajectory at the most.
         edited_at_once: Facts that are edited at once, batch after batch; as many as in training by default.
@@ -260,6 +261,7 @@ class RLEditConfig(_RLEdit):
 
     blocks: tuple[Annotated[int, Gt(0)], ...] | None = None
     projections: bool | None = None
+    rate: Above | None = None
     rank: Positive | None = None
     batches: Positive | None = None
     edited_at_once: Positive | None = None

@@ -1,5 +1,6 @@
 """Anchors and shifts of another run, taken over where the same settings made them."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import pytest
 import jacobian_lab as jl
 from jacobian_lab.editing.anchors import CoordinationSettings
 from jacobian_lab.errors import InputError
+from jacobian_lab.facts.fact import describe
 from jacobian_lab.jobs import bench
 from jacobian_lab.jobs.config import (
     AnchorConfig,
@@ -114,10 +116,13 @@ def test_a_run_at_other_layers_takes_the_anchors_that_it_shares(arguments, donor
 
 
 def test_what_cannot_be_taken_over_is_refused_by_name(arguments, donor, tmp_path):
+    told = [*describe(jl.load_facts("builtin", "0:3"))]
+    told[1]["target_new"] = "Rome"
+    elsewhere = tmp_path / "elsewhere.json"
+    elsewhere.write_text(json.dumps(told))
     for other, expected in (
         ({"anchor": AnchorConfig(lr=0.2, steps=4)}, "another anchor.lr: .* or another anchors_from"),
-        ({"slice": "0:5"}, "another facts"),
-        ({"slice": "1:7"}, "another facts"),
+        ({"facts": str(elsewhere), "slice": None}, "another facts"),
         ({"anchors_from": tmp_path / "none"}, "folder of a run, got .*none .*, or give another anchors_from"),
     ):
         given = {**arguments, "anchors_from": donor, **other}
@@ -128,6 +133,27 @@ def test_what_cannot_be_taken_over_is_refused_by_name(arguments, donor, tmp_path
     surveyed = run_jacobian(JacobianConfig(**given, slice="0:1", out=tmp_path / "jacobian"), progress=False)
     with pytest.raises(InputError, match="expected a run with anchors, got one of jacobian"):
         run_schemes(SchemesConfig(**{**arguments, "slice": "0:1"}, anchors_from=surveyed, out=tmp_path / "run"))
+
+
+def test_a_run_of_more_facts_gives_those_of_fewer(arguments, donor, descents, tmp_path):
+    for part in ("0:5", "2:4"):
+        descents.clear()
+        config = EditTableConfig(**{**arguments, "slice": part}, **QUICK, anchors_from=donor, out=tmp_path / part)
+        run = open_run(run_edit_table(config, progress=False))
+        assert not descents
+        np.testing.assert_array_equal(run["anchor"], open_run(donor)["anchor"].sel(fact=run["fact"]))
+
+
+def test_anchors_of_another_machine_are_taken_and_told(arguments, donor, descents, tmp_path, capsys):
+    folder = tmp_path / "card"
+    shutil.copytree(donor, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["settings"] |= {"device": "cuda", "versions": config["settings"]["versions"] | {"torch": "9.9"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    descents.clear()
+    run_edit_table(EditTableConfig(**arguments, **QUICK, anchors_from=folder, out=tmp_path / "run"), progress=False)
+    assert not descents
+    assert "were made on cuda with torch 9.9: they round otherwise" in capsys.readouterr().err
 
 
 def test_a_donor_without_shifts_gives_its_anchors(arguments, tmp_path, descents, capsys):
