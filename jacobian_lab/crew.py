@@ -14,7 +14,7 @@ from annotated_types import Gt, Le
 from jaxtyping import Float
 from torch import Tensor
 
-from jacobian_lab.errors import InputError
+from jacobian_lab.errors import InputError, first_line
 from jacobian_lab.memory import Tell, halving, out_of_memory
 from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.loading import load_model
@@ -23,6 +23,9 @@ from jacobian_lab.progress import note
 Result = TypeVar("Result")
 Piece = Sequence[int]
 """Indices of the facts that are worked on together."""
+
+PATIENCE = 120
+"""Seconds within which a worker's process is to have begun."""
 
 DEATHS = 3
 """How often a piece is tried again whose worker dies."""
@@ -48,22 +51,23 @@ class CrewSettings:
     worker_cpus: Annotated[int, Gt(0)] | None = None
     worker_gpus: Annotated[float, Gt(0), Le(1)] | None = None
 
-    def load(self, card: bool) -> tuple[int, int]:
+    def load(self, card: bool) -> tuple[int, float]:
         """What a plan has to know.
 
         Args:
             card: Whether the model is on a card.
 
         Returns:
-            How many models one card, or this host, holds; by how many the time of what they share is divided, which
-            is by none where they share what one process has anyway.
+            How many models one card, or this host, holds; by what the time of what they share is divided, which is by
+            none where they share what one process has anyway.
         """
         if self.workers == 1 and self.ray is None:
-            return 1, 1
+            return 1, 1.0
         if not card and self.worker_gpus is None:
-            return (2, self.workers) if self.ray else (self.workers + 1, 1)
+            cluster = self.workers * (self.worker_cpus or 1) / torch.get_num_threads()
+            return (2, cluster) if self.ray else (self.workers + 1, 1.0)
         gpus = self.worker_gpus or 1.0
-        return 1 + min(self.workers, int(1 / gpus)), max(1, round(self.workers * gpus))
+        return 1 + min(self.workers, int(1 / gpus)), max(1.0, self.workers * gpus)
 
 
 def _untold(_failed: int, _next: int) -> None:
@@ -80,7 +84,7 @@ class Crew(Protocol):
     """
 
     here: bool
-    load: tuple[int, int]
+    load: tuple[int, float]
 
     def of(self, layers: Layers) -> "Crew":
         """The crew of work in which other layers are edited.
@@ -120,7 +124,7 @@ class Alone:
         here: Whether this process does.
     """
 
-    load: tuple[int, int] = (1, 1)
+    load: tuple[int, float] = (1, 1.0)
     here: bool = True
 
     def of(self, layers: Layers) -> Crew:
@@ -206,6 +210,7 @@ class Workers:
         self._loaded = _copies(self.model, self.layers)
         self._sent: tuple[Mapping[int, Tensor], Any] | None = None
         self._actors: list[Any] = []
+        self._ours = False
 
     def of(self, layers: Layers) -> Crew:
         """As `Crew` has it; to be asked for before anything is edited.
@@ -224,7 +229,8 @@ class Workers:
         self._actors, self._sent = [], None
         for actor in actors:
             ray.kill(actor)
-        if actors and self.settings.ray is None:
+        if self._ours:
+            self._ours = False
             ray.shutdown()
 
     def map(
@@ -267,11 +273,12 @@ class Workers:
                     raise cause from error
                 if len(piece) == 1:
                     raise InputError(
-                        f"expected workers that stay alive, got {DEATHS + 1} that died of one fact: give each more "
-                        "memory, or choose fewer ⟨workers⟩"
+                        f"expected workers that stay alive, got {DEATHS + 1} that died of one fact "
+                        f"({first_line(error)}): give each more memory, or choose fewer ⟨workers⟩"
                     ) from error
-                size = min(size, len(piece) // 2)
-                tell(len(piece), size)
+                if len(piece) <= size:  # else a smaller one did not fit meanwhile
+                    size = -(-len(piece) // 2)
+                    tell(len(piece), size)
                 waiting.appendleft(piece)
             else:
                 yield piece, result
@@ -284,7 +291,8 @@ class Workers:
         cpus = settings.worker_cpus or (1 if settings.ray else max(1, (os.cpu_count() or 1) // settings.workers))
         gpus = settings.worker_gpus or float(self.model.device.type == "cuda")
         if not ray.is_initialized():
-            where = {"num_cpus": settings.workers * cpus} if settings.ray is None else {"address": settings.ray}
+            own = {"address": "local", "num_cpus": settings.workers * cpus}
+            where = own if settings.ray is None else {"address": settings.ray}
             kept = {name: os.environ[name] for name in KEPT if name in os.environ}
             ray.init(
                 **where,
@@ -293,6 +301,7 @@ class Workers:
                 logging_level="error",
                 runtime_env={"env_vars": kept},
             )
+            self._ours = True
         _check_room(settings.workers, {"CPU": cpus, "GPU": gpus})
         ray.util.register_serializer(LanguageModel, serializer=_reference, deserializer=_resident)
         hired = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=-1, max_task_retries=DEATHS)(_Worker)
@@ -301,6 +310,13 @@ class Workers:
         given = (name, self.dtype, device), self.model.fingerprint, self.layers, cpus
         note(f"{settings.workers} workers, {cpus} threads each")
         self._actors = [hired.remote(*given) for _ in range(settings.workers)]
+        begun = [actor.ready.remote() for actor in self._actors]
+        placed, waiting = ray.wait(begun, num_returns=len(begun), timeout=PATIENCE)
+        if waiting:
+            raise InputError(
+                f"expected room for {len(begun)} workers, got it for {len(placed)} within {PATIENCE} s: choose fewer "
+                "⟨workers⟩, ⟨worker_cpus⟩ or ⟨worker_gpus⟩"
+            )
         return self._actors
 
     def _weights(self) -> list[Any] | None:
@@ -339,6 +355,14 @@ class _Worker:
         torch.set_num_threads(threads)
         self.given, self.fingerprint, self.layers = given, fingerprint, layers
         self.held: dict[str, Any] = {}
+
+    def ready(self) -> bool:
+        """Whether the process has begun.
+
+        Returns:
+            Yes.
+        """
+        return True
 
     @cached_property
     def loaded(self) -> dict[int, Float[Tensor, "d_model d_mlp"]]:

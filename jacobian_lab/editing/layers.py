@@ -215,7 +215,8 @@ def averaged_keys(rows: FactRows, layer: int, crew: Crew = ALONE) -> Float[Tenso
     """
     pieces = [range(start, min(start + KEYS_AT_ONCE, len(rows))) for start in range(0, len(rows), KEYS_AT_ONCE)]
     keys = torch.empty(len(rows), rows.model.d_mlp, dtype=torch.float64, device=rows.model.device)
-    for piece, found in crew.map(pieces, partial(_keys, rows, layer)):
+    busy = crew if len(pieces) > 1 else ALONE  # for one piece weights need not be sent
+    for piece, found in busy.map(pieces, partial(_keys, rows, layer)):
         keys[list(piece)] = found.to(keys.device)
     return keys
 
@@ -225,7 +226,7 @@ def _keys(rows: FactRows, layer: int, piece: Sequence[int]) -> Float[Tensor, "so
     rows = rows.select(piece)
     every = [row for contexts in rows.contexts for row in contexts]
     keys = decisive_keys(rows.model, every, layer).double().view(len(rows), len(rows.weights), -1)
-    return torch.einsum("ftk,t->fk", keys, keys.new_tensor(rows.weights))
+    return torch.einsum("ftk,t->fk", keys, keys.new_tensor(rows.weights)).cpu()
 
 
 def eases(keys: Float[Tensor, "fact d_mlp"], second_moment: Float[Tensor, "d_mlp d_mlp"]) -> Float[Tensor, " fact"]:

@@ -76,8 +76,8 @@ class Examination:
         vars(self)["before"] = self._before(crew)
 
     def _before(self, crew: Crew) -> list[Float[Tensor, "_ d_model"]]:
-        found = dict[int, list[Tensor]]()
-        for (number,), states in crew.map([[n] for n in range(len(self._parts()))], partial(_states, self)):
+        found, parts = dict[int, list[Tensor]](), self._parts()
+        for (number,), states in crew.map([[n] for n in range(len(parts))], partial(_states, self, parts)):
             found[number] = states
         return [state for number in sorted(found) for state in found[number]]
 
@@ -109,7 +109,7 @@ class Examination:
             beside it.
         """
         parts, _ = self._parts(), self.before
-        for (number,), found in crew.map([[n] for n in range(len(parts))], partial(_answers, self)):
+        for (number,), found in crew.map([[n] for n in range(len(parts))], partial(_answers, self, parts)):
             yield parts[number], found
 
     def means(self, crew: Crew = ALONE) -> dict[str, Float[Tensor, " fact"]]:
@@ -127,16 +127,15 @@ class Examination:
         names = ("generalization_accuracy", "kl")
         return {n: torch.stack([torch.tensor(v.get(n, []), dtype=torch.float64).mean() for v in found]) for n in names}
 
-    def answers_of(self, number: int) -> list[dict[str, list[float]]]:
+    def answers_of(self, part: slice) -> list[dict[str, list[float]]]:
         """Evaluate the model as it is on one part of the facts.
 
         Args:
-            number: Which part.
+            part: Which part.
 
         Returns:
             As `answers` has it.
         """
-        part = self._parts()[number]
         facts = self.facts[part]
         before = [states.to(self.model.device) for states in self.before[part]]
         found = evaluate(self.model, facts, before, self.style, self.groups)
@@ -164,12 +163,12 @@ class Examination:
         return [slice(start, start + FACTS_AT_ONCE) for start in range(0, len(self.facts), FACTS_AT_ONCE)]
 
 
-def _answers(examination: Examination, piece: Sequence[int]) -> list[dict[str, list[float]]]:
+def _answers(examination: Examination, parts: Sequence[slice], piece: Sequence[int]) -> list[dict[str, list[float]]]:
     """Of the one part that a piece names: parts are not divided, lest a model be held against itself in other rows."""
-    return examination.answers_of(piece[0])
+    return examination.answers_of(parts[piece[0]])
 
 
-def _states(examination: Examination, piece: Sequence[int]) -> list[Float[Tensor, "_ d_model"]]:
+def _states(examination: Examination, parts: Sequence[slice], piece: Sequence[int]) -> list[Float[Tensor, "_ d_model"]]:
     """Of the one part that a piece names, on the host."""
-    part = examination._parts()[piece[0]]
-    return [each.cpu() for each in neighborhood_states(examination.model, examination.facts[part], examination.style)]
+    facts = examination.facts[parts[piece[0]]]
+    return [each.cpu() for each in neighborhood_states(examination.model, facts, examination.style)]

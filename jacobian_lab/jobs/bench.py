@@ -95,7 +95,7 @@ class Bench:
         if experiment.ridge is not None:
             return experiment.ridge
         for layer, matrix in self.moments.matrices.items():
-            factored(matrix, f"λC at layer {layer}", advice(matrix, 1.0))
+            factored(matrix.to(experiment.model.device), f"λC at layer {layer}", advice(matrix, 1.0))
         return suited_ridge(experiment.setting(self.moments, 0.0).eases(experiment.layers))
 
     def begin(self, folder: Path) -> None:
@@ -114,9 +114,18 @@ class Bench:
         count = len(self.experiment.facts) if self.columns is None else self.columns
         if self.experiment.published is not None:
             _ = self.moments  # files that cannot be used are refused before the long work
+        device = self.experiment.model.device
         matrices = self.moments.matrices if count < self.experiment.model.d_mlp else {}
         for layer, matrix in matrices.items():
-            factored(self.ridge * matrix, f"λC at layer {layer}", advice(matrix, self.ridge))
+            factored(self.ridge * matrix.to(device), f"λC at layer {layer}", advice(matrix, self.ridge))
+
+    @property
+    def beside(self) -> int:
+        """Bytes of the copy of the model that descents run in, if they run in another dtype."""
+        chosen, model = self.experiment.anchor.dtype, self.experiment.model
+        if chosen is None or (dtype := getattr(torch, chosen)) == model.dtype:
+            return 0
+        return dtype.itemsize * sum(weight.numel() for weight in model.hf.parameters())
 
     @property
     def kept(self) -> int:
@@ -154,7 +163,12 @@ class Bench:
         return [*moments, costs.editing("λ and its checks", seconds + costs.solves(count, 0), 0)]
 
     def cost_of_descents(
-        self, costs: Costs, share: float, layers: Sequence[int], shifted: Mapping[Layers, Labels] = NOTHING
+        self,
+        costs: Costs,
+        share: float,
+        layers: Sequence[int],
+        shifted: Mapping[Layers, Labels] = NOTHING,
+        name: str = "anchor",
     ) -> list[Stage]:
         """What anchors and coordinated shifts are going to take.
 
@@ -163,20 +177,23 @@ class Bench:
             share: How much of them is left to do.
             layers: The anchor layers.
             shifted: For each coordinated descent its layers, and where it is stored beside the facts.
+            name: Under which name the anchors are stored.
 
         Returns:
             A stage for each; none for what another run gives.
         """
         experiment = self.experiment
-        wanted = [(f"anchors at layer {layer}", layer, self._lacking("anchor", anchor_layer=layer)) for layer in layers]
+        wanted = [(f"anchors at layer {layer}", layer, self._lacking(name, anchor_layer=layer)) for layer in layers]
         wanted += [
             (f"coordinated shifts at {len(some)} layers", some[0], self._lacking("coordinated_shift", **where))
             for some, where in shifted.items()
         ]
-        steps, size = experiment.anchor.steps, experiment.config.batch_size
-        return [
-            costs.descent(name, experiment.rows.select(facts), first, steps, size, share=share)
-            for name, first, facts in wanted
+        steps, size, everyone = experiment.anchor.steps, experiment.config.batch_size, len(experiment.facts)
+        return [  # what another run gives counts as done in the share
+            costs.descent(
+                what, experiment.rows.select(facts), first, steps, size, share=min(1.0, share * everyone / len(facts))
+            )
+            for what, first, facts in wanted
             if facts
         ]
 
@@ -184,7 +201,7 @@ class Bench:
         """Of which facts the run that ⟨anchors_from⟩ names gives no such descent."""
         experiment, donor = self.experiment, self.experiment.config.anchors_from
         everyone = list(range(len(experiment.facts)))
-        if donor is None or (name == "coordinated_shift" and self._other_shifts(donor)):
+        if donor is None or name == "refit_anchor" or (name == "coordinated_shift" and self._other_shifts(donor)):
             return everyone
         mark, opened, labels = f"{name}_passes", open_arrays(donor, "r"), experiment.labels()
         dims = opened.variables[mark].dims if mark in opened.variables else ()

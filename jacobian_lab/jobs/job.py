@@ -14,7 +14,7 @@ import torch
 from jacobian_lab.caching import content_key, write_text
 from jacobian_lab.crew import ALONE, Crew
 from jacobian_lab.errors import InputError
-from jacobian_lab.memory import available_memory, memory_of, peak_memory
+from jacobian_lab.memory import memory_of, peak_memory
 from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.loading import place_of
 from jacobian_lab.planning.cards import CARDS
@@ -29,6 +29,9 @@ from jacobian_lab.store.schema import KINDS
 
 COSTS = "costs.json"
 """What the work on a run that was done last was estimated to take, and took."""
+
+ELSEWHERE = 2**60
+"""Bytes of a host that is not here: nothing is known against it."""
 
 Labels = Mapping[str, Any]
 """For some dimensions of an array, a label or a list of labels."""
@@ -90,6 +93,7 @@ class Job:
         before: Given the folder, work without which no part can be computed; it fails before the folder is claimed.
         before_cost: What that takes.
         kept: Bytes that the host keeps beside the model, for all parts.
+        beside: Bytes of the copy of the model that descents run in, where the model is.
         crew: Who does the work; let go at its end.
     """
 
@@ -103,6 +107,7 @@ class Job:
     before: Callable[[Path], Any] = lambda _: None
     before_cost: Callable[[Costs], Sequence[Stage]] = lambda _: ()
     kept: int = 0
+    beside: int = 0
     crew: Crew = ALONE
 
     def plan(self, clock: Clock, parts: Sequence[tuple[Part, float]] | None = None) -> list[list[Stage]]:
@@ -115,7 +120,7 @@ class Job:
         Returns:
             The stages before any part, then those of each part.
         """
-        costs = Costs(self.model, clock, self.kept, *self.crew.load)
+        costs = Costs(self.model, clock, self.kept, *self.crew.load, self.beside)
         some = [(part, 1.0) for part in self.parts] if parts is None else parts
         loading = [costs.loading()] if parts is None else []
         return [[*loading, *self.before_cost(costs)], *(list(part.cost(costs, share)) for part, share in some)]
@@ -262,7 +267,7 @@ def planned(job: Callable[..., Job], config: Any, options: PlanOptions) -> str:
     if card is None:
         clock, there = measured(two_blocks(made.model, place), Sizes.of(made.model).words), memory_of(place)
     else:
-        clock, there = card.clock(made.model), (available_memory(), card.memory)
+        clock, there = card.clock(made.model), (ELSEWHERE, card.memory)
     plan = Plan(clock.machine, [stage for some in made.plan(clock) for stage in some], made.disk())
     try:
         plan.check_fits(*there)

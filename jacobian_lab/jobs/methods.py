@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jacobian_lab.crew import ALONE, Crew
 from jacobian_lab.editing.deltas import DELTA, FOLDER
 from jacobian_lab.editing.layers import restored
 from jacobian_lab.editing.methods import (
@@ -176,7 +177,7 @@ def _job(
         aimed = bench.aimed(run, at_work.schemes) if anchored else None
         redone = again(run.folder)
         todo = [n for n in (UNEDITED, *methods) if n in redone or not run.done("measured", edit=n).all()]
-        asked.remember(experiment.crew)
+        asked.remember(at_work.crew)
 
         def refit(layer: int, batch: Sequence[int]) -> Tensor:
             return bench.anchors(run, (layer,), "refit_anchor", batch)[layer]
@@ -209,6 +210,7 @@ def _job(
         before=at_work.begin,
         before_cost=at_work.cost_before,
         kept=bench.kept,
+        beside=bench.beside,
         crew=bench.experiment.crew,
     )
 
@@ -275,6 +277,11 @@ class Comparison:
         return cls(config, chosen, trained, experiment, examination, held_out, text, bench)
 
     @property
+    def crew(self) -> Crew:
+        """Who asks the models: this process where some edits are no change of decisive layers, which alone are sent."""
+        return ALONE if self.trained else self.experiment.crew
+
+    @property
     def schemes(self) -> list[str]:
         """The methods' schemes."""
         return [each.scheme for each in self.methods.values()]
@@ -338,8 +345,13 @@ class Comparison:
         rows, layers, methods = experiment.rows, experiment.layers, self.methods.values()
         edits = sum((costs.edit(rows, SCHEMES[each.scheme], layers, size, observed=False) for each in methods), 0.0)
         told = [Prompt(row.ids[:-1], 0, row.ids[1:]) for row in self.text if len(row.ids) > 1]
-        once = costs.evaluation(asked.rows(), asked.decoded()) + costs.evaluation(told)
-        refits = self.bench.cost_of_descents(costs, share, [layers[-1]]) if any(each.refit for each in methods) else []
+        asking = costs.evaluation(asked.rows(), asked.decoded(), shared=not self.trained)
+        once = asking + costs.evaluation(told)
+        refits = (
+            self.bench.cost_of_descents(costs, share, [layers[-1]], name="refit_anchor")
+            if any(each.refit for each in methods)
+            else []
+        )
         count = times * (len(self.methods) + len(self.trained))
         told_edits = f"{count} edits, evaluated"
         seconds = times * edits + (count + 2) * once  # the unedited model too, and what was before
@@ -446,7 +458,7 @@ class Comparison:
     def _answers(self, done: Callable[[int], Any]) -> Iterator[tuple[str, Any, Labels]]:
         """Examine the model as it is."""
         labels, coordinates = self.experiment.labels(), self.coordinates
-        for part, found in self.examination.answers(self.experiment.crew):
+        for part, found in self.examination.answers(self.crew):
             for variable in sorted({variable for values in found for variable in values}):
                 lists = [values.get(variable, []) for values in found]
                 dims = KINDS["edit_table"][variable].dims[2:]

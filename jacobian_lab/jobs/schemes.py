@@ -113,6 +113,7 @@ def schemes_job(
         before=bench.begin,
         before_cost=bench.cost_before,
         kept=bench.kept,
+        beside=bench.beside,
         crew=bench.experiment.crew,
     )
 

@@ -96,6 +96,7 @@ class Subject:
             "facts": {"source": config.facts, "slice": config.slice, "count": len(self.facts)} | self.file.left_out(),
             "python": platform.python_version(),
             "platform": platform.platform(),
+            **({"tf32": torch.backends.cuda.matmul.allow_tf32} if self.model.device.type == "cuda" else {}),
         }
 
     def labels(self) -> list[Any]:

@@ -107,7 +107,7 @@ def layer_count_job(config: LayerCountConfig, *, progress: bool = True, sketch: 
     def cost(costs: Costs, share: float) -> list[Stage]:
         shifts: dict[Layers, Labels] = {layers[-n:]: {"count": n} for n in counts if coordinated}
         descents = bench.cost_of_descents(costs, share, layers, shifts)
-        rows, asked = experiment.rows, costs.evaluation(examination.rows())
+        rows, asked = experiment.rows, costs.evaluation(examination.rows(), shared=True)
         edits = sum(
             (
                 costs.edit(rows, SCHEMES[scheme], layers[-n:], observed=True) + asked
@@ -116,10 +116,8 @@ def layer_count_job(config: LayerCountConfig, *, progress: bool = True, sketch: 
             ),
             0.0,
         )
-        return [
-            *descents,
-            costs.editing(f"{len(counts) * len(config.schemes)} edits, evaluated", edits, most, share=share),
-        ]
+        name = f"{len(counts) * len(config.schemes)} edits, evaluated"
+        return [*descents, costs.editing(name, edits + asked, most, share=share)]
 
     return Job(
         "layer_count",
@@ -138,6 +136,7 @@ def layer_count_job(config: LayerCountConfig, *, progress: bool = True, sketch: 
         before=bench.begin,
         before_cost=bench.cost_before,
         kept=bench.kept,
+        beside=bench.beside,
         crew=bench.experiment.crew,
     )
 
@@ -214,6 +213,7 @@ def damping_job(config: DampingConfig, *, progress: bool = True, sketch: torch.d
         before=bench.begin,
         before_cost=bench.cost_before,
         kept=bench.kept,
+        beside=bench.beside,
         crew=bench.experiment.crew,
     )
 
@@ -254,6 +254,7 @@ def frontier_job(config: FrontierConfig, *, progress: bool = True, sketch: torch
     at_work = Comparison.of(config, methods, progress, sketch=sketch)
     bench = at_work.bench
     ridges = sorted(set(config.ridges or _held(config.out) or _decades(bench.ridge if sketch is None else 1.0)))
+    at_work.experiment.crew.release()  # who took the keys for λ: nobody does if the work is not begun
 
     def measured(run: Run) -> None:
         targets = bench.targets(run, config.schemes)
@@ -280,6 +281,7 @@ def frontier_job(config: FrontierConfig, *, progress: bool = True, sketch: torch
         before=at_work.begin,
         before_cost=at_work.cost_before,
         kept=bench.kept,
+        beside=bench.beside,
         crew=bench.experiment.crew,
     )
 

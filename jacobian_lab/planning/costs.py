@@ -7,7 +7,9 @@ from functools import cached_property
 import torch
 
 from jacobian_lab.editing.anchors import anchor_batches
+from jacobian_lab.editing.layers import KEYS_AT_ONCE
 from jacobian_lab.editing.schemes import Scheme
+from jacobian_lab.editing.solving import FOLD
 from jacobian_lab.maps.hooks import TOKENS_PER_BATCH, batches
 from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.rows import FactRows
@@ -65,13 +67,15 @@ class Costs:
         copies: Models that the same host, or card, holds: this process's, and those of workers there.
         sharing: By how many the time of what is done fact by fact is divided: workers on machines or cards of their
             own. Workers of one processor share what was measured.
+        beside: Bytes of the copy of the model that descents run in, if it is another dtype's.
     """
 
     model: LanguageModel
     clock: Clock
     kept: int = 0
     copies: int = 1
-    sharing: int = 1
+    sharing: float = 1.0
+    beside: int = 0
 
     @cached_property
     def sizes(self) -> Sizes:
@@ -79,7 +83,15 @@ class Costs:
         return Sizes.of(self.model)
 
     def stage(
-        self, name: str, seconds: float, held: int = 0, *, least: int | None = None, host: int = 0, share: float = 1.0
+        self,
+        name: str,
+        seconds: float,
+        held: int = 0,
+        *,
+        least: int | None = None,
+        host: int = 0,
+        share: float = 1.0,
+        shared: bool = False,
     ) -> Stage:
         """A stage with what it holds.
 
@@ -90,22 +102,24 @@ class Costs:
             least: The same if it is divided as far as it can be; as much by default.
             host: Bytes that it holds on the host wherever the model is.
             share: How much of it is left to do.
+            shared: Whether it is done fact by fact, by all workers at once.
 
         Returns:
             The stage.
         """
-        itemsize, half = self.model.dtype.itemsize, torch.bfloat16.itemsize
-        weights, own = self.copies * self.sizes.weights * itemsize, PROCESS * self.copies + self.kept + host
-        held, smallest = self.copies * held, self.copies * (held if least is None else least)
-        base = 0 if self.clock.card else own
+        itemsize, half, times = self.model.dtype.itemsize, torch.bfloat16.itemsize, self.copies if shared else 1
+        held, smallest = times * held, times * (held if least is None else least)
+        seconds = seconds / self.sharing if shared else seconds
+        weights, own = self.copies * (self.sizes.weights * itemsize + self.beside), PROCESS * self.copies + self.kept
+        base = 0 if self.clock.card else own + host
         halved = base + weights * half // itemsize + smallest if itemsize > half else 0
-        where = (own, weights + held) if self.clock.card else (own + weights + held, 0)
+        where = (own + host, weights + held) if self.clock.card else (own + host + weights + held, 0)
         return Stage(name, share * seconds, *where, base + weights + smallest, halved)
 
     def loading(self) -> Stage:
         """Reading the weights, which the host holds before a card does."""
         weights = self.sizes.weights * self.model.dtype.itemsize
-        return self.stage("loading", weights / self.clock.moved, host=weights if self.clock.card else 0)
+        return self.stage("loading", weights / self.clock.moved, host=self.copies * weights if self.clock.card else 0)
 
     def forward(self, rows: Sequence[Prompt], blocks: int, at_once: int = TOKENS_PER_BATCH) -> float:
         """Seconds of rows through some blocks, padded as they are when they are run.
@@ -192,7 +206,7 @@ class Costs:
         taken = [self._batch(rows.select(batch), first, steps) for batch in anchor_batches(rows, size)]
         alone = max((self._batch(rows.select([fact]), first, steps)[1] for fact in range(len(rows))), default=0)
         seconds, held = sum((each for each, _ in taken), 0.0), max((most for _, most in taken), default=0)
-        return self.stage(name, seconds / self.sharing, held, least=alone, share=share)
+        return self.stage(name, seconds, held, least=alone, share=share, shared=True)
 
     def _batch(self, rows: FactRows, first: int, steps: int) -> tuple[float, int]:
         """Seconds of one batch of a descent, and the bytes that it holds."""
@@ -311,8 +325,8 @@ class Costs:
         itemsize = self.model.dtype.itemsize
         working = min(budget, width * itemsize * ((12 + 2 * (last - layers[0])) * width + 6 * self.sizes.d_mlp))
         held = (below + 1) * width**2 * itemsize + 4 * width**2 * DOUBLE + working
-        seconds = (self.forward(bare, last + 1, 1) + seconds) / self.sharing
-        return self.stage("Jacobians", seconds, held if formed else 0, share=share)
+        seconds += self.forward(bare, last + 1, 1)
+        return self.stage("Jacobians", seconds, held if formed else 0, share=share, shared=True)
 
     def edit(self, rows: FactRows, scheme: Scheme, layers: Layers, size: int | None = None, *, observed: bool) -> float:
         """Seconds of one edit of all facts.
@@ -328,14 +342,17 @@ class Costs:
             Seconds.
         """
         width, last, facts = self.sizes.width, layers[-1], len(rows)
-        batches_of = -(-facts // size) if size else 1
-        contexts = [row for each in rows.contexts for row in each]
-        bare, seconds = self.forward(rows.bare, last + 1), 0.0
+        size = size or facts
+        parts = [rows.select(range(start, min(start + size, facts))) for start in range(0, facts, size)]
+        contexts = [[row for each in part.contexts for row in each] for part in parts]
+        bare, seconds = sum((self.forward(part.bare, last + 1) for part in parts), 0.0), 0.0
         for layer in scheme.edited(layers):
-            seconds += self.forward(contexts, layer + 1) / self.sharing + bare + self.solves(1, facts + width)
-            if batches_of > 1:  # each solves, and is folded into the factor
-                refactored = int(4 * facts / self.sizes.d_mlp)
-                seconds += (batches_of - 1) * (self.substitutions(width) + self._written()) + self.solves(refactored, 0)
+            keys = sum((self.forward(each, layer + 1) for each in contexts), 0.0)
+            seconds += keys / (self.sharing if size > KEYS_AT_ONCE else 1.0) + bare + self.solves(1, facts + width)
+            if len(parts) > 1:  # each solves, and is folded into the factor
+                refactored = int(facts / (FOLD * self.sizes.d_mlp))
+                again = (len(parts) - 1) * (self.substitutions(width) + self._written())
+                seconds += again + self.solves(refactored, 0)
             if scheme.pulls_back:
                 normal = 2 * width**3 / self.clock.rates["float64"] + width**3 * self.clock.cubes["cholesky"]
                 seconds += facts * (self.sweep(last - layer) + normal)
@@ -367,12 +384,13 @@ class Costs:
         n, changes = self.sizes.d_mlp, self.sizes.width * self.sizes.d_mlp * (self.model.dtype.itemsize + 2 * DOUBLE)
         return self.stage(name, seconds, (3 + projected) * DOUBLE * n**2 + layers * changes + self._head(), share=share)
 
-    def evaluation(self, rows: Sequence[Prompt], greedy: Sequence[Prompt] = ()) -> float:
+    def evaluation(self, rows: Sequence[Prompt], greedy: Sequence[Prompt] = (), *, shared: bool = False) -> float:
         """Seconds of asking a model some questions.
 
         Args:
             rows: The rows that are run.
             greedy: Rows whose answers are decoded greedily too.
+            shared: Whether all workers ask.
 
         Returns:
             Seconds.
@@ -381,7 +399,7 @@ class Costs:
         steps = max((len(row.answer) for row in greedy), default=0)
         written = steps * self.sizes.blocks * self.clock.passes(len(greedy), 64)  # of one length, rarely more
         through = self.forward(rows, self.sizes.blocks) + self.forward(greedy, self.sizes.blocks)
-        return (through + asked + written) / self.sharing
+        return (through + asked + written) / (self.sharing if shared else 1.0)
 
     def _head(self) -> int:
         """Bytes of the head in float32, which a model in half precision makes for its logits."""

@@ -11,6 +11,7 @@ from jacobian_lab.editing import anchors as descent
 from jacobian_lab.editing.anchors import AnchorSettings, anchor_batches, coordinate_shifts, optimise_anchors
 from jacobian_lab.editing.schemes import SCHEMES, replay_targets
 from jacobian_lab.maps.hooks import decisive_states
+from jacobian_lab.model.loading import load_model
 from jacobian_lab.model.rows import fact_rows
 from jacobian_lab.model.tokens import fact_prompt
 
@@ -134,6 +135,20 @@ def test_a_batch_is_bounded_by_the_tokens_that_it_replays(tiny, facts, monkeypat
     assert max(map(len, groups)) > 1
     monkeypatch.setattr(descent, "BATCH_TOKENS", 1)
     assert [len(group) for group in anchor_batches(made, 100)] == [1] * len(made)
+
+
+def test_a_copy_in_another_dtype_is_the_model_loaded_so(folders, facts):
+    """Bit for bit, rotary angles included; brought up to date when the weights change, and made once."""
+    for family in ("llama", "gptj", "gpt2"):
+        model, loaded = (load_model(folders[family], dtype=dtype, device="cpu") for dtype in ("float32", "bfloat16"))
+        copied = model.cast(torch.bfloat16)
+        prompts = [model.fact_prompt(fact, answer=True) for fact in facts]
+        assert torch.equal(*(decisive_states(each, prompts, [1, 3]) for each in (copied, loaded)))
+        with torch.no_grad():
+            model.weight(2).mul_(2)
+        assert model.cast(torch.bfloat16).hf is copied.hf
+        assert torch.equal(copied.weight(2), model.weight(2).bfloat16())
+    assert model.cast(torch.float32) is model
 
 
 def test_little_memory_makes_small_batches(tiny, facts, monkeypatch):
