@@ -215,20 +215,25 @@ def coordinate_shifts(
     return CoordinatedShifts(layers, descent.shifts, descent.loss, descent.passes)
 
 
-def anchor_batches(rows: FactRows, size: int | None = None) -> list[list[int]]:
+def anchor_batches(
+    rows: FactRows, size: int | None = None, *, card: bool | None = None, free: int | None = None
+) -> list[list[int]]:
     """Which facts to optimise together: those whose tails are about equally long, no more than memory holds.
 
     Args:
         rows: The facts.
         size: Facts in a batch at the most; by default `BATCH_FACTS` on a processor, and what tokens allow on a card.
+        card: Whether it is to be on a card; by default whether the model is.
+        free: Bytes that are free there; by default those that are.
 
     Returns:
         Indices of the facts of each batch; every index once.
     """
     tails = [row.tail for row in rows.answered]
-    contexts, together = len(rows.weights), _tokens_together(rows.model)
+    card = rows.model.device.type == "cuda" if card is None else card
+    contexts, together = len(rows.weights), _tokens_together(rows.model, card, free)
     if size is None:
-        size = len(rows) if rows.model.device.type == "cuda" else BATCH_FACTS
+        size = len(rows) if card else BATCH_FACTS
     groups: list[list[int]] = []
     for index in sorted(range(len(rows)), key=tails.__getitem__):
         tokens = tails[index] * contexts
@@ -240,12 +245,12 @@ def anchor_batches(rows: FactRows, size: int | None = None) -> list[list[int]]:
     return groups
 
 
-def _tokens_together(model: LanguageModel) -> int:
+def _tokens_together(model: LanguageModel, card: bool, free: int | None) -> int:
     """Tokens that a batch may replay: a token keeps its activations in every block for the gradient, and its logits."""
     kept = model.n_layers * (12 * model.d_model + 4 * model.d_mlp) * model.dtype.itemsize
     logits = len(model.hf.get_output_embeddings().weight) * (2 * model.dtype.itemsize + 3 * torch.float64.itemsize)
-    most = CARD_TOKENS if model.device.type == "cuda" else BATCH_TOKENS
-    return min(most, int(SHARE * free_memory(model.device)) // (kept + logits))
+    free = free_memory(model.device) if free is None else free
+    return min(CARD_TOKENS if card else BATCH_TOKENS, int(SHARE * free) // (kept + logits))
 
 
 class _Descent:

@@ -110,17 +110,22 @@ class Job:
     beside: int = 0
     crew: Crew = ALONE
 
-    def plan(self, clock: Clock, parts: Sequence[tuple[Part, float]] | None = None) -> list[list[Stage]]:
+    def plan(
+        self, clock: Clock, there: tuple[int, int | None], parts: Sequence[tuple[Part, float]] | None = None
+    ) -> list[list[Stage]]:
         """What the job is going to take.
 
         Args:
             clock: The machine's, for the model.
+            there: Bytes of the host, and of the card if the model is on one.
             parts: The parts, each with the share of it that is left; all of all of them by default.
 
         Returns:
             The stages before any part, then those of each part.
         """
-        costs = Costs(self.model, clock, self.kept, *self.crew.load, self.beside)
+        costs = Costs(
+            self.model, clock, self.kept, *self.crew.load, self.beside, there[0] if there[1] is None else there[1]
+        )
         some = [(part, 1.0) for part in self.parts] if parts is None else parts
         loading = [costs.loading()] if parts is None else []
         return [[*loading, *self.before_cost(costs)], *(list(part.cost(costs, share)) for part, share in some)]
@@ -167,7 +172,7 @@ class Job:
     def _estimated(self, left: Sequence[tuple[Part, float]]) -> "Record":
         """Say what is left to do is going to take, and refuse what cannot be."""
         clock, there = measured(self.model), memory_of(self.model.device)
-        stages = self.plan(clock, left)
+        stages = self.plan(clock, there, left)
         plan = Plan(clock.machine, [stage for some in stages for stage in some], self.disk())
         plan.check_fits(*there)
         if plan.seconds:
@@ -241,7 +246,7 @@ class PlanOptions:
 
     plan: bool = False
     json: bool = False
-    card: Literal["h200"] | None = None
+    card: Literal["h100", "h200"] | None = None
 
 
 NO_PLAN = PlanOptions()
@@ -268,7 +273,7 @@ def planned(job: Callable[..., Job], config: Any, options: PlanOptions) -> str:
         clock, there = measured(two_blocks(made.model, place), Sizes.of(made.model).words), memory_of(place)
     else:
         clock, there = card.clock(made.model), (ELSEWHERE, card.memory)
-    plan = Plan(clock.machine, [stage for some in made.plan(clock) for stage in some], made.disk())
+    plan = Plan(clock.machine, [stage for some in made.plan(clock, there) for stage in some], made.disk())
     try:
         plan.check_fits(*there)
         refused = None

@@ -1,7 +1,7 @@
 """Cards that a plan can be made for without having one: what `benchmarks/gpu.py` measured on them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -64,15 +64,15 @@ class Card:
         )
 
 
-CARDS: Mapping[str, Card] = {
-    "h200": Card(
-        "one NVIDIA H200",
-        150_754_820_096,
-        {"float32": 50.3e12, "float64": 62e12, "bfloat16": 735e12, "float16": 735e12},
-        launched=0.607 / (3 * 27),
-        spectra=1.493 / 4096**3,
-        solve=2.47 / 14336**3,
-    )
-}
-"""By the name that ``--card`` takes. Of the H200: with a model of Llama-3-8B's shape (``benchmarks/results``); float16
-is taken to be as fast as bfloat16."""
+H200 = Card(
+    "one NVIDIA H200",
+    150_754_820_096,
+    {"float32": 50.3e12, "float64": 62e12, "bfloat16": 735e12, "float16": 735e12},
+    launched=0.607 / (3 * 27),
+    spectra=1.493 / 4096**3,
+    solve=2.47 / 14336**3,
+)
+"""Measured with a model of Llama-3-8B's shape (``benchmarks/results``); float16 is taken to be as fast as bfloat16."""
+
+CARDS: Mapping[str, Card] = {"h200": H200, "h100": replace(H200, name="one NVIDIA H100", memory=81_559 * 2**20)}
+"""By the name that ``--card`` takes. An H100 has an H200's arithmetic, whose rates these are, and less memory."""

@@ -68,6 +68,7 @@ class Costs:
         sharing: By how many the time of what is done fact by fact is divided: workers on machines or cards of their
             own. Workers of one processor share what was measured.
         beside: Bytes of the copy of the model that descents run in, if it is another dtype's.
+        room: Bytes that there are where the model is.
     """
 
     model: LanguageModel
@@ -76,6 +77,7 @@ class Costs:
     copies: int = 1
     sharing: float = 1.0
     beside: int = 0
+    room: int = 2**60
 
     @cached_property
     def sizes(self) -> Sizes:
@@ -203,10 +205,15 @@ class Costs:
         Returns:
             The stage.
         """
-        taken = [self._batch(rows.select(batch), first, steps) for batch in anchor_batches(rows, size)]
+        taken = [self._batch(rows.select(batch), first, steps) for batch in self._batches(rows, size)]
         alone = max((self._batch(rows.select([fact]), first, steps)[1] for fact in range(len(rows))), default=0)
         seconds, held = sum((each for each, _ in taken), 0.0), max((most for _, most in taken), default=0)
         return self.stage(name, seconds, held, least=alone, share=share, shared=True)
+
+    def _batches(self, rows: FactRows, size: int | None) -> list[list[int]]:
+        """As they are going to be made, where the model is going to be."""
+        free = self.room - self.copies * (self.sizes.weights * self.model.dtype.itemsize + self.beside)
+        return anchor_batches(rows, size, card=self.clock.card, free=max(0, free))
 
     def _batch(self, rows: FactRows, first: int, steps: int) -> tuple[float, int]:
         """Seconds of one batch of a descent, and the bytes that it holds."""
