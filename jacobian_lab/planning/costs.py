@@ -84,6 +84,11 @@ class Costs:
         """The model's."""
         return Sizes.of(self.model)
 
+    @property
+    def _workers(self) -> int:
+        """How many work at once on one card, or this host: the workers, while this process waits, or it alone."""
+        return max(1, self.copies - 1)
+
     def stage(
         self,
         name: str,
@@ -109,7 +114,7 @@ class Costs:
         Returns:
             The stage.
         """
-        itemsize, half, times = self.model.dtype.itemsize, torch.bfloat16.itemsize, self.copies if shared else 1
+        itemsize, half, times = self.model.dtype.itemsize, torch.bfloat16.itemsize, self._workers if shared else 1
         held, smallest = times * held, times * (held if least is None else least)
         seconds = seconds / self.sharing if shared else seconds
         weights, own = self.copies * (self.sizes.weights * itemsize + self.beside), PROCESS * self.copies + self.kept
@@ -213,7 +218,7 @@ class Costs:
     def _batches(self, rows: FactRows, size: int | None) -> list[list[int]]:
         """As they are going to be made, where the model is going to be."""
         free = self.room - self.copies * (self.sizes.weights * self.model.dtype.itemsize + self.beside)
-        return anchor_batches(rows, size, card=self.clock.card, free=max(0, free))
+        return anchor_batches(rows, size, card=self.clock.card, free=max(0, free) // self._workers)
 
     def _batch(self, rows: FactRows, first: int, steps: int) -> tuple[float, int]:
         """Seconds of one batch of a descent, and the bytes that it holds."""
