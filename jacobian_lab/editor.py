@@ -77,7 +77,7 @@ class Editor:
     Raises:
         InputError: If the model cannot be edited at these layers, or not these facts.
 
-    Example:
+    Examples:
         >>> import jacobian_lab as jl
         >>> editor = jl.Editor(jl.load_model(), jl.load_facts("builtin", "0:2"), progress=False)
         >>> editor

@@ -17,7 +17,7 @@ class InputError(ValueError):
     Args:
         message: The message.
 
-    Example:
+    Examples:
         >>> import jacobian_lab as jl
         >>> try:
         ...     jl.load_facts("builtin", "5:2")

@@ -28,7 +28,7 @@ def run_schemes(*, studies: Sequence[str] = (), progress: bool = True, **setting
     Raises:
         InputError: If anything cannot be used.
 
-    Example:
+    Examples:
         >>> import jacobian_lab as jl
         >>> run = jl.run_schemes(slice="0:1", schemes=("one-layer",), survey="none", anchor={"steps": 2},
         ...                      corpus_tokens=1600, out="runs/example", progress=False)
@@ -52,7 +52,7 @@ def run_methods(*, progress: bool = True, **settings: Any) -> Results:
     Raises:
         InputError: If anything cannot be used.
 
-    Example:
+    Examples:
         >>> import jacobian_lab as jl
         >>> run = jl.run_methods(slice="0:1", methods=("memit",), anchor={"steps": 2}, corpus_tokens=1600,
         ...                      held_out_tokens=64, greedy=False, out="runs/methods-example", progress=False)
@@ -75,7 +75,7 @@ def run_jacobians(*, progress: bool = True, **settings: Any) -> Results:
     Raises:
         InputError: If anything cannot be used.
 
-    Example:
+    Examples:
         >>> import jacobian_lab as jl
         >>> run = jl.run_jacobians(slice="0:1", layers="7-8", out="runs/jacobian-example", progress=False)
         >>> run.dataset["singular_value"].shape
@@ -96,7 +96,7 @@ def open_run(folder: str | Path) -> Results:
     Raises:
         InputError: If there is no run, or something that it had finished is missing.
 
-    Example:
+    Examples:
         >>> import jacobian_lab as jl
         >>> made = jl.run_jacobians(slice="0:1", layers="7-8", out="runs/opened-example", progress=False)
         >>> jl.open_run("runs/opened-example").tables

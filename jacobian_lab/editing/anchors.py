@@ -40,7 +40,7 @@ class AnchorSettings:
         dtype: Dtype of a copy of the model that the descent runs in, such as ``"bfloat16"`` where that is multiplied
             faster; the model's own by default. Losses and shifts are in float32 or better all the same.
 
-    Example:
+    Examples:
         >>> import jacobian_lab as jl
         >>> jl.AnchorSettings(lr=0.1, steps=35)
         AnchorSettings(lr=0.1, steps=35, weight_decay=0.5, kl_factor=0.0625, clamp=0.75, stop_loss=0.05, dtype=None)
@@ -100,7 +100,7 @@ class CoordinationSettings:
             Σ ‖δ_l‖² / (kᵀC⁻¹k), the least disturbance that realises the shifts, by the paper's Eq. 3.
         price: Weight of the price.
 
-    Example:
+    Examples:
         >>> import jacobian_lab as jl
         >>> jl.CoordinationSettings()
         CoordinationSettings(weighting='equal', budget='shared', decay='norm', price=1.0)
@@ -166,7 +166,7 @@ def optimise_anchors(rows: FactRows, layer: int, settings: AnchorSettings, progr
     Returns:
         The anchors, in the order of the facts.
 
-    Example:
+    Examples:
         >>> import jacobian_lab as jl
         >>> model, facts = jl.load_model(), jl.load_facts("builtin", "0:2")
         >>> anchors = jl.optimise_anchors(jl.fact_rows(model, facts), 4, jl.AnchorSettings(steps=3))
@@ -203,7 +203,7 @@ def coordinate_shifts(
     Returns:
         The shifts, in the order of the facts.
 
-    Example:
+    Examples:
         >>> import jacobian_lab as jl
         >>> rows = jl.fact_rows(jl.load_model(), jl.load_facts("builtin", "0:2"))
         >>> found = jl.coordinate_shifts(rows, (4, 6, 8), jl.AnchorSettings(steps=3))

@@ -100,7 +100,7 @@ def load_delta(path: Path | str, model: LanguageModel) -> dict[int | str, Float[
     Raises:
         InputError: If it is not whole, was made for another model, or has other shapes.
 
-    Example:
+    Examples:
         >>> import jacobian_lab as jl
         >>> model = jl.load_model()
         >>> try:

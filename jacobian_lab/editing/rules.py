@@ -256,7 +256,7 @@ class RuleSettings:
         alphaedit_l2: L2 of AlphaEdit's solve.
         emmet_epsilon: ε of EMMET's solve.
 
-    Example:
+    Examples:
         >>> import jacobian_lab as jl
         >>> jl.RuleSettings(rect_kept=0.4).rect_kept
         0.4

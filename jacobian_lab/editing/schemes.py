@@ -243,7 +243,7 @@ def make_targets(
     Returns:
         The targets.
 
-    Example:
+    Examples:
         >>> import jacobian_lab as jl
         >>> rows = jl.fact_rows(jl.load_model(), jl.load_facts("builtin", "0:2"))
         >>> anchors = {layer: jl.optimise_anchors(rows, layer, jl.AnchorSettings(steps=2)).states for layer in (4, 8)}

@@ -64,7 +64,7 @@ def second_moments(
     Raises:
         InputError: If there are fewer tokens than a full-rank C_l needs.
 
-    Example:
+    Examples:
         >>> import jacobian_lab as jl
         >>> found = jl.second_moments(jl.load_model(), jl.load_corpus(), [4], tokens=1600)
         >>> found.matrices[4].shape, found.tokens

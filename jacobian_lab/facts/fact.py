@@ -48,7 +48,7 @@ class Fact:
         join: How an answer is joined to a prompt, ``""`` or ``" "``; `None` where the prompt tells.
         probes: What else the layout asks.
 
-    Example:
+    Examples:
         >>> import jacobian_lab as jl
         >>> jl.Fact("ada", "Ada Lovelace", "{} wrote about", "poetry", "engines")
         Fact 'ada': 'Ada Lovelace wrote about' -> 'poetry' (now 'engines')

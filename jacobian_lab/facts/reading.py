@@ -48,7 +48,7 @@ def load_facts(
     Raises:
         InputError: If the file or one of its records cannot be used, or the slice is outside it.
 
-    Example:
+    Examples:
         >>> import jacobian_lab as jl
         >>> facts = jl.load_facts("builtin", "0:2")
         >>> [fact.text for fact in facts]

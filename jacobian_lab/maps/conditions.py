@@ -96,7 +96,7 @@ def eigenspaces(J: Float[ndarray, "d d"]) -> Eigenspaces:
     Returns:
         Its lines and planes.
 
-    Example:
+    Examples:
         >>> import numpy as np, jacobian_lab as jl
         >>> spaces = jl.eigenspaces(np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 2.0]]))  # turns about z
         >>> spaces.lines.shape, spaces.planes.shape

@@ -163,7 +163,7 @@ def definiteness(J: Float[ndarray, "d d"], eps: float | None = None, sigma_max: 
     Returns:
         The verdict with its certificate and all eigenvalues.
 
-    Example:
+    Examples:
         >>> import numpy as np, jacobian_lab as jl
         >>> verdict = jl.definiteness(np.array([[1.0, 3.0], [1.0, 1.0]]))
         >>> verdict.decision, round(verdict.smallest, 6), round(verdict.largest, 6)

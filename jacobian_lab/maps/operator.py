@@ -50,7 +50,7 @@ class Jacobian:
         InputError: If the layers are not two of the model in ascending order, the site is none, the state is not of
             the model's width, or the model does not take the fact's prompt.
 
-    Example:
+    Examples:
         >>> import numpy as np, jacobian_lab as jl
         >>> model, (fact,) = jl.load_model(device="cpu"), jl.load_facts("builtin", "3:4")
         >>> J = jl.Jacobian(model, fact, 4, 5)

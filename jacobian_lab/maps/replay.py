@@ -95,7 +95,7 @@ def freeze(model: LanguageModel, rows: Sequence[Prompt], starts: Sequence[int], 
     Returns:
         The frozen rows.
 
-    Example:
+    Examples:
         >>> import jacobian_lab as jl
         >>> model, facts = jl.load_model(), jl.load_facts("builtin", "0:2")
         >>> frozen = jl.freeze(model, [model.fact_prompt(fact) for fact in facts], [4])
@@ -139,7 +139,7 @@ def replay(
     Returns:
         In the order of `layers`. Only the decisive token is run.
 
-    Example:
+    Examples:
         >>> import jacobian_lab as jl
         >>> model, facts = jl.load_model(), jl.load_facts("builtin", "0:2")
         >>> frozen = jl.freeze(model, [model.fact_prompt(fact) for fact in facts], [4])

@@ -82,7 +82,7 @@ def load_corpus(name: str = PYTHON_DOCS, field: str = "corpus", seed: int = 0) -
     Raises:
         InputError: If it cannot be read or holds no text.
 
-    Example:
+    Examples:
         >>> import jacobian_lab as jl
         >>> jl.load_corpus("python-docs").name
         'python-docs'

@@ -36,7 +36,7 @@ class LanguageModel:
         fingerprint: SHA-256 of its configuration, its tokenizer and its weights as loaded.
         chat: The chat template that prompts are a user's turn of, if they are to be.
 
-    Example:
+    Examples:
         >>> import jacobian_lab as jl
         >>> model = jl.load_model()
         >>> model.weight(4).shape, model.defaults().layers

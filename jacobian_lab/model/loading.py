@@ -78,7 +78,7 @@ def load_model(
         InputError: If the model cannot be had, is of an unsupported family, is quantised, does not fit
             into memory, or has weights that are not finite.
 
-    Example:
+    Examples:
         >>> import jacobian_lab as jl
         >>> jl.load_model(dtype="float32", device="cpu")
         smollm2-135m: llama, 30 blocks of width 576, keys of 1536, float32 on cpu; ...

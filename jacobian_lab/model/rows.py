@@ -67,7 +67,7 @@ def fact_rows(model: LanguageModel, facts: Sequence[Fact], templates: Templates 
     Raises:
         InputError: If one is longer than the model takes, naming the first such fact.
 
-    Example:
+    Examples:
         >>> import jacobian_lab as jl
         >>> rows = jl.fact_rows(jl.load_model(), jl.load_facts("builtin", "0:2"))
         >>> [len(row.ids) for row in rows.bare]

@@ -41,7 +41,7 @@ def sample_templates(model: LanguageModel, seed: int = 0) -> Templates:
     Returns:
         Two groups: ``{}`` alone, and five of the form ``context. {}``.
 
-    Example:
+    Examples:
         >>> import jacobian_lab as jl
         >>> bare, contexts = jl.sample_templates(jl.load_model(), seed=0)
         >>> bare, len(contexts)

@@ -42,7 +42,7 @@ class Results:
     Raises:
         InputError: If there is no run, or not of this kind, or something that it had finished is missing.
 
-    Example:
+    Examples:
         >>> run = Results("runs/reproduce")  # doctest: +SKIP
         >>> run.tables  # doctest: +SKIP
         ('table1', 'table2', 'table5', 'efficacy', 'measurements', 'theorem2', 'decomposition', 'conditions')

@@ -340,7 +340,7 @@ def load_memory(path: Path | str, model: LanguageModel) -> Memory:
     Raises:
         InputError: If it is not whole, was made for another model, or has other shapes.
 
-    Example:
+    Examples:
         >>> import jacobian_lab as jl
         >>> model = jl.load_model()
         >>> try:

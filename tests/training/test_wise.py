@@ -154,7 +154,7 @@ def test_memories_that_stay_apart_have_their_own_thresholds(tiny, facts):
     list(wise.train())
     thresholds = [side.threshold for side in wise.memory().sides]
     assert len(set(thresholds)) == 2
-    together = wise_of(tiny, facts[:4], shards=4, merged=2)
+    together = wise_of(tiny, facts[:4], shards=4, merged=2, act_ratio=0.5)
     list(together.train())
     assert [side.threshold for side in together.memory().sides] == [0.5 * together.least]
     assert together.least == min(trained.inside for trained in together.done)
