@@ -385,6 +385,8 @@ class Comparison:
         Returns:
             The stages.
         """
+        if not self.methods:
+            return []
         count = len(self._projected())
         spaces = (
             [costs.editing(f"null spaces of {count} C", costs.eigenvectors(count), 0, projected=count)] if count else []

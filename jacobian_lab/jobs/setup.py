@@ -177,7 +177,7 @@ class Experiment(Subject):
         if self.published is not None:
             return {"published": self.published.digest}
         assert self.corpus is not None
-        drawn = {} if self.corpus_tokens is None else {"drawn": self.config.seed}
+        drawn = {} if self.corpus_tokens is None else {"tokens_seed": self.config.seed}
         length, tokens = self.config.corpus_length, self.corpus_tokens
         return {"digest": self.corpus.digest, "length": length, "tokens": tokens} | drawn
 

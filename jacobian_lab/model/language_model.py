@@ -106,6 +106,7 @@ class LanguageModel:
         copies = _CAST.setdefault(self.hf, {})
         if dtype not in copies:
             cast: dict[int, Any] = {id(w): nn.Parameter(w.to(dtype), requires_grad=False) for w in self.hf.parameters()}
+            cast |= {id(b): b.float() for b in self.hf.buffers() if b.dtype == torch.float64}
             copies[dtype] = copy.deepcopy(self.hf, cast)
         with torch.no_grad():
             for weight, ours in zip(copies[dtype].parameters(), self.hf.parameters(), strict=True):

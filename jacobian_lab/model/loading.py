@@ -250,7 +250,8 @@ class _Rotary(nn.Module):
         self.own(x, position_ids)
         angles = position_ids[..., None].double() * self.own.inv_freq.double()
         angles = torch.cat([angles, angles], dim=-1)
-        return angles.cos() * self.own.attention_scaling, angles.sin() * self.own.attention_scaling
+        scale = self.own.attention_scaling
+        return (angles.cos() * scale).to(x.dtype), (angles.sin() * scale).to(x.dtype)
 
 
 def _table_of_sines(positions: int, width: int) -> Tensor:
