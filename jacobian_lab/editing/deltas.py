@@ -87,6 +87,27 @@ def read_metadata(path: Path | str) -> dict[str, str]:
     return dict(metadata)
 
 
+def read_saved(path: Path | str, what: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """All of a file that an edit has left.
+
+    Args:
+        path: The file.
+        what: What it is to be, for the message.
+
+    Returns:
+        What it says of itself, and its tensors.
+
+    Raises:
+        InputError: If it is not whole.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()  # it is no dictionary
+            return dict(file.metadata() or {}), {name: file.get_tensor(name) for name in names}
+    except (OSError, SafetensorError) as error:
+        raise InputError(_not_whole(path, error, what)) from error
+
+
 def load_delta(path: Path | str, model: LanguageModel) -> dict[int | str, Float[Tensor, "out in"]]:
     """Read a delta for its base model.
 
@@ -116,11 +137,7 @@ def load_delta(path: Path | str, model: LanguageModel) -> dict[int | str, Float[
             f"({metadata['model'][:12]}) in {path}: apply it to its own base model, in one command with all other "
             "deltas that are to go on it"
         )
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dictionary
-    except (OSError, SafetensorError) as error:
-        raise InputError(_not_whole(path, error)) from error
+    _, tensors = read_saved(path, "delta")
     layers, modules = range(model.n_layers), {module: name for name, module in model.hf.named_modules()}
     entrances = [modules[module] for layer in layers for module in model.inner(layer)]
     places: dict[str, int | str] = {_name_of(place): place for place in (*layers, *entrances)}
@@ -256,5 +273,5 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _not_whole(path: Path | str, error: Exception) -> str:
-    return f"expected a whole delta, got {path} ({str(error).strip().splitlines()[0]:.120}): make it again"
+def _not_whole(path: Path | str, error: Exception, what: str = "delta") -> str:
+    return f"expected a whole {what}, got {path} ({str(error).strip().splitlines()[0]:.120}): make it again"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from jacobian_lab.caching import written_whole
+from jacobian_lab.editing.deltas import read_saved
 from jacobian_lab.errors import InputError
 from jacobian_lab.maps.hooks import batches, forward
 from jacobian_lab.model.language_model import LanguageModel, cache_name, matrix
@@ -349,11 +350,7 @@ def load_memory(path: Path | str, model: LanguageModel) -> Memory:
         ...     print(str(error)[:47])
         expected a whole memory, got nothing.safetensor
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"expected a whole memory, got {path} ({type(error).__name__}): make it again") from error
+    metadata, tensors = read_saved(path, "memory")
     if metadata.get("format") != FORMAT:
         raise InputError(f"expected a memory that jacobian-lab edit saved, got another file, {path}: give its path")
     if metadata["model"] != model.fingerprint:
