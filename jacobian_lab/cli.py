@@ -177,7 +177,7 @@ def apply(
         prompt: Prompts that the edited model is to go on with, greedily.
         tokens: Tokens of an answer at the most.
         model: The base model, named as in jacobian-lab edit.
-        device: auto, cpu, cuda or cuda:N.
+        device: auto, cpu, cuda, cuda:N or, for a model divided over several cards, cuda:M-N.
 
     Raises:
         InputError: If anything cannot be used, or nothing is asked for.

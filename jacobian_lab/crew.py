@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Protocol, TypeVar, runtime_checkable
 
 import torch
-from annotated_types import Gt, Le
+from annotated_types import Gt
 from jaxtyping import Float
 from torch import Tensor
 
@@ -23,6 +23,9 @@ from jacobian_lab.progress import note
 Result = TypeVar("Result")
 Piece = Sequence[int]
 """Indices of the facts that are worked on together."""
+
+Load = tuple[int, float, int]
+"""Models that a card, or the host, holds; by what the time of shared work is divided; cards of a divided model."""
 
 PATIENCE = 120
 """Seconds within which a worker's process is to have begun."""
@@ -42,32 +45,32 @@ class CrewSettings:
         workers: Processes that share the work on facts, each holding the model; 1: this process alone.
         ray: Address of a Ray cluster whose machines the workers are on, or auto; by default they are on this machine.
         worker_cpus: Threads of a worker; by default this machine's are divided, and one on a cluster.
-        worker_gpus: The share of a card that a worker is given, at most 1; by default a card each where this process
-            has its model on one, else none.
+        worker_gpus: Cards of a worker: a share of one, or several over which its model is divided; by default as many
+            as this process has its model on.
     """
 
     workers: Annotated[int, Gt(0)] = 1
     ray: str | None = None
     worker_cpus: Annotated[int, Gt(0)] | None = None
-    worker_gpus: Annotated[float, Gt(0), Le(1)] | None = None
+    worker_gpus: Annotated[float, Gt(0)] | None = None
 
-    def load(self, card: bool) -> tuple[int, float]:
+    def load(self, cards: int) -> Load:
         """What a plan has to know.
 
         Args:
-            card: Whether the model is on a card.
+            cards: Over how many cards the model is divided; 0 where it is on none.
 
         Returns:
             How many models one card, or this host, holds; by what the time of what they share is divided, which is by
-            none where they share what one process has anyway.
+            none where they share what one process has anyway; over how many cards a model is divided.
         """
         if self.workers == 1 and self.ray is None:
-            return 1, 1.0
-        if not card and self.worker_gpus is None:
+            return 1, 1.0, max(1, cards)
+        if not cards and self.worker_gpus is None:
             cluster = self.workers * (self.worker_cpus or 1) / torch.get_num_threads()
-            return (2, cluster) if self.ray else (self.workers + 1, 1.0)
-        gpus = self.worker_gpus or 1.0
-        return 1 + min(self.workers, int(1 / gpus)), max(1.0, self.workers * gpus)
+            return (2, cluster, 1) if self.ray else (self.workers + 1, 1.0, 1)
+        share = min(1.0, self.worker_gpus or 1.0)  # whoever has several cards is no faster for it
+        return 1 + min(self.workers, int(1 / share)), max(1.0, self.workers * share), max(1, cards)
 
 
 def _untold(_failed: int, _next: int) -> None:
@@ -84,7 +87,7 @@ class Crew(Protocol):
     """
 
     here: bool
-    load: tuple[int, float]
+    load: Load
 
     def of(self, layers: Layers) -> "Crew":
         """The crew of work in which other layers are edited.
@@ -124,7 +127,7 @@ class Alone:
         here: Whether this process does.
     """
 
-    load: tuple[int, float] = (1, 1.0)
+    load: Load = (1, 1.0, 1)
     here: bool = True
 
     def of(self, layers: Layers) -> Crew:
@@ -174,12 +177,29 @@ def hire(settings: CrewSettings, model: LanguageModel, layers: Layers, dtype: st
         The crew.
 
     Raises:
-        InputError: If workers are wanted and Ray is not installed.
+        InputError: If workers are wanted and Ray is not installed, or of a card and a part of another.
     """
     if settings.workers == 1 and settings.ray is None:
-        return ALONE
+        return Alone(settings.load(model.cards)) if model.cards > 1 else ALONE
+    gpus = settings.worker_gpus or 1.0
+    if gpus > 1 and gpus != int(gpus):
+        raise InputError(f"expected ⟨worker_gpus⟩ of at most 1, or a whole number, got {gpus:g}: choose {int(gpus)}")
     _ray()
     return Workers(settings, model, layers, dtype, device)
+
+
+def device_of(gpus: float) -> str:
+    """Where a worker has its model; Ray shows it its own cards alone.
+
+    Args:
+        gpus: How many cards it is given, or which share of one.
+
+    Returns:
+        As `load_model` takes it.
+    """
+    if gpus > 1:
+        return f"cuda:0-{int(gpus) - 1}"
+    return "cuda" if gpus else "cpu"
 
 
 @dataclass(eq=False)
@@ -206,7 +226,7 @@ class Workers:
     here: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        self.load = self.settings.load(self.model.device.type == "cuda")
+        self.load = self.settings.load(self.model.cards)
         self._loaded = _copies(self.model, self.layers)
         self._sent: tuple[Mapping[int, Tensor], Any] | None = None
         self._actors: list[Any] = []
@@ -289,7 +309,7 @@ class Workers:
             return self._actors
         ray, settings = _ray(), self.settings
         cpus = settings.worker_cpus or (1 if settings.ray else max(1, (os.cpu_count() or 1) // settings.workers))
-        gpus = settings.worker_gpus or float(self.model.device.type == "cuda")
+        gpus = settings.worker_gpus or float(self.model.cards)
         if not ray.is_initialized():
             own = {"address": "local", "num_cpus": settings.workers * cpus}
             where = own if settings.ray is None else {"address": settings.ray}
@@ -305,9 +325,8 @@ class Workers:
         _check_room(settings.workers, {"CPU": cpus, "GPU": gpus})
         ray.util.register_serializer(LanguageModel, serializer=_reference, deserializer=_resident)
         hired = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=-1, max_task_retries=DEATHS)(_Worker)
-        device = "cuda" if gpus else "cpu"  # Ray shows a worker its own cards alone
         name = str(Path(self.model.name).resolve()) if Path(self.model.name).exists() else self.model.name
-        given = (name, self.dtype, device), self.model.fingerprint, self.layers, cpus
+        given = (name, self.dtype, device_of(gpus)), self.model.fingerprint, self.layers, cpus
         note(f"{settings.workers} workers, {cpus} threads each")
         self._actors = [hired.remote(*given) for _ in range(settings.workers)]
         begun = [actor.ready.remote() for actor in self._actors]

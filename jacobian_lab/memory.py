@@ -52,35 +52,34 @@ def available_memory() -> int:
         return free
 
 
-def memory_of(device: torch.device) -> tuple[int, int | None]:
-    """What a process can hold of the host and of the card in all, what it holds already among it.
+def memory_of(devices: Sequence[torch.device]) -> tuple[int, int | None]:
+    """What a process can hold of the host and of a card in all, what it holds already among it.
 
     Args:
-        device: Where the model is.
+        devices: Where the model is.
 
     Returns:
-        Bytes of the host, and of the card; none where the model is not on one.
+        Bytes of the host, and of the card that has least; none where the model is on none.
     """
     host = available_memory() + _held()
     with suppress(OSError, ValueError):
         host = min(host, int(_GROUP_LIMIT.read_text()))
-    if device.type != "cuda":
+    if devices[0].type != "cuda":
         return host, None
-    free, _ = torch.cuda.mem_get_info(device)
-    return host, free + torch.cuda.memory_reserved(device)
+    return host, min(torch.cuda.mem_get_info(card)[0] + torch.cuda.memory_reserved(card) for card in devices)
 
 
-def peak_memory(device: torch.device) -> int:
-    """The most memory that this process ever held: of a card, where the model is on one, else of the host.
+def peak_memory(devices: Sequence[torch.device]) -> int:
+    """The most memory that this process ever held: of one card, where the model is on any, else of the host.
 
     Args:
-        device: Where the model is.
+        devices: Where the model is.
 
     Returns:
         Bytes; 0 where the system does not say.
     """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+    if devices[0].type == "cuda":
+        return max(map(torch.cuda.max_memory_allocated, devices))
     return _kilobytes("VmHWM")
 
 
@@ -98,19 +97,19 @@ def _kilobytes(name: str) -> int:
         return 0
 
 
-def free_memory(device: torch.device) -> int:
+def free_memory(devices: Sequence[torch.device]) -> int:
     """Memory that can still be had where a model is.
 
     Args:
-        device: The place.
+        devices: The places.
 
     Returns:
-        Bytes, of a card with what torch holds there unused.
+        Bytes; of the card that has least, with what torch holds there unused.
     """
-    if device.type != "cuda":
+    if devices[0].type != "cuda":
         return available_memory()
-    free, _ = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    unused = (torch.cuda.memory_reserved(card) - torch.cuda.memory_allocated(card) for card in devices)
+    return min(torch.cuda.mem_get_info(card)[0] + more for card, more in zip(devices, unused, strict=True))
 
 
 def halving(

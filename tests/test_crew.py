@@ -9,7 +9,7 @@ import torch
 from helpers.small import CONFIGS, make_folder
 
 from jacobian_lab import crew as crew_module
-from jacobian_lab.crew import ALONE, CrewSettings, Workers, hire
+from jacobian_lab.crew import ALONE, CrewSettings, Workers, device_of, hire
 from jacobian_lab.editing import layers
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation import examination
@@ -53,6 +53,12 @@ def same(folder, other):
 
 def test_one_process_is_no_crew(tiny):
     assert hire(CrewSettings(), tiny, (1, 2), "float64", "cpu") is ALONE
+
+
+def test_a_worker_divides_its_model_over_the_cards_that_it_is_given(tiny):
+    assert [device_of(gpus) for gpus in (0, 0.5, 1, 4)] == ["cpu", "cuda", "cuda", "cuda:0-3"]
+    with pytest.raises(InputError, match=r"a whole number, got 1\.5"):
+        hire(replace(TWO, worker_gpus=1.5), tiny, (1, 2), "float64", "cpu")
 
 
 def by_one_and_by_two(run, config, folder):

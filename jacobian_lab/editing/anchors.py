@@ -216,24 +216,24 @@ def coordinate_shifts(
 
 
 def anchor_batches(
-    rows: FactRows, size: int | None = None, *, card: bool | None = None, free: int | None = None
+    rows: FactRows, size: int | None = None, *, cards: int | None = None, free: int | None = None
 ) -> list[list[int]]:
     """Which facts to optimise together: those whose tails are about equally long, no more than memory holds.
 
     Args:
         rows: The facts.
         size: Facts in a batch at the most; by default `BATCH_FACTS` on a processor, and what tokens allow on a card.
-        card: Whether it is to be on a card; by default whether the model is.
-        free: Bytes that are free there; by default those that are.
+        cards: Over how many cards the model is to be divided, 0 for a processor; by default over how many it is.
+        free: Bytes that are free on each; by default those that are.
 
     Returns:
         Indices of the facts of each batch; every index once.
     """
     tails = [row.tail for row in rows.answered]
-    card = rows.model.device.type == "cuda" if card is None else card
-    contexts, together = len(rows.weights), _tokens_together(rows.model, card, free)
+    cards = rows.model.cards if cards is None else cards
+    contexts, together = len(rows.weights), _tokens_together(rows.model, cards, free)
     if size is None:
-        size = len(rows) if card else BATCH_FACTS
+        size = len(rows) if cards else BATCH_FACTS
     groups: list[list[int]] = []
     for index in sorted(range(len(rows)), key=tails.__getitem__):
         tokens = tails[index] * contexts
@@ -245,12 +245,12 @@ def anchor_batches(
     return groups
 
 
-def _tokens_together(model: LanguageModel, card: bool, free: int | None) -> int:
+def _tokens_together(model: LanguageModel, cards: int, free: int | None) -> int:
     """Tokens that a batch may replay: a token keeps its activations in every block for the gradient, and its logits."""
-    kept = model.n_layers * (12 * model.d_model + 4 * model.d_mlp) * model.dtype.itemsize
+    kept = model.n_layers * (12 * model.d_model + 4 * model.d_mlp) * model.dtype.itemsize // max(1, cards)
     logits = len(model.hf.get_output_embeddings().weight) * (2 * model.dtype.itemsize + 3 * torch.float64.itemsize)
-    free = free_memory(model.device) if free is None else free
-    return min(CARD_TOKENS if card else BATCH_TOKENS, int(SHARE * free) // (kept + logits))
+    free = free_memory(model.devices) if free is None else free
+    return min(CARD_TOKENS if cards else BATCH_TOKENS, int(SHARE * free) // (kept + logits))
 
 
 class _Descent:

@@ -156,7 +156,7 @@ def edit_layers(
         given = wanted / scheme.divisor(index, len(layers))
         if scheme.pulls_back:
             given = _pulled_back(frozen, layer, last, given, setting.damping)
-        keys, old = averaged_keys(rows, layer, setting.crew), model.weight(layer).clone()
+        keys, old = averaged_keys(rows, layer, setting.crew), model.weight_at_home(layer)
         problem = Problem(layer, keys[usable].T, given[usable].T, setting.moments[layer], old, setting.ridge)
         if kept is not None:
             problem = replace(problem, kept=kept.get(layer), goes_on=True)
@@ -195,7 +195,7 @@ def write_weight(
             f"expected an edit that {dtype} holds, got NaN or infinity in the weight of layer {layer}: "
             "lower ⟨anchor.clamp⟩, raise ⟨ridge⟩ or edit in float32"
         )
-    size, lost = torch.linalg.matrix_norm(delta.double()), torch.linalg.matrix_norm(new - weight.double())
+    size, lost = torch.linalg.matrix_norm(delta.double()), torch.linalg.matrix_norm(new - weight.to(new))
     return {
         "update_norm": float(size / torch.linalg.matrix_norm(old.double())),
         "unstored": float(lost / size),

@@ -46,7 +46,7 @@ class SubjectConfig:
         chat: Whether prompts are put into the model's own chat template, as the user's turn that the answer follows.
         protocol: Known model whose settings of the literature to use, such as gpt2-xl; the model's own by default.
         seed: Seed of all that is sampled: templates, the bootstrap, random directions, the facts of a survey.
-        device: auto, cpu, cuda or cuda:N.
+        device: auto, cpu, cuda, cuda:N or, for a model divided over several cards, cuda:M-N.
         dtype: What the weights are.
         out: Folder of the run; runs/<hash of the settings> by default.
     """

@@ -44,6 +44,7 @@ from jacobian_lab.maps.definiteness import (
 from jacobian_lab.maps.jacobians import MEMORY_BUDGET, dense_jacobians, jvp, linear_operator, precision, to_numpy
 from jacobian_lab.maps.replay import RESIDUAL, Frozen, Site, freeze
 from jacobian_lab.maps.spectra import henrici_departure, rotation
+from jacobian_lab.model.devices import Places
 from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.tokens import Prompt
 from jacobian_lab.planning.costs import Costs, Stage
@@ -174,7 +175,7 @@ def run_jacobian(config: JacobianConfig, *, progress: bool = True) -> Path:
     return jacobian_job(config, progress=progress).carry_out()
 
 
-def jacobian_job(config: JacobianConfig, *, progress: bool = True, sketch: torch.device | None = None) -> Job:
+def jacobian_job(config: JacobianConfig, *, progress: bool = True, sketch: Places | None = None) -> Job:
     """The job of `run_jacobian`.
 
     Args:

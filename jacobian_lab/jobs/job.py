@@ -15,8 +15,8 @@ from jacobian_lab.caching import content_key, write_text
 from jacobian_lab.crew import ALONE, Crew
 from jacobian_lab.errors import InputError
 from jacobian_lab.memory import memory_of, peak_memory
+from jacobian_lab.model.devices import check_places, places_of
 from jacobian_lab.model.language_model import LanguageModel
-from jacobian_lab.model.loading import place_of
 from jacobian_lab.planning.cards import CARDS
 from jacobian_lab.planning.clock import Clock, measured
 from jacobian_lab.planning.costs import DOUBLE, Costs, Stage
@@ -171,7 +171,7 @@ class Job:
 
     def _estimated(self, left: Sequence[tuple[Part, float]]) -> "Record":
         """Say what is left to do is going to take, and refuse what cannot be."""
-        clock, there = measured(self.model), memory_of(self.model.device)
+        clock, there = measured(self.model), memory_of(self.model.devices)
         stages = self.plan(clock, there, left)
         plan = Plan(clock.machine, [stage for some in stages for stage in some], self.disk())
         plan.check_fits(*there)
@@ -179,7 +179,7 @@ class Job:
             note(plan.sentence())
         for name in plan.tight(*there):
             note(f"{name}: more is taken side by side than memory may hold; what does not fit is halved")
-        return Record(plan, stages, self.model.device)
+        return Record(plan, stages, self.model.devices)
 
 
 @dataclass(eq=False)
@@ -189,13 +189,13 @@ class Record:
     Attributes:
         plan: The estimate.
         stages: Its stages, before the parts and part by part.
-        device: Where the model is.
+        devices: Where the model is.
         took: Seconds so far, likewise.
     """
 
     plan: Plan
     stages: Sequence[Sequence[Stage]]
-    device: torch.device
+    devices: Sequence[torch.device]
     took: list[float] = field(default_factory=list)
 
     @contextmanager
@@ -224,7 +224,7 @@ class Record:
             }
             for some, seconds in done
         ]
-        told = {"parts": parts, "took_seconds": sum(self.took), "peak_bytes": peak_memory(self.device)}
+        told = {"parts": parts, "took_seconds": sum(self.took), "peak_bytes": peak_memory(self.devices)}
         write_text(path, json.dumps(self.plan.as_json() | told, indent=1) + "\n")
 
     def tell(self) -> None:
@@ -267,12 +267,17 @@ def planned(job: Callable[..., Job], config: Any, options: PlanOptions) -> str:
         InputError: If the configuration cannot be used.
     """
     card = CARDS[options.card] if options.card else None
-    place = place_of(config.device) if card is None else torch.device("cuda")
-    made = job(config, progress=False, sketch=place)
+    places = places_of(config.device)
     if card is None:
-        clock, there = measured(two_blocks(made.model, place), Sizes.of(made.model).words), memory_of(place)
+        check_places(places, config.device)
+    elif places[0].type != "cuda":
+        places = (torch.device("cuda"),)
+    made = job(config, progress=False, sketch=places)
+    if card is None:
+        clock, there = measured(two_blocks(made.model, places[0]), Sizes.of(made.model).words), memory_of(places)
     else:
-        clock, there = card.clock(made.model), (ELSEWHERE, card.memory)
+        _, sharing, divided = made.crew.load
+        clock, there = card.clock(made.model, round(sharing * divided)), (ELSEWHERE, card.memory)
     plan = Plan(clock.machine, [stage for some in made.plan(clock, there) for stage in some], made.disk())
     try:
         plan.check_fits(*there)

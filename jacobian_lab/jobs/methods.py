@@ -1,6 +1,5 @@
 """Every method under the same anchors, keys and seeds, evaluated by the paper's metrics: Tables 3, 4, 6 and 7."""
 
-import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from jacobian_lab.crew import ALONE, Crew
@@ -28,7 +26,7 @@ from jacobian_lab.editing.methods import (
     method_name,
 )
 from jacobian_lab.editing.schemes import SCHEMES
-from jacobian_lab.editing.solving import Eigh, null_space
+from jacobian_lab.editing.solving import Eigh, null_space, remembered_eigh
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.examination import Examination
 from jacobian_lab.evaluation.metrics import perplexity
@@ -40,6 +38,7 @@ from jacobian_lab.jobs.config import EditConfig, EditTableConfig, EvaluationConf
 from jacobian_lab.jobs.job import Job, Labels, Part
 from jacobian_lab.jobs.setup import Experiment, prepare
 from jacobian_lab.model.corpus import Corpus, load_corpus, token_rows
+from jacobian_lab.model.devices import Places
 from jacobian_lab.model.tokens import Prompt
 from jacobian_lab.planning.costs import Costs, Stage
 from jacobian_lab.progress import bar, note
@@ -78,7 +77,7 @@ def run_edit_table(config: EditTableConfig, *, progress: bool = True) -> Path:
     return edit_table_job(config, progress=progress).carry_out()
 
 
-def edit_table_job(config: EditTableConfig, *, progress: bool = True, sketch: torch.device | None = None) -> Job:
+def edit_table_job(config: EditTableConfig, *, progress: bool = True, sketch: Places | None = None) -> Job:
     """The job of `run_edit_table`.
 
     Args:
@@ -111,7 +110,7 @@ def run_edit(config: EditConfig, *, progress: bool = True) -> Path:
     return edit_job(config, progress=progress).carry_out()
 
 
-def edit_job(config: EditConfig, *, progress: bool = True, sketch: torch.device | None = None) -> Job:
+def edit_job(config: EditConfig, *, progress: bool = True, sketch: Places | None = None) -> Job:
     """The job of `run_edit`.
 
     Args:
@@ -156,7 +155,7 @@ def _edited(name: str) -> str:
 
 
 def _job(
-    config: MethodsConfig, methods: tuple[str, ...], save: str | None, progress: bool, sketch: torch.device | None
+    config: MethodsConfig, methods: tuple[str, ...], save: str | None, progress: bool, sketch: Places | None
 ) -> Job:
     at_work = Comparison.of(config, methods, progress, sketch=sketch)
     experiment, asked, bench = at_work.experiment, at_work.examination, at_work.bench
@@ -241,7 +240,7 @@ class Comparison:
 
     @classmethod
     def of(
-        cls, config: EvaluationConfig, methods: Sequence[str], progress: bool, *, sketch: torch.device | None = None
+        cls, config: EvaluationConfig, methods: Sequence[str], progress: bool, *, sketch: Places | None = None
     ) -> "Comparison":
         """Load and check everything, before any long work.
 
@@ -269,6 +268,8 @@ class Comparison:
         trained = dict[str, Ready]()
         if isinstance(config, MethodsConfig):
             names = [name for name in methods if name in TRAINED]
+            if names and len(experiment.model.devices) > 1:
+                raise InputError(f"expected a model on one device for {names[0]}, got {experiment.model}: give one")
             others = _others(config, experiment) if names else []
             if RLEDIT in names and (known := config.protocol or experiment.model.known()).lower() in UNTUNED:
                 note(f"the paper has no rledit on {known}, for which no stable setting was found: the first published")
@@ -289,7 +290,7 @@ class Comparison:
     @cached_property
     def eigh(self) -> Eigh:
         """Eigendecomposition that remembers each C's."""
-        return functools.cache(lambda matrix: torch.linalg.eigh(matrix.to(self.experiment.model.device)))
+        return remembered_eigh(self.experiment.model.device)
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides a number, as it stands in ``config.json``."""

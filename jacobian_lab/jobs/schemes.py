@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from jacobian_lab.editing.measures import ObservedEdit
 from jacobian_lab.editing.schemes import SCHEMES
 from jacobian_lab.evaluation.metrics import efficacy
@@ -15,6 +13,7 @@ from jacobian_lab.jobs.jacobians import Survey, survey
 from jacobian_lab.jobs.job import Job, Labels, Part
 from jacobian_lab.jobs.setup import prepare
 from jacobian_lab.jobs.studies import STEPS, STUDIES, cost_of
+from jacobian_lab.model.devices import Places
 from jacobian_lab.planning.costs import Costs, Stage
 from jacobian_lab.progress import bar
 from jacobian_lab.store.run import Run
@@ -49,7 +48,7 @@ def schemes_job(
     *,
     verdicts: bool = True,
     progress: bool = True,
-    sketch: torch.device | None = None,
+    sketch: Places | None = None,
 ) -> Job:
     """The job of `run_schemes`.
 

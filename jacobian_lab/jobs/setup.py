@@ -25,6 +25,7 @@ from jacobian_lab.jobs.config import ComputingConfig, EditingConfig, SubjectConf
 from jacobian_lab.maps.agreement import check_replay
 from jacobian_lab.model.chat import chat_of
 from jacobian_lab.model.corpus import TOKENS_PER_NEURON, Corpus, load_corpus
+from jacobian_lab.model.devices import Places
 from jacobian_lab.model.families import KNOWN
 from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.loading import check_layers, load_model, sketch_model
@@ -193,7 +194,7 @@ class Experiment(Subject):
         )
 
 
-def open_model(config: SubjectConfig, *, sketch: torch.device | None = None) -> tuple[LanguageModel, Layers]:
+def open_model(config: SubjectConfig, *, sketch: Places | None = None) -> tuple[LanguageModel, Layers]:
     """Load and check a model and the layers to be edited.
 
     Args:
@@ -224,7 +225,7 @@ def load_subject(
     config: ComputingConfig,
     further: Callable[[LanguageModel], Callable[[Fact], Any]] | None = None,
     *,
-    sketch: torch.device | None = None,
+    sketch: Places | None = None,
 ) -> Subject:
     """Load and check model, facts and layers, and say on stderr what was found beside the facts.
 
@@ -248,7 +249,8 @@ def load_subject(
     for line in file.notes():
         note(line)
     if sketch is not None:
-        return Subject(config, model, file, layers, sketch, Alone(config.crew.load(sketch.type == "cuda")))
+        cards = len(sketch) if sketch[0].type == "cuda" else 0
+        return Subject(config, model, file, layers, sketch[0], Alone(config.crew.load(cards)))
     check_replay(model, file.facts, layers)
     crew = hire(config.crew, model, layers, config.dtype, config.device)
     return Subject(config, model, file, layers, model.device, crew)
@@ -263,7 +265,7 @@ def _sorted_out(config: SubjectConfig, file: FactFile, check: Callable[[Fact], A
 
 
 def prepare(
-    config: EditingConfig, asked: Callable[[Fact], Fact] | None = None, *, sketch: torch.device | None = None
+    config: EditingConfig, asked: Callable[[Fact], Fact] | None = None, *, sketch: Places | None = None
 ) -> Experiment:
     """Load and check everything that a configuration names.
 

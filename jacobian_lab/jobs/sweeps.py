@@ -20,6 +20,7 @@ from jacobian_lab.jobs.job import Job, Labels, Part, cell_by_cell
 from jacobian_lab.jobs.methods import Comparison
 from jacobian_lab.jobs.setup import prepare
 from jacobian_lab.maps.agreement import check_replay
+from jacobian_lab.model.devices import Places
 from jacobian_lab.model.language_model import Layers
 from jacobian_lab.planning.costs import Costs, Stage
 from jacobian_lab.store.arrays import exists, read_config
@@ -48,7 +49,7 @@ def run_layer_count(config: LayerCountConfig, *, progress: bool = True) -> Path:
     return layer_count_job(config, progress=progress).carry_out()
 
 
-def layer_count_job(config: LayerCountConfig, *, progress: bool = True, sketch: torch.device | None = None) -> Job:
+def layer_count_job(config: LayerCountConfig, *, progress: bool = True, sketch: Places | None = None) -> Job:
     """The job of `run_layer_count`.
 
     Args:
@@ -157,7 +158,7 @@ def run_damping(config: DampingConfig, *, progress: bool = True) -> Path:
     return damping_job(config, progress=progress).carry_out()
 
 
-def damping_job(config: DampingConfig, *, progress: bool = True, sketch: torch.device | None = None) -> Job:
+def damping_job(config: DampingConfig, *, progress: bool = True, sketch: Places | None = None) -> Job:
     """The job of `run_damping`.
 
     Args:
@@ -236,7 +237,7 @@ def run_frontier(config: FrontierConfig, *, progress: bool = True) -> Path:
     return frontier_job(config, progress=progress).carry_out()
 
 
-def frontier_job(config: FrontierConfig, *, progress: bool = True, sketch: torch.device | None = None) -> Job:
+def frontier_job(config: FrontierConfig, *, progress: bool = True, sketch: Places | None = None) -> Job:
     """The job of `run_frontier`.
 
     Args:

@@ -74,7 +74,7 @@ class Frozen:
         """
         return replace(
             self,
-            prefix={layer: (keys[rows], values[rows]) for layer, (keys, values) in self.prefix.items()},
+            prefix={layer: _rows_of(each, rows) for layer, each in self.prefix.items()},
             tails={layer: tail[rows] for layer, tail in self.tails.items()},
             start=self.start[rows],
             answer_at=self.answer_at[rows],
@@ -179,7 +179,7 @@ def trajectory(
         along |= dict(_blocks(frozen, start, along[start], last, shifts))
     finally:
         handle.remove()
-    return along | {last: added[0].view_as(along[last])} if site == MLP and added else along
+    return along | {last: added[0].to(states.device).view_as(along[last])} if site == MLP and added else along
 
 
 def replay_logits(
@@ -287,6 +287,13 @@ def freeze_groups(
         The frozen rows, in groups that one forward pass takes.
     """
     return FrozenGroups([(group, freeze(model, [rows[i] for i in group], starts, last)) for group in batches(rows)])
+
+
+def _rows_of(cached: tuple[Tensor, Tensor], rows: Int[Tensor, " row"]) -> tuple[Tensor, Tensor]:
+    """Keys and values of some rows, which stay where their block is."""
+    keys, values = cached
+    rows = rows.to(keys.device)
+    return keys[rows], values[rows]
 
 
 class _PrefixCache:

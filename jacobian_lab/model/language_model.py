@@ -52,11 +52,12 @@ class LanguageModel:
 
     def __repr__(self) -> str:
         dtype, known = str(self.dtype).removeprefix("torch."), self.known()
-        layers = self.defaults().layers
+        layers, away = self.defaults().layers, len(self.devices) - 1
+        place = f"{self.device}" + (f" and {away} more" if away else "")
         settings = f"the literature's settings of {known}" if known else "educated guesses for settings"
         return (
             f"{self.name}: {self.hf.config.model_type}, {self.n_layers} blocks of width {self.d_model}, keys of "
-            f"{self.d_mlp}, {dtype} on {self.device}; decisive layers {layers[0]} to {layers[-1]}, {settings}"
+            f"{self.d_mlp}, {dtype} on {place}; decisive layers {layers[0]} to {layers[-1]}, {settings}"
         )
 
     def _repr_html_(self) -> str:
@@ -84,8 +85,18 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Where the model is at home: where its embedding and its head are, and what its blocks hand on."""
         return next(self.hf.parameters()).device
+
+    @property
+    def devices(self) -> list[torch.device]:
+        """Where its weights are: home, and where else its blocks are."""
+        return list(dict.fromkeys([self.device, *(next(block.parameters()).device for block in self.blocks)]))
+
+    @property
+    def cards(self) -> int:
+        """On how many cards the model is; 0 where it is on none."""
+        return len(self.devices) if self.device.type == "cuda" else 0
 
     @property
     def dtype(self) -> torch.dtype:
@@ -176,6 +187,17 @@ class LanguageModel:
             A view that shares memory with the model: writing into it edits the model.
         """
         return matrix(self.projection(layer))
+
+    def weight_at_home(self, layer: int) -> Float[Tensor, "d_model d_mlp"]:
+        """W_l as it is now.
+
+        Args:
+            layer: The block's index.
+
+        Returns:
+            A copy, where the model is at home.
+        """
+        return self.weight(layer).to(self.device, copy=True)
 
     def mlp(self, layer: int) -> nn.Module:
         """The MLP of a block, whose output joins the residual stream.

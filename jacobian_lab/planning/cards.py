@@ -37,11 +37,12 @@ class Card:
     spectra: float
     solve: float
 
-    def clock(self, model: LanguageModel) -> Clock:
+    def clock(self, model: LanguageModel, count: int = 1) -> Clock:
         """Its clock for a model; what its host does is taken to be done as fast as on the host at hand.
 
         Args:
             model: The model; its weights are not looked at.
+            count: How many such cards there are, whose clock is one's.
 
         Returns:
             The clock.
@@ -54,7 +55,7 @@ class Card:
 
         cubes = {"spectra": self.spectra, "cholesky": self.solve}
         return Clock(
-            machine=self.name,
+            machine=f"one {self.name}" if count == 1 else f"{count} {self.name}s",
             card=True,
             blocks={tokens: (FORWARD * both(tokens), both(tokens)) for tokens in (*BATCHES, LARGEST)},
             logits=(logits, 2 * logits),
@@ -65,7 +66,7 @@ class Card:
 
 
 H200 = Card(
-    "one NVIDIA H200",
+    "NVIDIA H200",
     150_754_820_096,
     {"float32": 50.3e12, "float64": 62e12, "bfloat16": 735e12, "float16": 735e12},
     launched=0.607 / (3 * 27),
@@ -74,5 +75,5 @@ H200 = Card(
 )
 """Measured with a model of Llama-3-8B's shape (``benchmarks/results``); float16 is taken to be as fast as bfloat16."""
 
-CARDS: Mapping[str, Card] = {"h200": H200, "h100": replace(H200, name="one NVIDIA H100", memory=81_559 * 2**20)}
+CARDS: Mapping[str, Card] = {"h200": H200, "h100": replace(H200, name="NVIDIA H100", memory=81_559 * 2**20)}
 """By the name that ``--card`` takes. An H100 has an H200's arithmetic, whose rates these are, and less memory."""

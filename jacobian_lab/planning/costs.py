@@ -67,8 +67,9 @@ class Costs:
         copies: Models that the same host, or card, holds: this process's, and those of workers there.
         sharing: By how many the time of what is done fact by fact is divided: workers on machines or cards of their
             own. Workers of one processor share what was measured.
+        cards: Over how many cards a model is divided, which then take turns.
         beside: Bytes of the copy of the model that descents run in, if it is another dtype's.
-        room: Bytes that there are where the model is.
+        room: Bytes that there are where the model is, on each card.
     """
 
     model: LanguageModel
@@ -76,6 +77,7 @@ class Costs:
     kept: int = 0
     copies: int = 1
     sharing: float = 1.0
+    cards: int = 1
     beside: int = 0
     room: int = 2**60
 
@@ -88,6 +90,15 @@ class Costs:
     def _workers(self) -> int:
         """How many work at once on one card, or this host: the workers, while this process waits, or it alone."""
         return max(1, self.copies - 1)
+
+    def _there(self, itemsize: int) -> int:
+        """Bytes of one model on the card, or the host, that holds most of it; what is no block is on the first card."""
+        sizes = self.sizes
+        if self.cards == 1:
+            return sizes.weights * itemsize + self.beside
+        beside_blocks = sizes.weights - sizes.blocks * sizes.block
+        fullest = max(beside_blocks, sizes.weights // self.cards + sizes.block)
+        return fullest * itemsize + self.beside * fullest // sizes.weights
 
     def stage(
         self,
@@ -117,16 +128,17 @@ class Costs:
         itemsize, half, times = self.model.dtype.itemsize, torch.bfloat16.itemsize, self._workers if shared else 1
         held, smallest = times * held, times * (held if least is None else least)
         seconds = seconds / self.sharing if shared else seconds
-        weights, own = self.copies * (self.sizes.weights * itemsize + self.beside), PROCESS * self.copies + self.kept
+        weights, own = self.copies * self._there(itemsize), PROCESS * self.copies + self.kept
         base = 0 if self.clock.card else own + host
-        halved = base + weights * half // itemsize + smallest if itemsize > half else 0
+        halved = base + self.copies * self._there(half) + smallest if itemsize > half else 0
         where = (own + host, weights + held) if self.clock.card else (own + host + weights + held, 0)
         return Stage(name, share * seconds, *where, base + weights + smallest, halved)
 
     def loading(self) -> Stage:
-        """Reading the weights, which the host holds before a card does."""
+        """Reading the weights, which the host holds before a single card does."""
         weights = self.sizes.weights * self.model.dtype.itemsize
-        return self.stage("loading", weights / self.clock.moved, host=self.copies * weights if self.clock.card else 0)
+        whole = self.clock.card and self.cards == 1  # into several each weight is read by itself
+        return self.stage("loading", weights / self.clock.moved, host=self.copies * weights if whole else 0)
 
     def forward(self, rows: Sequence[Prompt], blocks: int, at_once: int = TOKENS_PER_BATCH) -> float:
         """Seconds of rows through some blocks, padded as they are when they are run.
@@ -217,8 +229,9 @@ class Costs:
 
     def _batches(self, rows: FactRows, size: int | None) -> list[list[int]]:
         """As they are going to be made, where the model is going to be."""
-        free = self.room - self.copies * (self.sizes.weights * self.model.dtype.itemsize + self.beside)
-        return anchor_batches(rows, size, card=self.clock.card, free=max(0, free) // self._workers)
+        free = self.room - self.copies * self._there(self.model.dtype.itemsize)
+        cards = self.cards if self.clock.card else 0
+        return anchor_batches(rows, size, cards=cards, free=max(0, free) // self._workers)
 
     def _batch(self, rows: FactRows, first: int, steps: int) -> tuple[float, int]:
         """Seconds of one batch of a descent, and the bytes that it holds."""
@@ -232,7 +245,7 @@ class Costs:
         itemsize = self.model.dtype.itemsize
         gradients = above * tokens * (12 * sizes.width + 6 * sizes.d_mlp) * itemsize
         frozen = above * whole * sizes.cached * itemsize
-        return seconds, gradients + frozen + (answers + len(rows)) * sizes.words * LOGITS + self._head()
+        return seconds, (gradients + frozen) // self.cards + (answers + len(rows)) * sizes.words * LOGITS + self._head()
 
     def training(
         self, rows: FactRows, lessons: int, settings: WiseSettings | RLEditSettings, *, share: float = 1.0
@@ -380,8 +393,8 @@ class Costs:
     def editing(self, name: str, seconds: float, layers: int, *, projected: int = 0, share: float = 1.0) -> Stage:
         """The stage in which edits are made, once their seconds are known.
 
-        It holds λC + K Kᵀ with its factor and a copy, the weights as they were and the changes of every layer, and the
-        eigenvectors of C where a rule projects by them.
+        It holds λC + K Kᵀ with its factor and a copy, the weights as they were and the changes of every layer; where a
+        rule projects by them, the eigenvectors of every C on the host, and of one where the model is.
 
         Args:
             name: What the stage is called.
@@ -394,7 +407,8 @@ class Costs:
             The stage.
         """
         n, changes = self.sizes.d_mlp, self.sizes.width * self.sizes.d_mlp * (self.model.dtype.itemsize + 2 * DOUBLE)
-        return self.stage(name, seconds, (3 + projected) * DOUBLE * n**2 + layers * changes + self._head(), share=share)
+        there, held = 3 + bool(projected and self.clock.card), layers * changes + self._head()
+        return self.stage(name, seconds, there * DOUBLE * n**2 + held, host=projected * DOUBLE * n**2, share=share)
 
     def evaluation(self, rows: Sequence[Prompt], greedy: Sequence[Prompt] = (), *, shared: bool = False) -> float:
         """Seconds of asking a model some questions.

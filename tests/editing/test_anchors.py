@@ -155,7 +155,7 @@ def test_little_memory_makes_small_batches(tiny, facts, monkeypatch):
     made = rows(tiny, [dataclasses.replace(f, id=i) for i, f in enumerate(facts * 6)])
     assert max(map(len, anchor_batches(made, 100))) > 1
     assert max(map(len, anchor_batches(made))) <= descent.BATCH_FACTS
-    monkeypatch.setattr(descent, "free_memory", lambda device: 1)
+    monkeypatch.setattr(descent, "free_memory", lambda devices: 1)
     assert [len(group) for group in anchor_batches(made, 100)] == [1] * len(made)
 
 

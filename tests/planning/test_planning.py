@@ -202,6 +202,22 @@ def test_tables_at_the_shape_of_llama_3_8b(tmp_path, capsys, real):
     assert 1 < exact["anchors at layer 4"]["seconds"] / one["anchors at layer 4"]["seconds"] < 735 / 50.3
 
 
+def test_a_model_over_several_cards_takes_a_share_of_each_and_no_less_time(arguments, capsys):
+    """Two blocks of six cards hold what is no block, here the most."""
+    model, plans = sketch_model(arguments["model"]), {}
+    for cards in ("cuda", "cuda:0-1", "cuda:0-5"):
+        cli.main(["tables", *options(arguments), "--plan", "--json", "--card", "h100", "--device", cards])
+        plans[cards] = json.loads(capsys.readouterr().out)
+    loading = {cards: plan["stages"][0]["device_bytes"] for cards, plan in plans.items()}
+    sizes, itemsize = Sizes.of(model), 8
+    assert loading["cuda"] == itemsize * sizes.weights
+    assert loading["cuda:0-1"] == itemsize * (sizes.weights // 2 + sizes.block)
+    assert loading["cuda:0-5"] == itemsize * (sizes.weights - sizes.blocks * sizes.block)
+    assert [plan["machine"] for plan in plans.values()] == ["one NVIDIA H100", "2 NVIDIA H100s", "6 NVIDIA H100s"]
+    edits = [plan["stages"][-1]["seconds"] for plan in plans.values()]
+    assert edits == pytest.approx([edits[0]] * 3, rel=0.2)
+
+
 def test_a_run_says_what_it_was_estimated_to_take_and_took(arguments, tmp_path, capsys):
     config = SchemesConfig(**{**arguments, "slice": "0:2"}, schemes=("one-layer",), out=tmp_path / "run")
     run_schemes(config, progress=False)
