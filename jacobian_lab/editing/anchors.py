@@ -11,7 +11,8 @@ from torch import Tensor
 
 from jacobian_lab.errors import InputError
 from jacobian_lab.maps.hooks import decisive_states
-from jacobian_lab.maps.replay import Frozen, freeze, replay_logits
+from jacobian_lab.maps.likelihood import answer_nll
+from jacobian_lab.maps.replay import Frozen, freeze, replay_outputs
 from jacobian_lab.memory import free_memory
 from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.rows import FactRows
@@ -317,21 +318,19 @@ class _Descent:
     def _losses(self, active: Int[Tensor, " active"]) -> Float[Tensor, " active"]:
         """The loss of each active fact at its shifts."""
         shifts = torch.stack([self._shift(fact) for fact in active.tolist()])
-        logits = self._logits(self.rows, shifts.repeat_interleave(self.contexts, dim=0))
-        log_p = logits.double().log_softmax(-1)
-        answer = self.rows.answer
-        picked = log_p.gather(-1, answer.clamp(min=0)[..., None])[..., 0] * (answer >= 0)
-        nll = -(picked.sum(1) / (answer >= 0).sum(1)).view(-1, self.contexts).mean(1)
-        kl_log_p = self._logits(self.kl_rows, shifts)[:, 0].double().log_softmax(-1)
+        outputs = self._outputs(self.rows, shifts.repeat_interleave(self.contexts, dim=0))
+        nll = answer_nll(self.rows, outputs).view(-1, self.contexts).mean(1)
+        kl_logits = self.kl_rows.model.head(self._outputs(self.kl_rows, shifts)[:, 0])
+        kl_log_p = kl_logits.double().log_softmax(-1)
         if self.reference is None:  # the first pass is at shifts of 0
             self.reference = kl_log_p.detach()
         divergence = (kl_log_p.exp() * (kl_log_p - self.reference)).sum(-1)
         return nll + self.settings.kl_factor * divergence + self._decay(shifts, active)
 
-    def _logits(self, rows: Frozen, shifts: Float[Tensor, "row layer d_model"]) -> Float[Tensor, "row answer vocab"]:
+    def _outputs(self, rows: Frozen, shifts: Float[Tensor, "row layer d_model"]) -> Float[Tensor, "row answer d_model"]:
         first = self.layers[0]
         above = dict(zip(self.layers[1:], shifts[:, 1:].unbind(1), strict=True))
-        return replay_logits(rows, first, rows.states(first) + shifts[:, 0], above)
+        return replay_outputs(rows, first, rows.states(first) + shifts[:, 0], above)
 
     def _decay(
         self, shifts: Float[Tensor, "active layer d_model"], active: Int[Tensor, " active"]

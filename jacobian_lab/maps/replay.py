@@ -197,14 +197,31 @@ def replay_logits(
         Float32 or better. Rows without an answer give the logits at the decisive token; places
         beyond a row's answer repeat those and are to be masked by ``frozen.answer >= 0``.
     """
+    return frozen.model.head(replay_outputs(frozen, start, states, shifts))
+
+
+def replay_outputs(
+    frozen: Frozen, start: int, states: Float[Tensor, "row d_model"], shifts: Shifts = NO_SHIFTS
+) -> Float[Tensor, "row answer d_model"]:
+    """What the head makes logits of where the answer's tokens are predicted, given the decisive states at `start`.
+
+    Args:
+        frozen: The rows.
+        start: The layer whose block output is overwritten at the decisive token.
+        states: What it becomes; gradients flow through.
+        shifts: What is added behind layers above `start`; gradients flow through.
+
+    Returns:
+        In the places of `replay_logits`.
+    """
     tail = frozen.tails[start][:, 1:]
-    return tail_logits(frozen, start, torch.cat([states.to(frozen.model.dtype)[:, None], tail], dim=1), shifts)
+    return tail_outputs(frozen, start, torch.cat([states.to(frozen.model.dtype)[:, None], tail], dim=1), shifts)
 
 
-def tail_logits(
+def tail_outputs(
     frozen: Frozen, start: int, hidden: Float[Tensor, "row tail d_model"], shifts: Shifts = NO_SHIFTS
-) -> Float[Tensor, "row answer vocab"]:
-    """Logits where the answer's tokens are predicted, given the block output at `start` over the whole tail.
+) -> Float[Tensor, "row answer d_model"]:
+    """What the head makes logits of, given the block output at `start` over the whole tail.
 
     Args:
         frozen: The rows.
@@ -213,12 +230,12 @@ def tail_logits(
         shifts: What is added behind layers above `start`; gradients flow through.
 
     Returns:
-        As `replay_logits` has it.
+        In the places of `replay_logits`.
     """
     output = hidden = hidden[:, : int(frozen.answer_at.max()) + 1]
     for _, output in _blocks(frozen, start, hidden, frozen.model.n_layers - 1, shifts):  # noqa: B007
         pass
-    return frozen.model.head(frozen.model.norm(_gather(output, frozen.answer_at)))
+    return frozen.model.norm(_gather(output, frozen.answer_at))
 
 
 @dataclass(frozen=True, eq=False)
