@@ -11,6 +11,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -47,16 +48,15 @@ def main() -> None:
         )
         found.append({"command": command, "time_ratio": time, "memory_ratio": peak} | costs)
         if options.out is not None:
-            machine = {"cores": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()}
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            options.out.write_text(json.dumps({"machine": machine, "commands": found}, indent=1) + "\n")
+            write(options.out, {"commands": found})
 
 
-def costs_of(command: str) -> dict[str, Any]:
+def costs_of(command: str, threads: int | None = None) -> dict[str, Any]:
     """Run a command, and read what it was estimated to take and took.
 
     Args:
         command: The command with its options.
+        threads: How many it computes with; by default all that there are.
 
     Returns:
         What stands in its run's ``costs.json``.
@@ -65,10 +65,29 @@ def costs_of(command: str) -> dict[str, Any]:
         own = Path(folder) / "cache"
         own.mkdir()
         (own / "models").symlink_to(cache_folder("models"))  # which take no part in the estimate
-        run = [sys.executable, "-c", "from jacobian_lab.cli import main; main()", *command.split(), "--out", "run"]
+        run = [sys.executable, "-c", "from jacobian_lab.cli import main; main()", *command.split()]
         environment = os.environ | {"JACOBIAN_LAB_CACHE": str(own)}
-        subprocess.run(run, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
-        return json.loads((Path(folder) / "run" / "costs.json").read_text())
+        environment |= {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+        place = Path(folder) / "run"
+        subprocess.run([*run, "--out", place], env=environment, check=True, stdout=subprocess.DEVNULL)
+        return json.loads((place / "costs.json").read_text())
+
+
+def machine() -> dict[str, Any]:
+    """The machine and the versions, as they stand beside a figure."""
+    versions = {name: version(name) for name in ("torch", "transformers", "numpy")}
+    return {"cores": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()} | versions
+
+
+def write(out: Path, content: dict[str, Any]) -> None:
+    """Write what was measured.
+
+    Args:
+        out: A JSON file.
+        content: What was measured; the machine is written beside it.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({"machine": machine()} | content, indent=1) + "\n")
 
 
 if __name__ == "__main__":
