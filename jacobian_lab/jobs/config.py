@@ -211,6 +211,8 @@ class EvaluationConfig(EditingConfig):
         edits_per_batch: Facts that are edited jointly; all of them by default, else one batch after the other.
         metrics: Whose definition of Success: counterfact (before the true answer), zsre (share of tokens), or auto:
             counterfact where every fact has a true answer.
+        evaluation_facts: On how many of the edited facts, chosen by the seed, the edited models are evaluated; on all
+            of them by default.
         greedy: Whether Accuracy is checked by real greedy decoding.
         held_out: Text whose perplexity is taken, named as corpus is.
         held_out_tokens: Tokens of it.
@@ -219,6 +221,7 @@ class EvaluationConfig(EditingConfig):
     rules: OmitArgPrefixes[RuleSettings] = field(default_factory=RuleSettings)
     edits_per_batch: Positive | None = None
     metrics: Literal["auto", "counterfact", "zsre"] = "auto"
+    evaluation_facts: Positive | None = None
     greedy: bool = True
     held_out: str = DOCSTRINGS
     held_out_tokens: Positive = 2048

@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jacobian_lab.caching import content_key
 from jacobian_lab.crew import Piece
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import Fact
+from jacobian_lab.facts.sampling import sample
 from jacobian_lab.jobs.config import JacobianConfig, SchemesConfig
 from jacobian_lab.jobs.job import Job, Part
 from jacobian_lab.jobs.setup import Subject, load_subject
@@ -92,15 +92,14 @@ class Survey:
             device: Where the model is.
 
         Returns:
-            The survey; its sample is of those facts whose digests with the seed are least, whatever their order.
+            The survey; its sample does not depend on the order of the facts.
         """
         wide, asked = width > (WIDEST_ON_CARD if device.type == "cuda" else WIDEST_DENSE), config.survey
         kind: Literal["dense", "lanczos"] = "lanczos" if asked == "lanczos" or (wide and asked != "dense") else "dense"
         many = SAMPLED if asked == "dense" or width <= WIDEST_DENSE else SAMPLED_WIDE
         count = 0 if asked == "lanczos" else many
         count = count if config.survey_facts is None else config.survey_facts
-        digests = [content_key([config.seed, fact.text]) for fact in facts]
-        return cls(kind, frozenset(sorted(range(len(digests)), key=digests.__getitem__)[:count]), config.seed)
+        return cls(kind, frozenset(sample(facts, count, config.seed)), config.seed)
 
     def forms(self, place: int) -> bool:
         """Whether the matrix of a fact is formed.

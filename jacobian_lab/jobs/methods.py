@@ -33,6 +33,7 @@ from jacobian_lab.evaluation.metrics import perplexity
 from jacobian_lab.evaluation.questions import neighborhood, style_of
 from jacobian_lab.facts.fact import Fact
 from jacobian_lab.facts.reading import read_facts
+from jacobian_lab.facts.sampling import sample
 from jacobian_lab.jobs.bench import Aimed, Bench, any_coordinated
 from jacobian_lab.jobs.config import EditConfig, EditTableConfig, EvaluationConfig, MethodsConfig, check
 from jacobian_lab.jobs.job import Job, Labels, Part
@@ -191,7 +192,7 @@ def _job(
         for place, name in enumerate(todo, 1):
             what = f"{name} ({place} of {len(todo)})"
             trained = at_work.trained[name].facts if name in at_work.trained else 0
-            with bar(trained + 2 * len(experiment.facts), what, "fact", show=progress) as shown:
+            with bar(trained + len(experiment.facts) + len(asked.facts), what, "fact", show=progress) as shown:
                 found = at_work.measure(name, aimed, shown.update, refit, partial(keep, name))
                 for variable, values, labels in found:
                     run.write(variable, values, edit=name, **labels)
@@ -224,6 +225,7 @@ class Comparison:
         trained: Those that train, ready for the facts.
         experiment: What the configuration names.
         examination: What is asked.
+        asked: Places of the facts that are asked about.
         held_out: The held-out text.
         text: Its rows.
         bench: The experiment at work.
@@ -234,6 +236,7 @@ class Comparison:
     trained: Mapping[str, Ready]
     experiment: Experiment
     examination: Examination
+    asked: Sequence[int]
     held_out: Corpus
     text: Sequence[Prompt]
     bench: Bench
@@ -260,7 +263,12 @@ class Comparison:
         held_out = load_corpus(config.held_out, "held_out", config.seed)
         experiment = prepare(config, asked=lambda fact: fact, sketch=sketch)
         style = style_of(experiment.facts, config.metrics)
-        examination = Examination(experiment.model, experiment.facts, style, config.greedy)
+        everyone = len(experiment.facts)
+        asked = sample(experiment.facts, config.evaluation_facts or everyone, config.seed)
+        if len(asked) < everyone:
+            note(f"edited models are evaluated on {len(asked)} of {everyone} facts (evaluation_facts)")
+        examined = [experiment.facts[place] for place in asked]
+        examination = Examination(experiment.model, examined, style, config.greedy)
         text = _held_out_rows(config, experiment, held_out)
         chosen, count = {name: method(name) for name in methods if name not in TRAINED}, len(experiment.facts)
         without_keys = any(each.rule == "emmet" for each in chosen.values())
@@ -275,7 +283,7 @@ class Comparison:
                 note(f"the paper has no rledit on {known}, for which no stable setting was found: the first published")
             training = config.training.suited(experiment.model, config.protocol, config.seed)
             trained = {name: ready(name, experiment.rows, others, training) for name in names}
-        return cls(config, chosen, trained, experiment, examination, held_out, text, bench)
+        return cls(config, chosen, trained, experiment, examination, asked, held_out, text, bench)
 
     @property
     def crew(self) -> Crew:
@@ -302,6 +310,7 @@ class Comparison:
             "metrics": self.examination.style,
             "greedy": config.greedy,
             "held_out": {"digest": self.held_out.digest, "tokens": config.held_out_tokens} | length,
+            **({"evaluation_facts": len(self.asked)} if len(self.asked) < len(self.experiment.facts) else {}),
             **({"training": {name: dict(each.about) for name, each in self.trained.items()}} if self.trained else {}),
         }
 
@@ -460,7 +469,7 @@ class Comparison:
 
     def _answers(self, done: Callable[[int], Any]) -> Iterator[tuple[str, Any, Labels]]:
         """Examine the model as it is."""
-        labels, coordinates = self.experiment.labels(), self.coordinates
+        labels, coordinates = self._asked_labels(), self.coordinates
         for part, found in self.examination.answers(self.crew):
             for variable in sorted({variable for values in found for variable in values}):
                 lists = [values.get(variable, []) for values in found]
@@ -469,12 +478,17 @@ class Comparison:
                 yield variable, _padded(lists, math.prod(width)).reshape(len(found), *width), {"fact": labels[part]}
             done(len(found))
 
+    def _asked_labels(self) -> list[Any]:
+        labels = self.experiment.labels()
+        return [labels[place] for place in self.asked]
+
     def _store_edited_neighbors(self, run: Run) -> None:
         """Which neighbourhood prompts are edited themselves, so that no method should leave them alone."""
         asked = self.examination
-        edited = {fact.text for fact in asked.facts}
+        edited = {fact.text for fact in self.experiment.facts}
         found = [[float(text in edited) for text, _ in neighborhood(fact)] for fact in asked.facts]
-        run.write("neighbor_edited", _padded(found, len(run.coordinates["neighbor"])))
+        width = len(run.coordinates["neighbor"])
+        run.write("neighbor_edited", _padded(found, width), fact=self._asked_labels())
         run.seal("neighbors_compared")
 
 
