@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from jacobian_lab.editing.anchors import AnchorSettings, anchor_batches, optimise_anchors
 from jacobian_lab.facts.reading import load_facts
+from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.loading import load_model
 from jacobian_lab.model.rows import fact_rows
 from jacobian_lab.model.templates import sample_templates
@@ -24,9 +25,9 @@ from helpers.reference import Plain
 from timing import timed
 
 
-def product_rate(dtype: torch.dtype, width: int = 2048, repeats: int = 9) -> float:
+def product_rate(model: LanguageModel, width: int = 2048, repeats: int = 9) -> float:
     """Floating-point operations a second in the product of two large matrices, the median of some."""
-    left, right = (torch.randn(width, width, dtype=dtype) for _ in range(2))
+    left, right = (torch.randn(width, width, dtype=model.dtype, device=model.device) for _ in range(2))
     return 2 * width**3 / statistics.median(timed(lambda: left @ right)[0] for _ in range(repeats))
 
 
@@ -66,7 +67,7 @@ def main() -> None:
         times["plain"].append(seconds)
     with FlopCounterMode(display=False) as counter:
         batched()
-    rate = product_rate(model.dtype)
+    rate = product_rate(model)
     share = counter.get_total_flops() / statistics.median(times["batched"]) / rate
     apart = max(float((ours[i] - state).norm() / state.norm()) for i, state in enumerate(theirs))
     batched_median, plain_median = (statistics.median(times[name]) for name in ("batched", "plain"))

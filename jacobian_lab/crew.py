@@ -1,5 +1,6 @@
 """Who does work that is divided by facts: this process, or workers that hold the model too, by Ray."""
 
+import math
 import os
 import time
 from collections import deque
@@ -7,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TypeVar, runtime_checkable
+from typing import Annotated, Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from annotated_types import Gt
@@ -24,9 +25,6 @@ Result = TypeVar("Result")
 Piece = Sequence[int]
 """Indices of the facts that are worked on together."""
 
-Load = tuple[int, float, int]
-"""Models that a card, or the host, holds; by what the time of shared work is divided; cards of a divided model."""
-
 PATIENCE = 120
 """Seconds within which a worker's process is to have begun."""
 
@@ -35,6 +33,30 @@ DEATHS = 3
 
 KEPT = ("JACOBIAN_LAB_CACHE", "HF_HUB_OFFLINE")
 """What of this process's environment a worker has too."""
+
+
+class Load(NamedTuple):
+    """How the work is spread, as a plan has to know it.
+
+    Attributes:
+        processes: Processes on this host that hold the model, or read it.
+        beside: Workers' models on one card, or on this host, beside this process's own.
+        sharing: By how many the time of what is done fact by fact is divided: workers on machines or cards of their
+            own. Workers of one processor share what one process has anyway.
+        cards: Over how many cards this process's model is divided.
+        worker_cards: Over how many a worker's is.
+        all_cards: Cards in all.
+    """
+
+    processes: int = 1
+    beside: int = 0
+    sharing: float = 1.0
+    cards: int = 1
+    worker_cards: int = 1
+    all_cards: int = 1
+
+
+UNSHARED = Load()
 
 
 @dataclass(frozen=True)
@@ -61,16 +83,29 @@ class CrewSettings:
             cards: Over how many cards the model is divided; 0 where it is on none.
 
         Returns:
-            How many models one card, or this host, holds; by what the time of what they share is divided, which is by
-            none where they share what one process has anyway; over how many cards a model is divided.
+            The load.
+
+        Raises:
+            InputError: If a worker is to have a card and a part of another.
         """
         if self.workers == 1 and self.ray is None:
-            return 1, 1.0, max(1, cards)
+            return Load(cards=max(1, cards), all_cards=max(1, cards))
+        here = 1 if self.ray else self.workers
         if not cards and self.worker_gpus is None:
             cluster = self.workers * (self.worker_cpus or 1) / torch.get_num_threads()
-            return (2, cluster, 1) if self.ray else (self.workers + 1, 1.0, 1)
-        share = min(1.0, self.worker_gpus or 1.0)  # whoever has several cards is no faster for it
-        return 1 + min(self.workers, int(1 / share)), max(1.0, self.workers * share), max(1, cards)
+            return Load(1 + here, here, cluster if self.ray else 1.0)
+        gpus = self.worker_gpus or float(cards)
+        if gpus > 1 and gpus != int(gpus):
+            raise InputError(f"expected ⟨worker_gpus⟩ up to 1, or a whole number, got {gpus:g}: choose {int(gpus)}")
+        share = min(1.0, gpus)  # whoever has several cards is no faster for it
+        return Load(
+            1 + here,
+            min(self.workers, int(1 / share)),
+            max(1.0, self.workers * share),
+            max(1, cards),
+            max(1, int(gpus)),
+            max(cards, math.ceil(self.workers * gpus)),
+        )
 
 
 def _untold(_failed: int, _next: int) -> None:
@@ -127,7 +162,7 @@ class Alone:
         here: Whether this process does.
     """
 
-    load: Load = (1, 1.0, 1)
+    load: Load = UNSHARED
     here: bool = True
 
     def of(self, layers: Layers) -> Crew:
@@ -181,9 +216,6 @@ def hire(settings: CrewSettings, model: LanguageModel, layers: Layers, dtype: st
     """
     if settings.workers == 1 and settings.ray is None:
         return Alone(settings.load(model.cards)) if model.cards > 1 else ALONE
-    gpus = settings.worker_gpus or 1.0
-    if gpus > 1 and gpus != int(gpus):
-        raise InputError(f"expected ⟨worker_gpus⟩ of at most 1, or a whole number, got {gpus:g}: choose {int(gpus)}")
     _ray()
     return Workers(settings, model, layers, dtype, device)
 

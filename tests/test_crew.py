@@ -9,7 +9,7 @@ import torch
 from helpers.small import CONFIGS, make_folder
 
 from jacobian_lab import crew as crew_module
-from jacobian_lab.crew import ALONE, CrewSettings, Workers, device_of, hire
+from jacobian_lab.crew import ALONE, CrewSettings, Load, Workers, device_of, hire
 from jacobian_lab.editing import layers
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation import examination
@@ -59,6 +59,17 @@ def test_a_worker_divides_its_model_over_the_cards_that_it_is_given(tiny):
     assert [device_of(gpus) for gpus in (0, 0.5, 1, 4)] == ["cpu", "cuda", "cuda", "cuda:0-3"]
     with pytest.raises(InputError, match=r"a whole number, got 1\.5"):
         hire(replace(TWO, worker_gpus=1.5), tiny, (1, 2), "float64", "cpu")
+
+
+def test_what_a_plan_is_told_of_who_works():
+    """A worker's cards may be others than this process's, and on one card several may share."""
+    assert CrewSettings().load(0) == Load()
+    assert CrewSettings().load(4) == Load(cards=4, all_cards=4)
+    assert TWO.load(0) == Load(processes=3, beside=2)
+    assert CrewSettings(workers=8).load(1) == Load(9, 1, 8.0, 1, 1, 8)
+    assert CrewSettings(workers=8, worker_gpus=1).load(8) == Load(9, 1, 8.0, 8, 1, 8)
+    assert CrewSettings(workers=2, worker_gpus=4).load(8) == Load(3, 1, 2.0, 8, 4, 8)
+    assert CrewSettings(workers=4, worker_gpus=0.5).load(1) == Load(5, 2, 2.0, 1, 1, 2)
 
 
 def by_one_and_by_two(run, config, folder):

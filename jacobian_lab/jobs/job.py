@@ -124,7 +124,7 @@ class Job:
             The stages before any part, then those of each part.
         """
         costs = Costs(
-            self.model, clock, self.kept, *self.crew.load, self.beside, there[0] if there[1] is None else there[1]
+            self.model, clock, self.kept, self.crew.load, self.beside, there[0] if there[1] is None else there[1]
         )
         some = [(part, 1.0) for part in self.parts] if parts is None else parts
         loading = [costs.loading()] if parts is None else []
@@ -276,8 +276,7 @@ def planned(job: Callable[..., Job], config: Any, options: PlanOptions) -> str:
     if card is None:
         clock, there = measured(two_blocks(made.model, places[0]), Sizes.of(made.model).words), memory_of(places)
     else:
-        _, sharing, divided = made.crew.load
-        clock, there = card.clock(made.model, round(sharing * divided)), (ELSEWHERE, card.memory)
+        clock, there = card.clock(made.model, made.crew.load.all_cards), (ELSEWHERE, card.memory)
     plan = Plan(clock.machine, [stage for some in made.plan(clock, there) for stage in some], made.disk())
     try:
         plan.check_fits(*there)

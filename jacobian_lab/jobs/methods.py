@@ -47,7 +47,7 @@ from jacobian_lab.store.finished import Finished
 from jacobian_lab.store.run import Run
 from jacobian_lab.store.schema import KINDS
 from jacobian_lab.training.lessons import strangers
-from jacobian_lab.training.methods import RLEDIT, WISE, Ready, ready
+from jacobian_lab.training.methods import ONE_DEVICE, RLEDIT, WISE, Ready, ready
 from jacobian_lab.training.settings import UNTUNED
 
 Save = Callable[[Path, Mapping[str, Any]], Any]
@@ -276,8 +276,8 @@ class Comparison:
         trained = dict[str, Ready]()
         if isinstance(config, MethodsConfig):
             names = [name for name in methods if name in TRAINED]
-            if names and len(experiment.model.devices) > 1:
-                raise InputError(f"expected a model on one device for {names[0]}, got {experiment.model}: give one")
+            if names and experiment.crew.load.cards > 1:  # of a plan too, whose model is nowhere
+                raise InputError(ONE_DEVICE.format(names[0]))
             others = _others(config, experiment) if names else []
             if RLEDIT in names and (known := config.protocol or experiment.model.known()).lower() in UNTUNED:
                 note(f"the paper has no rledit on {known}, for which no stable setting was found: the first published")
@@ -321,16 +321,16 @@ class Comparison:
     @cached_property
     def coordinates(self) -> dict[str, Sequence[Any]]:
         """Labels of every dimension of a run of edit-table."""
-        asked, experiment = self.examination, self.experiment
+        experiment = self.experiment
         return {
             "fact": experiment.labels(),
             "edit": [UNEDITED, *METHODS, *PAIRS, *TRAINED],
             "layer": list(experiment.layers),
             "block": range(experiment.model.n_layers),
             "anchor_layer": list(experiment.anchor_layers),
-            "paraphrase": range(max(1, *(len(fact.paraphrase_prompts) for fact in asked.facts))),
-            "probe": asked.groups or [NO_PROBES],
-            "neighbor": range(max(1, *(len(neighborhood(fact)) for fact in asked.facts))),
+            "paraphrase": range(max(1, *(len(fact.paraphrase_prompts) for fact in experiment.facts))),
+            "probe": self.examination.groups or [NO_PROBES],
+            "neighbor": range(max(1, *(len(neighborhood(fact)) for fact in experiment.facts))),
             "d_model": range(experiment.model.d_model),
         }
 
@@ -469,7 +469,8 @@ class Comparison:
 
     def _answers(self, done: Callable[[int], Any]) -> Iterator[tuple[str, Any, Labels]]:
         """Examine the model as it is."""
-        labels, coordinates = self._asked_labels(), self.coordinates
+        every, coordinates = self.experiment.labels(), self.coordinates
+        labels = [every[place] for place in self.asked]
         for part, found in self.examination.answers(self.crew):
             for variable in sorted({variable for values in found for variable in values}):
                 lists = [values.get(variable, []) for values in found]
@@ -478,17 +479,12 @@ class Comparison:
                 yield variable, _padded(lists, math.prod(width)).reshape(len(found), *width), {"fact": labels[part]}
             done(len(found))
 
-    def _asked_labels(self) -> list[Any]:
-        labels = self.experiment.labels()
-        return [labels[place] for place in self.asked]
-
     def _store_edited_neighbors(self, run: Run) -> None:
         """Which neighbourhood prompts are edited themselves, so that no method should leave them alone."""
-        asked = self.examination
-        edited = {fact.text for fact in self.experiment.facts}
-        found = [[float(text in edited) for text, _ in neighborhood(fact)] for fact in asked.facts]
-        width = len(run.coordinates["neighbor"])
-        run.write("neighbor_edited", _padded(found, width), fact=self._asked_labels())
+        facts = self.experiment.facts
+        edited = {fact.text for fact in facts}
+        found = [[float(text in edited) for text, _ in neighborhood(fact)] for fact in facts]
+        run.write("neighbor_edited", _padded(found, len(run.coordinates["neighbor"])))
         run.seal("neighbors_compared")
 
 

@@ -1,10 +1,11 @@
-"""How likely a model takes answers to be, in float64 whatever its dtype, and no more logits than there are tokens."""
+"""How likely a model takes answers to be: summed in float64 whatever its dtype, of no more logits than tokens."""
 
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from jacobian_lab.maps.replay import Frozen
 
@@ -50,6 +51,7 @@ class _Surprisal(torch.autograd.Function):
         return total.log() + (largest.double() - picked.double())
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         """The derivative by the logits."""
         powers, total, tokens = ctx.saved_tensors

@@ -81,11 +81,12 @@ def shares(hf: nn.Module, family: Family, places: Places) -> dict[str, torch.dev
         above = prefix + name
     blocks = list(hf.get_submodule(family.blocks).children())
     sizes = [sum(weight.numel() for weight in block.parameters()) for block in blocks]
-    total = sum(weight.numel() for weight in hf.parameters())
-    before = total - sum(sizes)
+    total, before = sum(weight.numel() for weight in hf.parameters()), 0
+    room = max(0.0, total / len(places) - (total - sum(sizes)))  # for blocks at home
+    each = (sum(sizes) - room) / max(1, len(places) - 1)
     for index, size in enumerate(sizes):
-        place = places[min(len(places) - 1, int((before + size / 2) * len(places) / total))]
-        found[f"{family.blocks}.{index}"] = place
+        beyond = before + size / 2 - room
+        found[f"{family.blocks}.{index}"] = home if beyond < 0 else places[min(len(places) - 1, 1 + int(beyond / each))]
         before += size
     return found
 

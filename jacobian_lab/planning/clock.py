@@ -3,7 +3,7 @@
 import hashlib
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from jacobian_lab.maps.likelihood import surprisal
 from jacobian_lab.maps.replay import Frozen, freeze, trajectory
 from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.tokens import Prompt
@@ -36,7 +37,7 @@ class Clock:
         machine: What it was measured on.
         card: Whether that is a card.
         blocks: By tokens side by side: seconds of one block, forward, and forward and back.
-        logits: Seconds a row of logits and their log-softmax in float64, forward, and forward and back.
+        logits: Seconds a row of logits: with log-softmax in float64, forward; with a token's −log P, forward and back.
         rates: Floating-point operations a second in large products: of the model's dtype, float32 and float64.
         cubes: Seconds over the cube of the width, in float64: ``spectra`` (eigenvalues of S and singular values
             of J), ``eigenvectors`` (of J, on the processor), ``cholesky``.
@@ -97,7 +98,7 @@ def measured(model: LanguageModel, words: int | None = None) -> Clock:
         model = two_blocks(model, model.device)
     frozen = freeze(model, [Prompt((0,) * (PREFIX + 1), PREFIX)], [0], 1)
     return Clock(
-        machine=name_of(model.device),
+        machine=name_of(model.devices),
         card=model.device.type == "cuda",
         blocks=_blocks(model, frozen),
         logits=_logits(model, words),
@@ -108,17 +109,17 @@ def measured(model: LanguageModel, words: int | None = None) -> Clock:
     )
 
 
-def name_of(device: torch.device) -> str:
+def name_of(devices: Sequence[torch.device]) -> str:
     """What a machine is called in a plan.
 
     Args:
-        device: Where the model is.
+        devices: Where the model is.
 
     Returns:
-        The card's name, or the number of threads.
+        The card's name, with their number if there are several, or the number of threads.
     """
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+    if devices[0].type == "cuda":
+        return f"{len(devices)} × " * (len(devices) > 1) + torch.cuda.get_device_name(devices[0])
     return f"{torch.get_num_threads()} threads of this processor"
 
 
@@ -169,12 +170,14 @@ def _blocks(model: LanguageModel, frozen: Frozen) -> dict[int, tuple[float, floa
 def _logits(model: LanguageModel, words: int, rows: int = 32) -> tuple[float, float]:
     states = _numbers(rows, model.d_model).to(model.device, model.dtype).requires_grad_()
 
-    def forward() -> torch.Tensor:
-        return model.head(model.norm(states)).double().log_softmax(-1)
+    first = torch.zeros(rows, dtype=torch.long, device=model.device)
+
+    def logits() -> torch.Tensor:
+        return model.head(model.norm(states))
 
     with torch.no_grad():
-        there = seconds_of(forward, model.device)
-    both = seconds_of(lambda: torch.autograd.grad(forward()[:, 0].sum(), states), model.device)
+        there = seconds_of(lambda: logits().double().log_softmax(-1), model.device)
+    both = seconds_of(lambda: torch.autograd.grad(surprisal(logits(), first).sum(), states), model.device)
     scale = words / model.hf.config.vocab_size / rows
     return there * scale, both * scale
 

@@ -6,6 +6,7 @@ from functools import cached_property
 
 import torch
 
+from jacobian_lab.crew import UNSHARED, Load
 from jacobian_lab.editing.anchors import anchor_batches
 from jacobian_lab.editing.layers import KEYS_AT_ONCE
 from jacobian_lab.editing.schemes import Scheme
@@ -33,6 +34,9 @@ STEP_REPLAYS = 130
 
 LOGITS = 28
 """Bytes of a logit while its gradient is taken: itself and its gradient, and log-softmax and its own in float64."""
+
+TOLD = 12
+"""The same where only the answer's share is asked for: itself, its exponential and its gradient in float32."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +68,8 @@ class Costs:
         model: The model; its weights are not looked at.
         clock: The machine's.
         kept: Bytes that the host keeps through the whole job beside the weights: C of the decisive layers.
-        copies: Models that the same host, or card, holds: this process's, and those of workers there.
-        sharing: By how many the time of what is done fact by fact is divided: workers on machines or cards of their
-            own. Workers of one processor share what was measured.
-        cards: Over how many cards a model is divided, which then take turns.
+        load: How the work is spread; the cards that a model is divided over take turns, and what goes between them is
+            taken to cost nothing.
         beside: Bytes of the copy of the model that descents run in, if it is another dtype's.
         room: Bytes that there are where the model is, on each card.
     """
@@ -75,9 +77,7 @@ class Costs:
     model: LanguageModel
     clock: Clock
     kept: int = 0
-    copies: int = 1
-    sharing: float = 1.0
-    cards: int = 1
+    load: Load = UNSHARED
     beside: int = 0
     room: int = 2**60
 
@@ -87,18 +87,26 @@ class Costs:
         return Sizes.of(self.model)
 
     @property
+    def _dividing(self) -> int:
+        """Over how many cards the model is divided of whoever works fact by fact."""
+        return self.load.worker_cards if self.load.beside else self.load.cards
+
+    @property
     def _workers(self) -> int:
         """How many work at once on one card, or this host: the workers, while this process waits, or it alone."""
-        return max(1, self.copies - 1)
+        return max(1, self.load.beside)
 
     def _there(self, itemsize: int) -> int:
-        """Bytes of one model on the card, or the host, that holds most of it; what is no block is on the first card."""
+        """Bytes of the models on the card that holds most, or on the host: this process's and those of workers."""
+        weights = self._share(self.load.cards) + self.load.beside * self._share(self.load.worker_cards)
+        return weights * itemsize + self.beside * weights // self.sizes.weights
+
+    def _share(self, cards: int) -> int:
+        """Weights of one model on the card that holds most of them; what is no block is on the first."""
         sizes = self.sizes
-        if self.cards == 1:
-            return sizes.weights * itemsize + self.beside
-        beside_blocks = sizes.weights - sizes.blocks * sizes.block
-        fullest = max(beside_blocks, sizes.weights // self.cards + sizes.block)
-        return fullest * itemsize + self.beside * fullest // sizes.weights
+        if cards == 1:
+            return sizes.weights
+        return max(sizes.weights - sizes.blocks * sizes.block, sizes.weights // cards + sizes.block)
 
     def stage(
         self,
@@ -127,18 +135,19 @@ class Costs:
         """
         itemsize, half, times = self.model.dtype.itemsize, torch.bfloat16.itemsize, self._workers if shared else 1
         held, smallest = times * held, times * (held if least is None else least)
-        seconds = seconds / self.sharing if shared else seconds
-        weights, own = self.copies * self._there(itemsize), PROCESS * self.copies + self.kept
+        seconds = seconds / self.load.sharing if shared else seconds
+        weights, own = self._there(itemsize), PROCESS * self.load.processes + self.kept
         base = 0 if self.clock.card else own + host
-        halved = base + self.copies * self._there(half) + smallest if itemsize > half else 0
+        halved = base + self._there(half) + smallest if itemsize > half else 0
         where = (own + host, weights + held) if self.clock.card else (own + host + weights + held, 0)
         return Stage(name, share * seconds, *where, base + weights + smallest, halved)
 
     def loading(self) -> Stage:
         """Reading the weights, which the host holds before a single card does."""
         weights = self.sizes.weights * self.model.dtype.itemsize
-        whole = self.clock.card and self.cards == 1  # into several each weight is read by itself
-        return self.stage("loading", weights / self.clock.moved, host=self.copies * weights if whole else 0)
+        load = self.load  # into several cards each weight is read by itself
+        whole = (load.cards == 1) + (load.processes - 1) * (load.worker_cards == 1)
+        return self.stage("loading", weights / self.clock.moved, host=whole * weights if self.clock.card else 0)
 
     def forward(self, rows: Sequence[Prompt], blocks: int, at_once: int = TOKENS_PER_BATCH) -> float:
         """Seconds of rows through some blocks, padded as they are when they are run.
@@ -229,23 +238,25 @@ class Costs:
 
     def _batches(self, rows: FactRows, size: int | None) -> list[list[int]]:
         """As they are going to be made, where the model is going to be."""
-        free = self.room - self.copies * self._there(self.model.dtype.itemsize)
-        cards = self.cards if self.clock.card else 0
+        free = self.room - self._there(self.model.dtype.itemsize)
+        cards = self._dividing if self.clock.card else 0
         return anchor_batches(rows, size, cards=cards, free=max(0, free) // self._workers)
 
     def _batch(self, rows: FactRows, first: int, steps: int) -> tuple[float, int]:
         """Seconds of one batch of a descent, and the bytes that it holds."""
         sizes, answered = self.sizes, [row for each in rows.answered_contexts for row in each]
         above, tail = sizes.blocks - 1 - first, max(row.tail for row in answered)
-        tokens, answers = len(answered) * tail, len(answered) * max(len(row.answer) for row in answered)
+        tokens, answers = len(answered) * tail, sum(len(row.answer) for row in answered)
         once = above * (self.clock.block(tokens, back=True) + self.clock.block(len(rows), back=True))
         once += (answers + len(rows)) * self.clock.logits[1]
         whole = len(answered) * max(len(row.ids) for row in answered)
         seconds = PASSED * steps * once + sizes.blocks * self.clock.block(whole)
         itemsize = self.model.dtype.itemsize
-        gradients = above * tokens * (12 * sizes.width + 6 * sizes.d_mlp) * itemsize
-        frozen = above * whole * sizes.cached * itemsize
-        return seconds, (gradients + frozen) // self.cards + (answers + len(rows)) * sizes.words * LOGITS + self._head()
+        there = min(above, -(-sizes.blocks // self._dividing))  # blocks on the card that has most of them
+        gradients = there * tokens * (12 * sizes.width + 6 * sizes.d_mlp) * itemsize
+        frozen = there * whole * sizes.cached * itemsize
+        logits = (answers * TOLD + len(rows) * LOGITS) * sizes.words
+        return seconds, gradients + frozen + logits + self._head()
 
     def training(
         self, rows: FactRows, lessons: int, settings: WiseSettings | RLEditSettings, *, share: float = 1.0
@@ -273,7 +284,7 @@ class Costs:
             answers = sum(len(row.answer) for row in contexts)
             step = above * self.clock.block(tokens, back=True) + answers * self.clock.logits[1]
             seconds += settings.steps * step + self.sizes.blocks * self.clock.block(tokens)
-            held = max(held, answers * self.sizes.words * LOGITS)
+            held = max(held, answers * self.sizes.words * TOLD)
         side = (settings.shards + 4) * self.sizes.width * self.sizes.d_mlp * self.model.dtype.itemsize
         return seconds, held + side
 
@@ -373,7 +384,7 @@ class Costs:
         bare, seconds = sum((self.forward(part.bare, last + 1) for part in parts), 0.0), 0.0
         for layer in scheme.edited(layers):
             keys = sum((self.forward(each, layer + 1) for each in contexts), 0.0)
-            seconds += keys / (self.sharing if size > KEYS_AT_ONCE else 1.0) + bare + self.solves(1, facts + width)
+            seconds += keys / (self.load.sharing if size > KEYS_AT_ONCE else 1.0) + bare + self.solves(1, facts + width)
             if len(parts) > 1:  # each solves, and is folded into the factor
                 refactored = int(facts / (FOLD * self.sizes.d_mlp))
                 again = (len(parts) - 1) * (self.substitutions(width) + self._written())
@@ -425,7 +436,7 @@ class Costs:
         steps = max((len(row.answer) for row in greedy), default=0)
         written = steps * self.sizes.blocks * self.clock.passes(len(greedy), 64)  # of one length, rarely more
         through = self.forward(rows, self.sizes.blocks) + self.forward(greedy, self.sizes.blocks)
-        return (through + asked + written) / (self.sharing if shared else 1.0)
+        return (through + asked + written) / (self.load.sharing if shared else 1.0)
 
     def _head(self) -> int:
         """Bytes of the head in float32, which a model in half precision makes for its logits."""

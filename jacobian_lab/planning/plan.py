@@ -95,9 +95,11 @@ class Plan:
             if stage.least > there:
                 halved = max(each.half for each in self.stages)
                 fits = f"⟨dtype⟩ bfloat16, which takes {_size(halved)}, " if 0 < halved <= there else ""
+                most, owner = _size(max(each.least for each in self.stages)), "machine" if card is None else "card"
+                divided = "" if card is None else ", or divide it over more cards, ⟨device⟩ cuda:0-N"
                 raise InputError(
                     f"expected {_size(stage.least)} of {where} memory for {stage.name}, got {_size(there)}: choose "
-                    f"{fits}a smaller model or a machine with {_size(max(each.least for each in self.stages))}"
+                    f"{fits}a smaller model or a {owner} with {most}{divided}"
                 )
 
     def tight(self, host: int, card: int | None) -> list[str]:

@@ -11,6 +11,7 @@ import torch
 
 from jacobian_lab.caching import cache_folder, content_key
 from jacobian_lab.editing.methods import TRAINED
+from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import Fact
 from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.rows import FactRows
@@ -75,6 +76,9 @@ class Ready:
         vars(self).pop("trainer", None)
 
 
+ONE_DEVICE = "expected a model on one device for {}, got one over several: give one ⟨device⟩, such as cuda:0"
+
+
 def ready(name: str, rows: FactRows, others: Sequence[Fact], settings: TrainingSettings) -> Ready:
     """Make a method ready for some facts.
 
@@ -88,9 +92,11 @@ def ready(name: str, rows: FactRows, others: Sequence[Fact], settings: TrainingS
         The method; what was trained under the same content goes on from there.
 
     Raises:
-        InputError: If the others do not do, or the model has no such matrices.
+        InputError: If the others do not do, or the model has no such matrices or is divided over several devices.
     """
     model = rows.model
+    if len(model.devices) > 1:
+        raise InputError(ONE_DEVICE.format(name))
     if name == WISE:
         settings.wise.place.module(model)
         unrelated = unrelated_rows(model, len(rows), others)

@@ -130,6 +130,7 @@ def test_a_model_may_be_evaluated_on_a_sample_of_what_was_edited(quick, finished
         assert ours.sel(fact=~asked).isnull().all(), name
     np.testing.assert_array_equal(some["neighbor_edited"].sel(fact=asked), whole["neighbor_edited"].sel(fact=asked))
     np.testing.assert_array_equal(some["update_norm"], whole["update_norm"].sel(edit=some["edit"]))
+    assert dict(some.sizes) == dict(whole.sel(edit=some["edit"]).sizes)
     assert some.attrs["config"]["settings"]["evaluation_facts"] == 2
     assert "evaluation_facts" not in whole.attrs["config"]["settings"]
     write_comparison(folder)

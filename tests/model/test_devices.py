@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from accelerate import dispatch_model
 from helpers.away import AWAY, two_devices
 from helpers.small import CONTEXTS
 from transformers import AutoModelForCausalLM
@@ -69,6 +70,18 @@ def test_blocks_are_away_and_all_else_is_at_home(divided):
     assert divided.devices == [HOME, AWAY]
     assert divided.hf.get_output_embeddings().weight.device == HOME
     assert divided.weight(divided.n_layers - 1).device == AWAY
+
+
+def test_what_transformers_has_divided_is_divided_anew(family_model):
+    """Its hooks leave a block's output where the block is."""
+    hf, at_home = copy.deepcopy(family_model.hf), shares(family_model.hf, family_model.family, (HOME, HOME))
+    dispatch_model(hf, {name: str(place) for name, place in at_home.items()}, force_hooks=True)
+    with two_devices():
+        divide(hf, family_model.family, (HOME, AWAY))
+        blocks = replace(family_model, hf=hf).blocks
+        assert all(block._hf_hook.io_same_device for block in blocks)
+        beside = [each for block in blocks for each in block.modules() if each is not block]
+        assert not any(hasattr(each, "_hf_hook") for each in [*beside, hf, hf.get_output_embeddings()])
 
 
 def numbers(model, facts):
