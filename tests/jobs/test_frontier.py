@@ -137,10 +137,10 @@ def test_no_fact_chooses_the_ridge_that_it_is_reported_at(finished):
 def test_facts_that_were_not_asked_about_choose_no_ridge(finished):
     """As --evaluation-facts leaves them: without values."""
     dataset = open_run(finished).load()
-    asked = xr.DataArray([False, True, False, True, False, True], dims="fact")
+    asked = xr.DataArray([False, True, True], dims="fact")
     records = [name for name in dataset if {"edit", "ridge", "fact"} <= set(dataset[name].dims)]
     sampled = dataset.assign({name: dataset[name].where(asked) for name in records})
-    ours, theirs = own_ridges(sampled).numbers, own_ridges(dataset.isel(fact=[1, 3, 5])).numbers
+    ours, theirs = own_ridges(sampled).numbers, own_ridges(dataset.isel(fact=[1, 2])).numbers
     pd.testing.assert_frame_equal(ours, theirs)
     assert no_halves(sampled.assign({n: sampled[n].where(dataset["fact"] == dataset["fact"][1]) for n in records}))
 
