@@ -365,7 +365,8 @@ class Comparison:
         count = times * (len(self.methods) + len(self.trained))
         told_edits = f"{count} edits, evaluated"
         seconds = times * edits + (count + 2) * once  # the unedited model too, and what was before
-        edited = costs.editing(told_edits, seconds, len(layers), projected=len(self._projected()), share=share)
+        projected = len(self._projected())
+        edited = costs.editing(told_edits, seconds, len(layers), rows=rows, projected=projected, share=share)
         taught = [costs.training(rows, each.facts, each.settings, share=share) for each in self.trained.values()]
         return [*refits, *taught, edited]
 

@@ -84,7 +84,8 @@ def schemes_job(
         edits = sum((costs.edit(rows, SCHEMES[name], layers, observed=True) for name in schemes), 0.0)
         asked = (len(schemes) + 1) * costs.evaluation(rows.answered)
         looked = len(schemes) * sum((cost_of(each, costs, layers, how, len(rows)) for each in studies), 0.0)
-        return [costs.editing(f"edits under {len(schemes)} schemes", edits + asked + looked, len(layers), share=share)]
+        name, seconds = f"edits under {len(schemes)} schemes", edits + asked + looked
+        return [costs.editing(name, seconds, len(layers), rows=rows, observed=True, share=share)]
 
     parts = bench.parts(any_coordinated(schemes))
     if verdicts and config.survey != "none":

@@ -118,7 +118,7 @@ def layer_count_job(config: LayerCountConfig, *, progress: bool = True, sketch: 
             0.0,
         )
         name = f"{len(counts) * len(config.schemes)} edits, evaluated"
-        return [*descents, costs.editing(name, edits + asked, most, share=share)]
+        return [*descents, costs.editing(name, edits + asked, most, rows=rows, observed=True, share=share)]
 
     return Job(
         "layer_count",
@@ -195,7 +195,8 @@ def damping_job(config: DampingConfig, *, progress: bool = True, sketch: Places 
             (costs.edit(rows, scheme, experiment.layers, observed=True) + asked for scheme, _ in edits.values()), 0.0
         )
         descents = bench.cost_of_descents(costs, share, experiment.anchor_layers)
-        return [*descents, costs.editing(f"{len(edits)} edits", made, len(experiment.layers), share=share)]
+        name, most = f"{len(edits)} edits", len(experiment.layers)
+        return [*descents, costs.editing(name, made, most, rows=rows, observed=True, share=share)]
 
     return Job(
         "damping",

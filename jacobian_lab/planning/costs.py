@@ -35,6 +35,9 @@ STEP_REPLAYS = 130
 LOGITS = 28
 """Bytes of a logit while its gradient is taken: itself and its gradient, and log-softmax and its own in float64."""
 
+STATES = 12
+"""States and shifts of every fact, in float64, that an observed edit keeps of a layer."""
+
 TOLD = 12
 """The same where only the answer's share is asked for: itself, its exponential and its gradient in float32."""
 
@@ -401,7 +404,17 @@ class Costs:
         """Seconds of writing a layer's change, in float64 and back."""
         return 4 * DOUBLE * self.sizes.width * self.sizes.d_mlp / self.clock.moved
 
-    def editing(self, name: str, seconds: float, layers: int, *, projected: int = 0, share: float = 1.0) -> Stage:
+    def editing(
+        self,
+        name: str,
+        seconds: float,
+        layers: int,
+        *,
+        rows: FactRows | None = None,
+        observed: bool = False,
+        projected: int = 0,
+        share: float = 1.0,
+    ) -> Stage:
         """The stage in which edits are made, once their seconds are known.
 
         It holds λC + K Kᵀ with its factor and a copy, the weights as they were and the changes of every layer; where a
@@ -411,6 +424,8 @@ class Costs:
             name: What the stage is called.
             seconds: Of all edits and what is asked.
             layers: How many layers are edited.
+            rows: The facts, if they are edited.
+            observed: Whether what every layer's edit does is kept until all have been made.
             projected: At how many of them a rule projects.
             share: How much of it is left to do.
 
@@ -419,7 +434,16 @@ class Costs:
         """
         n, changes = self.sizes.d_mlp, self.sizes.width * self.sizes.d_mlp * (self.model.dtype.itemsize + 2 * DOUBLE)
         there, held = 3 + bool(projected and self.clock.card), layers * changes + self._head()
+        if rows is not None:
+            held += self._states(rows, layers, layers if observed else 1)
         return self.stage(name, seconds, there * DOUBLE * n**2 + held, host=projected * DOUBLE * n**2, share=share)
+
+    def _states(self, rows: FactRows, layers: int, kept: int) -> int:
+        """Bytes of all facts' targets, keys, states and frozen prompts, while what some edits did is kept."""
+        sizes, tokens = self.sizes, sum(len(row.ids) for row in rows.bare)
+        states = (2 + 2 * layers + kept * STATES) * sizes.width + (kept + 1) * sizes.d_mlp
+        frozen = kept * (layers + 1) * tokens * sizes.cached // 2  # of the blocks between a layer and the last
+        return len(rows) * states * DOUBLE + frozen * self.model.dtype.itemsize
 
     def evaluation(self, rows: Sequence[Prompt], greedy: Sequence[Prompt] = (), *, shared: bool = False) -> float:
         """Seconds of asking a model some questions.
