@@ -1,7 +1,7 @@
 """Anchors by batched replay against the plain way: one fact at a time through the whole model.
 
 Both are measured in one run, in turns, on prompts of the built-in set; prints the
-ratio of the medians and how far the anchors are apart.
+ratio of the medians, the share of the machine's product rate, and how far the anchors are apart.
 """
 
 import argparse
@@ -10,8 +10,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
 from jacobian_lab.editing.anchors import AnchorSettings, anchor_batches, optimise_anchors
 from jacobian_lab.facts.reading import load_facts
+from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.loading import load_model
 from jacobian_lab.model.rows import fact_rows
 from jacobian_lab.model.templates import sample_templates
@@ -19,6 +23,12 @@ from jacobian_lab.model.templates import sample_templates
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from helpers.reference import Plain
 from timing import timed
+
+
+def product_rate(model: LanguageModel, width: int = 2048, repeats: int = 9) -> float:
+    """Floating-point operations a second in the product of two large matrices, the median of some."""
+    left, right = (torch.randn(width, width, dtype=model.dtype, device=model.device) for _ in range(2))
+    return 2 * width**3 / statistics.median(timed(lambda: left @ right)[0] for _ in range(repeats))
 
 
 def main() -> None:
@@ -55,11 +65,16 @@ def main() -> None:
         times["batched"].append(seconds)
         seconds, theirs = timed(one_by_one)
         times["plain"].append(seconds)
+    with FlopCounterMode(display=False) as counter:
+        batched()
+    rate = product_rate(model)
+    share = counter.get_total_flops() / statistics.median(times["batched"]) / rate
     apart = max(float((ours[i] - state).norm() / state.norm()) for i, state in enumerate(theirs))
     batched_median, plain_median = (statistics.median(times[name]) for name in ("batched", "plain"))
     print(f"loading the embedded model: {first_load:.1f} s, again {second_load:.1f} s")
     print(f"{len(facts)} facts, layer {options.layer}, {options.steps} passes, {options.dtype}")
     print(f"batched replay {batched_median:.1f} s, plain {plain_median:.1f} s (medians of {options.repeats})")
+    print(f"products at {share:.2f} of the rate of large ones, {rate / 1e9:.0f} GFLOP/s")
     print(f"ratio {plain_median / batched_median:.1f}; anchors apart by {apart:.1e} at the most, relative")
 
 

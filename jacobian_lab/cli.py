@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 import tyro
+from tyro.conf import OmitArgPrefixes
 
 from jacobian_lab.caching import write_text
 from jacobian_lab.editing.deltas import check_new_folder, save_model
@@ -27,10 +28,11 @@ from jacobian_lab.jobs.config import (
     SubjectConfig,
 )
 from jacobian_lab.jobs.inspection import CheckConfig, inspect, summary
-from jacobian_lab.jobs.jacobians import run_jacobian
-from jacobian_lab.jobs.methods import run_edit, run_edit_table, saved_paths
-from jacobian_lab.jobs.schemes import run_schemes
-from jacobian_lab.jobs.sweeps import run_damping, run_frontier, run_layer_count
+from jacobian_lab.jobs.jacobians import jacobian_job
+from jacobian_lab.jobs.job import NO_PLAN, Job, PlanOptions, planned
+from jacobian_lab.jobs.methods import edit_job, edit_table_job, saved_paths
+from jacobian_lab.jobs.schemes import schemes_job
+from jacobian_lab.jobs.sweeps import damping_job, frontier_job, layer_count_job
 from jacobian_lab.memory import out_of_memory
 from jacobian_lab.model.families import FAMILIES, KNOWN
 from jacobian_lab.model.sources import DEFAULT_MODEL, EMBEDDED
@@ -72,22 +74,22 @@ class Computation:
 
     Attributes:
         config: What can be set.
-        run: Computes what the run lacks, and returns its folder.
+        job: Makes the job of a configuration.
     """
 
     config: type[SubjectConfig]
-    run: Callable[[Any], Path]
+    job: Callable[..., Job]
 
 
 COMPUTATIONS: Mapping[str, Computation] = {
-    "theorem1": Computation(SchemesConfig, partial(run_schemes, studies=("theorem1",))),
-    "theorem2": Computation(SchemesConfig, partial(run_schemes, studies=("theorem1",))),
-    "decomposition": Computation(SchemesConfig, partial(run_schemes, verdicts=False)),
-    "step_size": Computation(SchemesConfig, partial(run_schemes, studies=("step_size",), verdicts=False)),
-    "layer_count": Computation(LayerCountConfig, run_layer_count),
-    "damping": Computation(DampingConfig, run_damping),
-    "frontier": Computation(FrontierConfig, run_frontier),
-    "jacobian": Computation(JacobianConfig, run_jacobian),
+    "theorem1": Computation(SchemesConfig, partial(schemes_job, studies=("theorem1",))),
+    "theorem2": Computation(SchemesConfig, partial(schemes_job, studies=("theorem1",))),
+    "decomposition": Computation(SchemesConfig, partial(schemes_job, verdicts=False)),
+    "step_size": Computation(SchemesConfig, partial(schemes_job, studies=("step_size",), verdicts=False)),
+    "layer_count": Computation(LayerCountConfig, layer_count_job),
+    "damping": Computation(DampingConfig, damping_job),
+    "frontier": Computation(FrontierConfig, frontier_job),
+    "jacobian": Computation(JacobianConfig, jacobian_job),
 }
 """What computes each analysis of the registry."""
 
@@ -99,7 +101,7 @@ def tables(config: SchemesConfig, verbose: bool = False) -> None:
         config: The configuration.
         verbose: Whether to print the tables too.
     """
-    folder = run_schemes(config)
+    folder = schemes_job(config).carry_out()
     told = [write_reports(folder), write_account(folder, "theorem2")]
     write_account(folder, "decomposition")
     files = (
@@ -118,7 +120,7 @@ def paper_table(config: SchemesConfig, name: str) -> None:
         config: The configuration.
         name: The table.
     """
-    folder = run_schemes(config, verdicts=False)
+    folder = schemes_job(config, verdicts=False).carry_out()
     _say(f"{write_reports(folder, (name,))}\n\nRun: {folder}")
 
 
@@ -129,7 +131,7 @@ def analysis(config: Any, name: str) -> None:
         config: The configuration, of the kind that `COMPUTATIONS` has.
         name: The analysis.
     """
-    folder = COMPUTATIONS[name].run(config)
+    folder = COMPUTATIONS[name].job(config).carry_out()
     _say(f"{write_account(folder, name)}\n\nRun: {folder}")
 
 
@@ -143,7 +145,7 @@ def edit_table(config: EditTableConfig, paper: Path | None = None, only: tuple[s
     """
     if paper is not None:
         read_paper(paper)  # before the long work
-    folder = run_edit_table(config)
+    folder = edit_table_job(config).carry_out()
     _say(f"{write_comparison(folder, only, paper)}\n\nRun: {folder}")
 
 
@@ -153,7 +155,7 @@ def edit(config: EditConfig) -> None:
     Args:
         config: The configuration.
     """
-    folder = run_edit(config)
+    folder = edit_job(config).carry_out()
     told = write_comparison(folder, ())
     _say(f"{told}\n\nSaved: {', '.join(map(str, saved_paths(folder, config.method, config.save)))}")
 
@@ -175,7 +177,7 @@ def apply(
         prompt: Prompts that the edited model is to go on with, greedily.
         tokens: Tokens of an answer at the most.
         model: The base model, named as in jacobian-lab edit.
-        device: auto, cpu, cuda or cuda:N.
+        device: auto, cpu, cuda, cuda:N or, for a model divided over several cards, cuda:M-N.
 
     Raises:
         InputError: If anything cannot be used, or nothing is asked for.
@@ -250,14 +252,26 @@ def check(config: CheckConfig) -> None:
         raise InputError(report["model"]["refused"])
 
 
-def _taking(config: Any, function: Callable[..., None], **fixed: Any) -> Callable[..., None]:
+_UNJUDGED = partial(schemes_job, verdicts=False)
+
+
+def _taking(config: Any, function: Callable[..., None], job: Any = None, **fixed: Any) -> Callable[..., None]:
     """A function whose options are the fields of a configuration, given as its type or with its defaults."""
     default = config() if isinstance(config, type) else config
 
-    def command(config: Any = default, **given: Any) -> None:
-        function(config, **fixed, **given)
+    def command(config: Any = default, planning: PlanOptions = NO_PLAN, **given: Any) -> None:
+        if planning.plan:
+            _say(planned(job, config, planning))
+        elif planning != NO_PLAN:
+            raise InputError("expected ⟨plan⟩ with ⟨json⟩ and ⟨card⟩, got these alone: they say how a plan is made")
+        else:
+            function(config, **fixed, **given)
 
     own = [p for name, p in signature(function).parameters.items() if name not in {"config", *fixed}]
+    if job is not None:
+        own.append(
+            Parameter("planning", Parameter.KEYWORD_ONLY, default=NO_PLAN, annotation=OmitArgPrefixes[PlanOptions])
+        )
     first = Parameter("config", Parameter.POSITIONAL_OR_KEYWORD, default=default)
     inner: Any = unwrap(command)  # where types are checked at run time, functions are wrapped
     inner.__signature__ = Signature([first, *own])
@@ -275,7 +289,7 @@ def _analyses() -> dict[str, Command]:
     return {
         name: Command(
             f"{TABLES[name].caption} {_SHARED if 'tables' in TABLES[name].kinds else SUITS}",
-            _taking(each.config, analysis, name=name),
+            _taking(each.config, analysis, each.job, name=name),
         )
         for name, each in COMPUTATIONS.items()
     }
@@ -284,14 +298,14 @@ def _analyses() -> dict[str, Command]:
 COMMANDS: Mapping[str, Command] = {
     "tables": Command(
         f"Measure Tables 1, 2 and 5 of the paper, the verdicts on J, and the split of every passive shift. {SUITS}",
-        _taking(SchemesConfig, tables),
+        _taking(SchemesConfig, tables, schemes_job),
     ),
     "edit_table": Command(
         f"Edit with every method and evaluate: Tables 3, 4, 6 and 7. {SUITS}",
-        _taking(EditTableConfig, edit_table, only=None),
+        _taking(EditTableConfig, edit_table, edit_table_job, only=None),
     ),
     "edit": Command(
-        f"Edit facts with one method, evaluate, and save the edited model. {SUITS}", _taking(EditConfig, edit)
+        f"Edit facts with one method, evaluate, and save the edited model. {SUITS}", _taking(EditConfig, edit, edit_job)
     ),
     "apply": Command("Put saved edits on their base model, and ask the edited model or write it as a folder.", apply),
     **_analyses(),
@@ -306,14 +320,14 @@ SCRIPTS: Mapping[str, Command] = {
     **{
         name: Command(
             f"{name.replace('table', 'Table ')}: {TABLES[name].caption}",
-            _taking(SchemesConfig(schemes=cast("Any", TABLES[name].edits)), paper_table, name=name),
+            _taking(SchemesConfig(schemes=cast("Any", TABLES[name].edits)), paper_table, _UNJUDGED, name=name),
         )
         for name in SCHEMES
     },
     **{
         name: Command(
             f"{name.replace('table', 'Table ')}: {', '.join(each.edits)} (the paper's are of {each.model}).",
-            _taking(EditTableConfig(methods=each.edits), edit_table, only=(name,)),
+            _taking(EditTableConfig(methods=each.edits), edit_table, edit_table_job, only=(name,)),
         )
         for name, each in TABLES.items()
         if each.model

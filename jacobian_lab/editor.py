@@ -4,7 +4,7 @@ import html
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +27,7 @@ from jacobian_lab.editing.published_moments import Published
 from jacobian_lab.editing.rules import RuleSettings
 from jacobian_lab.editing.schemes import COORDINATED, DAMPING, SCHEMES, Targets, make_targets
 from jacobian_lab.editing.second_moments import second_moments
-from jacobian_lab.editing.solving import suited_ridge
+from jacobian_lab.editing.solving import remembered_eigh, suited_ridge
 from jacobian_lab.edits import Edit, PairEdit, TrainedEdit, span
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.examination import Examination
@@ -64,7 +64,7 @@ class Editor:
         anchors: Anchors that are there already, by layer, such as a run's; ``[fact, d_model]``.
         templates: Context templates, groups of texts with one ``{}``; sampled with the seed by default.
         corpus: Text for the second moment, as `load_corpus` takes it, or a corpus that has been loaded.
-        corpus_tokens: Tokens of it; all by default.
+        corpus_tokens: Tokens of it, of documents drawn by the seed; all by default.
         moments: Folder of published second moments that take the corpus's place (guide, Command line).
         rules: What the update rules leave open.
         training: How the methods train that do.
@@ -122,7 +122,7 @@ class Editor:
         self.examination = Examination.of(model, self.facts, greedy=True)
         check_replay(model, self.facts, self.layers)
         self._anchors = {layer: self._taken(layer, states) for layer, states in (anchors or {}).items()}
-        self._eigh = cache(lambda matrix: torch.linalg.eigh(matrix.to(model.device)))
+        self._eigh = remembered_eigh(model.device)
 
     def __repr__(self) -> str:
         ridge = self._ridge if "ridge" not in vars(self) else self.ridge

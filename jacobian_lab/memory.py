@@ -3,6 +3,7 @@
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,6 +17,7 @@ _FAILED_ON_CPU = ("can't allocate memory", "not enough memory")
 """What torch's allocator of host memory says, in a plain RuntimeError."""
 
 _MEMINFO = Path("/proc/meminfo")
+_STATUS = Path("/proc/self/status")
 _GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -50,19 +52,64 @@ def available_memory() -> int:
         return free
 
 
-def free_memory(device: torch.device) -> int:
+def memory_of(devices: Sequence[torch.device]) -> tuple[int, int | None]:
+    """What a process can hold of the host and of a card in all, what it holds already among it.
+
+    Args:
+        devices: Where the model is.
+
+    Returns:
+        Bytes of the host, and of the card that has least; none where the model is on none.
+    """
+    host = available_memory() + _held()
+    with suppress(OSError, ValueError):
+        host = min(host, int(_GROUP_LIMIT.read_text()))
+    if devices[0].type != "cuda":
+        return host, None
+    return host, min(torch.cuda.mem_get_info(card)[0] + torch.cuda.memory_reserved(card) for card in devices)
+
+
+def peak_memory(devices: Sequence[torch.device]) -> int:
+    """The most memory that this process ever held: of one card, where the model is on any, else of the host.
+
+    Args:
+        devices: Where the model is.
+
+    Returns:
+        Bytes; 0 where the system does not say.
+    """
+    if devices[0].type == "cuda":
+        return max(map(torch.cuda.max_memory_allocated, devices))
+    return _kilobytes("VmHWM")
+
+
+def _held() -> int:
+    """Memory of the host that this process holds, as far as the system says."""
+    return _kilobytes("VmRSS")
+
+
+def _kilobytes(name: str) -> int:
+    """An entry of this process's status, in bytes; 0 where there is none."""
+    try:
+        lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
+        return int(lines[name].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return 0
+
+
+def free_memory(devices: Sequence[torch.device]) -> int:
     """Memory that can still be had where a model is.
 
     Args:
-        device: The place.
+        devices: The places.
 
     Returns:
-        Bytes, of a card with what torch holds there unused.
+        Bytes; of the card that has least, with what torch holds there unused.
     """
-    if device.type != "cuda":
+    if devices[0].type != "cuda":
         return available_memory()
-    free, _ = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    unused = (torch.cuda.memory_reserved(card) - torch.cuda.memory_allocated(card) for card in devices)
+    return min(torch.cuda.mem_get_info(card)[0] + more for card, more in zip(devices, unused, strict=True))
 
 
 def halving(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from jacobian_lab.errors import InputError
 from jacobian_lab.maps.hooks import decisive_states
-from jacobian_lab.maps.replay import Frozen, freeze, replay_logits
+from jacobian_lab.maps.likelihood import answer_nll
+from jacobian_lab.maps.replay import Frozen, freeze, replay_outputs
 from jacobian_lab.memory import free_memory
 from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.rows import FactRows
@@ -37,11 +38,13 @@ class AnchorSettings:
         kl_factor: Weight of the KL divergence at the decisive token of ``"{subject} is a"``.
         clamp: ‖δ‖ is kept below this share of ‖h_0‖.
         stop_loss: A fact whose loss is below this is done.
+        dtype: Dtype of a copy of the model that the descent runs in, such as ``"bfloat16"`` where that is multiplied
+            faster; the model's own by default. Losses and shifts are in float32 or better all the same.
 
     Examples:
         >>> import jacobian_lab as jl
         >>> jl.AnchorSettings(lr=0.1, steps=35)
-        AnchorSettings(lr=0.1, steps=35, weight_decay=0.5, kl_factor=0.0625, clamp=0.75, stop_loss=0.05)
+        AnchorSettings(lr=0.1, steps=35, weight_decay=0.5, kl_factor=0.0625, clamp=0.75, stop_loss=0.05, dtype=None)
     """
 
     lr: float = 0.5
@@ -50,6 +53,18 @@ class AnchorSettings:
     kl_factor: float = 0.0625
     clamp: float = 0.75
     stop_loss: float = 0.05
+    dtype: str | None = None
+
+    def rows(self, rows: FactRows) -> FactRows:
+        """Facts with the model that the descent runs in.
+
+        Args:
+            rows: The facts.
+
+        Returns:
+            The same; in another dtype with a copy of the model.
+        """
+        return rows if self.dtype is None else replace(rows, model=rows.model.cast(getattr(torch, self.dtype)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,8 +155,8 @@ def optimise_anchors(rows: FactRows, layer: int, settings: AnchorSettings, progr
     """Find the states at `layer` that make the model give the new answers (methods.md §2).
 
     The facts are optimised side by side. Each has its own optimiser, its own stop, and leaves the
-    batch when it is done, so that no fact's result depends on the others'. The loss is computed in
-    float64 whatever the model's dtype: in float32 its rounding alone moved an anchor by 2e-4.
+    batch when it is done, so that no fact's result depends on the others'. Logarithms and sums
+    of the loss are in float64 whatever the model's dtype: in float32 their rounding alone moved an anchor by 2e-4.
 
     Args:
         rows: The facts, of the unedited model; see `anchor_batches` for which of many to take together.
@@ -159,9 +174,10 @@ def optimise_anchors(rows: FactRows, layer: int, settings: AnchorSettings, progr
         >>> anchors.states.shape, anchors.passes.tolist()
         (torch.Size([2, 576]), [3, 3])
     """
-    descent = _Descent(rows, (layer,), settings)
+    descent = _Descent(settings.rows(rows), (layer,), settings)
     descent.run(progress)
-    return Anchors(layer, descent.start[:, 0] + descent.shifts[:, 0], descent.loss, descent.passes)
+    start = decisive_states(rows.model, rows.bare, [layer])[:, 0]
+    return Anchors(layer, start + descent.shifts[:, 0], descent.loss, descent.passes)
 
 
 def coordinate_shifts(
@@ -195,25 +211,30 @@ def coordinate_shifts(
         >>> found.shifts.shape, found.passes.tolist()
         (torch.Size([2, 3, 576]), [3, 3])
     """
-    descent = _Descent(rows, layers, settings, coordination, eases)
+    descent = _Descent(settings.rows(rows), layers, settings, coordination, eases)
     descent.run(progress)
     return CoordinatedShifts(layers, descent.shifts, descent.loss, descent.passes)
 
 
-def anchor_batches(rows: FactRows, size: int | None = None) -> list[list[int]]:
+def anchor_batches(
+    rows: FactRows, size: int | None = None, *, cards: int | None = None, free: int | None = None
+) -> list[list[int]]:
     """Which facts to optimise together: those whose tails are about equally long, no more than memory holds.
 
     Args:
         rows: The facts.
         size: Facts in a batch at the most; by default `BATCH_FACTS` on a processor, and what tokens allow on a card.
+        cards: Over how many cards the model is to be divided, 0 for a processor; by default over how many it is.
+        free: Bytes that are free on each; by default those that are.
 
     Returns:
         Indices of the facts of each batch; every index once.
     """
     tails = [row.tail for row in rows.answered]
-    contexts, together = len(rows.weights), _tokens_together(rows.model)
+    cards = rows.model.cards if cards is None else cards
+    contexts, together = len(rows.weights), _tokens_together(rows.model, cards, free)
     if size is None:
-        size = len(rows) if rows.model.device.type == "cuda" else BATCH_FACTS
+        size = len(rows) if cards else BATCH_FACTS
     groups: list[list[int]] = []
     for index in sorted(range(len(rows)), key=tails.__getitem__):
         tokens = tails[index] * contexts
@@ -225,12 +246,13 @@ def anchor_batches(rows: FactRows, size: int | None = None) -> list[list[int]]:
     return groups
 
 
-def _tokens_together(model: LanguageModel) -> int:
-    """Tokens that a batch may replay: a token keeps its activations in every block for the gradient, and its logits."""
-    kept = model.n_layers * (12 * model.d_model + 4 * model.d_mlp) * model.dtype.itemsize
-    logits = len(model.hf.get_output_embeddings().weight) * (2 * model.dtype.itemsize + 3 * torch.float64.itemsize)
-    most = CARD_TOKENS if model.device.type == "cuda" else BATCH_TOKENS
-    return min(most, int(SHARE * free_memory(model.device)) // (kept + logits))
+def _tokens_together(model: LanguageModel, cards: int, free: int | None) -> int:
+    """Tokens that a batch may replay: each keeps its activations in every block, and its logits."""
+    kept = model.n_layers * (12 * model.d_model + 4 * model.d_mlp) * model.dtype.itemsize // max(1, cards)
+    wider = torch.promote_types(model.dtype, torch.float32)
+    logits = 3 * len(model.hf.get_output_embeddings().weight) * wider.itemsize
+    free = free_memory(model.devices) if free is None else free
+    return min(CARD_TOKENS if cards else BATCH_TOKENS, int(SHARE * free) // (kept + logits))
 
 
 class _Descent:
@@ -297,21 +319,19 @@ class _Descent:
     def _losses(self, active: Int[Tensor, " active"]) -> Float[Tensor, " active"]:
         """The loss of each active fact at its shifts."""
         shifts = torch.stack([self._shift(fact) for fact in active.tolist()])
-        logits = self._logits(self.rows, shifts.repeat_interleave(self.contexts, dim=0))
-        log_p = logits.double().log_softmax(-1)
-        answer = self.rows.answer
-        picked = log_p.gather(-1, answer.clamp(min=0)[..., None])[..., 0] * (answer >= 0)
-        nll = -(picked.sum(1) / (answer >= 0).sum(1)).view(-1, self.contexts).mean(1)
-        kl_log_p = self._logits(self.kl_rows, shifts)[:, 0].double().log_softmax(-1)
+        outputs = self._outputs(self.rows, shifts.repeat_interleave(self.contexts, dim=0))
+        nll = answer_nll(self.rows, outputs).view(-1, self.contexts).mean(1)
+        kl_logits = self.kl_rows.model.head(self._outputs(self.kl_rows, shifts)[:, 0])
+        kl_log_p = kl_logits.double().log_softmax(-1)
         if self.reference is None:  # the first pass is at shifts of 0
             self.reference = kl_log_p.detach()
         divergence = (kl_log_p.exp() * (kl_log_p - self.reference)).sum(-1)
         return nll + self.settings.kl_factor * divergence + self._decay(shifts, active)
 
-    def _logits(self, rows: Frozen, shifts: Float[Tensor, "row layer d_model"]) -> Float[Tensor, "row answer vocab"]:
+    def _outputs(self, rows: Frozen, shifts: Float[Tensor, "row layer d_model"]) -> Float[Tensor, "row answer d_model"]:
         first = self.layers[0]
         above = dict(zip(self.layers[1:], shifts[:, 1:].unbind(1), strict=True))
-        return replay_logits(rows, first, rows.states(first) + shifts[:, 0], above)
+        return replay_outputs(rows, first, rows.states(first) + shifts[:, 0], above)
 
     def _decay(
         self, shifts: Float[Tensor, "active layer d_model"], active: Int[Tensor, " active"]

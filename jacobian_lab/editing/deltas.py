@@ -18,7 +18,8 @@ from jacobian_lab.errors import InputError
 from jacobian_lab.model.language_model import LanguageModel, matrix
 
 FORMAT = "jacobian_lab delta 1"
-DELTA, FOLDER = "delta-{}.safetensors", "model-{}"
+DELTA_SUFFIX = ".safetensors"
+DELTA, FOLDER = "delta-{}" + DELTA_SUFFIX, "model-{}"
 """What a run calls a method's saved edit."""
 _NAME, _MODULE = "layer.{}", "module.{}"
 

@@ -3,11 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from jacobian_lab.crew import ALONE, Crew
 from jacobian_lab.editing.rules import Kept, Problem, Rule, Update, memit
 from jacobian_lab.editing.schemes import DAMPING, Scheme, Targets, damped_pullback
 from jacobian_lab.editing.solving import factored
@@ -19,6 +21,9 @@ from jacobian_lab.maps.replay import FrozenGroups, freeze_groups
 from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.rows import FactRows
 
+KEYS_AT_ONCE = 64
+"""Facts whose keys are taken together."""
+
 
 @dataclass(frozen=True, eq=False)
 class Setting:
@@ -29,12 +34,14 @@ class Setting:
         moments: C of each decisive layer, ``[d_mlp, d_mlp]``.
         ridge: λ, the weight of C in the solve.
         damping: μ, for the schemes that pull residuals back through J.
+        crew: Who takes the keys.
     """
 
     rows: FactRows
     moments: Mapping[int, Float[Tensor, "d_mlp d_mlp"]]
     ridge: float
     damping: float = DAMPING
+    crew: Crew = ALONE
 
     @property
     def model(self) -> LanguageModel:
@@ -55,7 +62,8 @@ class Setting:
         Returns:
             `eases` of each.
         """
-        return torch.stack([eases(averaged_keys(self.rows, each), self.moments[each]) for each in layers], dim=1)
+        keys = (averaged_keys(self.rows, layer, self.crew) for layer in layers)
+        return torch.stack([eases(k, self.moments[layer]) for k, layer in zip(keys, layers, strict=True)], dim=1)
 
     def select(self, facts: Sequence[int]) -> "Setting":
         """The same for some of the facts.
@@ -148,7 +156,7 @@ def edit_layers(
         given = wanted / scheme.divisor(index, len(layers))
         if scheme.pulls_back:
             given = _pulled_back(frozen, layer, last, given, setting.damping)
-        keys, old = averaged_keys(rows, layer), model.weight(layer).clone()
+        keys, old = averaged_keys(rows, layer, setting.crew), model.weight_at_home(layer)
         problem = Problem(layer, keys[usable].T, given[usable].T, setting.moments[layer], old, setting.ridge)
         if kept is not None:
             problem = replace(problem, kept=kept.get(layer), goes_on=True)
@@ -187,27 +195,38 @@ def write_weight(
             f"expected an edit that {dtype} holds, got NaN or infinity in the weight of layer {layer}: "
             "lower ⟨anchor.clamp⟩, raise ⟨ridge⟩ or edit in float32"
         )
-    size, lost = torch.linalg.matrix_norm(delta.double()), torch.linalg.matrix_norm(new - weight.double())
+    size, lost = torch.linalg.matrix_norm(delta.double()), torch.linalg.matrix_norm(new - weight.to(new))
     return {
         "update_norm": float(size / torch.linalg.matrix_norm(old.double())),
         "unstored": float(lost / size),
     }
 
 
-@torch.no_grad()
-def averaged_keys(rows: FactRows, layer: int) -> Float[Tensor, "fact d_mlp"]:
+def averaged_keys(rows: FactRows, layer: int, crew: Crew = ALONE) -> Float[Tensor, "fact d_mlp"]:
     """Keys averaged inside each template group, then over the groups (methods.md §3).
 
     Args:
         rows: The facts.
         layer: The layer.
+        crew: Who takes them.
 
     Returns:
         One key a fact, in float64.
     """
+    pieces = [range(start, min(start + KEYS_AT_ONCE, len(rows))) for start in range(0, len(rows), KEYS_AT_ONCE)]
+    keys = torch.empty(len(rows), rows.model.d_mlp, dtype=torch.float64, device=rows.model.device)
+    busy = crew if len(pieces) > 1 else ALONE  # for one piece weights need not be sent
+    for piece, found in busy.map(pieces, partial(_keys, rows, layer)):
+        keys[list(piece)] = found.to(keys.device)
+    return keys
+
+
+@torch.no_grad()
+def _keys(rows: FactRows, layer: int, piece: Sequence[int]) -> Float[Tensor, "some d_mlp"]:
+    rows = rows.select(piece)
     every = [row for contexts in rows.contexts for row in contexts]
     keys = decisive_keys(rows.model, every, layer).double().view(len(rows), len(rows.weights), -1)
-    return torch.einsum("ftk,t->fk", keys, keys.new_tensor(rows.weights))
+    return torch.einsum("ftk,t->fk", keys, keys.new_tensor(rows.weights)).cpu()
 
 
 def eases(keys: Float[Tensor, "fact d_mlp"], second_moment: Float[Tensor, "d_mlp d_mlp"]) -> Float[Tensor, " fact"]:

@@ -21,6 +21,10 @@ NO_RESIDUAL = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 5e-3, to
 differs by up to a hundredth of its norm from one batch to another."""
 
 
+FACTS_AT_ONCE = 256
+"""Facts whose states at all layers are put side by side."""
+
+
 @dataclass(frozen=True, eq=False)
 class ObservedEdit(LayerEdit):
     """One layer's edit with what it did to the bare prompts' decisive tokens, each ``[fact, d_model]`` in float64.
@@ -119,9 +123,25 @@ def measure(edits: Sequence[ObservedEdit], targets: Targets, scheme: Scheme) -> 
         a finite target, and for ratios to a residual that was zero, to the rounding of the model's dtype, from the
         beginning.
     """
+    count = len(edits[0].keys)
+    parts = [slice(start, start + FACTS_AT_ONCE) for start in range(0, count, FACTS_AT_ONCE)]
+    measured = [_measured(edits, targets, scheme, part) for part in parts]
+    by_layer = {
+        "update_norm": [edit.update_norm for edit in edits],
+        "condition_number": [edit.update.condition for edit in edits],
+        "unstored": [edit.unstored for edit in edits],
+    }
+    by_fact = {name: torch.cat([each[name] for each in measured]) for name in measured[0]}
+    return by_fact | {name: torch.tensor(each, dtype=torch.float64) for name, each in by_layer.items()}
+
+
+def _measured(
+    edits: Sequence[ObservedEdit], targets: Targets, scheme: Scheme, facts: slice
+) -> dict[str, Float[Tensor, "fact layer"]]:
+    """What `measure` says of some facts."""
 
     def over_layers(name: str) -> Float[Tensor, "fact layer d_model"]:
-        return torch.stack([getattr(edit, name) for edit in edits], dim=1)
+        return torch.stack([getattr(edit, name)[facts] for edit in edits], dim=1)
 
     last, dtype = targets.layers[-1], edits[0].frozen.dtype
     shift, passive, linear = over_layers("shift"), over_layers("passive_shift"), over_layers("linear")
@@ -138,7 +158,7 @@ def measure(edits: Sequence[ObservedEdit], targets: Targets, scheme: Scheme) -> 
         "linear_cosine": cosine(shift, linear),
         "gain": gain(shift, linear),
         "effort": norms(shift) / norms(shift).sum(1, keepdim=True),
-        "price": norms(shift) ** 2 / torch.stack([edit.ease for edit in edits], dim=1),
+        "price": norms(shift) ** 2 / over_layers("ease"),
     }
     changed, summed = last_after - initial, linear.cumsum(1)
     whole = changed[:, -1:]
@@ -156,21 +176,15 @@ def measure(edits: Sequence[ObservedEdit], targets: Targets, scheme: Scheme) -> 
         values[f"{name}_residual_cosine"] = torch.cosine_similarity(term, found, dim=-1)
         values[f"share_{name}"] = -(term * left).sum(-1) / (left**2).sum(-1)
     for kind, name in ((OPTIMISED, "_against_optimised"), (REPLAYED, "_against_replayed"), (scheme.kind, "")):
-        target = targets.of(kind, last).double()[:, None]
+        target = targets.of(kind, last)[facts].double()[:, None]
         values[f"residual_norm{name}"] = norms(target - last_after)
         start = norms(target - initial)
         start[start <= NO_RESIDUAL[dtype] * norms(initial)] = math.nan
         values[f"residual_ratio{name}"] = norms(target - last_after) / start
     for name in _OF_RESIDUAL:
         values[name] = torch.where(values["residual_ratio"].isnan(), math.nan, values[name])
-    usable = targets.finite(scheme.kind)[:, None]
-    by_fact = {name: torch.where(usable, value, math.nan) for name, value in values.items()}
-    by_layer = {
-        "update_norm": [edit.update_norm for edit in edits],
-        "condition_number": [edit.update.condition for edit in edits],
-        "unstored": [edit.unstored for edit in edits],
-    }
-    return by_fact | {name: torch.tensor(each, dtype=torch.float64) for name, each in by_layer.items()}
+    usable = targets.finite(scheme.kind)[facts, None]
+    return {name: torch.where(usable, value, math.nan) for name, value in values.items()}
 
 
 _OF_RESIDUAL = (

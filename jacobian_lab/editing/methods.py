@@ -205,7 +205,7 @@ def edit_with(
     scheme, rule = SCHEMES[chosen.scheme], rules.rule(chosen.rule, eigh)
     finite = targets.usable(scheme.kind).tolist()
     step = size or count
-    original = {layer: model.weight(layer).clone() for layer in scheme.edited(targets.layers)}
+    original = {layer: model.weight_at_home(layer) for layer in scheme.edited(targets.layers)}
     deltas = {layer: torch.zeros_like(weight, dtype=torch.float64) for layer, weight in original.items()}
     kept: dict[int, Kept] | None = {} if step < count else None
     seen: dict[int, dict[str, float]] = {layer: {} for layer in original}

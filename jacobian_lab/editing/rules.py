@@ -32,10 +32,12 @@ class Kept:
     Attributes:
         matrix: What it solved with: λC + S, or what the rule has in its place, with S = Σ K Kᵀ of all batches so far.
         limit: PRUNE's: the largest singular value that the weight had before all edits.
+        basis: AlphaEdit's: of the null space of C, where the model is.
     """
 
     matrix: Factored
     limit: Float[Tensor, ""] | None = None
+    basis: Float[Tensor, "d_mlp rank"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,14 +189,16 @@ def alphaedit(
     """
     moment = problem.second_moment
     space = null_space(moment, threshold, relative=relative, eigh=eigh, name=f"C at layer {problem.layer}")
-    basis = space.basis.to(problem.keys.device)
+    held = problem.kept.basis if problem.kept else None
+    basis = space.basis.to(problem.keys.device) if held is None else held
 
     def start() -> Float[Tensor, "rank rank"]:
         return l2 * torch.eye(basis.shape[1], dtype=basis.dtype, device=basis.device)
 
     update = _regressed(problem, start, "P K Kᵀ + L2·I", "raise ⟨alphaedit_l2⟩", basis)
     notes = {"null_space_rank": float(basis.shape[1]), "trace_left_out": space.trace_left_out}
-    return replace(update, notes=notes)
+    kept = replace(update.kept, basis=basis) if update.kept else None
+    return replace(update, notes=notes, kept=kept)
 
 
 def emmet(problem: Problem, *, epsilon: float = 0.1) -> Update:

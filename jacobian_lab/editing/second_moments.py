@@ -55,7 +55,7 @@ def second_moments(
         corpus: The corpus; documents are independent rows.
         layers: Layers whose keys to take; all in one pass, which stops after the highest.
         length: Tokens of a document at the most; what is beyond is cut off.
-        tokens: Tokens in all; the whole corpus by default.
+        tokens: Tokens in all, of documents drawn by the corpus's seed; the whole corpus by default.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -70,25 +70,12 @@ def second_moments(
         >>> found.matrices[4].shape, found.tokens
         (torch.Size([1536, 1536]), 1600)
     """
-    settings = {
-        "what": "second moment 3",  # to be raised when the computation changes
-        "model": model.fingerprint,
-        "corpus": corpus.digest,
-        "length": length,
-        "tokens": tokens,
-    }
-    folder = cache_folder("second-moments")
-    paths = {layer: folder / f"{content_key({**settings, 'layer': layer})}.safetensors" for layer in layers}
+    paths = _paths(model, corpus, layers, length, tokens)
     loaded = {layer: _stored(paths[layer], model.d_mlp) for layer in layers}
     missing = [layer for layer in layers if loaded[layer] is None]
     if missing:
-        rows = token_rows(model, corpus, length, tokens)
+        rows = moment_rows(model, corpus, length, tokens)
         total = sum(len(row.ids) for row in rows)
-        if total < model.d_mlp:
-            raise InputError(
-                f"expected at least {model.d_mlp} tokens for a second moment of full rank, got {total} from "
-                f"{corpus.name!r}: give a longer corpus, or raise ⟨corpus_tokens⟩ or ⟨corpus_length⟩"
-            )
         for layer, matrix in sums_of_keys(model, rows, missing, progress=progress).items():
             tensors = {"second_moment": matrix.div_(total), "tokens": torch.tensor(total)}
             with written_whole(paths[layer]) as partial:
@@ -99,6 +86,63 @@ def second_moments(
         {layer: stored["second_moment"] for layer, stored in found.items()},
         int(next(iter(found.values()))["tokens"]),
     )
+
+
+def moment_rows(model: LanguageModel, corpus: Corpus, length: int = 256, tokens: int | None = None) -> list[Prompt]:
+    """The rows that a second moment is taken over.
+
+    Args:
+        model: The model.
+        corpus: The corpus.
+        length: Tokens of a document at the most.
+        tokens: Tokens in all; the whole corpus by default.
+
+    Returns:
+        The rows.
+
+    Raises:
+        InputError: If there are fewer tokens than a full-rank C_l needs.
+    """
+    rows = token_rows(model, corpus if tokens is None else corpus.shuffled(), length, tokens)
+    total = sum(len(row.ids) for row in rows)
+    if total < model.d_mlp:
+        raise InputError(
+            f"expected at least {model.d_mlp} tokens for a second moment of full rank, got {total} from "
+            f"{corpus.name!r}: give a longer corpus, or raise ⟨corpus_tokens⟩ or ⟨corpus_length⟩"
+        )
+    return rows
+
+
+def moments_cached(
+    model: LanguageModel, corpus: Corpus, layers: Sequence[int], length: int = 256, tokens: int | None = None
+) -> bool:
+    """Whether the cache has what `second_moments` would give; that it is whole is not looked at.
+
+    Args:
+        model: The model.
+        corpus: The corpus.
+        layers: The layers.
+        length: Tokens of a document at the most.
+        tokens: Tokens in all.
+
+    Returns:
+        Whether it has all of it.
+    """
+    return all(path.exists() for path in _paths(model, corpus, layers, length, tokens).values())
+
+
+def _paths(
+    model: LanguageModel, corpus: Corpus, layers: Sequence[int], length: int, tokens: int | None
+) -> dict[int, Path]:
+    settings = {
+        "what": "second moment 3",  # to be raised when the computation changes
+        "model": model.fingerprint,
+        "corpus": corpus.digest,
+        "length": length,
+        "tokens": tokens,
+    } | ({} if tokens is None else {"drawn": corpus.seed})
+    folder = cache_folder("second-moments")
+    return {layer: folder / f"{content_key({**settings, 'layer': layer})}.safetensors" for layer in layers}
 
 
 def _stored(path: Path, width: int) -> dict[str, Tensor] | None:

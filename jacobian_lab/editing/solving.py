@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from jaxtyping import Float
@@ -261,6 +262,23 @@ class NullSpace:
 
     basis: Float[Tensor, "d_mlp rank"]
     trace_left_out: float
+
+
+def remembered_eigh(device: torch.device) -> Eigh:
+    """An eigendecomposition that is made once of each matrix.
+
+    Args:
+        device: Where it is made; it is kept on the host, which holds several.
+
+    Returns:
+        The function.
+    """
+
+    def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+        values, vectors = torch.linalg.eigh(matrix.to(device))
+        return values.cpu(), vectors.cpu()
+
+    return cache(eigh)
 
 
 def null_space(

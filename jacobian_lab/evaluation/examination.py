@@ -2,16 +2,18 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from jacobian_lab.crew import ALONE, Crew
 from jacobian_lab.evaluation.metrics import check_questions, evaluate, greedy_matches, neighborhood_states
-from jacobian_lab.evaluation.questions import probe_groups, style_of
+from jacobian_lab.evaluation.questions import probe_groups, questions, style_of
 from jacobian_lab.facts.fact import Fact
 from jacobian_lab.model.language_model import LanguageModel
+from jacobian_lab.model.tokens import Prompt
 
 FACTS_AT_ONCE = 32
 """Facts whose final states are held at once while a model is evaluated."""
@@ -62,46 +64,111 @@ class Examination:
 
     @cached_property
     def before(self) -> list[Float[Tensor, "_ d_model"]]:
-        """Final states at the neighbourhood prompts, by fact; to be asked for before anything is edited."""
-        return [
-            state for part in self._parts() for state in neighborhood_states(self.model, self.facts[part], self.style)
-        ]
+        """Final states at the neighbourhood prompts, by fact, on the host; asked for before anything is edited."""
+        return self._before(ALONE)
 
-    def answers(self) -> Iterator[tuple[slice, list[dict[str, list[float]]]]]:
+    def remember(self, crew: Crew) -> None:
+        """Have `before` taken by those who take what is after: rounding follows the number of threads.
+
+        Args:
+            crew: Who does it.
+        """
+        vars(self)["before"] = self._before(crew)
+
+    def _before(self, crew: Crew) -> list[Float[Tensor, "_ d_model"]]:
+        found, parts = dict[int, list[Tensor]](), self._parts()
+        for (number,), states in crew.map([[n] for n in range(len(parts))], partial(_states, self, parts)):
+            found[number] = states
+        return [state for number in sorted(found) for state in found[number]]
+
+    def rows(self) -> list[Prompt]:
+        """The rows that are asked, each once.
+
+        Returns:
+            The rows.
+        """
+        asked = (each for fact in self.facts for each in questions(fact, self.style))
+        return list({self.model.text_prompt(*each) for each in asked})
+
+    def decoded(self) -> list[Prompt]:
+        """The rows whose answers are decoded greedily.
+
+        Returns:
+            The rows; none where that is not asked for.
+        """
+        return self._answered(self.facts) if self.greedy else []
+
+    def answers(self, crew: Crew = ALONE) -> Iterator[tuple[slice, list[dict[str, list[float]]]]]:
         """Evaluate the model as it is, a part of the facts at a time.
+
+        Args:
+            crew: Who does it.
 
         Yields:
             Which facts, and what `evaluate` says of each of them; ``efficacy_greedy`` and ``generalization_greedy``
             beside it.
         """
-        for part in self._parts():
-            facts = self.facts[part]
-            found = evaluate(self.model, facts, self.before[part], self.style, self.groups)
-            if self.greedy:
-                for values, extra in zip(found, self._decoded(facts), strict=True):
-                    values |= extra
-            yield part, found
+        parts, _ = self._parts(), self.before
+        for (number,), found in crew.map([[n] for n in range(len(parts))], partial(_answers, self, parts)):
+            yield parts[number], found
 
-    def means(self) -> dict[str, Float[Tensor, " fact"]]:
+    def means(self, crew: Crew = ALONE) -> dict[str, Float[Tensor, " fact"]]:
         """Evaluate the model as it is: Accuracy on paraphrases, and D_KL.
+
+        Args:
+            crew: Who does it.
 
         Returns:
             ``generalization_accuracy`` and ``kl``, a mean over the prompts of each fact; NaN where it has none.
         """
-        found = [values for _, part in self.answers() for values in part]
+        found = [dict[str, list[float]]()] * len(self.facts)
+        for part, values in self.answers(crew):
+            found[part] = values
         names = ("generalization_accuracy", "kl")
         return {n: torch.stack([torch.tensor(v.get(n, []), dtype=torch.float64).mean() for v in found]) for n in names}
+
+    def answers_of(self, part: slice) -> list[dict[str, list[float]]]:
+        """Evaluate the model as it is on one part of the facts.
+
+        Args:
+            part: Which part.
+
+        Returns:
+            As `answers` has it.
+        """
+        facts = self.facts[part]
+        before = [states.to(self.model.device) for states in self.before[part]]
+        found = evaluate(self.model, facts, before, self.style, self.groups)
+        if self.greedy:
+            for values, extra in zip(found, self._decoded(facts), strict=True):
+                values |= extra
+        return found
 
     def _decoded(self, facts: Sequence[Fact]) -> list[dict[str, list[float]]]:
         """Accuracy by greedy decoding, prompt by prompt."""
         texts = [(fact.text, *fact.paraphrase_prompts) for fact in facts]
-        rows = [
-            self.model.text_prompt(text, fact.target_new, fact.join)
-            for fact, each in zip(facts, texts, strict=True)
-            for text in each
-        ]
+        rows = self._answered(facts)
         verdicts = greedy_matches(self.model, rows).double().split([len(each) for each in texts])
         return [{"efficacy_greedy": v[:1].tolist(), "generalization_greedy": v[1:].tolist()} for v in verdicts]
 
+    def _answered(self, facts: Sequence[Fact]) -> list[Prompt]:
+        """Every wording of facts, with the new answer."""
+        return [
+            self.model.text_prompt(text, fact.target_new, fact.join)
+            for fact in facts
+            for text in (fact.text, *fact.paraphrase_prompts)
+        ]
+
     def _parts(self) -> list[slice]:
         return [slice(start, start + FACTS_AT_ONCE) for start in range(0, len(self.facts), FACTS_AT_ONCE)]
+
+
+def _answers(examination: Examination, parts: Sequence[slice], piece: Sequence[int]) -> list[dict[str, list[float]]]:
+    """Of the one part that a piece names: parts are not divided, lest a model be held against itself in other rows."""
+    return examination.answers_of(parts[piece[0]])
+
+
+def _states(examination: Examination, parts: Sequence[slice], piece: Sequence[int]) -> list[Float[Tensor, "_ d_model"]]:
+    """Of the one part that a piece names, on the host."""
+    facts = examination.facts[parts[piece[0]]]
+    return [each.cpu() for each in neighborhood_states(examination.model, facts, examination.style)]

@@ -4,28 +4,40 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 
-from jacobian_lab.editing.anchors import Progress, anchor_batches, coordinate_shifts, optimise_anchors
+from jacobian_lab.editing.anchors import (
+    AnchorSettings,
+    CoordinationSettings,
+    Progress,
+    anchor_batches,
+    coordinate_shifts,
+    optimise_anchors,
+)
 from jacobian_lab.editing.layers import Setting, restored
 from jacobian_lab.editing.measures import ObservedEdit, measure, observed_edits
 from jacobian_lab.editing.schemes import COORDINATED, SCHEMES, Scheme, Targets, make_targets
-from jacobian_lab.editing.second_moments import SecondMoment, second_moments
+from jacobian_lab.editing.second_moments import SecondMoment, moment_rows, moments_cached, second_moments
 from jacobian_lab.editing.solving import advice, factored, suited_ridge
 from jacobian_lab.evaluation.aims import Aim
 from jacobian_lab.evaluation.metrics import efficacy
-from jacobian_lab.jobs.job import Labels
+from jacobian_lab.jobs.job import Labels, Part
 from jacobian_lab.jobs.setup import Experiment
-from jacobian_lab.memory import halving
 from jacobian_lab.model.language_model import Layers
+from jacobian_lab.model.rows import FactRows
+from jacobian_lab.planning.costs import Costs, Stage
 from jacobian_lab.progress import bar, note
-from jacobian_lab.store.arrays import exists, read_config
+from jacobian_lab.store.arrays import exists, open_arrays, read_config
+from jacobian_lab.store.finished import Finished
 from jacobian_lab.store.run import Run
+
+NOTHING: Mapping[Layers, Labels] = MappingProxyType({})
 
 Found = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """What a descent gives: states or shifts, losses and passes, fact by fact."""
@@ -72,7 +84,7 @@ class Bench:
             experiment.corpus,
             experiment.layers,
             config.corpus_length,
-            config.corpus_tokens,
+            experiment.corpus_tokens,
             progress=self.progress,
         )
 
@@ -83,7 +95,7 @@ class Bench:
         if experiment.ridge is not None:
             return experiment.ridge
         for layer, matrix in self.moments.matrices.items():
-            factored(matrix, f"λC at layer {layer}", advice(matrix, 1.0))
+            factored(matrix.to(experiment.model.device), f"λC at layer {layer}", advice(matrix, 1.0))
         return suited_ridge(experiment.setting(self.moments, 0.0).eases(experiment.layers))
 
     def begin(self, folder: Path) -> None:
@@ -102,9 +114,103 @@ class Bench:
         count = len(self.experiment.facts) if self.columns is None else self.columns
         if self.experiment.published is not None:
             _ = self.moments  # files that cannot be used are refused before the long work
+        device = self.experiment.model.device
         matrices = self.moments.matrices if count < self.experiment.model.d_mlp else {}
         for layer, matrix in matrices.items():
-            factored(self.ridge * matrix, f"λC at layer {layer}", advice(matrix, self.ridge))
+            factored(self.ridge * matrix.to(device), f"λC at layer {layer}", advice(matrix, self.ridge))
+
+    @property
+    def beside(self) -> int:
+        """Bytes of the copy of the model that descents run in, if they run in another dtype."""
+        chosen, model = self.experiment.anchor.dtype, self.experiment.model
+        if chosen is None or (dtype := getattr(torch, chosen)) == model.dtype:
+            return 0
+        return dtype.itemsize * sum(weight.numel() for weight in model.hf.parameters())
+
+    @property
+    def kept(self) -> int:
+        """Bytes of C at all decisive layers, which the host keeps."""
+        return len(self.experiment.layers) * self.experiment.model.d_mlp**2 * torch.float64.itemsize
+
+    @cached_property
+    def _moment_tokens(self) -> int:
+        """Tokens that the second moments are still to be taken over; none where they are published or in the cache."""
+        experiment, config = self.experiment, self.experiment.config
+        if experiment.corpus is None:
+            return 0
+        given = (experiment.corpus, experiment.layers, config.corpus_length, experiment.corpus_tokens)
+        if moments_cached(experiment.model, *given):
+            return 0
+        rows = moment_rows(experiment.model, experiment.corpus, config.corpus_length, experiment.corpus_tokens)
+        return sum(len(row.ids) for row in rows)
+
+    def cost_before(self, costs: Costs) -> list[Stage]:
+        """What `begin` and the choice of λ are going to take; without weights, as if nothing were in the cache.
+
+        Args:
+            costs: Of the model on the machine.
+
+        Returns:
+            The stages.
+        """
+        experiment = self.experiment
+        moments = [costs.moments(self._moment_tokens, experiment.layers)] if self._moment_tokens else []
+        seconds, count = 0.0, len(experiment.layers)
+        if experiment.ridge is None:
+            contexts = [row for each in experiment.rows.contexts for row in each]
+            keys = sum((costs.forward(contexts, layer + 1) for layer in experiment.layers), 0.0)
+            seconds = keys + costs.solves(2 * count, len(experiment.rows))
+        return [*moments, costs.editing("λ and its checks", seconds + costs.solves(count, 0), 0)]
+
+    def cost_of_descents(
+        self,
+        costs: Costs,
+        share: float,
+        layers: Sequence[int],
+        shifted: Mapping[Layers, Labels] = NOTHING,
+        name: str = "anchor",
+    ) -> list[Stage]:
+        """What anchors and coordinated shifts are going to take.
+
+        Args:
+            costs: Of the model on the machine.
+            share: How much of them is left to do.
+            layers: The anchor layers.
+            shifted: For each coordinated descent its layers, and where it is stored beside the facts.
+            name: Under which name the anchors are stored.
+
+        Returns:
+            A stage for each; none for what another run gives.
+        """
+        experiment = self.experiment
+        wanted = [(f"anchors at layer {layer}", layer, self._lacking(name, anchor_layer=layer)) for layer in layers]
+        wanted += [
+            (f"coordinated shifts at {len(some)} layers", some[0], self._lacking("coordinated_shift", **where))
+            for some, where in shifted.items()
+        ]
+        steps, size, everyone = experiment.anchor.steps, experiment.config.batch_size, len(experiment.facts)
+        return [  # what another run gives counts as done in the share
+            costs.descent(
+                what, experiment.rows.select(facts), first, steps, size, share=min(1.0, share * everyone / len(facts))
+            )
+            for what, first, facts in wanted
+            if facts
+        ]
+
+    def _lacking(self, name: str, **where: Any) -> list[int]:
+        """Of which facts the run that ⟨anchors_from⟩ names gives no such descent."""
+        experiment, donor = self.experiment, self.experiment.config.anchors_from
+        everyone = list(range(len(experiment.facts)))
+        if donor is None or name == "refit_anchor" or (name == "coordinated_shift" and self._other_shifts(donor)):
+            return everyone
+        mark, opened, labels = f"{name}_passes", open_arrays(donor, "r"), experiment.labels()
+        dims = opened.variables[mark].dims if mark in opened.variables else ()
+        if {*dims} != {"fact", *where} or any(label not in opened.labels[dim] for dim, label in where.items()):
+            return everyone
+        shared = [place for place in everyone if place in experiment.shared]
+        given = np.reshape(Finished.of(donor).cells(mark, fact=[labels[place] for place in shared], **where), -1)
+        has = {place for place, done in zip(shared, given.tolist(), strict=True) if done}
+        return [place for place in everyone if place not in has]
 
     def provenance(self) -> dict[str, Any]:
         """What is worth knowing of a run of this experiment, λ among it."""
@@ -114,6 +220,28 @@ class Bench:
     def setting(self) -> Setting:
         """What its edits are made with."""
         return self.experiment.setting(self.moments, self.ridge)
+
+    def parts(self, coordinated: bool) -> list[Part]:
+        """The parts of a run that hold anchors and shifts.
+
+        Args:
+            coordinated: Whether shifts are wanted.
+
+        Returns:
+            One for each.
+        """
+        layers, ends = self.experiment.layers, self.experiment.anchor_layers
+        anchors = Part(
+            [("anchor_passes", {})],
+            lambda run: self.anchors(run, ends),
+            cost=lambda costs, share: self.cost_of_descents(costs, share, ends),
+        )
+        shifts = Part(
+            [("coordinated_shift_passes", {})],
+            lambda run: self.shifts(run, layers),
+            cost=lambda costs, share: self.cost_of_descents(costs, share, (), {layers: {}}),
+        )
+        return [anchors, shifts] if coordinated else [anchors]
 
     def targets(self, run: Run, schemes: Iterable[str]) -> Targets:
         """Targets of all kinds that some schemes need, from anchors and shifts that the run holds afterwards.
@@ -159,13 +287,11 @@ class Bench:
             Anchors of these facts by layer, ``[fact, d_model]``, in float32 or better.
         """
 
-        def optimise(batch: Sequence[int], progress: Progress, anchor_layer: int) -> Found:
-            experiment = self.experiment
-            found = optimise_anchors(experiment.rows.select(batch), anchor_layer, experiment.anchor, progress)
-            return found.states, found.loss, found.passes
+        def descent(anchor_layer: int) -> Callable[..., Found]:
+            return partial(_anchors, self.experiment.rows, self.experiment.anchor, anchor_layer)
 
         places: list[Labels] = [{"anchor_layer": layer} for layer in layers]
-        return dict(zip(layers, self._descend(run, name, places, optimise, only), strict=True))
+        return dict(zip(layers, self._descend(run, name, places, descent, only), strict=True))
 
     def shifts(self, run: Run, layers: Layers, **labels: Any) -> torch.Tensor:
         """Coordinated shifts at some layers of the unedited model; what the run lacks of them is optimised and stored.
@@ -179,15 +305,12 @@ class Bench:
             δ_l, ``[fact, layer, d_model]``, in float32 or better.
         """
         experiment, coordination = self.experiment, self.experiment.config.coordination
-        eases = cache(lambda: self.setting.eases(layers))  # of the unedited model, if a batch is to be made
 
-        def optimise(batch: Sequence[int], progress: Progress, **_: Any) -> Found:
-            known = eases()[list(batch)] if coordination.needs_eases else None
-            rows = experiment.rows.select(batch)
-            found = coordinate_shifts(rows, layers, experiment.anchor, coordination, known, progress)
-            return found.shifts, found.loss, found.passes
+        def descent(**_: Any) -> Callable[..., Found]:
+            eases = self.setting.eases(layers).cpu() if coordination.needs_eases else None  # of the unedited model
+            return partial(_shifts, experiment.rows, experiment.anchor, layers, coordination, eases)
 
-        (shifts,) = self._descend(run, "coordinated_shift", [labels], optimise)
+        (shifts,) = self._descend(run, "coordinated_shift", [labels], descent)
         return shifts
 
     def _take_over(self, run: Run, name: str) -> None:
@@ -195,21 +318,23 @@ class Bench:
         donor, mark, what = self.experiment.config.anchors_from, f"{name}_passes", f"{name}s".replace("_", " ")
         if donor is None or name == "refit_anchor" or run.done(mark).all() or donor.resolve() == run.folder.resolve():
             return
-        if name == "coordinated_shift":
-            eased = self.experiment.config.coordination.needs_eases
-            deciding = ("layers", "coordination", *(("corpus",) if eased else ()))
-            ours, theirs = json.loads(json.dumps(self.experiment.settings())), read_config(donor)["settings"]
-            if changed := [each for each in deciding if ours[each] != theirs[each]]:
-                note(f"{what} are optimised anew: those of {donor} were made with another {changed[0]}")
-                return
+        if name == "coordinated_shift" and (changed := self._other_shifts(donor)):
+            note(f"{what} are optimised anew: those of {donor} were made with another {changed}")
+            return
         note(f"{run.take_over(donor, mark)} {what} are those of {donor}")
+
+    def _other_shifts(self, donor: Path) -> str:
+        """The setting by which another run's coordinated shifts are not those of this one; empty if they are."""
+        deciding = ("layers", "coordination", *(("corpus",) if self.experiment.config.coordination.needs_eases else ()))
+        ours, theirs = json.loads(json.dumps(self.experiment.settings())), read_config(donor)["settings"]
+        return next((each for each in deciding if ours[each] != theirs[each]), "")
 
     def _descend(
         self,
         run: Run,
         name: str,
         places: Sequence[Labels],
-        optimise: Callable[..., Found],
+        descent: Callable[..., Callable[..., Found]],
         only: Sequence[int] | None = None,
     ) -> list[torch.Tensor]:
         """What descents give at each place; what the run lacks is optimised, batch by batch, and stored.
@@ -220,7 +345,8 @@ class Bench:
             run: The run.
             name: Under which name they are stored.
             places: Where, beside the facts.
-            optimise: The descent, given a batch, whom to tell of its passes, and the place.
+            descent: Given a place at which something is lacking, the descent of a batch there; it may be told whom to
+                tell of its passes.
             only: Indices of the facts; all of them by default.
 
         Returns:
@@ -228,6 +354,7 @@ class Bench:
         """
         self._take_over(run, name)
         experiment, labels, mark = self.experiment, run.coordinates["fact"], f"{name}_passes"
+        crew = experiment.crew
         chosen = list(range(len(labels)) if only is None else only)
         facts = [labels[index] for index in chosen]
         shared = experiment.shared if name != "refit_anchor" else frozenset()
@@ -253,17 +380,23 @@ class Bench:
                 shown.set_postfix(loss=f"{loss:.3f}", refresh=False)
                 shown.update(finished)
 
-            def descend(batch: Sequence[int], where: Labels) -> Found:
+            def tell(failed: int, next_size: int) -> None:
                 shown.n = int(done().sum())  # less what did not fit
-                return optimise(batch, advance, **where)
+                note(f"out of memory with the anchors of {failed} facts side by side: going on with {next_size}")
 
             for place, where in enumerate(places):
                 left = [batch for batch in batches if not all(by_fact[index][place] for index in batch)]
-                for batch, (states, loss, passes) in halving(left, partial(descend, where=where), _tell):
+                if not left:
+                    continue
+                work = descent(**where)
+                work = partial(work, progress=advance) if crew.here else work
+                for batch, (states, loss, passes) in crew.map(left, work, tell):
                     some = {"fact": [labels[index] for index in batch], **where}
-                    run.write(name, states.cpu().double(), **within(name, some))
-                    run.write(f"{name}_loss", loss.cpu(), **within(f"{name}_loss", some))
-                    run.seal(mark, passes.cpu(), **within(mark, some))
+                    run.write(name, states.double(), **within(name, some))
+                    run.write(f"{name}_loss", loss, **within(f"{name}_loss", some))
+                    run.seal(mark, passes, **within(mark, some))
+                    if not crew.here:
+                        advance(len(batch), float(loss.nanmean()))
         dtype, device = torch.promote_types(experiment.model.dtype, torch.float32), experiment.model.device
         stored = (run.read(name, fact=facts, **within(name, where)) for where in places)
         return [torch.tensor(values, dtype=dtype, device=device) for values in stored]
@@ -281,8 +414,27 @@ def any_coordinated(schemes: Iterable[str]) -> bool:
     return any(SCHEMES[name].kind == COORDINATED for name in schemes)
 
 
-def _tell(failed: int, next_size: int) -> None:
-    note(f"out of memory with the anchors of {failed} facts side by side: going on with {next_size}")
+def _anchors(
+    rows: FactRows, settings: AnchorSettings, layer: int, batch: Sequence[int], progress: Progress | None = None
+) -> Found:
+    """The anchors of a batch, on the host."""
+    found = optimise_anchors(rows.select(batch), layer, settings, progress)
+    return found.states.cpu(), found.loss.cpu(), found.passes.cpu()
+
+
+def _shifts(
+    rows: FactRows,
+    settings: AnchorSettings,
+    layers: Layers,
+    coordination: CoordinationSettings,
+    eases: torch.Tensor | None,
+    batch: Sequence[int],
+    progress: Progress | None = None,
+) -> Found:
+    """The coordinated shifts of a batch, on the host."""
+    known = None if eases is None else eases[list(batch)]
+    found = coordinate_shifts(rows.select(batch), layers, settings, coordination, known, progress)
+    return found.shifts.cpu(), found.loss.cpu(), found.passes.cpu()
 
 
 def measured_edit(

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from annotated_types import Gt, Le, Lt
 from tyro.conf import OmitArgPrefixes, arg
 
+from jacobian_lab.crew import CrewSettings
 from jacobian_lab.editing.anchors import AnchorSettings, CoordinationSettings
 from jacobian_lab.editing.methods import TABLE_METHODS
 from jacobian_lab.editing.rules import RuleSettings
@@ -26,6 +27,7 @@ Above = Annotated[float, Gt(0)]
 """A number above zero; any other float is one that is not negative."""
 SurveyName = Literal["auto", "dense", "lanczos"]
 """How Jacobians are surveyed (`jacobian_lab.jobs.jacobians.Survey`)."""
+Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 Count = Annotated[int, Gt(-1)]
 """A number of things, of which there may be none."""
 
@@ -44,7 +46,7 @@ class SubjectConfig:
         chat: Whether prompts are put into the model's own chat template, as the user's turn that the answer follows.
         protocol: Known model whose settings of the literature to use, such as gpt2-xl; the model's own by default.
         seed: Seed of all that is sampled: templates, the bootstrap, random directions, the facts of a survey.
-        device: auto, cpu, cuda or cuda:N.
+        device: auto, cpu, cuda, cuda:N or, for a model divided over several cards, cuda:M-N.
         dtype: What the weights are.
         out: Folder of the run; runs/<hash of the settings> by default.
     """
@@ -59,8 +61,19 @@ class SubjectConfig:
     protocol: str | None = None
     seed: Annotated[Count, Lt(2**63)] = 0
     device: str = "auto"
-    dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
+    dtype: Dtype = "float32"
     out: Path | None = None
+
+
+@dataclass(frozen=True)
+class ComputingConfig(SubjectConfig):
+    """A subject, and who computes.
+
+    Attributes:
+        crew: Who does the work that is divided by facts.
+    """
+
+    crew: OmitArgPrefixes[CrewSettings] = field(default_factory=CrewSettings)
 
 
 @dataclass(frozen=True)
@@ -73,6 +86,8 @@ class AnchorConfig:
         weight_decay: Weight of the anchor's norm in the loss.
         kl_factor: Weight of the KL divergence in the loss.
         clamp: Largest norm of the anchor's shift, as a share of the state's.
+        dtype: Dtype of the copy of the model that the descent runs in; the model's own by default. Where the processor
+            multiplies bfloat16 faster, so are anchors.
     """
 
     lr: Above | None = None
@@ -80,17 +95,19 @@ class AnchorConfig:
     weight_decay: float = AnchorSettings.weight_decay
     kl_factor: float = AnchorSettings.kl_factor
     clamp: Above = AnchorSettings.clamp
+    dtype: Dtype | None = None
 
 
 @dataclass(frozen=True)
-class EditingConfig(SubjectConfig):
+class EditingConfig(ComputingConfig):
     """What edits of facts are made with.
 
     Attributes:
         templates: File of context templates, [["{}"], ["... {}", ...]]; sampled from the seed by default.
         corpus: Text for the second moment: "python-docs", a file with one document a line, or a data set's name.
         corpus_length: Tokens of a document at the most.
-        corpus_tokens: Tokens in all; the whole corpus by default.
+        corpus_tokens: Tokens in all, of documents drawn by the seed; auto: ten for every neuron of an MLP; the whole
+            corpus by default.
         moments: Folder of published second moments that take the corpus's place: a file a layer, MEMIT's .npz or
             safetensors, named after the MLP's output projection in the model.
         ridge: Weight λ of the second moment in the solve; if it is not given, the literature's for the model, or that
@@ -107,7 +124,7 @@ class EditingConfig(SubjectConfig):
     templates: Path | None = None
     corpus: str = PYTHON_DOCS
     corpus_length: Positive = 256
-    corpus_tokens: Positive | None = None
+    corpus_tokens: Positive | Literal["auto"] | None = None
     moments: Path | None = None
     ridge: float | None = None
     pullback_damping: Above = DAMPING
@@ -166,7 +183,7 @@ class DampingConfig(EditingConfig):
 
 
 @dataclass(frozen=True)
-class JacobianConfig(SubjectConfig):
+class JacobianConfig(ComputingConfig):
     """J_{l→L} at the decisive token of every fact.
 
     Attributes:
@@ -194,6 +211,8 @@ class EvaluationConfig(EditingConfig):
         edits_per_batch: Facts that are edited jointly; all of them by default, else one batch after the other.
         metrics: Whose definition of Success: counterfact (before the true answer), zsre (share of tokens), or auto:
             counterfact where every fact has a true answer.
+        evaluation_facts: On how many of the edited facts, chosen by the seed, the edited models are evaluated; on all
+            of them by default.
         greedy: Whether Accuracy is checked by real greedy decoding.
         held_out: Text whose perplexity is taken, named as corpus is.
         held_out_tokens: Tokens of it.
@@ -202,6 +221,7 @@ class EvaluationConfig(EditingConfig):
     rules: OmitArgPrefixes[RuleSettings] = field(default_factory=RuleSettings)
     edits_per_batch: Positive | None = None
     metrics: Literal["auto", "counterfact", "zsre"] = "auto"
+    evaluation_facts: Positive | None = None
     greedy: bool = True
     held_out: str = DOCSTRINGS
     held_out_tokens: Positive = 2048
@@ -294,11 +314,14 @@ def _check(value: Any, hint: Any, name: str) -> None:
             raise InputError(f"expected at least one{_choices(_alternatives(inner))}, got ⟨{name}⟩ without: name one")
         for item in value:
             _check(item, inner, name)
-    elif choices := [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]:
-        if value not in choices:
-            raise InputError(f"expected{_choices(kinds)}, got ⟨{name}⟩ {value!r}: choose one of them")
-    else:
-        _check_range(value, kinds[0], name)
+        return
+    choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+    ranges = [kind for kind in kinds if get_origin(kind) is not Literal]
+    if value in choices:
+        return
+    if not ranges:
+        raise InputError(f"expected{_choices(kinds)}, got ⟨{name}⟩ {value!r}: choose one of them")
+    _check_range(value, ranges[0], name)
 
 
 def _check_range(value: Any, kind: Any, name: str) -> None:

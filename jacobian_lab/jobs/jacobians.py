@@ -1,8 +1,9 @@
 """J_{l→L} of every fact and layer: spectra, verdicts and yardsticks, into a run."""
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,11 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jacobian_lab.caching import content_key
+from jacobian_lab.crew import Piece
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import Fact
+from jacobian_lab.facts.sampling import sample
 from jacobian_lab.jobs.config import JacobianConfig, SchemesConfig
-from jacobian_lab.jobs.job import Job, Labels, Part, cell_by_cell
+from jacobian_lab.jobs.job import Job, Part
 from jacobian_lab.jobs.setup import Subject, load_subject
 from jacobian_lab.maps.conditions import (
     Eigenspaces,
@@ -42,7 +44,11 @@ from jacobian_lab.maps.definiteness import (
 from jacobian_lab.maps.jacobians import MEMORY_BUDGET, dense_jacobians, jvp, linear_operator, precision, to_numpy
 from jacobian_lab.maps.replay import RESIDUAL, Frozen, Site, freeze
 from jacobian_lab.maps.spectra import henrici_departure, rotation
-from jacobian_lab.progress import note
+from jacobian_lab.model.devices import Places
+from jacobian_lab.model.language_model import LanguageModel, Layers
+from jacobian_lab.model.tokens import Prompt
+from jacobian_lab.planning.costs import Costs, Stage
+from jacobian_lab.progress import bar, note
 from jacobian_lab.store.run import Run
 from jacobian_lab.store.schema import DECISIONS
 
@@ -86,15 +92,14 @@ class Survey:
             device: Where the model is.
 
         Returns:
-            The survey; its sample is of those facts whose digests with the seed are least, whatever their order.
+            The survey; its sample does not depend on the order of the facts.
         """
         wide, asked = width > (WIDEST_ON_CARD if device.type == "cuda" else WIDEST_DENSE), config.survey
         kind: Literal["dense", "lanczos"] = "lanczos" if asked == "lanczos" or (wide and asked != "dense") else "dense"
         many = SAMPLED if asked == "dense" or width <= WIDEST_DENSE else SAMPLED_WIDE
         count = 0 if asked == "lanczos" else many
         count = count if config.survey_facts is None else config.survey_facts
-        digests = [content_key([config.seed, fact.text]) for fact in facts]
-        return cls(kind, frozenset(sorted(range(len(digests)), key=digests.__getitem__)[:count]), config.seed)
+        return cls(kind, frozenset(sample(facts, count, config.seed)), config.seed)
 
     def forms(self, place: int) -> bool:
         """Whether the matrix of a fact is formed.
@@ -110,6 +115,34 @@ class Survey:
     def settings(self) -> dict[str, Any]:
         """What of it decides a number, as it stands in ``config.json``."""
         return {"survey": self.kind, "survey_facts": len(self.sample)}
+
+    def formed(self, facts: int) -> int:
+        """Of how many facts the matrix is formed.
+
+        Args:
+            facts: How many there are.
+
+        Returns:
+            Their number.
+        """
+        return sum(self.forms(place) for place in range(facts))
+
+    def cost(
+        self, costs: Costs, bare: Sequence[Prompt], layers: Layers, share: float, budget: int = MEMORY_BUDGET
+    ) -> list[Stage]:
+        """What it is going to take.
+
+        Args:
+            costs: Of the model on the machine.
+            bare: The facts' prompts.
+            layers: The decisive layers.
+            share: How much of it is left to do.
+            budget: Bytes that a sweep may hold.
+
+        Returns:
+            The stage.
+        """
+        return [costs.survey(bare, layers, self.formed(len(bare)), len(self.sample), budget, share=share)]
 
     def say(self, facts: int) -> None:
         """Say on stderr what is not sought of every fact.
@@ -138,25 +171,46 @@ def run_jacobian(config: JacobianConfig, *, progress: bool = True) -> Path:
     Raises:
         InputError: If anything cannot be used.
     """
-    subject = load_subject(config)
+    return jacobian_job(config, progress=progress).carry_out()
+
+
+def jacobian_job(config: JacobianConfig, *, progress: bool = True, sketch: Places | None = None) -> Job:
+    """The job of `run_jacobian`.
+
+    Args:
+        config: The configuration.
+        progress: Whether to show progress bars.
+        sketch: Where it would be done, if it is only to be planned.
+
+    Returns:
+        The job.
+
+    Raises:
+        InputError: If anything cannot be used.
+    """
+    subject = load_subject(config, sketch=sketch)
     model, layers = subject.model, subject.layers
-    how = Survey.of(config, model.d_model, subject.facts, model.device)
+    how = Survey.of(config, model.d_model, subject.facts, subject.device)
     if len(layers) == 1:
         raise InputError(f"expected at least two layers, l and L, got only {layers[0]}: give them as 4-8")
 
+    budget = int(config.memory * 2**30)
+
     def surveyed(run: Run) -> None:
         how.say(len(subject.facts))
-        budget = int(config.memory * 2**30)
         survey(run, subject, how, site=config.site, budget=budget, progress=progress)
 
+    bare = [model.fact_prompt(fact).cut() for fact in subject.facts]
     return Job(
         "jacobian",
+        model,
         config.out,
         subject.settings() | {"site": config.site} | how.settings(),
         subject.provenance,
         {"fact": subject.labels(), "layer": list(layers[:-1]), "rank": range(model.d_model)},
-        [Part([("surveyed", {})], surveyed)],
-    ).carry_out()
+        [Part([("surveyed", {})], surveyed, cost=lambda costs, share: how.cost(costs, bare, layers, share, budget))],
+        crew=subject.crew,
+    )
 
 
 def survey(
@@ -182,26 +236,33 @@ def survey(
     if len(layers) == 1:  # J of the last layer to itself is the identity
         run.seal("surveyed")
         return
-    facts = dict(zip(run.coordinates["fact"], enumerate(subject.facts), strict=True))
+    labels = run.coordinates["fact"]
+    left = [place for place, label in enumerate(labels) if not run.done("surveyed", fact=label).all()]
+    work = partial(_surveyed, model, subject.facts, layers, how, site, budget)
+    with bar(len(left), "Jacobians", "fact", show=progress) as shown:
+        for (place,), by_layer in subject.crew.map([[place] for place in left], work):
+            for layer, found in zip(layers, by_layer, strict=False):
+                for name in found.keys() & run.variables.keys():
+                    run.write(name, found[name], fact=labels[place], layer=layer)
+            run.seal("surveyed", fact=labels[place])
+            shown.update()
 
-    def measured(fact: Any) -> Iterator[tuple[str, Any, Labels]]:
-        place, text = facts[fact][0], facts[fact][1].text
-        frozen = freeze(model, [model.fact_prompt(facts[fact][1]).cut()], layers[:-1], layers[-1])
-        seeds = (how.seed, zlib.crc32(text.encode()))  # so that a fact's directions are its own in any slice
-        if how.forms(place):
-            eps = precision(model.dtype)
-            sweep = dense_jacobians(frozen, layers[:-1], layers[-1], site=site, budget=budget)[0]
-            each = (
-                dense_conditions(J, (*seeds, layer), eps, eigenvectors=place in how.sample)
-                for layer, J in zip(layers, sweep, strict=False)
-            )
-        else:
-            each = (_matrix_free(frozen, layer, layers[-1], seeds, site) for layer in layers[:-1])
-        for layer, found in zip(layers, each, strict=False):
-            for name in found.keys() & run.variables.keys():
-                yield name, found[name], {"layer": layer}
 
-    cell_by_cell(run, "surveyed", [{"fact": label} for label in facts], measured, "Jacobians", "fact", progress)
+def _surveyed(
+    model: LanguageModel, facts: Sequence[Fact], layers: Layers, how: Survey, site: Site, budget: int, piece: Piece
+) -> list[dict[str, Any]]:
+    """All that is stored of one fact's Jacobians, layer by layer."""
+    (place,) = piece
+    frozen = freeze(model, [model.fact_prompt(facts[place]).cut()], layers[:-1], layers[-1])
+    seeds = (how.seed, zlib.crc32(facts[place].text.encode()))  # so that a fact's directions are its own in any slice
+    if not how.forms(place):
+        return [_matrix_free(frozen, layer, layers[-1], seeds, site) for layer in layers[:-1]]
+    eps = precision(model.dtype)
+    sweep = dense_jacobians(frozen, layers[:-1], layers[-1], site=site, budget=budget)[0]
+    return [
+        dense_conditions(J, (*seeds, layer), eps, eigenvectors=place in how.sample)
+        for layer, J in zip(layers, sweep, strict=False)
+    ]
 
 
 def dense_conditions(

@@ -1,14 +1,37 @@
 """What every job is: a folder, and parts of a run, each computed where it is lacking and sealed when it is whole."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from jacobian_lab.caching import content_key
-from jacobian_lab.progress import bar
+import torch
+
+from jacobian_lab.caching import content_key, write_text
+from jacobian_lab.crew import ALONE, Crew
+from jacobian_lab.errors import InputError
+from jacobian_lab.memory import memory_of, peak_memory
+from jacobian_lab.model.devices import check_places, places_of
+from jacobian_lab.model.language_model import LanguageModel
+from jacobian_lab.planning.cards import CARDS
+from jacobian_lab.planning.clock import Clock, measured
+from jacobian_lab.planning.costs import DOUBLE, Costs, Stage
+from jacobian_lab.planning.plan import Plan, told
+from jacobian_lab.planning.sketch import Sizes, two_blocks
+from jacobian_lab.progress import bar, note
 from jacobian_lab.store.finished import Finished
 from jacobian_lab.store.run import GROWING, Run, check_folder
+from jacobian_lab.store.schema import KINDS
+
+COSTS = "costs.json"
+"""What the work on a run that was done last was estimated to take, and took."""
+
+ELSEWHERE = 2**60
+"""Bytes of a host that is not here: nothing is known against it."""
 
 Labels = Mapping[str, Any]
 """For some dimensions of an array, a label or a list of labels."""
@@ -22,11 +45,13 @@ class Part:
         wanted: The marks that it sets, and for which labels.
         compute: Computes what the run lacks of it.
         also: Whether a folder holds what belongs to the part beside its arrays.
+        cost: What it is going to take, stage by stage, given the share of it that is left to do.
     """
 
     wanted: Sequence[tuple[str, Labels]]
     compute: Callable[[Run], Any]
     also: Callable[[Path], bool] = lambda _: True
+    cost: Callable[[Costs, float], Sequence[Stage]] = lambda _costs, _share: ()
 
     def finished(self, folder: Path, done: Finished) -> bool:
         """Whether a folder has all of it.
@@ -40,6 +65,18 @@ class Part:
         """
         return all(done.all(mark, **labels) for mark, labels in self.wanted) and self.also(folder)
 
+    def left(self, done: Finished) -> float:
+        """How much of it is left to compute.
+
+        Args:
+            done: What is finished in its folder.
+
+        Returns:
+            The largest share of a mark's cells that are not finished.
+        """
+        cells = (done.cells(mark, **labels) for mark, labels in self.wanted)
+        return max((float(1 - each.mean()) for each in cells if each.size), default=0.0)
+
 
 @dataclass(frozen=True)
 class Job:
@@ -47,21 +84,56 @@ class Job:
 
     Attributes:
         kind: The kind of run.
+        model: The model, with its weights or without.
         out: Its folder; by default one whose name follows from the settings.
         settings: Everything that decides a number, as JSON can hold it.
         provenance: Says what else is worth knowing, when the run is made.
         coordinates: Labels of each dimension.
         parts: The parts, each after those that it needs.
         before: Given the folder, work without which no part can be computed; it fails before the folder is claimed.
+        before_cost: What that takes.
+        kept: Bytes that the host keeps beside the model, for all parts.
+        beside: Bytes of the copy of the model that descents run in, where the model is.
+        crew: Who does the work; let go at its end.
     """
 
     kind: str
+    model: LanguageModel
     out: Path | None
     settings: Labels
     provenance: Callable[[], Labels]
     coordinates: Mapping[str, Sequence[Any]]
     parts: Sequence[Part]
     before: Callable[[Path], Any] = lambda _: None
+    before_cost: Callable[[Costs], Sequence[Stage]] = lambda _: ()
+    kept: int = 0
+    beside: int = 0
+    crew: Crew = ALONE
+
+    def plan(
+        self, clock: Clock, there: tuple[int, int | None], parts: Sequence[tuple[Part, float]] | None = None
+    ) -> list[list[Stage]]:
+        """What the job is going to take.
+
+        Args:
+            clock: The machine's, for the model.
+            there: Bytes of the host, and of the card if the model is on one.
+            parts: The parts, each with the share of it that is left; all of all of them by default.
+
+        Returns:
+            The stages before any part, then those of each part.
+        """
+        costs = Costs(
+            self.model, clock, self.kept, self.crew.load, self.beside, there[0] if there[1] is None else there[1]
+        )
+        some = [(part, 1.0) for part in self.parts] if parts is None else parts
+        loading = [costs.loading()] if parts is None else []
+        return [[*loading, *self.before_cost(costs)], *(list(part.cost(costs, share)) for part, share in some)]
+
+    def disk(self) -> int:
+        """Bytes of the run's arrays at the most."""
+        sizes = {dim: len(labels) for dim, labels in self.coordinates.items()}
+        return DOUBLE * sum(prod(sizes.get(dim, 1) for dim in each.dims) for each in KINDS[self.kind].values())
 
     def carry_out(self) -> Path:
         """Compute what the run lacks; an interrupted one goes on, a finished one computes nothing.
@@ -70,7 +142,7 @@ class Job:
             The run's folder.
 
         Raises:
-            InputError: If the folder cannot be used.
+            InputError: If the folder cannot be used, or memory does not hold what has to be.
         """
         deciding = {name: each for name, each in self.settings.items() if name != GROWING}
         folder = self.out or Path("runs") / content_key([self.kind, deciding])[:12]
@@ -78,11 +150,142 @@ class Job:
         done = Finished.of(folder)
         left = [part for part in self.parts if not part.finished(folder, done)]
         if left:
-            self.before(folder)
-            with Run(folder, self.kind, self.settings, self.provenance(), self.coordinates) as run:
-                for part in left:
-                    part.compute(run)
+            try:
+                self._work(folder, left, done)
+            finally:
+                self.crew.release()
         return folder
+
+    def _work(self, folder: Path, left: Sequence[Part], done: Finished) -> None:
+        """Compute some parts, and keep what that was estimated to take beside what it took."""
+        record = self._estimated([(part, part.left(done)) for part in left])
+        with record.timed():
+            self.before(folder)
+            provenance = self.provenance()  # λ among it, for which keys are taken
+        with Run(folder, self.kind, self.settings, provenance, self.coordinates) as run:
+            for part in left:
+                with record.timed():
+                    part.compute(run)
+                record.write(folder / COSTS)
+        record.tell()
+
+    def _estimated(self, left: Sequence[tuple[Part, float]]) -> "Record":
+        """Say what is left to do is going to take, and refuse what cannot be."""
+        clock, there = measured(self.model), memory_of(self.model.devices)
+        stages = self.plan(clock, there, left)
+        plan = Plan(clock.machine, [stage for some in stages for stage in some], self.disk())
+        plan.check_fits(*there)
+        if plan.seconds:
+            note(plan.sentence())
+        for name in plan.tight(*there):
+            note(f"{name}: more is taken side by side than memory may hold; what does not fit is halved")
+        return Record(plan, stages, self.model.devices)
+
+
+@dataclass(eq=False)
+class Record:
+    """What a job was estimated to take, and took.
+
+    Attributes:
+        plan: The estimate.
+        stages: Its stages, before the parts and part by part.
+        devices: Where the model is.
+        took: Seconds so far, likewise.
+    """
+
+    plan: Plan
+    stages: Sequence[Sequence[Stage]]
+    devices: Sequence[torch.device]
+    took: list[float] = field(default_factory=list)
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Time what is done within: first what comes before the parts, then each part.
+
+        Yields:
+            Nothing.
+        """
+        begin = time.perf_counter()
+        yield
+        self.took.append(time.perf_counter() - begin)
+
+    def write(self, path: Path) -> None:
+        """Write it.
+
+        Args:
+            path: The file.
+        """
+        done = zip(self.stages, self.took, strict=False)
+        parts = [
+            {
+                "stages": [stage.name for stage in some],
+                "seconds": sum((stage.seconds for stage in some), 0.0),
+                "took_seconds": seconds,
+            }
+            for some, seconds in done
+        ]
+        told = {"parts": parts, "took_seconds": sum(self.took), "peak_bytes": peak_memory(self.devices)}
+        write_text(path, json.dumps(self.plan.as_json() | told, indent=1) + "\n")
+
+    def tell(self) -> None:
+        """Say how it went."""
+        if self.plan.seconds:
+            ratio = sum(self.took) / self.plan.seconds
+            note(f"took {told(sum(self.took))}, {ratio:.2f} of what was estimated")
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """Whether to work, or only to say what it would take.
+
+    Attributes:
+        plan: Whether to print what it would take, time and memory by stage, and stop; the model's weights are not read.
+        json: Whether to print that as JSON.
+        card: Card to plan for, instead of this machine.
+    """
+
+    plan: bool = False
+    json: bool = False
+    card: Literal["h100", "h200"] | None = None
+
+
+NO_PLAN = PlanOptions()
+
+
+def planned(job: Callable[..., Job], config: Any, options: PlanOptions) -> str:
+    """What a job would take, in words or as JSON.
+
+    Args:
+        job: Makes the job of a configuration; told by ``sketch`` where it would be done, it needs no weights.
+        config: The configuration.
+        options: For which machine, and how to say it.
+
+    Returns:
+        The text.
+
+    Raises:
+        InputError: If the configuration cannot be used.
+    """
+    card = CARDS[options.card] if options.card else None
+    places = places_of(config.device)
+    if card is None:
+        check_places(places, config.device)
+    elif places[0].type != "cuda":
+        places = (torch.device("cuda"),)
+    made = job(config, progress=False, sketch=places)
+    if card is None:
+        clock, there = measured(two_blocks(made.model, places[0]), Sizes.of(made.model).words), memory_of(places)
+    else:
+        clock, there = card.clock(made.model, made.crew.load.all_cards), (ELSEWHERE, card.memory)
+    plan = Plan(clock.machine, [stage for some in made.plan(clock, there) for stage in some], made.disk())
+    try:
+        plan.check_fits(*there)
+        refused = None
+    except InputError as error:
+        refused = error.by_option()
+    if options.json:
+        return json.dumps(plan.as_json() | {"refused": refused}, indent=1)
+    return "\n".join([*plan.lines(), *([refused] if refused else [])])
 
 
 def cell_by_cell(

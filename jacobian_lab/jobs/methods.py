@@ -1,6 +1,5 @@
 """Every method under the same anchors, keys and seeds, evaluated by the paper's metrics: Tables 3, 4, 6 and 7."""
 
-import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -10,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from jacobian_lab.crew import ALONE, Crew
 from jacobian_lab.editing.deltas import DELTA, FOLDER
 from jacobian_lab.editing.layers import restored
 from jacobian_lab.editing.methods import (
@@ -27,25 +26,28 @@ from jacobian_lab.editing.methods import (
     method_name,
 )
 from jacobian_lab.editing.schemes import SCHEMES
-from jacobian_lab.editing.solving import Eigh, null_space
+from jacobian_lab.editing.solving import Eigh, null_space, remembered_eigh
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.examination import Examination
 from jacobian_lab.evaluation.metrics import perplexity
 from jacobian_lab.evaluation.questions import neighborhood, style_of
 from jacobian_lab.facts.fact import Fact
 from jacobian_lab.facts.reading import read_facts
+from jacobian_lab.facts.sampling import sample
 from jacobian_lab.jobs.bench import Aimed, Bench, any_coordinated
 from jacobian_lab.jobs.config import EditConfig, EditTableConfig, EvaluationConfig, MethodsConfig, check
 from jacobian_lab.jobs.job import Job, Labels, Part
 from jacobian_lab.jobs.setup import Experiment, prepare
 from jacobian_lab.model.corpus import Corpus, load_corpus, token_rows
+from jacobian_lab.model.devices import Places
 from jacobian_lab.model.tokens import Prompt
+from jacobian_lab.planning.costs import Costs, Stage
 from jacobian_lab.progress import bar, note
 from jacobian_lab.store.finished import Finished
 from jacobian_lab.store.run import Run
 from jacobian_lab.store.schema import KINDS
 from jacobian_lab.training.lessons import strangers
-from jacobian_lab.training.methods import RLEDIT, WISE, Ready, ready
+from jacobian_lab.training.methods import ONE_DEVICE, RLEDIT, WISE, Ready, ready
 from jacobian_lab.training.settings import UNTUNED
 
 Save = Callable[[Path, Mapping[str, Any]], Any]
@@ -73,7 +75,24 @@ def run_edit_table(config: EditTableConfig, *, progress: bool = True) -> Path:
     Raises:
         InputError: If anything cannot be used.
     """
-    return _run(config, tuple(dict.fromkeys(map(_edited, config.methods))), None, progress)
+    return edit_table_job(config, progress=progress).carry_out()
+
+
+def edit_table_job(config: EditTableConfig, *, progress: bool = True, sketch: Places | None = None) -> Job:
+    """The job of `run_edit_table`.
+
+    Args:
+        config: The configuration.
+        progress: Whether to show progress bars.
+        sketch: Where it would be done, if it is only to be planned.
+
+    Returns:
+        The job.
+
+    Raises:
+        InputError: If anything cannot be used.
+    """
+    return _job(config, tuple(dict.fromkeys(map(_edited, config.methods))), None, progress, sketch)
 
 
 def run_edit(config: EditConfig, *, progress: bool = True) -> Path:
@@ -89,12 +108,29 @@ def run_edit(config: EditConfig, *, progress: bool = True) -> Path:
     Raises:
         InputError: If anything cannot be used.
     """
+    return edit_job(config, progress=progress).carry_out()
+
+
+def edit_job(config: EditConfig, *, progress: bool = True, sketch: Places | None = None) -> Job:
+    """The job of `run_edit`.
+
+    Args:
+        config: The configuration.
+        progress: Whether to show progress bars.
+        sketch: Where it would be done, if it is only to be planned.
+
+    Returns:
+        The job.
+
+    Raises:
+        InputError: If anything cannot be used.
+    """
     name = _edited(config.method)
     if name == WISE and config.save != "delta":
         raise InputError(
             f"expected ⟨save⟩ delta for {name}, got {config.save}: no plain model asks which matrix serves"
         )
-    return _run(config, (name,), config.save, progress)
+    return _job(config, (name,), config.save, progress, sketch)
 
 
 def saved_paths(folder: Path, name: str, save: str) -> list[Path]:
@@ -119,8 +155,10 @@ def _edited(name: str) -> str:
     return method_name(name)
 
 
-def _run(config: MethodsConfig, methods: tuple[str, ...], save: str | None, progress: bool) -> Path:
-    at_work = Comparison.of(config, methods, progress)
+def _job(
+    config: MethodsConfig, methods: tuple[str, ...], save: str | None, progress: bool, sketch: Places | None
+) -> Job:
+    at_work = Comparison.of(config, methods, progress, sketch=sketch)
     experiment, asked, bench = at_work.experiment, at_work.examination, at_work.bench
     settings = at_work.settings()
 
@@ -139,7 +177,7 @@ def _run(config: MethodsConfig, methods: tuple[str, ...], save: str | None, prog
         aimed = bench.aimed(run, at_work.schemes) if anchored else None
         redone = again(run.folder)
         todo = [n for n in (UNEDITED, *methods) if n in redone or not run.done("measured", edit=n).all()]
-        _ = asked.before  # of the unedited model
+        asked.remember(at_work.crew)
 
         def refit(layer: int, batch: Sequence[int]) -> Tensor:
             return bench.anchors(run, (layer,), "refit_anchor", batch)[layer]
@@ -154,21 +192,27 @@ def _run(config: MethodsConfig, methods: tuple[str, ...], save: str | None, prog
         for place, name in enumerate(todo, 1):
             what = f"{name} ({place} of {len(todo)})"
             trained = at_work.trained[name].facts if name in at_work.trained else 0
-            with bar(trained + 2 * len(experiment.facts), what, "fact", show=progress) as shown:
+            with bar(trained + len(experiment.facts) + len(asked.facts), what, "fact", show=progress) as shown:
                 found = at_work.measure(name, aimed, shown.update, refit, partial(keep, name))
                 for variable, values, labels in found:
                     run.write(variable, values, edit=name, **labels)
             run.seal("measured", edit=name)
 
+    wanted = [("measured", {"edit": [UNEDITED, *methods]})]
     return Job(
         "edit_table",
+        experiment.model,
         config.out,
         settings,
         at_work.provenance,
         at_work.coordinates,
-        [*at_work.parts(), Part([("measured", {"edit": [UNEDITED, *methods]})], measured, lambda f: not again(f))],
+        [*at_work.parts(), Part(wanted, measured, lambda f: not again(f), at_work.cost)],
         before=at_work.begin,
-    ).carry_out()
+        before_cost=at_work.cost_before,
+        kept=bench.kept,
+        beside=bench.beside,
+        crew=bench.experiment.crew,
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,6 +225,7 @@ class Comparison:
         trained: Those that train, ready for the facts.
         experiment: What the configuration names.
         examination: What is asked.
+        asked: Places of the facts that are asked about.
         held_out: The held-out text.
         text: Its rows.
         bench: The experiment at work.
@@ -191,18 +236,22 @@ class Comparison:
     trained: Mapping[str, Ready]
     experiment: Experiment
     examination: Examination
+    asked: Sequence[int]
     held_out: Corpus
     text: Sequence[Prompt]
     bench: Bench
 
     @classmethod
-    def of(cls, config: EvaluationConfig, methods: Sequence[str], progress: bool) -> "Comparison":
+    def of(
+        cls, config: EvaluationConfig, methods: Sequence[str], progress: bool, *, sketch: Places | None = None
+    ) -> "Comparison":
         """Load and check everything, before any long work.
 
         Args:
             config: The configuration.
             methods: Names of the methods.
             progress: Whether to show progress bars.
+            sketch: Where it would be done, if it is only to be planned, without the model's weights.
 
         Returns:
             The methods, ready for work.
@@ -212,9 +261,14 @@ class Comparison:
         """
         check(config)
         held_out = load_corpus(config.held_out, "held_out", config.seed)
-        experiment = prepare(config, asked=lambda fact: fact)
+        experiment = prepare(config, asked=lambda fact: fact, sketch=sketch)
         style = style_of(experiment.facts, config.metrics)
-        examination = Examination(experiment.model, experiment.facts, style, config.greedy)
+        everyone = len(experiment.facts)
+        asked = sample(experiment.facts, config.evaluation_facts or everyone, config.seed)
+        if len(asked) < everyone:
+            note(f"edited models are evaluated on {len(asked)} of {everyone} facts (evaluation_facts)")
+        examined = [experiment.facts[place] for place in asked]
+        examination = Examination(experiment.model, examined, style, config.greedy)
         text = _held_out_rows(config, experiment, held_out)
         chosen, count = {name: method(name) for name in methods if name not in TRAINED}, len(experiment.facts)
         without_keys = any(each.rule == "emmet" for each in chosen.values())
@@ -222,12 +276,19 @@ class Comparison:
         trained = dict[str, Ready]()
         if isinstance(config, MethodsConfig):
             names = [name for name in methods if name in TRAINED]
+            if names and experiment.crew.load.cards > 1:  # of a plan too, whose model is nowhere
+                raise InputError(ONE_DEVICE.format(names[0]))
             others = _others(config, experiment) if names else []
             if RLEDIT in names and (known := config.protocol or experiment.model.known()).lower() in UNTUNED:
                 note(f"the paper has no rledit on {known}, for which no stable setting was found: the first published")
             training = config.training.suited(experiment.model, config.protocol, config.seed)
             trained = {name: ready(name, experiment.rows, others, training) for name in names}
-        return cls(config, chosen, trained, experiment, examination, held_out, text, bench)
+        return cls(config, chosen, trained, experiment, examination, asked, held_out, text, bench)
+
+    @property
+    def crew(self) -> Crew:
+        """Who asks the models: this process where some edits are no change of decisive layers, which alone are sent."""
+        return ALONE if self.trained else self.experiment.crew
 
     @property
     def schemes(self) -> list[str]:
@@ -237,7 +298,7 @@ class Comparison:
     @cached_property
     def eigh(self) -> Eigh:
         """Eigendecomposition that remembers each C's."""
-        return functools.cache(lambda matrix: torch.linalg.eigh(matrix.to(self.experiment.model.device)))
+        return remembered_eigh(self.experiment.model.device)
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides a number, as it stands in ``config.json``."""
@@ -249,6 +310,7 @@ class Comparison:
             "metrics": self.examination.style,
             "greedy": config.greedy,
             "held_out": {"digest": self.held_out.digest, "tokens": config.held_out_tokens} | length,
+            **({"evaluation_facts": len(self.asked)} if len(self.asked) < len(self.experiment.facts) else {}),
             **({"training": {name: dict(each.about) for name, each in self.trained.items()}} if self.trained else {}),
         }
 
@@ -259,27 +321,54 @@ class Comparison:
     @cached_property
     def coordinates(self) -> dict[str, Sequence[Any]]:
         """Labels of every dimension of a run of edit-table."""
-        asked, experiment = self.examination, self.experiment
+        experiment = self.experiment
         return {
             "fact": experiment.labels(),
             "edit": [UNEDITED, *METHODS, *PAIRS, *TRAINED],
             "layer": list(experiment.layers),
             "block": range(experiment.model.n_layers),
             "anchor_layer": list(experiment.anchor_layers),
-            "paraphrase": range(max(1, *(len(fact.paraphrase_prompts) for fact in asked.facts))),
-            "probe": asked.groups or [NO_PROBES],
-            "neighbor": range(max(1, *(len(neighborhood(fact)) for fact in asked.facts))),
+            "paraphrase": range(max(1, *(len(fact.paraphrase_prompts) for fact in experiment.facts))),
+            "probe": self.examination.groups or [NO_PROBES],
+            "neighbor": range(max(1, *(len(neighborhood(fact)) for fact in experiment.facts))),
             "d_model": range(experiment.model.d_model),
         }
 
     def parts(self) -> list[Part]:
         """What a run holds before any method has been measured."""
-        bench, experiment = self.bench, self.experiment
-        anchors = Part([("anchor_passes", {})], lambda run: bench.anchors(run, experiment.anchor_layers))
-        shifts = Part([("coordinated_shift_passes", {})], lambda run: bench.shifts(run, experiment.layers))
         neighbors = Part([("neighbors_compared", {})], self._store_edited_neighbors)
-        targets = [anchors, *([shifts] if any_coordinated(self.schemes) else [])] if self.methods else []
+        targets = self.bench.parts(any_coordinated(self.schemes)) if self.methods else []
         return [*targets, neighbors]
+
+    def cost(self, costs: Costs, share: float, times: int = 1) -> list[Stage]:
+        """What editing with the methods and evaluating is going to take.
+
+        Args:
+            costs: Of the model on the machine.
+            share: How much of it is left to do.
+            times: How often each edits.
+
+        Returns:
+            The stages.
+        """
+        experiment, asked, size = self.experiment, self.examination, self.config.edits_per_batch
+        rows, layers, methods = experiment.rows, experiment.layers, self.methods.values()
+        edits = sum((costs.edit(rows, SCHEMES[each.scheme], layers, size, observed=False) for each in methods), 0.0)
+        told = [Prompt(row.ids[:-1], 0, row.ids[1:]) for row in self.text if len(row.ids) > 1]
+        asking = costs.evaluation(asked.rows(), asked.decoded(), shared=not self.trained)
+        once = asking + costs.evaluation(told)
+        refits = (
+            self.bench.cost_of_descents(costs, share, [layers[-1]], name="refit_anchor")
+            if any(each.refit for each in methods)
+            else []
+        )
+        count = times * (len(self.methods) + len(self.trained))
+        told_edits = f"{count} edits, evaluated"
+        seconds = times * edits + (count + 2) * once  # the unedited model too, and what was before
+        projected = len(self._projected())
+        edited = costs.editing(told_edits, seconds, len(layers), rows=rows, projected=projected, share=share)
+        taught = [costs.training(rows, each.facts, each.settings, share=share) for each in self.trained.values()]
+        return [*refits, *taught, edited]
 
     def begin(self, folder: Path) -> None:
         """Make it clear before the long work that the rules can use every C.
@@ -293,11 +382,33 @@ class Comparison:
         if not self.methods:
             return
         self.bench.begin(folder)
-        moments, rules, layers = self.bench.moments.matrices, self.config.rules, self.experiment.layers
-        projected = [SCHEMES[each.scheme].edited(layers) for each in self.methods.values() if each.rule == "alphaedit"]
-        for layer in sorted({layer for some in projected for layer in some}):
+        moments, rules = self.bench.moments.matrices, self.config.rules
+        for layer in self._projected():
             threshold, relative = rules.alphaedit_threshold, rules.alphaedit_relative
             null_space(moments[layer], threshold, relative=relative, eigh=self.eigh, name=f"C at layer {layer}")
+
+    def cost_before(self, costs: Costs) -> list[Stage]:
+        """What `begin` is going to take.
+
+        Args:
+            costs: Of the model on the machine.
+
+        Returns:
+            The stages.
+        """
+        if not self.methods:
+            return []
+        count = len(self._projected())
+        spaces = (
+            [costs.editing(f"null spaces of {count} C", costs.eigenvectors(count), 0, projected=count)] if count else []
+        )
+        return [*self.bench.cost_before(costs), *spaces]
+
+    def _projected(self) -> list[int]:
+        """The layers at which a rule needs the null space of C."""
+        layers = self.experiment.layers
+        some = (SCHEMES[each.scheme].edited(layers) for each in self.methods.values() if each.rule == "alphaedit")
+        return sorted({layer for each in some for layer in each})
 
     def measure(
         self,
@@ -359,8 +470,9 @@ class Comparison:
 
     def _answers(self, done: Callable[[int], Any]) -> Iterator[tuple[str, Any, Labels]]:
         """Examine the model as it is."""
-        labels, coordinates = self.experiment.labels(), self.coordinates
-        for part, found in self.examination.answers():
+        every, coordinates = self.experiment.labels(), self.coordinates
+        labels = [every[place] for place in self.asked]
+        for part, found in self.examination.answers(self.crew):
             for variable in sorted({variable for values in found for variable in values}):
                 lists = [values.get(variable, []) for values in found]
                 dims = KINDS["edit_table"][variable].dims[2:]
@@ -370,9 +482,9 @@ class Comparison:
 
     def _store_edited_neighbors(self, run: Run) -> None:
         """Which neighbourhood prompts are edited themselves, so that no method should leave them alone."""
-        asked = self.examination
-        edited = {fact.text for fact in asked.facts}
-        found = [[float(text in edited) for text, _ in neighborhood(fact)] for fact in asked.facts]
+        facts = self.experiment.facts
+        edited = {fact.text for fact in facts}
+        found = [[float(text in edited) for text, _ in neighborhood(fact)] for fact in facts]
         run.write("neighbor_edited", _padded(found, len(run.coordinates["neighbor"])))
         run.seal("neighbors_compared")
 

@@ -10,9 +10,11 @@ from jacobian_lab.evaluation.metrics import efficacy
 from jacobian_lab.jobs.bench import Bench, any_coordinated, measured_edit, where_finite
 from jacobian_lab.jobs.config import SchemesConfig
 from jacobian_lab.jobs.jacobians import Survey, survey
-from jacobian_lab.jobs.job import Job, Part
+from jacobian_lab.jobs.job import Job, Labels, Part
 from jacobian_lab.jobs.setup import prepare
-from jacobian_lab.jobs.studies import STEPS, STUDIES
+from jacobian_lab.jobs.studies import STEPS, STUDIES, cost_of
+from jacobian_lab.model.devices import Places
+from jacobian_lab.planning.costs import Costs, Stage
 from jacobian_lab.progress import bar
 from jacobian_lab.store.run import Run
 
@@ -37,9 +39,35 @@ def run_schemes(
     Raises:
         InputError: If anything cannot be used.
     """
-    experiment, schemes = prepare(config), list(config.schemes)
+    return schemes_job(config, studies, verdicts=verdicts, progress=progress).carry_out()
+
+
+def schemes_job(
+    config: SchemesConfig,
+    studies: Sequence[str] = (),
+    *,
+    verdicts: bool = True,
+    progress: bool = True,
+    sketch: Places | None = None,
+) -> Job:
+    """The job of `run_schemes`.
+
+    Args:
+        config: The configuration.
+        studies: Names in `STUDIES`.
+        verdicts: Whether the unedited model's Jacobians are wanted too.
+        progress: Whether to show progress bars.
+        sketch: Where it would be done, if it is only to be planned.
+
+    Returns:
+        The job.
+
+    Raises:
+        InputError: If anything cannot be used.
+    """
+    experiment, schemes = prepare(config, sketch=sketch), list(config.schemes)
     bench, model = Bench(experiment, progress), experiment.model
-    how = Survey.of(config, model.d_model, experiment.facts, model.device)
+    how = Survey.of(config, model.d_model, experiment.facts, experiment.device)
 
     looked_at = (verdicts and config.survey != "none") or "theorem1" in studies
     if looked_at:
@@ -51,15 +79,24 @@ def run_schemes(
     def edited(run: Run) -> None:
         _store_schemes(run, bench, schemes, studies, how)
 
-    parts = [Part([("anchor_passes", {})], lambda run: bench.anchors(run, experiment.anchor_layers))]
-    if any_coordinated(schemes):
-        parts.append(Part([("coordinated_shift_passes", {})], lambda run: bench.shifts(run, experiment.layers)))
+    def cost_of_edits(costs: Costs, share: float) -> list[Stage]:
+        rows, layers = experiment.rows, experiment.layers
+        edits = sum((costs.edit(rows, SCHEMES[name], layers, observed=True) for name in schemes), 0.0)
+        asked = (len(schemes) + 1) * costs.evaluation(rows.answered)
+        looked = len(schemes) * sum((cost_of(each, costs, layers, how, len(rows)) for each in studies), 0.0)
+        name, seconds = f"edits under {len(schemes)} schemes", edits + asked + looked
+        return [costs.editing(name, seconds, len(layers), rows=rows, observed=True, share=share)]
+
+    parts = bench.parts(any_coordinated(schemes))
     if verdicts and config.survey != "none":
-        parts.append(Part([("surveyed", {})], surveyed))
+        bare, layers = experiment.rows.bare, experiment.layers
+        parts.append(Part([("surveyed", {})], surveyed, cost=lambda costs, share: how.cost(costs, bare, layers, share)))
     measured, studied = {"scheme": schemes}, {"study": list(studies), "scheme": schemes}
-    parts.append(Part([("replayed", {}), ("measured", measured), ("studied", studied)], edited))
+    wanted: list[tuple[str, Labels]] = [("replayed", {}), ("measured", measured), ("studied", studied)]
+    parts.append(Part(wanted, edited, cost=cost_of_edits))
     return Job(
         "tables",
+        model,
         config.out,
         experiment.settings() | how.settings() | ({"survey": "none"} if config.survey == "none" else {}),
         bench.provenance,
@@ -74,7 +111,11 @@ def run_schemes(
         },
         parts,
         before=bench.begin,
-    ).carry_out()
+        before_cost=bench.cost_before,
+        kept=bench.kept,
+        beside=bench.beside,
+        crew=bench.experiment.crew,
+    )
 
 
 def _store_schemes(run: Run, bench: Bench, schemes: Sequence[str], studies: Sequence[str], how: Survey) -> None:

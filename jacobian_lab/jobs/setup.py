@@ -8,7 +8,10 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from jacobian_lab.caching import content_key
+from jacobian_lab.crew import Alone, Crew, hire
 from jacobian_lab.editing.anchors import AnchorSettings
 from jacobian_lab.editing.layers import Setting
 from jacobian_lab.editing.published_moments import Published, check_moments
@@ -18,15 +21,16 @@ from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.metrics import check_questions
 from jacobian_lab.facts.fact import REFUSE, Fact, FactFile, describe
 from jacobian_lab.facts.reading import read_facts, refusal
-from jacobian_lab.jobs.config import EditingConfig, SubjectConfig, check
+from jacobian_lab.jobs.config import ComputingConfig, EditingConfig, SubjectConfig, check
 from jacobian_lab.maps.agreement import check_replay
 from jacobian_lab.model.chat import chat_of
-from jacobian_lab.model.corpus import Corpus, load_corpus
+from jacobian_lab.model.corpus import TOKENS_PER_NEURON, Corpus, load_corpus
+from jacobian_lab.model.devices import Places
 from jacobian_lab.model.families import KNOWN
 from jacobian_lab.model.language_model import LanguageModel, Layers
-from jacobian_lab.model.loading import check_layers, load_model
+from jacobian_lab.model.loading import check_layers, load_model, sketch_model
 from jacobian_lab.model.rows import FactRows, check_contexts, check_fact, fact_rows, sorted_out
-from jacobian_lab.model.templates import Templates, read_templates, sample_templates
+from jacobian_lab.model.templates import USUAL_TEMPLATES, Templates, read_templates, sample_templates
 from jacobian_lab.progress import note
 from jacobian_lab.store.arrays import open_arrays, read_config
 from jacobian_lab.store.run import check_same
@@ -40,6 +44,9 @@ ANCHORS = ("model", "chat", "dtype", "facts", "templates", "anchor")
 ROUNDING = ("device", "versions")
 """Those that decide its rounding: anchors of a card may be edited with on a processor."""
 
+OF_WEIGHTS = ("model", "templates")
+"""Those of them that a model without weights does not tell."""
+
 _PACKAGES = ("jacobian_lab", "torch", "transformers", "tokenizers", "numpy", "scipy")
 
 
@@ -52,12 +59,16 @@ class Subject:
         model: The model.
         file: The facts, with what else was found where they were read.
         layers: The decisive layers.
+        device: Where the model is, or would be.
+        crew: Who does the work that is divided by facts.
     """
 
-    config: SubjectConfig
+    config: ComputingConfig
     model: LanguageModel
     file: FactFile
     layers: Layers
+    device: torch.device
+    crew: Crew
 
     @property
     def facts(self) -> tuple[Fact, ...]:
@@ -70,7 +81,7 @@ class Subject:
         return chat | {
             "model": self.model.fingerprint,
             "dtype": self.config.dtype,
-            "device": self.model.device.type,
+            "device": self.device.type,
             "facts": content_key(describe(self.facts)),
             "layers": list(self.layers),
             "seed": self.config.seed,
@@ -86,6 +97,7 @@ class Subject:
             "facts": {"source": config.facts, "slice": config.slice, "count": len(self.facts)} | self.file.left_out(),
             "python": platform.python_version(),
             "platform": platform.platform(),
+            **({"tf32": torch.backends.cuda.matmul.allow_tf32} if self.model.device.type == "cuda" else {}),
         }
 
     def labels(self) -> list[Any]:
@@ -123,6 +135,12 @@ class Experiment(Subject):
         return None if folder is None else Published.of(self.model, folder, self.layers)
 
     @property
+    def corpus_tokens(self) -> int | None:
+        """Tokens that the second moment is taken over; none: the whole corpus."""
+        given = self.config.corpus_tokens
+        return TOKENS_PER_NEURON * self.model.d_mlp if given == "auto" else given
+
+    @property
     def anchor_layers(self) -> Layers:
         """The layers that anchors are optimised at."""
         return tuple(sorted({self.layers[0], self.layers[-1]}))
@@ -137,13 +155,13 @@ class Experiment(Subject):
         Returns:
             The setting.
         """
-        return Setting(self.rows, moments.matrices, ridge, self.config.pullback_damping)
+        return Setting(self.rows, moments.matrices, ridge, self.config.pullback_damping, self.crew)
 
     def of_anchors(self) -> dict[str, Any]:
         """The settings that decide an anchor, and those of every subject."""
         return super().settings() | {
             "templates": [list(group) for group in self.templates],
-            "anchor": asdict(self.anchor),
+            "anchor": {name: value for name, value in asdict(self.anchor).items() if value is not None},
         }
 
     def settings(self) -> dict[str, Any]:
@@ -160,11 +178,9 @@ class Experiment(Subject):
         if self.published is not None:
             return {"published": self.published.digest}
         assert self.corpus is not None
-        return {
-            "digest": self.corpus.digest,
-            "length": self.config.corpus_length,
-            "tokens": self.config.corpus_tokens,
-        }
+        drawn = {} if self.corpus_tokens is None else {"tokens_seed": self.config.seed}
+        length, tokens = self.config.corpus_length, self.corpus_tokens
+        return {"digest": self.corpus.digest, "length": length, "tokens": tokens} | drawn
 
     def provenance(self) -> dict[str, Any]:
         """What else is worth knowing of a run."""
@@ -178,11 +194,12 @@ class Experiment(Subject):
         )
 
 
-def open_model(config: SubjectConfig) -> tuple[LanguageModel, Layers]:
+def open_model(config: SubjectConfig, *, sketch: Places | None = None) -> tuple[LanguageModel, Layers]:
     """Load and check a model and the layers to be edited.
 
     Args:
         config: Which.
+        sketch: Where it would be done, if it is only to be planned, without the model's weights.
 
     Returns:
         Both; the layers that suit the model if none are named.
@@ -193,7 +210,10 @@ def open_model(config: SubjectConfig) -> tuple[LanguageModel, Layers]:
     if config.protocol is not None and config.protocol.lower() not in KNOWN:
         raise InputError(f"expected a protocol of {', '.join(KNOWN)}, got {config.protocol!r}: choose one of them")
     layers = None if config.layers is None else parse_layers(config.layers)
-    model = load_model(config.model, config.dtype, config.device)
+    if sketch is None:
+        model = load_model(config.model, config.dtype, config.device)
+    else:
+        model = sketch_model(config.model, config.dtype)
     if config.chat:
         model = replace(model, chat=chat_of(model.tokenizer, config.model))
     layers = layers or model.defaults(config.protocol).layers
@@ -202,13 +222,17 @@ def open_model(config: SubjectConfig) -> tuple[LanguageModel, Layers]:
 
 
 def load_subject(
-    config: SubjectConfig, further: Callable[[LanguageModel], Callable[[Fact], Any]] | None = None
+    config: ComputingConfig,
+    further: Callable[[LanguageModel], Callable[[Fact], Any]] | None = None,
+    *,
+    sketch: Places | None = None,
 ) -> Subject:
     """Load and check model, facts and layers, and say on stderr what was found beside the facts.
 
     Args:
         config: Which.
         further: Given the model, what else refuses a fact.
+        sketch: Where it would be done, if it is only to be planned, without the model's weights.
 
     Returns:
         All three; the layers that suit the model if none are named.
@@ -218,14 +242,18 @@ def load_subject(
     """
     check(config)
     file = read_facts(config.facts, config.slice, on_bad_record=config.on_bad_record, on_repeat=config.on_repeat)
-    model, layers = open_model(config)
+    model, layers = open_model(config, sketch=sketch)
     file = _sorted_out(config, file, partial(check_fact, model))
     if further is not None:
         file = _sorted_out(config, file, further(model))
     for line in file.notes():
         note(line)
+    if sketch is not None:
+        cards = len(sketch) if sketch[0].type == "cuda" else 0
+        return Subject(config, model, file, layers, sketch[0], Alone(config.crew.load(cards)))
     check_replay(model, file.facts, layers)
-    return Subject(config, model, file, layers)
+    crew = hire(config.crew, model, layers, config.dtype, config.device)
+    return Subject(config, model, file, layers, model.device, crew)
 
 
 def _sorted_out(config: SubjectConfig, file: FactFile, check: Callable[[Fact], Any]) -> FactFile:
@@ -236,12 +264,16 @@ def _sorted_out(config: SubjectConfig, file: FactFile, check: Callable[[Fact], A
     return replace(file, facts=taken, refused=file.refused + refused)
 
 
-def prepare(config: EditingConfig, asked: Callable[[Fact], Fact] | None = None) -> Experiment:
+def prepare(
+    config: EditingConfig, asked: Callable[[Fact], Fact] | None = None, *, sketch: Places | None = None
+) -> Experiment:
     """Load and check everything that a configuration names.
 
     Args:
         config: The configuration.
         asked: What of a fact the edited model is examined on; by default it is not examined.
+        sketch: Where it would be done, if it is only to be planned: without weights, and with templates of the usual
+            length.
 
     Returns:
         The experiment.
@@ -263,7 +295,8 @@ def prepare(config: EditingConfig, asked: Callable[[Fact], Fact] | None = None) 
     def further(model: LanguageModel) -> Callable[[Fact], None]:
         """What an edit needs of a fact beside its own prompt: every context, and every question of the evaluation."""
         nonlocal templates
-        contexts = templates = templates or sample_templates(model, config.seed)
+        sampled = sample_templates(model, config.seed) if templates is None and sketch is None else USUAL_TEMPLATES
+        contexts = templates = templates or sampled
 
         def whole(fact: Fact) -> None:
             check_contexts(model, contexts, fact)
@@ -272,7 +305,7 @@ def prepare(config: EditingConfig, asked: Callable[[Fact], Fact] | None = None) 
 
         return whole
 
-    subject = load_subject(config, further)
+    subject = load_subject(config, further, sketch=sketch)
     assert templates is not None
     model = subject.model
     defaults = model.defaults(config.protocol)
@@ -285,14 +318,15 @@ def prepare(config: EditingConfig, asked: Callable[[Fact], Fact] | None = None) 
     anchor = AnchorSettings(**{"lr": defaults.anchor_lr, "steps": defaults.anchor_steps} | given)
     ridge = defaults.ridge if config.ridge is None else config.ridge
     rows = fact_rows(model, subject.facts, templates)
-    experiment = Experiment(config, model, subject.file, subject.layers, templates, rows, anchor, ridge, corpus)
+    experiment = Experiment(**vars(subject), templates=templates, rows=rows, anchor=anchor, ridge=ridge, corpus=corpus)
     if donated is None or config.anchors_from is None:
         return experiment
     settings, facts = donated
     places = {label: place for place, label in enumerate(experiment.labels())}
     shared = [places[label] for label in facts if label in places]
     ours = experiment.of_anchors() | {"facts": content_key(describe(_named(facts, subject)))}
-    theirs, ours = ({name: each[name] for name in ANCHORS if name in each} for each in (settings, ours))
+    known = [name for name in ANCHORS if sketch is None or name not in OF_WEIGHTS]
+    theirs, ours = ({name: each[name] for name in known if name in each} for each in (settings, ours))
     check_same(theirs, ours, config.anchors_from, "anchors_from")
     made, here = ({name: each[name] for name in ROUNDING} for each in (settings, experiment.of_anchors()))
     if made != here:

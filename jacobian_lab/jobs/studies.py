@@ -15,6 +15,8 @@ from jacobian_lab.maps.conditions import eigenspaces, eigenvector_angle, plane_a
 from jacobian_lab.maps.definiteness import Verdict, definiteness_matrix_free, symmetric_part, verdict_of
 from jacobian_lab.maps.jacobians import dense_jacobians, linear_operator, to_numpy
 from jacobian_lab.maps.replay import replay
+from jacobian_lab.model.language_model import Layers
+from jacobian_lab.planning.costs import STEP_REPLAYS, Costs
 from jacobian_lab.progress import bar
 
 STEPS = tuple(round(0.1 * number, 1) for number in range(31))
@@ -139,6 +141,27 @@ def step_size(edit: ObservedEdit, how: Survey, progress: bool = False) -> dict[s
 Study = Callable[[ObservedEdit, Survey, bool], dict[str, Tensor]]
 STUDIES: dict[str, Study] = {"theorem1": theorem_1, "step_size": step_size}
 """Each looks on while a layer is edited, and gives variables of the run's store, fact by fact."""
+
+
+def cost_of(study: str, costs: Costs, layers: Layers, how: Survey, facts: int) -> float:
+    """Seconds of a study while all facts are edited under one scheme at all decisive layers.
+
+    Args:
+        study: Its name in `STUDIES`.
+        costs: Of the model on the machine.
+        layers: The decisive layers.
+        how: How closely Jacobians are looked at.
+        facts: How many there are.
+
+    Returns:
+        Seconds.
+    """
+    last, formed = layers[-1], how.formed(facts)
+    if study == "theorem1":
+        one = [formed * (costs.sweep(last - layer) + costs.spectra()) for layer in layers[:-1]]
+        free = [(facts - formed) * costs.products(last - layer) for layer in layers[:-1]]
+        return sum(one) + sum(free) + len(layers[:-1]) * len(how.sample) * costs.own()
+    return sum((STEP_REPLAYS * (last - layer) * costs.clock.passes(facts, 512) for layer in layers[:-1]), 0.0)
 
 
 def _through(edit: ObservedEdit, states: Float[Tensor, "fact d_model"]) -> Float[Tensor, "fact d_model"]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from jacobian_lab.jobs.job import Job, Labels, Part, cell_by_cell
 from jacobian_lab.jobs.methods import Comparison
 from jacobian_lab.jobs.setup import prepare
 from jacobian_lab.maps.agreement import check_replay
+from jacobian_lab.model.devices import Places
+from jacobian_lab.model.language_model import Layers
+from jacobian_lab.planning.costs import Costs, Stage
 from jacobian_lab.store.arrays import exists, read_config
 from jacobian_lab.store.run import Run
 
@@ -42,31 +46,51 @@ def run_layer_count(config: LayerCountConfig, *, progress: bool = True) -> Path:
     Raises:
         InputError: If anything cannot be used.
     """
-    experiment = prepare(config, asked=_without_probes)
+    return layer_count_job(config, progress=progress).carry_out()
+
+
+def layer_count_job(config: LayerCountConfig, *, progress: bool = True, sketch: Places | None = None) -> Job:
+    """The job of `run_layer_count`.
+
+    Args:
+        config: The configuration.
+        progress: Whether to show progress bars.
+        sketch: Where it would be done, if it is only to be planned.
+
+    Returns:
+        The job.
+
+    Raises:
+        InputError: If anything cannot be used.
+    """
+    experiment = prepare(config, asked=_without_probes, sketch=sketch)
     last = experiment.layers[-1]
     most = min(MOST, last + 1) if config.most is None else config.most
     if most > last + 1:
         raise InputError(f"expected at most {last + 1} layers up to layer {last}, got ⟨most⟩ {most}: lower it")
     layers = tuple(range(last - most + 1, last + 1))
-    check_replay(experiment.model, experiment.facts, layers)
-    experiment = replace(experiment, layers=layers)
+    if sketch is None:
+        check_replay(experiment.model, experiment.facts, layers)
+    experiment = replace(experiment, layers=layers, crew=experiment.crew.of(layers))
     facts = list(map(_without_probes, experiment.facts))
     bench, examination = Bench(experiment, progress), Examination(experiment.model, facts, style_of(facts), False)
-    coordinated = any_coordinated(config.schemes)
+    coordinated, counts = any_coordinated(config.schemes), range(1, most + 1)
 
     def shifted(run: Run) -> dict[int, torch.Tensor]:
-        counts = range(1, most + 1) if coordinated else ()
-        return {n: bench.shifts(run, layers[-n:], count=n, anchor_layer=list(layers[-n:])) for n in counts}
+        shifted = counts if coordinated else ()
+        return {n: bench.shifts(run, layers[-n:], count=n, anchor_layer=list(layers[-n:])) for n in shifted}
 
     def counted(run: Run) -> None:
         anchors, shifts = bench.anchors(run, layers), shifted(run)
+        examination.remember(experiment.crew)
 
         def left(scheme: str, count: int) -> Iterator[tuple[str, Any, Labels]]:
-            _ = examination.before  # of the unedited model
             chosen = layers[-count:]
             ends: dict[int, torch.Tensor] = {layer: anchors[layer] for layer in {chosen[0], chosen[-1]}}
             targets = make_targets(experiment.rows, chosen, ends, shifts.get(count))
-            _, values = measured_edit(bench.setting, SCHEMES[scheme], targets, examine=examination.means)
+            _, values = measured_edit(
+                bench.setting, SCHEMES[scheme], targets, examine=partial(examination.means, experiment.crew)
+            )
             yield "final_ratio", values["residual_ratio"][:, -1], {}
             yield "final_norm", values["residual_norm"][:, -1], {}
             yield "final_ratio_against_optimised", values["residual_ratio_against_optimised"][:, -1], {}
@@ -74,27 +98,48 @@ def run_layer_count(config: LayerCountConfig, *, progress: bool = True) -> Path:
             yield "count_generalization", values["generalization_accuracy"], {}
             yield "count_kl", values["kl"], {}
 
-        cells = [{"scheme": scheme, "count": n} for n in range(1, most + 1) for scheme in config.schemes]
+        cells = [{"scheme": scheme, "count": n} for n in counts for scheme in config.schemes]
         cell_by_cell(run, "counted", cells, left, "edits", "edit", progress)
 
     wanted: list[tuple[str, Labels]] = [("anchor_passes", {})]
     if coordinated:
         wanted.append(("coordinated_shift_passes", {}))
+
+    def cost(costs: Costs, share: float) -> list[Stage]:
+        shifts: dict[Layers, Labels] = {layers[-n:]: {"count": n} for n in counts if coordinated}
+        descents = bench.cost_of_descents(costs, share, layers, shifts)
+        rows, asked = experiment.rows, costs.evaluation(examination.rows(), shared=True)
+        edits = sum(
+            (
+                costs.edit(rows, SCHEMES[scheme], layers[-n:], observed=True) + asked
+                for scheme in config.schemes
+                for n in counts
+            ),
+            0.0,
+        )
+        name = f"{len(counts) * len(config.schemes)} edits, evaluated"
+        return [*descents, costs.editing(name, edits + asked, most, rows=rows, observed=True, share=share)]
+
     return Job(
         "layer_count",
+        experiment.model,
         config.out,
         experiment.settings(),
         bench.provenance,
         {
             "fact": experiment.labels(),
             "scheme": list(SCHEMES),
-            "count": range(1, most + 1),
+            "count": counts,
             "anchor_layer": list(layers),
             "d_model": range(experiment.model.d_model),
         },
-        [Part([*wanted, ("counted", {"scheme": list(config.schemes)})], counted)],
+        [Part([*wanted, ("counted", {"scheme": list(config.schemes)})], counted, cost=cost)],
         before=bench.begin,
-    ).carry_out()
+        before_cost=bench.cost_before,
+        kept=bench.kept,
+        beside=bench.beside,
+        crew=bench.experiment.crew,
+    )
 
 
 def run_damping(config: DampingConfig, *, progress: bool = True) -> Path:
@@ -110,7 +155,24 @@ def run_damping(config: DampingConfig, *, progress: bool = True) -> Path:
     Raises:
         InputError: If anything cannot be used.
     """
-    experiment = prepare(config)
+    return damping_job(config, progress=progress).carry_out()
+
+
+def damping_job(config: DampingConfig, *, progress: bool = True, sketch: Places | None = None) -> Job:
+    """The job of `run_damping`.
+
+    Args:
+        config: The configuration.
+        progress: Whether to show progress bars.
+        sketch: Where it would be done, if it is only to be planned.
+
+    Returns:
+        The job.
+
+    Raises:
+        InputError: If anything cannot be used.
+    """
+    experiment = prepare(config, sketch=sketch)
     bench = Bench(experiment, progress)
     edits = {name: (SCHEMES[name], config.pullback_damping) for name in YARDSTICKS}
     edits |= {PULLBACK.format(value): (SCHEMES["jacobian-pullback"], value) for value in config.dampings}
@@ -127,8 +189,18 @@ def run_damping(config: DampingConfig, *, progress: bool = True) -> Path:
 
         cell_by_cell(run, "measured", [{"row": row} for row in edits], left, "μ", "edit", progress)
 
+    def cost(costs: Costs, share: float) -> list[Stage]:
+        rows, asked = experiment.rows, costs.evaluation(experiment.rows.answered)
+        made = sum(
+            (costs.edit(rows, scheme, experiment.layers, observed=True) + asked for scheme, _ in edits.values()), 0.0
+        )
+        descents = bench.cost_of_descents(costs, share, experiment.anchor_layers)
+        name, most = f"{len(edits)} edits", len(experiment.layers)
+        return [*descents, costs.editing(name, made, most, rows=rows, observed=True, share=share)]
+
     return Job(
         "damping",
+        experiment.model,
         config.out,
         experiment.settings() | {"dampings": list(config.dampings)},
         bench.provenance,
@@ -139,9 +211,13 @@ def run_damping(config: DampingConfig, *, progress: bool = True) -> Path:
             "anchor_layer": list(experiment.anchor_layers),
             "d_model": range(experiment.model.d_model),
         },
-        [Part([("anchor_passes", {}), ("measured", {})], damped)],
+        [Part([("anchor_passes", {}), ("measured", {})], damped, cost=cost)],
         before=bench.begin,
-    ).carry_out()
+        before_cost=bench.cost_before,
+        kept=bench.kept,
+        beside=bench.beside,
+        crew=bench.experiment.crew,
+    )
 
 
 def run_frontier(config: FrontierConfig, *, progress: bool = True) -> Path:
@@ -159,14 +235,32 @@ def run_frontier(config: FrontierConfig, *, progress: bool = True) -> Path:
     Raises:
         InputError: If anything cannot be used.
     """
+    return frontier_job(config, progress=progress).carry_out()
+
+
+def frontier_job(config: FrontierConfig, *, progress: bool = True, sketch: Places | None = None) -> Job:
+    """The job of `run_frontier`.
+
+    Args:
+        config: The configuration.
+        progress: Whether to show progress bars.
+        sketch: Where it would be done, if it is only to be planned.
+
+    Returns:
+        The job.
+
+    Raises:
+        InputError: If anything cannot be used.
+    """
     methods = [paired(config.rule, scheme) for scheme in config.schemes]
-    at_work = Comparison.of(config, methods, progress)
+    at_work = Comparison.of(config, methods, progress, sketch=sketch)
     bench = at_work.bench
-    ridges = sorted(set(config.ridges or _held(config.out) or _decades(bench.ridge)))
+    ridges = sorted(set(config.ridges or _held(config.out) or _decades(bench.ridge if sketch is None else 1.0)))
+    at_work.experiment.crew.release()  # who took the keys for λ: nobody does if the work is not begun
 
     def measured(run: Run) -> None:
         targets = bench.targets(run, config.schemes)
-        _ = at_work.examination.before  # of the unedited model
+        at_work.examination.remember(at_work.experiment.crew)
 
         def point(edit: str, ridge: float) -> list[tuple[str, Any, Labels]]:
             return at_work.measure(edit, Aimed(replace(bench.setting, ridge=ridge), targets))
@@ -177,13 +271,21 @@ def run_frontier(config: FrontierConfig, *, progress: bool = True) -> Path:
     wanted = {"edit": methods, "ridge": ridges}
     return Job(
         "frontier",
+        at_work.experiment.model,
         config.out,
         at_work.settings() | {"ridges": ridges},
         bench.provenance,
         at_work.coordinates | {"ridge": ridges},
-        [*at_work.parts(), Part([("measured", wanted)], measured)],
+        [
+            *at_work.parts(),
+            Part([("measured", wanted)], measured, cost=lambda costs, share: at_work.cost(costs, share, len(ridges))),
+        ],
         before=at_work.begin,
-    ).carry_out()
+        before_cost=at_work.cost_before,
+        kept=bench.kept,
+        beside=bench.beside,
+        crew=bench.experiment.crew,
+    )
 
 
 def _held(folder: Path | None) -> list[float]:

@@ -51,7 +51,8 @@ def capture(model: LanguageModel, hidden: Sequence[int] = (), keys: Sequence[int
         for layer in hidden:
             stack.callback(model.blocks[layer].register_forward_hook(partial(_keep_output, seen, layer)).remove)
         for layer in keys:
-            stack.callback(model.projection(layer).register_forward_pre_hook(partial(_keep_input, seen, layer)).remove)
+            keep = partial(_keep_input, seen, layer, model.device)
+            stack.callback(model.projection(layer).register_forward_pre_hook(keep).remove)
         yield seen
 
 
@@ -59,8 +60,8 @@ def _keep_output(seen: Captured, layer: int, _module: Any, _inputs: Any, output:
     seen.hidden[layer] = block_output(output).detach().clone()
 
 
-def _keep_input(seen: Captured, layer: int, _module: Any, inputs: tuple[Tensor, ...]) -> None:
-    seen.keys[layer] = inputs[0].detach().clone()
+def _keep_input(seen: Captured, layer: int, home: torch.device, _module: Any, inputs: tuple[Tensor, ...]) -> None:
+    seen.keys[layer] = inputs[0].detach().to(home, copy=True)
 
 
 def _halt(*_: Any) -> None:

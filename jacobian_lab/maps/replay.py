@@ -74,7 +74,7 @@ class Frozen:
         """
         return replace(
             self,
-            prefix={layer: (keys[rows], values[rows]) for layer, (keys, values) in self.prefix.items()},
+            prefix={layer: _rows_of(each, rows) for layer, each in self.prefix.items()},
             tails={layer: tail[rows] for layer, tail in self.tails.items()},
             start=self.start[rows],
             answer_at=self.answer_at[rows],
@@ -179,7 +179,7 @@ def trajectory(
         along |= dict(_blocks(frozen, start, along[start], last, shifts))
     finally:
         handle.remove()
-    return along | {last: added[0].view_as(along[last])} if site == MLP and added else along
+    return along | {last: added[0].to(states.device).view_as(along[last])} if site == MLP and added else along
 
 
 def replay_logits(
@@ -197,14 +197,31 @@ def replay_logits(
         Float32 or better. Rows without an answer give the logits at the decisive token; places
         beyond a row's answer repeat those and are to be masked by ``frozen.answer >= 0``.
     """
+    return frozen.model.head(replay_outputs(frozen, start, states, shifts))
+
+
+def replay_outputs(
+    frozen: Frozen, start: int, states: Float[Tensor, "row d_model"], shifts: Shifts = NO_SHIFTS
+) -> Float[Tensor, "row answer d_model"]:
+    """What the head makes logits of where the answer's tokens are predicted, given the decisive states at `start`.
+
+    Args:
+        frozen: The rows.
+        start: The layer whose block output is overwritten at the decisive token.
+        states: What it becomes; gradients flow through.
+        shifts: What is added behind layers above `start`; gradients flow through.
+
+    Returns:
+        In the places of `replay_logits`.
+    """
     tail = frozen.tails[start][:, 1:]
-    return tail_logits(frozen, start, torch.cat([states.to(frozen.model.dtype)[:, None], tail], dim=1), shifts)
+    return tail_outputs(frozen, start, torch.cat([states.to(frozen.model.dtype)[:, None], tail], dim=1), shifts)
 
 
-def tail_logits(
+def tail_outputs(
     frozen: Frozen, start: int, hidden: Float[Tensor, "row tail d_model"], shifts: Shifts = NO_SHIFTS
-) -> Float[Tensor, "row answer vocab"]:
-    """Logits where the answer's tokens are predicted, given the block output at `start` over the whole tail.
+) -> Float[Tensor, "row answer d_model"]:
+    """What the head makes logits of, given the block output at `start` over the whole tail.
 
     Args:
         frozen: The rows.
@@ -213,12 +230,12 @@ def tail_logits(
         shifts: What is added behind layers above `start`; gradients flow through.
 
     Returns:
-        As `replay_logits` has it.
+        In the places of `replay_logits`.
     """
     output = hidden = hidden[:, : int(frozen.answer_at.max()) + 1]
     for _, output in _blocks(frozen, start, hidden, frozen.model.n_layers - 1, shifts):  # noqa: B007
         pass
-    return frozen.model.head(frozen.model.norm(_gather(output, frozen.answer_at)))
+    return frozen.model.norm(_gather(output, frozen.answer_at))
 
 
 @dataclass(frozen=True, eq=False)
@@ -287,6 +304,13 @@ def freeze_groups(
         The frozen rows, in groups that one forward pass takes.
     """
     return FrozenGroups([(group, freeze(model, [rows[i] for i in group], starts, last)) for group in batches(rows)])
+
+
+def _rows_of(cached: tuple[Tensor, Tensor], rows: Int[Tensor, " row"]) -> tuple[Tensor, Tensor]:
+    """Keys and values of some rows, which stay where their block is."""
+    keys, values = cached
+    rows = rows.to(keys.device)
+    return keys[rows], values[rows]
 
 
 class _PrefixCache:

@@ -8,7 +8,7 @@ import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -35,7 +35,10 @@ SHORTEST = 100
 DOCUMENTS_PER_PASS = 64
 
 DRAWN = 100_000
-"""Documents that are drawn from a data set at the most, as many as the official code draws."""
+"""Documents that are drawn from a file or data set at the most, as many as the official code draws."""
+
+TOKENS_PER_NEURON = 10
+"""Tokens for every neuron of the MLP that a second moment is taken over, where a suitable number is asked for."""
 
 CHARACTERS_PER_TOKEN = 64
 """More than tokens of any text have on the average; where they have more still, the whole document is tokenised."""
@@ -49,11 +52,18 @@ class Corpus:
         name: What the user called it.
         documents: Its documents.
         digest: SHA-256 of their content.
+        seed: Seed of all drawing among them.
     """
 
     name: str
     documents: tuple[str, ...]
     digest: str
+    seed: int = 0
+
+    def shuffled(self) -> "Corpus":
+        """The same documents in an order by the seed, so that the first of them are a sample."""
+        order = np.random.default_rng(self.seed).permutation(len(self.documents))
+        return replace(self, documents=tuple(self.documents[place] for place in order))
 
 
 def load_corpus(name: str = PYTHON_DOCS, field: str = "corpus", seed: int = 0) -> Corpus:
@@ -61,8 +71,8 @@ def load_corpus(name: str = PYTHON_DOCS, field: str = "corpus", seed: int = 0) -
 
     Args:
         name: ``"python-docs"``, ``"python-docstrings"``, a UTF-8 text file with one document a line, or a
-            Hugging Face data set with a ``text`` column (``name`` or ``name:configuration``; its ``train`` split), of
-            which `DRAWN` documents at the most are drawn, so that the rest is never held.
+            Hugging Face data set with a ``text`` column (``name`` or ``name:configuration``; its ``train`` split). Of
+            the last two `DRAWN` documents at the most are drawn, so that the rest is never held.
         field: The setting that names it, for the message.
         seed: Seed of the drawing.
 
@@ -80,7 +90,7 @@ def load_corpus(name: str = PYTHON_DOCS, field: str = "corpus", seed: int = 0) -
     if name in {PYTHON_DOCS, DOCSTRINGS}:
         texts = _paragraphs(dict(sorted(topics.topics.items())).values() if name == PYTHON_DOCS else _docstrings())
     elif os.path.exists(name):  # noqa: PTH110  Path.exists raises where the path cannot be looked at
-        texts = _lines(Path(name))
+        texts = _drawn(_lines(Path(name)), seed)
     else:
         texts = _dataset(name, seed)
     documents = tuple(text for text in texts if text.strip())
@@ -89,7 +99,7 @@ def load_corpus(name: str = PYTHON_DOCS, field: str = "corpus", seed: int = 0) -
     digest = hashlib.sha256()
     for document in documents:
         digest.update(document.encode() + b"\0")
-    return Corpus(name, documents, digest.hexdigest())
+    return Corpus(name, documents, digest.hexdigest(), seed)
 
 
 def token_rows(model: LanguageModel, corpus: Corpus, length: int, tokens: int | None) -> list[Prompt]:
@@ -143,13 +153,27 @@ def _docstrings() -> list[str]:
     return [ast.get_docstring(ast.parse(path.read_bytes())) or "" for path in paths if path is not None]
 
 
-def _lines(path: Path) -> list[str]:
+def _lines(path: Path) -> Iterator[str]:
     try:
-        return path.read_text("utf-8").split("\n")
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                yield line.rstrip("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"expected a UTF-8 text file with one document a line, got {path} ({error}): check the file"
         ) from error
+
+
+def _drawn(texts: Iterable[str], seed: int) -> list[str]:
+    """`DRAWN` texts at the most, one as likely as another, in their order; of the others none is held."""
+    kept: list[tuple[int, str]] = []
+    generator = np.random.default_rng(seed)
+    for place, text in enumerate(text for text in texts if text.strip()):
+        if len(kept) < DRAWN:
+            kept.append((place, text))
+        elif (at := int(generator.integers(place + 1))) < DRAWN:
+            kept[at] = place, text
+    return [text for _, text in sorted(kept)]
 
 
 @contextmanager

@@ -18,10 +18,8 @@ SECONDS = 4.0
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _SHARDS = "model-*-of-*.safetensors"
-_WANTED = (
-    WEIGHTS,
-    INDEX,
-    _SHARDS,
+_WEIGHTS = (WEIGHTS, INDEX, _SHARDS)
+_DESCRIPTION = (
     "config.json",
     "generation_config.json",
     "hf_quant_config.json",
@@ -32,7 +30,7 @@ _WANTED = (
     "merges.txt",
     "chat_template.*",
 )
-"""What is taken of a model: weights as safetensors, and whatever says how to read them."""
+"""What is taken of a model beside its weights: whatever says how to read them."""
 
 
 def cached(name: str) -> Path | None:
@@ -76,11 +74,12 @@ def fetch_config(name: str) -> Path:
         return Path(hf_hub_download(name, "config.json"))
 
 
-def fetch(name: str) -> Path:
+def fetch(name: str, *, weights: bool = True) -> Path:
     """A model's folder, fetched into the cache.
 
     Args:
         name: Its name on the hub.
+        weights: Whether its weights are wanted too, as safetensors.
 
     Returns:
         The folder.
@@ -96,7 +95,7 @@ def fetch(name: str) -> Path:
             "convert them, or choose another"
         )
     with _refusing(name):
-        return Path(snapshot_download(name, allow_patterns=list(_WANTED)))
+        return Path(snapshot_download(name, allow_patterns=[*_DESCRIPTION, *(_WEIGHTS if weights else ())]))
 
 
 def check_network(name: str) -> None:

@@ -1,11 +1,13 @@
 """A causal language model with names for the parts that editing needs; with `models`, all that knows architectures."""
 
+import copy
 import html
 import inspect
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +19,9 @@ from jacobian_lab.model import tokens
 from jacobian_lab.model.chat import Chat
 from jacobian_lab.model.families import KNOWN, Defaults, Family, Shape
 from jacobian_lab.model.tokens import BARE, Prompt
+
+_CAST: WeakKeyDictionary[nn.Module, dict[torch.dtype, Any]] = WeakKeyDictionary()
+"""Copies of models in other dtypes, while the models live."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -47,11 +52,12 @@ class LanguageModel:
 
     def __repr__(self) -> str:
         dtype, known = str(self.dtype).removeprefix("torch."), self.known()
-        layers = self.defaults().layers
+        layers, away = self.defaults().layers, len(self.devices) - 1
+        place = f"{self.device}" + (f" and {away} more" if away else "")
         settings = f"the literature's settings of {known}" if known else "educated guesses for settings"
         return (
             f"{self.name}: {self.hf.config.model_type}, {self.n_layers} blocks of width {self.d_model}, keys of "
-            f"{self.d_mlp}, {dtype} on {self.device}; decisive layers {layers[0]} to {layers[-1]}, {settings}"
+            f"{self.d_mlp}, {dtype} on {place}; decisive layers {layers[0]} to {layers[-1]}, {settings}"
         )
 
     def _repr_html_(self) -> str:
@@ -79,13 +85,44 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Where the model is at home: where its embedding and its head are, and what its blocks hand on."""
         return next(self.hf.parameters()).device
+
+    @property
+    def devices(self) -> list[torch.device]:
+        """Where its weights are: home, and where else its blocks are."""
+        return list(dict.fromkeys([self.device, *(next(block.parameters()).device for block in self.blocks)]))
+
+    @property
+    def cards(self) -> int:
+        """On how many cards the model is; 0 where it is on none."""
+        return len(self.devices) if self.device.type == "cuda" else 0
 
     @property
     def dtype(self) -> torch.dtype:
         """What the weights are."""
         return next(self.hf.parameters()).dtype
+
+    def cast(self, dtype: torch.dtype) -> "LanguageModel":
+        """The model in another dtype, as its weights are now: as if it had been loaded so, rotary angles in float32.
+
+        Args:
+            dtype: The dtype.
+
+        Returns:
+            A copy, one for each dtype, that every call brings up to date; the model itself if that is its dtype.
+        """
+        if dtype == self.dtype:
+            return self
+        copies = _CAST.setdefault(self.hf, {})
+        if dtype not in copies:
+            cast: dict[int, Any] = {id(w): nn.Parameter(w.to(dtype), requires_grad=False) for w in self.hf.parameters()}
+            cast |= {id(b): b.float() for b in self.hf.buffers() if b.dtype == torch.float64}
+            copies[dtype] = copy.deepcopy(self.hf, cast)
+        with torch.no_grad():
+            for weight, ours in zip(copies[dtype].parameters(), self.hf.parameters(), strict=True):
+                weight.copy_(ours)
+        return replace(self, hf=copies[dtype])
 
     @property
     def trunk(self) -> nn.Module:
@@ -150,6 +187,17 @@ class LanguageModel:
             A view that shares memory with the model: writing into it edits the model.
         """
         return matrix(self.projection(layer))
+
+    def weight_at_home(self, layer: int) -> Float[Tensor, "d_model d_mlp"]:
+        """W_l as it is now.
+
+        Args:
+            layer: The block's index.
+
+        Returns:
+            A copy, where the model is at home.
+        """
+        return self.weight(layer).to(self.device, copy=True)
 
     def mlp(self, layer: int) -> nn.Module:
         """The MLP of a block, whose output joins the residual stream.

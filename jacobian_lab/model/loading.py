@@ -2,17 +2,17 @@
 
 import hashlib
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from jacobian_lab.errors import InputError, first_line
 from jacobian_lab.memory import out_of_memory
-from jacobian_lab.model.families import family_of
+from jacobian_lab.model.devices import Places, check_places, divide, places_of, shares
+from jacobian_lab.model.families import Family, family_of
 from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.sources import DEFAULT_MODEL, Quiet, Source, check_room, count_weights, find_source
 
@@ -40,6 +40,12 @@ _TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 
+_WHOLE_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+"""One of these a folder with a tokenizer has."""
+
+SKETCH = "no weights"
+"""The fingerprint of a model without weights."""
+
 DTYPES = {
     "float32": torch.float32,
     "float64": torch.float64,
@@ -60,7 +66,8 @@ def load_model(
     Args:
         name: An embedded model's name, a folder or a ``.gguf`` file, or a name on the hub.
         dtype: One of `DTYPES`.
-        device: ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or ``"auto"``: CUDA where there is one.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or ``"auto"``: CUDA where there is one; ``"cuda:M-N"`` divides the
+            model's blocks over all cards from M to N, all else on the first.
         exact: With float64, compute in float64 throughout. transformers casts to float32 inside
             RMS norms, rotary angles and GPT-J's attention whatever the dtype; that is left as it is by default, so
             that the model is the one that everybody runs, and lifted where derivatives are compared.
@@ -77,21 +84,55 @@ def load_model(
         >>> jl.load_model(dtype="float32", device="cpu")
         smollm2-135m: llama, 30 blocks of width 576, keys of 1536, float32 on cpu; ...
     """
-    place = _device(device)
+    places = places_of(device)
+    check_places(places, device)
     if dtype not in DTYPES:
         raise InputError(f"expected a dtype of {', '.join(DTYPES)}, got {dtype!r}: choose one of them")
     source = find_source(str(name))
     family = family_of(source.config()["model_type"])
-    check_room(count_weights(source.folder), DTYPES[dtype], str(name))
+    if len(places) == 1:
+        check_room(count_weights(source.folder), DTYPES[dtype], str(name))
     with Quiet():
-        hf, tokenizer = _from_pretrained(source.folder, DTYPES[dtype])
+        hf, tokenizer = _from_pretrained(source.folder, DTYPES[dtype], family, places)
     hf.eval().requires_grad_(False)
     lifted = exact and dtype == "float64"
     if lifted:
         _compute_in_float64(hf)
-    hf.to(place)
+    divide(hf, family, places)
     _check_finite(hf, name)
     return LanguageModel(hf, tokenizer, family, str(name), _fingerprint(source, hf, tokenizer, lifted))
+
+
+def sketch_model(name: str | Path = DEFAULT_MODEL, dtype: str = "float32") -> LanguageModel:
+    """A model without its weights, which its configuration alone is enough for: to count with, not to compute with.
+
+    Args:
+        name: As `load_model` has it; a GGUF file is made a folder of first, as for `load_model`.
+        dtype: One of `DTYPES`.
+
+    Returns:
+        The model, its weights on the meta device. Where a folder holds no tokenizer, that of the embedded model.
+
+    Raises:
+        InputError: If there is no such model, it is of an unsupported family, or it cannot be read.
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"expected a dtype of {', '.join(DTYPES)}, got {dtype!r}: choose one of them")
+    source = find_source(str(name), weights=False)
+    family = family_of(source.config()["model_type"])
+    own = any((source.folder / file).is_file() for file in _WHOLE_TOKENIZERS)
+    split_by = source.folder if own else find_source(DEFAULT_MODEL).folder
+    try:
+        with Quiet():
+            hf = _skeleton(source.folder, DTYPES[dtype])
+            tokenizer = AutoTokenizer.from_pretrained(split_by, trust_remote_code=False)
+    except Exception as error:  # transformers raises many kinds
+        raise InputError(
+            f"expected a configuration and a tokenizer that can be read, got {str(source.folder)!r} "
+            f"({first_line(error)}): mend or replace them"
+        ) from error
+    _check_fast(tokenizer, split_by)
+    return LanguageModel(hf.eval().requires_grad_(False), tokenizer, family, str(name), SKETCH)
 
 
 def check_layers(layers: tuple[int, ...], model: LanguageModel) -> None:
@@ -112,28 +153,20 @@ def check_layers(layers: tuple[int, ...], model: LanguageModel) -> None:
         )
 
 
-def _device(device: str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if re.fullmatch(r"cpu|cuda(:\d{1,3})?", device) is None:
-        raise InputError(
-            f"expected a device of auto, cpu, cuda or cuda:N, got {device!r}: choose one of them; "
-            "a model runs on one device"
-        )
-    place = torch.device(device)
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"expected a CUDA device for {device!r}, got none on this machine: use ⟨device⟩ cpu")
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        last = torch.cuda.device_count() - 1
-        raise InputError(f"expected a CUDA device up to cuda:{last}, got {device!r}: choose one that is there")
-    return place
+def _skeleton(folder: Path, dtype: torch.dtype) -> Any:
+    """A model on the meta device."""
+    with torch.device("meta"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
 
 
-def _from_pretrained(source: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+def _from_pretrained(source: Path, dtype: torch.dtype, family: Family, places: Places) -> tuple[Any, Any]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        # over several cards each weight is read into its place: the host need not hold them all
+        where: Any = {"device_map": shares(_skeleton(source, dtype), family, places)} if len(places) > 1 else {}
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            source, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **where
         )
     except Exception as error:  # transformers raises many kinds
         if out_of_memory(error):
@@ -148,14 +181,18 @@ def _from_pretrained(source: Path, dtype: torch.dtype) -> tuple[Any, Any]:
             f"expected weights for the whole model, got none for {min(report['missing_keys'])} in {str(source)!r}: "
             "replace the files"
         )
-    if not getattr(tokenizer, "is_fast", False):
-        raise InputError(f"expected a fast tokenizer, got a slow one in {str(source)!r}: convert it to tokenizer.json")
+    _check_fast(tokenizer, source)
     words, rows = tokenizer.vocab_size, hf.get_input_embeddings().weight.shape[0]
     if not tokenizer("a").input_ids or words > rows:
         raise InputError(
             f"expected a tokenizer of at most {rows} words, got one of {words} in {str(source)!r}: give the model's own"
         )
     return hf, tokenizer
+
+
+def _check_fast(tokenizer: Any, source: Path) -> None:
+    if not getattr(tokenizer, "is_fast", False):
+        raise InputError(f"expected a fast tokenizer, got a slow one in {str(source)!r}: convert it to tokenizer.json")
 
 
 def _compute_in_float64(hf: nn.Module) -> None:
@@ -195,7 +232,8 @@ class _Rotary(nn.Module):
         self.own(x, position_ids)
         angles = position_ids[..., None].double() * self.own.inv_freq.double()
         angles = torch.cat([angles, angles], dim=-1)
-        return angles.cos() * self.own.attention_scaling, angles.sin() * self.own.attention_scaling
+        scale = self.own.attention_scaling
+        return (angles.cos() * scale).to(x.dtype), (angles.sin() * scale).to(x.dtype)
 
 
 def _table_of_sines(positions: int, width: int) -> Tensor:

@@ -51,11 +51,12 @@ class Source:
         return read_config(self.folder / "config.json")
 
 
-def find_source(name: str) -> Source:
+def find_source(name: str, *, weights: bool = True) -> Source:
     """Find a model, or make a folder of it, refusing first what would be refused anyway.
 
     Args:
         name: An embedded model's name, a folder or a ``.gguf`` file, or a name on the hub.
+        weights: Whether its weights are wanted; else they are not fetched from the hub.
 
     Returns:
         The model's folder.
@@ -73,7 +74,7 @@ def find_source(name: str) -> Source:
             f"expected a folder, a .gguf file or a name, got the file {name!r}: "
             "give the folder that holds config.json and the safetensors"
         )
-    folder = path if path.is_dir() else _from_hub(name)
+    folder = path if path.is_dir() else _from_hub(name, weights=weights)
     if not (folder / "config.json").is_file():
         raise InputError(f"expected a model folder with a config.json, got {name!r} without one: check the path")
     check_config(folder / "config.json")
@@ -180,7 +181,7 @@ def _embedded(name: str) -> Path:
     return Path(spec.submodule_search_locations[0]) / file
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, *, weights: bool) -> Path:
     """Folder of a model of the hub: from the cache if it is whole there, else fetched."""
     known = KNOWN.get(name.lower())
     name = known.hub or name if known else name
@@ -188,7 +189,7 @@ def _from_hub(name: str) -> Path:
     if folder is not None:
         return folder
     check_config(hub.fetch_config(name))
-    return hub.fetch(name)
+    return hub.fetch(name, weights=weights)
 
 
 def _dequantised(gguf: Path) -> Source:

@@ -22,6 +22,12 @@ OPENINGS = ("The", "Therefore", "Because", "I", "You")
 LENGTH = 10
 """Tokens of a sampled context, its opening counted."""
 
+USUAL_TEMPLATES: Templates = (
+    (BARE,),
+    tuple(f"{opening} {'word ' * (LENGTH - 2)}. {BARE}" for opening in OPENINGS),
+)
+"""As long as sampled ones, to count with where there is no model to sample from."""
+
 TOP_K = 5
 
 

@@ -11,13 +11,14 @@ import torch
 
 from jacobian_lab.caching import cache_folder, content_key
 from jacobian_lab.editing.methods import TRAINED
+from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import Fact
 from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.rows import FactRows
 from jacobian_lab.model.tokens import Prompt
 from jacobian_lab.training.lessons import lessons, unrelated_rows
 from jacobian_lab.training.rledit import RLEdit
-from jacobian_lab.training.settings import TrainingSettings
+from jacobian_lab.training.settings import RLEditSettings, TrainingSettings, WiseSettings
 from jacobian_lab.training.trainers import Trainer, carry_on, save_training
 from jacobian_lab.training.wise import Wise
 
@@ -32,11 +33,13 @@ class Ready:
         make: Makes the method.
         about: What decides its training: the method, the model, and digests of settings and rows.
         facts: How many facts its training tells of.
+        settings: How it trains.
     """
 
     make: Callable[[], Trainer]
     about: Mapping[str, str]
     facts: int
+    settings: WiseSettings | RLEditSettings
 
     @cached_property
     def trainer(self) -> Trainer:
@@ -73,6 +76,9 @@ class Ready:
         vars(self).pop("trainer", None)
 
 
+ONE_DEVICE = "expected a model on one device for {}, got one over several: give one ⟨device⟩, such as cuda:0"
+
+
 def ready(name: str, rows: FactRows, others: Sequence[Fact], settings: TrainingSettings) -> Ready:
     """Make a method ready for some facts.
 
@@ -86,21 +92,23 @@ def ready(name: str, rows: FactRows, others: Sequence[Fact], settings: TrainingS
         The method; what was trained under the same content goes on from there.
 
     Raises:
-        InputError: If the others do not do, or the model has no such matrices.
+        InputError: If the others do not do, or the model has no such matrices or is divided over several devices.
     """
     model = rows.model
+    if len(model.devices) > 1:
+        raise InputError(ONE_DEVICE.format(name))
     if name == WISE:
         settings.wise.place.module(model)
         unrelated = unrelated_rows(model, len(rows), others)
         decisive = [list(map(_ids, each)) for each in (*rows.answered_contexts, *rows.contexts)]
         about = _about(name, model, settings.wise, [decisive, list(map(_ids, unrelated))])
-        return Ready(partial(Wise, rows, unrelated, settings.wise), about, len(rows))
+        return Ready(partial(Wise, rows, unrelated, settings.wise), about, len(rows), settings.wise)
     chosen = settings.rledit
     chosen.modules(model)
     taught = lessons(model, others, chosen.seed, chosen.batches * chosen.facts_at_once)
     told = [[_ids(each.edit), _ids(each.other), _ids(each.unrelated)] for each in taught]
     about = _about(name, model, replace(chosen, edited_at_once=1), told)  # which no training depends on
-    return Ready(partial(RLEdit, model, taught, rows.answered, chosen), about, chosen.epochs * len(taught))
+    return Ready(partial(RLEdit, model, taught, rows.answered, chosen), about, chosen.epochs * len(taught), chosen)
 
 
 def _about(name: str, model: LanguageModel, settings: Any, content: Any) -> dict[str, str]:

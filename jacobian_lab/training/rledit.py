@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from jacobian_lab.editing.deltas import delta_dtype, save_delta, save_model
 from jacobian_lab.errors import InputError
-from jacobian_lab.maps.replay import Frozen, freeze, tail_logits
+from jacobian_lab.maps.replay import Frozen, freeze, tail_outputs
 from jacobian_lab.model.language_model import LanguageModel, matrix
 from jacobian_lab.model.tokens import Prompt
 from jacobian_lab.training.hypernetworks import (
@@ -331,7 +331,8 @@ class RLEdit:
             for name, module in self.modules.items()
         ]
         try:
-            log_p = tail_logits(frozen, self.start, hidden.requires_grad_()).double().log_softmax(-1)
+            final = tail_outputs(frozen, self.start, hidden.requires_grad_())
+            log_p = frozen.model.head(final).double().log_softmax(-1)
         finally:
             for handle in handles:
                 handle.remove()
@@ -351,7 +352,7 @@ class RLEdit:
     @torch.no_grad()
     def _log_p(self, rows: Sequence[Prompt]) -> Float[Tensor, "row answer vocab"]:
         frozen, hidden = self._above(rows)
-        return tail_logits(frozen, self.start, hidden).double().log_softmax(-1)
+        return frozen.model.head(tail_outputs(frozen, self.start, hidden)).double().log_softmax(-1)
 
     def _losses(self, rows: Sequence[Prompt]) -> list[float]:
         """Mean −log P of each row's answer."""

@@ -75,7 +75,7 @@ def load_edited(paths: Sequence[Path], model: str, device: str) -> Loaded:
     Args:
         paths: Files that jacobian-lab edit saved: deltas of one base model, to be added up, or one memory.
         model: The base model, named as it was then.
-        device: auto, cpu, cuda or cuda:N.
+        device: As `load_model` has it.
 
     Returns:
         The model with the edits.

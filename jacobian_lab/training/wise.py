@@ -14,7 +14,8 @@ from torch import Tensor
 
 from jacobian_lab.errors import InputError
 from jacobian_lab.maps.hooks import batches, forward
-from jacobian_lab.maps.replay import Frozen, freeze, tail_logits
+from jacobian_lab.maps.likelihood import answer_nll
+from jacobian_lab.maps.replay import Frozen, freeze, tail_outputs
 from jacobian_lab.model.language_model import matrix
 from jacobian_lab.model.rows import FactRows
 from jacobian_lab.model.tokens import Prompt
@@ -313,8 +314,4 @@ class _Seen:
             change = beside(projection, self.wise.activation(served), matrix(projection)) - beside(
                 projection, self.wise.activation(self.output), matrix(projection)
             )
-        log_p = tail_logits(self.frozen, block, self.frozen.tails[block] + change).double().log_softmax(-1)
-        answer = self.frozen.answer
-        told = answer >= 0
-        picked = log_p.gather(-1, answer.clamp(min=0)[..., None])[..., 0] * told
-        return -(picked.sum(1) / told.sum(1)).mean()
+        return answer_nll(self.frozen, tail_outputs(self.frozen, block, self.frozen.tails[block] + change)).mean()

@@ -8,8 +8,10 @@ from helpers.reference import Plain, prompt
 from helpers.small import CONTEXTS
 
 from jacobian_lab.editing import anchors as descent
-from jacobian_lab.editing.anchors import AnchorSettings, anchor_batches, optimise_anchors
+from jacobian_lab.editing.anchors import AnchorSettings, anchor_batches, coordinate_shifts, optimise_anchors
 from jacobian_lab.editing.schemes import SCHEMES, replay_targets
+from jacobian_lab.maps.hooks import decisive_states
+from jacobian_lab.model.loading import load_model
 from jacobian_lab.model.rows import fact_rows
 from jacobian_lab.model.tokens import fact_prompt
 
@@ -45,6 +47,19 @@ def test_batching_and_order_change_nothing(tiny, facts):
         alone = optimise_anchors(rows(tiny, [fact]), 2, settings)
         torch.testing.assert_close(alone.states[0], together.states[index], rtol=1e-9, atol=1e-9)
         assert alone.passes[0] == together.passes[index]
+
+
+def test_a_descent_in_another_dtype_leaves_the_model_and_the_start_alone(tiny, facts):
+    settings = dataclasses.replace(SETTINGS, dtype="float32")
+    own, other = (optimise_anchors(rows(tiny, facts), 2, each) for each in (SETTINGS, settings))
+    assert tiny.dtype == torch.float64
+    torch.testing.assert_close(other.states, own.states, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(other.states, own.states)
+    still = optimise_anchors(rows(tiny, facts), 2, dataclasses.replace(settings, steps=1))
+    start = decisive_states(tiny, rows(tiny, facts).bare, [2])[:, 0]
+    assert torch.equal(still.states, start)  # the copy's rounding is no shift
+    shifts = [coordinate_shifts(rows(tiny, facts), (1, 3), each).shifts for each in (SETTINGS, settings)]
+    torch.testing.assert_close(shifts[1].double(), shifts[0], rtol=1e-3, atol=1e-4)
 
 
 def test_the_clamp_holds(tiny, facts):
@@ -122,11 +137,25 @@ def test_a_batch_is_bounded_by_the_tokens_that_it_replays(tiny, facts, monkeypat
     assert [len(group) for group in anchor_batches(made, 100)] == [1] * len(made)
 
 
+def test_a_copy_in_another_dtype_is_the_model_loaded_so(folders, facts):
+    """Bit for bit, rotary angles included; brought up to date when the weights change, and made once."""
+    for family in ("llama", "gptj", "gpt2"):
+        model, loaded = (load_model(folders[family], dtype=dtype, device="cpu") for dtype in ("float32", "bfloat16"))
+        copied = model.cast(torch.bfloat16)
+        prompts = [model.fact_prompt(fact, answer=True) for fact in facts]
+        assert torch.equal(*(decisive_states(each, prompts, [1, 3]) for each in (copied, loaded)))
+        with torch.no_grad():
+            model.weight(2).mul_(2)
+        assert model.cast(torch.bfloat16).hf is copied.hf
+        assert torch.equal(copied.weight(2), model.weight(2).bfloat16())
+    assert model.cast(torch.float32) is model
+
+
 def test_little_memory_makes_small_batches(tiny, facts, monkeypatch):
     made = rows(tiny, [dataclasses.replace(f, id=i) for i, f in enumerate(facts * 6)])
     assert max(map(len, anchor_batches(made, 100))) > 1
     assert max(map(len, anchor_batches(made))) <= descent.BATCH_FACTS
-    monkeypatch.setattr(descent, "free_memory", lambda device: 1)
+    monkeypatch.setattr(descent, "free_memory", lambda devices: 1)
     assert [len(group) for group in anchor_batches(made, 100)] == [1] * len(made)
 
 

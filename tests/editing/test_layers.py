@@ -8,6 +8,7 @@ import torch
 from helpers.reference import Plain, prompt
 from helpers.small import CONTEXTS
 
+from jacobian_lab.editing import measures
 from jacobian_lab.editing.anchors import AnchorSettings, coordinate_shifts, optimise_anchors
 from jacobian_lab.editing.layers import Setting, restored
 from jacobian_lab.editing.measures import measure, observed_edits
@@ -66,8 +67,9 @@ def test_weight_is_the_map_from_key_to_output(family_model):
 
 
 @pytest.mark.parametrize("name", SCHEMES)
-def test_the_loop_against_the_plain_way(name, tiny, facts, made):
+def test_the_loop_against_the_plain_way(name, tiny, facts, made, monkeypatch):
     """Keys, hidden states, residuals and shifts, recomputed one fact at a time with other hooks."""
+    monkeypatch.setattr(measures, "FACTS_AT_ONCE", 2)
     targets, setting = made
     scheme = SCHEMES[name]
     with restored(tiny, LAYERS):

@@ -4,6 +4,7 @@ import sys
 import types
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import constants
@@ -11,12 +12,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from jacobian_lab.editing import second_moments as moments
-from jacobian_lab.editing.second_moments import second_moments
+from jacobian_lab.editing.second_moments import moment_rows, second_moments
 from jacobian_lab.errors import InputError
+from jacobian_lab.jobs.config import SchemesConfig
+from jacobian_lab.jobs.schemes import run_schemes
 from jacobian_lab.model import corpus as corpora
 from jacobian_lab.model import hub
 from jacobian_lab.model.corpus import load_corpus, token_rows
 from jacobian_lab.model.loading import load_model
+from jacobian_lab.store.run import open_run
 
 LAYERS = (1, 3)
 
@@ -54,8 +58,9 @@ def plain_sum(model, documents, layer, length, tokens=None):
 @pytest.mark.parametrize(("length", "tokens"), [(256, None), (8, None), (256, 200)])
 def test_second_moments_are_plain_sums(family_model, corpus, length, tokens):
     found = second_moments(family_model, corpus, LAYERS, length, tokens)
+    documents = (corpus if tokens is None else corpus.shuffled()).documents
     for layer in LAYERS:
-        expected, count = plain_sum(family_model, corpus.documents, layer, length, tokens)
+        expected, count = plain_sum(family_model, documents, layer, length, tokens)
         assert found.tokens == count
         torch.testing.assert_close(found.matrices[layer], expected, rtol=1e-10, atol=1e-12)
 
@@ -211,6 +216,43 @@ def test_of_a_large_data_set_some_documents_are_drawn_by_the_seed(monkeypatch):
     assert max(int(text.split()[1]) for text in drawn.documents) > 500  # not the first ones
     assert load_corpus("wikipedia", seed=1) == drawn
     assert load_corpus("wikipedia", seed=2).digest != drawn.digest
+
+
+def test_of_a_long_file_some_lines_are_drawn_by_the_seed(monkeypatch, tmp_path):
+    path = tmp_path / "long.txt"
+    path.write_text("\n".join(f"document {n}" for n in range(1000)))
+    monkeypatch.setattr(corpora, "DRAWN", 50)
+    drawn = [load_corpus(str(path), seed=seed) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1]
+    assert drawn[0].digest != drawn[2].digest
+    numbers = [int(text.split()[1]) for text in drawn[0].documents]
+    assert len(set(numbers)) == 50
+    assert numbers == sorted(numbers)
+    assert np.mean(numbers) == pytest.approx(500, abs=4 * 1000 / 12**0.5 / 50**0.5)
+    path.write_bytes(b"one\n\xff\n")
+    with pytest.raises(InputError, match="expected a UTF-8 text file"):
+        load_corpus(str(path))
+
+
+def test_a_number_of_tokens_is_of_documents_drawn_by_the_seed(tiny, corpus_file):
+    whole = load_corpus(str(corpus_file))
+    some = [moment_rows(tiny, replace(whole, seed=seed), 32, 1000) for seed in (0, 0, 1)]
+    assert some[0] == some[1] != some[2]
+    assert sum(len(row.ids) for row in some[0]) == 1000
+    assert some[0] != token_rows(tiny, whole, 32, 1000)  # not the first ones
+    every = token_rows(tiny, whole, 32, None)
+    assert {row.ids for row in some[0][:-1]} <= {row.ids for row in every}
+    assert moment_rows(tiny, whole, 32) == every
+    matrices = [second_moments(tiny, replace(whole, seed=seed), [1], 32, 1000).matrices[1] for seed in (0, 1)]
+    assert not torch.equal(*matrices)
+
+
+def test_auto_is_ten_tokens_for_every_neuron(arguments, tmp_path):
+    config = SchemesConfig(**arguments, corpus_tokens="auto", schemes=("one-layer",), out=tmp_path / "run")
+    run = open_run(run_schemes(config, progress=False))
+    assert run.attrs["config"]["settings"]["corpus"]["tokens"] == 10 * 64
+    with pytest.raises(InputError, match="above zero"):
+        run_schemes(replace(config, corpus_tokens=0), progress=False)
 
 
 def test_a_data_set_of_the_hub(monkeypatch):

@@ -11,7 +11,7 @@ from jacobian_lab.cli import facts as facts_command
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import describe
 from jacobian_lab.facts.reading import BUILTIN, load_facts, parse_slice, read_facts
-from jacobian_lab.jobs.config import SubjectConfig
+from jacobian_lab.jobs.config import ComputingConfig
 from jacobian_lab.jobs.setup import load_subject
 
 RECORD = {
@@ -291,12 +291,12 @@ def test_unknown_ways_are_refused(how):
     with pytest.raises(InputError, match=f"expected {next(iter(how))} of"):
         load_facts(BUILTIN, **how)
     with pytest.raises(InputError, match="choose one of them"):
-        load_subject(holding(SubjectConfig(), **how))
+        load_subject(holding(ComputingConfig(), **how))
 
 
 def test_facts_that_would_be_edited_twice_are_refused_before_the_model_is_loaded():
     with pytest.raises(InputError, match="expected of refuse, first, last, got on_repeat 'keep'"):
-        load_subject(holding(SubjectConfig(model="nowhere"), on_repeat="keep"))
+        load_subject(holding(ComputingConfig(model="nowhere"), on_repeat="keep"))
 
 
 COUNT = """
@@ -327,7 +327,7 @@ def test_the_command_says_on_stderr_what_it_skipped_and_lists_the_others(tmp_pat
 def test_a_run_says_which_records_it_left_out(tmp_path, folders):
     records = [*THRICE, {"id": 9, "prompt": "{} lives in"}, {**RECORD, "id": 10, "subject": "Bea", "paraphrases": []}]
     path = write(tmp_path / "f.json", records)
-    config = SubjectConfig(
+    config = ComputingConfig(
         model=str(folders["llama"]), facts=str(path), layers="2-4", on_bad_record="skip", on_repeat="first"
     )
     found = load_subject(config).provenance()["facts"]

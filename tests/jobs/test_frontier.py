@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import xarray as xr
 from helpers.commands import ROOT, options
 
 from jacobian_lab import cli
@@ -131,6 +132,17 @@ def test_no_fact_chooses_the_ridge_that_it_is_reported_at(finished):
     assert "memit+cr − memit+fe" in table.frame.index
     one = dataset.isel(ridge=[0])
     assert no_halves(one) == no_halves(dataset.isel(fact=[0])) == "two facts and two values of λ"
+
+
+def test_facts_that_were_not_asked_about_choose_no_ridge(finished):
+    """As --evaluation-facts leaves them: without values."""
+    dataset = open_run(finished).load()
+    asked = xr.DataArray([False, True, True], dims="fact")
+    records = [name for name in dataset if {"edit", "ridge", "fact"} <= set(dataset[name].dims)]
+    sampled = dataset.assign({name: dataset[name].where(asked) for name in records})
+    ours, theirs = own_ridges(sampled).numbers, own_ridges(dataset.isel(fact=[1, 2])).numbers
+    pd.testing.assert_frame_equal(ours, theirs)
+    assert no_halves(sampled.assign({n: sampled[n].where(dataset["fact"] == dataset["fact"][1]) for n in records}))
 
 
 def by_fact(values):

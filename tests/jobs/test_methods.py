@@ -113,6 +113,30 @@ def test_anchors_are_computed_once_and_shared(quick, finished, tmp_path, monkeyp
         np.testing.assert_array_equal(some[name].sel(edit=whole["edit"]), whole[name])
 
 
+def test_a_model_may_be_evaluated_on_a_sample_of_what_was_edited(quick, finished, tmp_path, capsys):
+    """The edit is of all facts, and what is said of the sample is what is said of these facts anyway."""
+    folder = tmp_path / "run"
+    config = EditTableConfig(
+        **quick, methods=("memit", "rect+fe"), evaluation_facts=2, anchors_from=finished, out=folder
+    )
+    run_edit_table(config, progress=False)
+    assert "evaluated on 2 of 6 facts" in capsys.readouterr().err
+    some, whole = open_run(folder), open_run(finished)
+    asked = np.isfinite(some["efficacy_accuracy"]).all("edit")
+    assert int(asked.sum()) == 2
+    for name in (*METRICS, "efficacy_greedy", "nll_new", "neighborhood_success"):
+        ours, theirs = some[name], whole[name].sel(edit=some["edit"])
+        np.testing.assert_allclose(ours.sel(fact=asked), theirs.sel(fact=asked), rtol=1e-9, atol=1e-12, err_msg=name)
+        assert ours.sel(fact=~asked).isnull().all(), name
+    np.testing.assert_array_equal(some["neighbor_edited"].sel(fact=asked), whole["neighbor_edited"].sel(fact=asked))
+    np.testing.assert_array_equal(some["update_norm"], whole["update_norm"].sel(edit=some["edit"]))
+    assert dict(some.sizes) == dict(whole.sel(edit=some["edit"]).sizes)
+    assert some.attrs["config"]["settings"]["evaluation_facts"] == 2
+    assert "evaluation_facts" not in whole.attrs["config"]["settings"]
+    write_comparison(folder)
+    assert "2 of 6 facts in each cell" in (folder / "edit_table.md").read_text()
+
+
 def test_a_finished_run_computes_nothing(quick, finished, monkeypatch):
     for name in ("edit_with", "perplexity"):
         monkeypatch.setattr(methods_job, name, lambda *_a, **_k: pytest.fail("computed again"))
@@ -182,7 +206,7 @@ def test_weights_are_back_when_the_evaluation_fails(bench, quick, tmp_path, monk
             raise RuntimeError("in the middle")
         return original(*given)
 
-    monkeypatch.setattr(methods_job, "prepare", lambda _config, asked: bench[0])
+    monkeypatch.setattr(methods_job, "prepare", lambda _config, asked, **_: bench[0])
     monkeypatch.setattr(examination, "evaluate", second_fails)
     config = EditTableConfig(**quick, methods=("memit+fe",), greedy=False, out=tmp_path / "run")
     with pytest.raises(RuntimeError, match="in the middle"):

@@ -22,6 +22,7 @@ from transformers import (
 from jacobian_lab.errors import InputError
 from jacobian_lab.maps.agreement import TOLERANCE, check_replay
 from jacobian_lab.model import loading, sources
+from jacobian_lab.model.devices import check_places, places_of
 from jacobian_lab.model.families import family_of
 from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.loading import check_layers, load_model
@@ -327,7 +328,7 @@ def test_a_tokenizer_of_another_model(tmp_path):
 def test_bad_dtype_and_device(folders):
     refused("dtype of float32, float64, bfloat16, float16, got 'float8'", folders["gpt2"], dtype="float8")
     for device in ("tpu", "cuda:", "cuda:-1", "cuda:x", "0,1", "cpu:0", "cuda:0,1", ""):
-        refused(f"device of auto, cpu, cuda or cuda:N, got {device!r}", folders["gpt2"], device=device)
+        refused(f"cuda:M-N, got {device!r}", folders["gpt2"], device=device)
 
 
 def test_cuda_asked_for_and_absent(folders, monkeypatch):
@@ -339,6 +340,7 @@ def test_cuda_asked_for_and_absent(folders, monkeypatch):
 def test_a_card_is_chosen_by_its_number(folders, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert loading._device("cuda:1") == torch.device("cuda:1")
-    assert loading._device("cuda") == torch.device("cuda")
-    refused("expected a CUDA device up to cuda:1, got 'cuda:2'", folders["gpt2"], device="cuda:2")
+    for there in ("cuda", "cuda:1", "cuda:0-1"):
+        check_places(places_of(there), there)
+    for beyond in ("cuda:2", "cuda:1-2"):
+        refused(f"expected a CUDA device up to cuda:1, got {beyond!r}", folders["gpt2"], device=beyond)

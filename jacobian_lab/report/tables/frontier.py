@@ -106,14 +106,15 @@ def no_halves(dataset: xr.Dataset) -> str:
     Returns:
         The reason; nothing if it has two facts, two values of λ, and a method that has been measured at all of them.
     """
-    if min(dataset.sizes["fact"], dataset.sizes["ridge"]) < 2:
+    if min(_asked(dataset).size, dataset.sizes["ridge"]) < 2:
         return "two facts and two values of λ"
     return "" if (dataset["measured"] == 1).all("ridge").any() else "a method at every λ"
 
 
 def _crossed(dataset: xr.Dataset) -> tuple[xr.Dataset, dict[str, tuple[float, float]]]:
     """The run with each method at its own λ, and which these are for the facts at even and at odd places."""
-    halves = [dataset[[*METRICS, *MORE, "probe_accuracy"]].isel(fact=slice(start, None, 2)) for start in (0, 1)]
+    asked = _asked(dataset)
+    halves = [dataset[[*METRICS, *MORE, "probe_accuracy"]].isel(fact=asked[start::2]) for start in (0, 1)]
     whole = (dataset["measured"] == 1).all("ridge").values
     parts, chosen = [], {}
     for edit in dataset["edit"].values[whole]:
@@ -122,6 +123,11 @@ def _crossed(dataset: xr.Dataset) -> tuple[xr.Dataset, dict[str, tuple[float, fl
         at = [half.sel(edit=edit, ridge=ridge, drop=True) for half, ridge in zip(halves, (odd, even), strict=True)]
         parts.append(xr.concat(at, "fact"))
     return xr.concat(parts, pd.Index(list(chosen), name="edit")).assign_attrs(dataset.attrs), chosen
+
+
+def _asked(dataset: xr.Dataset) -> np.ndarray:
+    """Places of the facts that the models were evaluated on."""
+    return np.flatnonzero(dataset["efficacy_accuracy"].notnull().any(("edit", "ridge")))
 
 
 def _best_ridge(half: xr.Dataset) -> float:

@@ -1,0 +1,486 @@
+"""Who does work that is divided by facts: this process, or workers that hold the model too, by Ray."""
+
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+
+import torch
+from annotated_types import Gt
+from jaxtyping import Float
+from torch import Tensor
+
+from jacobian_lab.errors import InputError, first_line
+from jacobian_lab.memory import Tell, halving, out_of_memory
+from jacobian_lab.model.language_model import LanguageModel, Layers
+from jacobian_lab.model.loading import load_model
+from jacobian_lab.progress import note
+
+Result = TypeVar("Result")
+Piece = Sequence[int]
+"""Indices of the facts that are worked on together."""
+
+PATIENCE = 120
+"""Seconds within which a worker's process is to have begun."""
+
+DEATHS = 3
+"""How often a piece is tried again whose worker dies."""
+
+KEPT = ("JACOBIAN_LAB_CACHE", "HF_HUB_OFFLINE")
+"""What of this process's environment a worker has too."""
+
+
+class Load(NamedTuple):
+    """How the work is spread, as a plan has to know it.
+
+    Attributes:
+        processes: Processes on this host that hold the model, or read it.
+        beside: Workers' models on one card, or on this host, beside this process's own.
+        sharing: By how many the time of what is done fact by fact is divided: workers on machines or cards of their
+            own. Workers of one processor share what one process has anyway.
+        cards: Over how many cards this process's model is divided.
+        worker_cards: Over how many a worker's is.
+        all_cards: Cards in all.
+    """
+
+    processes: int = 1
+    beside: int = 0
+    sharing: float = 1.0
+    cards: int = 1
+    worker_cards: int = 1
+    all_cards: int = 1
+
+
+UNSHARED = Load()
+
+
+@dataclass(frozen=True)
+class CrewSettings:
+    """Who does the work; changes no number beyond rounding.
+
+    Attributes:
+        workers: Processes that share the work on facts, each holding the model; 1: this process alone.
+        ray: Address of a Ray cluster whose machines the workers are on, or auto; by default they are on this machine.
+        worker_cpus: Threads of a worker; by default this machine's are divided, and one on a cluster.
+        worker_gpus: Cards of a worker: a share of one, or several over which its model is divided; by default as many
+            as this process has its model on.
+    """
+
+    workers: Annotated[int, Gt(0)] = 1
+    ray: str | None = None
+    worker_cpus: Annotated[int, Gt(0)] | None = None
+    worker_gpus: Annotated[float, Gt(0)] | None = None
+
+    def load(self, cards: int) -> Load:
+        """What a plan has to know.
+
+        Args:
+            cards: Over how many cards the model is divided; 0 where it is on none.
+
+        Returns:
+            The load.
+
+        Raises:
+            InputError: If a worker is to have a card and a part of another.
+        """
+        if self.workers == 1 and self.ray is None:
+            return Load(cards=max(1, cards), all_cards=max(1, cards))
+        here = 1 if self.ray else self.workers
+        if not cards and self.worker_gpus is None:
+            cluster = self.workers * (self.worker_cpus or 1) / torch.get_num_threads()
+            return Load(1 + here, here, cluster if self.ray else 1.0)
+        gpus = self.worker_gpus or float(cards)
+        if gpus > 1 and gpus != int(gpus):
+            raise InputError(f"expected ⟨worker_gpus⟩ up to 1, or a whole number, got {gpus:g}: choose {int(gpus)}")
+        share = min(1.0, gpus)  # whoever has several cards is no faster for it
+        return Load(
+            1 + here,
+            min(self.workers, int(1 / share)),
+            max(1.0, self.workers * share),
+            max(1, cards),
+            max(1, int(gpus)),
+            max(cards, math.ceil(self.workers * gpus)),
+        )
+
+
+def _untold(_failed: int, _next: int) -> None:
+    """Of pieces of one item nothing has to be told: one that does not fit ends the work."""
+
+
+@runtime_checkable
+class Crew(Protocol):
+    """Who does the work.
+
+    Attributes:
+        here: Whether this process does, so that work can tell how it goes.
+        load: As `CrewSettings.load` has it.
+    """
+
+    here: bool
+    load: Load
+
+    def of(self, layers: Layers) -> "Crew":
+        """The crew of work in which other layers are edited.
+
+        Args:
+            layers: These layers.
+
+        Returns:
+            The crew.
+        """
+
+    def release(self) -> None:
+        """Let whoever was hired go; they are hired anew when there is work again."""
+
+    def map(
+        self, pieces: Sequence[Piece], work: Callable[[Piece], Result], tell: Tell = _untold
+    ) -> Iterator[tuple[Piece, Result]]:
+        """Do some work on every piece, with the model as it is now.
+
+        Args:
+            pieces: The pieces; one that memory does not hold is halved.
+            work: What is done with a piece; a function of a module or a `functools.partial` of one, whose results are
+                on the host.
+            tell: Called whenever a piece does not fit.
+
+        Returns:
+            Every piece, or every part of one, with the result, in any order.
+        """
+
+
+@dataclass(eq=False)
+class Alone:
+    """This process does the work.
+
+    Attributes:
+        load: As `CrewSettings.load` has it, where it is only planned who does.
+        here: Whether this process does.
+    """
+
+    load: Load = UNSHARED
+    here: bool = True
+
+    def of(self, layers: Layers) -> Crew:
+        """As `Crew` has it.
+
+        Args:
+            layers: These layers.
+
+        Returns:
+            The same.
+        """
+        return self
+
+    def release(self) -> None:
+        """As `Crew` has it."""
+
+    def map(
+        self, pieces: Sequence[Piece], work: Callable[[Piece], Result], tell: Tell = _untold
+    ) -> Iterator[tuple[Piece, Result]]:
+        """As `Crew` has it; in the order of the pieces.
+
+        Args:
+            pieces: The pieces.
+            work: What is done with one.
+            tell: Called whenever one does not fit.
+
+        Returns:
+            Every piece with its result.
+        """
+        return halving(pieces, work, tell)
+
+
+ALONE: Crew = Alone()
+
+
+def hire(settings: CrewSettings, model: LanguageModel, layers: Layers, dtype: str, device: str) -> Crew:
+    """The crew that some settings name; workers are started when there is first something for them to do.
+
+    Args:
+        settings: The settings.
+        model: The model, as it was loaded.
+        layers: The layers whose weights are edited in the course of the work.
+        dtype: As `load_model` was given it.
+        device: As `load_model` was given it.
+
+    Returns:
+        The crew.
+
+    Raises:
+        InputError: If workers are wanted and Ray is not installed, or of a card and a part of another.
+    """
+    if settings.workers == 1 and settings.ray is None:
+        return Alone(settings.load(model.cards)) if model.cards > 1 else ALONE
+    _ray()
+    return Workers(settings, model, layers, dtype, device)
+
+
+def device_of(gpus: float) -> str:
+    """Where a worker has its model; Ray shows it its own cards alone.
+
+    Args:
+        gpus: How many cards it is given, or which share of one.
+
+    Returns:
+        As `load_model` takes it.
+    """
+    if gpus > 1:
+        return f"cuda:0-{int(gpus) - 1}"
+    return "cuda" if gpus else "cpu"
+
+
+@dataclass(eq=False)
+class Workers:
+    """Ray actors that hold the model, until they are released.
+
+    A worker that dies is replaced, and its piece done again; a piece that kills one after another is halved. Whoever is
+    ready is given the next piece, so that a slow worker holds up nobody. Where the model's weights have been edited
+    here, they go with the work.
+
+    Attributes:
+        settings: How many, and where.
+        model: The model, as it was loaded.
+        layers: The layers whose weights are edited in the course of the work.
+        dtype: As `load_model` was given it.
+        device: As `load_model` was given it.
+    """
+
+    settings: CrewSettings
+    model: LanguageModel
+    layers: Layers
+    dtype: str
+    device: str
+    here: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self.load = self.settings.load(self.model.cards)
+        self._loaded = _copies(self.model, self.layers)
+        self._sent: tuple[Mapping[int, Tensor], Any] | None = None
+        self._actors: list[Any] = []
+        self._ours = False
+
+    def of(self, layers: Layers) -> Crew:
+        """As `Crew` has it; to be asked for before anything is edited.
+
+        Args:
+            layers: These layers.
+
+        Returns:
+            Workers that are told of their weights.
+        """
+        return replace(self, layers=layers)
+
+    def release(self) -> None:
+        """As `Crew` has it."""
+        ray, actors = _ray(), self._actors
+        self._actors, self._sent = [], None
+        for actor in actors:
+            ray.kill(actor)
+        if self._ours:
+            self._ours = False
+            ray.shutdown()
+
+    def map(
+        self, pieces: Sequence[Piece], work: Callable[[Piece], Result], tell: Tell = _untold
+    ) -> Iterator[tuple[Piece, Result]]:
+        """As `Crew` has it; in the order in which they are finished.
+
+        Args:
+            pieces: The pieces.
+            work: What is done with one.
+            tell: Called whenever one does not fit.
+
+        Yields:
+            Every piece with its result.
+
+        Raises:
+            InputError: If a piece of one item costs one worker after another its life.
+        """
+        if not pieces:
+            return
+        ray, idle = _ray(), list(self._hired())
+        given, weights = [ray.put(work)], self._weights()  # in a list nothing is unpacked before the model is there
+        waiting, size, running = deque(pieces), max(map(len, pieces)), dict[Any, tuple[Any, Piece]]()
+        while waiting or running:
+            while idle and waiting:
+                piece = waiting.popleft()
+                if len(piece) > size:
+                    waiting.extendleft((piece[size:], piece[:size]))
+                    continue
+                actor = idle.pop()
+                running[actor.do.remote(given, piece, weights)] = actor, piece
+            (ready,), _ = ray.wait(list(running), num_returns=1)
+            actor, piece = running.pop(ready)
+            idle.append(actor)
+            try:
+                result = ray.get(ready)
+            except ray.exceptions.RayError as error:
+                cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else None
+                if cause is not None and (len(piece) == 1 or not out_of_memory(cause)):
+                    raise cause from error
+                if len(piece) == 1:
+                    raise InputError(
+                        f"expected workers that stay alive, got {DEATHS + 1} that died of one fact "
+                        f"({first_line(error)}): give each more memory, or choose fewer ⟨workers⟩"
+                    ) from error
+                if len(piece) <= size:  # else a smaller one did not fit meanwhile
+                    size = -(-len(piece) // 2)
+                    tell(len(piece), size)
+                waiting.appendleft(piece)
+            else:
+                yield piece, result
+
+    def _hired(self) -> list[Any]:
+        """The actors; hired when they are first wanted."""
+        if self._actors:
+            return self._actors
+        ray, settings = _ray(), self.settings
+        cpus = settings.worker_cpus or (1 if settings.ray else max(1, (os.cpu_count() or 1) // settings.workers))
+        gpus = settings.worker_gpus or float(self.model.cards)
+        if not ray.is_initialized():
+            own = {"address": "local", "num_cpus": settings.workers * cpus}
+            where = own if settings.ray is None else {"address": settings.ray}
+            kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+            ray.init(
+                **where,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="error",
+                runtime_env={"env_vars": kept},
+            )
+            self._ours = True
+        _check_room(settings.workers, {"CPU": cpus, "GPU": gpus})
+        ray.util.register_serializer(LanguageModel, serializer=_reference, deserializer=_resident)
+        hired = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=-1, max_task_retries=DEATHS)(_Worker)
+        name = str(Path(self.model.name).resolve()) if Path(self.model.name).exists() else self.model.name
+        given = (name, self.dtype, device_of(gpus)), self.model.fingerprint, self.layers, cpus
+        note(f"{settings.workers} workers, {cpus} threads each")
+        self._actors = [hired.remote(*given) for _ in range(settings.workers)]
+        begun = [actor.ready.remote() for actor in self._actors]
+        placed, waiting = ray.wait(begun, num_returns=len(begun), timeout=PATIENCE)
+        if waiting:
+            raise InputError(
+                f"expected room for {len(begun)} workers, got it for {len(placed)} within {PATIENCE} s: choose fewer "
+                "⟨workers⟩, ⟨worker_cpus⟩ or ⟨worker_gpus⟩"
+            )
+        return self._actors
+
+    def _weights(self) -> list[Any] | None:
+        """What goes with the work: the edited weights, or nothing where they are as loaded."""
+        now = {layer: self.model.weight(layer) for layer in self.layers}
+        if _same(now, self._loaded):
+            return None
+        if self._sent is None or not _same(now, self._sent[0]):
+            copies = _copies(self.model, self.layers)
+            self._sent = copies, [_ray().put({layer: weight.cpu() for layer, weight in copies.items()})]
+        return self._sent[1]
+
+
+def _check_room(workers: int, each: Mapping[str, float], wait: float = 20.0) -> None:
+    """Refuse workers that Ray could not place; what others have just given back takes it a moment to see."""
+    ray, end = _ray(), time.monotonic() + wait
+    while True:
+        there = ray.available_resources()
+        lacking = [kind for kind, share in each.items() if there.get(kind, 0) < workers * share]
+        if not lacking:
+            return
+        if time.monotonic() > end:
+            break
+        time.sleep(0.2)
+    kind = lacking[0]
+    raise InputError(
+        f"expected {workers * each[kind]:g} free {kind}s for {workers} workers, got {there.get(kind, 0):g}: choose "
+        f"fewer ⟨workers⟩ or a smaller ⟨worker_{kind.lower()}s⟩"
+    )
+
+
+class _Worker:
+    """In a worker's process: the model, and work done with it."""
+
+    def __init__(self, given: tuple[str, str, str], fingerprint: str, layers: Layers, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.given, self.fingerprint, self.layers = given, fingerprint, layers
+        self.held: dict[str, Any] = {}
+
+    def ready(self) -> bool:
+        """Whether the process has begun.
+
+        Returns:
+            Yes.
+        """
+        return True
+
+    @cached_property
+    def loaded(self) -> dict[int, Float[Tensor, "d_model d_mlp"]]:
+        """Weights of the layers that are edited, as loaded; the model is there from here on."""
+        model = load_model(*self.given)
+        if model.fingerprint != self.fingerprint:
+            raise InputError(f"expected the same model on every machine, got another {self.given[0]!r}: copy it there")
+        _RESIDENT[self.fingerprint] = model
+        return _copies(model, self.layers)
+
+    def do(self, given: Sequence[Any], piece: Piece, weights: Sequence[Any] | None) -> Any:
+        """Work on a piece.
+
+        Args:
+            given: Where the work is kept that is done with it.
+            piece: The piece.
+            weights: Where the edited weights are kept, if they are not as loaded.
+
+        Returns:
+            The result.
+        """
+        loaded = self.loaded
+        self._hold("weights", weights or (), lambda edited: self._put(loaded if edited is None else edited))
+        return self._hold("work", given)(piece)
+
+    def _hold(self, name: str, kept: Sequence[Any], use: Callable[[Any], Any] = lambda each: each) -> Any:
+        """What is kept elsewhere, fetched and used once; nothing is kept for what has no place."""
+        place = kept[0].hex() if kept else ""
+        if self.held.get(name, (None,))[0] != place:
+            self.held.pop(name, None)
+            self.held[name] = place, use(_ray().get(kept[0]) if kept else None)
+        return self.held[name][1]
+
+    @torch.no_grad()
+    def _put(self, weights: Mapping[int, Tensor]) -> None:
+        for layer, weight in weights.items():
+            _RESIDENT[self.fingerprint].weight(layer).copy_(weight)
+
+
+_RESIDENT: dict[str, LanguageModel] = {}
+"""In a worker's process: the model that it holds, by its fingerprint."""
+
+
+def _reference(model: LanguageModel) -> tuple[str, Any]:
+    """What is sent in a model's place."""
+    return model.fingerprint, model.chat
+
+
+def _resident(reference: tuple[str, Any]) -> LanguageModel:
+    """The worker's own model, in the place of the one that was meant."""
+    fingerprint, chat = reference
+    return replace(_RESIDENT[fingerprint], chat=chat)
+
+
+def _copies(model: LanguageModel, layers: Layers) -> dict[int, Float[Tensor, "d_model d_mlp"]]:
+    return {layer: model.weight(layer).clone() for layer in layers}
+
+
+def _same(ours: Mapping[int, Tensor], theirs: Mapping[int, Tensor]) -> bool:
+    return all(torch.equal(weight, theirs[layer]) for layer, weight in ours.items())
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise InputError(
+            "expected the package ray for ⟨workers⟩ and ⟨ray⟩, got none: pip install 'jacobian_lab[ray]'"
+        ) from error
+    return ray

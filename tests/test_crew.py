@@ -1,0 +1,198 @@
+"""Work divided by facts: two workers give what one process does, whatever becomes of them."""
+
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from helpers.small import CONFIGS, make_folder
+
+from jacobian_lab import crew as crew_module
+from jacobian_lab.crew import ALONE, CrewSettings, Load, Workers, device_of, hire
+from jacobian_lab.editing import layers
+from jacobian_lab.errors import InputError
+from jacobian_lab.evaluation import examination
+from jacobian_lab.jobs.config import EditTableConfig, LayerCountConfig, SchemesConfig
+from jacobian_lab.jobs.methods import run_edit_table
+from jacobian_lab.jobs.schemes import run_schemes
+from jacobian_lab.jobs.sweeps import run_layer_count
+from jacobian_lab.model.loading import load_model
+from jacobian_lab.store.run import open_run
+from jacobian_lab.training.settings import TrainingConfig, WiseConfig
+
+ray = pytest.importorskip("ray")
+TWO = CrewSettings(workers=2, worker_cpus=1)
+METHODS = "memit", "alphaedit+cr"
+
+
+@pytest.fixture(scope="module")
+def crew(arguments):
+    """Two workers, started once for all tests that only divide work, on a machine with room for two more."""
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
+    yield hire(TWO, load_model(arguments["model"], "float64", "cpu"), (1, 2, 3), "float64", "cpu")
+    ray.shutdown()
+
+
+@pytest.fixture
+def small_pieces(monkeypatch):
+    monkeypatch.setattr(layers, "KEYS_AT_ONCE", 2)
+    monkeypatch.setattr(examination, "FACTS_AT_ONCE", 2)
+
+
+def same(folder, other):
+    """Floats to rounding, everything else exactly."""
+    ours, theirs = open_run(folder), open_run(other)
+    assert set(ours) == set(theirs)
+    for name in theirs:
+        if theirs[name].dtype.kind == "f" and name != "lambda_error":
+            np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-9, atol=1e-12, err_msg=name)
+        elif theirs[name].dtype.kind != "f" and not name.endswith("_digest"):
+            np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+
+
+def test_one_process_is_no_crew(tiny):
+    assert hire(CrewSettings(), tiny, (1, 2), "float64", "cpu") is ALONE
+
+
+def test_a_worker_divides_its_model_over_the_cards_that_it_is_given(tiny):
+    assert [device_of(gpus) for gpus in (0, 0.5, 1, 4)] == ["cpu", "cuda", "cuda", "cuda:0-3"]
+    with pytest.raises(InputError, match=r"a whole number, got 1\.5"):
+        hire(replace(TWO, worker_gpus=1.5), tiny, (1, 2), "float64", "cpu")
+
+
+def test_what_a_plan_is_told_of_who_works():
+    """A worker's cards may be others than this process's, and on one card several may share."""
+    assert CrewSettings().load(0) == Load()
+    assert CrewSettings().load(4) == Load(cards=4, all_cards=4)
+    assert TWO.load(0) == Load(processes=3, beside=2)
+    assert CrewSettings(workers=8).load(1) == Load(9, 1, 8.0, 1, 1, 8)
+    assert CrewSettings(workers=8, worker_gpus=1).load(8) == Load(9, 1, 8.0, 8, 1, 8)
+    assert CrewSettings(workers=2, worker_gpus=4).load(8) == Load(3, 1, 2.0, 8, 4, 8)
+    assert CrewSettings(workers=4, worker_gpus=0.5).load(1) == Load(5, 2, 2.0, 1, 1, 2)
+
+
+def by_one_and_by_two(run, config, folder):
+    run(replace(config, out=folder / "one"), progress=False)
+    run(replace(config, out=folder / "two", crew=TWO), progress=False)
+    same(folder / "two", folder / "one")
+
+
+def test_tables(arguments, tmp_path):
+    """Anchors, shifts, keys and the survey are the workers'."""
+    by_one_and_by_two(run_schemes, SchemesConfig(**arguments), tmp_path)
+
+
+def test_layer_count(arguments, small_pieces, tmp_path):
+    """Other layers are edited than the configuration names; the weights of all of them go with the work."""
+    config = LayerCountConfig(**{**arguments, "slice": "0:4", "layers": "2-3"}, schemes=("backward-full",))
+    by_one_and_by_two(run_layer_count, config, tmp_path)
+
+
+def test_edit_table_with_workers_killed_in_the_middle(arguments, small_pieces, monkeypatch, tmp_path):
+    """The edited weights go with the work, to the worker that takes the dead one's place too."""
+    original, killed = Workers.map, []
+
+    def map_and_kill(self, *given):
+        for number, found in enumerate(original(self, *given)):
+            yield found
+            edited = self._sent is not None
+            if number == 0 and killed.count(edited) < 2:
+                killed.append(edited)
+                ray.kill(self._actors[len(killed) % 2], no_restart=False)
+
+    monkeypatch.setattr(Workers, "map", map_and_kill)
+    by_one_and_by_two(run_edit_table, EditTableConfig(**arguments, methods=METHODS, edits_per_batch=3), tmp_path)
+    assert sorted(killed) == [False, False, True, True]
+
+
+def test_in_half_precision_the_unedited_model_is_itself(arguments, small_pieces, request, tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)  # another number than the workers have
+    request.addfinalizer(lambda: torch.set_num_threads(threads))
+    config = {**arguments, "dtype": "bfloat16", "out": tmp_path / "run"}
+    folder = run_edit_table(EditTableConfig(**config, methods=("memit",), crew=TWO), progress=False)
+    unedited = open_run(folder).sel(edit="unedited")
+    assert (unedited["kl"].dropna("fact", how="all").fillna(0) == 0).all()
+    assert (unedited["top1"].fillna(1) == 1).all()
+    assert not ray.is_initialized()  # they have been let go
+
+
+def test_what_a_worker_s_memory_does_not_hold_is_halved(crew):
+    def work(piece):
+        if len(piece) > 2:
+            raise MemoryError
+        return sum(piece)
+
+    told = []
+    found = dict(crew.map([(1, 2, 3, 4), (5, 6, 7)], work, lambda *sizes: told.append(sizes)))
+    assert {tuple(piece): each for piece, each in found.items()} == {(1, 2): 3, (3, 4): 7, (5, 6): 11, (7,): 7}
+    assert set(told) <= {(4, 2), (3, 1), (3, 2)}
+
+
+def test_a_worker_s_own_error_comes_back_as_it_was(crew):
+    def work(_piece):
+        raise InputError("expected this, got that: do so")
+
+    with pytest.raises(InputError, match="expected this"):
+        list(crew.map([(1,)], work))
+
+
+def test_a_piece_that_kills_every_worker_is_given_up(crew, arguments, monkeypatch):
+    monkeypatch.setattr(crew_module, "DEATHS", 0)
+    model = load_model(arguments["model"], "float64", "cpu")
+
+    def work(_piece):
+        import os
+
+        os._exit(1)
+
+    alone = Workers(CrewSettings(workers=1, worker_cpus=1), model, (1, 2), "float64", "cpu")
+    with pytest.raises(InputError, match="expected workers that stay alive"):
+        list(alone.map([(1, 2)], work))
+    for actor in alone._actors:
+        ray.kill(actor)
+
+
+def test_another_model_on_another_machine_is_refused(crew, tmp_path):
+    folder = make_folder(tmp_path / "model", CONFIGS["llama"])
+    model = load_model(str(folder), "float64", "cpu")
+    workers = hire(TWO, model, (1, 2), "float64", "cpu")
+    make_folder(folder, CONFIGS["llama"], seed=1)
+    with pytest.raises(InputError, match="expected the same model on every machine"):
+        list(workers.map([(0,)], len))
+
+
+def test_workers_for_whom_there_is_no_room_are_refused(crew, monkeypatch):
+    list(crew.map([(0,)], len))
+    monkeypatch.setattr(crew_module._check_room, "__defaults__", (0.5,))
+    many = replace(crew, settings=CrewSettings(workers=8, worker_cpus=1))
+    with pytest.raises(InputError, match=r"expected 8 free CPUs for 8 workers, got .: choose fewer workers"):
+        list(many.map([(0,)], len))
+
+
+def test_edited_weights_are_fetched_once(crew):
+    before = crew.model.weight(2).clone()
+
+    def look(_piece):
+        model = next(iter(crew_module._RESIDENT.values()))
+        return float(model.weight(2)[0, 0]), model.weight(2)._version, os.getpid()
+
+    with torch.no_grad():
+        crew.model.weight(2)[0, 0] = 7.0
+    edited = [found for _, found in crew.map([(n,) for n in range(8)], look)]
+    crew.model.weight(2).copy_(before)
+    loaded = [found for _, found in crew.map([(n,) for n in range(8)], look)]
+    assert {value for value, _, _ in edited} == {7.0}
+    assert {value for value, _, _ in loaded} == {float(before[0, 0])}
+    for found in (edited, loaded):
+        assert len({(version, pid) for _, version, pid in found}) == len({pid for _, _, pid in found})
+
+
+def test_a_memory_is_asked_by_the_process_that_has_it(arguments, tmp_path):
+    """WISE changes no weight that would be sent."""
+    small = TrainingConfig(wise=WiseConfig(steps=5, shards=1, merged=1, lr=1.0))
+    config = EditTableConfig(**{**arguments, "slice": "0:3"}, methods=("wise",), training=small)
+    by_one_and_by_two(run_edit_table, config, tmp_path)
+    found = open_run(tmp_path / "two")
+    assert (found["kl"].sel(edit="wise") > 0).any()
