@@ -155,8 +155,8 @@ def optimise_anchors(rows: FactRows, layer: int, settings: AnchorSettings, progr
     """Find the states at `layer` that make the model give the new answers (methods.md §2).
 
     The facts are optimised side by side. Each has its own optimiser, its own stop, and leaves the
-    batch when it is done, so that no fact's result depends on the others'. Logarithms and sums
-    of the loss are in float64 whatever the model's dtype: in float32 their rounding alone moved an anchor by 2e-4.
+    batch when it is done, so that no fact's result depends on the others'. The loss is computed
+    in float64 whatever the model's dtype: in float32 its rounding alone moved an anchor by 2e-4.
 
     Args:
         rows: The facts, of the unedited model; see `anchor_batches` for which of many to take together.
@@ -250,7 +250,7 @@ def _tokens_together(model: LanguageModel, cards: int, free: int | None) -> int:
     """Tokens that a batch may replay: each keeps its activations in every block, and its logits."""
     kept = model.n_layers * (12 * model.d_model + 4 * model.d_mlp) * model.dtype.itemsize // max(1, cards)
     wider = torch.promote_types(model.dtype, torch.float32)
-    logits = 3 * len(model.hf.get_output_embeddings().weight) * wider.itemsize
+    logits = len(model.hf.get_output_embeddings().weight) * 2 * (wider.itemsize + torch.float64.itemsize)
     free = free_memory(model.devices) if free is None else free
     return min(CARD_TOKENS if cards else BATCH_TOKENS, int(SHARE * free) // (kept + logits))
 

@@ -140,7 +140,7 @@ def _measured(
 ) -> dict[str, Float[Tensor, "fact layer"]]:
     """What `measure` says of some facts."""
 
-    def over_layers(name: str) -> Float[Tensor, "fact layer d_model"]:
+    def over_layers(name: str) -> Float[Tensor, "fact layer ..."]:
         return torch.stack([getattr(edit, name)[facts] for edit in edits], dim=1)
 
     last, dtype = targets.layers[-1], edits[0].frozen.dtype

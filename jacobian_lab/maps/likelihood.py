@@ -1,4 +1,4 @@
-"""How likely a model takes answers to be: summed in float64 whatever its dtype, of no more logits than tokens."""
+"""How likely a model takes answers to be, in float64 whatever its dtype, and no more logits than there are tokens."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def answer_nll(frozen: Frozen, outputs: Float[Tensor, "row answer d_model"]) -> 
 
 
 def surprisal(logits: Float[Tensor, "token vocab"], tokens: Int[Tensor, " token"]) -> Float[Tensor, " token"]:
-    """−log P of tokens: exponentials in the dtype of the logits, their sum and its logarithm in float64.
+    """−log P of tokens, in float64 whatever the dtype of the logits.
 
     Args:
         logits: Logits, in float32 or better.
@@ -45,9 +45,10 @@ class _Surprisal(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, tokens: Tensor) -> Tensor:
         """As `surprisal` has it."""
         largest, picked = logits.amax(-1), logits.gather(-1, tokens[:, None])[:, 0]
-        powers = (logits - largest[:, None]).exp_()
-        total = powers.sum(-1, dtype=torch.float64)
+        powers = logits.double().sub_(largest.double()[:, None]).exp_()
+        total = powers.sum(-1)
         ctx.save_for_backward(powers, total, tokens)
+        ctx.dtype = logits.dtype
         return total.log() + (largest.double() - picked.double())
 
     @staticmethod
@@ -56,5 +57,5 @@ class _Surprisal(torch.autograd.Function):
         """The derivative by the logits."""
         powers, total, tokens = ctx.saved_tensors
         (gradient,) = gradients
-        found = powers * (gradient / total).to(powers.dtype)[:, None]
-        return found.scatter_add_(-1, tokens[:, None], -gradient.to(powers.dtype)[:, None]), None
+        found = powers * (gradient / total)[:, None]
+        return found.scatter_add_(-1, tokens[:, None], -gradient[:, None]).to(ctx.dtype), None

@@ -38,8 +38,8 @@ LOGITS = 28
 STATES = 12
 """States and shifts of every fact, in float64, that an observed edit keeps of a layer."""
 
-TOLD = 12
-"""The same where only the answer's share is asked for: itself, its exponential and its gradient in float32."""
+TOLD = 24
+"""The same where only the answer's share is asked for: its exponential and what becomes its gradient in float64."""
 
 
 @dataclass(frozen=True)
