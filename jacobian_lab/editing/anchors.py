@@ -249,8 +249,7 @@ def anchor_batches(
 def _tokens_together(model: LanguageModel, cards: int, free: int | None) -> int:
     """Tokens that a batch may replay: each keeps its activations in every block, and its logits."""
     kept = model.n_layers * (12 * model.d_model + 4 * model.d_mlp) * model.dtype.itemsize // max(1, cards)
-    wider = torch.promote_types(model.dtype, torch.float32)
-    logits = len(model.hf.get_output_embeddings().weight) * 2 * (wider.itemsize + torch.float64.itemsize)
+    logits = len(model.hf.get_output_embeddings().weight) * (2 * model.dtype.itemsize + 3 * torch.float64.itemsize)
     free = free_memory(model.devices) if free is None else free
     return min(CARD_TOKENS if cards else BATCH_TOKENS, int(SHARE * free) // (kept + logits))
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from jacobian_lab.maps.likelihood import surprisal
 from jacobian_lab.maps.replay import Frozen, freeze, trajectory
 from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.tokens import Prompt
@@ -37,7 +36,7 @@ class Clock:
         machine: What it was measured on.
         card: Whether that is a card.
         blocks: By tokens side by side: seconds of one block, forward, and forward and back.
-        logits: Seconds a row of logits: with log-softmax in float64, forward; with a token's −log P, forward and back.
+        logits: Seconds a row of logits and their log-softmax in float64, forward, and forward and back.
         rates: Floating-point operations a second in large products: of the model's dtype, float32 and float64.
         cubes: Seconds over the cube of the width, in float64: ``spectra`` (eigenvalues of S and singular values
             of J), ``eigenvectors`` (of J, on the processor), ``cholesky``.
@@ -170,14 +169,12 @@ def _blocks(model: LanguageModel, frozen: Frozen) -> dict[int, tuple[float, floa
 def _logits(model: LanguageModel, words: int, rows: int = 32) -> tuple[float, float]:
     states = _numbers(rows, model.d_model).to(model.device, model.dtype).requires_grad_()
 
-    first = torch.zeros(rows, dtype=torch.long, device=model.device)
-
-    def logits() -> torch.Tensor:
-        return model.head(model.norm(states))
+    def forward() -> torch.Tensor:
+        return model.head(model.norm(states)).double().log_softmax(-1)
 
     with torch.no_grad():
-        there = seconds_of(lambda: logits().double().log_softmax(-1), model.device)
-    both = seconds_of(lambda: torch.autograd.grad(surprisal(logits(), first).sum(), states), model.device)
+        there = seconds_of(forward, model.device)
+    both = seconds_of(lambda: torch.autograd.grad(forward()[:, 0].sum(), states), model.device)
     scale = words / model.hf.config.vocab_size / rows
     return there * scale, both * scale
 

@@ -38,9 +38,6 @@ LOGITS = 28
 STATES = 12
 """States and shifts of every fact, in float64, that an observed edit keeps of a layer."""
 
-TOLD = 24
-"""The same where only the answer's share is asked for: its exponential and what becomes its gradient in float64."""
-
 
 @dataclass(frozen=True)
 class Stage:
@@ -258,8 +255,7 @@ class Costs:
         there = min(above, -(-sizes.blocks // self._dividing))  # blocks on the card that has most of them
         gradients = there * tokens * (12 * sizes.width + 6 * sizes.d_mlp) * itemsize
         frozen = there * whole * sizes.cached * itemsize
-        logits = (answers * TOLD + len(rows) * LOGITS) * sizes.words
-        return seconds, gradients + frozen + logits + self._head()
+        return seconds, gradients + frozen + (answers + len(rows)) * sizes.words * LOGITS + self._head()
 
     def training(
         self, rows: FactRows, lessons: int, settings: WiseSettings | RLEditSettings, *, share: float = 1.0
@@ -287,7 +283,7 @@ class Costs:
             answers = sum(len(row.answer) for row in contexts)
             step = above * self.clock.block(tokens, back=True) + answers * self.clock.logits[1]
             seconds += settings.steps * step + self.sizes.blocks * self.clock.block(tokens)
-            held = max(held, answers * self.sizes.words * TOLD)
+            held = max(held, answers * self.sizes.words * LOGITS)
         side = (settings.shards + 4) * self.sizes.width * self.sizes.d_mlp * self.model.dtype.itemsize
         return seconds, held + side
 

@@ -263,7 +263,7 @@ def test_what_memory_cannot_hold_is_refused_before_any_work(arguments, tmp_path,
 
 
 def test_what_can_be_divided_is_not_refused(arguments, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(planning, "TOLD", 2**20)  # so that a batch is large and one fact is not
+    monkeypatch.setattr(planning, "LOGITS", 2**20)  # so that a batch is large and one fact is not
     monkeypatch.setattr(jobs, "memory_of", lambda _device: (10 * 2**30, None))
     config = SchemesConfig(
         **{**arguments, "batch_size": 6}, schemes=("one-layer",), survey="none", out=tmp_path / "run"
