@@ -1,11 +1,9 @@
 """How time and memory grow with the facts: one command on more and more of a file, each time in a process of its own.
 
-Prints a line a size; with --out, writes all as JSON; with --figure, draws seconds by stage and peak memory. A finished
-run of more facts can be given, by its costs.json.
+Prints a line a size; with --out, writes all as JSON; with --figure, draws seconds by stage and peak memory.
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +15,11 @@ def main() -> None:
     """Run, print, write and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", help="the command with its options but --slice and --out, one argument")
-    parser.add_argument("--sizes", nargs="+", type=int, default=[25, 100, 400])
-    parser.add_argument(
-        "--given", action="append", default=[], metavar="SIZE=COSTS", help="a finished run's costs.json"
-    )
-    parser.add_argument(
-        "--interrupted", nargs="*", default=[], help="stages of a given run whose time is not to be used"
-    )
+    parser.add_argument("--sizes", nargs="+", type=int, default=[25, 100, 400, 2000])
     parser.add_argument("--out", type=Path, help="a JSON file")
     parser.add_argument("--figure", type=Path, help="an SVG or PNG file")
     options = parser.parse_args()
     found = [grown(size, costs_of(f"{options.command} --slice 0:{size}")) for size in options.sizes]
-    for size, _, path in (each.partition("=") for each in options.given):
-        run = grown(int(size), json.loads(Path(path).read_text("utf-8")))
-        run["seconds"] = {stage: took for stage, took in run["seconds"].items() if stage not in options.interrupted}
-        found.append(run)
     for run in found:
         parts = ", ".join(f"{stage} {took:.0f} s" for stage, took in run["seconds"].items())
         print(f"{run['facts']} facts: {parts}; peak {run['peak_bytes'] / 2**30:.2f} GiB", flush=True)

@@ -76,6 +76,23 @@ class CrewSettings:
     worker_cpus: Annotated[int, Gt(0)] | None = None
     worker_gpus: Annotated[float, Gt(0)] | None = None
 
+    def gpus(self, cards: int) -> float:
+        """How many cards a worker has.
+
+        Args:
+            cards: Over how many cards this process's model is divided; 0 where it is on none.
+
+        Returns:
+            Their number, or the share of one.
+
+        Raises:
+            InputError: If it is to have a card and a part of another.
+        """
+        gpus = self.worker_gpus or float(cards)
+        if gpus > 1 and gpus != int(gpus):
+            raise InputError(f"expected ⟨worker_gpus⟩ up to 1, or a whole number, got {gpus:g}: choose {int(gpus)}")
+        return gpus
+
     def load(self, cards: int) -> Load:
         """What a plan has to know.
 
@@ -86,17 +103,14 @@ class CrewSettings:
             The load.
 
         Raises:
-            InputError: If a worker is to have a card and a part of another.
+            InputError: As `gpus` has it.
         """
         if self.workers == 1 and self.ray is None:
             return Load(cards=max(1, cards), all_cards=max(1, cards))
-        here = 1 if self.ray else self.workers
-        if not cards and self.worker_gpus is None:
+        here, gpus = 1 if self.ray else self.workers, self.gpus(cards)
+        if not gpus:
             cluster = self.workers * (self.worker_cpus or 1) / torch.get_num_threads()
             return Load(1 + here, here, cluster if self.ray else 1.0)
-        gpus = self.worker_gpus or float(cards)
-        if gpus > 1 and gpus != int(gpus):
-            raise InputError(f"expected ⟨worker_gpus⟩ up to 1, or a whole number, got {gpus:g}: choose {int(gpus)}")
         share = min(1.0, gpus)  # whoever has several cards is no faster for it
         return Load(
             1 + here,
@@ -198,7 +212,7 @@ class Alone:
 ALONE: Crew = Alone()
 
 
-def hire(settings: CrewSettings, model: LanguageModel, layers: Layers, dtype: str, device: str) -> Crew:
+def hire(settings: CrewSettings, model: LanguageModel, layers: Layers, dtype: str) -> Crew:
     """The crew that some settings name; workers are started when there is first something for them to do.
 
     Args:
@@ -206,7 +220,6 @@ def hire(settings: CrewSettings, model: LanguageModel, layers: Layers, dtype: st
         model: The model, as it was loaded.
         layers: The layers whose weights are edited in the course of the work.
         dtype: As `load_model` was given it.
-        device: As `load_model` was given it.
 
     Returns:
         The crew.
@@ -217,7 +230,7 @@ def hire(settings: CrewSettings, model: LanguageModel, layers: Layers, dtype: st
     if settings.workers == 1 and settings.ray is None:
         return Alone(settings.load(model.cards)) if model.cards > 1 else ALONE
     _ray()
-    return Workers(settings, model, layers, dtype, device)
+    return Workers(settings, model, layers, dtype)
 
 
 def device_of(gpus: float) -> str:
@@ -247,14 +260,12 @@ class Workers:
         model: The model, as it was loaded.
         layers: The layers whose weights are edited in the course of the work.
         dtype: As `load_model` was given it.
-        device: As `load_model` was given it.
     """
 
     settings: CrewSettings
     model: LanguageModel
     layers: Layers
     dtype: str
-    device: str
     here: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
@@ -341,7 +352,7 @@ class Workers:
             return self._actors
         ray, settings = _ray(), self.settings
         cpus = settings.worker_cpus or (1 if settings.ray else max(1, (os.cpu_count() or 1) // settings.workers))
-        gpus = settings.worker_gpus or float(self.model.cards)
+        gpus = settings.gpus(self.model.cards)
         if not ray.is_initialized():
             own = {"address": "local", "num_cpus": settings.workers * cpus}
             where = own if settings.ray is None else {"address": settings.ray}

@@ -108,8 +108,10 @@ def free_memory(devices: Sequence[torch.device]) -> int:
     """
     if devices[0].type != "cuda":
         return available_memory()
-    unused = (torch.cuda.memory_reserved(card) - torch.cuda.memory_allocated(card) for card in devices)
-    return min(torch.cuda.mem_get_info(card)[0] + more for card, more in zip(devices, unused, strict=True))
+    return min(
+        torch.cuda.mem_get_info(card)[0] + torch.cuda.memory_reserved(card) - torch.cuda.memory_allocated(card)
+        for card in devices
+    )
 
 
 def halving(

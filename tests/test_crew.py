@@ -30,7 +30,7 @@ METHODS = "memit", "alphaedit+cr"
 def crew(arguments):
     """Two workers, started once for all tests that only divide work, on a machine with room for two more."""
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
-    yield hire(TWO, load_model(arguments["model"], "float64", "cpu"), (1, 2, 3), "float64", "cpu")
+    yield hire(TWO, load_model(arguments["model"], "float64", "cpu"), (1, 2, 3), "float64")
     ray.shutdown()
 
 
@@ -52,13 +52,13 @@ def same(folder, other):
 
 
 def test_one_process_is_no_crew(tiny):
-    assert hire(CrewSettings(), tiny, (1, 2), "float64", "cpu") is ALONE
+    assert hire(CrewSettings(), tiny, (1, 2), "float64") is ALONE
 
 
 def test_a_worker_divides_its_model_over_the_cards_that_it_is_given(tiny):
     assert [device_of(gpus) for gpus in (0, 0.5, 1, 4)] == ["cpu", "cuda", "cuda", "cuda:0-3"]
     with pytest.raises(InputError, match=r"a whole number, got 1\.5"):
-        hire(replace(TWO, worker_gpus=1.5), tiny, (1, 2), "float64", "cpu")
+        hire(replace(TWO, worker_gpus=1.5), tiny, (1, 2), "float64")
 
 
 def test_what_a_plan_is_told_of_who_works():
@@ -147,7 +147,7 @@ def test_a_piece_that_kills_every_worker_is_given_up(crew, arguments, monkeypatc
 
         os._exit(1)
 
-    alone = Workers(CrewSettings(workers=1, worker_cpus=1), model, (1, 2), "float64", "cpu")
+    alone = Workers(CrewSettings(workers=1, worker_cpus=1), model, (1, 2), "float64")
     with pytest.raises(InputError, match="expected workers that stay alive"):
         list(alone.map([(1, 2)], work))
     for actor in alone._actors:
@@ -157,7 +157,7 @@ def test_a_piece_that_kills_every_worker_is_given_up(crew, arguments, monkeypatc
 def test_another_model_on_another_machine_is_refused(crew, tmp_path):
     folder = make_folder(tmp_path / "model", CONFIGS["llama"])
     model = load_model(str(folder), "float64", "cpu")
-    workers = hire(TWO, model, (1, 2), "float64", "cpu")
+    workers = hire(TWO, model, (1, 2), "float64")
     make_folder(folder, CONFIGS["llama"], seed=1)
     with pytest.raises(InputError, match="expected the same model on every machine"):
         list(workers.map([(0,)], len))

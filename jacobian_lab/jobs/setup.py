@@ -252,7 +252,7 @@ def load_subject(
         cards = len(sketch) if sketch[0].type == "cuda" else 0
         return Subject(config, model, file, layers, sketch[0], Alone(config.crew.load(cards)))
     check_replay(model, file.facts, layers)
-    crew = hire(config.crew, model, layers, config.dtype, config.device)
+    crew = hire(config.crew, model, layers, config.dtype)
     return Subject(config, model, file, layers, model.device, crew)
 
 

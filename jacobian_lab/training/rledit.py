@@ -331,8 +331,7 @@ class RLEdit:
             for name, module in self.modules.items()
         ]
         try:
-            final = tail_outputs(frozen, self.start, hidden.requires_grad_())
-            log_p = frozen.model.head(final).double().log_softmax(-1)
+            log_p = self._log_p_of(frozen, hidden.requires_grad_())
         finally:
             for handle in handles:
                 handle.remove()
@@ -351,7 +350,9 @@ class RLEdit:
 
     @torch.no_grad()
     def _log_p(self, rows: Sequence[Prompt]) -> Float[Tensor, "row answer vocab"]:
-        frozen, hidden = self._above(rows)
+        return self._log_p_of(*self._above(rows))
+
+    def _log_p_of(self, frozen: Frozen, hidden: Float[Tensor, "row tail d_model"]) -> Float[Tensor, "row answer vocab"]:
         return frozen.model.head(tail_outputs(frozen, self.start, hidden)).double().log_softmax(-1)
 
     def _losses(self, rows: Sequence[Prompt]) -> list[float]:
