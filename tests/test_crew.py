@@ -8,8 +8,10 @@ import pytest
 import torch
 from helpers.small import CONFIGS, make_folder
 
-from jacobian_lab import crew as crew_module
-from jacobian_lab.crew import ALONE, CrewSettings, Load, Workers, device_of, hire
+from jacobian_lab.crew import workers as workers_module
+from jacobian_lab.crew.crew import ALONE
+from jacobian_lab.crew.settings import CrewSettings, Load
+from jacobian_lab.crew.workers import Workers, device_of, hire
 from jacobian_lab.editing import layers
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation import examination
@@ -139,7 +141,7 @@ def test_a_worker_s_own_error_comes_back_as_it_was(crew):
 
 
 def test_a_piece_that_kills_every_worker_is_given_up(crew, arguments, monkeypatch):
-    monkeypatch.setattr(crew_module, "DEATHS", 0)
+    monkeypatch.setattr(workers_module, "DEATHS", 0)
     model = load_model(arguments["model"], "float64", "cpu")
 
     def work(_piece):
@@ -165,7 +167,7 @@ def test_another_model_on_another_machine_is_refused(crew, tmp_path):
 
 def test_workers_for_whom_there_is_no_room_are_refused(crew, monkeypatch):
     list(crew.map([(0,)], len))
-    monkeypatch.setattr(crew_module._check_room, "__defaults__", (0.5,))
+    monkeypatch.setattr(workers_module._check_room, "__defaults__", (0.5,))
     many = replace(crew, settings=CrewSettings(workers=8, worker_cpus=1))
     with pytest.raises(InputError, match=r"expected 8 free CPUs for 8 workers, got .: choose fewer workers"):
         list(many.map([(0,)], len))
@@ -175,7 +177,7 @@ def test_edited_weights_are_fetched_once(crew):
     before = crew.model.weight(2).clone()
 
     def look(_piece):
-        model = next(iter(crew_module._RESIDENT.values()))
+        model = next(iter(workers_module._RESIDENT.values()))
         return float(model.weight(2)[0, 0]), model.weight(2)._version, os.getpid()
 
     with torch.no_grad():

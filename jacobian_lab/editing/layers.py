@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jacobian_lab.crew import ALONE, Crew
+from jacobian_lab.crew.crew import ALONE, Crew
 from jacobian_lab.editing.rules import Kept, Problem, Rule, Update, memit
 from jacobian_lab.editing.schemes import DAMPING, Scheme, Targets, damped_pullback
 from jacobian_lab.editing.solving import factored

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jacobian_lab.crew import ALONE, Crew
+from jacobian_lab.crew.crew import ALONE, Crew
 from jacobian_lab.evaluation.metrics import check_questions, evaluate, greedy_matches, neighborhood_states
 from jacobian_lab.evaluation.questions import probe_groups, questions, style_of
 from jacobian_lab.facts.fact import Fact

@@ -120,12 +120,11 @@ class Bench:
             factored(self.ridge * matrix.to(device), f"λC at layer {layer}", advice(matrix, self.ridge))
 
     @property
-    def beside(self) -> int:
-        """Bytes of the copy of the model that descents run in, if they run in another dtype."""
-        chosen, model = self.experiment.anchor.dtype, self.experiment.model
-        if chosen is None or (dtype := getattr(torch, chosen)) == model.dtype:
-            return 0
-        return dtype.itemsize * sum(weight.numel() for weight in model.hf.parameters())
+    def descents(self) -> torch.dtype | None:
+        """Dtype of the copy of the model that descents run in, if it is another than the model's."""
+        chosen = self.experiment.anchor.dtype
+        dtype = None if chosen is None else getattr(torch, chosen)
+        return None if dtype == self.experiment.model.dtype else dtype
 
     @property
     def kept(self) -> int:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from annotated_types import Gt, Le, Lt
 from tyro.conf import OmitArgPrefixes, arg
 
-from jacobian_lab.crew import CrewSettings
+from jacobian_lab.crew.settings import CrewSettings
 from jacobian_lab.editing.anchors import AnchorSettings, CoordinationSettings
 from jacobian_lab.editing.methods import TABLE_METHODS
 from jacobian_lab.editing.rules import RuleSettings

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jacobian_lab.crew import Piece
+from jacobian_lab.crew.crew import Piece
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import Fact
 from jacobian_lab.facts.sampling import sample

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from jacobian_lab.caching import content_key, write_text
-from jacobian_lab.crew import ALONE, Crew
+from jacobian_lab.crew.crew import ALONE, Crew
 from jacobian_lab.errors import InputError
 from jacobian_lab.memory import memory_of, peak_memory
 from jacobian_lab.model.devices import check_places, places_of
@@ -93,7 +93,7 @@ class Job:
         before: Given the folder, work without which no part can be computed; it fails before the folder is claimed.
         before_cost: What that takes.
         kept: Bytes that the host keeps beside the model, for all parts.
-        beside: Bytes of the copy of the model that descents run in, where the model is.
+        descents: Dtype of the copy of the model that descents run in, if they do.
         crew: Who does the work; let go at its end.
     """
 
@@ -107,7 +107,7 @@ class Job:
     before: Callable[[Path], Any] = lambda _: None
     before_cost: Callable[[Costs], Sequence[Stage]] = lambda _: ()
     kept: int = 0
-    beside: int = 0
+    descents: torch.dtype | None = None
     crew: Crew = ALONE
 
     def plan(
@@ -124,7 +124,7 @@ class Job:
             The stages before any part, then those of each part.
         """
         costs = Costs(
-            self.model, clock, self.kept, self.crew.load, self.beside, there[0] if there[1] is None else there[1]
+            self.model, clock, self.kept, self.crew.load, self.descents, there[0] if there[1] is None else there[1]
         )
         some = [(part, 1.0) for part in self.parts] if parts is None else parts
         loading = [costs.loading()] if parts is None else []
@@ -171,12 +171,13 @@ class Job:
 
     def _estimated(self, left: Sequence[tuple[Part, float]]) -> "Record":
         """Say what is left to do is going to take, and refuse what cannot be."""
-        clock, there = measured(self.model), memory_of(self.model.devices)
+        clock, there = measured(self.model, descents=self.descents), memory_of(self.model.devices)
         stages = self.plan(clock, there, left)
         plan = Plan(clock.machine, [stage for some in stages for stage in some], self.disk())
         plan.check_fits(*there)
         if plan.seconds:
             note(plan.sentence())
+        _tell_if_slow(clock, self)
         for name in plan.tight(*there):
             note(f"{name}: more is taken side by side than memory may hold; what does not fit is halved")
         return Record(plan, stages, self.model.devices)
@@ -274,9 +275,12 @@ def planned(job: Callable[..., Job], config: Any, options: PlanOptions) -> str:
         places = (torch.device("cuda"),)
     made = job(config, progress=False, sketch=places)
     if card is None:
-        clock, there = measured(two_blocks(made.model, places[0]), Sizes.of(made.model).words), memory_of(places)
+        small, words = two_blocks(made.model, places[0]), Sizes.of(made.model).words
+        clock, there = measured(small, words, made.descents), memory_of(places)
     else:
-        clock, there = card.clock(made.model, made.crew.load.all_cards), (ELSEWHERE, card.memory)
+        clock = card.clock(made.model, made.crew.load.all_cards, made.descents)
+        there = ELSEWHERE, card.memory
+    _tell_if_slow(clock, made)
     plan = Plan(clock.machine, [stage for some in made.plan(clock, there) for stage in some], made.disk())
     try:
         plan.check_fits(*there)
@@ -286,6 +290,14 @@ def planned(job: Callable[..., Job], config: Any, options: PlanOptions) -> str:
     if options.json:
         return json.dumps(plan.as_json() | {"refused": refused}, indent=1)
     return "\n".join([*plan.lines(), *([refused] if refused else [])])
+
+
+def _tell_if_slow(clock: Clock, job: Job) -> None:
+    """Say that the dtype that was chosen for descents makes them slower, where it does."""
+    times = clock.slowdown()
+    if times > 1.1:
+        chosen, own = (str(dtype).removeprefix("torch.") for dtype in (job.descents, job.model.dtype))
+        note(f"descents in {chosen} take {times:.2g} times as long as in {own} here: they need no dtype of their own")
 
 
 def cell_by_cell(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from jacobian_lab.crew import ALONE, Crew
+from jacobian_lab.crew.crew import ALONE, Crew
 from jacobian_lab.editing.deltas import DELTA, FOLDER
 from jacobian_lab.editing.layers import restored
 from jacobian_lab.editing.methods import (
@@ -210,7 +210,7 @@ def _job(
         before=at_work.begin,
         before_cost=at_work.cost_before,
         kept=bench.kept,
-        beside=bench.beside,
+        descents=bench.descents,
         crew=bench.experiment.crew,
     )
 

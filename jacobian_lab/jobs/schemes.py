@@ -113,7 +113,7 @@ def schemes_job(
         before=bench.begin,
         before_cost=bench.cost_before,
         kept=bench.kept,
-        beside=bench.beside,
+        descents=bench.descents,
         crew=bench.experiment.crew,
     )
 

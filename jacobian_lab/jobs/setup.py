@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from jacobian_lab.caching import content_key
-from jacobian_lab.crew import Alone, Crew, hire
+from jacobian_lab.crew.crew import Alone, Crew
+from jacobian_lab.crew.workers import hire
 from jacobian_lab.editing.anchors import AnchorSettings
 from jacobian_lab.editing.layers import Setting
 from jacobian_lab.editing.published_moments import Published, check_moments

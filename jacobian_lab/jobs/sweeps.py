@@ -137,7 +137,7 @@ def layer_count_job(config: LayerCountConfig, *, progress: bool = True, sketch: 
         before=bench.begin,
         before_cost=bench.cost_before,
         kept=bench.kept,
-        beside=bench.beside,
+        descents=bench.descents,
         crew=bench.experiment.crew,
     )
 
@@ -215,7 +215,7 @@ def damping_job(config: DampingConfig, *, progress: bool = True, sketch: Places 
         before=bench.begin,
         before_cost=bench.cost_before,
         kept=bench.kept,
-        beside=bench.beside,
+        descents=bench.descents,
         crew=bench.experiment.crew,
     )
 
@@ -283,7 +283,7 @@ def frontier_job(config: FrontierConfig, *, progress: bool = True, sketch: Place
         before=at_work.begin,
         before_cost=at_work.cost_before,
         kept=bench.kept,
-        beside=bench.beside,
+        descents=bench.descents,
         crew=bench.experiment.crew,
     )
 

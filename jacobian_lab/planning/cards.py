@@ -37,32 +37,38 @@ class Card:
     spectra: float
     solve: float
 
-    def clock(self, model: LanguageModel, count: int = 1) -> Clock:
+    def clock(self, model: LanguageModel, count: int = 1, descents: torch.dtype | None = None) -> Clock:
         """Its clock for a model; what its host does is taken to be done as fast as on the host at hand.
 
         Args:
             model: The model; its weights are not looked at.
             count: How many such cards there are, whose clock is one's.
+            descents: The dtype of a copy that descents run in, if they do.
 
         Returns:
             The clock.
         """
-        sizes, dtype, host = Sizes.of(model), str(model.dtype).removeprefix("torch."), torch.device("cpu")
-        rate, logits = self.rates[dtype], 2 * sizes.width * sizes.words / self.rates["float32"]
+        sizes, host = Sizes.of(model), torch.device("cpu")
+        rate, logits = self._rate(model.dtype), 2 * sizes.width * sizes.words / self.rates["float32"]
 
-        def both(tokens: int) -> float:
-            return max(4 * sizes.block * tokens / rate, self.launched)
+        def blocks(rate: float) -> dict[int, tuple[float, float]]:
+            both = {n: max(4 * sizes.block * n / rate, self.launched) for n in (*BATCHES, LARGEST)}
+            return {tokens: (FORWARD * seconds, seconds) for tokens, seconds in both.items()}
 
         cubes = {"spectra": self.spectra, "cholesky": self.solve}
         return Clock(
             machine=f"one {self.name}" if count == 1 else f"{count} {self.name}s",
             card=True,
-            blocks={tokens: (FORWARD * both(tokens), both(tokens)) for tokens in (*BATCHES, LARGEST)},
+            blocks=blocks(rate),
             logits=(logits, 2 * logits),
             rates={"model": rate} | {name: self.rates[name] for name in RATES},
             cubes=cubes | {"eigenvectors": seconds_over_cube(host)["eigenvectors"]},
             moved=bytes_moved(),
+            descents=None if descents is None else blocks(self._rate(descents)),
         )
+
+    def _rate(self, dtype: torch.dtype) -> float:
+        return self.rates[str(dtype).removeprefix("torch.")]
 
 
 H200 = Card(

@@ -4,7 +4,7 @@ import hashlib
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -41,6 +41,7 @@ class Clock:
         cubes: Seconds over the cube of the width, in float64: ``spectra`` (eigenvalues of S and singular values
             of J), ``eigenvectors`` (of J, on the processor), ``cholesky``.
         moved: Bytes a second that are read and hashed.
+        descents: As ``blocks``, of the copy of the model in another dtype that descents run in; none if they do not.
     """
 
     machine: str
@@ -50,6 +51,28 @@ class Clock:
     rates: Mapping[str, float]
     cubes: Mapping[str, float]
     moved: float
+    descents: Mapping[int, tuple[float, float]] | None = None
+
+    def descent(self, tokens: int) -> float:
+        """One block over tokens side by side, forward and back, in the dtype that descents run in.
+
+        Args:
+            tokens: How many.
+
+        Returns:
+            Seconds.
+        """
+        own = self if self.descents is None else replace(self, blocks=self.descents)
+        return own.block(tokens, back=True)
+
+    def slowdown(self) -> float:
+        """How many times as long a descent takes for its dtype, where most tokens were measured side by side.
+
+        Returns:
+            Their ratio; below 1 where it is the faster for it.
+        """
+        most = max(self.blocks) if self.descents is None else max(self.descents)
+        return self.descent(most) / self.block(most, back=True)
 
     def block(self, tokens: int, *, back: bool = False) -> float:
         """One block over tokens side by side.
@@ -82,12 +105,13 @@ class Clock:
         return self.block(min(tokens, at_once), back=back) * max(1.0, tokens / at_once) if tokens else 0.0
 
 
-def measured(model: LanguageModel, words: int | None = None) -> Clock:
+def measured(model: LanguageModel, words: int | None = None, descents: torch.dtype | None = None) -> Clock:
     """Measure the pieces for a model, or for a small one with the same blocks.
 
     Args:
         model: The model; one of a single block is measured in another's place, random and of two.
         words: Of the vocabulary that logits are wanted of, if the model's own is smaller.
+        descents: The dtype of a copy that descents run in, if they do.
 
     Returns:
         The clock.
@@ -95,16 +119,16 @@ def measured(model: LanguageModel, words: int | None = None) -> Clock:
     words = words or int(model.hf.config.vocab_size)
     if model.n_layers < BLOCKS:
         model = two_blocks(model, model.device)
-    frozen = freeze(model, [Prompt((0,) * (PREFIX + 1), PREFIX)], [0], 1)
     return Clock(
         machine=name_of(model.devices),
         card=model.device.type == "cuda",
-        blocks=_blocks(model, frozen),
+        blocks=_blocks(model),
         logits=_logits(model, words),
         rates={"model": _rate(model.dtype, model.device)}
         | {name: _rate(dtype, model.device) for name, dtype in RATES.items()},
         cubes=seconds_over_cube(model.device),
         moved=bytes_moved(),
+        descents=None if descents is None else _blocks(two_blocks(model, model.device, descents)),
     )
 
 
@@ -145,8 +169,9 @@ def seconds_of(work: Callable[[], Any], device: torch.device, repeats: int = 3) 
     return again if first > LONGEST else statistics.median([again, *(once() for _ in range(repeats - 1))])
 
 
-def _blocks(model: LanguageModel, frozen: Frozen) -> dict[int, tuple[float, float]]:
+def _blocks(model: LanguageModel) -> dict[int, tuple[float, float]]:
     """One block over a token of every row, forward and back, until a batch takes too long."""
+    frozen = freeze(model, [Prompt((0,) * (PREFIX + 1), PREFIX)], [0], 1)
     found: dict[int, tuple[float, float]] = {}
     for size in BATCHES:
         rows = frozen.select(torch.zeros(size, dtype=torch.long, device=model.device))

@@ -6,7 +6,7 @@ from functools import cached_property
 
 import torch
 
-from jacobian_lab.crew import UNSHARED, Load
+from jacobian_lab.crew.settings import UNSHARED, Load
 from jacobian_lab.editing.anchors import anchor_batches
 from jacobian_lab.editing.layers import KEYS_AT_ONCE
 from jacobian_lab.editing.schemes import Scheme
@@ -70,7 +70,7 @@ class Costs:
         kept: Bytes that the host keeps through the whole job beside the weights: C of the decisive layers.
         load: How the work is spread; the cards that a model is divided over take turns, and what goes between them is
             taken to cost nothing.
-        beside: Bytes of the copy of the model that descents run in, if it is another dtype's.
+        descents: Dtype of the copy of the model that descents run in, if they do.
         room: Bytes that there are where the model is, on each card.
     """
 
@@ -78,7 +78,7 @@ class Costs:
     clock: Clock
     kept: int = 0
     load: Load = UNSHARED
-    beside: int = 0
+    descents: torch.dtype | None = None
     room: int = 2**60
 
     @cached_property
@@ -99,7 +99,7 @@ class Costs:
     def _there(self, itemsize: int) -> int:
         """Bytes of the models on the card that holds most, or on the host: this process's and those of workers."""
         weights = self._share(self.load.cards) + self.load.beside * self._share(self.load.worker_cards)
-        return weights * itemsize + self.beside * weights // self.sizes.weights
+        return weights * (itemsize + (self.descents.itemsize if self.descents else 0))
 
     def _share(self, cards: int) -> int:
         """Weights of one model on the card that holds most of them; what is no block is on the first."""
@@ -247,11 +247,11 @@ class Costs:
         sizes, answered = self.sizes, [row for each in rows.answered_contexts for row in each]
         above, tail = sizes.blocks - 1 - first, max(row.tail for row in answered)
         tokens, answers = len(answered) * tail, sum(len(row.answer) for row in answered)
-        once = above * (self.clock.block(tokens, back=True) + self.clock.block(len(rows), back=True))
+        once = above * (self.clock.descent(tokens) + self.clock.descent(len(rows)))
         once += (answers + len(rows)) * self.clock.logits[1]
         whole = len(answered) * max(len(row.ids) for row in answered)
         seconds = PASSED * steps * once + sizes.blocks * self.clock.block(whole)
-        itemsize = self.model.dtype.itemsize
+        itemsize = (self.descents or self.model.dtype).itemsize
         there = min(above, -(-sizes.blocks // self._dividing))  # blocks on the card that has most of them
         gradients = there * tokens * (12 * sizes.width + 6 * sizes.d_mlp) * itemsize
         frozen = there * whole * sizes.cached * itemsize

@@ -67,12 +67,13 @@ def _matrices(module: nn.Module) -> int:
     return sum(prod(weight.shape) for weight in module.parameters() if weight.dim() == 2)
 
 
-def two_blocks(model: LanguageModel, device: torch.device) -> LanguageModel:
+def two_blocks(model: LanguageModel, device: torch.device, dtype: torch.dtype | None = None) -> LanguageModel:
     """A random model of two blocks like a model's own, and few words, to be measured.
 
     Args:
         model: The model; its weights are not looked at.
         device: Where the small one is to be.
+        dtype: Its dtype; the model's by default.
 
     Returns:
         The small model.
@@ -83,5 +84,5 @@ def two_blocks(model: LanguageModel, device: torch.device) -> LanguageModel:
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:BLOCKS]
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.device(device):
-        hf = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+        hf = AutoModelForCausalLM.from_config(config, dtype=dtype or model.dtype)
     return replace(model, hf=hf.eval().requires_grad_(False))

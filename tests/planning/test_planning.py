@@ -141,6 +141,34 @@ def test_a_clock_of_this_machine_and_one_of_a_card(family_model):
     assert (ours.card, card.card) == (False, True)
 
 
+def test_descents_in_another_dtype_go_by_their_own_clock(rows):
+    own = counting(0, 2)
+    other = replace(own, descents={tokens: (there, both / 4) for tokens, (there, both) in own.blocks.items()})
+    costs = Costs(rows.model, own), Costs(rows.model, other, descents=torch.bfloat16)
+    alone, copied = (each.descent("anchors", rows, 1, 5, None) for each in costs)
+    assert copied.seconds == alone.seconds / 4
+    assert (own.slowdown(), other.slowdown()) == (1.0, 0.25)
+    edits = [each.edit(rows, SCHEMES["forward-replay"], (1, 2), observed=True) for each in costs]
+    assert edits[0] == edits[1]
+    weights = Sizes.of(rows.model).weights * torch.bfloat16.itemsize
+    assert costs[1].stage("", 0.0).host == costs[0].stage("", 0.0).host + weights
+
+
+def test_a_dtype_that_makes_descents_slower_is_told(arguments, tmp_path, monkeypatch, capsys):
+    slow = replace(counting(1, 2), descents={1: (9.0, 30.0), 1000: (9000.0, 30000.0)})
+    monkeypatch.setattr(jobs, "measured", lambda *_args, **_named: slow)
+    cli.main(["edit", *options(arguments), "--anchor.dtype", "float16", "--out", str(tmp_path / "new"), "--plan"])
+    assert "descents in float16 take 15 times as long as in float64 here" in capsys.readouterr().err
+
+
+def test_a_clock_measures_the_dtype_of_descents(family_model):
+    clock = measured(family_model, descents=torch.float32)
+    assert min(min(each) for each in clock.descents.values()) > 0
+    assert measured(family_model).descents is None
+    card = CARDS["h200"].clock(family_model.cast(torch.float32), descents=torch.bfloat16)
+    assert card.descents.keys() == card.blocks.keys()
+
+
 COMMANDS = ["tables", "edit-table", "edit", "theorem1", "layer-count", "damping", "frontier", "jacobian"]
 
 

@@ -1,6 +1,5 @@
-"""Who does work that is divided by facts: this process, or workers that hold the model too, by Ray."""
+"""Workers that hold the model too: Ray actors, on this machine or on a cluster."""
 
-import math
 import os
 import time
 from collections import deque
@@ -8,22 +7,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any
 
 import torch
-from annotated_types import Gt
 from jaxtyping import Float
 from torch import Tensor
 
+from jacobian_lab.crew.crew import ALONE, Alone, Crew, Piece, Result, untold
+from jacobian_lab.crew.settings import CrewSettings
 from jacobian_lab.errors import InputError, first_line
-from jacobian_lab.memory import Tell, halving, out_of_memory
+from jacobian_lab.memory import Tell, out_of_memory
 from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.loading import load_model
 from jacobian_lab.progress import note
-
-Result = TypeVar("Result")
-Piece = Sequence[int]
-"""Indices of the facts that are worked on together."""
 
 PATIENCE = 120
 """Seconds within which a worker's process is to have begun."""
@@ -33,183 +29,6 @@ DEATHS = 3
 
 KEPT = ("JACOBIAN_LAB_CACHE", "HF_HUB_OFFLINE")
 """What of this process's environment a worker has too."""
-
-
-class Load(NamedTuple):
-    """How the work is spread, as a plan has to know it.
-
-    Attributes:
-        processes: Processes on this host that hold the model, or read it.
-        beside: Workers' models on one card, or on this host, beside this process's own.
-        sharing: By how many the time of what is done fact by fact is divided: workers on machines or cards of their
-            own. Workers of one processor share what one process has anyway.
-        cards: Over how many cards this process's model is divided.
-        worker_cards: Over how many a worker's is.
-        all_cards: Cards in all.
-    """
-
-    processes: int = 1
-    beside: int = 0
-    sharing: float = 1.0
-    cards: int = 1
-    worker_cards: int = 1
-    all_cards: int = 1
-
-
-UNSHARED = Load()
-
-
-@dataclass(frozen=True)
-class CrewSettings:
-    """Who does the work; changes no number beyond rounding.
-
-    Attributes:
-        workers: Processes that share the work on facts, each holding the model; 1: this process alone.
-        ray: Address of a Ray cluster whose machines the workers are on, or auto; by default they are on this machine.
-        worker_cpus: Threads of a worker; by default this machine's are divided, and one on a cluster.
-        worker_gpus: Cards of a worker: a share of one, or several over which its model is divided; by default as many
-            as this process has its model on.
-    """
-
-    workers: Annotated[int, Gt(0)] = 1
-    ray: str | None = None
-    worker_cpus: Annotated[int, Gt(0)] | None = None
-    worker_gpus: Annotated[float, Gt(0)] | None = None
-
-    def gpus(self, cards: int) -> float:
-        """How many cards a worker has.
-
-        Args:
-            cards: Over how many cards this process's model is divided; 0 where it is on none.
-
-        Returns:
-            Their number, or the share of one.
-
-        Raises:
-            InputError: If it is to have a card and a part of another.
-        """
-        gpus = self.worker_gpus or float(cards)
-        if gpus > 1 and gpus != int(gpus):
-            raise InputError(f"expected ⟨worker_gpus⟩ up to 1, or a whole number, got {gpus:g}: choose {int(gpus)}")
-        return gpus
-
-    def load(self, cards: int) -> Load:
-        """What a plan has to know.
-
-        Args:
-            cards: Over how many cards the model is divided; 0 where it is on none.
-
-        Returns:
-            The load.
-
-        Raises:
-            InputError: As `gpus` has it.
-        """
-        if self.workers == 1 and self.ray is None:
-            return Load(cards=max(1, cards), all_cards=max(1, cards))
-        here, gpus = 1 if self.ray else self.workers, self.gpus(cards)
-        if not gpus:
-            cluster = self.workers * (self.worker_cpus or 1) / torch.get_num_threads()
-            return Load(1 + here, here, cluster if self.ray else 1.0)
-        share = min(1.0, gpus)  # whoever has several cards is no faster for it
-        return Load(
-            1 + here,
-            min(self.workers, int(1 / share)),
-            max(1.0, self.workers * share),
-            max(1, cards),
-            max(1, int(gpus)),
-            max(cards, math.ceil(self.workers * gpus)),
-        )
-
-
-def _untold(_failed: int, _next: int) -> None:
-    """Of pieces of one item nothing has to be told: one that does not fit ends the work."""
-
-
-@runtime_checkable
-class Crew(Protocol):
-    """Who does the work.
-
-    Attributes:
-        here: Whether this process does, so that work can tell how it goes.
-        load: As `CrewSettings.load` has it.
-    """
-
-    here: bool
-    load: Load
-
-    def of(self, layers: Layers) -> "Crew":
-        """The crew of work in which other layers are edited.
-
-        Args:
-            layers: These layers.
-
-        Returns:
-            The crew.
-        """
-
-    def release(self) -> None:
-        """Let whoever was hired go; they are hired anew when there is work again."""
-
-    def map(
-        self, pieces: Sequence[Piece], work: Callable[[Piece], Result], tell: Tell = _untold
-    ) -> Iterator[tuple[Piece, Result]]:
-        """Do some work on every piece, with the model as it is now.
-
-        Args:
-            pieces: The pieces; one that memory does not hold is halved.
-            work: What is done with a piece; a function of a module or a `functools.partial` of one, whose results are
-                on the host.
-            tell: Called whenever a piece does not fit.
-
-        Returns:
-            Every piece, or every part of one, with the result, in any order.
-        """
-
-
-@dataclass(eq=False)
-class Alone:
-    """This process does the work.
-
-    Attributes:
-        load: As `CrewSettings.load` has it, where it is only planned who does.
-        here: Whether this process does.
-    """
-
-    load: Load = UNSHARED
-    here: bool = True
-
-    def of(self, layers: Layers) -> Crew:
-        """As `Crew` has it.
-
-        Args:
-            layers: These layers.
-
-        Returns:
-            The same.
-        """
-        return self
-
-    def release(self) -> None:
-        """As `Crew` has it."""
-
-    def map(
-        self, pieces: Sequence[Piece], work: Callable[[Piece], Result], tell: Tell = _untold
-    ) -> Iterator[tuple[Piece, Result]]:
-        """As `Crew` has it; in the order of the pieces.
-
-        Args:
-            pieces: The pieces.
-            work: What is done with one.
-            tell: Called whenever one does not fit.
-
-        Returns:
-            Every piece with its result.
-        """
-        return halving(pieces, work, tell)
-
-
-ALONE: Crew = Alone()
 
 
 def hire(settings: CrewSettings, model: LanguageModel, layers: Layers, dtype: str) -> Crew:
@@ -297,7 +116,7 @@ class Workers:
             ray.shutdown()
 
     def map(
-        self, pieces: Sequence[Piece], work: Callable[[Piece], Result], tell: Tell = _untold
+        self, pieces: Sequence[Piece], work: Callable[[Piece], Result], tell: Tell = untold
     ) -> Iterator[tuple[Piece, Result]]:
         """As `Crew` has it; in the order in which they are finished.
 

@@ -1,0 +1,103 @@
+"""What whoever does the work has to be able to do, and this process doing it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar, runtime_checkable
+
+from jacobian_lab.crew.settings import UNSHARED, Load
+from jacobian_lab.memory import Tell, halving
+from jacobian_lab.model.language_model import Layers
+
+Result = TypeVar("Result")
+Piece = Sequence[int]
+"""Indices of the facts that are worked on together."""
+
+
+def untold(_failed: int, _next: int) -> None:
+    """Of pieces of one item nothing has to be told: one that does not fit ends the work."""
+
+
+@runtime_checkable
+class Crew(Protocol):
+    """Who does the work.
+
+    Attributes:
+        here: Whether this process does, so that work can tell how it goes.
+        load: As `CrewSettings.load` has it.
+    """
+
+    here: bool
+    load: Load
+
+    def of(self, layers: Layers) -> "Crew":
+        """The crew of work in which other layers are edited.
+
+        Args:
+            layers: These layers.
+
+        Returns:
+            The crew.
+        """
+
+    def release(self) -> None:
+        """Let whoever was hired go; they are hired anew when there is work again."""
+
+    def map(
+        self, pieces: Sequence[Piece], work: Callable[[Piece], Result], tell: Tell = untold
+    ) -> Iterator[tuple[Piece, Result]]:
+        """Do some work on every piece, with the model as it is now.
+
+        Args:
+            pieces: The pieces; one that memory does not hold is halved.
+            work: What is done with a piece; a function of a module or a `functools.partial` of one, whose results are
+                on the host.
+            tell: Called whenever a piece does not fit.
+
+        Returns:
+            Every piece, or every part of one, with the result, in any order.
+        """
+
+
+@dataclass(eq=False)
+class Alone:
+    """This process does the work.
+
+    Attributes:
+        load: As `CrewSettings.load` has it, where it is only planned who does.
+        here: Whether this process does.
+    """
+
+    load: Load = UNSHARED
+    here: bool = True
+
+    def of(self, layers: Layers) -> Crew:
+        """As `Crew` has it.
+
+        Args:
+            layers: These layers.
+
+        Returns:
+            The same.
+        """
+        return self
+
+    def release(self) -> None:
+        """As `Crew` has it."""
+
+    def map(
+        self, pieces: Sequence[Piece], work: Callable[[Piece], Result], tell: Tell = untold
+    ) -> Iterator[tuple[Piece, Result]]:
+        """As `Crew` has it; in the order of the pieces.
+
+        Args:
+            pieces: The pieces.
+            work: What is done with one.
+            tell: Called whenever one does not fit.
+
+        Returns:
+            Every piece with its result.
+        """
+        return halving(pieces, work, tell)
+
+
+ALONE: Crew = Alone()

@@ -1,0 +1,97 @@
+"""How work is divided, as a user says it and as a plan has to know it."""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
+
+import torch
+from annotated_types import Gt
+
+from jacobian_lab.errors import InputError
+
+
+class Load(NamedTuple):
+    """How the work is spread, as a plan has to know it.
+
+    Attributes:
+        processes: Processes on this host that hold the model, or read it.
+        beside: Workers' models on one card, or on this host, beside this process's own.
+        sharing: By how many the time of what is done fact by fact is divided: workers on machines or cards of their
+            own. Workers of one processor share what one process has anyway.
+        cards: Over how many cards this process's model is divided.
+        worker_cards: Over how many a worker's is.
+        all_cards: Cards in all.
+    """
+
+    processes: int = 1
+    beside: int = 0
+    sharing: float = 1.0
+    cards: int = 1
+    worker_cards: int = 1
+    all_cards: int = 1
+
+
+UNSHARED = Load()
+
+
+@dataclass(frozen=True)
+class CrewSettings:
+    """Who does the work; changes no number beyond rounding.
+
+    Attributes:
+        workers: Processes that share the work on facts, each holding the model; 1: this process alone.
+        ray: Address of a Ray cluster whose machines the workers are on, or auto; by default they are on this machine.
+        worker_cpus: Threads of a worker; by default this machine's are divided, and one on a cluster.
+        worker_gpus: Cards of a worker: a share of one, or several over which its model is divided; by default as many
+            as this process has its model on.
+    """
+
+    workers: Annotated[int, Gt(0)] = 1
+    ray: str | None = None
+    worker_cpus: Annotated[int, Gt(0)] | None = None
+    worker_gpus: Annotated[float, Gt(0)] | None = None
+
+    def gpus(self, cards: int) -> float:
+        """How many cards a worker has.
+
+        Args:
+            cards: Over how many cards this process's model is divided; 0 where it is on none.
+
+        Returns:
+            Their number, or the share of one.
+
+        Raises:
+            InputError: If it is to have a card and a part of another.
+        """
+        gpus = self.worker_gpus or float(cards)
+        if gpus > 1 and gpus != int(gpus):
+            raise InputError(f"expected ⟨worker_gpus⟩ up to 1, or a whole number, got {gpus:g}: choose {int(gpus)}")
+        return gpus
+
+    def load(self, cards: int) -> Load:
+        """What a plan has to know.
+
+        Args:
+            cards: Over how many cards the model is divided; 0 where it is on none.
+
+        Returns:
+            The load.
+
+        Raises:
+            InputError: As `gpus` has it.
+        """
+        if self.workers == 1 and self.ray is None:
+            return Load(cards=max(1, cards), all_cards=max(1, cards))
+        here, gpus = 1 if self.ray else self.workers, self.gpus(cards)
+        if not gpus:
+            cluster = self.workers * (self.worker_cpus or 1) / torch.get_num_threads()
+            return Load(1 + here, here, cluster if self.ray else 1.0)
+        share = min(1.0, gpus)  # whoever has several cards is no faster for it
+        return Load(
+            1 + here,
+            min(self.workers, int(1 / share)),
+            max(1.0, self.workers * share),
+            max(1, cards),
+            max(1, int(gpus)),
+            max(cards, math.ceil(self.workers * gpus)),
+        )
