@@ -301,7 +301,7 @@ COMMANDS: Mapping[str, Command] = {
         _taking(SchemesConfig, tables, schemes_job),
     ),
     "edit_table": Command(
-        f"Edit with every method and evaluate: Tables 3, 4, 6 and 7. {SUITS}",
+        f"Edit with several methods and evaluate: Tables 3, 4, 6 and 7. {SUITS}",
         _taking(EditTableConfig, edit_table, edit_table_job, only=None),
     ),
     "edit": Command(

@@ -82,10 +82,10 @@ def second_moments(
                 save_file(tensors, partial, metadata={"digest": _digest(tensors)})
             loaded[layer] = tensors
     found = {layer: stored for layer, stored in loaded.items() if stored is not None}
-    return SecondMoment(
-        {layer: stored["second_moment"] for layer, stored in found.items()},
-        int(next(iter(found.values()))["tokens"]),
-    )
+    taken = int(next(iter(found.values()))["tokens"])
+    if tokens is not None and taken < tokens:
+        note(f"the corpus {corpus.name!r} has {taken} tokens, fewer than the {tokens} of corpus_tokens: all are taken")
+    return SecondMoment({layer: stored["second_moment"] for layer, stored in found.items()}, taken)
 
 
 def moment_rows(model: LanguageModel, corpus: Corpus, length: int = 256, tokens: int | None = None) -> list[Prompt]:

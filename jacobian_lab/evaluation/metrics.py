@@ -35,14 +35,36 @@ class Answers:
     share: Float[Tensor, " row"]
 
 
+def hosts(rows: Sequence[Prompt]) -> list[Prompt]:
+    """The row that is run for each row.
+
+    Of rows with the same prompt that go on alike only the longest is run: by causality it holds the states of the
+    others, whatever a router makes of the prompt.
+
+    Args:
+        rows: The rows.
+
+    Returns:
+        For each the one that is run.
+    """
+    ordered = sorted({(row.ids[: row.asked], row.ids) for row in rows})  # an extension follows what it extends
+    longest = {each: each for each in ordered}
+    for each, following in reversed(list(pairwise(ordered))):
+        if following[0] == each[0] and following[1][: len(each[1])] == each[1]:
+            longest[each] = longest[following]
+    found = []
+    for row in rows:
+        prompt, ids = longest[row.ids[: row.asked], row.ids]
+        answer = (*ids[len(prompt) :], 0) if len(ids) > len(prompt) else ()  # the last token of it is not run
+        found.append(Prompt(ids, len(ids) - 1, answer))
+    return found
+
+
 @torch.no_grad()
 def predicting_states(
     model: LanguageModel, rows: Sequence[Prompt], *, whole: bool = False
 ) -> list[Float[Tensor, "_ d_model"]]:
     """What the head makes logits of: final hidden states at the positions that predict each row's answer.
-
-    Of rows with the same prompt that go on alike only the longest is run: by causality it holds the states of the
-    others, whatever a router makes of the prompt.
 
     Args:
         model: The model.
@@ -52,24 +74,17 @@ def predicting_states(
     Returns:
         For each row one state for each token of its answer, or that of its last token if it has none.
     """
-    ordered = sorted({(row.ids[: row.asked], row.ids) for row in rows})  # an extension follows what it extends
-    host = {each: each for each in ordered}
-    for each, following in reversed(list(pairwise(ordered))):
-        if following[0] == each[0] and following[1][: len(each[1])] == each[1]:
-            host[each] = host[following]
     wanted: dict[Prompt, dict[int, Prompt]] = {}
-    for place, row in enumerate(rows):
-        prompt, ids = host[row.ids[: row.asked], row.ids]
-        answer = (*ids[len(prompt) :], 0) if len(ids) > len(prompt) else ()  # the last token of it is not run
-        wanted.setdefault(Prompt(ids, len(ids) - 1, answer), {})[place] = row
-    hosts = list(wanted)
+    for place, (row, host) in enumerate(zip(rows, hosts(rows), strict=True)):
+        wanted.setdefault(host, {})[place] = row
+    run = list(wanted)
     found: dict[int, Tensor] = {}
-    for group in batches(hosts):
-        chosen = [hosts[i] for i in group]
+    for group in batches(run):
+        chosen = [run[i] for i in group]
         hidden = forward(model, chosen, judged=[len(row.ids) for row in chosen] if whole else None)
         assert hidden is not None
         for index, states in zip(group, hidden, strict=True):
-            for place, row in wanted[hosts[index]].items():
+            for place, row in wanted[run[index]].items():
                 found[place] = states[len(row.ids) - max(1, len(row.answer)) : len(row.ids)].clone()
     return [found[place] for place in range(len(rows))]
 

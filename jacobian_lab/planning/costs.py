@@ -11,6 +11,7 @@ from jacobian_lab.editing.anchors import anchor_batches
 from jacobian_lab.editing.layers import KEYS_AT_ONCE
 from jacobian_lab.editing.schemes import Scheme
 from jacobian_lab.editing.solving import FOLD
+from jacobian_lab.evaluation.metrics import hosts
 from jacobian_lab.maps.hooks import TOKENS_PER_BATCH, batches
 from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.rows import FactRows
@@ -445,7 +446,7 @@ class Costs:
         """Seconds of asking a model some questions.
 
         Args:
-            rows: The rows that are run.
+            rows: The rows that are asked; those that begin alike are run once.
             greedy: Rows whose answers are decoded greedily too.
             shared: Whether all workers ask.
 
@@ -455,7 +456,8 @@ class Costs:
         asked = sum(max(1, len(row.answer)) for row in rows) * self.clock.logits[0]
         steps = max((len(row.answer) for row in greedy), default=0)
         written = steps * self.sizes.blocks * self.clock.passes(len(greedy), 64)  # of one length, rarely more
-        through = self.forward(rows, self.sizes.blocks) + self.forward(greedy, self.sizes.blocks)
+        run = list(dict.fromkeys(hosts(rows)))
+        through = self.forward(run, self.sizes.blocks) + self.forward(greedy, self.sizes.blocks)
         return (through + asked + written) / (self.load.sharing if shared else 1.0)
 
     def _head(self) -> int:

@@ -23,6 +23,7 @@ WISE_OF: Mapping[str, Mapping[str, Any]] = {
         "beta": 20.0,
         "gamma": 10.0,
         "absolute": True,
+        "act_ratio": 0.5,
     },
     "gpt2-xl": {
         "block": 8,

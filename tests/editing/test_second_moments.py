@@ -234,6 +234,17 @@ def test_of_a_long_file_some_lines_are_drawn_by_the_seed(monkeypatch, tmp_path):
         load_corpus(str(path))
 
 
+def test_more_tokens_than_a_corpus_has_are_all_and_that_is_told(tiny, corpus_file, capsys):
+    whole = load_corpus(str(corpus_file))
+    every = second_moments(tiny, whole, [1], 32)
+    assert "all are taken" not in capsys.readouterr().err
+    for _ in range(2):  # computed, and out of the cache
+        asked = second_moments(tiny, whole, [1], 32, 10**6)
+        told = capsys.readouterr().err
+        assert f"has {every.tokens} tokens, fewer than the 1000000 of corpus_tokens" in told
+    assert asked.tokens == every.tokens
+
+
 def test_a_number_of_tokens_is_of_documents_drawn_by_the_seed(tiny, corpus_file):
     whole = load_corpus(str(corpus_file))
     some = [moment_rows(tiny, replace(whole, seed=seed), 32, 1000) for seed in (0, 0, 1)]

@@ -118,7 +118,7 @@ def test_an_evaluation_runs_the_tokens_that_are_counted(family_model, ran):
     ran.clear()
     list(examination.answers())
     counted = Costs(family_model, counting(1, 0)).evaluation(examination.rows())
-    assert counted / 3 <= sum(ran) <= 1.5 * counted  # rows that begin alike are run once
+    assert 0.8 * counted <= sum(ran) <= 1.2 * counted
 
 
 def test_between_what_was_measured_a_clock_interpolates():

@@ -15,7 +15,7 @@ from jacobian_lab.model.rows import fact_rows
 from jacobian_lab.model.tokens import Prompt, pad
 from jacobian_lab.training.memories import ORIGINAL
 from jacobian_lab.training.merging import margin
-from jacobian_lab.training.settings import WiseSettings
+from jacobian_lab.training.settings import WISE_OF, WiseSettings
 from jacobian_lab.training.wise import Wise, _Seen
 
 SETTINGS = WiseSettings(block=2, lr=0.5, steps=3, alpha=2.0, beta=5.0, gamma=3.0, absolute=True, shards=2, merged=1)
@@ -212,3 +212,17 @@ def test_killed_after_any_fact_it_goes_on_to_the_same_bits(killed, retrieve, tin
 def test_too_few_unrelated_rows_are_refused(tiny, facts):
     with pytest.raises(InputError, match="expected an unrelated row for each of 2 facts, got 1"):
         Wise(fact_rows(tiny, facts[:2]), [Prompt((1, 2), 1)], SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "block", "lr", "steps", "distances", "act_ratio"),
+    [
+        ("llama-3-8b-instruct", 29, 0.9, 30, (2, 20, 10), 0.5),
+        ("gpt2-xl", 8, 1.0, 40, (5, 20, 10), 0.8),
+        ("gpt-j-6b", 21, 1.0, 70, (15, 40, 20), 0.88),
+    ],
+)
+def test_settings_of_known_models_are_the_published_ones(protocol, block, lr, steps, distances, act_ratio):
+    known = WiseSettings(**WISE_OF[protocol])
+    assert (known.block, known.lr, known.steps, known.act_ratio) == (block, lr, steps, act_ratio)
+    assert (known.alpha, known.beta, known.gamma, known.absolute) == (*distances, True)
