@@ -18,7 +18,7 @@ _FAILED_ON_CPU = ("can't allocate memory", "not enough memory")
 
 _MEMINFO = Path("/proc/meminfo")
 _STATUS = Path("/proc/self/status")
-_GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_GROUP = Path("/sys/fs/cgroup")
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -47,9 +47,10 @@ def available_memory() -> int:
     except (OSError, KeyError, ValueError):
         free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
-        return min(free, int(_GROUP_LIMIT.read_text()))
+        limit = int((_GROUP / "memory.max").read_text())
     except (OSError, ValueError):  # no such group, or one without a limit
         return free
+    return max(0, min(free, limit - _held_by_group()))
 
 
 def memory_of(devices: Sequence[torch.device]) -> tuple[int, int | None]:
@@ -63,7 +64,7 @@ def memory_of(devices: Sequence[torch.device]) -> tuple[int, int | None]:
     """
     host = available_memory() + _held()
     with suppress(OSError, ValueError):
-        host = min(host, int(_GROUP_LIMIT.read_text()))
+        host = min(host, int((_GROUP / "memory.max").read_text()))
     if devices[0].type != "cuda":
         return host, None
     return host, min(torch.cuda.mem_get_info(card)[0] + torch.cuda.memory_reserved(card) for card in devices)
@@ -81,6 +82,16 @@ def peak_memory(devices: Sequence[torch.device]) -> int:
     if devices[0].type == "cuda":
         return max(map(torch.cuda.max_memory_allocated, devices))
     return _kilobytes("VmHWM")
+
+
+def _held_by_group() -> int:
+    """Memory that the process's group holds, without what it keeps of files and would give back."""
+    try:
+        held = int((_GROUP / "memory.current").read_text())
+        kept = dict(line.split() for line in (_GROUP / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return _held()
+    return held - int(kept.get("inactive_file", 0))
 
 
 def _held() -> int:

@@ -15,9 +15,12 @@ from jacobian_lab.crew.workers import Workers, device_of, hire
 from jacobian_lab.editing import layers
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation import examination
+from jacobian_lab.jobs import bench as bench_module
+from jacobian_lab.jobs.bench import Bench
 from jacobian_lab.jobs.config import EditTableConfig, LayerCountConfig, SchemesConfig
 from jacobian_lab.jobs.methods import run_edit_table
 from jacobian_lab.jobs.schemes import run_schemes
+from jacobian_lab.jobs.setup import prepare
 from jacobian_lab.jobs.sweeps import run_layer_count
 from jacobian_lab.model.loading import load_model
 from jacobian_lab.store.run import open_run
@@ -198,3 +201,22 @@ def test_a_memory_is_asked_by_the_process_that_has_it(arguments, tmp_path):
     by_one_and_by_two(run_edit_table, config, tmp_path)
     found = open_run(tmp_path / "two")
     assert (found["kl"].sel(edit="wise") > 0).any()
+
+
+@pytest.mark.parametrize("descents", [None, "float32"])
+def test_batches_are_as_large_as_the_workers_have_room_for(descents, arguments, monkeypatch):
+    """Of what was free before they were hired, less their models, and copies, each has its part; and so a plan says."""
+    anchor = replace(arguments["anchor"], dtype=descents)
+    ours = SchemesConfig(**{**arguments, "anchor": anchor, "crew": TWO})
+    bench = Bench(prepare(ours), progress=False)
+    model, free = bench.experiment.model, 2**24
+    monkeypatch.setattr(bench_module, "free_memory", lambda _devices: free)
+    weights = sum(weight.numel() for weight in model.hf.parameters())
+    each = weights * (8 + (4 if descents else 0))
+    together = bench._together()
+    assert together == {"cards": 0, "free": (free - 2 * each) // 2, "dtype": torch.float32 if descents else None}
+    monkeypatch.setattr(bench_module, "free_memory", lambda _devices: 0)
+    assert bench._together() == together  # though workers hold their models now
+    alone = Bench(prepare(replace(ours, crew=CrewSettings())), progress=False)
+    monkeypatch.setattr(bench_module, "free_memory", lambda _devices: free)
+    assert alone._together()["free"] == free - (4 * weights if descents else 0)

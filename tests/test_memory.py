@@ -79,14 +79,22 @@ def test_one_item_that_does_not_fit_and_other_faults_reach_the_caller():
 
 def test_memory_is_what_is_free_within_the_group(tmp_path, monkeypatch):
     assert 2**20 < available_memory() < 2**50
-    monkeypatch.setattr(memory, "_GROUP_LIMIT", tmp_path / "limit")
+    monkeypatch.setattr(memory, "_GROUP", tmp_path)
     monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
     assert available_memory() > 2**20  # neither is there
     (tmp_path / "meminfo").write_text("MemTotal:  900 kB\nMemAvailable:   700 kB\n")
-    (tmp_path / "limit").write_text("max\n")
+    (tmp_path / "memory.max").write_text("max\n")
     assert available_memory() == 700 * 1024
-    (tmp_path / "limit").write_text("1024\n")
-    assert available_memory() == 1024
+    (tmp_path / "memory.max").write_text(f"{300 * 1024}\n")
+    (tmp_path / "memory.current").write_text(f"{250 * 1024}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 1\ninactive_file {30 * 1024}\n")
+    assert available_memory() == 80 * 1024  # what the group holds and would not give back is taken
+    (tmp_path / "memory.current").write_text(f"{900 * 1024}\n")
+    assert available_memory() == 0
+    (tmp_path / "memory.current").unlink()
+    monkeypatch.setattr(memory, "_held", lambda: 100 * 1024)
+    assert available_memory() == 200 * 1024
+    assert memory.memory_of([torch.device("cpu")]) == (300 * 1024, None)
 
 
 def test_anchors_that_do_not_fit_together_are_made_in_halves(arguments, tmp_path, monkeypatch, capsys):

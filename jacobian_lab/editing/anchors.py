@@ -217,7 +217,12 @@ def coordinate_shifts(
 
 
 def anchor_batches(
-    rows: FactRows, size: int | None = None, *, cards: int | None = None, free: int | None = None
+    rows: FactRows,
+    size: int | None = None,
+    *,
+    cards: int | None = None,
+    free: int | None = None,
+    dtype: torch.dtype | None = None,
 ) -> list[list[int]]:
     """Which facts to optimise together: those whose tails are about equally long, no more than memory holds.
 
@@ -226,13 +231,14 @@ def anchor_batches(
         size: Facts in a batch at the most; by default `BATCH_FACTS` on a processor, and what tokens allow on a card.
         cards: Over how many cards the model is to be divided, 0 for a processor; by default over how many it is.
         free: Bytes that are free on each; by default those that are.
+        dtype: Dtype of the copy of the model that the descent runs in; by default it runs in the model itself.
 
     Returns:
         Indices of the facts of each batch; every index once.
     """
     tails = [row.tail for row in rows.answered]
     cards = rows.model.cards if cards is None else cards
-    contexts, together = len(rows.weights), _tokens_together(rows.model, cards, free)
+    contexts, together = len(rows.weights), _tokens_together(rows.model, cards, free, dtype or rows.model.dtype)
     if size is None:
         size = len(rows) if cards else BATCH_FACTS
     groups: list[list[int]] = []
@@ -246,10 +252,10 @@ def anchor_batches(
     return groups
 
 
-def _tokens_together(model: LanguageModel, cards: int, free: int | None) -> int:
+def _tokens_together(model: LanguageModel, cards: int, free: int | None, dtype: torch.dtype) -> int:
     """Tokens that a batch may replay: each keeps its activations in every block, and its logits."""
-    kept = model.n_layers * (12 * model.d_model + 4 * model.d_mlp) * model.dtype.itemsize // max(1, cards)
-    logits = len(model.hf.get_output_embeddings().weight) * (2 * model.dtype.itemsize + 3 * torch.float64.itemsize)
+    kept = model.n_layers * (12 * model.d_model + 4 * model.d_mlp) * dtype.itemsize // max(1, cards)
+    logits = len(model.hf.get_output_embeddings().weight) * (2 * dtype.itemsize + 3 * torch.float64.itemsize)
     free = free_memory(model.devices) if free is None else free
     return min(CARD_TOKENS if cards else BATCH_TOKENS, int(SHARE * free) // (kept + logits))
 

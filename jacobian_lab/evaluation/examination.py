@@ -81,14 +81,14 @@ class Examination:
             found[number] = states
         return [state for number in sorted(found) for state in found[number]]
 
-    def rows(self) -> list[Prompt]:
-        """The rows that are asked, each once.
+    def rows(self) -> list[list[Prompt]]:
+        """The rows that are asked.
 
         Returns:
-            The rows.
+            Those of the facts that are asked about together, each once.
         """
-        asked = (each for fact in self.facts for each in questions(fact, self.style))
-        return list({self.model.text_prompt(*each) for each in asked})
+        asked = ([each for fact in self.facts[part] for each in questions(fact, self.style)] for part in self._parts())
+        return [list(dict.fromkeys(self.model.text_prompt(*each) for each in some)) for some in asked]
 
     def decoded(self) -> list[Prompt]:
         """The rows whose answers are decoded greedily.

@@ -29,6 +29,7 @@ from jacobian_lab.evaluation.aims import Aim
 from jacobian_lab.evaluation.metrics import efficacy
 from jacobian_lab.jobs.job import Labels, Part
 from jacobian_lab.jobs.setup import Experiment
+from jacobian_lab.memory import free_memory
 from jacobian_lab.model.language_model import Layers
 from jacobian_lab.model.rows import FactRows
 from jacobian_lab.planning.costs import Costs, Stage
@@ -109,8 +110,7 @@ class Bench:
         Raises:
             InputError: If one is singular.
         """
-        if self.experiment.ridge is None and exists(folder) and "ridge" in (told := read_config(folder)["provenance"]):
-            vars(self)["ridge"] = float(told["ridge"])
+        self._recall(folder)
         count = len(self.experiment.facts) if self.columns is None else self.columns
         if self.experiment.published is not None:
             _ = self.moments  # files that cannot be used are refused before the long work
@@ -119,12 +119,34 @@ class Bench:
         for layer, matrix in matrices.items():
             factored(self.ridge * matrix.to(device), f"λC at layer {layer}", advice(matrix, self.ridge))
 
+    def _recall(self, folder: Path) -> None:
+        """Take the λ that a run has been made with, if it followed from what is realised."""
+        if self.experiment.ridge is None and exists(folder) and "ridge" in (told := read_config(folder)["provenance"]):
+            vars(self)["ridge"] = float(told["ridge"])
+
     @property
     def descents(self) -> torch.dtype | None:
         """Dtype of the copy of the model that descents run in, if it is another than the model's."""
         chosen = self.experiment.anchor.dtype
         dtype = None if chosen is None else getattr(torch, chosen)
         return None if dtype == self.experiment.model.dtype else dtype
+
+    @cached_property
+    def _free(self) -> int:
+        """Memory that was free where the model is before any worker was hired."""
+        return free_memory(self.experiment.model.devices)
+
+    def _together(self) -> dict[str, Any]:
+        """What `anchor_batches` has to know of those who descend: this process, or the workers."""
+        model, load = self.experiment.model, self.experiment.crew.load
+        weights = sum(weight.numel() for weight in model.hf.parameters()) // max(1, model.cards)
+        copied = weights * (self.descents.itemsize if self.descents else 0)
+        if load.beside:
+            taken = load.beside * (weights * model.dtype.itemsize + copied)
+            free, cards = (self._free - taken) // load.beside, load.worker_cards if model.cards else 0
+        else:
+            free, cards = free_memory(model.devices) - copied, model.cards
+        return {"cards": cards, "free": max(0, free), "dtype": self.descents}
 
     @property
     def kept(self) -> int:
@@ -143,19 +165,22 @@ class Bench:
         rows = moment_rows(experiment.model, experiment.corpus, config.corpus_length, experiment.corpus_tokens)
         return sum(len(row.ids) for row in rows)
 
-    def cost_before(self, costs: Costs) -> list[Stage]:
+    def cost_before(self, costs: Costs, folder: Path | None) -> list[Stage]:
         """What `begin` and the choice of λ are going to take; without weights, as if nothing were in the cache.
 
         Args:
             costs: Of the model on the machine.
+            folder: The run's folder, if it is to be done.
 
         Returns:
             The stages.
         """
         experiment = self.experiment
+        if folder is not None:
+            self._recall(folder)
         moments = [costs.moments(self._moment_tokens, experiment.layers)] if self._moment_tokens else []
         seconds, count = 0.0, len(experiment.layers)
-        if experiment.ridge is None:
+        if experiment.ridge is None and "ridge" not in vars(self):
             contexts = [row for each in experiment.rows.contexts for row in each]
             keys = sum((costs.forward(contexts, layer + 1) for layer in experiment.layers), 0.0)
             seconds = keys + costs.solves(2 * count, len(experiment.rows))
@@ -164,7 +189,7 @@ class Bench:
     def cost_of_descents(
         self,
         costs: Costs,
-        share: float,
+        done: Finished,
         layers: Sequence[int],
         shifted: Mapping[Layers, Labels] = NOTHING,
         name: str = "anchor",
@@ -173,28 +198,27 @@ class Bench:
 
         Args:
             costs: Of the model on the machine.
-            share: How much of them is left to do.
+            done: What of the run is finished.
             layers: The anchor layers.
             shifted: For each coordinated descent its layers, and where it is stored beside the facts.
             name: Under which name the anchors are stored.
 
         Returns:
-            A stage for each; none for what another run gives.
+            A stage for each; none for what is finished, or what another run gives.
         """
-        experiment = self.experiment
-        wanted = [(f"anchors at layer {layer}", layer, self._lacking(name, anchor_layer=layer)) for layer in layers]
-        wanted += [
-            (f"coordinated shifts at {len(some)} layers", some[0], self._lacking("coordinated_shift", **where))
-            for some, where in shifted.items()
+        wanted: list[tuple[str, int, str, Labels]] = [
+            (f"anchors at layer {layer}", layer, name, {"anchor_layer": layer}) for layer in layers
         ]
+        shifts = "coordinated_shift"
+        wanted += [(f"coordinated shifts at {len(some)} layers", some[0], shifts, at) for some, at in shifted.items()]
+        experiment, stages = self.experiment, list[Stage]()
         steps, size, everyone = experiment.anchor.steps, experiment.config.batch_size, len(experiment.facts)
-        return [  # what another run gives counts as done in the share
-            costs.descent(
-                what, experiment.rows.select(facts), first, steps, size, share=min(1.0, share * everyone / len(facts))
-            )
-            for what, first, facts in wanted
-            if facts
-        ]
+        for what, first, stored, where in wanted:
+            share, facts = done.missing(f"{stored}_passes", **where), self._lacking(stored, **where)
+            if facts and share:  # in which what another run gives counts as missing
+                share = min(1.0, share * everyone / len(facts))
+                stages.append(costs.descent(what, experiment.rows.select(facts), first, steps, size, share=share))
+        return stages
 
     def _lacking(self, name: str, **where: Any) -> list[int]:
         """Of which facts the run that ⟨anchors_from⟩ names gives no such descent."""
@@ -233,12 +257,12 @@ class Bench:
         anchors = Part(
             [("anchor_passes", {})],
             lambda run: self.anchors(run, ends),
-            cost=lambda costs, share: self.cost_of_descents(costs, share, ends),
+            cost=lambda costs, done: self.cost_of_descents(costs, done, ends),
         )
         shifts = Part(
             [("coordinated_shift_passes", {})],
             lambda run: self.shifts(run, layers),
-            cost=lambda costs, share: self.cost_of_descents(costs, share, (), {layers: {}}),
+            cost=lambda costs, done: self.cost_of_descents(costs, done, (), {layers: {}}),
         )
         return [anchors, shifts] if coordinated else [anchors]
 
@@ -357,10 +381,11 @@ class Bench:
         chosen = list(range(len(labels)) if only is None else only)
         facts = [labels[index] for index in chosen]
         shared = experiment.shared if name != "refit_anchor" else frozenset()
+        together = self._together()
         batches = [
             [some[index] for index in batch]
             for some in ([i for i in chosen if i in shared], [i for i in chosen if i not in shared])
-            for batch in anchor_batches(experiment.rows.select(some), experiment.config.batch_size)
+            for batch in anchor_batches(experiment.rows.select(some), experiment.config.batch_size, **together)
         ]
 
         def within(variable: str, where: Labels) -> Labels:
@@ -396,6 +421,7 @@ class Bench:
                     run.seal(mark, passes, **within(mark, some))
                     if not crew.here:
                         advance(len(batch), float(loss.nanmean()))
+        experiment.model.drop_casts()
         dtype, device = torch.promote_types(experiment.model.dtype, torch.float32), experiment.model.device
         stored = (run.read(name, fact=facts, **within(name, where)) for where in places)
         return [torch.tensor(values, dtype=dtype, device=device) for values in stored]

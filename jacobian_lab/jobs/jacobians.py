@@ -49,6 +49,7 @@ from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.tokens import Prompt
 from jacobian_lab.planning.costs import Costs, Stage
 from jacobian_lab.progress import bar, note
+from jacobian_lab.store.finished import Finished
 from jacobian_lab.store.run import Run
 from jacobian_lab.store.schema import DECISIONS
 
@@ -128,7 +129,7 @@ class Survey:
         return sum(self.forms(place) for place in range(facts))
 
     def cost(
-        self, costs: Costs, bare: Sequence[Prompt], layers: Layers, share: float, budget: int = MEMORY_BUDGET
+        self, costs: Costs, bare: Sequence[Prompt], layers: Layers, done: Finished, budget: int = MEMORY_BUDGET
     ) -> list[Stage]:
         """What it is going to take.
 
@@ -136,12 +137,13 @@ class Survey:
             costs: Of the model on the machine.
             bare: The facts' prompts.
             layers: The decisive layers.
-            share: How much of it is left to do.
+            done: What of the run is finished.
             budget: Bytes that a sweep may hold.
 
         Returns:
             The stage.
         """
+        share = done.missing("surveyed")
         return [costs.survey(bare, layers, self.formed(len(bare)), len(self.sample), budget, share=share)]
 
     def say(self, facts: int) -> None:
@@ -208,7 +210,7 @@ def jacobian_job(config: JacobianConfig, *, progress: bool = True, sketch: Place
         subject.settings() | {"site": config.site} | how.settings(),
         subject.provenance,
         {"fact": subject.labels(), "layer": list(layers[:-1]), "rank": range(model.d_model)},
-        [Part([("surveyed", {})], surveyed, cost=lambda costs, share: how.cost(costs, bare, layers, share, budget))],
+        [Part([("surveyed", {})], surveyed, cost=lambda costs, done: how.cost(costs, bare, layers, done, budget))],
         crew=subject.crew,
     )
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -45,13 +45,13 @@ class Part:
         wanted: The marks that it sets, and for which labels.
         compute: Computes what the run lacks of it.
         also: Whether a folder holds what belongs to the part beside its arrays.
-        cost: What it is going to take, stage by stage, given the share of it that is left to do.
+        cost: What it is going to take, stage by stage, given what of the run is finished.
     """
 
     wanted: Sequence[tuple[str, Labels]]
     compute: Callable[[Run], Any]
     also: Callable[[Path], bool] = lambda _: True
-    cost: Callable[[Costs, float], Sequence[Stage]] = lambda _costs, _share: ()
+    cost: Callable[[Costs, Finished], Sequence[Stage]] = lambda _costs, _done: ()
 
     def finished(self, folder: Path, done: Finished) -> bool:
         """Whether a folder has all of it.
@@ -65,17 +65,19 @@ class Part:
         """
         return all(done.all(mark, **labels) for mark, labels in self.wanted) and self.also(folder)
 
-    def left(self, done: Finished) -> float:
-        """How much of it is left to compute.
 
-        Args:
-            done: What is finished in its folder.
+class Left(NamedTuple):
+    """What is left of a job.
 
-        Returns:
-            The largest share of a mark's cells that are not finished.
-        """
-        cells = (done.cells(mark, **labels) for mark, labels in self.wanted)
-        return max((float(1 - each.mean()) for each in cells if each.size), default=0.0)
+    Attributes:
+        folder: The run's folder; may be new.
+        parts: The parts that are not finished there.
+        done: What is.
+    """
+
+    folder: Path
+    parts: Sequence[Part]
+    done: Finished
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class Job:
         coordinates: Labels of each dimension.
         parts: The parts, each after those that it needs.
         before: Given the folder, work without which no part can be computed; it fails before the folder is claimed.
-        before_cost: What that takes.
+        before_cost: What that takes, given the folder if it is to be done.
         kept: Bytes that the host keeps beside the model, for all parts.
         descents: Dtype of the copy of the model that descents run in, if they do.
         crew: Who does the work; let go at its end.
@@ -105,20 +107,18 @@ class Job:
     coordinates: Mapping[str, Sequence[Any]]
     parts: Sequence[Part]
     before: Callable[[Path], Any] = lambda _: None
-    before_cost: Callable[[Costs], Sequence[Stage]] = lambda _: ()
+    before_cost: Callable[[Costs, Path | None], Sequence[Stage]] = lambda _costs, _folder: ()
     kept: int = 0
     descents: torch.dtype | None = None
     crew: Crew = ALONE
 
-    def plan(
-        self, clock: Clock, there: tuple[int, int | None], parts: Sequence[tuple[Part, float]] | None = None
-    ) -> list[list[Stage]]:
+    def plan(self, clock: Clock, there: tuple[int, int | None], left: Left | None = None) -> list[list[Stage]]:
         """What the job is going to take.
 
         Args:
             clock: The machine's, for the model.
             there: Bytes of the host, and of the card if the model is on one.
-            parts: The parts, each with the share of it that is left; all of all of them by default.
+            left: What is left of it; all by default, and the model to be loaded.
 
         Returns:
             The stages before any part, then those of each part.
@@ -126,9 +126,13 @@ class Job:
         costs = Costs(
             self.model, clock, self.kept, self.crew.load, self.descents, there[0] if there[1] is None else there[1]
         )
-        some = [(part, 1.0) for part in self.parts] if parts is None else parts
-        loading = [costs.loading()] if parts is None else []
-        return [[*loading, *self.before_cost(costs)], *(list(part.cost(costs, share)) for part, share in some)]
+        nothing = Finished.nothing()
+        if left is None:
+            before = [costs.loading(), *self.before_cost(costs, None)]
+            return [before, *(list(part.cost(costs, nothing)) for part in self.parts)]
+        there_already = [left.done if part.also(left.folder) else nothing for part in left.parts]
+        stages = [list(part.cost(costs, done)) for part, done in zip(left.parts, there_already, strict=True)]
+        return [list(self.before_cost(costs, left.folder)), *stages]
 
     def disk(self) -> int:
         """Bytes of the run's arrays at the most."""
@@ -151,25 +155,25 @@ class Job:
         left = [part for part in self.parts if not part.finished(folder, done)]
         if left:
             try:
-                self._work(folder, left, done)
+                self._work(Left(folder, left, done))
             finally:
                 self.crew.release()
         return folder
 
-    def _work(self, folder: Path, left: Sequence[Part], done: Finished) -> None:
-        """Compute some parts, and keep what that was estimated to take beside what it took."""
-        record = self._estimated([(part, part.left(done)) for part in left])
+    def _work(self, left: Left) -> None:
+        """Compute what is left, and keep what that was estimated to take beside what it took."""
+        record, folder = self._estimated(left), left.folder
         with record.timed():
             self.before(folder)
             provenance = self.provenance()  # λ among it, for which keys are taken
         with Run(folder, self.kind, self.settings, provenance, self.coordinates) as run:
-            for part in left:
+            for part in left.parts:
                 with record.timed():
                     part.compute(run)
                 record.write(folder / COSTS)
         record.tell()
 
-    def _estimated(self, left: Sequence[tuple[Part, float]]) -> "Record":
+    def _estimated(self, left: Left) -> "Record":
         """Say what is left to do is going to take, and refuse what cannot be."""
         clock, there = measured(self.model, descents=self.descents), memory_of(self.model.devices)
         stages = self.plan(clock, there, left)
@@ -293,11 +297,12 @@ def planned(job: Callable[..., Job], config: Any, options: PlanOptions) -> str:
 
 
 def _tell_if_slow(clock: Clock, job: Job) -> None:
-    """Say that the dtype that was chosen for descents makes them slower, where it does."""
-    times = clock.slowdown()
-    if times > 1.1:
-        chosen, own = (str(dtype).removeprefix("torch.") for dtype in (job.descents, job.model.dtype))
-        note(f"descents in {chosen} take {times:.2g} times as long as in {own} here: they need no dtype of their own")
+    """Say that a dtype of less precision, chosen for descents, makes them slower, where it does."""
+    times, chosen, own = clock.slowdown(), job.descents, job.model.dtype
+    if chosen is not None and chosen.itemsize <= own.itemsize and times > 1.1:
+        chosen_name, own_name = (str(dtype).removeprefix("torch.") for dtype in (chosen, own))
+        told_times = f"{times:.0f}" if times > 10 else f"{times:.1f}"
+        note(f"descents in {chosen_name} take {told_times} times as long as in {own_name} here: better without")
 
 
 def cell_by_cell(

@@ -340,34 +340,42 @@ class Comparison:
         targets = self.bench.parts(any_coordinated(self.schemes)) if self.methods else []
         return [*targets, neighbors]
 
-    def cost(self, costs: Costs, share: float, times: int = 1) -> list[Stage]:
+    def cost(self, costs: Costs, done: Finished, ridges: Sequence[float] | None = None) -> list[Stage]:
         """What editing with the methods and evaluating is going to take.
 
         Args:
             costs: Of the model on the machine.
-            share: How much of it is left to do.
-            times: How often each edits.
+            done: What of the run is finished.
+            ridges: The values of λ that each edits with, if there are several; the unedited model is not asked then.
 
         Returns:
             The stages.
         """
         experiment, asked, size = self.experiment, self.examination, self.config.edits_per_batch
-        rows, layers, methods = experiment.rows, experiment.layers, self.methods.values()
-        edits = sum((costs.edit(rows, SCHEMES[each.scheme], layers, size, observed=False) for each in methods), 0.0)
+        rows, layers = experiment.rows, experiment.layers
+        names = [*self.methods, *self.trained, *([UNEDITED] if ridges is None else [])]
+        points: list[Labels] = [{}] if ridges is None else [{"ridge": ridge} for ridge in ridges]
+        times = {name: sum(not done.all("measured", edit=name, **point) for point in points) for name in names}
+        left = {name: each for name, each in self.methods.items() if times[name]}
+        edits = sum(
+            (
+                times[name] * costs.edit(rows, SCHEMES[each.scheme], layers, size, observed=False)
+                for name, each in left.items()
+            ),
+            0.0,
+        )
         told = [Prompt(row.ids[:-1], 0, row.ids[1:]) for row in self.text if len(row.ids) > 1]
         asking = costs.evaluation(asked.rows(), asked.decoded(), shared=not self.trained)
-        once = asking + costs.evaluation(told)
         refits = (
-            self.bench.cost_of_descents(costs, share, [layers[-1]], name="refit_anchor")
-            if any(each.refit for each in methods)
+            self.bench.cost_of_descents(costs, done, [layers[-1]], name="refit_anchor")
+            if any(each.refit for each in left.values())
             else []
         )
-        count = times * (len(self.methods) + len(self.trained))
-        told_edits = f"{count} edits, evaluated"
-        seconds = times * edits + (count + 2) * once  # the unedited model too, and what was before
-        projected = len(self._projected())
-        edited = costs.editing(told_edits, seconds, len(layers), rows=rows, projected=projected, share=share)
-        taught = [costs.training(rows, each.facts, each.settings, share=share) for each in self.trained.values()]
+        count, evaluated = sum(times[name] for name in names if name != UNEDITED), sum(times.values())
+        seconds = edits + evaluated * (asking + costs.evaluation([told])) + asking  # what was before is asked for too
+        projected, name = len(self._projected()), f"{count} edits, evaluated"
+        edited = costs.editing(name, seconds, len(layers), rows=rows, projected=projected)
+        taught = [costs.training(rows, each.facts, each.settings) for n, each in self.trained.items() if times[n]]
         return [*refits, *taught, edited]
 
     def begin(self, folder: Path) -> None:
@@ -387,11 +395,12 @@ class Comparison:
             threshold, relative = rules.alphaedit_threshold, rules.alphaedit_relative
             null_space(moments[layer], threshold, relative=relative, eigh=self.eigh, name=f"C at layer {layer}")
 
-    def cost_before(self, costs: Costs) -> list[Stage]:
+    def cost_before(self, costs: Costs, folder: Path | None) -> list[Stage]:
         """What `begin` is going to take.
 
         Args:
             costs: Of the model on the machine.
+            folder: The run's folder, if it is to be done.
 
         Returns:
             The stages.
@@ -402,7 +411,7 @@ class Comparison:
         spaces = (
             [costs.editing(f"null spaces of {count} C", costs.eigenvectors(count), 0, projected=count)] if count else []
         )
-        return [*self.bench.cost_before(costs), *spaces]
+        return [*self.bench.cost_before(costs, folder), *spaces]
 
     def _projected(self) -> list[int]:
         """The layers at which a rule needs the null space of C."""

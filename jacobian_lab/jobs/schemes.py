@@ -16,6 +16,7 @@ from jacobian_lab.jobs.studies import STEPS, STUDIES, cost_of
 from jacobian_lab.model.devices import Places
 from jacobian_lab.planning.costs import Costs, Stage
 from jacobian_lab.progress import bar
+from jacobian_lab.store.finished import Finished
 from jacobian_lab.store.run import Run
 
 
@@ -79,18 +80,20 @@ def schemes_job(
     def edited(run: Run) -> None:
         _store_schemes(run, bench, schemes, studies, how)
 
-    def cost_of_edits(costs: Costs, share: float) -> list[Stage]:
+    def cost_of_edits(costs: Costs, done: Finished) -> list[Stage]:
         rows, layers = experiment.rows, experiment.layers
-        edits = sum((costs.edit(rows, SCHEMES[name], layers, observed=True) for name in schemes), 0.0)
-        asked = (len(schemes) + 1) * costs.evaluation(rows.answered)
-        looked = len(schemes) * sum((cost_of(each, costs, layers, how, len(rows)) for each in studies), 0.0)
-        name, seconds = f"edits under {len(schemes)} schemes", edits + asked + looked
-        return [costs.editing(name, seconds, len(layers), rows=rows, observed=True, share=share)]
+        new = {n: [each for each in studies if not done.all("studied", study=each, scheme=n)] for n in schemes}
+        todo = [name for name in schemes if new[name] or not done.all("measured", scheme=name)]
+        edits = sum((costs.edit(rows, SCHEMES[name], layers, observed=True) for name in todo), 0.0)
+        asked = (len(todo) + (not done.all("replayed"))) * costs.evaluation([rows.answered])
+        looked = sum((cost_of(each, costs, layers, how, len(rows)) for name in todo for each in new[name]), 0.0)
+        name, seconds = f"edits under {len(todo)} schemes", edits + asked + looked
+        return [costs.editing(name, seconds, len(layers), rows=rows, observed=True)]
 
     parts = bench.parts(any_coordinated(schemes))
     if verdicts and config.survey != "none":
         bare, layers = experiment.rows.bare, experiment.layers
-        parts.append(Part([("surveyed", {})], surveyed, cost=lambda costs, share: how.cost(costs, bare, layers, share)))
+        parts.append(Part([("surveyed", {})], surveyed, cost=lambda costs, done: how.cost(costs, bare, layers, done)))
     measured, studied = {"scheme": schemes}, {"study": list(studies), "scheme": schemes}
     wanted: list[tuple[str, Labels]] = [("replayed", {}), ("measured", measured), ("studied", studied)]
     parts.append(Part(wanted, edited, cost=cost_of_edits))

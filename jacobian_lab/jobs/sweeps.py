@@ -24,6 +24,7 @@ from jacobian_lab.model.devices import Places
 from jacobian_lab.model.language_model import Layers
 from jacobian_lab.planning.costs import Costs, Stage
 from jacobian_lab.store.arrays import exists, read_config
+from jacobian_lab.store.finished import Finished
 from jacobian_lab.store.run import Run
 
 MOST = 8
@@ -105,20 +106,14 @@ def layer_count_job(config: LayerCountConfig, *, progress: bool = True, sketch: 
     if coordinated:
         wanted.append(("coordinated_shift_passes", {}))
 
-    def cost(costs: Costs, share: float) -> list[Stage]:
+    def cost(costs: Costs, done: Finished) -> list[Stage]:
         shifts: dict[Layers, Labels] = {layers[-n:]: {"count": n} for n in counts if coordinated}
-        descents = bench.cost_of_descents(costs, share, layers, shifts)
+        descents = bench.cost_of_descents(costs, done, layers, shifts)
         rows, asked = experiment.rows, costs.evaluation(examination.rows(), shared=True)
-        edits = sum(
-            (
-                costs.edit(rows, SCHEMES[scheme], layers[-n:], observed=True) + asked
-                for scheme in config.schemes
-                for n in counts
-            ),
-            0.0,
-        )
-        name = f"{len(counts) * len(config.schemes)} edits, evaluated"
-        return [*descents, costs.editing(name, edits + asked, most, rows=rows, observed=True, share=share)]
+        todo = [(each, n) for each in config.schemes for n in counts if not done.all("counted", scheme=each, count=n)]
+        edits = sum((costs.edit(rows, SCHEMES[each], layers[-n:], observed=True) + asked for each, n in todo), 0.0)
+        name = f"{len(todo)} edits, evaluated"
+        return [*descents, costs.editing(name, edits + asked, most, rows=rows, observed=True)]
 
     return Job(
         "layer_count",
@@ -189,14 +184,13 @@ def damping_job(config: DampingConfig, *, progress: bool = True, sketch: Places 
 
         cell_by_cell(run, "measured", [{"row": row} for row in edits], left, "μ", "edit", progress)
 
-    def cost(costs: Costs, share: float) -> list[Stage]:
-        rows, asked = experiment.rows, costs.evaluation(experiment.rows.answered)
-        made = sum(
-            (costs.edit(rows, scheme, experiment.layers, observed=True) + asked for scheme, _ in edits.values()), 0.0
-        )
-        descents = bench.cost_of_descents(costs, share, experiment.anchor_layers)
-        name, most = f"{len(edits)} edits", len(experiment.layers)
-        return [*descents, costs.editing(name, made, most, rows=rows, observed=True, share=share)]
+    def cost(costs: Costs, done: Finished) -> list[Stage]:
+        rows, asked = experiment.rows, costs.evaluation([experiment.rows.answered])
+        todo = [scheme for row, (scheme, _) in edits.items() if not done.all("measured", row=row)]
+        made = sum((costs.edit(rows, scheme, experiment.layers, observed=True) + asked for scheme in todo), 0.0)
+        descents = bench.cost_of_descents(costs, done, experiment.anchor_layers)
+        name, most = f"{len(todo)} edits", len(experiment.layers)
+        return [*descents, costs.editing(name, made, most, rows=rows, observed=True)]
 
     return Job(
         "damping",
@@ -255,8 +249,10 @@ def frontier_job(config: FrontierConfig, *, progress: bool = True, sketch: Place
     methods = [paired(config.rule, scheme) for scheme in config.schemes]
     at_work = Comparison.of(config, methods, progress, sketch=sketch)
     bench = at_work.bench
-    ridges = sorted(set(config.ridges or _held(config.out) or _decades(bench.ridge if sketch is None else 1.0)))
-    at_work.experiment.crew.release()  # who took the keys for λ: nobody does if the work is not begun
+    try:
+        ridges = sorted(set(config.ridges or _held(config.out) or _decades(bench.ridge if sketch is None else 1.0)))
+    finally:
+        at_work.experiment.crew.release()  # who took the keys for λ: nobody does if the work is not begun
 
     def measured(run: Run) -> None:
         targets = bench.targets(run, config.schemes)
@@ -278,7 +274,7 @@ def frontier_job(config: FrontierConfig, *, progress: bool = True, sketch: Place
         at_work.coordinates | {"ridge": ridges},
         [
             *at_work.parts(),
-            Part([("measured", wanted)], measured, cost=lambda costs, share: at_work.cost(costs, share, len(ridges))),
+            Part([("measured", wanted)], measured, cost=lambda costs, done: at_work.cost(costs, done, ridges)),
         ],
         before=at_work.begin,
         before_cost=at_work.cost_before,
@@ -289,10 +285,10 @@ def frontier_job(config: FrontierConfig, *, progress: bool = True, sketch: Place
 
 
 def _held(folder: Path | None) -> list[float]:
-    """The values of λ that a run has been made with; none where there is no run."""
+    """The values of λ that a run has been made with; none where there is no run, 1 where it is one that is refused."""
     if folder is None or not exists(folder):
         return []
-    return list(read_config(folder)["settings"].get("ridges", []))
+    return list(read_config(folder)["settings"].get("ridges", [1.0]))
 
 
 def _decades(ridge: float) -> list[float]:

@@ -110,7 +110,8 @@ class LanguageModel:
             dtype: The dtype.
 
         Returns:
-            A copy, one for each dtype, that every call brings up to date; the model itself if that is its dtype.
+            A copy, one for each dtype, that every call brings up to date until `drop_casts`; the model itself if that
+            is its dtype.
         """
         if dtype == self.dtype:
             return self
@@ -123,6 +124,10 @@ class LanguageModel:
             for weight, ours in zip(copies[dtype].parameters(), self.hf.parameters(), strict=True):
                 weight.copy_(ours)
         return replace(self, hf=copies[dtype])
+
+    def drop_casts(self) -> None:
+        """Let go of the copies in other dtypes."""
+        _CAST.pop(self.hf, None)
 
     @property
     def trunk(self) -> nn.Module:

@@ -53,17 +53,18 @@ class Clock:
     moved: float
     descents: Mapping[int, tuple[float, float]] | None = None
 
-    def descent(self, tokens: int) -> float:
-        """One block over tokens side by side, forward and back, in the dtype that descents run in.
+    def descent(self, tokens: int, *, back: bool = False) -> float:
+        """One block over tokens side by side, in the dtype that descents run in.
 
         Args:
             tokens: How many.
+            back: Whether gradients are taken.
 
         Returns:
             Seconds.
         """
         own = self if self.descents is None else replace(self, blocks=self.descents)
-        return own.block(tokens, back=True)
+        return own.block(tokens, back=back)
 
     def slowdown(self) -> float:
         """How many times as long a descent takes for its dtype, where most tokens were measured side by side.
@@ -72,7 +73,7 @@ class Clock:
             Their ratio; below 1 where it is the faster for it.
         """
         most = max(self.blocks) if self.descents is None else max(self.descents)
-        return self.descent(most) / self.block(most, back=True)
+        return self.descent(most, back=True) / self.block(most, back=True)
 
     def block(self, tokens: int, *, back: bool = False) -> float:
         """One block over tokens side by side.

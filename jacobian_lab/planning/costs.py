@@ -97,10 +97,14 @@ class Costs:
         """How many work at once on one card, or this host: the workers, while this process waits, or it alone."""
         return max(1, self.load.beside)
 
-    def _there(self, itemsize: int) -> int:
-        """Bytes of the models on the card that holds most, or on the host: this process's and those of workers."""
-        weights = self._share(self.load.cards) + self.load.beside * self._share(self.load.worker_cards)
-        return weights * (itemsize + (self.descents.itemsize if self.descents else 0))
+    def _there(self, dtype: torch.dtype) -> int:
+        """Bytes of the models on the card that holds most, or on the host: this process's, and workers' with copies."""
+        own, theirs = self._share(self.load.cards), self.load.beside * self._share(self.load.worker_cards)
+        return (own + theirs) * dtype.itemsize + theirs * self._copied(dtype)
+
+    def _copied(self, dtype: torch.dtype) -> int:
+        """Bytes of a weight in the copy that descents run in, if the model is in another dtype."""
+        return 0 if self.descents is None or self.descents == dtype else self.descents.itemsize
 
     def _share(self, cards: int) -> int:
         """Weights of one model on the card that holds most of them; what is no block is on the first."""
@@ -119,6 +123,7 @@ class Costs:
         host: int = 0,
         share: float = 1.0,
         shared: bool = False,
+        copies: int = 0,
     ) -> Stage:
         """A stage with what it holds.
 
@@ -130,16 +135,18 @@ class Costs:
             host: Bytes that it holds on the host wherever the model is.
             share: How much of it is left to do.
             shared: Whether it is done fact by fact, by all workers at once.
+            copies: Weights that this process has a copy of for it, in the dtype of descents.
 
         Returns:
             The stage.
         """
-        itemsize, half, times = self.model.dtype.itemsize, torch.bfloat16.itemsize, self._workers if shared else 1
+        dtype, half, times = self.model.dtype, torch.bfloat16, self._workers if shared else 1
         held, smallest = times * held, times * (held if least is None else least)
         seconds = seconds / self.load.sharing if shared else seconds
-        weights, own = self._there(itemsize), PROCESS * self.load.processes + self.kept
+        weights, own = self._there(dtype) + copies * self._copied(dtype), PROCESS * self.load.processes + self.kept
         base = 0 if self.clock.card else own + host
-        halved = base + self._there(half) + smallest if itemsize > half else 0
+        less = self._there(half) + copies * self._copied(half)
+        halved = base + less + smallest if dtype.itemsize > half.itemsize else 0
         where = (own + host, weights + held) if self.clock.card else (own + host + weights + held, 0)
         return Stage(name, share * seconds, *where, base + weights + smallest, halved)
 
@@ -235,46 +242,46 @@ class Costs:
         taken = [self._batch(rows.select(batch), first, steps) for batch in self._batches(rows, size)]
         alone = max((self._batch(rows.select([fact]), first, steps)[1] for fact in range(len(rows))), default=0)
         seconds, held = sum((each for each, _ in taken), 0.0), max((most for _, most in taken), default=0)
-        return self.stage(name, seconds, held, least=alone, share=share, shared=True)
+        copies = 0 if self.load.beside else self._share(self.load.cards)  # else the workers descend
+        return self.stage(name, seconds, held, least=alone, share=share, shared=True, copies=copies)
 
     def _batches(self, rows: FactRows, size: int | None) -> list[list[int]]:
         """As they are going to be made, where the model is going to be."""
-        free = self.room - self._there(self.model.dtype.itemsize)
+        dtype, own = self.model.dtype, 0 if self.load.beside else self._share(self.load.cards)
+        free = self.room - self._there(dtype) - own * self._copied(dtype)
         cards = self._dividing if self.clock.card else 0
-        return anchor_batches(rows, size, cards=cards, free=max(0, free) // self._workers)
+        return anchor_batches(rows, size, cards=cards, free=max(0, free) // self._workers, dtype=self.descents)
 
     def _batch(self, rows: FactRows, first: int, steps: int) -> tuple[float, int]:
         """Seconds of one batch of a descent, and the bytes that it holds."""
         sizes, answered = self.sizes, [row for each in rows.answered_contexts for row in each]
         above, tail = sizes.blocks - 1 - first, max(row.tail for row in answered)
         tokens, answers = len(answered) * tail, sum(len(row.answer) for row in answered)
-        once = above * (self.clock.descent(tokens) + self.clock.descent(len(rows)))
+        once = above * (self.clock.descent(tokens, back=True) + self.clock.descent(len(rows), back=True))
         once += (answers + len(rows)) * self.clock.logits[1]
         whole = len(answered) * max(len(row.ids) for row in answered)
-        seconds = PASSED * steps * once + sizes.blocks * self.clock.block(whole)
+        seconds = PASSED * steps * once + sizes.blocks * self.clock.descent(whole)
         itemsize = (self.descents or self.model.dtype).itemsize
         there = min(above, -(-sizes.blocks // self._dividing))  # blocks on the card that has most of them
         gradients = there * tokens * (12 * sizes.width + 6 * sizes.d_mlp) * itemsize
         frozen = there * whole * sizes.cached * itemsize
-        return seconds, gradients + frozen + (answers + len(rows)) * sizes.words * LOGITS + self._head()
+        logits = (answers + len(rows)) * sizes.words * LOGITS + self._head(self.descents or self.model.dtype)
+        return seconds, gradients + frozen + logits
 
-    def training(
-        self, rows: FactRows, lessons: int, settings: WiseSettings | RLEditSettings, *, share: float = 1.0
-    ) -> Stage:
+    def training(self, rows: FactRows, lessons: int, settings: WiseSettings | RLEditSettings) -> Stage:
         """The training of a method that trains, where nothing is cached.
 
         Args:
             rows: The facts.
             lessons: Facts that RLEdit is taught with, over all epochs.
             settings: Its settings.
-            share: How much of it is left to do.
 
         Returns:
             The stage.
         """
         if isinstance(settings, WiseSettings):
-            return self.stage("training of wise", *self._wise(rows, settings), share=share)
-        return self.stage("training of rledit", *self._rledit(rows, lessons // settings.epochs, settings), share=share)
+            return self.stage("training of wise", *self._wise(rows, settings))
+        return self.stage("training of rledit", *self._rledit(rows, lessons // settings.epochs, settings))
 
     def _wise(self, rows: FactRows, settings: WiseSettings) -> tuple[float, int]:
         """Seconds, if every fact takes all of its steps, and bytes."""
@@ -410,7 +417,6 @@ class Costs:
         rows: FactRows | None = None,
         observed: bool = False,
         projected: int = 0,
-        share: float = 1.0,
     ) -> Stage:
         """The stage in which edits are made, once their seconds are known.
 
@@ -424,16 +430,15 @@ class Costs:
             rows: The facts, if they are edited.
             observed: Whether what every layer's edit does is kept until all have been made.
             projected: At how many of them a rule projects.
-            share: How much of it is left to do.
 
         Returns:
             The stage.
         """
         n, changes = self.sizes.d_mlp, self.sizes.width * self.sizes.d_mlp * (self.model.dtype.itemsize + 2 * DOUBLE)
-        there, held = 3 + bool(projected and self.clock.card), layers * changes + self._head()
+        there, held = 3 + bool(projected and self.clock.card), layers * changes + self._head(self.model.dtype)
         if rows is not None:
             held += self._states(rows, layers, layers if observed else 1)
-        return self.stage(name, seconds, there * DOUBLE * n**2 + held, host=projected * DOUBLE * n**2, share=share)
+        return self.stage(name, seconds, there * DOUBLE * n**2 + held, host=projected * DOUBLE * n**2)
 
     def _states(self, rows: FactRows, layers: int, kept: int) -> int:
         """Bytes of all facts' targets, keys, states and frozen prompts, while what some edits did is kept."""
@@ -442,25 +447,27 @@ class Costs:
         frozen = kept * (layers + 1) * tokens * sizes.cached // 2  # of the blocks between a layer and the last
         return len(rows) * states * DOUBLE + frozen * self.model.dtype.itemsize
 
-    def evaluation(self, rows: Sequence[Prompt], greedy: Sequence[Prompt] = (), *, shared: bool = False) -> float:
+    def evaluation(
+        self, asked: Sequence[Sequence[Prompt]], greedy: Sequence[Prompt] = (), *, shared: bool = False
+    ) -> float:
         """Seconds of asking a model some questions.
 
         Args:
-            rows: The rows that are asked; those that begin alike are run once.
+            asked: The rows that are asked, part by part; those of a part that begin alike are run once.
             greedy: Rows whose answers are decoded greedily too.
             shared: Whether all workers ask.
 
         Returns:
             Seconds.
         """
-        asked = sum(max(1, len(row.answer)) for row in rows) * self.clock.logits[0]
+        read = sum(max(1, len(row.answer)) for part in asked for row in part) * self.clock.logits[0]
         steps = max((len(row.answer) for row in greedy), default=0)
         written = steps * self.sizes.blocks * self.clock.passes(len(greedy), 64)  # of one length, rarely more
-        run = list(dict.fromkeys(hosts(rows)))
-        through = self.forward(run, self.sizes.blocks) + self.forward(greedy, self.sizes.blocks)
-        return (through + asked + written) / (self.load.sharing if shared else 1.0)
+        run = (list(dict.fromkeys(hosts(part))) for part in asked)
+        through = sum((self.forward(part, self.sizes.blocks) for part in (*run, greedy)), 0.0)
+        return (through + read + written) / (self.load.sharing if shared else 1.0)
 
-    def _head(self) -> int:
+    def _head(self, dtype: torch.dtype) -> int:
         """Bytes of the head in float32, which a model in half precision makes for its logits."""
-        half = self.model.dtype.itemsize < torch.float32.itemsize
+        half = dtype.itemsize < torch.float32.itemsize
         return self.sizes.words * self.sizes.width * torch.float32.itemsize if half else 0

@@ -30,6 +30,11 @@ class Finished:
         self._checks: dict[str, Check] = {}
 
     @classmethod
+    def nothing(cls) -> "Finished":
+        """What is finished where there is no run: nothing."""
+        return cls({}, {}, lambda _name, _facts: np.zeros(0))
+
+    @classmethod
     def of(cls, folder: Path | str) -> "Finished":
         """What is finished in a folder.
 
@@ -44,7 +49,7 @@ class Finished:
         """
         folder = Path(folder)
         if not exists(folder):
-            return cls({}, {}, lambda _name, _facts: np.zeros(0))
+            return cls.nothing()
         opened = open_arrays(folder, "r")
 
         def read(name: str, facts: slice) -> np.ndarray:
@@ -78,6 +83,19 @@ class Finished:
             Whether all of these cells are finished and all there; false where there is no run.
         """
         return bool(self._variables) and bool(self.cells(mark, **labels).all())
+
+    def missing(self, mark: str, **labels: Any) -> float:
+        """How much of a part is left to do.
+
+        Args:
+            mark: The part's mark.
+            **labels: For some of its dimensions, a label or a list of labels.
+
+        Returns:
+            The share of these cells that are not finished, or not all there.
+        """
+        cells = self.cells(mark, **labels)
+        return float(1 - cells.mean()) if cells.size else 0.0
 
     def left(self, mark: str, **labels: Sequence[Any]) -> list[Any]:
         """Those of some labels whose part is not finished, or not all there.

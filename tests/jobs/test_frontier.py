@@ -102,6 +102,17 @@ def test_the_frontiers_command_and_script(quick, finished, capsys, monkeypatch):
     assert (finished / "frontier.tex").read_text().isascii()
 
 
+def test_a_folder_of_another_kind_is_refused_before_lambda_is_sought(quick, monkeypatch, tmp_path):
+    def sought(_):
+        raise AssertionError
+
+    config = EditTableConfig(**quick, methods=("memit",), greedy=False, out=tmp_path / "run")
+    run_edit_table(config, progress=False)
+    monkeypatch.setattr(bench_module, "suited_ridge", sought)
+    with pytest.raises(InputError, match="expected a folder of jacobian-lab frontier"):
+        run_frontier(FrontierConfig(**{**quick, "ridge": None}, out=tmp_path / "run"), progress=False)
+
+
 def test_no_fact_chooses_the_ridge_that_it_is_reported_at(finished):
     """Each half of the facts is reported at the λ that is best on the other."""
     results, dataset = Results(finished, "frontier"), open_run(finished)

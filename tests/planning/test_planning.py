@@ -12,17 +12,20 @@ from helpers.small import CONFIGS, CONTEXTS, make_folder
 from transformers import LlamaConfig
 
 from jacobian_lab import cli
+from jacobian_lab.crew.settings import Load
 from jacobian_lab.editing.anchors import AnchorSettings, coordinate_shifts, optimise_anchors
 from jacobian_lab.editing.layers import Setting, edit_layers, restored
 from jacobian_lab.editing.schemes import SCHEMES, make_targets
 from jacobian_lab.editing.second_moments import sums_of_keys
 from jacobian_lab.errors import InputError
+from jacobian_lab.evaluation import examination as examined
 from jacobian_lab.evaluation.examination import Examination
 from jacobian_lab.facts.reading import load_facts
 from jacobian_lab.jobs import job as jobs
-from jacobian_lab.jobs.config import JacobianConfig, SchemesConfig
+from jacobian_lab.jobs.config import EditConfig, JacobianConfig, SchemesConfig
 from jacobian_lab.jobs.jacobians import Survey, run_jacobian
-from jacobian_lab.jobs.schemes import run_schemes
+from jacobian_lab.jobs.methods import run_edit
+from jacobian_lab.jobs.schemes import run_schemes, schemes_job
 from jacobian_lab.jobs.studies import cost_of
 from jacobian_lab.model.families import KNOWN
 from jacobian_lab.model.loading import load_model, sketch_model
@@ -33,6 +36,7 @@ from jacobian_lab.planning.clock import Clock, measured
 from jacobian_lab.planning.costs import Costs, Stage
 from jacobian_lab.planning.plan import Plan, told
 from jacobian_lab.planning.sketch import Sizes, two_blocks
+from jacobian_lab.store.finished import Finished
 
 NEVER = 1e30
 CUBES = dict.fromkeys(("spectra", "eigenvectors", "cholesky"), 0.0)
@@ -112,8 +116,10 @@ def test_an_edit_runs_the_tokens_that_are_counted(scheme, rows, ran):
     assert 0.8 * counted <= sum(ran) <= 1.2 * counted
 
 
-def test_an_evaluation_runs_the_tokens_that_are_counted(family_model, ran):
-    examination = Examination.of(family_model, load_facts("builtin", "0:2"))
+@pytest.mark.parametrize("at_once", [1, 32])
+def test_an_evaluation_runs_the_tokens_that_are_counted(at_once, family_model, ran, monkeypatch):
+    monkeypatch.setattr(examined, "FACTS_AT_ONCE", at_once)
+    examination = Examination.of(family_model, load_facts("builtin", "0:6"))
     _ = examination.before
     ran.clear()
     list(examination.answers())
@@ -142,16 +148,20 @@ def test_a_clock_of_this_machine_and_one_of_a_card(family_model):
 
 
 def test_descents_in_another_dtype_go_by_their_own_clock(rows):
-    own = counting(0, 2)
-    other = replace(own, descents={tokens: (there, both / 4) for tokens, (there, both) in own.blocks.items()})
+    own = counting(1, 2)
+    other = replace(own, descents={tokens: (there / 4, both / 4) for tokens, (there, both) in own.blocks.items()})
     costs = Costs(rows.model, own), Costs(rows.model, other, descents=torch.bfloat16)
     alone, copied = (each.descent("anchors", rows, 1, 5, None) for each in costs)
     assert copied.seconds == alone.seconds / 4
     assert (own.slowdown(), other.slowdown()) == (1.0, 0.25)
     edits = [each.edit(rows, SCHEMES["forward-replay"], (1, 2), observed=True) for each in costs]
     assert edits[0] == edits[1]
-    weights = Sizes.of(rows.model).weights * torch.bfloat16.itemsize
-    assert costs[1].stage("", 0.0).host == costs[0].stage("", 0.0).host + weights
+    weights = Sizes.of(rows.model).weights
+    assert costs[1].stage("", 0.0) == costs[0].stage("", 0.0)  # the copy is there while anchors are made
+    assert costs[1].stage("", 0.0, copies=weights).host == costs[1].stage("", 0.0).host + 2 * weights
+    crews = (Costs(rows.model, other, load=Load(2, 1), descents=each) for each in (None, torch.bfloat16))
+    shared = [each.stage("", 0.0).host for each in crews]
+    assert shared[1] == shared[0] + 2 * weights  # a worker keeps its own
 
 
 def test_a_dtype_that_makes_descents_slower_is_told(arguments, tmp_path, monkeypatch, capsys):
@@ -269,16 +279,42 @@ def test_a_run_says_what_it_was_estimated_to_take_and_took(arguments, tmp_path, 
 
 
 def test_a_run_that_goes_on_is_estimated_by_what_is_left(arguments, monkeypatch, tmp_path):
-    monkeypatch.setattr(jobs, "measured", lambda _model: counting(1e-6, 2e-6))
+    monkeypatch.setattr(jobs, "measured", lambda *_args, **_named: counting(1e-6, 2e-6))
     given = {**arguments, "slice": "0:4", "survey": "none", "out": tmp_path / "run"}
     run_schemes(SchemesConfig(**given, schemes=("one-layer",)), progress=False)
     first = json.loads((tmp_path / "run" / "costs.json").read_text())
     run_schemes(SchemesConfig(**given, schemes=("one-layer", "backward-full")), progress=False)
     second = json.loads((tmp_path / "run" / "costs.json").read_text())
-    assert [stage["name"] for stage in second["stages"]] == ["λ and its checks", "edits under 2 schemes"]
+    assert [stage["name"] for stage in second["stages"]] == ["λ and its checks", "edits under 1 schemes"]
     assert len(first["stages"]) > 3
-    edits = {run["stages"][-1]["name"]: run["stages"][-1]["seconds"] for run in (first, second)}
-    assert edits["edits under 2 schemes"] < 1.5 * edits["edits under 1 schemes"]  # half of two
+    seconds = [run["stages"][-1]["seconds"] for run in (first, second)]
+    assert 1.5 * seconds[0] < seconds[1] < 5 * seconds[0]  # at three layers and not at one
+
+
+def test_a_scheme_that_is_left_is_counted_by_what_it_costs(arguments, monkeypatch, tmp_path):
+    monkeypatch.setattr(jobs, "measured", lambda *_args, **_named: counting(1e-6, 2e-6))
+    given = {**arguments, "slice": "0:4", "survey": "none", "out": tmp_path / "run"}
+    cheap = ("one-layer", "independent", "backward-full", "backward-dividing")
+    whole = schemes_job(SchemesConfig(**given, schemes=("jacobian-pullback",)), progress=False)
+    alone = [part.cost(Costs(whole.model, counting(1, 2)), Finished.nothing())[-1].seconds for part in whole.parts][-1]
+    run_schemes(SchemesConfig(**given, schemes=cheap), progress=False)
+    left = schemes_job(SchemesConfig(**given, schemes=(*cheap, "jacobian-pullback")), progress=False)
+    done = Finished.of(tmp_path / "run")
+    (stage,) = left.parts[-1].cost(Costs(left.model, counting(1, 2)), done)
+    asked = Costs(left.model, counting(1, 2)).evaluation([fact_rows(left.model, load_facts("builtin", "0:4")).answered])
+    assert stage.name == "edits under 1 schemes"
+    assert stage.seconds == pytest.approx(alone - asked)  # the unedited model has been asked
+
+
+def test_what_is_done_again_is_estimated(arguments, monkeypatch, tmp_path):
+    monkeypatch.setattr(jobs, "measured", lambda *_args, **_named: counting(1e-6, 2e-6))
+    config = EditConfig(**{**arguments, "slice": "0:2"}, method="memit", greedy=False, out=tmp_path / "run")
+    run_edit(config, progress=False)
+    first = json.loads((tmp_path / "run" / "costs.json").read_text())["stages"][-1]
+    next((tmp_path / "run").glob("delta-*")).unlink()
+    run_edit(config, progress=False)
+    again = json.loads((tmp_path / "run" / "costs.json").read_text())["stages"][-1]
+    assert (again["name"], again["seconds"]) == (first["name"], first["seconds"])
 
 
 def test_what_memory_cannot_hold_is_refused_before_any_work(arguments, tmp_path, monkeypatch):
