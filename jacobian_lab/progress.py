@@ -41,3 +41,16 @@ def note(text: str) -> None:
         text: What to say.
     """
     tqdm.write(f"jacobian-lab: {text}", file=sys.stderr)
+
+
+def counted(number: int, what: str) -> str:
+    """A number with what it counts.
+
+    Args:
+        number: The number.
+        what: One of them.
+
+    Returns:
+        Such as ``"1 edit"`` and ``"3 edits"``.
+    """
+    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -33,7 +33,7 @@ from jacobian_lab.memory import free_memory
 from jacobian_lab.model.language_model import Layers
 from jacobian_lab.model.rows import FactRows
 from jacobian_lab.planning.costs import Costs, Stage
-from jacobian_lab.progress import bar, note
+from jacobian_lab.progress import bar, counted, note
 from jacobian_lab.store.arrays import exists, open_arrays, read_config
 from jacobian_lab.store.finished import Finished
 from jacobian_lab.store.run import Run
@@ -209,8 +209,8 @@ class Bench:
         wanted: list[tuple[str, int, str, Labels]] = [
             (f"anchors at layer {layer}", layer, name, {"anchor_layer": layer}) for layer in layers
         ]
-        shifts = "coordinated_shift"
-        wanted += [(f"coordinated shifts at {len(some)} layers", some[0], shifts, at) for some, at in shifted.items()]
+        for some, where in shifted.items():
+            wanted.append((f"coordinated shifts at {counted(len(some), 'layer')}", some[0], "coordinated_shift", where))
         experiment, stages = self.experiment, list[Stage]()
         steps, size, everyone = experiment.anchor.steps, experiment.config.batch_size, len(experiment.facts)
         for what, first, stored, where in wanted:

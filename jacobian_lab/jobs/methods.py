@@ -42,7 +42,7 @@ from jacobian_lab.model.corpus import Corpus, load_corpus, token_rows
 from jacobian_lab.model.devices import Places
 from jacobian_lab.model.tokens import Prompt
 from jacobian_lab.planning.costs import Costs, Stage
-from jacobian_lab.progress import bar, note
+from jacobian_lab.progress import bar, counted, note
 from jacobian_lab.store.finished import Finished
 from jacobian_lab.store.run import Run
 from jacobian_lab.store.schema import KINDS
@@ -373,7 +373,7 @@ class Comparison:
         )
         count, evaluated = sum(times[name] for name in names if name != UNEDITED), sum(times.values())
         seconds = edits + evaluated * (asking + costs.evaluation([told])) + asking  # what was before is asked for too
-        projected, name = len(self._projected()), f"{count} edits, evaluated"
+        projected, name = len(self._projected()), f"{counted(count, 'edit')}, evaluated"
         edited = costs.editing(name, seconds, len(layers), rows=rows, projected=projected)
         taught = [costs.training(rows, each.facts, each.settings) for n, each in self.trained.items() if times[n]]
         return [*refits, *taught, edited]

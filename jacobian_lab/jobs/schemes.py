@@ -15,7 +15,7 @@ from jacobian_lab.jobs.setup import prepare
 from jacobian_lab.jobs.studies import STEPS, STUDIES, cost_of
 from jacobian_lab.model.devices import Places
 from jacobian_lab.planning.costs import Costs, Stage
-from jacobian_lab.progress import bar
+from jacobian_lab.progress import bar, counted
 from jacobian_lab.store.finished import Finished
 from jacobian_lab.store.run import Run
 
@@ -87,7 +87,7 @@ def schemes_job(
         edits = sum((costs.edit(rows, SCHEMES[name], layers, observed=True) for name in todo), 0.0)
         asked = (len(todo) + (not done.all("replayed"))) * costs.evaluation([rows.answered])
         looked = sum((cost_of(each, costs, layers, how, len(rows)) for name in todo for each in new[name]), 0.0)
-        name, seconds = f"edits under {len(todo)} schemes", edits + asked + looked
+        name, seconds = f"edits under {counted(len(todo), 'scheme')}", edits + asked + looked
         return [costs.editing(name, seconds, len(layers), rows=rows, observed=True)]
 
     parts = bench.parts(any_coordinated(schemes))

@@ -23,6 +23,7 @@ from jacobian_lab.maps.agreement import check_replay
 from jacobian_lab.model.devices import Places
 from jacobian_lab.model.language_model import Layers
 from jacobian_lab.planning.costs import Costs, Stage
+from jacobian_lab.progress import counted
 from jacobian_lab.store.arrays import exists, read_config
 from jacobian_lab.store.finished import Finished
 from jacobian_lab.store.run import Run
@@ -112,7 +113,7 @@ def layer_count_job(config: LayerCountConfig, *, progress: bool = True, sketch: 
         rows, asked = experiment.rows, costs.evaluation(examination.rows(), shared=True)
         todo = [(each, n) for each in config.schemes for n in counts if not done.all("counted", scheme=each, count=n)]
         edits = sum((costs.edit(rows, SCHEMES[each], layers[-n:], observed=True) + asked for each, n in todo), 0.0)
-        name = f"{len(todo)} edits, evaluated"
+        name = f"{counted(len(todo), 'edit')}, evaluated"
         return [*descents, costs.editing(name, edits + asked, most, rows=rows, observed=True)]
 
     return Job(
@@ -189,7 +190,7 @@ def damping_job(config: DampingConfig, *, progress: bool = True, sketch: Places 
         todo = [scheme for row, (scheme, _) in edits.items() if not done.all("measured", row=row)]
         made = sum((costs.edit(rows, scheme, experiment.layers, observed=True) + asked for scheme in todo), 0.0)
         descents = bench.cost_of_descents(costs, done, experiment.anchor_layers)
-        name, most = f"{len(todo)} edits", len(experiment.layers)
+        name, most = counted(len(todo), "edit"), len(experiment.layers)
         return [*descents, costs.editing(name, made, most, rows=rows, observed=True)]
 
     return Job(

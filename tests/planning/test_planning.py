@@ -266,7 +266,7 @@ def test_a_run_says_what_it_was_estimated_to_take_and_took(arguments, tmp_path, 
         "anchors at layer 1",
         "anchors at layer 3",
         "Jacobians",
-        "edits under 1 schemes",
+        "edits under 1 scheme",
     ]
     assert found["took_seconds"] == pytest.approx(sum(part["took_seconds"] for part in found["parts"]))
     assert [name for part in found["parts"] for name in part["stages"]] == [each["name"] for each in found["stages"]]
@@ -285,7 +285,7 @@ def test_a_run_that_goes_on_is_estimated_by_what_is_left(arguments, monkeypatch,
     first = json.loads((tmp_path / "run" / "costs.json").read_text())
     run_schemes(SchemesConfig(**given, schemes=("one-layer", "backward-full")), progress=False)
     second = json.loads((tmp_path / "run" / "costs.json").read_text())
-    assert [stage["name"] for stage in second["stages"]] == ["λ and its checks", "edits under 1 schemes"]
+    assert [stage["name"] for stage in second["stages"]] == ["λ and its checks", "edits under 1 scheme"]
     assert len(first["stages"]) > 3
     seconds = [run["stages"][-1]["seconds"] for run in (first, second)]
     assert 1.5 * seconds[0] < seconds[1] < 5 * seconds[0]  # at three layers and not at one
@@ -302,7 +302,7 @@ def test_a_scheme_that_is_left_is_counted_by_what_it_costs(arguments, monkeypatc
     done = Finished.of(tmp_path / "run")
     (stage,) = left.parts[-1].cost(Costs(left.model, counting(1, 2)), done)
     asked = Costs(left.model, counting(1, 2)).evaluation([fact_rows(left.model, load_facts("builtin", "0:4")).answered])
-    assert stage.name == "edits under 1 schemes"
+    assert stage.name == "edits under 1 scheme"
     assert stage.seconds == pytest.approx(alone - asked)  # the unedited model has been asked
 
 
