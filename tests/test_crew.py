@@ -207,16 +207,17 @@ def test_a_memory_is_asked_by_the_process_that_has_it(arguments, tmp_path):
 def test_batches_are_as_large_as_the_workers_have_room_for(descents, arguments, monkeypatch):
     """Of what was free before they were hired, less their models, and copies, each has its part; and so a plan says."""
     anchor = replace(arguments["anchor"], dtype=descents)
-    ours = SchemesConfig(**{**arguments, "anchor": anchor, "crew": TWO})
+    ours, free = SchemesConfig(**{**arguments, "anchor": anchor, "crew": TWO}), 2**24
+    monkeypatch.setattr(workers_module, "free_memory", lambda _devices: free)
     bench = Bench(prepare(ours), progress=False)
-    model, free = bench.experiment.model, 2**24
-    monkeypatch.setattr(bench_module, "free_memory", lambda _devices: free)
+    model = bench.experiment.model
     weights = sum(weight.numel() for weight in model.hf.parameters())
     each = weights * (8 + (4 if descents else 0))
-    together = bench._together()
-    assert together == {"cards": 0, "free": (free - 2 * each) // 2, "dtype": torch.float32 if descents else None}
-    monkeypatch.setattr(bench_module, "free_memory", lambda _devices: 0)
-    assert bench._together() == together  # though workers hold their models now
+    assert bench._together() == {
+        "cards": 0,
+        "free": (free - 2 * each) // 2,
+        "dtype": torch.float32 if descents else None,
+    }
     alone = Bench(prepare(replace(ours, crew=CrewSettings())), progress=False)
     monkeypatch.setattr(bench_module, "free_memory", lambda _devices: free)
     assert alone._together()["free"] == free - (4 * weights if descents else 0)

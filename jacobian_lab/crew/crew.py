@@ -24,10 +24,12 @@ class Crew(Protocol):
     Attributes:
         here: Whether this process does, so that work can tell how it goes.
         load: As `CrewSettings.load` has it.
+        free: Bytes that were free where this process's model is before others held it too; none where nobody does.
     """
 
     here: bool
     load: Load
+    free: int | None
 
     def of(self, layers: Layers) -> "Crew":
         """The crew of work in which other layers are edited.
@@ -65,10 +67,12 @@ class Alone:
     Attributes:
         load: As `CrewSettings.load` has it, where it is only planned who does.
         here: Whether this process does.
+        free: Nobody else holds the model.
     """
 
     load: Load = UNSHARED
     here: bool = True
+    free: int | None = None
 
     def of(self, layers: Layers) -> Crew:
         """As `Crew` has it.

@@ -16,7 +16,7 @@ from torch import Tensor
 from jacobian_lab.crew.crew import ALONE, Alone, Crew, Piece, Result, untold
 from jacobian_lab.crew.settings import CrewSettings
 from jacobian_lab.errors import InputError, first_line
-from jacobian_lab.memory import Tell, out_of_memory
+from jacobian_lab.memory import Tell, free_memory, out_of_memory
 from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.loading import load_model
 from jacobian_lab.progress import note
@@ -86,9 +86,10 @@ class Workers:
     layers: Layers
     dtype: str
     here: bool = field(default=False, init=False)
+    free: int | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        self.load = self.settings.load(self.model.cards)
+        self.load, self.free = self.settings.load(self.model.cards), free_memory(self.model.devices)
         self._loaded = _copies(self.model, self.layers)
         self._sent: tuple[Mapping[int, Tensor], Any] | None = None
         self._actors: list[Any] = []

@@ -131,21 +131,16 @@ class Bench:
         dtype = None if chosen is None else getattr(torch, chosen)
         return None if dtype == self.experiment.model.dtype else dtype
 
-    @cached_property
-    def _free(self) -> int:
-        """Memory that was free where the model is before any worker was hired."""
-        return free_memory(self.experiment.model.devices)
-
     def _together(self) -> dict[str, Any]:
         """What `anchor_batches` has to know of those who descend: this process, or the workers."""
-        model, load = self.experiment.model, self.experiment.crew.load
+        model, crew, load = self.experiment.model, self.experiment.crew, self.experiment.crew.load
         weights = sum(weight.numel() for weight in model.hf.parameters()) // max(1, model.cards)
         copied = weights * (self.descents.itemsize if self.descents else 0)
-        if load.beside:
-            taken = load.beside * (weights * model.dtype.itemsize + copied)
-            free, cards = (self._free - taken) // load.beside, load.worker_cards if model.cards else 0
-        else:
+        if crew.free is None:
             free, cards = free_memory(model.devices) - copied, model.cards
+        else:
+            taken = load.beside * (weights * model.dtype.itemsize + copied)
+            free, cards = (crew.free - taken) // load.beside, load.worker_cards if model.cards else 0
         return {"cards": cards, "free": max(0, free), "dtype": self.descents}
 
     @property
