@@ -110,7 +110,7 @@ class Bench:
         Raises:
             InputError: If one is singular.
         """
-        self._recall(folder)
+        self.recall(folder)
         count = len(self.experiment.facts) if self.columns is None else self.columns
         if self.experiment.published is not None:
             _ = self.moments  # files that cannot be used are refused before the long work
@@ -119,8 +119,12 @@ class Bench:
         for layer, matrix in matrices.items():
             factored(self.ridge * matrix.to(device), f"λC at layer {layer}", advice(matrix, self.ridge))
 
-    def _recall(self, folder: Path) -> None:
-        """Take the λ that a run has been made with, if it followed from what is realised."""
+    def recall(self, folder: Path) -> None:
+        """Take the λ that a run has been made with, if it followed from what is realised.
+
+        Args:
+            folder: The run's folder; may be new.
+        """
         if self.experiment.ridge is None and exists(folder) and "ridge" in (told := read_config(folder)["provenance"]):
             vars(self)["ridge"] = float(told["ridge"])
 
@@ -134,12 +138,11 @@ class Bench:
     def _together(self) -> dict[str, Any]:
         """What `anchor_batches` has to know of those who descend: this process, or the workers."""
         model, crew, load = self.experiment.model, self.experiment.crew, self.experiment.crew.load
-        weights = sum(weight.numel() for weight in model.hf.parameters()) // max(1, model.cards)
-        copied = weights * (self.descents.itemsize if self.descents else 0)
+        weights, copied = sum(w.numel() for w in model.hf.parameters()), self.descents.itemsize if self.descents else 0
         if crew.free is None:
-            free, cards = free_memory(model.devices) - copied, model.cards
+            free, cards = free_memory(model.devices) - weights * copied // max(1, model.cards), model.cards
         else:
-            taken = load.beside * (weights * model.dtype.itemsize + copied)
+            taken = load.beside * weights * (model.dtype.itemsize + copied) // load.worker_cards
             free, cards = (crew.free - taken) // load.beside, load.worker_cards if model.cards else 0
         return {"cards": cards, "free": max(0, free), "dtype": self.descents}
 
@@ -172,7 +175,7 @@ class Bench:
         """
         experiment = self.experiment
         if folder is not None:
-            self._recall(folder)
+            self.recall(folder)
         moments = [costs.moments(self._moment_tokens, experiment.layers)] if self._moment_tokens else []
         seconds, count = 0.0, len(experiment.layers)
         if experiment.ridge is None and "ridge" not in vars(self):
@@ -206,13 +209,12 @@ class Bench:
         ]
         for some, where in shifted.items():
             wanted.append((f"coordinated shifts at {counted(len(some), 'layer')}", some[0], "coordinated_shift", where))
-        experiment, stages = self.experiment, list[Stage]()
-        steps, size, everyone = experiment.anchor.steps, experiment.config.batch_size, len(experiment.facts)
+        experiment, stages, labels = self.experiment, list[Stage](), self.experiment.labels()
         for what, first, stored, where in wanted:
-            share, facts = done.missing(f"{stored}_passes", **where), self._lacking(stored, **where)
-            if facts and share:  # in which what another run gives counts as missing
-                share = min(1.0, share * everyone / len(facts))
-                stages.append(costs.descent(what, experiment.rows.select(facts), first, steps, size, share=share))
+            there = np.reshape(done.cells(f"{stored}_passes", fact=labels, **where), -1)
+            if facts := [place for place in self._lacking(stored, **where) if not there[place]]:
+                steps, rows = experiment.anchor.steps, experiment.rows.select(facts)
+                stages.append(costs.descent(what, rows, first, steps, experiment.config.batch_size))
         return stages
 
     def _lacking(self, name: str, **where: Any) -> list[int]:

@@ -44,13 +44,13 @@ class Part:
     Attributes:
         wanted: The marks that it sets, and for which labels.
         compute: Computes what the run lacks of it.
-        also: Whether a folder holds what belongs to the part beside its arrays.
+        again: For which labels of its first mark a folder lacks what belongs to the part beside its arrays, if for any.
         cost: What it is going to take, stage by stage, given what of the run is finished.
     """
 
     wanted: Sequence[tuple[str, Labels]]
     compute: Callable[[Run], Any]
-    also: Callable[[Path], bool] = lambda _: True
+    again: Callable[[Path], Labels] = lambda _: {}
     cost: Callable[[Costs, Finished], Sequence[Stage]] = lambda _costs, _done: ()
 
     def finished(self, folder: Path, done: Finished) -> bool:
@@ -63,7 +63,20 @@ class Part:
         Returns:
             Whether there is nothing left to compute.
         """
-        return all(done.all(mark, **labels) for mark, labels in self.wanted) and self.also(folder)
+        return all(done.all(mark, **labels) for mark, labels in self.wanted) and not self.again(folder)
+
+    def left_by(self, done: Finished, folder: Path) -> Finished:
+        """What is finished of it, less what is done again.
+
+        Args:
+            done: What is finished in its folder.
+            folder: The folder.
+
+        Returns:
+            What need not be done.
+        """
+        again = self.again(folder)
+        return done.without(self.wanted[0][0], **again) if again else done
 
 
 class Left(NamedTuple):
@@ -126,12 +139,10 @@ class Job:
         costs = Costs(
             self.model, clock, self.kept, self.crew.load, self.descents, there[0] if there[1] is None else there[1]
         )
-        nothing = Finished.nothing()
         if left is None:
-            before = [costs.loading(), *self.before_cost(costs, None)]
+            before, nothing = [costs.loading(), *self.before_cost(costs, None)], Finished.nothing()
             return [before, *(list(part.cost(costs, nothing)) for part in self.parts)]
-        there_already = [left.done if part.also(left.folder) else nothing for part in left.parts]
-        stages = [list(part.cost(costs, done)) for part, done in zip(left.parts, there_already, strict=True)]
+        stages = [list(part.cost(costs, part.left_by(left.done, left.folder))) for part in left.parts]
         return [list(self.before_cost(costs, left.folder)), *stages]
 
     def disk(self) -> int:

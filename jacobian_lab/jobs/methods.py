@@ -206,7 +206,10 @@ def _job(
         settings,
         at_work.provenance,
         at_work.coordinates,
-        [*at_work.parts(), Part(wanted, measured, lambda f: not again(f), at_work.cost)],
+        [
+            *at_work.parts(),
+            Part(wanted, measured, lambda f: {"edit": names} if (names := again(f)) else {}, at_work.cost),
+        ],
         before=at_work.begin,
         before_cost=at_work.cost_before,
         kept=bench.kept,
@@ -368,7 +371,7 @@ class Comparison:
         asking = costs.evaluation(asked.rows(), asked.decoded(), shared=not self.trained)
         refits = (
             self.bench.cost_of_descents(costs, done, [layers[-1]], name="refit_anchor")
-            if any(each.refit for each in left.values())
+            if len(layers) > 1 and any(each.refit for each in left.values())
             else []
         )
         count, evaluated = sum(times[name] for name in names if name != UNEDITED), sum(times.values())
@@ -387,6 +390,7 @@ class Comparison:
         Raises:
             InputError: If one cannot.
         """
+        self.bench.recall(folder)
         if not self.methods:
             return
         self.bench.begin(folder)

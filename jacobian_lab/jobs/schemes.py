@@ -86,7 +86,9 @@ def schemes_job(
         todo = [name for name in schemes if new[name] or not done.all("measured", scheme=name)]
         edits = sum((costs.edit(rows, SCHEMES[name], layers, observed=True) for name in todo), 0.0)
         asked = (len(todo) + (not done.all("replayed"))) * costs.evaluation([rows.answered])
-        looked = sum((cost_of(each, costs, layers, how, len(rows)) for name in todo for each in new[name]), 0.0)
+        looked = sum(
+            (cost_of(each, costs, SCHEMES[n].edited(layers), how, len(rows)) for n in todo for each in new[n]), 0.0
+        )
         name, seconds = f"edits under {counted(len(todo), 'scheme')}", edits + asked + looked
         return [costs.editing(name, seconds, len(layers), rows=rows, observed=True)]
 

@@ -144,12 +144,12 @@ STUDIES: dict[str, Study] = {"theorem1": theorem_1, "step_size": step_size}
 
 
 def cost_of(study: str, costs: Costs, layers: Layers, how: Survey, facts: int) -> float:
-    """Seconds of a study while all facts are edited under one scheme at all decisive layers.
+    """Seconds of a study while all facts are edited under one scheme.
 
     Args:
         study: Its name in `STUDIES`.
         costs: Of the model on the machine.
-        layers: The decisive layers.
+        layers: The layers that it edits.
         how: How closely Jacobians are looked at.
         facts: How many there are.
 

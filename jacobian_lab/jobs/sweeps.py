@@ -82,7 +82,7 @@ def layer_count_job(config: LayerCountConfig, *, progress: bool = True, sketch: 
         shifted = counts if coordinated else ()
         return {n: bench.shifts(run, layers[-n:], count=n, anchor_layer=list(layers[-n:])) for n in shifted}
 
-    def counted(run: Run) -> None:
+    def edited(run: Run) -> None:
         anchors, shifts = bench.anchors(run, layers), shifted(run)
         examination.remember(experiment.crew)
 
@@ -129,7 +129,7 @@ def layer_count_job(config: LayerCountConfig, *, progress: bool = True, sketch: 
             "anchor_layer": list(layers),
             "d_model": range(experiment.model.d_model),
         },
-        [Part([*wanted, ("counted", {"scheme": list(config.schemes)})], counted, cost=cost)],
+        [Part([*wanted, ("counted", {"scheme": list(config.schemes)})], edited, cost=cost)],
         before=bench.begin,
         before_cost=bench.cost_before,
         kept=bench.kept,

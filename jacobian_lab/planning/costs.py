@@ -223,9 +223,7 @@ class Costs:
         """
         return count * self.sizes.d_mlp**3 * self.clock.cubes["spectra"]
 
-    def descent(
-        self, name: str, rows: FactRows, first: int, steps: int, size: int | None, *, share: float = 1.0
-    ) -> Stage:
+    def descent(self, name: str, rows: FactRows, first: int, steps: int, size: int | None) -> Stage:
         """Anchors at a layer, or shifts from a layer on.
 
         Args:
@@ -234,7 +232,6 @@ class Costs:
             first: The first layer that is shifted.
             steps: Passes at the most.
             size: Facts side by side at the most, as `anchor_batches` takes it.
-            share: How much of it is left to do.
 
         Returns:
             The stage.
@@ -243,7 +240,7 @@ class Costs:
         alone = max((self._batch(rows.select([fact]), first, steps)[1] for fact in range(len(rows))), default=0)
         seconds, held = sum((each for each, _ in taken), 0.0), max((most for _, most in taken), default=0)
         copies = 0 if self.load.beside else self._share(self.load.cards)  # else the workers descend
-        return self.stage(name, seconds, held, least=alone, share=share, shared=True, copies=copies)
+        return self.stage(name, seconds, held, least=alone, shared=True, copies=copies)
 
     def _batches(self, rows: FactRows, size: int | None) -> list[list[int]]:
         """As they are going to be made, where the model is going to be."""

@@ -1,6 +1,7 @@
 """What of a run is finished: read once from a folder, new or not, and asked as often as one likes."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,24 @@ class Finished:
         """
         (wanted,) = labels.values()
         return [label for label, done in zip(wanted, self.cells(mark, **labels), strict=True) if not done]
+
+    def without(self, mark: str, **labels: Any) -> "Finished":
+        """The same, but for some cells that are to be done again.
+
+        Args:
+            mark: The part's mark.
+            **labels: For some of its dimensions, a label or a list of labels.
+
+        Returns:
+            What is finished beside them.
+        """
+        if not self._variables:
+            return self
+        found, check = Finished(self._variables, self._labels, self._read), self._check(mark)
+        done = check.done.copy()
+        done[self._places.cells(self._variables[mark].dims, labels)] = False
+        found._checks = {**self._checks, mark: replace(check, done=done)}
+        return found
 
     def lost(self, *parts: str) -> str:
         """What had been finished and is not all there any more.
