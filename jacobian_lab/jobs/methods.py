@@ -390,8 +390,8 @@ class Comparison:
         Raises:
             InputError: If one cannot.
         """
-        self.bench.recall(folder)
         if not self.methods:
+            self.bench.recall(folder)  # the λ of what the run holds, for the aims
             return
         self.bench.begin(folder)
         moments, rules = self.bench.moments.matrices, self.config.rules

@@ -102,6 +102,11 @@ class Costs:
         own, theirs = self._share(self.load.cards), self.load.beside * self._share(self.load.worker_cards)
         return (own + theirs) * dtype.itemsize + theirs * self._copied(dtype)
 
+    @property
+    def _descending(self) -> int:
+        """Weights of the model that this process descends with: none where workers do."""
+        return 0 if self.load.beside else self._share(self.load.cards)
+
     def _copied(self, dtype: torch.dtype) -> int:
         """Bytes of a weight in the copy that descents run in, if the model is in another dtype."""
         return 0 if self.descents is None or self.descents == dtype else self.descents.itemsize
@@ -239,13 +244,12 @@ class Costs:
         taken = [self._batch(rows.select(batch), first, steps) for batch in self._batches(rows, size)]
         alone = max((self._batch(rows.select([fact]), first, steps)[1] for fact in range(len(rows))), default=0)
         seconds, held = sum((each for each, _ in taken), 0.0), max((most for _, most in taken), default=0)
-        copies = 0 if self.load.beside else self._share(self.load.cards)  # else the workers descend
-        return self.stage(name, seconds, held, least=alone, shared=True, copies=copies)
+        return self.stage(name, seconds, held, least=alone, shared=True, copies=self._descending)
 
     def _batches(self, rows: FactRows, size: int | None) -> list[list[int]]:
         """As they are going to be made, where the model is going to be."""
-        dtype, own = self.model.dtype, 0 if self.load.beside else self._share(self.load.cards)
-        free = self.room - self._there(dtype) - own * self._copied(dtype)
+        dtype = self.model.dtype
+        free = self.room - self._there(dtype) - self._descending * self._copied(dtype)
         cards = self._dividing if self.clock.card else 0
         return anchor_batches(rows, size, cards=cards, free=max(0, free) // self._workers, dtype=self.descents)
 
