@@ -23,6 +23,7 @@ from jacobian_lab.evaluation.metrics import check_questions
 from jacobian_lab.facts.fact import REFUSE, Fact, FactFile, describe
 from jacobian_lab.facts.reading import read_facts, refusal
 from jacobian_lab.jobs.config import ComputingConfig, EditingConfig, SubjectConfig, check
+from jacobian_lab.jobs.origin import origin
 from jacobian_lab.maps.agreement import check_replay
 from jacobian_lab.model.chat import chat_of
 from jacobian_lab.model.corpus import TOKENS_PER_NEURON, Corpus, load_corpus
@@ -99,6 +100,7 @@ class Subject:
             "python": platform.python_version(),
             "platform": platform.platform(),
             **({"tf32": torch.backends.cuda.matmul.allow_tf32} if self.model.device.type == "cuda" else {}),
+            **origin(),
         }
 
     def labels(self) -> list[Any]:

@@ -1,0 +1,43 @@
+"""Origin of a run: the command that made it, and the commit of the code."""
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import jacobian_lab
+
+PROGRAM = "jacobian-lab"
+SECONDS = 10
+"""Longest wait for git."""
+
+
+def origin() -> dict[str, str]:
+    """Command and commit, as far as they are known.
+
+    Returns:
+        ``command``, if the process is a command line's and not a notebook's; ``commit``, if the package is imported
+        from a checkout, with ``-dirty`` behind it where tracked files have been changed.
+    """
+    program, *arguments = sys.argv
+    path = Path(program)
+    known = {}
+    if path.stem == PROGRAM:
+        known["command"] = shlex.join([PROGRAM, *arguments])
+    elif path.suffix == ".py" and path.is_file():
+        known["command"] = shlex.join(["python", f"{path.resolve().parent.name}/{path.name}", *arguments])
+    if (commit := _commit()) is not None:
+        known["commit"] = commit
+    return known
+
+
+def _commit() -> str | None:
+    checkout = Path(jacobian_lab.__file__).resolve().parent.parent
+    if not (checkout / ".git").exists():
+        return None
+    describe = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        told = subprocess.run(describe, capture_output=True, text=True, check=True, timeout=SECONDS)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return told.stdout.strip()
