@@ -44,6 +44,7 @@ test: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python docs/update_results.py --check
 	$(MKDOCS) build --strict --site-dir site
 	$(PYTEST)
 
@@ -53,6 +54,7 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python docs/update_results.py --check
 	$(PYTEST) -m "not real" tests
 
 # The same tests with the oldest versions that pyproject.toml admits, and with the newest that there are.

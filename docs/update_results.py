@@ -1,8 +1,11 @@
-"""Copy what the pages of results include from finished runs: tables as Markdown, figures as PNG.
+"""Copy what the pages of results include from finished runs, and fill in the numbers that prose quotes.
 
 A page includes ``results/runs/<run>/<table>.md``. For each of these the file of the same name is taken from the
 folder ``runs/<run>``, where the command that the page names has left it; ``run.md`` is made of the run's
-configuration, ``figures.md`` of its figures. A run that is not there is named, and its files stay as they are.
+configuration, ``figures.md`` of its figures. All small CSV files of the run are copied beside them. A run that is
+not there is named, and its files stay as they are. Then every number that a page quotes (``quotes.py``) is filled in.
+
+With ``--check`` nothing is copied: quoted numbers that are not their table's are named, and the status is 1.
 """
 
 import argparse
@@ -14,11 +17,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from quotes import PAGES, UnknownSourceError, filled, quotes
+
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 INCLUDED = re.compile(r'\{%\s*include-markdown\s+"results/runs/([^/"]+)/([^/"]+)"')
 FRONT = ("reproduce", "residual_by_layer.png")
 """The run and figure that the home page and the README begin with."""
+SMALL = 1 << 16
+"""Bytes of the largest CSV file that is copied."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -29,8 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder of the runs")
+    parser.add_argument("--check", action="store_true", help="name quoted numbers that are not their table's")
     parser.add_argument("only", nargs="*", metavar="RUN", help="a run's name, or name=folder; all of them by default")
     options = parser.parse_args(arguments)
+    if options.check:
+        sys.exit(1 if check() else 0)
     needed = included()
     given = {name: folder for name, _, folder in (each.partition("=") for each in options.only)}
     for name in given or needed:
@@ -43,6 +53,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
             copy(folder, DOCS / "results" / "runs" / name, needed[name])
             if name == FRONT[0] and (folder / "figures" / FRONT[1]).is_file():
                 shutil.copyfile(folder / "figures" / FRONT[1], DOCS / "images" / FRONT[1])
+    for page in PAGES:
+        text = page.read_text("utf-8")
+        if (right := filled(text)) != text:
+            page.write_text(right, "utf-8")
+            say(f"{page.relative_to(ROOT)}: quoted numbers filled in")
+
+
+def check() -> list[str]:
+    """Compare the numbers that pages quote with their tables, and print a line for each that differs.
+
+    Returns:
+        The lines.
+    """
+    wrong = []
+    for page in PAGES:
+        place = page.relative_to(ROOT)
+        try:
+            differing = [quote for quote in quotes(page.read_text("utf-8")) if quote.shown != quote.right]
+        except UnknownSourceError as error:
+            wrong.append(f"{place}: {error}")
+            continue
+        wrong += [
+            f"{place}:{quote.line}: expected {quote.right} ({quote.source}), got {quote.shown}: make results"
+            for quote in differing
+        ]
+    for line in wrong:
+        say(line)
+    return wrong
 
 
 def included() -> dict[str, list[str]]:
@@ -60,7 +98,7 @@ def included() -> dict[str, list[str]]:
 
 
 def copy(folder: Path, target: Path, files: Sequence[str]) -> None:
-    """Copy one run's files.
+    """Copy one run's files, and its small CSV files.
 
     Args:
         folder: The run's folder.
@@ -80,6 +118,9 @@ def copy(folder: Path, target: Path, files: Sequence[str]) -> None:
             continue
         (target / file).write_text(text, "utf-8")
         say(f"{target.name}: {file}")
+    for path in sorted(folder.glob("*.csv")):
+        if path.stat().st_size <= SMALL:
+            shutil.copyfile(path, target / path.name)
 
 
 def provenance(folder: Path) -> str:
@@ -98,11 +139,25 @@ def provenance(folder: Path) -> str:
     ridges = settings.get("ridges") or [known[name] for name in ("ridge",) if name in known]
     solved = f"λ = {', '.join(f'{ridge:g}' for ridge in ridges)}, " if ridges else ""
     made = ", ".join(f"{name} {versions[name]}" for name in ("jacobian_lab", "torch", "transformers"))
+    commit = f", commit {known['commit']}" if "commit" in known else ""
+    command = f" `{portable(known['command'])}`" if "command" in known else ""
     layers = ", ".join(map(str, settings["layers"]))
     return (
         f"*Run: {known['model']}, {facts['count']} facts ({source}), layers {layers}, {solved}seed {settings['seed']}, "
-        f"{settings['dtype']} on {settings['device']}; {made}.*\n"
+        f"{settings['dtype']} on {settings['device']}; {made}{commit}.*{command}\n"
     )
+
+
+def portable(command: str) -> str:
+    """A command without the folders of the machine that ran it.
+
+    Args:
+        command: As the run keeps it.
+
+    Returns:
+        Paths from ``runs`` on; of other absolute ones, the last part.
+    """
+    return re.sub(r"(?<=\s)/\S*?/(runs/\S+|[^/\s]+(?=\s|$))", r"\1", command)
 
 
 def figures(folder: Path, target: Path) -> Iterator[str]:
