@@ -2,10 +2,10 @@
 
 A quoted number is followed by a comment that names its cell, which no reader sees:
 
-    52<!--= zsre-frontier/frontier; memit+cr, λ = 700; generalisation accuracy -->
+    52<!--= zsre-frontier/frontier :: memit+cr, λ = 700 :: generalisation accuracy -->
 
 that is, of the file ``results/runs/zsre-frontier/frontier.md``, the row and the column; a label may be shortened to a
-beginning that no other has. Behind a third semicolon stands ``low`` or ``high`` for an end of the interval. A number
+beginning that no other has. Last may stand ``low`` or ``high`` for an end of the interval. A number
 has as many decimals as the prose gives it, and a sign only if the prose gives it one.
 """
 
@@ -85,7 +85,7 @@ def cell_value(source: str) -> float:
     """The number that a quote names.
 
     Args:
-        source: ``run/table; row; column``, and ``; low`` or ``; high`` for an end of its interval.
+        source: ``run/table :: row :: column``, and ``:: low`` or ``:: high`` for an end of its interval.
 
     Returns:
         The number.
@@ -93,9 +93,9 @@ def cell_value(source: str) -> float:
     Raises:
         UnknownSourceError: If there is none.
     """
-    parts = [part.strip() for part in source.split(";")]
+    parts = [part.strip() for part in source.split("::")]
     if len(parts) not in {3, 4}:
-        raise UnknownSourceError(f"expected run/table; row; column, got {source!r}")
+        raise UnknownSourceError(f"expected run/table :: row :: column, got {source!r}")
     file = RUNS / f"{parts[0]}.md"
     if not file.is_file():
         raise UnknownSourceError(f"no {file.relative_to(DOCS)} for {source!r}")

@@ -25,15 +25,15 @@ def runs(tmp_path, monkeypatch):
 
 
 def test_a_quoted_number_is_its_cell(runs):
-    assert cell_value("zsre/gains; memit,; D_KL") == 0.188
-    assert cell_value("zsre/gains; memit, λ = 7; Top-10; high") == 82.7
-    assert cell_value("zsre/gains; memit, λ = 7; ‖t|t*") == 2
+    assert cell_value("zsre/gains :: memit, :: D_KL") == 0.188
+    assert cell_value("zsre/gains :: memit, λ = 7 :: Top-10 :: high") == 82.7
+    assert cell_value("zsre/gains :: memit, λ = 7 :: ‖t|t*") == 2
 
 
 def test_a_quote_is_filled_with_the_decimals_and_the_sign_of_the_prose(runs):
     page = (
-        "D_KL of 0.9<!--= zsre/gains; memit,; D_KL --> falls by 0.11<!--= zsre/gains; memit+fe; D_KL --> "
-        "(+1.000<!--= zsre/gains; memit+fe; D_KL -->), 9 %<!--= zsre/gains; memit,; Top-10 -->."
+        "D_KL of 0.9<!--= zsre/gains :: memit, :: D_KL --> falls by 0.11<!--= zsre/gains :: memit+fe :: D_KL --> "
+        "(+1.000<!--= zsre/gains :: memit+fe :: D_KL -->), 9 %<!--= zsre/gains :: memit, :: Top-10 -->."
     )
     right = filled(page)
     assert [quote.shown for quote in quotes(right)] == ["0.2", "0.05", "−0.048", "80"]
@@ -44,13 +44,13 @@ def test_a_quote_is_filled_with_the_decimals_and_the_sign_of_the_prose(runs):
 @pytest.mark.parametrize(
     "source",
     [
-        "zsre/gains; memit; D_KL",
-        "zsre/gains; rect; D_KL",
-        "zsre/gains; memit,; Top-5",
-        "other/gains; memit,; D_KL; ",
-        "zsre/gains; memit,",
-        "zsre/gains; memit+fe; Top-10; low",
-        "zsre/gains; memit+fe; ‖t|t*",
+        "zsre/gains :: memit :: D_KL",
+        "zsre/gains :: rect :: D_KL",
+        "zsre/gains :: memit, :: Top-5",
+        "other/gains :: memit, :: D_KL",
+        "zsre/gains :: memit,",
+        "zsre/gains :: memit+fe :: Top-10 :: low",
+        "zsre/gains :: memit+fe :: ‖t|t*",
     ],
     ids=["two rows", "no row", "no such column", "no file", "no column", "no interval", "empty"],
 )
@@ -63,11 +63,11 @@ def test_a_stale_number_fails_the_check(runs, monkeypatch, capsys):
     page = runs.parent.parent / "page.md"
     monkeypatch.setattr(update_results, "PAGES", (page,))
     monkeypatch.setattr(update_results, "ROOT", runs.parents[2])
-    page.write_text("first line\nD_KL 0.19<!--= zsre/gains; memit,; D_KL -->\n", "utf-8")
+    page.write_text("first line\nD_KL 0.19<!--= zsre/gains :: memit, :: D_KL -->\n", "utf-8")
     assert update_results.check() == []
-    page.write_text("first line\nD_KL 0.20<!--= zsre/gains; memit,; D_KL -->\n", "utf-8")
+    page.write_text("first line\nD_KL 0.20<!--= zsre/gains :: memit, :: D_KL -->\n", "utf-8")
     assert [line[:30] for line in update_results.check()] == ["docs/page.md:2: expected 0.19 "]
-    page.write_text("D_KL 0.20<!--= zsre/lost; memit,; D_KL -->\n", "utf-8")
+    page.write_text("D_KL 0.20<!--= zsre/lost :: memit, :: D_KL -->\n", "utf-8")
     assert "no results/runs/zsre/lost.md" in update_results.check()[0]
 
 
