@@ -6,7 +6,7 @@
     python benchmarks/datasets.py wikitext wiki.test.tokens wiki.valid.tokens
 
 Each writes one file into --out (this folder by default) and says whether it is, byte for byte, the one that the
-results were made from. Where the files are from and under which licence is in docs/results/README-runs.md.
+results were made from. Where the files are from and under which licence is in docs/results/reproduce.md.
 """
 
 import argparse
