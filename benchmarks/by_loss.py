@@ -39,8 +39,8 @@ def main() -> None:
         }
     frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis(f"loss at layer {layer}")
     text = (
-        f"Shares × 100 of facts, and of their paraphrases, whose new answer is the argmax at every token, by the loss of "
-        f"the fact's own anchor at layer {layer}. {dataset.sizes['fact']} facts.\n\n{frame.to_markdown()}\n"
+        "Shares × 100 of facts, and of their paraphrases, whose new answer is the argmax at every token, by the loss "
+        f"of the fact's own anchor at layer {layer}. {dataset.sizes['fact']} facts.\n\n{frame.to_markdown()}\n"
     )
     (options.run / "by_loss.md").write_text(text, "utf-8")
     frame.to_csv(options.run / "by_loss.csv")
