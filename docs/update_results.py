@@ -5,7 +5,8 @@ folder ``runs/<run>``, where the command that the page names has left it; ``run.
 configuration, ``figures.md`` of its figures. All small CSV files of the run are copied beside them. A run that is
 not there is named, and its files stay as they are. Then every number that a page quotes (``quotes.py``) is filled in.
 
-With ``--check`` nothing is copied: quoted numbers that are not their table's are named, and the status is 1.
+With ``--check`` nothing is copied: quoted numbers that are not their table's are named, and the status is 1. With
+``--list`` every quoted number is listed with its file, row and column.
 """
 
 import argparse
@@ -37,10 +38,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder of the runs")
     parser.add_argument("--check", action="store_true", help="name quoted numbers that are not their table's")
+    parser.add_argument(
+        "--list", action="store_true", help="list the quoted numbers, each with its file, row and column"
+    )
     parser.add_argument("only", nargs="*", metavar="RUN", help="a run's name, or name=folder; all of them by default")
     options = parser.parse_args(arguments)
     if options.check:
         sys.exit(1 if check() else 0)
+    if options.list:
+        for page in PAGES:
+            for quote in quotes(page.read_text("utf-8")):
+                say(f"{page.relative_to(ROOT)}:{quote.line}: {quote.shown} ({quote.source})")
+        return
     needed = included()
     given = {name: folder for name, _, folder in (each.partition("=") for each in options.only)}
     for name in given or needed:
