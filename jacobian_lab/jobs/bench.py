@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from jacobian_lab.crew.crew import called
 from jacobian_lab.editing.anchors import (
     AnchorSettings,
     CoordinationSettings,
@@ -46,15 +47,15 @@ Found = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Aimed:
-    """What methods that are pairs edit with.
+    """What methods that are pairs edit with, and others are held against.
 
     Attributes:
-        setting: What the edit is made with.
+        setting: What the edit is made with; none where no method is a pair.
         targets: The targets.
         aim: Where the anchors at the last decisive layer lead, if that is asked.
     """
 
-    setting: Setting
+    setting: Setting | None
     targets: Targets
     aim: Aim | None = None
 
@@ -289,8 +290,9 @@ class Bench:
         Returns:
             All of it.
         """
-        targets, layer = self.targets(run, schemes), self.experiment.layers[-1]
-        return Aimed(self.setting, targets, Aim.of(self.experiment.rows, layer, targets.optimised[layer]))
+        schemes, layer = list(schemes), self.experiment.layers[-1]
+        targets, setting = self.targets(run, schemes), self.setting if schemes else None
+        return Aimed(setting, targets, Aim.of(self.experiment.rows, layer, targets.optimised[layer]))
 
     def anchors(
         self, run: Run, layers: Layers, name: str = "anchor", only: Sequence[int] | None = None
@@ -411,7 +413,7 @@ class Bench:
                     continue
                 work = descent(**where)
                 work = partial(work, progress=advance) if crew.here else work
-                for batch, (states, loss, passes) in crew.map(left, work, tell):
+                for batch, (states, loss, passes) in crew.map(left, work, tell, partial(called, labels=labels)):
                     some = {"fact": [labels[index] for index in batch], **where}
                     run.write(name, states.double(), **within(name, some))
                     run.write(f"{name}_loss", loss, **within(f"{name}_loss", some))

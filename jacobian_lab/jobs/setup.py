@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from jacobian_lab.caching import content_key
+from jacobian_lab.crew.cluster import check_workers
 from jacobian_lab.crew.crew import Alone, Crew
 from jacobian_lab.crew.workers import hire
 from jacobian_lab.editing.anchors import AnchorSettings
@@ -244,6 +245,8 @@ def load_subject(
         InputError: If anything cannot be used.
     """
     check(config)
+    if sketch is None:
+        check_workers(config.crew)
     file = read_facts(config.facts, config.slice, on_bad_record=config.on_bad_record, on_repeat=config.on_repeat)
     model, layers = open_model(config, sketch=sketch)
     file = _sorted_out(config, file, partial(check_fact, model))
