@@ -251,6 +251,17 @@ def test_lost_metadata_and_torn_chunks_are_told_in_one_line(finished, damage):
         assert "\n" not in str(caught.value)
 
 
+def test_a_reader_between_a_digest_and_its_mark_looks_again(finished, monkeypatch):
+    mark = zarr.open_array(finished / "data.zarr" / "measured", mode="r+")
+    values = mark[...]
+    mark[...] = 0 * values
+    monkeypatch.setattr(finished_module.time, "sleep", lambda _: None)
+    with pytest.raises(InputError, match="without measured"):
+        open_run(finished)
+    monkeypatch.setattr(finished_module.time, "sleep", lambda _: mark.set_basic_selection(..., values))
+    assert (open_run(finished)["measured"] == 1).any()
+
+
 def test_a_run_with_labels_of_another_version_is_refused(finished):
     more = {**COORDINATES, "scheme": ["a new one", *COORDINATES["scheme"]]}
     with pytest.raises(InputError, match=r"a run of this version, got other schemes in .*: choose another folder"):
