@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -16,8 +17,11 @@ import platformdirs
 
 from jacobian_lab.errors import InputError
 
-PARTIAL = ".partial-"
+PARTIAL = ".partial-jacobian_lab-"
 """What the name of a folder begins with in which something is being written."""
+
+_LEFT = re.compile(rf"{re.escape(PARTIAL)}(?P<host>.+)-(?P<process>\d+)-[a-z0-9_]{{8}}", re.DOTALL)
+"""The whole of such a name: where which process writes, and what `tempfile` adds."""
 
 STALE = 24 * 3600
 """Seconds after which such a folder is taken for left behind, if nobody can tell whether its process lives."""
@@ -131,13 +135,27 @@ def _host() -> str:
     return f"{socket.gethostname()}.{space}".replace("/", "_")
 
 
+def is_partial(name: str) -> bool:
+    """Whether a name is one that `written_whole` gives to a folder in which something is being written.
+
+    Args:
+        name: Name of a file or folder.
+
+    Returns:
+        The verdict; a name that only resembles one is somebody else's.
+    """
+    return _LEFT.fullmatch(name) is not None
+
+
 def _sweep(folder: Path) -> None:
     """Remove what processes that are no more have left half written."""
     for left in folder.glob(f"{PARTIAL}*"):
-        host, _, process = left.name.removeprefix(PARTIAL).rpartition("-")[0].rpartition("-")
+        name = _LEFT.fullmatch(left.name)
+        if name is None:
+            continue
         with suppress(OSError):  # another process was first
             old = time.time() - max(path.stat().st_mtime for path in (left, *left.rglob("*"))) > STALE
-            if not _lives(int(process)) if host == _host() and process.isdecimal() else old:
+            if not _lives(int(name["process"])) if name["host"] == _host() else old:
                 shutil.rmtree(left, ignore_errors=True)
 
 

@@ -252,6 +252,9 @@ def check(config: CheckConfig) -> None:
         raise InputError(report["model"]["refused"])
 
 
+USABLE = "files that can be read and written"
+"""What a command expects of the file system."""
+
 _UNJUDGED = partial(schemes_job, verdicts=False)
 
 
@@ -367,8 +370,9 @@ def guarded(command: Callable[[], Any]) -> None:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has gone; there is nobody to tell
         sys.exit(1)
-    except OSError as error:  # a disk that is full, rights that changed under way
-        sys.stderr.write(f"jacobian-lab: expected files that can be read and written, got {error}: mend that\n")
+    except OSError as error:  # a disk that is full, rights that changed under way, a host that is gone
+        expected = "hosts that answer" if isinstance(error, ConnectionError | TimeoutError) else USABLE
+        sys.stderr.write(f"jacobian-lab: expected {expected}, got {first_line(error)}: mend that\n")
         sys.exit(2)
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):

@@ -19,6 +19,10 @@ _FAILED_ON_CPU = ("can't allocate memory", "not enough memory")
 _MEMINFO = Path("/proc/meminfo")
 _STATUS = Path("/proc/self/status")
 _GROUP = Path("/sys/fs/cgroup")
+_LIMIT = ("memory.max", "memory/memory.limit_in_bytes")
+"""Where a process's group has its limit: in the second version of control groups, and in the first."""
+_CURRENT = ("memory.current", "memory/memory.usage_in_bytes")
+_STAT = ("memory.stat", "memory/memory.stat")
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -46,11 +50,8 @@ def available_memory() -> int:
         free = int(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        limit = int((_GROUP / "memory.max").read_text())
-    except (OSError, ValueError):  # no such group, or one without a limit
-        return free
-    return max(0, min(free, limit - _held_by_group()))
+    limit = _limit()
+    return free if limit is None else max(0, min(free, limit - _held_by_group()))
 
 
 def memory_of(devices: Sequence[torch.device]) -> tuple[int, int | None]:
@@ -62,9 +63,8 @@ def memory_of(devices: Sequence[torch.device]) -> tuple[int, int | None]:
     Returns:
         Bytes of the host, and of the card that has least; none where the model is on none.
     """
-    host = available_memory() + _held()
-    with suppress(OSError, ValueError):
-        host = min(host, int((_GROUP / "memory.max").read_text()))
+    host, limit = available_memory() + _held(), _limit()
+    host = host if limit is None else min(host, limit)
     if devices[0].type != "cuda":
         return host, None
     return host, min(torch.cuda.mem_get_info(card)[0] + torch.cuda.memory_reserved(card) for card in devices)
@@ -84,14 +84,25 @@ def peak_memory(devices: Sequence[torch.device]) -> int:
     return _kilobytes("VmHWM")
 
 
+def _limit() -> int | None:
+    """The limit of the process's group; none where there is no such group, or one without a limit."""
+    return min((int(text) for text in _of_group(_LIMIT) if text.strip().isdecimal()), default=None)
+
+
 def _held_by_group() -> int:
     """Memory that the process's group holds, without what it keeps of files and would give back."""
-    try:
-        held = int((_GROUP / "memory.current").read_text())
-        kept = dict(line.split() for line in (_GROUP / "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):
+    held, stat = next(_of_group(_CURRENT), ""), next(_of_group(_STAT), "")
+    if not held.strip().isdecimal():
         return _held()
-    return held - int(kept.get("inactive_file", 0))
+    files = [line.split() for line in stat.splitlines()]
+    return int(held) - max((int(size) for name, size in files if name.endswith("inactive_file")), default=0)
+
+
+def _of_group(names: Sequence[str]) -> Iterator[str]:
+    """What files of the process's group hold, those that are there."""
+    for name in names:
+        with suppress(OSError):
+            yield (_GROUP / name).read_text()
 
 
 def _held() -> int:

@@ -55,7 +55,7 @@ def test_what_a_killed_process_left_is_swept_and_what_a_living_one_writes_is_not
     assert not (tmp_path / "killed").exists()
 
 
-@pytest.mark.parametrize("name", ["elsewhere.4026531836-1-abcd", "abcd", "another-host-without-a-number"])
+@pytest.mark.parametrize("name", ["elsewhere.4026531836-1-abcd_123", "a-host-with-dashes.-77-00000000"])
 def test_what_nobody_here_can_tell_of_is_swept_after_a_day(tmp_path, name):
     left = tmp_path / f"{PARTIAL}{name}"
     left.mkdir()
@@ -67,6 +67,28 @@ def test_what_nobody_here_can_tell_of_is_swept_after_a_day(tmp_path, name):
     os.utime(left, (1, 1))
     write_text(tmp_path / "table.md", "whole")
     assert not left.exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".partial-notes",
+        ".partial-elsewhere.4026531836-1-abcdefgh",
+        f"{PARTIAL}notes",
+        f"{PARTIAL}elsewhere.1-1-abcdefghi",
+        f"{PARTIAL}elsewhere.1-one-abcdefgh",
+        f"{PARTIAL}elsewhere.1-1-abcdefgh.old",
+        f"my{PARTIAL}elsewhere.1-1-abcdefgh",
+    ],
+)
+def test_what_is_called_almost_so_is_somebody_else_s(tmp_path, name):
+    thesis = tmp_path / name / "thesis.txt"
+    thesis.parent.mkdir()
+    thesis.write_text("years of work")
+    for path in (thesis, thesis.parent):
+        os.utime(path, (1, 1))
+    write_text(tmp_path / "table.md", "whole")
+    assert thesis.read_text() == "years of work"
 
 
 def test_a_text_is_replaced_whole_or_stays(tmp_path):

@@ -1,7 +1,10 @@
 """Work divided by facts: two workers give what one process does, whatever becomes of them."""
 
 import os
+import signal
+import threading
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ import torch
 from helpers.small import CONFIGS, make_folder
 
 from jacobian_lab.crew import workers as workers_module
-from jacobian_lab.crew.crew import ALONE
+from jacobian_lab.crew.crew import ALONE, called
 from jacobian_lab.crew.settings import CrewSettings, Load
 from jacobian_lab.crew.workers import Workers, device_of, hire
 from jacobian_lab.editing import layers
@@ -98,8 +101,8 @@ def test_edit_table_with_workers_killed_in_the_middle(arguments, small_pieces, m
     """The edited weights go with the work, to the worker that takes the dead one's place too."""
     original, killed = Workers.map, []
 
-    def map_and_kill(self, *given):
-        for number, found in enumerate(original(self, *given)):
+    def map_and_kill(self, *given, **named):
+        for number, found in enumerate(original(self, *given, **named)):
             yield found
             edited = self._sent is not None
             if number == 0 and killed.count(edited) < 2:
@@ -143,20 +146,48 @@ def test_a_worker_s_own_error_comes_back_as_it_was(crew):
         list(crew.map([(1,)], work))
 
 
-def test_a_piece_that_kills_every_worker_is_given_up(crew, arguments, monkeypatch):
-    monkeypatch.setattr(workers_module, "DEATHS", 0)
-    model = load_model(arguments["model"], "float64", "cpu")
+def die(*facts):
+    """Work that one of these facts lets its worker die of."""
 
-    def work(_piece):
-        import os
+    def work(piece):
+        if set(facts) & set(piece):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return sum(piece)
 
-        os._exit(1)
+    return work
 
-    alone = Workers(CrewSettings(workers=1, worker_cpus=1), model, (1, 2), "float64")
-    with pytest.raises(InputError, match="expected workers that stay alive"):
-        list(alone.map([(1, 2)], work))
+
+def test_a_fact_that_kills_every_worker_is_named(crew, arguments, monkeypatch):
+    monkeypatch.setattr(workers_module, "DEATHS", 1)  # without a second try Ray gives no work to who is restarting
+    alone = Workers(
+        CrewSettings(workers=1, worker_cpus=1), load_model(arguments["model"], "float64", "cpu"), (1, 2), "float64"
+    )
+    told, found = [], []
+    labels = ["Ada", "the tower", "Gabriel", "Rome"]
+    with pytest.raises(InputError, match=r"expected workers that stay alive, got 2 that died of fact 'Gabriel'"):
+        found.extend(alone.map([(1, 2)], die(2), lambda *sizes: told.append(sizes), partial(called, labels=labels)))
+    assert told == [(2, 1)]
+    assert found == [((1,), 1)]
     for actor in alone._actors:
         ray.kill(actor)
+
+
+def test_a_worker_that_says_nothing_is_told_of(crew, monkeypatch, capsys):
+    """Stopped, it is waited for, and told of ever more rarely; killed, its work is another's."""
+    stopped = min(pid for _, pid in crew.map([(n,) for n in range(8)], lambda _piece: os.getpid()))
+    monkeypatch.setattr(workers_module, "SILENCE", 2.0)
+    os.kill(stopped, signal.SIGSTOP)
+    threading.Timer(8, os.kill, (stopped, signal.SIGKILL)).start()
+    found = dict(crew.map([(n,) for n in range(4)], sum))
+    assert found == {(n,): n for n in range(4)}
+    told = [line for line in capsys.readouterr().err.splitlines() if "kill -9" in line]
+    assert 1 <= len(told) <= 6
+    assert "jacobian-lab: a worker has been at fact number " in told[0]
+
+
+def test_facts_in_words():
+    assert called([4]) == "fact number 4"
+    assert called(range(2, 9), "abcdefghi") == "facts 'c', 'd', 'e' and 4 more"
 
 
 def test_another_model_on_another_machine_is_refused(crew, tmp_path):

@@ -97,6 +97,21 @@ def test_memory_is_what_is_free_within_the_group(tmp_path, monkeypatch):
     assert memory.memory_of([torch.device("cpu")]) == (300 * 1024, None)
 
 
+def test_the_first_version_of_groups_has_limits_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "_GROUP", tmp_path)
+    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
+    (tmp_path / "meminfo").write_text("MemAvailable:   700 kB\n")
+    group = tmp_path / "memory"
+    group.mkdir()
+    (group / "memory.limit_in_bytes").write_text("9223372036854771712\n")  # none
+    (group / "memory.usage_in_bytes").write_text(f"{250 * 1024}\n")
+    (group / "memory.stat").write_text(f"inactive_file 0\ntotal_inactive_file {30 * 1024}\n")
+    assert available_memory() == 700 * 1024
+    (group / "memory.limit_in_bytes").write_text(f"{300 * 1024}\n")
+    assert available_memory() == 80 * 1024
+    assert memory.memory_of([torch.device("cpu")]) == (min(80 * 1024 + memory._held(), 300 * 1024), None)
+
+
 def test_anchors_that_do_not_fit_together_are_made_in_halves(arguments, tmp_path, monkeypatch, capsys):
     """The numbers are the same, one line says so, and the bar ends where it should."""
     config = {**arguments, "batch_size": 6, "schemes": ("backward-dividing",), "survey": "none"}

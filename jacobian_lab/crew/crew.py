@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from jacobian_lab.crew.settings import UNSHARED, Load
 from jacobian_lab.memory import Tell, halving
@@ -12,9 +12,27 @@ Result = TypeVar("Result")
 Piece = Sequence[int]
 """Indices of the facts that are worked on together."""
 
+SHOWN = 3
+"""How many facts of a piece are named."""
+
 
 def untold(_failed: int, _next: int) -> None:
     """Of pieces of one item nothing has to be told: one that does not fit ends the work."""
+
+
+def called(piece: Piece, labels: Sequence[Any] | None = None) -> str:
+    """Facts in words.
+
+    Args:
+        piece: Their indices.
+        labels: What the facts are called; by default they are counted from 0.
+
+    Returns:
+        Such as ``"fact 'a'"`` or ``"facts 'a', 'b', 'c' and 5 more"``.
+    """
+    names = [f"number {item}" if labels is None else repr(labels[item]) for item in piece[:SHOWN]]
+    more = f" and {len(piece) - SHOWN} more" if len(piece) > SHOWN else ""
+    return f"fact{'s' if len(piece) > 1 else ''} {', '.join(names)}{more}"
 
 
 @runtime_checkable
@@ -45,7 +63,11 @@ class Crew(Protocol):
         """Let whoever was hired go; they are hired anew when there is work again."""
 
     def map(
-        self, pieces: Sequence[Piece], work: Callable[[Piece], Result], tell: Tell = untold
+        self,
+        pieces: Sequence[Piece],
+        work: Callable[[Piece], Result],
+        tell: Tell = untold,
+        named: Callable[[Piece], str] = called,
     ) -> Iterator[tuple[Piece, Result]]:
         """Do some work on every piece, with the model as it is now.
 
@@ -54,6 +76,7 @@ class Crew(Protocol):
             work: What is done with a piece; a function of a module or a `functools.partial` of one, whose results are
                 on the host.
             tell: Called whenever a piece does not fit.
+            named: Says which facts a piece is of, where that has to be told.
 
         Returns:
             Every piece, or every part of one, with the result, in any order.
@@ -89,7 +112,11 @@ class Alone:
         """As `Crew` has it."""
 
     def map(
-        self, pieces: Sequence[Piece], work: Callable[[Piece], Result], tell: Tell = untold
+        self,
+        pieces: Sequence[Piece],
+        work: Callable[[Piece], Result],
+        tell: Tell = untold,
+        named: Callable[[Piece], str] = called,
     ) -> Iterator[tuple[Piece, Result]]:
         """As `Crew` has it; in the order of the pieces.
 
@@ -97,6 +124,7 @@ class Alone:
             pieces: The pieces.
             work: What is done with one.
             tell: Called whenever one does not fit.
+            named: As `Crew` has it.
 
         Returns:
             Every piece with its result.

@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jacobian_lab.crew.crew import ALONE, Alone, Crew, Piece, Result, untold
+from jacobian_lab.crew.cluster import ray_package, start
+from jacobian_lab.crew.crew import ALONE, Alone, Crew, Piece, Result, called, untold
 from jacobian_lab.crew.settings import CrewSettings
 from jacobian_lab.errors import InputError, first_line
 from jacobian_lab.memory import Tell, free_memory, out_of_memory
@@ -27,8 +28,11 @@ PATIENCE = 120
 DEATHS = 3
 """How often a piece is tried again whose worker dies."""
 
-KEPT = ("JACOBIAN_LAB_CACHE", "HF_HUB_OFFLINE")
-"""What of this process's environment a worker has too."""
+SILENCE = 600.0
+"""Seconds after which a piece is told that is not finished, unless others take so long too."""
+
+SLOWER = 4.0
+"""How many times as long as the slowest that is finished it may take before that."""
 
 
 def hire(settings: CrewSettings, model: LanguageModel, layers: Layers, dtype: str) -> Crew:
@@ -44,11 +48,10 @@ def hire(settings: CrewSettings, model: LanguageModel, layers: Layers, dtype: st
         The crew.
 
     Raises:
-        InputError: If workers are wanted and Ray is not installed, or of a card and a part of another.
+        InputError: If a worker is to have a card and a part of another.
     """
     if settings.workers == 1 and settings.ray is None:
         return Alone(settings.load(model.cards)) if model.cards > 1 else ALONE
-    _ray()
     return Workers(settings, model, layers, dtype)
 
 
@@ -108,7 +111,7 @@ class Workers:
 
     def release(self) -> None:
         """As `Crew` has it."""
-        ray, actors = _ray(), self._actors
+        ray, actors = ray_package(), self._actors
         self._actors, self._sent = [], None
         for actor in actors:
             ray.kill(actor)
@@ -117,7 +120,11 @@ class Workers:
             ray.shutdown()
 
     def map(
-        self, pieces: Sequence[Piece], work: Callable[[Piece], Result], tell: Tell = untold
+        self,
+        pieces: Sequence[Piece],
+        work: Callable[[Piece], Result],
+        tell: Tell = untold,
+        named: Callable[[Piece], str] = called,
     ) -> Iterator[tuple[Piece, Result]]:
         """As `Crew` has it; in the order in which they are finished.
 
@@ -125,6 +132,7 @@ class Workers:
             pieces: The pieces.
             work: What is done with one.
             tell: Called whenever one does not fit.
+            named: As `Crew` has it.
 
         Yields:
             Every piece with its result.
@@ -134,9 +142,9 @@ class Workers:
         """
         if not pieces:
             return
-        ray, idle = _ray(), list(self._hired())
+        ray, idle = ray_package(), list(self._hired())
         given, weights = [ray.put(work)], self._weights()  # in a list nothing is unpacked before the model is there
-        waiting, size, running = deque(pieces), max(map(len, pieces)), dict[Any, tuple[Any, Piece]]()
+        waiting, size, running, longest = deque(pieces), max(map(len, pieces)), dict[Any, _Task](), 0.0
         while waiting or running:
             while idle and waiting:
                 piece = waiting.popleft()
@@ -144,10 +152,11 @@ class Workers:
                     waiting.extendleft((piece[size:], piece[:size]))
                     continue
                 actor = idle.pop()
-                running[actor.do.remote(given, piece, weights)] = actor, piece
-            (ready,), _ = ray.wait(list(running), num_returns=1)
-            actor, piece = running.pop(ready)
-            idle.append(actor)
+                running[actor.do.remote(given, piece, weights)] = _Task(actor, piece, max(SILENCE, SLOWER * longest))
+            ready = _first(running, named)
+            task = running.pop(ready)
+            piece, longest = task.piece, max(longest, task.age())
+            idle.append(task.actor)
             try:
                 result = ray.get(ready)
             except ray.exceptions.RayError as error:
@@ -156,8 +165,8 @@ class Workers:
                     raise cause from error
                 if len(piece) == 1:
                     raise InputError(
-                        f"expected workers that stay alive, got {DEATHS + 1} that died of one fact "
-                        f"({first_line(error)}): give each more memory, or choose fewer ⟨workers⟩"
+                        f"expected workers that stay alive, got {DEATHS + 1} that died of {named(piece)} "
+                        f"({first_line(error)}): give each more memory, choose fewer ⟨workers⟩, or leave that out"
                     ) from error
                 if len(piece) <= size:  # else a smaller one did not fit meanwhile
                     size = -(-len(piece) // 2)
@@ -170,20 +179,11 @@ class Workers:
         """The actors; hired when they are first wanted."""
         if self._actors:
             return self._actors
-        ray, settings = _ray(), self.settings
+        ray, settings = ray_package(), self.settings
         cpus = settings.worker_cpus or (1 if settings.ray else max(1, (os.cpu_count() or 1) // settings.workers))
         gpus = settings.gpus(self.model.cards)
         if not ray.is_initialized():
-            own = {"address": "local", "num_cpus": settings.workers * cpus}
-            where = own if settings.ray is None else {"address": settings.ray}
-            kept = {name: os.environ[name] for name in KEPT if name in os.environ}
-            ray.init(
-                **where,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="error",
-                runtime_env={"env_vars": kept},
-            )
+            start(settings, cpus)
             self._ours = True
         _check_room(settings.workers, {"CPU": cpus, "GPU": gpus})
         ray.util.register_serializer(LanguageModel, serializer=_reference, deserializer=_resident)
@@ -208,13 +208,50 @@ class Workers:
             return None
         if self._sent is None or not _same(now, self._sent[0]):
             copies = _copies(self.model, self.layers)
-            self._sent = copies, [_ray().put({layer: weight.cpu() for layer, weight in copies.items()})]
+            self._sent = copies, [ray_package().put({layer: weight.cpu() for layer, weight in copies.items()})]
         return self._sent[1]
+
+
+@dataclass(eq=False)
+class _Task:
+    """A piece that a worker is at.
+
+    Attributes:
+        actor: The worker.
+        piece: The piece.
+        patience: Seconds after which it is told that the piece is not finished.
+        begun: When it was given.
+    """
+
+    actor: Any
+    piece: Piece
+    patience: float
+    begun: float = field(default_factory=time.monotonic)
+
+    def age(self) -> float:
+        """Seconds since it was given."""
+        return time.monotonic() - self.begun
+
+
+def _first(running: Mapping[Any, _Task], named: Callable[[Piece], str]) -> Any:
+    """The first piece that is finished; what is not for long is told meanwhile, ever more rarely."""
+    while True:
+        soonest = min(task.patience - task.age() for task in running.values())
+        ready, _ = ray_package().wait(list(running), num_returns=1, timeout=max(0.0, soonest))
+        if ready:
+            return ready[0]
+        for task in running.values():
+            if (age := task.age()) >= task.patience:
+                task.patience = 2 * age
+                note(
+                    f"a worker has been at {named(task.piece)} for {age:.0f} s: if `ps` shows a process "
+                    "ray::_Worker that is stopped or takes no time, end it with `kill -9`, and another does its work"
+                )
 
 
 def _check_room(workers: int, each: Mapping[str, float], wait: float = 20.0) -> None:
     """Refuse workers that Ray could not place; what others have just given back takes it a moment to see."""
-    ray, end = _ray(), time.monotonic() + wait
+    ray, end = ray_package(), time.monotonic() + wait
     while True:
         there = ray.available_resources()
         lacking = [kind for kind, share in each.items() if there.get(kind, 0) < workers * share]
@@ -275,7 +312,7 @@ class _Worker:
         place = kept[0].hex() if kept else ""
         if self.held.get(name, (None,))[0] != place:
             self.held.pop(name, None)
-            self.held[name] = place, use(_ray().get(kept[0]) if kept else None)
+            self.held[name] = place, use(ray_package().get(kept[0]) if kept else None)
         return self.held[name][1]
 
     @torch.no_grad()
@@ -305,13 +342,3 @@ def _copies(model: LanguageModel, layers: Layers) -> dict[int, Float[Tensor, "d_
 
 def _same(ours: Mapping[int, Tensor], theirs: Mapping[int, Tensor]) -> bool:
     return all(torch.equal(weight, theirs[layer]) for layer, weight in ours.items())
-
-
-def _ray() -> Any:
-    try:
-        import ray
-    except ImportError as error:
-        raise InputError(
-            "expected the package ray for ⟨workers⟩ and ⟨ray⟩, got none: pip install 'jacobian_lab[ray]'"
-        ) from error
-    return ray

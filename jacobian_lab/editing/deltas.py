@@ -245,10 +245,11 @@ def save_model(model: LanguageModel, folder: Path) -> None:
 
     Args:
         model: The model as it is now.
-        folder: The folder; what it held is replaced.
+        folder: The folder; a model that it held is replaced.
 
     Raises:
-        InputError: If a weight is not finite, or the folder cannot be given its name, as a mount point cannot.
+        InputError: If a weight is not finite, the folder holds something beside a model, or it cannot be given its
+            name, as a mount point cannot.
     """
     for name, weight in model.hf.named_parameters():
         _check_finite(weight, name)
@@ -256,9 +257,18 @@ def save_model(model: LanguageModel, folder: Path) -> None:
     with written_whole(folder) as partial:
         model.hf.save_pretrained(partial)
         model.tokenizer.save_pretrained(partial)
+        if foreign := _names(folder) - _names(partial):
+            raise InputError(
+                f"expected a folder with a model alone, which can be replaced, got {folder}, which holds "
+                f"{min(foreign)!r}: move that elsewhere"
+            )
         shutil.rmtree(folder, ignore_errors=True)
     if not (folder / "config.json").is_file():
         raise InputError(f"expected a folder that can be replaced, got {folder}: give one inside it")
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
 
 
 def _check_finite(tensor: Tensor, name: str) -> None:

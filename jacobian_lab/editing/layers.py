@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jacobian_lab.crew.crew import ALONE, Crew
+from jacobian_lab.crew.crew import ALONE, Crew, called
 from jacobian_lab.editing.rules import Kept, Problem, Rule, Update, memit
 from jacobian_lab.editing.schemes import DAMPING, Scheme, Targets, damped_pullback
 from jacobian_lab.editing.solving import factored
@@ -216,7 +216,8 @@ def averaged_keys(rows: FactRows, layer: int, crew: Crew = ALONE) -> Float[Tenso
     pieces = [range(start, min(start + KEYS_AT_ONCE, len(rows))) for start in range(0, len(rows), KEYS_AT_ONCE)]
     keys = torch.empty(len(rows), rows.model.d_mlp, dtype=torch.float64, device=rows.model.device)
     busy = crew if len(pieces) > 1 else ALONE  # for one piece weights need not be sent
-    for piece, found in busy.map(pieces, partial(_keys, rows, layer)):
+    named = partial(called, labels=[fact.id for fact in rows.facts])
+    for piece, found in busy.map(pieces, partial(_keys, rows, layer), named=named):
         keys[list(piece)] = found.to(keys.device)
     return keys
 

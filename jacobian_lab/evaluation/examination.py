@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jacobian_lab.crew.crew import ALONE, Crew
+from jacobian_lab.crew.crew import ALONE, Crew, called
 from jacobian_lab.evaluation.metrics import check_questions, evaluate, greedy_matches, neighborhood_states
 from jacobian_lab.evaluation.questions import probe_groups, questions, style_of
 from jacobian_lab.facts.fact import Fact
@@ -77,7 +77,8 @@ class Examination:
 
     def _before(self, crew: Crew) -> list[Float[Tensor, "_ d_model"]]:
         found, parts = dict[int, list[Tensor]](), self._parts()
-        for (number,), states in crew.map([[n] for n in range(len(parts))], partial(_states, self, parts)):
+        work, named = partial(_states, self, parts), partial(_named, self, parts)
+        for (number,), states in crew.map([[n] for n in range(len(parts))], work, named=named):
             found[number] = states
         return [state for number in sorted(found) for state in found[number]]
 
@@ -109,7 +110,8 @@ class Examination:
             beside it.
         """
         parts, _ = self._parts(), self.before
-        for (number,), found in crew.map([[n] for n in range(len(parts))], partial(_answers, self, parts)):
+        work, named = partial(_answers, self, parts), partial(_named, self, parts)
+        for (number,), found in crew.map([[n] for n in range(len(parts))], work, named=named):
             yield parts[number], found
 
     def means(self, crew: Crew = ALONE) -> dict[str, Float[Tensor, " fact"]]:
@@ -166,6 +168,12 @@ class Examination:
 def _answers(examination: Examination, parts: Sequence[slice], piece: Sequence[int]) -> list[dict[str, list[float]]]:
     """Of the one part that a piece names: parts are not divided, lest a model be held against itself in other rows."""
     return examination.answers_of(parts[piece[0]])
+
+
+def _named(examination: Examination, parts: Sequence[slice], piece: Sequence[int]) -> str:
+    """The facts of the one part that a piece names, in words."""
+    ids = [fact.id for fact in examination.facts[parts[piece[0]]]]
+    return called(range(len(ids)), ids)
 
 
 def _states(examination: Examination, parts: Sequence[slice], piece: Sequence[int]) -> list[Float[Tensor, "_ d_model"]]:

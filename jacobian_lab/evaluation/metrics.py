@@ -19,7 +19,10 @@ from jacobian_lab.model.tokens import Prompt
 
 TOP = (1, 5, 10)
 ROWS_OF_LOGITS = 256
-"""Logits that are held at once."""
+"""Rows of logits that are held at once, as the model gives them."""
+
+ROWS_IN_DOUBLE = 16
+"""Rows of them that are held in float64 at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +109,8 @@ def answers(model: LanguageModel, rows: Sequence[Prompt], states: Sequence[Float
     nll, hits = [], []
     for state, token in zip(torch.cat(list(states)).split(ROWS_OF_LOGITS), tokens.split(ROWS_OF_LOGITS), strict=True):
         logits = model.head(state)
-        nll.append(-logits.double().log_softmax(-1).gather(-1, token[:, None])[:, 0])
+        for some, answered in zip(logits.split(ROWS_IN_DOUBLE), token.split(ROWS_IN_DOUBLE), strict=True):
+            nll.append(-some.double().log_softmax(-1).gather(-1, answered[:, None])[:, 0])
         hits.append((logits.argmax(-1) == token).double())
     means = [[part.mean() for part in torch.cat(values).split(lengths)] for values in (nll, hits)]
     return Answers(*(torch.stack(values).cpu() for values in means))
@@ -131,12 +135,17 @@ def specificity(
     found: dict[str, list[Tensor]] = {"kl": [], **{f"top{k}": [] for k in TOP}}
     for old, new in zip(before.split(ROWS_OF_LOGITS), after.split(ROWS_OF_LOGITS), strict=True):
         p, q = model.head(old), model.head(new)
-        log_p, log_q = p.double().log_softmax(-1), q.double().log_softmax(-1)
-        found["kl"].append((log_p.exp() * (log_p - log_q)).sum(-1))
+        found["kl"] += map(_divergence, p.split(ROWS_IN_DOUBLE), q.split(ROWS_IN_DOUBLE))
         for k in TOP:
             stayed = p.topk(k).indices[:, :, None] == q.topk(k).indices[:, None, :]
             found[f"top{k}"].append(stayed.any(-1).double().mean(-1))
     return {name: torch.cat(parts).cpu() for name, parts in found.items()}
+
+
+def _divergence(p: Float[Tensor, "row vocab"], q: Float[Tensor, "row vocab"]) -> Float[Tensor, " row"]:
+    """KL(p ‖ q) of logits, in float64."""
+    log_p, log_q = p.double().log_softmax(-1), q.double().log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
 def check_questions(model: LanguageModel, fact: Fact) -> None:

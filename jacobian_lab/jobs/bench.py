@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from jacobian_lab.crew.crew import called
 from jacobian_lab.editing.anchors import (
     AnchorSettings,
     CoordinationSettings,
@@ -46,15 +47,15 @@ Found = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Aimed:
-    """What methods that are pairs edit with.
+    """What methods that are pairs edit with, and others are held against.
 
     Attributes:
-        setting: What the edit is made with.
+        setting: What the edit is made with; none where no method is a pair.
         targets: The targets.
         aim: Where the anchors at the last decisive layer lead, if that is asked.
     """
 
-    setting: Setting
+    setting: Setting | None
     targets: Targets
     aim: Aim | None = None
 
@@ -212,7 +213,8 @@ class Bench:
         experiment, stages, labels = self.experiment, list[Stage](), self.experiment.labels()
         for what, first, stored, where in wanted:
             there = np.reshape(done.cells(f"{stored}_passes", fact=labels, **where), -1)
-            if facts := [place for place in self._lacking(stored, **where) if not there[place]]:
+            lacking = [] if there.all() else self._lacking(stored, **where)
+            if facts := [place for place in lacking if not there[place]]:
                 steps, rows = experiment.anchor.steps, experiment.rows.select(facts)
                 stages.append(costs.descent(what, rows, first, steps, experiment.config.batch_size))
         return stages
@@ -221,7 +223,11 @@ class Bench:
         """Of which facts the run that ⟨anchors_from⟩ names gives no such descent."""
         experiment, donor = self.experiment, self.experiment.config.anchors_from
         everyone = list(range(len(experiment.facts)))
-        if donor is None or name == "refit_anchor" or (name == "coordinated_shift" and self._other_shifts(donor)):
+        if donor is None or name == "refit_anchor":
+            return everyone
+        if experiment.gone is not None:
+            raise experiment.gone
+        if name == "coordinated_shift" and self._other_shifts(donor):
             return everyone
         mark, opened, labels = f"{name}_passes", open_arrays(donor, "r"), experiment.labels()
         dims = opened.variables[mark].dims if mark in opened.variables else ()
@@ -289,8 +295,9 @@ class Bench:
         Returns:
             All of it.
         """
-        targets, layer = self.targets(run, schemes), self.experiment.layers[-1]
-        return Aimed(self.setting, targets, Aim.of(self.experiment.rows, layer, targets.optimised[layer]))
+        schemes, layer = list(schemes), self.experiment.layers[-1]
+        targets, setting = self.targets(run, schemes), self.setting if schemes else None
+        return Aimed(setting, targets, Aim.of(self.experiment.rows, layer, targets.optimised[layer]))
 
     def anchors(
         self, run: Run, layers: Layers, name: str = "anchor", only: Sequence[int] | None = None
@@ -336,8 +343,10 @@ class Bench:
     def _take_over(self, run: Run, name: str) -> None:
         """Copy what the run that ⟨anchors_from⟩ names has finished of a descent, if the same settings decide it."""
         donor, mark, what = self.experiment.config.anchors_from, f"{name}_passes", f"{name}s".replace("_", " ")
-        if donor is None or name == "refit_anchor" or run.done(mark).all() or donor.resolve() == run.folder.resolve():
+        if donor is None or name == "refit_anchor" or donor.resolve() == run.folder.resolve():
             return
+        if self.experiment.gone is not None:
+            raise self.experiment.gone
         if name == "coordinated_shift" and (changed := self._other_shifts(donor)):
             note(f"{what} are optimised anew: those of {donor} were made with another {changed}")
             return
@@ -372,7 +381,6 @@ class Bench:
         Returns:
             What is stored at each place, in float32 or better.
         """
-        self._take_over(run, name)
         experiment, labels, mark = self.experiment, run.coordinates["fact"], f"{name}_passes"
         crew = experiment.crew
         chosen = list(range(len(labels)) if only is None else only)
@@ -392,6 +400,8 @@ class Bench:
             cells = (run.done(mark, fact=facts, **within(mark, where)).reshape(len(facts)) for where in places)
             return np.stack(list(cells), axis=1)
 
+        if not done().all():
+            self._take_over(run, name)
         finished = done()
         by_fact = dict(zip(chosen, finished, strict=True))
         what = f"{name}s".replace("_", " ")
@@ -411,7 +421,7 @@ class Bench:
                     continue
                 work = descent(**where)
                 work = partial(work, progress=advance) if crew.here else work
-                for batch, (states, loss, passes) in crew.map(left, work, tell):
+                for batch, (states, loss, passes) in crew.map(left, work, tell, partial(called, labels=labels)):
                     some = {"fact": [labels[index] for index in batch], **where}
                     run.write(name, states.double(), **within(name, some))
                     run.write(f"{name}_loss", loss, **within(f"{name}_loss", some))

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jacobian_lab.crew.crew import Piece
+from jacobian_lab.crew.crew import Piece, called
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import Fact
 from jacobian_lab.facts.sampling import sample
@@ -240,9 +240,10 @@ def survey(
         return
     labels = run.coordinates["fact"]
     left = [place for place, label in enumerate(labels) if not run.done("surveyed", fact=label).all()]
+    named = partial(called, labels=labels)
     work = partial(_surveyed, model, subject.facts, layers, how, site, budget)
     with bar(len(left), "Jacobians", "fact", show=progress) as shown:
-        for (place,), by_layer in subject.crew.map([[place] for place in left], work):
+        for (place,), by_layer in subject.crew.map([[place] for place in left], work, named=named):
             for layer, found in zip(layers, by_layer, strict=False):
                 for name in found.keys() & run.variables.keys():
                     run.write(name, found[name], fact=labels[place], layer=layer)

@@ -212,7 +212,7 @@ def _job(
         ],
         before=at_work.begin,
         before_cost=at_work.cost_before,
-        kept=bench.kept,
+        kept=bench.kept if at_work.methods else 0,
         descents=bench.descents,
         crew=bench.experiment.crew,
     )
@@ -368,7 +368,8 @@ class Comparison:
             0.0,
         )
         told = [Prompt(row.ids[:-1], 0, row.ids[1:]) for row in self.text if len(row.ids) > 1]
-        asking = costs.evaluation(asked.rows(), asked.decoded(), shared=not self.trained)
+        parts = asked.rows()
+        asking = costs.evaluation(parts, asked.decoded(), shared=not self.trained)
         refits = (
             self.bench.cost_of_descents(costs, done, [layers[-1]], name="refit_anchor")
             if len(layers) > 1 and any(each.refit for each in left.values())
@@ -377,8 +378,18 @@ class Comparison:
         count, evaluated = sum(times[name] for name in names if name != UNEDITED), sum(times.values())
         seconds = edits + evaluated * (asking + costs.evaluation([told])) + asking  # what was before is asked for too
         projected, name = len(self._projected()), f"{counted(count, 'edit')}, evaluated"
-        edited = costs.editing(name, seconds, len(layers), rows=rows, projected=projected)
-        taught = [costs.training(rows, each.facts, each.settings) for n, each in self.trained.items() if times[n]]
+        trained = [each for method, each in self.trained.items() if times[method]]
+        edited = costs.editing(
+            name,
+            seconds,
+            len(layers),
+            rows=rows,
+            projected=projected,
+            asked=max(map(len, [*parts, told])) if evaluated else 0,
+            solved=bool(left),
+            trained=[each.settings for each in trained],
+        )
+        taught = [costs.training(rows, each.facts, each.settings) for each in trained]
         return [*refits, *taught, edited]
 
     def begin(self, folder: Path) -> None:
@@ -391,7 +402,6 @@ class Comparison:
             InputError: If one cannot.
         """
         if not self.methods:
-            self.bench.recall(folder)  # the λ of what the run holds, for the aims
             return
         self.bench.begin(folder)
         moments, rules = self.bench.moments.matrices, self.config.rules
@@ -456,6 +466,7 @@ class Comparison:
                 found += self._told(trainer.told())
             else:
                 assert aimed is not None
+                assert aimed.setting is not None
                 stack.enter_context(restored(experiment.model, experiment.layers))
                 made = edit_with(
                     self.methods[name],

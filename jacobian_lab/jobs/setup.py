@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from jacobian_lab.caching import content_key
+from jacobian_lab.crew.cluster import check_workers
 from jacobian_lab.crew.crew import Alone, Crew
 from jacobian_lab.crew.workers import hire
 from jacobian_lab.editing.anchors import AnchorSettings
@@ -34,7 +35,7 @@ from jacobian_lab.model.loading import check_layers, load_model, sketch_model
 from jacobian_lab.model.rows import FactRows, check_contexts, check_fact, fact_rows, sorted_out
 from jacobian_lab.model.templates import USUAL_TEMPLATES, Templates, read_templates, sample_templates
 from jacobian_lab.progress import note
-from jacobian_lab.store.arrays import open_arrays, read_config
+from jacobian_lab.store.arrays import exists, open_arrays, read_config
 from jacobian_lab.store.run import check_same
 from jacobian_lab.store.schema import KINDS, command_of
 
@@ -121,6 +122,7 @@ class Experiment(Subject):
         corpus: The corpus of the second moment, unless published ones take its place.
         shared: Places of the facts that the run of ⟨anchors_from⟩ has too; descents put these, and the others, into
             batches of their own.
+        gone: Why that run cannot be read, where it may not be needed any more.
     """
 
     config: EditingConfig
@@ -130,6 +132,7 @@ class Experiment(Subject):
     ridge: float | None
     corpus: Corpus | None
     shared: frozenset[int] = frozenset()
+    gone: InputError | None = None
 
     @cached_property
     def published(self) -> Published | None:
@@ -244,6 +247,8 @@ def load_subject(
         InputError: If anything cannot be used.
     """
     check(config)
+    if sketch is None:
+        check_workers(config.crew)
     file = read_facts(config.facts, config.slice, on_bad_record=config.on_bad_record, on_repeat=config.on_repeat)
     model, layers = open_model(config, sketch=sketch)
     file = _sorted_out(config, file, partial(check_fact, model))
@@ -293,7 +298,7 @@ def prepare(
             raise InputError(
                 "expected ⟨moments⟩, or ⟨corpus⟩ and ⟨corpus_tokens⟩, got both: they take each other's place"
             )
-    donated = None if config.anchors_from is None else _donated(config.anchors_from)
+    donated, gone = _donated(config, planned=sketch is not None)
 
     def further(model: LanguageModel) -> Callable[[Fact], None]:
         """What an edit needs of a fact beside its own prompt: every context, and every question of the evaluation."""
@@ -321,7 +326,9 @@ def prepare(
     anchor = AnchorSettings(**{"lr": defaults.anchor_lr, "steps": defaults.anchor_steps} | given)
     ridge = defaults.ridge if config.ridge is None else config.ridge
     rows = fact_rows(model, subject.facts, templates)
-    experiment = Experiment(**vars(subject), templates=templates, rows=rows, anchor=anchor, ridge=ridge, corpus=corpus)
+    experiment = Experiment(
+        **vars(subject), templates=templates, rows=rows, anchor=anchor, ridge=ridge, corpus=corpus, gone=gone
+    )
     if donated is None or config.anchors_from is None:
         return experiment
     settings, facts = donated
@@ -347,16 +354,27 @@ def _named(labels: Sequence[Any], subject: Subject) -> list[Fact]:
     return [known[str(label)] for label in labels if str(label) in known]
 
 
-def _donated(folder: Path) -> tuple[dict[str, Any], list[Any]]:
-    """Settings and facts of a run whose anchors are wanted, once it is clear that it can be read and has some."""
+def _donated(
+    config: EditingConfig, *, planned: bool
+) -> tuple[tuple[dict[str, Any], list[Any]] | None, InputError | None]:
+    """Settings and facts of the run whose anchors are wanted, or why it cannot be read.
+
+    A run that is gone is refused at once where it is needed: where nothing has been taken from it yet.
+    """
+    folder = config.anchors_from
+    if folder is None:
+        return None, None
     try:
-        config = read_config(folder)
+        donor = read_config(folder)
     except InputError as error:
-        raise InputError(f"{error}, or give another ⟨anchors_from⟩") from error
-    if "anchor" not in KINDS[config["kind"]]:
-        kind = command_of(config["kind"])
+        gone = InputError(f"{error}, or give another ⟨anchors_from⟩")
+        if planned or (config.out is not None and not exists(config.out)):
+            raise gone from error
+        return None, gone
+    if "anchor" not in KINDS[donor["kind"]]:
+        kind = command_of(donor["kind"])
         raise InputError(f"expected a run with anchors, got one of {kind} in {folder}: give another ⟨anchors_from⟩")
-    return config["settings"], open_arrays(folder, "r").labels["fact"]
+    return (donor["settings"], open_arrays(folder, "r").labels["fact"]), None
 
 
 def parse_layers(text: str) -> Layers:

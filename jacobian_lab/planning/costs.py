@@ -17,10 +17,10 @@ from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.rows import FactRows
 from jacobian_lab.model.tokens import Prompt
 from jacobian_lab.planning.clock import Clock
+from jacobian_lab.planning.held import DOUBLE, asking, served
 from jacobian_lab.planning.sketch import Sizes
 from jacobian_lab.training.settings import RLEditSettings, WiseSettings
 
-DOUBLE = 8
 PROCESS = 700 * 2**20
 """Bytes of the process itself, the interpreter and its libraries: what `benchmarks/plan.py` saw beside the rest."""
 
@@ -293,8 +293,7 @@ class Costs:
             step = above * self.clock.block(tokens, back=True) + answers * self.clock.logits[1]
             seconds += settings.steps * step + self.sizes.blocks * self.clock.block(tokens)
             held = max(held, answers * self.sizes.words * LOGITS)
-        side = (settings.shards + 4) * self.sizes.width * self.sizes.d_mlp * self.model.dtype.itemsize
-        return seconds, held + side
+        return seconds, held + served(settings, self.sizes, self.model.dtype)
 
     def _rledit(self, rows: FactRows, lessons: int, settings: RLEditSettings) -> tuple[float, int]:
         """Seconds, editing among them, with lessons as long as the facts themselves, and bytes."""
@@ -307,8 +306,12 @@ class Costs:
         looked_back = sum(min(number + 1, settings.back) for number in range(count))
         seconds = settings.epochs * parts * (looked_back * (2 * back + there) + count * back)
         seconds += -(-len(rows) // at_once) * (back + 2 * there)
-        matrices = len(settings.blocks) * self.sizes.inner * self.sizes.width * self.sizes.d_mlp
-        return seconds, 6 * matrices * DOUBLE + at_once * answer * self.sizes.words * LOGITS
+        before = settings.back * settings.facts_at_once * answer * self.sizes.words * DOUBLE  # of unrelated rows
+        gradients = (
+            above * at_once * tokens * (12 * self.sizes.width + 6 * self.sizes.d_mlp) * self.model.dtype.itemsize
+        )
+        passed = at_once * answer * self.sizes.words * LOGITS + before + gradients
+        return seconds, served(settings, self.sizes, self.model.dtype) + passed
 
     def sweep(self, span: int) -> float:
         """Seconds of all J of one fact from so many blocks below the last.
@@ -418,11 +421,15 @@ class Costs:
         rows: FactRows | None = None,
         observed: bool = False,
         projected: int = 0,
+        asked: int = 0,
+        solved: bool = True,
+        trained: Sequence[WiseSettings | RLEditSettings] = (),
     ) -> Stage:
         """The stage in which edits are made, once their seconds are known.
 
-        It holds λC + K Kᵀ with its factor and a copy, the weights as they were and the changes of every layer; where a
-        rule projects by them, the eigenvectors of every C on the host, and of one where the model is.
+        Where a method solves, it holds λC + K Kᵀ with its factor and a copy, the weights as they were and the changes
+        of every layer; where a rule projects by them, the eigenvectors of every C on the host, and of one where the
+        model is. Where a method trains, it holds what that method leaves; logits, where a model is asked.
 
         Args:
             name: What the stage is called.
@@ -431,15 +438,21 @@ class Costs:
             rows: The facts, if they are edited.
             observed: Whether what every layer's edit does is kept until all have been made.
             projected: At how many of them a rule projects.
+            asked: Rows that an edited model is asked at the most.
+            solved: Whether any method solves.
+            trained: The settings of the methods that train.
 
         Returns:
             The stage.
         """
         n, changes = self.sizes.d_mlp, self.sizes.width * self.sizes.d_mlp * (self.model.dtype.itemsize + 2 * DOUBLE)
-        there, held = 3 + bool(projected and self.clock.card), layers * changes + self._head(self.model.dtype)
+        there, states = 3 + bool(projected and self.clock.card), 0
         if rows is not None:
-            held += self._states(rows, layers, layers if observed else 1)
-        return self.stage(name, seconds, there * DOUBLE * n**2 + held, host=projected * DOUBLE * n**2)
+            states = self._states(rows, layers, layers if observed else 1)
+        solving = (there * DOUBLE * n**2 + layers * changes + states) * solved
+        left = [served(each, self.sizes, self.model.dtype) for each in trained]
+        held = max([solving, *left]) + self._head(self.model.dtype) + asking(asked, self.sizes, self.model.dtype)
+        return self.stage(name, seconds, held, host=projected * DOUBLE * n**2)
 
     def _states(self, rows: FactRows, layers: int, kept: int) -> int:
         """Bytes of all facts' targets, keys, states and frozen prompts, while what some edits did is kept."""

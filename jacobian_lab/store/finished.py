@@ -1,5 +1,6 @@
 """What of a run is finished: read once from a folder, new or not, and asked as often as one likes."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,9 @@ from jaxtyping import Bool
 from jacobian_lab.store.arrays import Places, along_facts, exists, listed, open_arrays, reading
 from jacobian_lab.store.digests import Check, ReadFacts, check, described, marks
 from jacobian_lab.store.schema import Variable
+
+LOOKS, PAUSE = 3, 0.2
+"""How often it is looked whether something is lost, and seconds between: a writer may be at it."""
 
 
 class Finished:
@@ -154,5 +158,14 @@ class Finished:
 
     def _check(self, mark: str) -> Check:
         if mark not in self._checks:
-            self._checks[mark] = check(self._variables, mark, self._labels, self._read)
+            self._checks[mark] = self._looked_at(mark)
         return self._checks[mark]
+
+    def _looked_at(self, mark: str) -> Check:
+        """What the digests say, once nobody can be between the writes of a digest and of its mark."""
+        for _ in range(LOOKS - 1):
+            verdict = check(self._variables, mark, self._labels, self._read)
+            if not verdict.lost:
+                return verdict
+            time.sleep(PAUSE)
+        return check(self._variables, mark, self._labels, self._read)

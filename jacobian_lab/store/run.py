@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +19,7 @@ import numpy as np
 import xarray as xr
 from filelock import FileLock, SoftFileLock, Timeout
 
-from jacobian_lab.caching import PARTIAL, write_text
+from jacobian_lab.caching import is_partial, write_text
 from jacobian_lab.errors import InputError
 from jacobian_lab.progress import note
 from jacobian_lab.store.arrays import (
@@ -44,6 +45,9 @@ GROWING = "training"
 """The settings that others may join while a run grows: by method, what its training was decided by."""
 WIDE = {"d_model", "rank"}
 """Dimensions of arrays that are too large to be read whole when a run is opened."""
+
+_TORN = re.compile(r".*\.[0-9a-f]{32}\.partial", re.DOTALL)
+"""The name under which zarr writes a chunk before it takes its own; a killed process leaves it."""
 
 
 class Run:
@@ -99,8 +103,9 @@ class Run:
             raise InputError(
                 f"expected a run of this version, got other {changed[0]}s in {folder}: choose another folder"
             )
-        for left in (folder / STORE).rglob("*.partial"):  # a chunk that a killed process was writing
-            left.unlink()
+        for left in (folder / STORE).rglob("*.partial"):
+            if _TORN.fullmatch(left.name):
+                left.unlink()
         self.finished = Finished(self.variables, labels, self._read_facts)
         if lost := self.finished.lost():
             note(f"{folder} is without {lost}, which was finished: what of it belongs to this command is done again")
@@ -288,7 +293,7 @@ def check_folder(folder: Path, kind: str, settings: Mapping[str, Any]) -> None:
                 f"{folder}: give another ⟨out⟩"
             )
         check_same(config["settings"], settings, folder)
-    elif foreign := {name for name in held - {LOCK} if not name.startswith(PARTIAL)}:
+    elif foreign := {name for name in held - {LOCK} if not is_partial(name)}:
         raise InputError(
             f"expected a new or empty output folder, or one of a run, got {folder}, which holds "
             f"{min(foreign)!r}: choose another"

@@ -35,7 +35,7 @@ FIRST_WEIGHT, LATER_WEIGHT, OLD_WEIGHT = 1.0, 0.4, 0.6
 """What shards weigh together in the first merge, and in later ones, beside what was merged before."""
 
 STILL, LOW = 1e-4, 0.02
-"""An edit is done when its loss is at most `LOW` and has moved by at most `STILL`."""
+"""An edit is done when the loss before its last step is at most `LOW` and has moved by at most `STILL`."""
 
 
 @dataclass(frozen=True)
@@ -208,16 +208,18 @@ class Wise:
         edited, unrelated = _Seen(self, list(self.rows.answered_contexts[place])), _Seen(self, [self.unrelated[place]])
         side, losses = self.side.clone().requires_grad_(), list[float]()
         inside = outside = side.new_zeros(())
-        for _ in range(settings.steps):
-            if len(losses) > 1 and abs(losses[-1] - losses[-2]) <= STILL and losses[-1] <= LOW:
-                break
+        last = math.nan
+        for number in range(settings.steps):
             served = edited.served(side)
             inside, outside = edited.distances(served), unrelated.distances(unrelated.served(side))
             limits = (self.scale * each for each in (settings.alpha, settings.beta, settings.gamma))
             loss = edited.loss(served) + margin(inside, outside, *limits)
-            losses.append(loss.item())
-            if not math.isfinite(losses[-1]):  # the fact is left out, as one without a finite anchor is
-                return Trained(len(losses), math.nan, math.nan, math.nan)
+            last = loss.item()
+            if not math.isfinite(last):  # the fact is left out, as one without a finite anchor is
+                return Trained(number + 1, math.nan, math.nan, math.nan)
+            if len(losses) > 1 and abs(losses[-1] - losses[-2]) <= STILL and losses[-1] <= LOW:
+                break  # as published after the pass at the final weights, whose distances decide the threshold
+            losses.append(last)
             (gradient,) = torch.autograd.grad(loss, side)
             with torch.no_grad():
                 self._step(side, gradient)
@@ -225,7 +227,7 @@ class Wise:
             return Trained(len(losses), math.nan, math.nan, math.nan)
         self.side = side.detach()
         self.least = min(self.least, inside.mean().item())
-        return Trained(len(losses), losses[-1], inside.mean().item(), outside.mean().item())
+        return Trained(len(losses), last, inside.mean().item(), outside.mean().item())
 
     def _step(self, side: Tensor, gradient: Tensor) -> None:
         """One masked step, with decay, clamped."""

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from helpers.small import CONFIGS, make_folder, make_tokenizer
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation import metrics
@@ -66,6 +67,33 @@ def test_answers_by_hand(written):
     expected = [(LOG2 - math.log(0.625)) / 2, LOG4, (LOG2 + LOG8) / 2]
     torch.testing.assert_close(found.nll, torch.tensor(expected, dtype=torch.float64))
     assert found.share.tolist() == [1.0, 0.0, 0.5]
+
+
+class Largest(TorchDispatchMode):
+    """The most rows of logits that are in float64 at once."""
+
+    def __init__(self, words):
+        super().__init__()
+        self.words, self.rows = words, 0
+
+    def __torch_dispatch__(self, function, types, given=(), named=None):
+        made = function(*given, **(named or {}))
+        if isinstance(made, torch.Tensor) and made.dtype == torch.float64 and made.shape[-1:] == (self.words,):
+            self.rows = max(self.rows, made.numel() // self.words)
+        return made
+
+
+def test_few_logits_are_in_double_at_once_and_the_numbers_are_the_same(folders, monkeypatch):
+    model = load_model(folders["llama"], dtype="float32", device="cpu")
+    before, after = torch.randn(2, 100, model.d_model, generator=torch.Generator().manual_seed(0))
+    rows = [Prompt((1, 2), 1, (n % 7, n % 5)) for n in range(50)]
+    with Largest(model.hf.config.vocab_size) as largest:
+        moved, taken = specificity(model, before, after), answers(model, rows, [before])
+    assert 0 < largest.rows <= metrics.ROWS_IN_DOUBLE
+    monkeypatch.setattr(metrics, "ROWS_IN_DOUBLE", 10**6)
+    whole = specificity(model, before, after)
+    assert all(torch.equal(moved[name], whole[name]) for name in whole)
+    assert torch.equal(taken.nll, answers(model, rows, [before]).nll)
 
 
 def test_specificity_by_hand(written):

@@ -69,6 +69,25 @@ def test_they_are_taken_over_to_the_bit(arguments, donor, tmp_path, descents):
     same(tmp_path / "alone", tmp_path / "run", "kl", "efficacy_accuracy", "nll_new", "coordinated_shift_passes")
 
 
+def test_a_run_that_has_taken_all_needs_no_donor(arguments, donor, tmp_path):
+    """It goes on, and it is finished, without; what is not there yet is refused before any work."""
+    copy = tmp_path / "donor"
+    shutil.copytree(donor, copy)
+    config = SchemesConfig(**{**arguments, "corpus_length": 64}, schemes=SCHEMES[:1], survey="none", anchors_from=copy)
+    taken = replace(config, out=tmp_path / "run")
+    run_schemes(taken, progress=False)
+    shutil.rmtree(copy)
+    run_schemes(taken, progress=False)
+    (tmp_path / "run" / "data.zarr" / "residual_ratio" / "0.0.0").unlink()
+    run_schemes(taken, progress=False)
+    assert np.isfinite(open_run(tmp_path / "run")["residual_ratio"]).any()
+    with pytest.raises(InputError, match=r"expected the folder of a run, got .*, or give another anchors_from"):
+        run_schemes(replace(taken, schemes=SCHEMES), progress=False)
+    with pytest.raises(InputError, match=r"expected the folder of a run, got .*, or give another anchors_from"):
+        run_schemes(replace(config, out=tmp_path / "new"), progress=False)
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_run_of_more_facts_takes_those_that_it_shares(arguments, donor, tmp_path, monkeypatch):
     """Only the others are optimised, in batches of their own; what the donor has lost, as it was there."""
     optimised = []

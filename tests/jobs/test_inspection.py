@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from functools import cache
 
 import pytest
@@ -187,6 +188,9 @@ def test_the_embedded_instruct_model_chats(check):
 def test_text_says_what_json_says(folders, tmp_path, capsys):
     records = [GOOD, {**GOOD, "id": "other", "target_new": "Bath"}, {**GOOD, "id": 3, "prompt": "no place"}]
     out = tmp_path / "out"
+    thesis = out / ".partial-notes"
+    thesis.mkdir(parents=True)
+    os.utime(thesis, (1, 1))
     facts = str(write(tmp_path / "f.json", records))
     cli.main(["check", "--device", "cpu", "--model", str(folders["llama"]), "--facts", facts, "--out", str(out)])
     text = capsys.readouterr().out
@@ -197,6 +201,7 @@ def test_text_says_what_json_says(folders, tmp_path, capsys):
     assert "conflict: 'Mira Vale was born in' → Rome / Bath (record 0, record 1)" in text
     assert "near: good and other have the same key (Rome / Bath)" in text
     assert json.loads((out / "check.json").read_text("utf-8"))["facts"][0]["id"] == "good"
+    assert thesis.is_dir()
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused(tmp_path, check):

@@ -1,6 +1,7 @@
 """Every method on small models: complete, repeatable, resumable, put back; batches, deltas, tables, bad input."""
 
 import json
+import os
 import runpy
 import sys
 from dataclasses import replace
@@ -454,8 +455,11 @@ def _logits(folder):
 
 def test_a_saved_delta_gives_the_same_logits_when_applied(saved, tmp_path, capsys):
     folder, config = saved
+    (tmp_path / ".partial-notes").mkdir()
+    os.utime(tmp_path / ".partial-notes", (1, 1))
     cli.main(["apply", "--delta", str(folder / RECT_DELTA), "--model", config["model"], "--out", str(tmp_path / "out")])
     assert str(tmp_path / "out") in capsys.readouterr().out
+    assert (tmp_path / ".partial-notes").is_dir()
     whole, applied, base = (_logits(path) for path in (folder / RECT_FOLDER, tmp_path / "out", config["model"]))
     torch.testing.assert_close(applied, whole, rtol=1e-5, atol=1e-6)
     assert (whole - base).abs().max() > 1e-3
@@ -551,6 +555,16 @@ def test_what_is_not_finite_is_not_saved(saved, tmp_path):
     with pytest.raises(InputError, match=r"finite weights to save, got infinity in transformer\.h\.3\.mlp\.c_proj"):
         save_model(model, tmp_path / "model")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_replaces_a_model_and_nothing_else(saved, tmp_path):
+    model = load_model(saved[1]["model"], device="cpu")
+    for _ in range(2):
+        save_model(model, tmp_path / "model")
+    (tmp_path / "model" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"a folder with a model alone, .* which holds 'notes\.txt': move"):
+        save_model(model, tmp_path / "model")
+    assert (tmp_path / "model" / "notes.txt").read_text() == "mine"
 
 
 def test_a_delta_on_a_model_in_memory(saved):

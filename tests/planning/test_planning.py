@@ -34,9 +34,11 @@ from jacobian_lab.planning import costs as planning
 from jacobian_lab.planning.cards import CARDS
 from jacobian_lab.planning.clock import Clock, measured
 from jacobian_lab.planning.costs import Costs, Stage
+from jacobian_lab.planning.held import served
 from jacobian_lab.planning.plan import Plan, told
 from jacobian_lab.planning.sketch import Sizes, two_blocks
 from jacobian_lab.store.finished import Finished
+from jacobian_lab.training.settings import RLEditSettings
 
 NEVER = 1e30
 CUBES = dict.fromkeys(("spectra", "eigenvectors", "cholesky"), 0.0)
@@ -409,6 +411,38 @@ def test_what_takes_long_is_counted(rows):
     assert cost_of("step_size", costs, layers, Survey("dense", sample, 0), len(rows)) > 100 * len(rows)
     alone = SCHEMES["one-layer"].edited(layers)
     assert cost_of("theorem1", costs, alone, Survey("dense", sample, 0), len(rows)) == 0.0  # J of L to L
+
+
+def stages(capsys, *options):
+    cli.main(["edit-table", *options, "--plan", "--json"])
+    return {stage["name"]: stage for stage in json.loads(capsys.readouterr().out)["stages"]}
+
+
+def test_a_method_that_trains_is_counted_without_second_moments_and_solves(tmp_path, arguments, capsys):
+    """They weigh most where keys are wide."""
+    config = LlamaConfig(**{**CONFIGS["llama"].to_dict(), "intermediate_size": 1024})
+    given = {**arguments, "model": str(make_folder(tmp_path / "wide", config)), "slice": "0:2"}
+    alone, pair = (stages(capsys, *options(given), "--methods", name) for name in ("wise", "memit"))
+    evaluated = "1 edit, evaluated"
+    assert pair[evaluated]["host_bytes"] > 6 * 8 * 1024**2 + alone[evaluated]["host_bytes"]
+    assert "λ and its checks" not in alone
+
+
+def test_rledit_is_counted_with_what_it_holds(family_model, rows):
+    """Matrices by their number and dtype, whichever of the two kinds they are."""
+    costs, matrix = Costs(family_model, counting(1, 2)), 32 * 64
+    inner, projections = (RLEditSettings(blocks=(2, 3), projections=each, rank=1) for each in (False, True))
+    held = [costs.training(rows, 4, each).host for each in (inner, projections)]
+    assert (held[0] > held[1]) == (costs.sizes.inner == 2)
+    model = replace(costs.sizes, inner=1)
+    few, many = (served(replace(inner, blocks=each), model, torch.float32) for each in ((1, 2), (1, 2, 3)))
+    assert many - few == matrix * 20 + 4 * 4 * 4 * (32 + 64) * 2  # and of each its scales and shifts
+
+
+def test_logits_that_are_read_are_counted(family_model):
+    costs = Costs(family_model, counting(1, 2))
+    silent, asked = (costs.editing("", 0.0, 1, asked=rows).host for rows in (0, 1000))
+    assert asked - silent == 256 * costs.sizes.words * 16 + 16 * costs.sizes.words * 48
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """Nothing that a run has lost is presented as whole: readers are told, writers do it again."""
 
+import os
 import re
 import shutil
 import tracemalloc
+import uuid
 
 import numpy as np
 import pytest
@@ -249,6 +251,17 @@ def test_lost_metadata_and_torn_chunks_are_told_in_one_line(finished, damage):
         assert "\n" not in str(caught.value)
 
 
+def test_a_reader_between_a_digest_and_its_mark_looks_again(finished, monkeypatch):
+    mark = zarr.open_array(finished / "data.zarr" / "measured", mode="r+")
+    values = mark[...]
+    mark[...] = 0 * values
+    monkeypatch.setattr(finished_module.time, "sleep", lambda _: None)
+    with pytest.raises(InputError, match="without measured"):
+        open_run(finished)
+    monkeypatch.setattr(finished_module.time, "sleep", lambda _: mark.set_basic_selection(..., values))
+    assert (open_run(finished)["measured"] == 1).any()
+
+
 def test_a_run_with_labels_of_another_version_is_refused(finished):
     more = {**COORDINATES, "scheme": ["a new one", *COORDINATES["scheme"]]}
     with pytest.raises(InputError, match=r"a run of this version, got other schemes in .*: choose another folder"):
@@ -256,15 +269,24 @@ def test_a_run_with_labels_of_another_version_is_refused(finished):
 
 
 def test_what_a_killed_run_left_half_written_is_swept(finished, tmp_path):
-    torn = finished / "data.zarr" / "cosine" / "0.0.d34db33f.partial"
+    torn = finished / "data.zarr" / "cosine" / f"0.0.{uuid.uuid4().hex}.partial"
     torn.write_bytes(b"half")
-    (finished / f"{PARTIAL}left").mkdir()
+    notes = [finished / "data.zarr" / "cosine" / "notes.partial", finished / ".partial-notes" / "thesis.txt"]
+    for path in notes:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+        os.utime(path, (1, 1))
+        os.utime(path.parent, (1, 1))
     with create(finished):
         assert not torn.exists()
+    assert all(path.read_text() == "mine" for path in notes)
     new = tmp_path / "new"
-    (new / f"{PARTIAL}left").mkdir(parents=True)  # killed while the configuration was written
+    (new / f"{PARTIAL}here.1-1-abcdefgh").mkdir(parents=True)  # killed while the configuration was written
     with create(new) as run:
         assert not run.done("measured").any()
+    (tmp_path / "full" / ".partial-notes").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"which holds '\.partial-notes'"):
+        create(tmp_path / "full")
 
 
 def test_a_table_that_was_deleted_is_written_again(finished):

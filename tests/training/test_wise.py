@@ -14,6 +14,7 @@ from jacobian_lab.model.language_model import matrix
 from jacobian_lab.model.rows import fact_rows
 from jacobian_lab.model.tokens import Prompt, pad
 from jacobian_lab.training.memories import ORIGINAL
+from jacobian_lab.training import wise as wise_module
 from jacobian_lab.training.merging import margin
 from jacobian_lab.training.settings import WISE_OF, WiseSettings
 from jacobian_lab.training.wise import Wise, _Seen
@@ -97,6 +98,24 @@ def test_decay_of_all_entries_is_that_of_so_many_steps(tiny, facts):
     (served,) = wise.memory().sides
     expected = wise.own * (1 - SETTINGS.lr * 1e-2) ** trained.steps
     torch.testing.assert_close(served.weight[~mask], expected[~mask], rtol=1e-9, atol=1e-12)
+
+
+def test_an_edit_that_stops_early_is_judged_at_its_final_weights(tiny, facts, monkeypatch):
+    """As in the published loop: the pass at the final weights, then the stop, then the record."""
+    plain = wise_of(tiny, facts[:1], shards=1, steps=2)
+    plain._edit(0)
+    monkeypatch.setattr(wise_module, "STILL", float("inf"))
+    monkeypatch.setattr(wise_module, "LOW", float("inf"))
+    stopped = wise_of(tiny, facts[:1], shards=1, steps=9)
+    trained = stopped._edit(0)
+    assert trained.steps == 2
+    assert torch.equal(stopped.side, plain.side)
+    edited, unrelated = _Seen(plain, list(plain.rows.answered_contexts[0])), _Seen(plain, [plain.unrelated[0]])
+    served = edited.served(plain.side)
+    inside, outside = edited.distances(served), unrelated.distances(unrelated.served(plain.side))
+    assert stopped.least == trained.inside == float(inside.mean())
+    assert trained.outside == float(outside.mean())
+    assert trained.loss == pytest.approx(float(edited.loss(served) + margin(inside, outside, 2.0, 5.0, 3.0)))
 
 
 def test_shards_are_merged_and_the_side_begins_anew(tiny, facts):
