@@ -363,7 +363,7 @@ def _splits(model: LanguageModel, facts: Sequence[Fact]) -> str:
 
 
 def _donated(folder: Path) -> tuple[dict[str, Any], dict[str, Any], list[Any]]:
-    """Settings, provenance and facts of a run whose anchors are wanted, once it is clear that it can be read and has some."""
+    """Settings, provenance and facts of a run whose anchors are wanted, once it is clear that there are some."""
     try:
         config = read_config(folder)
     except InputError as error:

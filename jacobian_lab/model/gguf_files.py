@@ -104,7 +104,7 @@ def read_header(path: Path) -> Header:
         tensors = {tensor.name: prod(map(int, tensor.shape)) for tensor in reader.tensors}
         factors = next((np.array(tensor.data) for tensor in reader.tensors if tensor.name == _FACTORS), None)
     except Exception as error:  # whatever a broken file makes the reader raise
-        raise _unreadable(path, error) from error
+        raise InputError(_unreadable(path, error)) from error
     parts = int(said.get("split.count", 1))
     if parts > 1:
         raise InputError(
@@ -117,7 +117,7 @@ def read_header(path: Path) -> Header:
             "model first, and give that"
         )
     if "general.architecture" not in said:
-        raise _unreadable(path, KeyError("general.architecture"))
+        raise InputError(_unreadable(path, KeyError("general.architecture")))
     kind = str(said["general.architecture"])
     family_of(kind)
     own = {key.removeprefix(f"{kind}."): value for key, value in said.items() if key.startswith(f"{kind}.")}
@@ -146,7 +146,7 @@ def read_gguf(header: Header) -> tuple[Any, Any]:
             with torch.device("meta"):
                 skeleton = AutoModelForCausalLM.from_config(config)
     except Exception as error:  # whatever a broken file makes the readers raise
-        raise _unreadable(header.path, error) from error
+        raise InputError(_unreadable(header.path, error)) from error
     _check_tensors(header, [name for name, _ in skeleton.named_parameters()], config.num_hidden_layers)
     try:
         with Quiet():
@@ -157,10 +157,10 @@ def read_gguf(header: Header) -> tuple[Any, Any]:
     except Exception as error:
         if out_of_memory(error):
             raise
-        raise _unreadable(header.path, error) from error
+        raise InputError(_unreadable(header.path, error)) from error
     model, report = loaded
     if report["missing_keys"]:
-        raise _lacking(header.path, min(report["missing_keys"]))
+        raise InputError(_lacking(header.path, min(report["missing_keys"])))
     model.hf_quantizer = None  # nothing of it is quantised any more
     vars(model.config).pop("quantization_config", None)  # transformers 5.0 sets none
     return model, tokenizer
@@ -257,7 +257,7 @@ def _check_tensors(header: Header, names: Sequence[str], blocks: int) -> None:
     wanted = [theirs.get_name(name, (".weight", ".bias")) or name for name in names]
     missing = next((name for name in wanted if name not in header.tensors), None)
     if missing:
-        raise _lacking(header.path, missing)
+        raise InputError(_lacking(header.path, missing))
     others = header.tensors.keys() - set(wanted) - {_FACTORS}
     surplus = min((name for name in others if not name.endswith(_BUFFER)), default=None)
     if surplus:
@@ -267,9 +267,9 @@ def _check_tensors(header: Header, names: Sequence[str], blocks: int) -> None:
         )
 
 
-def _lacking(path: Path, name: str) -> InputError:
-    return InputError(f"expected weights for the whole model, got none for {name} in {path}: replace the file")
+def _lacking(path: Path, name: str) -> str:
+    return f"expected weights for the whole model, got none for {name} in {path}: replace the file"
 
 
-def _unreadable(path: Path, error: Exception) -> InputError:
-    return InputError(f"expected a GGUF file that transformers reads, got {path} ({first_line(error)}): give another")
+def _unreadable(path: Path, error: Exception) -> str:
+    return f"expected a GGUF file that transformers reads, got {path} ({first_line(error)}): give another"

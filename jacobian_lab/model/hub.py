@@ -93,7 +93,7 @@ def fetch(name: str, *, weights: bool = True) -> Path:
     with _refusing(name):
         files = [file.rfilename for file in model_info(name).siblings or ()]
     if ADAPTER in files:
-        raise adapter_refused(name)
+        raise InputError(adapter_refused(name))
     if not any(fnmatch(file, pattern) for file in files for pattern in (WEIGHTS, _SHARDS)):
         raise InputError(
             f"expected a model with safetensors, got {name!r} without: its weights are pickled or of another kind; "
@@ -103,16 +103,16 @@ def fetch(name: str, *, weights: bool = True) -> Path:
         return Path(snapshot_download(name, allow_patterns=[*_DESCRIPTION, *(_WEIGHTS if weights else ())]))
 
 
-def adapter_refused(name: str) -> InputError:
+def adapter_refused(name: str) -> str:
     """Words for an adapter in a model's place.
 
     Args:
         name: What the user called it.
 
     Returns:
-        The error.
+        The message.
     """
-    return InputError(
+    return (
         f"expected a whole model, got an adapter in {name!r} ({ADAPTER}): merge it into its base model first "
         "(peft's merge_and_unload, then save_pretrained), and give that"
     )
@@ -174,8 +174,8 @@ def _refusing(name: str) -> Iterator[None]:
         ) from error
     except EntryNotFoundError as error:
         raise InputError(
-            f"expected a model with a config.json on the hub, got {name!r} without one: an adapter is to be merged into "
-            "its base model first; else check the name"
+            f"expected a model with a config.json on the hub, got {name!r} without one: merge an adapter into its "
+            "base model first, else check the name"
         ) from error
     except Exception as error:
         raise InputError(

@@ -232,7 +232,7 @@ class LanguageModel:
 
     @property
     def max_tokens(self) -> int:
-        """How long a row may be; where rotary frequencies follow the length of the longest row, as long as they rest."""
+        """How long a row may be; where frequencies follow the longest row of a batch, as long as they rest."""
         config = self.hf.config
         rotary = getattr(config, "rope_parameters", None) or {}
         resting = rotary.get("rope_type") in {"dynamic", "longrope"}

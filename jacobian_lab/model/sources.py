@@ -61,7 +61,8 @@ def find_source(name: str, *, weights: bool = True) -> Source:
         The model's folder.
 
     Raises:
-        InputError: If it cannot be had, is of an unsupported family, or is quantised.
+        InputError: If it cannot be had, is of an unsupported family, an adapter or another part of a model, or is
+            quantised.
     """
     if name in EMBEDDED:
         return _dequantised(_embedded(name))
@@ -75,7 +76,7 @@ def find_source(name: str, *, weights: bool = True) -> Source:
         )
     folder = path if path.is_dir() else _from_hub(name, weights=weights)
     if (folder / hub.ADAPTER).is_file():
-        raise hub.adapter_refused(name)
+        raise InputError(hub.adapter_refused(name))
     if not (folder / "config.json").is_file():
         raise InputError(f"expected a model folder with a config.json, got {name!r} without one: check the path")
     check_config(folder / "config.json")
