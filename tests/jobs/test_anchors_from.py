@@ -193,7 +193,7 @@ def test_facts_that_are_split_otherwise_are_noticed(arguments, donor, tmp_path):
     other = shutil.copytree(donor, tmp_path / "donor")
     settings["provenance"]["splits"] = "0" * 24
     (other / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(InputError, match="split into the same tokens as in .* take transformers 5"):
+    with pytest.raises(InputError, match=r"split into the same tokens as in .* take transformers 5"):
         run_edit_table(replace(config, anchors_from=other), progress=False)
     del settings["provenance"]["splits"]  # as in a run of an earlier version
     (other / "config.json").write_text(json.dumps(settings))
