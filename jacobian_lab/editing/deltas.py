@@ -12,6 +12,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import GenerationConfig
 
 from jacobian_lab.caching import written_whole
 from jacobian_lab.errors import InputError
@@ -255,7 +256,7 @@ def save_model(model: LanguageModel, folder: Path) -> None:
         _check_finite(weight, name)
     folder = folder.resolve()
     with written_whole(folder) as partial:
-        model.hf.save_pretrained(partial)
+        _save_weights(model.hf, partial)
         model.tokenizer.save_pretrained(partial)
         if foreign := _names(folder) - _names(partial):
             raise InputError(
@@ -269,6 +270,17 @@ def save_model(model: LanguageModel, folder: Path) -> None:
 
 def _names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+
+
+def _save_weights(hf: Any, folder: Path) -> None:
+    """Save a model with its generation settings as they were read, which transformers may take and yet not write."""
+    own = hf.generation_config
+    hf.generation_config = GenerationConfig()
+    try:
+        hf.save_pretrained(folder)
+    finally:
+        hf.generation_config = own
+    own.to_json_file(folder / "generation_config.json")
 
 
 def _check_finite(tensor: Tensor, name: str) -> None:

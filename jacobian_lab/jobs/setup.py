@@ -195,6 +195,7 @@ class Experiment(Subject):
             | {
                 "templates": str(self.config.templates or f"sampled with seed {self.config.seed}"),
                 "corpus": str(self.config.moments) if self.corpus is None else self.corpus.name,
+                "splits": _splits(self.model, self.facts),
             }
             | ({} if self.config.anchors_from is None else {"anchors_from": str(self.config.anchors_from)})
         )
@@ -331,13 +332,21 @@ def prepare(
     )
     if donated is None or config.anchors_from is None:
         return experiment
-    settings, facts = donated
+    settings, provenance, facts = donated
     places = {label: place for place, label in enumerate(experiment.labels())}
     shared = [places[label] for label in facts if label in places]
-    ours = experiment.of_anchors() | {"facts": content_key(describe(_named(facts, subject)))}
+    theirs_here = _named(facts, subject)
+    ours = experiment.of_anchors() | {"facts": content_key(describe(theirs_here))}
     known = [name for name in ANCHORS if sketch is None or name not in OF_WEIGHTS]
     theirs, ours = ({name: each[name] for name in known if name in each} for each in (settings, ours))
     check_same(theirs, ours, config.anchors_from, "anchors_from")
+    if provenance.get("splits") not in {None, _splits(model, theirs_here)}:  # none in runs of earlier versions
+        raise InputError(
+            f"expected facts that are split into the same tokens as in {config.anchors_from}, got others: this version "
+            f"of transformers or tokenizers reads the tokenizer otherwise; take transformers "
+            f"{settings['versions']['transformers']} and tokenizers {settings['versions']['tokenizers']}, or another "
+            "⟨anchors_from⟩"
+        )
     made, here = ({name: each[name] for name in ROUNDING} for each in (settings, experiment.of_anchors()))
     if made != here:
         where = f"{made['device']} with torch {made['versions']['torch']}"
@@ -354,10 +363,16 @@ def _named(labels: Sequence[Any], subject: Subject) -> list[Fact]:
     return [known[str(label)] for label in labels if str(label) in known]
 
 
+def _splits(model: LanguageModel, facts: Sequence[Fact]) -> str:
+    """Digest of the tokens that facts are split into, which the model's fingerprint tells of one sample text alone."""
+    rows = [model.fact_prompt(fact, answer=True) for fact in facts]
+    return content_key([[row.ids, row.decisive, row.answer] for row in rows])
+
+
 def _donated(
     config: EditingConfig, *, planned: bool
-) -> tuple[tuple[dict[str, Any], list[Any]] | None, InputError | None]:
-    """Settings and facts of the run whose anchors are wanted, or why it cannot be read.
+) -> tuple[tuple[dict[str, Any], dict[str, Any], list[Any]] | None, InputError | None]:
+    """Settings, provenance and facts of the run whose anchors are wanted, or why it cannot be read.
 
     A run that is gone is refused at once where it is needed: where nothing has been taken from it yet.
     """
@@ -374,7 +389,7 @@ def _donated(
     if "anchor" not in KINDS[donor["kind"]]:
         kind = command_of(donor["kind"])
         raise InputError(f"expected a run with anchors, got one of {kind} in {folder}: give another ⟨anchors_from⟩")
-    return (donor["settings"], open_arrays(folder, "r").labels["fact"]), None
+    return (donor["settings"], donor["provenance"], open_arrays(folder, "r").labels["fact"]), None
 
 
 def parse_layers(text: str) -> Layers:

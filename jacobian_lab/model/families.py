@@ -126,8 +126,19 @@ FAMILIES: Mapping[str, Family] = {
         "gpt_neox.rotary_emb",
     ),
 }
-NORM_AFTER_MLP = ("gemma2", "gemma3", "gemma3_text", "gemma3n", "olmo2", "olmo3", "exaone4", "glm4")
-"""Types whose MLP output passes a norm before it joins the residual stream."""
+UNSUITED: Mapping[str, tuple[str, ...]] = {
+    "whose MLP output passes a norm first, so that a change of weights is not a change of the residual stream": (
+        *("gemma2", "gemma3", "gemma3_text", "gemma3n", "olmo2", "olmo3", "exaone4", "glm4"),
+    ),
+    "whose MLP adds the residual stream itself, so that its output is not what it adds": ("bloom",),
+    "whose blocks have several MLPs (experts), of which each token takes its own": (
+        *("mixtral", "qwen2_moe", "qwen2moe", "qwen3_moe", "qwen3moe", "llama4", "llama4_text", "olmoe", "phimoe"),
+        *("gpt_oss", "gpt-oss", "deepseek2", "deepseek_v2", "deepseek_v3", "granitemoe", "dbrx", "jetmoe"),
+    ),
+    "whose blocks do not all turn keys and queries by position": ("smollm3", "cohere2"),
+    "whose MLP has one fused matrix at its entrance": ("phi3", "glm"),
+}
+"""Types that are left out, as configurations or GGUF files call them, by the reason."""
 
 
 def family_of(kind: str) -> Family:
@@ -140,13 +151,11 @@ def family_of(kind: str) -> Family:
         The family.
 
     Raises:
-        InputError: If it is not supported.
+        InputError: If it is not supported, with the reason where it is known.
     """
-    if kind in NORM_AFTER_MLP:
-        raise InputError(
-            f"expected a model whose MLP adds to the residual stream as is, got {kind}, whose MLP output passes "
-            "a norm first, so that a change of weights is not a change of the stream: choose another"
-        )
     if kind not in FAMILIES:
-        raise InputError(f"expected a model of the families {', '.join(FAMILIES)}, got {kind!r}: choose one of these")
+        reason = next((f", {reason}" for reason, kinds in UNSUITED.items() if kind in kinds), "")
+        raise InputError(
+            f"expected a model of the families {', '.join(FAMILIES)}, got {kind!r}{reason}: choose one of these"
+        )
     return FAMILIES[kind]

@@ -8,13 +8,16 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from huggingface_hub import constants, hf_hub_download, model_info, snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import get_session, validate_repo_id
 
 from jacobian_lab.errors import InputError, first_line
 
 SECONDS = 4.0
 """How long the hub may take to answer whether it is there."""
+
+ADAPTER = "adapter_config.json"
+"""What a folder of an adapter holds, which is no model; transformers would put it on one, or pass over it."""
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _SHARDS = "model-*-of-*.safetensors"
@@ -85,10 +88,12 @@ def fetch(name: str, *, weights: bool = True) -> Path:
         The folder.
 
     Raises:
-        InputError: If it has no safetensors, or cannot be fetched.
+        InputError: If it has no safetensors or is an adapter, or cannot be fetched.
     """
     with _refusing(name):
         files = [file.rfilename for file in model_info(name).siblings or ()]
+    if ADAPTER in files:
+        raise InputError(adapter_refused(name))
     if not any(fnmatch(file, pattern) for file in files for pattern in (WEIGHTS, _SHARDS)):
         raise InputError(
             f"expected a model with safetensors, got {name!r} without: its weights are pickled or of another kind; "
@@ -96,6 +101,21 @@ def fetch(name: str, *, weights: bool = True) -> Path:
         )
     with _refusing(name):
         return Path(snapshot_download(name, allow_patterns=[*_DESCRIPTION, *(_WEIGHTS if weights else ())]))
+
+
+def adapter_refused(name: str) -> str:
+    """Words for an adapter in a model's place.
+
+    Args:
+        name: What the user called it.
+
+    Returns:
+        The message.
+    """
+    return (
+        f"expected a whole model, got an adapter in {name!r} ({ADAPTER}): merge it into its base model first "
+        "(peft's merge_and_unload, then save_pretrained), and give that"
+    )
 
 
 def check_network(name: str) -> None:
@@ -151,6 +171,11 @@ def _refusing(name: str) -> Iterator[None]:
         raise InputError(
             f"expected a model's name on the hub, got {name!r}, which is not there or private: check the name, "
             "or log in with hf auth login"
+        ) from error
+    except EntryNotFoundError as error:
+        raise InputError(
+            f"expected a model with a config.json on the hub, got {name!r} without one: merge an adapter into its "
+            "base model first, else check the name"
         ) from error
     except Exception as error:
         raise InputError(

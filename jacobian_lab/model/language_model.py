@@ -145,7 +145,7 @@ class LanguageModel:
         Returns:
             The row.
         """
-        return tokens.fact_prompt(self.tokenizer, fact, template, answer=answer, chat=self.chat)
+        return self._embedded(tokens.fact_prompt(self.tokenizer, fact, template, answer=answer, chat=self.chat))
 
     def kl_prompt(self, fact: Fact) -> Prompt:
         """The row of the KL term; see `jacobian_lab.model.tokens.kl_prompt`.
@@ -156,7 +156,7 @@ class LanguageModel:
         Returns:
             The row.
         """
-        return tokens.kl_prompt(self.tokenizer, fact, self.chat)
+        return self._embedded(tokens.kl_prompt(self.tokenizer, fact, self.chat))
 
     def text_prompt(self, text: str, answer: str = "", join: str | None = None) -> Prompt:
         """The row of a prompt as it stands; see `jacobian_lab.model.tokens.text_prompt`.
@@ -169,7 +169,11 @@ class LanguageModel:
         Returns:
             The row.
         """
-        return tokens.text_prompt(self.tokenizer, text, answer, join, chat=self.chat)
+        return self._embedded(tokens.text_prompt(self.tokenizer, text, answer, join, chat=self.chat))
+
+    def _embedded(self, row: Prompt) -> Prompt:
+        tokens.check_ids(self.tokenizer, row.ids + row.answer, len(self.hf.get_input_embeddings().weight))
+        return row
 
     def projection(self, layer: int) -> Any:
         """The MLP output projection of a block; its input is the key.
@@ -228,8 +232,12 @@ class LanguageModel:
 
     @property
     def max_tokens(self) -> int:
-        """How long a row may be."""
-        return int(self.hf.config.max_position_embeddings)
+        """How long a row may be; where frequencies follow the longest row of a batch, as long as they rest."""
+        config = self.hf.config
+        rotary = getattr(config, "rope_parameters", None) or {}
+        resting = rotary.get("rope_type") in {"dynamic", "longrope"}
+        original = rotary.get("original_max_position_embeddings") if resting else None
+        return int(min(config.max_position_embeddings, original or config.max_position_embeddings))
 
     def window(self, layer: int) -> int | None:
         """How many tokens, itself counted, a token of this block attends to.

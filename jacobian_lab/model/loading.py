@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from jacobian_lab.memory import out_of_memory
 from jacobian_lab.model.devices import Places, check_places, divide, places_of, shares
 from jacobian_lab.model.families import Family, family_of
 from jacobian_lab.model.language_model import LanguageModel
-from jacobian_lab.model.sources import DEFAULT_MODEL, Quiet, Source, check_room, count_weights, find_source
+from jacobian_lab.model.quiet import Quiet
+from jacobian_lab.model.sources import DEFAULT_MODEL, Source, check_room, count_weights, find_source
 
 # Versions of transformers have read one tokenizer in different ways: how this is split is part of a fingerprint.
 _PROBE = "The capital of France is Paris, 1413 km away.\n\u00c9t\u00e9 \u6771\u4eac"
@@ -42,6 +44,9 @@ _TOKENIZER_FILES = (
 
 _WHOLE_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """One of these a folder with a tokenizer has."""
+
+_OLD_BUFFERS = ("attn.bias", "attn.masked_bias", "attention.bias", "attention.masked_bias", "rotary_emb.inv_freq")
+"""Ends of the names of tensors that old checkpoints hold and that are no weights."""
 
 SKETCH = "no weights"
 """The fingerprint of a model without weights."""
@@ -91,7 +96,7 @@ def load_model(
     source = find_source(str(name))
     family = family_of(source.config()["model_type"])
     if len(places) == 1:
-        check_room(count_weights(source.folder), DTYPES[dtype], str(name))
+        check_room(max(count_weights(source.folder), _count_skeleton(source.folder)), DTYPES[dtype], str(name))
     with Quiet():
         hf, tokenizer = _from_pretrained(source.folder, DTYPES[dtype], family, places)
     hf.eval().requires_grad_(False)
@@ -153,6 +158,16 @@ def check_layers(layers: tuple[int, ...], model: LanguageModel) -> None:
         )
 
 
+def _count_skeleton(folder: Path) -> int:
+    """How many numbers a model has by its configuration: its weights, and tables as long as the rows that it takes."""
+    try:
+        with Quiet():
+            hf = _skeleton(folder, torch.float32)
+    except Exception:  # what cannot be read is refused when it is loaded
+        return 0
+    return sum(tensor.numel() for tensor in (*hf.parameters(), *hf.buffers()))
+
+
 def _skeleton(folder: Path, dtype: torch.dtype) -> Any:
     """A model on the meta device."""
     with torch.device("meta"):
@@ -166,7 +181,13 @@ def _from_pretrained(source: Path, dtype: torch.dtype, family: Family, places: P
         # over several cards each weight is read into its place: the host need not hold them all
         where: Any = {"device_map": shares(_skeleton(source, dtype), family, places)} if len(places) > 1 else {}
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **where
+            source,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
+            **where,
         )
     except Exception as error:  # transformers raises many kinds
         if out_of_memory(error):
@@ -176,11 +197,7 @@ def _from_pretrained(source: Path, dtype: torch.dtype, family: Family, places: P
             "mend or replace it"
         ) from error
     hf, report = loaded
-    if report["missing_keys"]:
-        raise InputError(
-            f"expected weights for the whole model, got none for {min(report['missing_keys'])} in {str(source)!r}: "
-            "replace the files"
-        )
+    _check_report(report, hf, source)
     _check_fast(tokenizer, source)
     words, rows = tokenizer.vocab_size, hf.get_input_embeddings().weight.shape[0]
     if not tokenizer("a").input_ids or words > rows:
@@ -188,6 +205,28 @@ def _from_pretrained(source: Path, dtype: torch.dtype, family: Family, places: P
             f"expected a tokenizer of at most {rows} words, got one of {words} in {str(source)!r}: give the model's own"
         )
     return hf, tokenizer
+
+
+def _check_report(report: Mapping[str, Collection[Any]], hf: Any, source: Path) -> None:
+    """Refuse weights that were made up, and weights that were dropped."""
+    if report["mismatched_keys"]:
+        name, got, expected = min(report["mismatched_keys"])
+        raise InputError(
+            f"expected {tuple(expected)} as {name} by config.json, got {tuple(got)} in {str(source)!r}: mend "
+            "config.json, or replace the files"
+        )
+    if report["missing_keys"]:
+        raise InputError(
+            f"expected weights for the whole model, got none for {min(report['missing_keys'])} in {str(source)!r}: "
+            "replace the files"
+        )
+    surplus = min((key for key in report["unexpected_keys"] if not key.endswith(_OLD_BUFFERS)), default=None)
+    if surplus:
+        raise InputError(
+            f"expected weights of a {type(hf).__name__} as config.json describes it, got {surplus} among them in "
+            f"{str(source)!r}, which would be dropped: mend config.json (such as attention_bias, mlp_bias or "
+            "architectures), or give another model"
+        )
 
 
 def _check_fast(tokenizer: Any, source: Path) -> None:
@@ -259,11 +298,11 @@ def _check_finite(hf: nn.Module, name: str | Path) -> None:
             )
 
 
-def _fingerprint(source: Source, hf: nn.Module, tokenizer: Any, exact: bool) -> str:
+def _fingerprint(source: Source, hf: Any, tokenizer: Any, exact: bool) -> str:
     """SHA-256 over the model's own files, the weights as loaded, whether float64 is exact, and how a text is split."""
     digest = hashlib.sha256(b"exact throughout" if exact else b"")
     digest.update(json.dumps(tokenizer(_PROBE)["input_ids"]).encode())
-    for name, content in _described(source):
+    for name, content in _described(source, hf):
         digest.update(json.dumps([name, len(content)]).encode() + content)
     for key, weight in sorted(hf.named_parameters()):
         digest.update(json.dumps([key, str(weight.dtype), list(weight.shape)]).encode())
@@ -271,10 +310,13 @@ def _fingerprint(source: Source, hf: nn.Module, tokenizer: Any, exact: bool) -> 
     return digest.hexdigest()
 
 
-def _described(source: Source) -> list[tuple[str, bytes]]:
-    """Configuration and tokenizer; for a GGUF file, which holds both, its digest."""
+def _described(source: Source, hf: Any) -> list[tuple[str, bytes]]:
+    """Configuration and tokenizer; for a GGUF file, which holds both, its digest, and its rotary scaling if any."""
     if source.gguf:  # the folder's own files are of transformers' making, and differ between its versions
-        return [("gguf", source.gguf.encode())]
+        rotary = getattr(hf.config, "rope_parameters", None) or {}
+        scaled = rotary.get("rope_type", "default") != "default"  # which versions before 0.3 dropped
+        scaling = [("rotary", json.dumps(rotary, sort_keys=True).encode())] if scaled else []
+        return [("gguf", source.gguf.encode()), *scaling]
     config = {key: value for key, value in source.config().items() if key not in _NAMES_IN_CONFIG}
     files = [source.folder / name for name in _TOKENIZER_FILES]
     return [

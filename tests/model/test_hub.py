@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import constants
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError
 
 from jacobian_lab.errors import InputError
 from jacobian_lab.model import hub
@@ -90,7 +90,7 @@ def test_what_cannot_be_edited_is_refused_before_its_weights_are_fetched(answeri
     monkeypatch.setattr(hub, "hf_hub_download", lambda *_: str(tmp_path / "config.json"))
     monkeypatch.setattr(hub, "model_info", lambda _: pytest.fail("asked for more"))
     (tmp_path / "config.json").write_text('{"model_type": "gemma2"}')
-    refused("gemma2, whose MLP output passes a norm")
+    refused("'gemma2', whose MLP output passes a norm")
     (tmp_path / "config.json").write_text('{"model_type": "llama", "quantization_config": {"quant_method": "awq"}}')
     refused("not quantised, got awq")
 
@@ -117,3 +117,15 @@ def test_what_the_hub_answers_is_said_in_one_line(kind, words, answering, monkey
 
     monkeypatch.setattr(hub, "hf_hub_download", raising)
     refused(words)
+
+
+def test_an_adapter_on_the_hub_is_refused(answering, monkeypatch, folders):
+    def absent(*_):
+        raise EntryNotFoundError("404: config.json is not there")
+
+    monkeypatch.setattr(hub, "hf_hub_download", absent)
+    refused("expected a model with a config.json on the hub, got .* merge an adapter into")
+    monkeypatch.setattr(hub, "hf_hub_download", lambda *_: str(folders["llama"] / "config.json"))
+    files = [SimpleNamespace(rfilename=name) for name in ("config.json", "model.safetensors", "adapter_config.json")]
+    monkeypatch.setattr(hub, "model_info", lambda _: SimpleNamespace(siblings=files))
+    refused("expected a whole model, got an adapter")

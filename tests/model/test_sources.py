@@ -6,10 +6,11 @@ import shutil
 import gguf
 import numpy as np
 import pytest
+from helpers.gguf_files import write_gguf
 from safetensors.torch import load_file
 
 from jacobian_lab.errors import InputError
-from jacobian_lab.model import sources
+from jacobian_lab.model import gguf_files, sources
 from jacobian_lab.model.loading import load_model
 
 
@@ -44,6 +45,8 @@ def make_gguf(path, kind, shape=(8, 8)):
     """A file with a header and one matrix."""
     writer = gguf.GGUFWriter(path, kind)
     writer.add_tensor("token_embd.weight", np.zeros(shape, dtype=np.float16))
+    writer.add_head_count(1)
+    writer.add_embedding_length(shape[1])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -53,14 +56,14 @@ def make_gguf(path, kind, shape=(8, 8)):
 
 def test_a_gguf_that_cannot_be_edited_is_refused_by_its_header_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("JACOBIAN_LAB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(sources, "_read_gguf", lambda *_: pytest.fail("dequantised"))
-    refused("gemma3, whose MLP output passes a norm", make_gguf(tmp_path / "gemma.gguf", "gemma3"))
+    monkeypatch.setattr(sources, "read_gguf", lambda *_: pytest.fail("dequantised"))
+    refused("'gemma3', whose MLP output passes a norm", make_gguf(tmp_path / "gemma.gguf", "gemma3"))
     refused("got 'phi3'", make_gguf(tmp_path / "phi.gguf", "phi3"))
     assert not list((tmp_path / "cache" / "models").iterdir())
 
 
 def test_a_gguf_larger_than_memory_is_refused_before_it_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "_read_gguf", lambda *_: pytest.fail("dequantised"))
+    monkeypatch.setattr(sources, "read_gguf", lambda *_: pytest.fail("dequantised"))
     monkeypatch.setattr(sources, "available_memory", lambda: 3_900_000)
     path = make_gguf(tmp_path / "large.gguf", "llama", (1000, 1000))
     refused("expected 0.004 GB of memory for 1,000,000 weights in float32, got 0.0039 GB free", path)
@@ -108,14 +111,14 @@ def test_quantised_folders_are_known_by_other_marks_too(folders, tmp_path):
 @pytest.mark.parametrize(
     "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to")]
 )
-def test_too_little_memory_for_a_gguf_is_no_fault_of_the_file(error, tmp_path, monkeypatch):
+def test_too_little_memory_for_a_gguf_is_no_fault_of_the_file(error, folders, tmp_path, monkeypatch):
     def fail(**_):
         raise error
 
     monkeypatch.setenv("JACOBIAN_LAB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(sources.AutoModelForCausalLM, "from_pretrained", fail)
+    monkeypatch.setattr(gguf_files.AutoModelForCausalLM, "from_pretrained", fail)
     with pytest.raises(type(error)) as caught:
-        load_model(make_gguf(tmp_path / "m.gguf", "llama"), device="cpu")
+        load_model(write_gguf(tmp_path / "m.gguf", folders["llama"]), device="cpu")
     assert caught.value is error
 
 
@@ -126,3 +129,53 @@ def test_broken_configurations(folders, tmp_path):
         refused("cannot be read|without one", folder)
     (folder / "config.json").write_bytes(b"\xff\xfe")
     refused("cannot be read", folder)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_adapter_in_a_models_place_is_refused(whole, folders, tmp_path):
+    """transformers would put it on its base model, or pass over it where peft is not installed."""
+    folder = shutil.copytree(folders["llama"], tmp_path / "adapter")
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "x/y"}')
+    if not whole:
+        (folder / "config.json").unlink()
+    refused("expected a whole model, got an adapter .* merge it into its base model first", folder)
+
+
+@pytest.mark.parametrize(
+    ("classes", "taken"),
+    [
+        (["LlamaForSequenceClassification"], False),
+        (["Qwen2ForRewardModel"], False),
+        (["LlamaForCausalLM"], True),
+        (["LlamaModel"], True),
+        (None, True),
+        (3, True),
+    ],
+)
+def test_models_with_another_head_are_refused_before_weights_are_read(classes, taken, folders, tmp_path):
+    folder = shutil.copytree(folders["llama"], tmp_path / "other")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": classes}))
+    if taken:
+        sources.find_source(str(folder))
+    else:
+        (folder / "model.safetensors").unlink()
+        refused(f"expected a causal language model, got a {classes[0]}", folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("bloom", "whose MLP adds the residual stream itself"),
+        ("gemma3_text", "whose MLP output passes a norm first"),
+        ("olmo2", "whose MLP output passes a norm first"),
+        ("phi3", "whose MLP has one fused matrix at its entrance"),
+        ("qwen3_moe", r"whose blocks have several MLPs \(experts\)"),
+        ("llama4", r"whose blocks have several MLPs \(experts\)"),
+        ("smollm3", "whose blocks do not all turn keys and queries by position"),
+        ("opt", "got 'opt': choose one of these"),
+    ],
+)
+def test_other_families_are_refused_with_the_reason_before_weights_are_read(kind, reason, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    refused(reason, tmp_path)
