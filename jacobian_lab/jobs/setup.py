@@ -25,7 +25,7 @@ from jacobian_lab.facts.reading import read_facts, refusal
 from jacobian_lab.jobs.config import ComputingConfig, EditingConfig, SubjectConfig, check
 from jacobian_lab.jobs.origin import origin
 from jacobian_lab.maps.agreement import check_replay
-from jacobian_lab.model.chat import chat_of
+from jacobian_lab.model.chat import DATE, Chat, chat_of, chat_options, chat_settings
 from jacobian_lab.model.corpus import TOKENS_PER_NEURON, Corpus, load_corpus
 from jacobian_lab.model.devices import Places
 from jacobian_lab.model.families import KNOWN
@@ -79,8 +79,7 @@ class Subject:
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides a number, as it stands in ``config.json``."""
-        chat = {} if self.model.chat is None else {"chat": asdict(self.model.chat)}
-        return chat | {
+        return chat_settings(self.model.chat) | {
             "model": self.model.fingerprint,
             "dtype": self.config.dtype,
             "device": self.device.type,
@@ -217,11 +216,23 @@ def open_model(config: SubjectConfig, *, sketch: Places | None = None) -> tuple[
         model = load_model(config.model, config.dtype, config.device)
     else:
         model = sketch_model(config.model, config.dtype)
-    if config.chat:
-        model = replace(model, chat=chat_of(model.tokenizer, config.model))
+    model = replace(model, chat=_chat(config, model))
     layers = layers or model.defaults(config.protocol).layers
     check_layers(layers, model)
     return model, layers
+
+
+def _chat(config: SubjectConfig, model: LanguageModel) -> Chat | None:
+    """How the chat template is to be filled in, if prompts are to be put into it."""
+    if config.chat:
+        options = chat_options(config.chat_option)
+        return chat_of(model.tokenizer, config.model, options, config.chat_system, config.chat_date)
+    if config.chat_option or config.chat_system is not None or config.chat_date != DATE:
+        raise InputError(
+            "expected ⟨chat⟩ with ⟨chat_option⟩, ⟨chat_system⟩ and ⟨chat_date⟩, got these alone: they say how the chat "
+            "template is filled in"
+        )
+    return None
 
 
 def load_subject(
