@@ -217,6 +217,19 @@ def going_on(ids: Sequence[int], added: Sequence[int]) -> list[int]:
     return list(ids[:length])
 
 
+def ends_texts(tokenizer: Any) -> bool:
+    """Whether a tokenizer adds something behind a text, such as an EOS.
+
+    Args:
+        tokenizer: The tokenizer.
+
+    Returns:
+        Whether it does.
+    """
+    encoded = tokenizer("a", return_special_tokens_mask=True)
+    return going_on(encoded["input_ids"], encoded["special_tokens_mask"]) != encoded["input_ids"]
+
+
 def _locate(tokenizer: Any, before: str, fact: Fact, after: str, *, answer: bool, chat: Chat | None) -> Prompt:
     """Tokenise the three parts as one text; the decisive token covers the subject's last character."""
     text, target = before + fact.subject + after, fact.target_new if answer else None
