@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from jacobian_lab.runs import run_methods as run_methods
     from jacobian_lab.runs import run_schemes as run_schemes
     from jacobian_lab.training.memories import load_memory as load_memory
-    from jacobian_lab.training.saved import saved_chat as saved_chat
 
 __version__ = version(__name__)
 
@@ -73,7 +72,6 @@ _HOMES = {
     "run_methods": "runs",
     "run_schemes": "runs",
     "sample_templates": "model.templates",
-    "saved_chat": "training.saved",
     "second_moments": "editing.second_moments",
 }
 

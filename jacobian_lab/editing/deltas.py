@@ -136,7 +136,7 @@ def note_other_chat(metadata: Mapping[str, str], model: LanguageModel, path: Pat
         made, now = ("no chat template" if each is None else each for each in (chat, model.chat))
         note(
             f"{path} was made with {made}, {model.name} is asked with {now}: "
-            "dataclasses.replace(model, chat=jl.saved_chat(path)) asks as the edit was made"
+            "replace(model, chat=training.saved.saved_chat(path)) asks as the edit was made"
         )
 
 

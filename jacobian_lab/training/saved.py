@@ -106,14 +106,6 @@ def saved_chat(path: Path | str) -> Chat | None:
 
     Raises:
         InputError: If it is neither, or of a version that kept this otherwise.
-
-    Examples:
-        >>> import jacobian_lab as jl
-        >>> try:
-        ...     jl.saved_chat("nothing.safetensors")
-        ... except jl.InputError as error:
-        ...     print(str(error)[:46])
-        expected a whole delta, got nothing.safetensor
     """
     return chat_in(_metadata(path), path)
 

@@ -16,6 +16,7 @@ import jacobian_lab as jl
 from jacobian_lab import cli
 from jacobian_lab.model.chat import Chat
 from jacobian_lab.store.run import open_run
+from jacobian_lab.training.saved import saved_chat
 
 TEMPLATE = (
     "Now: {{ strftime_now('%d %b %Y %H:%M:%S') }}\n{% for m in messages %}<bos>{{ m.role }}\n"
@@ -76,7 +77,7 @@ def test_a_saved_edit_is_asked_as_it_was_made(run, model, capsys):
     for layer, delta in jl.load_delta(path, base).items():
         base.weight(layer).add_(delta)
     assert "was made with the chat template with the date 2026-11-29T12:00:01" in capsys.readouterr().err
-    chatting = replace(base, chat=jl.saved_chat(path))
+    chatting = replace(base, chat=saved_chat(path))
     ids = list(chatting.text_prompt(text).ids)
     assert base.tokenizer.decode(ids).startswith("Now: 29 Nov 2026 12:00:01\n<bos>user\n")
     start = len(ids)
@@ -117,7 +118,7 @@ def test_options_and_a_systems_turn_are_kept_too(given, model, tmp_path, capsys)
     assert text.startswith("Now: 26 Jul 2024 00:00:00\n<bos>system\nBe brief.<eos>\n<bos>user\n")
     assert text.endswith("<bos>assistant\nIn short:\n")
     cli.main(["edit", *given, *more, "--method", "memit", "--out", str(tmp_path)])
-    kept = jl.saved_chat(tmp_path / "delta-memit.safetensors")
+    kept = saved_chat(tmp_path / "delta-memit.safetensors")
     assert kept == Chat({"short": True}, "Be brief.")
 
 
@@ -145,7 +146,7 @@ def test_an_editors_saved_edit_keeps_its_chat(model, tmp_path, capsys, monkeypat
     )
     for name in ("memit", "wise"):
         with editor.edit(name) as edit:
-            assert jl.saved_chat(edit.save(tmp_path / f"{name}.safetensors")) == chat
+            assert saved_chat(edit.save(tmp_path / f"{name}.safetensors")) == chat
     capsys.readouterr()
     jl.load_memory(tmp_path / "wise.safetensors", replace(chatting, chat=None))
     assert "enable" not in (err := capsys.readouterr().err)
