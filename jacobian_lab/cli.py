@@ -194,6 +194,8 @@ def apply(
     if out is not None:
         check_new_folder(out)
     edited = load_edited(delta, model, device)
+    if prompt and edited.model.chat is not None:
+        note(f"prompts are put into {edited.model.chat}, as the edit was made")
     for text in prompt:
         _say(f"{text} →{edited.continuation(text, tokens)}")
     if out is not None:

@@ -35,6 +35,7 @@ from jacobian_lab.facts.fact import Fact, describe
 from jacobian_lab.facts.reading import load_facts
 from jacobian_lab.jobs.config import check
 from jacobian_lab.maps.agreement import check_replay
+from jacobian_lab.model.chat import chat_settings
 from jacobian_lab.model.corpus import PYTHON_DOCS, Corpus, load_corpus
 from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.loading import check_layers
@@ -307,7 +308,7 @@ class Editor:
 
     def _settings(self, name: str) -> dict[str, Any]:
         published = self._published
-        return {
+        return chat_settings(self.model.chat) | {
             "method": name,
             "facts": describe(self.facts),
             "layers": list(self.layers),
@@ -324,7 +325,7 @@ class Editor:
         }
 
     def _settings_of_training(self, name: str, about: Mapping[str, str]) -> dict[str, Any]:
-        return {
+        return chat_settings(self.model.chat) | {
             "method": name,
             "facts": describe(self.facts),
             "training": dict(about),

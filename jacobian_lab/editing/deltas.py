@@ -16,7 +16,9 @@ from transformers import GenerationConfig
 
 from jacobian_lab.caching import written_whole
 from jacobian_lab.errors import InputError
+from jacobian_lab.model.chat import Chat, kept_chat
 from jacobian_lab.model.language_model import LanguageModel, matrix
+from jacobian_lab.progress import note
 
 FORMAT = "jacobian_lab delta 1"
 DELTA_SUFFIX = ".safetensors"
@@ -109,6 +111,36 @@ def read_saved(path: Path | str, what: str) -> tuple[dict[str, str], dict[str, T
         raise InputError(_not_whole(path, error, what)) from error
 
 
+def chat_in(metadata: Mapping[str, str], path: Path | str) -> Chat | None:
+    """The chat template that an edit's prompts were put into.
+
+    Args:
+        metadata: What the saved edit says of itself.
+        path: Its file, for the message.
+
+    Returns:
+        How it was filled in; `None` if prompts stood as they are.
+    """
+    return kept_chat(json.loads(metadata.get("config", "{}")), path)
+
+
+def note_other_chat(metadata: Mapping[str, str], model: LanguageModel, path: Path | str) -> None:
+    """Say so where an edit was made with other prompts than a model now asks.
+
+    Args:
+        metadata: What the saved edit says of itself.
+        model: The model that it is to go on.
+        path: Its file.
+    """
+    chat = chat_in(metadata, path)
+    if chat != model.chat:
+        made, now = ("no chat template" if each is None else each for each in (chat, model.chat))
+        note(
+            f"{path} was made with {made}, {model.name} is asked with {now}: "
+            "replace(model, chat=training.saved.saved_chat(path)) asks as the edit was made"
+        )
+
+
 def load_delta(path: Path | str, model: LanguageModel) -> dict[int | str, Float[Tensor, "out in"]]:
     """Read a delta for its base model.
 
@@ -138,6 +170,7 @@ def load_delta(path: Path | str, model: LanguageModel) -> dict[int | str, Float[
             f"({metadata['model'][:12]}) in {path}: apply it to its own base model, in one command with all other "
             "deltas that are to go on it"
         )
+    note_other_chat(metadata, model, path)
     _, tensors = read_saved(path, "delta")
     layers, modules = range(model.n_layers), {module: name for name, module in model.hf.named_modules()}
     entrances = [modules[module] for layer in layers for module in model.inner(layer)]

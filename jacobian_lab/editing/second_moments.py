@@ -16,7 +16,7 @@ from jacobian_lab.errors import InputError
 from jacobian_lab.maps.hooks import batches, capture, forward
 from jacobian_lab.model.corpus import Corpus, token_rows
 from jacobian_lab.model.language_model import LanguageModel
-from jacobian_lab.model.tokens import Prompt
+from jacobian_lab.model.tokens import Prompt, ends_texts
 from jacobian_lab.progress import bar, note
 
 ROWS_AT_ONCE = 1024
@@ -141,6 +141,8 @@ def _paths(
         "length": length,
         "tokens": tokens,
     } | ({} if tokens is None else {"drawn": corpus.seed})
+    if ends_texts(model.tokenizer):  # which were part of the rows once
+        settings["ends"] = "left out"
     folder = cache_folder("second-moments")
     return {layer: folder / f"{content_key({**settings, 'layer': layer})}.safetensors" for layer in layers}
 

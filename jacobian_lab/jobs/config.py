@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Gt, Le, Lt
-from tyro.conf import OmitArgPrefixes, arg
+from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 
 from jacobian_lab.crew.settings import CrewSettings
 from jacobian_lab.editing.anchors import AnchorSettings, CoordinationSettings
@@ -18,6 +18,7 @@ from jacobian_lab.errors import InputError
 from jacobian_lab.facts.reading import BUILTIN
 from jacobian_lab.maps.jacobians import MEMORY_BUDGET
 from jacobian_lab.maps.replay import Site
+from jacobian_lab.model.chat import DATE
 from jacobian_lab.model.corpus import DOCSTRINGS, PYTHON_DOCS
 from jacobian_lab.model.sources import DEFAULT_MODEL
 from jacobian_lab.training.settings import TrainingConfig
@@ -44,6 +45,9 @@ class SubjectConfig:
         on_repeat: refuse facts that come more than once, or edit each once, as the first or last record says.
         layers: Decisive layers, the last of them L, as 4-8 or 4,6,8.
         chat: Whether prompts are put into the model's own chat template, as the user's turn that the answer follows.
+        chat_option: Option of that template, as name=value, such as enable_thinking=false; may be given several times.
+        chat_system: The system's turn; the template's own, if it has one, by default.
+        chat_date: Day, or day and time, that a template is told which writes the date; the same on every day.
         protocol: Known model whose settings of the literature to use, such as gpt2-xl; the model's own by default.
         seed: Seed of all that is sampled: templates, the bootstrap, random directions, the facts of a survey.
         device: auto, cpu, cuda, cuda:N or, for a model divided over several cards, cuda:M-N.
@@ -58,6 +62,9 @@ class SubjectConfig:
     on_repeat: Literal["refuse", "first", "last"] = "refuse"
     layers: str | None = None
     chat: bool = False
+    chat_option: UseAppendAction[tuple[str, ...]] = ()
+    chat_system: str | None = None
+    chat_date: str = DATE
     protocol: str | None = None
     seed: Annotated[Count, Lt(2**63)] = 0
     device: str = "auto"
@@ -286,7 +293,7 @@ class EditConfig(MethodsConfig):
 
 
 def check(config: Any, prefix: str = "") -> None:
-    """Hold every field against its type: its choices and its range, that floats are finite and lists not empty.
+    """Hold what is set against its type: its choices and its range, that floats are finite and lists not empty.
 
     Args:
         config: A configuration.
@@ -301,7 +308,7 @@ def check(config: Any, prefix: str = "") -> None:
         if is_dataclass(value):
             omitted = hasattr(hints[each.name], "__metadata__")  # options without the field's name
             check(value, prefix if omitted else f"{name}.")
-        elif value is not None:
+        elif value is not None and value != each.default:
             _check(value, hints[each.name], name)
 
 
@@ -309,7 +316,8 @@ def _check(value: Any, hint: Any, name: str) -> None:
     """One value against what its field takes."""
     kinds = [kind for kind in _alternatives(hint) if kind is not type(None)]
     if isinstance(value, tuple):
-        (inner, _) = get_args(kinds[0])
+        (kind,) = kinds
+        (inner, _) = get_args(get_args(kind)[0] if get_origin(kind) is Annotated else kind)
         if not value:
             raise InputError(f"expected at least one{_choices(_alternatives(inner))}, got ⟨{name}⟩ without: name one")
         for item in value:

@@ -19,6 +19,7 @@ from jacobian_lab.jobs.config import SubjectConfig
 from jacobian_lab.jobs.setup import open_model
 from jacobian_lab.maps.agreement import TOLERANCE, check_replay
 from jacobian_lab.maps.hooks import decisive_keys
+from jacobian_lab.model.chat import chat_settings
 from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.rows import check_fact, sorted_out
 from jacobian_lab.model.tokens import Prompt
@@ -177,7 +178,7 @@ def _described(model: LanguageModel, layers: Layers) -> dict[str, Any]:
         "layers": list(layers),
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
-        "chat": None if model.chat is None else asdict(model.chat),
+        "chat": chat_settings(model.chat).get("chat"),
     }
 
 

@@ -5,7 +5,6 @@ import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ from jacobian_lab.facts.reading import read_facts, refusal
 from jacobian_lab.jobs.config import ComputingConfig, EditingConfig, SubjectConfig, check
 from jacobian_lab.jobs.origin import origin
 from jacobian_lab.maps.agreement import check_replay
-from jacobian_lab.model.chat import chat_of
+from jacobian_lab.model.chat import DATE, Chat, chat_of, chat_options, chat_settings
 from jacobian_lab.model.corpus import TOKENS_PER_NEURON, Corpus, load_corpus
 from jacobian_lab.model.devices import Places
 from jacobian_lab.model.families import KNOWN
@@ -80,8 +79,7 @@ class Subject:
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides a number, as it stands in ``config.json``."""
-        chat = {} if self.model.chat is None else {"chat": asdict(self.model.chat)}
-        return chat | {
+        return chat_settings(self.model.chat) | {
             "model": self.model.fingerprint,
             "dtype": self.config.dtype,
             "device": self.device.type,
@@ -221,11 +219,23 @@ def open_model(config: SubjectConfig, *, sketch: Places | None = None) -> tuple[
         model = load_model(config.model, config.dtype, config.device)
     else:
         model = sketch_model(config.model, config.dtype)
-    if config.chat:
-        model = replace(model, chat=chat_of(model.tokenizer, config.model))
+    model = replace(model, chat=_chat(config, model))
     layers = layers or model.defaults(config.protocol).layers
     check_layers(layers, model)
     return model, layers
+
+
+def _chat(config: SubjectConfig, model: LanguageModel) -> Chat | None:
+    """How the chat template is to be filled in, if prompts are to be put into it."""
+    if config.chat:
+        options = chat_options(config.chat_option)
+        return chat_of(model.tokenizer, config.model, options, config.chat_system, config.chat_date)
+    if config.chat_option or config.chat_system is not None or config.chat_date != DATE:
+        raise InputError(
+            "expected ⟨chat⟩ with ⟨chat_option⟩, ⟨chat_system⟩ and ⟨chat_date⟩, got these alone: they say how the chat "
+            "template is filled in"
+        )
+    return None
 
 
 def load_subject(
@@ -372,10 +382,7 @@ def _splits(model: LanguageModel, facts: Sequence[Fact]) -> str:
 def _donated(
     config: EditingConfig, *, planned: bool
 ) -> tuple[tuple[dict[str, Any], dict[str, Any], list[Any]] | None, InputError | None]:
-    """Settings, provenance and facts of the run whose anchors are wanted, or why it cannot be read.
-
-    A run that is gone is refused at once where it is needed: where nothing has been taken from it yet.
-    """
+    """Settings, provenance and facts of the run whose anchors are wanted, or why it cannot be read."""
     folder = config.anchors_from
     if folder is None:
         return None, None
@@ -383,6 +390,7 @@ def _donated(
         donor = read_config(folder)
     except InputError as error:
         gone = InputError(f"{error}, or give another ⟨anchors_from⟩")
+        # refused at once only where nothing can have been taken from it yet
         if planned or (config.out is not None and not exists(config.out)):
             raise gone from error
         return None, gone

@@ -1,102 +1,250 @@
-"""A model's own chat template around a text, and how an answer is joined to what stands before it."""
+"""A model's own chat template, filled in by itself: a program, of which nothing is supposed but what it writes."""
 
-import unicodedata
-from dataclasses import dataclass
+import inspect
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from functools import lru_cache
+from string import ascii_letters
 from typing import Any
 
-from jacobian_lab.errors import InputError
+from jacobian_lab.errors import InputError, first_line
 
-SPACE = " "
+DATE = "2024-07-26"
+"""The day that templates which write the date are told: the one that Llama 3's write where they know none."""
+
 _QUESTION, _ANSWER = "QUESTION-2f8c", "ANSWER-9b41"
-_OPENING_MARKS = "¿¡"
-_STRAIGHT_QUOTES = "\"'`"
-_UNSPACED = (
-    "CJK",
-    "IDEOGRAPHIC",
-    "HIRAGANA",
-    "KATAKANA",
-    "HALFWIDTH KATAKANA",
-    "FULLWIDTH",
-    "BOPOMOFO",
-    "YI",
-    "THAI",
-    "LAO",
-    "KHMER",
-    "MYANMAR",
-    "TIBETAN",
-)
-"""How the names of characters begin whose script writes no spaces between words."""
+_CLOCK = "strftime_now"
+_THINKING = "<think>", "</think>"
+_SWITCHES = ("enable_thinking", "thinking")
+"""What the options are called by which templates leave out the thinking."""
 
 
 @dataclass(frozen=True)
 class Chat:
-    """What a chat template puts around the user's turn when the assistant is to answer.
+    """How a model's chat template is filled in, beside the user's turn and the assistant's.
 
     Attributes:
-        head: All before the text, without a BOS that the tokenizer adds by itself.
-        tail: All after it, up to where the answer begins.
-        join: What the template itself writes before an answer; `None` if that cannot be told.
+        options: Variables of the template's own, by name.
+        system: The system's turn; the template's own, if it has one, by default.
+        date: Day, or day and time, that the template is told, as ISO 8601 has it.
     """
 
-    head: str
-    tail: str
-    join: str | None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    system: str | None = None
+    date: str = DATE
 
-    def __call__(self, text: str) -> str:
-        """The text as the user's turn.
+    def __str__(self) -> str:
+        options = [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in self.options.items()]
+        system = [] if self.system is None else [f"the system's turn {self.system!r:.60}"]
+        return "the chat template with " + ", ".join([f"the date {self.date}", *options, *system])
+
+    def prompt(self, tokenizer: Any, text: str) -> str:
+        """The template's rendering of a text as the user's turn, up to where the assistant is to answer.
 
         Args:
+            tokenizer: The tokenizer with the template.
             text: What the user says.
 
         Returns:
             The whole prompt.
         """
-        return self.head + text + self.tail
+        return self._rendered(tokenizer, text)
+
+    def answered(self, tokenizer: Any, prompt: str, text: str, answer: str) -> str:
+        """The template's rendering of a text and its answer, as far as the answer goes.
+
+        Args:
+            tokenizer: The tokenizer with the template.
+            prompt: What `prompt` gave for the text.
+            text: What the user says.
+            answer: What the assistant answers.
+
+        Returns:
+            The prompt and what follows it.
+
+        Raises:
+            InputError: If the template changes the answer, or writes more than whitespace between prompt and answer.
+        """
+        whole = self._rendered(tokenizer, text, answer)
+        behind = whole.removeprefix(prompt)
+        between = behind[: max(behind.find(answer), 0)]
+        begun = prompt + between + answer
+        if between.strip() or not whole.startswith(begun):
+            raise InputError(
+                f"expected an answer that the chat template writes as it stands, got {answer!r:.60} written as "
+                f"{behind!r:.80}: take off the blanks at its ends, or give another"
+            )
+        return begun
+
+    def place(self, tokenizer: Any, prompt: str, before: str, part: str, after: str) -> int:
+        """Where a part of the user's turn stands in the prompt.
+
+        Args:
+            tokenizer: The tokenizer with the template.
+            prompt: What `prompt` gave for the three together.
+            before: The text before it.
+            part: The part.
+            after: The text after it.
+
+        Returns:
+            The place of its first character.
+
+        Raises:
+            InputError: If the template changes the part.
+        """
+        head, _, tail = self.prompt(tokenizer, before + _QUESTION + after).partition(_QUESTION)
+        if prompt != head + part + tail:
+            raise InputError(
+                f"expected a subject that the chat template writes as it stands, got {part!r} in a turn written as "
+                f"{prompt[-80:]!r}: give another, without blanks at its ends"
+            )
+        return len(head)
+
+    def _rendered(self, tokenizer: Any, *turns: str) -> str:
+        """A conversation as the template writes it; the assistant is to speak next, or has spoken."""
+        contents = [] if self.system is None else [("system", self.system)]
+        contents += zip(("user", "assistant"), turns, strict=False)
+        try:
+            text: str = tokenizer.apply_chat_template(
+                [{"role": role, "content": content} for role, content in contents],
+                chat_template=_with_clock(tokenizer.get_chat_template(), self.date),
+                tokenize=False,
+                add_generation_prompt=len(turns) == 1,
+                **self.options,
+            )
+        except Exception as error:  # templates are programs: they raise what they like
+            raise InputError(
+                f"expected a chat template that can be filled in, got one that says {first_line(error)!r:.120}: give "
+                "what it takes, or leave ⟨chat⟩ out"
+            ) from error
+        return text
+
+    def _lets_answer(self, tokenizer: Any) -> bool:
+        """Whether an answer follows the prompt at once, and not within the thinking."""
+        opened, closed = _THINKING
+        try:
+            prompt = self.prompt(tokenizer, _QUESTION)
+            self.answered(tokenizer, prompt, _QUESTION, _ANSWER)
+        except InputError:
+            return False
+        ending = prompt.rpartition(_QUESTION)[2]
+        return ending.count(opened) <= ending.count(closed)
 
 
-def chat_of(tokenizer: Any, name: str) -> Chat:
-    """The chat template of a model.
+def chat_of(
+    tokenizer: Any,
+    name: str,
+    options: Mapping[str, Any] | None = None,
+    system: str | None = None,
+    date: str = DATE,
+) -> Chat:
+    """The chat template of a model, as it is to be filled in.
 
     Args:
         tokenizer: Its tokenizer.
         name: What the user calls the model, for the message.
+        options: Variables of the template's own, by name.
+        system: The system's turn, if there is to be one.
+        date: Day, or day and time, that the template is told.
 
     Returns:
-        What stands around a user's turn.
+        How it is filled in.
 
     Raises:
-        InputError: If there is none, or it does not give the text back as it is, once.
+        InputError: If there is none, it has no such options or no system's turn, it does not write the user's text
+            once, or an answer would not follow at once, as where it would stand within the thinking.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise InputError(
             f"expected a model with a chat template for ⟨chat⟩, got {name!r} without one: leave ⟨chat⟩ out"
         )
-    asked = _rendered(tokenizer, name, [_QUESTION])
-    if asked.count(_QUESTION) != 1:
+    _check_date(date)
+    _check_options(tokenizer, options or {})
+    chat = Chat(dict(options or {}), system, date)
+    prompt = chat.prompt(tokenizer, _QUESTION)
+    if prompt.count(_QUESTION) != 1:
         raise InputError(
-            f"expected a chat template that writes the user's text once, got {asked.count(_QUESTION)} times from "
+            f"expected a chat template that writes the user's text once, got {prompt.count(_QUESTION)} times from "
             f"{name!r}: leave ⟨chat⟩ out"
         )
-    head, tail = asked.split(_QUESTION)
-    answered = _rendered(tokenizer, name, [_QUESTION, _ANSWER])
-    join = answered.removeprefix(asked).partition(_ANSWER)[0] if answered.startswith(asked) else None
-    bos = tokenizer.bos_token_id
-    if bos is not None and tokenizer("a")["input_ids"][:1] == [bos]:
-        head = head.removeprefix(tokenizer.bos_token)
-    return Chat(head, tail, join if join in {"", SPACE} else None)
+    if system is not None and system.strip() not in prompt:
+        raise InputError(
+            f"expected a chat template that writes the system's turn, got that of {name!r}, which leaves it out: leave "
+            "⟨chat_system⟩ out"
+        )
+    if not chat._lets_answer(tokenizer):
+        off = (replace(chat, options={**chat.options, switch: False}) for switch in _SWITCHES)
+        switch = next((name for name, each in zip(_SWITCHES, off, strict=True) if each._lets_answer(tokenizer)), None)
+        raise InputError(
+            f"expected a chat template whose answers follow the prompt at once, got that of {name!r}, which ends a "
+            f"prompt in {prompt[-20:]!r}: an answer would stand within its thinking, or where it never writes one; "
+            + (f"give ⟨chat_option⟩ {switch}=false" if switch else "leave ⟨chat⟩ out")
+        )
+    return chat
 
 
-def join_of(chat: Chat | None, own: str | None) -> str | None:
-    """How an answer is to be joined: as the template writes it where that can be told, else as its record says.
+def chat_options(texts: Sequence[str]) -> dict[str, Any]:
+    """Read options of a chat template.
 
     Args:
-        chat: The chat template, if any.
-        own: What the record says; `None` if nothing.
+        texts: Each ``name=value``, the value as JSON (true, false, a number), else a text.
 
     Returns:
-        What is said of it; `None` if nothing.
+        The values by name.
+
+    Raises:
+        InputError: If one is not of this form, or a name comes twice.
     """
-    return own if chat is None or chat.join is None else chat.join
+    options: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier() or name in options:
+            raise InputError(
+                f"expected ⟨chat_option⟩ as name=value, each name once, such as enable_thinking=false, got {text!r}: "
+                "write it so"
+            )
+        options[name] = _value(value)
+    return options
+
+
+def chat_settings(chat: Chat | None) -> dict[str, Any]:
+    """What is kept of a chat template with a run or a saved edit.
+
+    Args:
+        chat: How it is filled in; `None` if prompts are not put into one.
+
+    Returns:
+        An entry ``"chat"``, as JSON can hold it, if there is one.
+    """
+    return {} if chat is None else {"chat": asdict(chat)}
+
+
+def kept_chat(settings: Mapping[str, Any], source: Any) -> Chat | None:
+    """What `chat_settings` has kept.
+
+    Args:
+        settings: Settings of a run or a saved edit.
+        source: Where they come from, for the message.
+
+    Returns:
+        How the template is to be filled in; `None` if prompts were not put into one.
+
+    Raises:
+        InputError: If a version kept it that did not fill templates in by themselves.
+    """
+    kept = settings.get("chat")
+    if kept is None:
+        return None
+    names = set(asdict(Chat()))
+    if set(kept) != names:
+        raise InputError(
+            f"expected the chat template's {', '.join(sorted(names))} in {source}, got {', '.join(sorted(kept))}, as "
+            "an older version kept them: make it again"
+        )
+    return Chat(**kept)
 
 
 def opens_turns(tokenizer: Any) -> bool:
@@ -111,56 +259,47 @@ def opens_turns(tokenizer: Any) -> bool:
     if not getattr(tokenizer, "chat_template", None) or not tokenizer.bos_token:
         return False
     try:
-        return _rendered(tokenizer, "", [_QUESTION, _ANSWER]).count(tokenizer.bos_token) > 1
+        return Chat()._rendered(tokenizer, _QUESTION, _ANSWER).count(tokenizer.bos_token) > 1
     except InputError:
         return False
 
 
-def joint(text: str, join: str | None = None) -> str:
-    """What stands between a prompt and its answer in running text.
+def _value(text: str) -> Any:
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)
 
-    Args:
-        text: The prompt, the subject in its place.
-        join: What its record says; `None` if nothing.
-
-    Returns:
-        A space, or nothing: where the prompt ends in whitespace already, and, unless the record says
-        otherwise, where it ends in an opening quote or bracket, or its last letter is of a script
-        that writes no spaces.
-    """
-    if text[-1:].isspace():
-        return ""
-    if join is not None:
-        return join
-    return "" if _opens(text) or _unspaced(text) else SPACE
-
-
-def _rendered(tokenizer: Any, name: str, turns: list[str]) -> str:
-    """A conversation as the template writes it; the assistant is to speak next, or has spoken."""
-    messages = [{"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(turns)]
     try:
-        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=len(turns) % 2 == 1)
-    except Exception as error:  # templates are programs: they raise what they like
-        raise InputError(
-            f"expected a chat template that can be filled in, got that of {name!r} ({error!s:.120}): leave ⟨chat⟩ out"
-        ) from error
-    return text
+        return json.loads(text, parse_constant=refuse)  # NaN is no JSON
+    except ValueError:
+        return text
 
 
-def _opens(text: str) -> bool:
-    """Whether a text ends in a quote or bracket that has just been opened."""
-    last, before = text[-1:], text[-2:-1]
-    if last in _STRAIGHT_QUOTES:
-        return not before or before.isspace() or _opens(text[:-1])
-    return bool(last) and (last in _OPENING_MARKS or unicodedata.category(last) in {"Ps", "Pi"})
+def _check_options(tokenizer: Any, options: Mapping[str, Any]) -> None:
+    ours = {*inspect.signature(tokenizer.apply_chat_template).parameters, "messages", _CLOCK}
+    code = " ".join(re.findall(r"{[{%].*?[%}]}", tokenizer.get_chat_template(), re.DOTALL))
+    read = set(re.findall(r"\w+", re.sub(r"'[^']*'|\"[^\"]*\"", "", code)))
+    for name in options:
+        if name in ours or name not in read:
+            raise InputError(
+                f"expected a variable of the chat template's own as ⟨chat_option⟩, got {name!r}, which it does not "
+                "read: look into the template"
+            )
 
 
-def _unspaced(text: str) -> bool:
-    """Whether the last letter is of a script that writes no spaces."""
-    for letter in reversed(text):
-        name = unicodedata.name(letter, "")
-        if name.startswith(_UNSPACED):
-            return True
-        if letter.isalpha():
-            return False
-    return False
+def _check_date(date: str) -> None:
+    try:
+        datetime.fromisoformat(date)
+    except ValueError as error:
+        raise InputError(f"expected ⟨chat_date⟩ as {DATE} or {DATE}T12:00:00, got {date!r}: write it so") from error
+
+
+@lru_cache(maxsize=8)
+def _with_clock(template: str, date: str) -> str:
+    """A template that is told this date for now, by a macro in the place of transformers' own function."""
+    if _CLOCK not in template:
+        return template
+    moment = datetime.fromisoformat(date)
+    codes = [f"%{flag}{letter}" for letter in ascii_letters for flag in ("", "-")]
+    pairs = [("%%", "\0"), *((code, moment.strftime(code)) for code in codes), ("\0", "%")]
+    replaced = "".join(f"|replace({json.dumps(code)},{json.dumps(text)})" for code, text in pairs)
+    return f"{{% macro {_CLOCK}(format) %}}{{{{ format{replaced} }}}}{{% endmacro %}}\n{template}"

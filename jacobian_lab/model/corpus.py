@@ -21,7 +21,7 @@ from huggingface_hub import constants
 from jacobian_lab.errors import InputError
 from jacobian_lab.model.hub import check_network
 from jacobian_lab.model.language_model import LanguageModel
-from jacobian_lab.model.tokens import Prompt
+from jacobian_lab.model.tokens import Prompt, going_on
 
 PYTHON_DOCS = "python-docs"
 """The language reference that every CPython carries; documents are its paragraphs."""
@@ -129,13 +129,19 @@ def token_rows(model: LanguageModel, corpus: Corpus, length: int, tokens: int | 
 def _encode(model: LanguageModel, documents: Sequence[str], length: int) -> Iterator[list[int]]:
     """Ids of each document's beginning; what is far beyond it is not tokenised, a line may have a million words."""
     cut, iterator = length * CHARACTERS_PER_TOKEN, iter(documents)
-    keywords = {"truncation": True, "max_length": length}
     while chunk := list(islice(iterator, DOCUMENTS_PER_PASS)):
-        for text, ids in zip(
-            chunk, model.tokenizer([text[:cut] for text in chunk], **keywords)["input_ids"], strict=True
-        ):
+        beginnings = _beginnings(model.tokenizer, [text[:cut] for text in chunk], length)
+        for text, ids in zip(chunk, beginnings, strict=True):
             whole = len(ids) == length or len(text) <= cut
-            yield ids if whole else model.tokenizer(text, **keywords)["input_ids"]
+            yield ids if whole else _beginnings(model.tokenizer, [text], length)[0]
+
+
+def _beginnings(tokenizer: Any, texts: Sequence[str], length: int) -> list[list[int]]:
+    """Ids of texts, each cut to a length; what the tokenizer adds behind a text is no part of it."""
+    room = length + tokenizer.num_special_tokens_to_add()
+    encoded = tokenizer(list(texts), truncation=True, max_length=room, return_special_tokens_mask=True)
+    masks = encoded["special_tokens_mask"]
+    return [going_on(ids, added)[:length] for ids, added in zip(encoded["input_ids"], masks, strict=True)]
 
 
 def _paragraphs(texts: Iterable[str]) -> list[str]:

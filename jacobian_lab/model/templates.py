@@ -11,7 +11,7 @@ from transformers import GenerationConfig
 
 from jacobian_lab.errors import InputError
 from jacobian_lab.model.language_model import LanguageModel
-from jacobian_lab.model.tokens import BARE, passing
+from jacobian_lab.model.tokens import BARE, going_on, passing
 
 Templates = tuple[tuple[str, ...], ...]
 """Groups of templates; keys are averaged inside each group, then over the groups."""
@@ -112,7 +112,8 @@ def check_templates(groups: Any, source: str) -> tuple[tuple[str, ...], ...]:
 def _continue(model: LanguageModel, opening: str) -> str:
     """Sample a context, without braces; special tokens are not sampled, so that its length is `LENGTH`."""
     tokenizer = model.tokenizer
-    ids = tokenizer(opening, return_tensors="pt")["input_ids"].to(model.device)
+    encoded = tokenizer(opening, return_special_tokens_mask=True)
+    ids = torch.tensor([going_on(encoded["input_ids"], encoded["special_tokens_mask"])], device=model.device)
     opening_length = len(tokenizer(opening, add_special_tokens=False)["input_ids"])
     special = [token for token, added in tokenizer.added_tokens_decoder.items() if added.special]
     output = write(

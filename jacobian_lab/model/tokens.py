@@ -17,7 +17,8 @@ from torch import Tensor
 
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import Fact
-from jacobian_lab.model.chat import Chat, join_of, joint, opens_turns
+from jacobian_lab.model.chat import Chat, opens_turns
+from jacobian_lab.model.joint import joint
 
 BARE = "{}"
 """The template that adds nothing."""
@@ -114,15 +115,16 @@ def fact_prompt(
         tokenizer: A fast tokenizer.
         fact: The fact.
         template: A context template, with one ``{}``.
-        answer: Whether to append ``target_new``, joined as `jacobian_lab.model.chat.joint` says.
+        answer: Whether to append ``target_new``, joined as the chat template has it, or else
+            `jacobian_lab.model.joint.joint`.
         chat: The chat template that all of this is a user's turn of, if any.
 
     Returns:
         The row.
 
     Raises:
-        InputError: If the decisive token cannot be found, there is more than one BOS, or the tokenizer makes
-            nothing of the answer.
+        InputError: If the decisive token cannot be found, there is more than one BOS, the tokenizer makes
+            nothing of the answer, or the chat template changes the subject or the answer.
     """
     before, _, after = template.partition("{}")
     start, _, end = fact.prompt.partition("{}")
@@ -162,12 +164,9 @@ def text_prompt(
     Raises:
         InputError: If there is nothing in the prompt, more than one BOS, or the tokenizer makes nothing of the answer.
     """
-    prompt = _encode(tokenizer, chat(text) if chat else text)
+    prompt, following = _asked(tokenizer, text, answer or None, join, chat)
     if not prompt.ids:
         raise InputError(f"expected a prompt with at least one token, got {text!r}: give another")
-    following: tuple[int, ...] = ()
-    if answer:
-        prompt, following = _continue(tokenizer, prompt, answer, join_of(chat, join))
     return Prompt(prompt.ids + following[:-1], len(prompt.ids) - 1, following)
 
 
@@ -224,15 +223,39 @@ def check_ids(tokenizer: Any, ids: Sequence[int], rows: int) -> None:
         )
 
 
+def going_on(ids: Sequence[int], added: Sequence[int]) -> list[int]:
+    """Ids of a text that goes on, without what a tokenizer adds behind it, such as an EOS.
+
+    Args:
+        ids: The ids.
+        added: Which of them the tokenizer has added by itself, as its special tokens' mask says.
+
+    Returns:
+        Those up to the text's last.
+    """
+    length = max((place + 1 for place, mark in enumerate(added) if not mark), default=0)
+    return list(ids[:length])
+
+
+def ends_texts(tokenizer: Any) -> bool:
+    """Whether a tokenizer adds something behind a text, such as an EOS.
+
+    Args:
+        tokenizer: The tokenizer.
+
+    Returns:
+        Whether it does.
+    """
+    encoded = tokenizer("a", return_special_tokens_mask=True)
+    return going_on(encoded["input_ids"], encoded["special_tokens_mask"]) != encoded["input_ids"]
+
+
 def _locate(tokenizer: Any, before: str, fact: Fact, after: str, *, answer: bool, chat: Chat | None) -> Prompt:
     """Tokenise the three parts as one text; the decisive token covers the subject's last character."""
-    head, tail = (chat.head, chat.tail) if chat else ("", "")
-    prompt = _encode(tokenizer, head + before + fact.subject + after + tail)
-    first = len(head) + len(before)
+    text, target = before + fact.subject + after, fact.target_new if answer else None
+    prompt, following = _asked(tokenizer, text, target, fact.join, chat)
+    first = len(before) if chat is None else chat.place(tokenizer, prompt.text, before, fact.subject, after)
     last = first + len(fact.subject) - 1
-    following: tuple[int, ...] = ()
-    if answer:
-        prompt, following = _continue(tokenizer, prompt, fact.target_new, join_of(chat, fact.join))
     decisive = prompt.covering(last)
     if decisive is None:
         raise InputError(
@@ -243,9 +266,20 @@ def _locate(tokenizer: Any, before: str, fact: Fact, after: str, *, answer: bool
     return Prompt(prompt.ids + following[:-1], decisive, following)
 
 
-def _continue(tokenizer: Any, prompt: _Encoded, answer: str, join: str | None) -> tuple[_Encoded, tuple[int, ...]]:
+def _asked(
+    tokenizer: Any, text: str, answer: str | None, join: str | None, chat: Chat | None
+) -> tuple[_Encoded, tuple[int, ...]]:
+    """A prompt, by itself or with an answer after it, and the ids of the answer."""
+    own = chat is None  # a chat template writes the special tokens itself
+    prompt = _encode(tokenizer, text if chat is None else chat.prompt(tokenizer, text), own)
+    if answer is None:
+        return prompt, ()
+    whole = text + joint(text, join) + answer if chat is None else chat.answered(tokenizer, prompt.text, text, answer)
+    return _continue(tokenizer, prompt, _encode(tokenizer, whole, own), answer)
+
+
+def _continue(tokenizer: Any, prompt: _Encoded, both: _Encoded, answer: str) -> tuple[_Encoded, tuple[int, ...]]:
     """Prompt and answer tokenised together: the prompt as it begins then, and the ids of the answer."""
-    both = _encode(tokenizer, prompt.text + joint(prompt.text, join) + answer)
     split = len(prompt.ids)
     if both.ids[:split] != prompt.ids:  # as when a space at the prompt's end becomes part of the answer's first word
         reaching = (i for i, (start, end) in enumerate(both.offsets) if end > len(prompt.text))
@@ -264,24 +298,26 @@ def _continue(tokenizer: Any, prompt: _Encoded, answer: str, join: str | None) -
     return prompt, both.ids[split:]
 
 
-def _encode(tokenizer: Any, text: str) -> _Encoded:
-    """Ids of a text with their places in it; one BOS at most."""
+def _encode(tokenizer: Any, text: str, special: bool) -> _Encoded:
+    """Ids of a text with their places in it, with the tokenizer's own BOS or not; one at most."""
     encoding = tokenizer(
-        text, return_offsets_mapping=True, return_special_tokens_mask=True, padding=False, truncation=False
+        text,
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+        padding=False,
+        truncation=False,
+        add_special_tokens=special,
     )
-    ids, offsets = encoding["input_ids"], encoding["offset_mapping"]
-    length = len(ids)
-    while length and encoding["special_tokens_mask"][length - 1]:
-        length -= 1
-    check_bos(tokenizer, ids[:length], text)
-    return _Encoded(text, tuple(ids[:length]), tuple(map(tuple, offsets[:length])))
+    ids = going_on(encoding["input_ids"], encoding["special_tokens_mask"])
+    check_bos(tokenizer, ids, text)
+    return _Encoded(text, tuple(ids), tuple(map(tuple, encoding["offset_mapping"][: len(ids)])))
 
 
 def _check_plain(tokenizer: Any, encoded: _Encoded, first: int, last: int, part: str) -> None:
     """Refuse a part of a text that the tokenizer takes for one of its special tokens."""
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     for token, (start, end) in zip(encoded.ids, encoded.offsets, strict=True):
-        if token in special and start <= last and end > first and end > start:
+        if token in special and encoded.text[max(start, first) : min(end, last + 1)].strip():
             raise InputError(
                 f"expected plain text as subject and answer, got the special token "
                 f"{encoded.text[start:end]!r} in {part!r}: give another"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from jacobian_lab.caching import written_whole
-from jacobian_lab.editing.deltas import read_saved
+from jacobian_lab.editing.deltas import note_other_chat, read_saved
 from jacobian_lab.errors import InputError
 from jacobian_lab.maps.hooks import batches, forward
 from jacobian_lab.model.language_model import LanguageModel, cache_name, matrix
@@ -358,6 +358,7 @@ def load_memory(path: Path | str, model: LanguageModel) -> Memory:
             f"expected a memory for {model.name} ({model.fingerprint[:12]}), got one for {metadata['name']} "
             f"({metadata['model'][:12]}) in {path}: put it beside its own base model"
         )
+    note_other_chat(metadata, model, path)
     place = Place(int(metadata["block"]), json.loads(metadata["entrance"]))
     own, thresholds = matrix(place.module(model)), json.loads(metadata["thresholds"])
     names = [f"side.{number}" for number in range(len(thresholds))]

@@ -1,16 +1,15 @@
 """Saved edits of any kind, put on their base model and asked."""
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from jacobian_lab.editing.deltas import add_delta, common_dtype, load_delta, read_metadata, summed
+from jacobian_lab.editing.deltas import add_delta, chat_in, common_dtype, load_delta, read_metadata, summed
 from jacobian_lab.errors import InputError
-from jacobian_lab.model.chat import chat_of
+from jacobian_lab.model.chat import Chat
 from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.loading import load_model
 from jacobian_lab.model.templates import write
@@ -83,19 +82,39 @@ def load_edited(paths: Sequence[Path], model: str, device: str) -> Loaded:
     Raises:
         InputError: If they do not go together, or not with the model.
     """
-    told = [memory_metadata(path) for path in paths]
-    memories = [each for each in told if each is not None]
+    memories = [path for path in paths if memory_metadata(path) is not None]
     if not memories:
-        base = _with_chat(load_model(model, common_dtype(paths), device), [read_metadata(path) for path in paths])
+        base = _as_made(load_model(model, common_dtype(paths), device), paths)
         add_delta(base, summed([load_delta(path, base) for path in paths]))
         return Loaded(base, None)
     if len(paths) > 1:
-        raise InputError(f"expected deltas, or one memory, got {len(paths)} files, a memory among them: name it alone")
-    base = _with_chat(load_model(model, memories[0]["dtype"], device), memories)
+        raise InputError(
+            f"expected deltas, or one memory, got {len(paths)} files, of which {memories[0]} is a memory: name it alone"
+        )
+    base = _as_made(load_model(model, _metadata(paths[0])["dtype"], device), paths)
     return Loaded(base, load_memory(paths[0], base))
 
 
-def _with_chat(model: LanguageModel, told: Sequence[Mapping[str, str]]) -> LanguageModel:
-    """The model with its chat template around prompts, if that was around those of an edit."""
-    chats = ["chat" in json.loads(each.get("config", "{}")) for each in told]
-    return replace(model, chat=chat_of(model.tokenizer, model.name)) if any(chats) else model
+def saved_chat(path: Path | str) -> Chat | None:
+    """The chat template that the prompts of a saved edit were put into: what `LanguageModel.chat` is to be.
+
+    Args:
+        path: A delta or a memory.
+
+    Returns:
+        How it was filled in; `None` if prompts stood as they are.
+
+    Raises:
+        InputError: If it is neither, or of a version that kept this otherwise.
+    """
+    return chat_in(_metadata(path), path)
+
+
+def _metadata(path: Path | str) -> dict[str, str]:
+    return memory_metadata(path) or read_metadata(path)
+
+
+def _as_made(model: LanguageModel, paths: Sequence[Path]) -> LanguageModel:
+    """The model with prompts put into its chat template as those of all the edits were; else as they stand."""
+    first, *others = (saved_chat(path) for path in paths)
+    return model if any(other != first for other in others) else replace(model, chat=first)

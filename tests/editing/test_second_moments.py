@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers.small import make_tokenizer
 from huggingface_hub import constants
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -326,3 +327,12 @@ def test_of_a_very_long_line_the_beginning_alone_is_tokenised(tiny):
     rows = token_rows(replace(tiny, tokenizer=Spy()), corpora.Corpus("long", documents, ""), 16, None)
     assert [list(row.ids) for row in rows] == expected
     assert max(map(len, seen)) <= max(16 * corpora.CHARACTERS_PER_TOKEN, len(documents[2]))
+
+
+def test_moments_of_texts_that_ended_in_an_eos_are_not_taken_from_the_cache(tiny):
+    corpus = corpora.Corpus("x", ("text",), "")
+    ended, plain = (
+        moments._paths(replace(tiny, tokenizer=make_tokenizer(bos=True, eos=eos)), corpus, [1], 64, None)
+        for eos in (True, False)
+    )
+    assert ended != plain

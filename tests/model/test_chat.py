@@ -1,6 +1,8 @@
 """--chat: the same numbers as the same facts with the template written out by hand."""
 
 import json
+from dataclasses import asdict, replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from jacobian_lab import cli
 from jacobian_lab.facts.fact import describe
 from jacobian_lab.facts.reading import load_facts
 from jacobian_lab.jobs.config import AnchorConfig
-from jacobian_lab.model.chat import chat_of
+from jacobian_lab.model.chat import Chat
 from jacobian_lab.store.run import open_run
 
 TEMPLATE = (
@@ -24,12 +26,13 @@ TEMPLATE = (
 def chatting(tmp_path_factory):
     tokenizer = make_tokenizer()
     tokenizer.chat_template = TEMPLATE
-    return make_folder(tmp_path_factory.mktemp("chat") / "m", CONFIGS["llama"], tokenizer), chat_of(tokenizer, "m")
+    return make_folder(tmp_path_factory.mktemp("chat") / "m", CONFIGS["llama"], tokenizer), tokenizer
 
 
 @pytest.mark.parametrize("command", ["edit-table", "tables"])
 def test_chat_is_the_template_around_every_prompt(command, chatting, arguments, tmp_path, capsys):
-    folder, chat = chatting
+    folder, tokenizer = chatting
+    chat = partial(Chat().prompt, tokenizer)
     (tmp_path / "templates.json").write_text('[["{}"]]')
     records = describe(load_facts("builtin", "0:3"))
     for record in records:
@@ -55,7 +58,7 @@ def test_chat_is_the_template_around_every_prompt(command, chatting, arguments, 
         where = {"facts": tmp_path / f"{name}.json", "out": tmp_path / name}
         cli.main([command, *options({**given, **where}), *more, *last])
     ours, theirs = (open_run(tmp_path / name) for name in ("chat", "hand"))
-    assert ours.attrs["config"]["settings"]["chat"]["head"] == "<bos>user\n"
+    assert ours.attrs["config"]["settings"]["chat"] == asdict(Chat())
     assert "chat" not in theirs.attrs["config"]["settings"]
     for variable in ours:
         if not variable.startswith("random_") and not variable.endswith("_digest"):  # seeds come from the facts' text
@@ -65,12 +68,10 @@ def test_chat_is_the_template_around_every_prompt(command, chatting, arguments, 
 
 
 def test_contexts_are_inside_the_users_turn(chatting):
-    from dataclasses import replace
-
     from jacobian_lab.model.loading import load_model
 
-    folder, chat = chatting
-    model = replace(load_model(folder, device="cpu"), chat=chat)
+    folder, _ = chatting
+    model = replace(load_model(folder, device="cpu"), chat=Chat())
     fact = load_facts("builtin", "0:1")[0]
     text = model.tokenizer.decode(model.fact_prompt(fact, "The weather was fine. {}").ids)
     assert text == f"<bos>user\nThe weather was fine. {fact.text}<eos>\n<bos>assistant\n"

@@ -1,11 +1,13 @@
 """Contexts and answers are written by the model's probabilities alone."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from helpers.small import CONFIGS, make_folder, make_tokenizer
 
+from jacobian_lab.model.corpus import Corpus, token_rows
 from jacobian_lab.model.loading import load_model
 from jacobian_lab.model.templates import LENGTH, OPENINGS, sample_templates, write
 
@@ -66,3 +68,24 @@ def test_a_context_has_ten_tokens_even_of_a_model_that_would_end_at_once(tmp_pat
     assert len(contexts) == len(OPENINGS)
     for ids in seen:
         assert len([token for token in ids if token not in special]) == LENGTH
+
+
+def test_contexts_are_not_sampled_behind_an_eos_that_the_tokenizer_adds(tmp_path):
+    with_eos, without = (
+        load_model(make_folder(tmp_path / str(eos), CONFIGS["llama"], make_tokenizer(bos=True, eos=eos)), device="cpu")
+        for eos in (True, False)
+    )
+    assert with_eos.tokenizer("I")["input_ids"][-1] == with_eos.tokenizer.eos_token_id
+    assert sample_templates(with_eos, seed=3) == sample_templates(without, seed=3)
+
+
+def test_a_corpus_has_no_eos_that_the_tokenizer_adds(tiny):
+    text, with_eos, without = "The old books of Rome.", make_tokenizer(bos=True, eos=True), make_tokenizer(bos=True)
+    corpus = Corpus("x", (text, text * 20), "")
+    for length in (3, 64):
+        rows, expected = (
+            token_rows(replace(tiny, tokenizer=tokenizer), corpus, length, None) for tokenizer in (with_eos, without)
+        )
+        assert rows == expected
+        assert with_eos.eos_token_id not in {token for row in rows for token in row.ids}
+        assert len(rows[1].ids) == length

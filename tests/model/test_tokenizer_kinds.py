@@ -10,8 +10,8 @@ from transformers import AutoTokenizer
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import Fact
 from jacobian_lab.facts.reading import load_facts
-from jacobian_lab.model.chat import Chat, joint
 from jacobian_lab.model.corpus import Corpus, token_rows
+from jacobian_lab.model.joint import joint
 from jacobian_lab.model.tokens import fact_prompt, text_prompt
 
 WITHOUT_UNKNOWN = [kind for kind in KINDS if kind != "unigram"]
@@ -188,18 +188,6 @@ def test_a_record_says_how_its_answer_is_joined():
     assert joint("It is", "") == ""
     assert joint("白桦湖位于", " ") == " "
     assert joint("It is ", " ") == ""  # never a doubled space
-
-
-def test_in_a_chat_the_template_says_it_and_else_the_record(tokenizers):
-    tokenizer = next(iter(tokenizers.values()))
-    fact = replace(PLAIN[0], join="")
-    for told, expected in ((None, ""), (" ", " "), ("", "")):
-        chat = Chat("Q: ", " A:", told)
-        row = fact_prompt(tokenizer, fact, answer=True, chat=chat)
-        text = f"Q: {fact.text} A:{expected}{fact.target_new}"
-        assert (*row.ids, row.answer[-1]) == running_text(tokenizer, text)
-        asked = text_prompt(tokenizer, fact.text, fact.target_new, "", chat=chat)
-        assert (asked.ids, asked.answer) == (row.ids, row.answer)
 
 
 def test_on_the_embedded_model_the_ids_are_what_they_were(real, shared):

@@ -5,7 +5,6 @@ from helpers.small import make_tokenizer
 
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import Fact
-from jacobian_lab.model.chat import Chat, chat_of, opens_turns
 from jacobian_lab.model.tokens import fact_prompt, kl_prompt, pad, text_prompt
 
 
@@ -105,70 +104,3 @@ def test_padding_is_on_the_right_whatever_the_tokenizer_says(facts):
     for row, line in zip(rows, ids, strict=True):
         assert tuple(line[: len(row.ids)].tolist()) == row.ids
         assert not line[len(row.ids) :].any()
-
-
-TURNS = "{% for m in messages %}<bos>{{ m.role }}\n{{ m.content | trim }}<eos>\n{% endfor %}"
-ASKING = TURNS + "{% if add_generation_prompt %}<bos>assistant\n{% endif %}"
-BRACKETS = (
-    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
-    "{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
-)
-
-
-def chatting(template: str, bos: bool = False):
-    made = make_tokenizer(bos=bos)
-    made.chat_template = template
-    return made
-
-
-def test_a_chat_template_is_taken_apart():
-    found = chat_of(chatting(ASKING), "m")
-    assert found == Chat("<bos>user\n", "<eos>\n<bos>assistant\n", "")
-    assert chat_of(chatting(BRACKETS), "m") == Chat("<bos>[INST] ", " [/INST]", " ")
-    assert chat_of(chatting(BRACKETS, bos=True), "m").head == "[INST] "  # the tokenizer adds the BOS itself
-    assert opens_turns(chatting(ASKING))
-    assert not opens_turns(chatting(BRACKETS))
-
-
-def test_prompts_are_the_users_turn_and_answers_the_assistants(facts):
-    for made in (chatting(ASKING), chatting(BRACKETS), chatting(BRACKETS, bos=True)):
-        chat = chat_of(made, "m")
-        for fact in facts:
-            row = fact_prompt(made, fact, "The weather was fine. {}", answer=True, chat=chat)
-            turns = [
-                {"role": "user", "content": "The weather was fine. " + fact.text},
-                {"role": "assistant", "content": fact.target_new},
-            ]
-            whole = made.apply_chat_template(turns, tokenize=False)
-            begun = whole[: whole.rindex(fact.target_new) + len(fact.target_new)]
-            ids = tuple(made(begun, add_special_tokens=False)["input_ids"])
-            assert row.ids + row.answer[-1:] == ids
-            assert made.decode(row.answer).strip() == fact.target_new
-            assert made.decode(row.ids[: row.decisive + 1]).endswith(fact.subject)
-            kl = kl_prompt(made, fact, chat)
-            assert made.decode(kl.ids[: kl.decisive + 1]) == ("<bos>" + chat.head).replace("<bos><bos>", "<bos>") + (
-                fact.subject
-            )
-            asked = text_prompt(made, "The weather was fine. " + fact.text, fact.target_new, chat=chat)
-            assert (asked.ids, asked.answer) == (row.ids, row.answer)
-
-
-def test_a_prompt_that_is_written_as_a_chat_is_taken_where_turns_open_with_the_bos(facts):
-    written = Fact(0, "Mira Vale", "<bos>user\nWhere was {} born?<eos>\n<bos>assistant\n", "Rome")
-    asked = Fact(0, "Mira Vale", "Where was {} born?", "Rome")
-    made = chatting(ASKING)
-    assert fact_prompt(made, written, answer=True) == fact_prompt(made, asked, answer=True, chat=chat_of(made, "m"))
-    doubled = Fact(0, "Mira Vale", "<bos>" + written.prompt, "Rome")
-    with pytest.raises(InputError, match="one BOS at most, got 3"):
-        fact_prompt(made, doubled)
-    with pytest.raises(InputError, match="one BOS at most, got 2"):
-        fact_prompt(make_tokenizer(), written)
-
-
-def test_models_that_cannot_chat_are_refused():
-    with pytest.raises(InputError, match="chat template for chat, got 'm' without one"):
-        chat_of(make_tokenizer(), "m")
-    with pytest.raises(InputError, match="writes the user's text once, got 0 times"):
-        chat_of(chatting("nothing"), "m")
-    with pytest.raises(InputError, match="that can be filled in, got that of 'm'"):
-        chat_of(chatting("{{ raise_exception('no') }}"), "m")
