@@ -124,7 +124,7 @@ def _replaced(prompt: str, subject: str) -> str:
 
 
 _APART, _UNSPACED, _WORD = range(3)
-"""Whether at a place in a text nothing goes on, letters do of a script that may write words together, or a word does."""
+"""What goes on over a place in a text: nothing, letters of a script that may write words together, or a word."""
 
 _SPELLED = {"Lu", "Ll", "Lt", "Nd"}
 """Categories of what words of alphabets with capitals are spelled with, and digits. Scripts without capitals write
@@ -132,7 +132,7 @@ no spaces, or join particles to a name."""
 
 
 def _continues(text: str, at: int) -> int:
-    """What goes on over a place in a text; an accent that is written by itself goes with its letter."""
+    """What goes on over a place, an accent that is written by itself going with its letter."""
     before = next((letter for letter in reversed(text[:at]) if not _accent(letter)), "")
     after = text[at : at + 1]
     if not (before.isalnum() and (after.isalnum() or _accent(after))):

@@ -308,7 +308,7 @@ def _objects(record: Fields, name: str) -> Iterator[Fields]:
 
 def _own(record: Fields, *names: str) -> dict[str, Any]:
     """Those of our own fields that a record has, the target without its number in Wikidata."""
-    fields = {name: record.get(name) for name in names or OWN}
+    fields: dict[str, Any] = {name: record.get(name) for name in names or OWN}
     for name in ("target_new", "target_true"):
         if isinstance(fields.get(name), Mapping):
             fields[name] = fields[name].get("str")

@@ -32,6 +32,10 @@ BUILTIN = "builtin"
 """Name of the set of facts that the package ships."""
 
 
+GIVEN = "what was given"
+"""What facts that come from no file are said to be in."""
+
+
 def load_facts(
     source: str | Path = BUILTIN, slice: str | None = None, *, on_bad_record: str = REFUSE, on_repeat: str = REFUSE
 ) -> tuple[Fact, ...]:
@@ -128,12 +132,9 @@ def check_facts(facts: Sequence[Fact]) -> None:
                 raise InputError(
                     f"expected {expected!r:.90} as {name} of fact {fact.id!r}, got {value!r:.90}: write it so"
                 )
-    _check_unique(facts, _GIVEN)
+    _check_unique(facts, GIVEN)
     if repeats := _repeats(_grouped([(f"fact {place}", fact) for place, fact in enumerate(facts)])):
-        raise InputError(_repeat_refusal(repeats, _GIVEN))
-
-
-_GIVEN = "what was given"
+        raise InputError(_repeat_refusal(repeats, GIVEN))
 
 
 def _grouped(placed: Sequence[tuple[str, Fact]]) -> dict[tuple[str, str], list[tuple[str, Fact]]]:
