@@ -46,6 +46,7 @@ from jacobian_lab.training.lessons import strangers
 from jacobian_lab.training.methods import ready
 from jacobian_lab.training.settings import TrainingConfig
 
+
 class Editor:
     """Edits of some facts, each made, looked at and undone.
 

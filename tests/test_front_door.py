@@ -99,7 +99,7 @@ def test_an_edit_within_an_edit_is_refused(editor):
         edited = model.weight(3).clone()
         for name in ("memit", "wise", "rledit"):
             for other in (editor, again):
-                with pytest.raises(jl.InputError, match="the unedited model to edit, got .*: leave that with first"):
+                with pytest.raises(jl.InputError, match=r"the unedited model to edit, got .*: leave that with first"):
                     other.edit(name).__enter__()
         with pytest.raises(jl.InputError, match="the unedited model to edit"), restored(model, (2,)):
             pass
@@ -117,7 +117,10 @@ def test_an_edit_within_an_edit_is_refused(editor):
 @pytest.mark.parametrize(
     ("facts", "words"),
     [
-        (lambda fact: (fact, replace(fact, id="again")), "expected every subject and prompt once, got 1 more than once"),
+        (
+            lambda fact: (fact, replace(fact, id="again")),
+            "expected every subject and prompt once, got 1 more than once",
+        ),
         (lambda fact: (fact, replace(fact, subject="Bea")), "own id, got 'first' twice"),
         (lambda fact: (fact, replace(fact, target_new=" poems")), "expected 'poems' as target_new"),
     ],
@@ -133,7 +136,7 @@ def test_every_fact_is_checked_and_not_the_first_alone(tiny, facts):
     long = jl.Fact("long", "Ada", "{} wrote about", "poetry " * 299 + "poetry")
     with pytest.raises(jl.InputError, match="the special token '<eos>' in 'Ada<eos>' in fact 5 of what was given"):
         jl.Editor(tiny, (*facts, special), layers=(1, 2, 3))
-    with pytest.raises(jl.InputError, match="got 2 records .*fact 5: .* fact 6: expected prompts of at most 256"):
+    with pytest.raises(jl.InputError, match=r"got 2 records .*fact 5: .* fact 6: expected prompts of at most 256"):
         jl.Editor(tiny, (*facts, special, long), layers=(1, 2, 3))
 
 

@@ -231,3 +231,18 @@ def listing(named: Sequence[str], between: str = "; ") -> str:
     """
     more = f"{between}and {len(named) - LISTED} more" if len(named) > LISTED else ""
     return between.join(named[:LISTED]) + more
+
+
+def on_one_line(text: str) -> str:
+    """A text where a line or a column of its own is all the room there is.
+
+    Args:
+        text: Anything, such as a prompt of several lines.
+
+    Returns:
+        The same with signs in place of line ends and tabs.
+    """
+    return text.translate(_SIGNS)
+
+
+_SIGNS = str.maketrans({"\n": "⏎", "\r": "␍", "\t": "⇥"})
