@@ -16,6 +16,7 @@ from jacobian_lab.caching import write_text
 from jacobian_lab.editing.deltas import check_new_folder, save_model
 from jacobian_lab.editing.solving import REALISED
 from jacobian_lab.errors import InputError, first_line
+from jacobian_lab.facts.fact import on_one_line
 from jacobian_lab.facts.reading import BUILTIN, read_facts
 from jacobian_lab.jobs.config import (
     DampingConfig,
@@ -232,17 +233,15 @@ def facts(
     for line in file.notes():
         note(line)
     for fact in file.facts:
-        _say(f"{fact.id}\t{fact.text}\t{fact.target_true} -> {fact.target_new}")
+        columns = (str(fact.id), fact.text, f"{fact.target_true} -> {fact.target_new}")
+        _say("\t".join(map(on_one_line, columns)))
 
 
 def check(config: CheckConfig) -> None:
-    """Print what would be edited.
+    """Print what would be edited; status 1 if a record is refused, facts conflict, or the model fails a check.
 
     Args:
         config: The configuration.
-
-    Raises:
-        InputError: If the model cannot be edited; the report has been printed before.
     """
     report = inspect(config)
     text = json.dumps(report, indent=1, ensure_ascii=False)
@@ -250,8 +249,8 @@ def check(config: CheckConfig) -> None:
         config.out.mkdir(parents=True, exist_ok=True)
         write_text(config.out / "check.json", text + "\n")
     _say(text if config.json else "\n".join(summary(report)))
-    if report["model"]["refused"] is not None:
-        raise InputError(report["model"]["refused"])
+    if not report["passed"]:
+        sys.exit(1)
 
 
 USABLE = "files that can be read and written"
@@ -314,7 +313,9 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "apply": Command("Put saved edits on their base model, and ask the edited model or write it as a folder.", apply),
     **_analyses(),
-    "check": Command("Show what would be edited, before anything is edited.", _taking(CheckConfig, check)),
+    "check": Command(
+        "Show what would be edited, before anything is; status 1 if not all can be.", _taking(CheckConfig, check)
+    ),
     "models": Command("List the models that are at hand, and the defaults of those that are known.", models),
     "facts": Command("List facts.", facts),
 }

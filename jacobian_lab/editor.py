@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,21 +32,20 @@ from jacobian_lab.edits import Edit, PairEdit, TrainedEdit, span
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.examination import Examination
 from jacobian_lab.facts.fact import Fact, describe
-from jacobian_lab.facts.reading import load_facts
+from jacobian_lab.facts.reading import GIVEN, check_facts, load_facts, refusal
 from jacobian_lab.jobs.config import check
 from jacobian_lab.maps.agreement import check_replay
 from jacobian_lab.model.chat import chat_settings
 from jacobian_lab.model.corpus import PYTHON_DOCS, Corpus, load_corpus
+from jacobian_lab.model.edited import check_unedited
 from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.loading import check_layers
-from jacobian_lab.model.rows import FactRows, fact_rows
+from jacobian_lab.model.rows import FactRows, check_fact, fact_rows, sorted_out
 from jacobian_lab.model.templates import Templates, sample_templates
 from jacobian_lab.progress import bar
 from jacobian_lab.training.lessons import strangers
 from jacobian_lab.training.methods import ready
 from jacobian_lab.training.settings import TrainingConfig
-
-E = TypeVar("E", bound=Edit)
 
 
 class Editor:
@@ -112,13 +111,19 @@ class Editor:
             raise InputError("expected at least one fact, got none: see load_facts")
         self.layers: Layers = defaults.layers if layers is None else tuple(layers)
         self._ridge = defaults.ridge if ridge is None else ridge
-        self.coordination, self._edited = coordination or CoordinationSettings(), 0
+        self.coordination = coordination or CoordinationSettings()
         self.anchor = anchor or AnchorSettings(lr=defaults.anchor_lr, steps=defaults.anchor_steps)
         self.rules, self.damping = rules or RuleSettings(), damping
         check(training or TrainingConfig())
         self.training, self._train_facts = (training or TrainingConfig()).suited(model, seed=seed), train_facts
         self._templates, self._corpus, self._corpus_tokens = templates, corpus, corpus_tokens
         check_layers(self.layers, model)
+        check_unedited(model, "make an editor of")
+        check_facts(self.facts)
+        places = {fact.id: f"fact {place}" for place, fact in enumerate(self.facts)}
+        _, refused = sorted_out(self.facts, partial(check_fact, model), places)
+        if refused:
+            raise InputError(refusal(refused, GIVEN, others=False))
         self._published = None if moments is None else Published.of(model, Path(moments), self.layers)
         self.examination = Examination.of(model, self.facts, greedy=True)
         check_replay(model, self.facts, self.layers)
@@ -139,7 +144,10 @@ class Editor:
     @cached_property
     def templates(self) -> Templates:
         """The context templates."""
-        return self._templates or sample_templates(self.model, self.seed)
+        if self._templates is not None:
+            return self._templates
+        check_unedited(self.model, "sample templates of")
+        return sample_templates(self.model, self.seed)
 
     @cached_property
     def rows(self) -> FactRows:
@@ -156,6 +164,7 @@ class Editor:
         """C of the decisive layers, computed when it is first needed, or found in the cache."""
         if self._published is not None:
             return self._published.read(self.model).matrices
+        check_unedited(self.model, "take second moments of")
         tokens, shown = self._corpus_tokens, self.progress
         return second_moments(self.model, self.corpus, self.layers, tokens=tokens, progress=shown).matrices
 
@@ -164,6 +173,7 @@ class Editor:
         """λ: what was given, the literature's, or what suits the model at hand by what is realised."""
         if self._ridge is not None:
             return self._ridge
+        check_unedited(self.model, "find λ on")
         return suited_ridge(Setting(self.rows, self.moments, 0.0).eases(self.layers))
 
     @cached_property
@@ -174,6 +184,7 @@ class Editor:
     @cached_property
     def targets(self) -> Targets:
         """Optimised and replayed targets; anchors are optimised at the first and at the last layer."""
+        check_unedited(self.model, "make targets on")
         ends = sorted({self.layers[0], self.layers[-1]})
         return make_targets(self.rows, self.layers, {layer: self.anchors(layer) for layer in ends})
 
@@ -184,10 +195,7 @@ class Editor:
         Raises:
             InputError: If the model is edited now.
         """
-        if self._edited:
-            raise InputError(
-                "expected the unedited model to optimise shifts on, got an edited one: ask before the with"
-            )
+        check_unedited(self.model, "optimise shifts on")
         eases = self.setting.eases(self.layers) if self.coordination.needs_eases else None
         with self._told(len(self.facts), "coordinated shifts") as told:
             found = coordinate_shifts(self.rows, self.layers, self.anchor, self.coordination, eases, told)
@@ -212,8 +220,12 @@ class Editor:
 
         Returns:
             h_0 + δ of every fact, ``[fact, d_model]``; NaN where the loss was not finite.
+
+        Raises:
+            InputError: If they are not there yet and the model is edited now.
         """
         if layer not in self._anchors:
+            check_unedited(self.model, "optimise anchors on")
             self._anchors[layer] = self._optimised(layer, range(len(self.facts)))
         return self._anchors[layer]
 
@@ -251,10 +263,11 @@ class Editor:
             The edit: a `PairEdit`, or a `TrainedEdit` of a method that trains.
 
         Raises:
-            InputError: If there is no such method, no fact has a finite anchor, a solve is singular, or nothing can be
-                trained with.
+            InputError: If there is no such method, the model is edited already, no fact has a finite anchor, a solve is
+                singular, or nothing can be trained with.
         """
         name = method_name(name)
+        check_unedited(self.model, "edit")
         if name in TRAINED:
             with self._trained_edit(name) as edit:
                 yield edit
@@ -280,12 +293,12 @@ class Editor:
                     raise InputError(f"expected a method with one target, got {name!r}: its measures are not defined")
                 return measure(edits, targets, SCHEMES[chosen.scheme])
 
-            yield self._entered(PairEdit(name, self.examination, partial(self._settings, name), made, measured), stack)
+            edit = PairEdit(name, self.examination, partial(self._settings, name), made, measured)
+            stack.callback(edit.leave)
+            yield edit
 
     @contextmanager
     def _trained_edit(self, name: str) -> Iterator[Edit]:
-        if self._edited:
-            raise InputError(f"expected the unedited model to train {name} on, got an edited one: leave the with first")
         others = strangers(self.facts, load_facts() if self._train_facts is None else self._train_facts)
         trained = ready(name, self.rows, others, self.training)
         _ = self.examination.before  # of the unedited model
@@ -294,17 +307,9 @@ class Editor:
         with ExitStack() as stack:
             stack.enter_context(trainer.edited())
             settings = partial(self._settings_of_training, name, trained.about)
-            yield self._entered(TrainedEdit(name, self.examination, settings, trainer), stack)
-
-    def _entered(self, edit: E, stack: ExitStack) -> E:
-        """An edit that knows when it is left, as the editor does."""
-        stack.callback(edit.leave)
-        self._edited += 1
-        stack.callback(self._put_back)
-        return edit
-
-    def _put_back(self) -> None:
-        self._edited -= 1
+            edit = TrainedEdit(name, self.examination, settings, trainer)
+            stack.callback(edit.leave)
+            yield edit
 
     def _settings(self, name: str) -> dict[str, Any]:
         published = self._published

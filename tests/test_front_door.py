@@ -5,12 +5,14 @@ import functools
 import inspect
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from helpers.commands import ENVIRONMENT
 
 import jacobian_lab as jl
+from jacobian_lab.editing.layers import restored
 from jacobian_lab.model import loading
 
 NAMES = sorted(jl.__all__)
@@ -88,6 +90,54 @@ def test_an_edit_is_undone_whatever_happens_within(editor):
     with pytest.raises(ZeroDivisionError), editor.edit("alphaedit@backward-full"):
         raise ZeroDivisionError
     assert torch.equal(editor.model.weight(2), before)
+
+
+def test_an_edit_within_an_edit_is_refused(editor):
+    model, before = editor.model, editor.model.weight(2).clone()
+    again = jl.Editor(model, editor.facts[:1], layers=(2, 3), templates=editor.templates, progress=False)
+    with editor.edit("memit@one-layer"):
+        edited = model.weight(3).clone()
+        for name in ("memit", "wise", "rledit"):
+            for other in (editor, again):
+                with pytest.raises(jl.InputError, match=r"the unedited model to edit, got .*: leave that with first"):
+                    other.edit(name).__enter__()
+        with pytest.raises(jl.InputError, match="the unedited model to edit"), restored(model, (2,)):
+            pass
+        with pytest.raises(jl.InputError, match="the unedited model to make an editor of"):
+            jl.Editor(model, editor.facts)
+        for ask in (lambda: again.moments, lambda: again.anchors(2), lambda: again.targets, lambda: again.ridge):
+            with pytest.raises(jl.InputError, match="expected the unedited model to"):
+                ask()
+        assert torch.equal(model.weight(3), edited)
+    assert torch.equal(model.weight(2), before)
+    with editor.edit("memit@one-layer"):
+        assert torch.equal(model.weight(3), edited)
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        (
+            lambda fact: (fact, replace(fact, id="again")),
+            "expected every subject and prompt once, got 1 more than once",
+        ),
+        (lambda fact: (fact, replace(fact, subject="Bea")), "own id, got 'first' twice"),
+        (lambda fact: (fact, replace(fact, target_new=" poems")), "expected 'poems' as target_new"),
+    ],
+)
+def test_facts_are_such_as_a_job_takes(tiny, facts, words):
+    fact = jl.Fact("first", "Ada Lovelace", "{} wrote about", "poetry")
+    with pytest.raises(jl.InputError, match=words):
+        jl.Editor(tiny, facts(fact), layers=(1, 2, 3))
+
+
+def test_every_fact_is_checked_and_not_the_first_alone(tiny, facts):
+    special = jl.Fact("special", "Ada<eos>", "{} wrote about", "poetry")
+    long = jl.Fact("long", "Ada", "{} wrote about", "poetry " * 299 + "poetry")
+    with pytest.raises(jl.InputError, match="the special token '<eos>' in 'Ada<eos>' in fact 5 of what was given"):
+        jl.Editor(tiny, (*facts, special), layers=(1, 2, 3))
+    with pytest.raises(jl.InputError, match=r"got 2 records .*fact 5: .* fact 6: expected prompts of at most 256"):
+        jl.Editor(tiny, (*facts, special, long), layers=(1, 2, 3))
 
 
 def test_an_edit_measures_what_a_run_measures(editor):

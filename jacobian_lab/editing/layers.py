@@ -18,6 +18,7 @@ from jacobian_lab.facts.fact import Fact
 from jacobian_lab.maps.hooks import decisive_keys
 from jacobian_lab.maps.jacobians import dense_jacobians
 from jacobian_lab.maps.replay import FrozenGroups, freeze_groups
+from jacobian_lab.model.edited import sole_edit
 from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.rows import FactRows
 
@@ -114,13 +115,17 @@ def restored(model: LanguageModel, layers: Sequence[int]) -> Iterator[None]:
 
     Yields:
         Nothing.
+
+    Raises:
+        InputError: If the model is edited already.
     """
-    before = {layer: model.weight(layer).clone() for layer in layers}
-    try:
-        yield
-    finally:
-        for layer, weight in before.items():
-            model.weight(layer).copy_(weight)
+    with sole_edit(model):
+        before = {layer: model.weight(layer).clone() for layer in layers}
+        try:
+            yield
+        finally:
+            for layer, weight in before.items():
+                model.weight(layer).copy_(weight)
 
 
 @torch.no_grad()

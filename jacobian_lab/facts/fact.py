@@ -131,6 +131,7 @@ class FactFile:
         unknown: How many records have a field that nothing uses, by its name.
         on_repeat: Which of the facts that are repeated stand in `facts`.
         places: Where the facts stand in their file, by id.
+        unanswered: How many further questions were left out as they have no answer, by place.
     """
 
     facts: tuple[Fact, ...]
@@ -140,21 +141,24 @@ class FactFile:
     unknown: Mapping[str, int] = field(default_factory=dict)
     on_repeat: str = REFUSE
     places: Mapping[Any, str] = field(default_factory=dict)
+    unanswered: Mapping[str, int] = field(default_factory=dict)
 
     def notes(self) -> list[str]:
         """Lines on what a user should hear of before the facts are used.
 
         Returns:
-            One line on unknown fields, one on skipped records and one on repeats, where there are any.
+            One line on unknown fields, one on skipped records, one on repeats and one on questions without an answer,
+            where there are any.
         """
         fields = [_unknown(name, count) for name, count in self.unknown.items()]
         left_out = self.left_out()
-        skipped, repeats = left_out.get("skipped", []), left_out.get("repeats", [])
+        skipped, repeats, unanswered = (left_out.get(name, []) for name in ("skipped", "repeats", "unanswered"))
         how = "all kept" if self.on_repeat == KEEP else f"edited once, as the {self.on_repeat} says"
         lines = {
             "fields that nothing uses": fields,
             f"records skipped: {len(skipped)}": skipped,
             f"facts that come more than once, {how}: {len(repeats)}": repeats,
+            f"further questions without an answer, not asked: {sum(self.unanswered.values())}": unanswered,
         }
         return [f"{what} ({listing(named)})" for what, named in lines.items() if named]
 
@@ -162,11 +166,15 @@ class FactFile:
         """What a run's record says of records that it did not use.
 
         Returns:
-            ``skipped``, the bad records, and ``repeats``, what was edited once; neither where there is none.
+            ``skipped``, the bad records, ``repeats``, what was edited once, and ``unanswered``, how many further
+            questions have no answer; each where there are some.
         """
-        skipped = [f"{record.place}: {record.reason}" for record in self.refused]
-        repeats = [repeated(repeat) for repeat in (*self.conflicts, *self.duplicates)]
-        return {name: named for name, named in (("skipped", skipped), ("repeats", repeats)) if named}
+        named = {
+            "skipped": [f"{record.place}: {record.reason}" for record in self.refused],
+            "repeats": [repeated(repeat) for repeat in (*self.conflicts, *self.duplicates)],
+            "unanswered": [f"{place}: {count}" for place, count in self.unanswered.items()],
+        }
+        return {name: lines for name, lines in named.items() if lines}
 
 
 def describe(facts: Iterable[Fact]) -> list[dict[str, Any]]:
@@ -223,3 +231,18 @@ def listing(named: Sequence[str], between: str = "; ") -> str:
     """
     more = f"{between}and {len(named) - LISTED} more" if len(named) > LISTED else ""
     return between.join(named[:LISTED]) + more
+
+
+def on_one_line(text: str) -> str:
+    """A text where a line or a column of its own is all the room there is.
+
+    Args:
+        text: Anything, such as a prompt of several lines.
+
+    Returns:
+        The same with signs in place of line ends and tabs.
+    """
+    return text.translate(_SIGNS)
+
+
+_SIGNS = str.maketrans({"\n": "⏎", "\r": "␍", "\t": "⇥"})

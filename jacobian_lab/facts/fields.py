@@ -1,5 +1,7 @@
 """The fields of one record in our own layout, checked one by one."""
 
+import re
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,20 +25,21 @@ def checked_id(record: Mapping[str, Any], otherwise: int) -> int | str:
         The identifier.
 
     Raises:
-        RecordError: If it is neither a whole number of 64 bits nor a text that UTF-8 holds.
+        RecordError: If it is neither a whole number of 64 bits nor a text that can be written.
     """
-    given = record.get("id", record.get("case_id", otherwise))
-    fits = _encodable(given) if isinstance(given, str) else isinstance(given, int) and abs(given) < 2**63
-    if isinstance(given, bool) or not fits:
-        raise RecordError(f"expected a whole number or a string as id, got {given!r:.60}", "mend it")
-    return given
+    name = record.get("id", record.get("case_id", otherwise))
+    if isinstance(name, str) and (fault := _fault(name)):
+        raise RecordError(f"expected an id that can be written, got {fault} in {name!r:.60}", "take it out")
+    if isinstance(name, bool) or not (isinstance(name, str) or (isinstance(name, int) and abs(name) < 2**63)):
+        raise RecordError(f"expected a whole number or a string as id, got {name!r:.60}", "mend it")
+    return name
 
 
 def checked(fields: Mapping[str, Any]) -> dict[str, Any]:
     """What `jacobian_lab.facts.fact.Fact` holds but its id, with types, emptiness and the subject's place checked.
 
     Spaces at the end of a prompt are taken off, and the answer is then joined by one; whatever else stands
-    there, such as a line's end, belongs to the prompt.
+    there, such as a line's end, belongs to the prompt. Answers are stripped, whatever they answer.
 
     Args:
         fields: A record in our own layout; a prompt may have its subject written out.
@@ -55,7 +58,7 @@ def checked(fields: Mapping[str, Any]) -> dict[str, Any]:
     if join is None and fields["prompt"].endswith(SPACE):
         join = SPACE
     prompts = {name: _texts(fields, name, name) for name in ("paraphrase_prompts", "neighborhood_prompts")}
-    answers = _texts(fields, "neighborhood_prompts_answers", "neighborhood_prompts_answers")
+    answers = _answers(fields, "neighborhood_prompts_answers", "neighborhood_prompts_answers")
     if answers and len(answers) != len(prompts["neighborhood_prompts"]):
         raise RecordError(
             f"expected an answer for each of {len(prompts['neighborhood_prompts'])} neighborhood_prompts, "
@@ -80,8 +83,8 @@ def _text(fields: Mapping[str, Any], name: str, *, needed: bool = True) -> str:
         raise RecordError(
             f"expected text in the field {name!r}, got {state}", NO_SUBJECT if name == "subject" else "add it"
         )
-    if not _encodable(value):
-        raise RecordError(f"expected text in the field {name!r}, got a lone surrogate", "mend it")
+    if fault := _fault(value):
+        raise RecordError(f"expected text in the field {name!r}, got {fault}", "take it out")
     if needed and not value.strip():
         raise RecordError(f"expected a {name} that is not empty, got {value!r:.60}", "fill it in")
     return value.rstrip(SPACE) if name == "prompt" else value.strip()
@@ -107,24 +110,50 @@ def _with_place(prompt: str, subject: str) -> str:
 
 
 def _replaced(prompt: str, subject: str) -> str:
-    """The first place where the subject stands as words of its own, else the first where it stands at all."""
-    first = at = prompt.find(subject)
-    while at >= 0 and not _stands_alone(prompt, at, at + len(subject)):
-        at = prompt.find(subject, at + 1)
-    at = at if at >= 0 else first
+    """The prompt with ``{}`` at the first place where the subject stands most by itself."""
+    places = [match.start() for match in re.finditer(f"(?={re.escape(subject)})", prompt)]
+    neighbors = {at: max(_continues(prompt, at), _continues(prompt, at + len(subject))) for at in places}
+    at = min(places, key=neighbors.__getitem__)
+    if neighbors[at] == _WORD:
+        raise RecordError(
+            f"expected the subject {subject!r:.60} as words of its own, got it only inside another word of "
+            f"{prompt!r:.90}",
+            "mend it, or put {} in place of the subject",
+        )
     return prompt[:at] + "{}" + prompt[at + len(subject) :]
 
 
-def _stands_alone(text: str, start: int, end: int) -> bool:
-    """Whether no word goes on over either end."""
-    return not any(text[max(at - 1, 0) : at].isalnum() and text[at : at + 1].isalnum() for at in (start, end))
+_APART, _UNSPACED, _WORD = range(3)
+"""What goes on over a place in a text: nothing, letters of a script that may write words together, or a word."""
+
+_SPELLED = {"Lu", "Ll", "Lt", "Nd"}
+"""Categories of what words of alphabets with capitals are spelled with, and digits. Scripts without capitals write
+no spaces, or join particles to a name."""
+
+
+def _continues(text: str, at: int) -> int:
+    """What goes on over a place, an accent that is written by itself going with its letter."""
+    before = next((letter for letter in reversed(text[:at]) if not _accent(letter)), "")
+    after = text[at : at + 1]
+    if not (before.isalnum() and (after.isalnum() or _accent(after))):
+        return _APART
+    spelled = all(unicodedata.category(letter) in _SPELLED for letter in (before, after) if not _accent(letter))
+    return _WORD if spelled else _UNSPACED
+
+
+def _accent(letter: str) -> bool:
+    return letter != "" and unicodedata.category(letter).startswith("M")
 
 
 def _texts(fields: Mapping[str, Any], name: str, called: str) -> tuple[str, ...]:
     value = fields.get(name) or ()
-    if not isinstance(value, list | tuple) or not all(isinstance(v, str) and _encodable(v) for v in value):
+    if not isinstance(value, list | tuple) or not all(isinstance(v, str) and not _fault(v) for v in value):
         raise RecordError(f"expected a list of texts in the field {called!r}, got {value!r:.60}", "mend it")
     return tuple(v.rstrip(SPACE) for v in value)
+
+
+def _answers(fields: Mapping[str, Any], name: str, called: str) -> tuple[str, ...]:
+    return tuple(answer.strip() for answer in _texts(fields, name, called))
 
 
 def _probes(value: Any) -> list[dict[str, Any]]:
@@ -134,19 +163,21 @@ def _probes(value: Any) -> list[dict[str, Any]]:
 
 
 def _probe(value: Any) -> dict[str, Any]:
-    """A further question; its answers are stripped as those of facts are."""
+    """A further question."""
     if not isinstance(value, Mapping) or not isinstance(value.get("group"), str):
         raise RecordError(f"expected probes with group, prompt and answers, got {value!r:.60}", "mend it")
-    answers = tuple(answer.strip() for answer in _texts(value, "answers", "answers of a probe"))
+    answers = _answers(value, "answers", "answers of a probe")
     if not answers or not all(answers):
         raise RecordError(f"expected answers for a probe, got {value.get('answers')!r:.60}", "add them")
-    return {"group": value["group"], "prompt": _text(value, "prompt"), "answers": answers}
+    return {"group": _text(value, "group"), "prompt": _text(value, "prompt"), "answers": answers}
 
 
-def _encodable(text: str) -> bool:
-    """JSON can hold halves of characters that UTF-8 cannot."""
+def _fault(text: str) -> str:
+    """What stands in a text and cannot be kept: UTF-8 has no halves of characters, and labels end at a NUL."""
+    if "\0" in text:
+        return "a NUL"
     try:
         text.encode()
     except UnicodeEncodeError:
-        return False
-    return True
+        return "a lone surrogate"
+    return ""

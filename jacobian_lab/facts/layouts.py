@@ -2,10 +2,10 @@
 
 A layout is recognised by looking at a record. What it holds beyond efficacy, paraphrases and neighbourhood
 becomes ``probes``: further questions in groups, each with its acceptable answers. Questions that come without
-any answer are left out of them, as nothing could be compared.
+any answer are left out of them, as nothing could be compared, and counted as ``unanswered``.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -42,6 +42,19 @@ QUESTION = ("prompt", "question", "loc", "New Question")
 ANSWER = ("ground_truth", "answer", "loc_ans", "New Answer")
 """Names of a question and of its answers inside ``portability`` and ``locality``."""
 
+UNANSWERED = "unanswered"
+"""Where a layout says how many further questions it left out."""
+
+_REWRITE = ("subject", "prompt", "target_new", "target_true", "join")
+_ASKED = frozenset({*QUESTION, *ANSWER, "Recalled Relation"})
+INNER = {
+    "requested_rewrite": frozenset({*_REWRITE, "relation_id", "question"}),
+    "portability": _ASKED,
+    "locality": _ASKED,
+    "probes": frozenset({"group", "prompt", "answers"}),
+}
+"""Fields of the objects inside a field, however deep they lie in it."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -66,9 +79,11 @@ class Layout:
             record: The record.
 
         Returns:
-            Their names.
+            Their names, each once; inside another field as ``portability.answers``.
         """
-        return [name for name in record if name not in self.known]
+        held = self.known.intersection(INNER, record)
+        inner = (f"{field}.{name}" for field in sorted(held) for name in _strange(record[field], field))
+        return list(dict.fromkeys([*(name for name in record if name not in self.known), *inner]))
 
 
 def layout_of(record: Fields) -> Layout:
@@ -87,12 +102,35 @@ def meant(name: str) -> str | None:
     """The field that an unknown one may be meant for.
 
     Args:
-        name: The unknown field.
+        name: The unknown field, as `Layout.unknown` has it.
 
     Returns:
-        The field most like it, if one is.
+        The field most like it among those that may stand there, if one is.
     """
-    return next(iter(get_close_matches(name, sorted(_NAMES))), None)
+    field, _, own = name.rpartition(".")
+    names = INNER.get(field, _NAMES)
+    return None if own in names else next(iter(get_close_matches(own, sorted(names))), None)
+
+
+def present(fields: Fields) -> dict[str, Any]:
+    """Fields that have a value: null is as if they were absent.
+
+    Args:
+        fields: All of them.
+
+    Returns:
+        The others.
+    """
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _strange(value: Any, field: str) -> Iterator[str]:
+    """Names that are not `INNER`'s, in every object that has one which is."""
+    if isinstance(value, Mapping) and INNER[field].intersection(value):
+        yield from (name for name in value if name not in INNER[field])
+    elif isinstance(value, Mapping | list):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _strange(inner, field)
 
 
 def _counterfact(record: Fields) -> list[dict[str, Any]]:
@@ -110,14 +148,14 @@ def _mquake(record: Fields) -> list[dict[str, Any]]:
     probes = [_probe("multi-hop", question, answers) for question in record.get("questions") or ()]
     for hop in _objects(record, "new_single_hops"):
         probes.append(_probe("single-hop", hop.get("question"), _answers([hop.get("answer"), hop.get("answer_alias")])))
-    facts[0]["probes"] = [probe for probe in probes if probe["answers"]]
+    facts[0] |= _answered(probes)
     return facts
 
 
 def _rewrite(rewrite: Any) -> dict[str, Any]:
     if not isinstance(rewrite, Mapping):
         raise RecordError(f"expected an object as requested_rewrite, got {rewrite!r:.60}", "mend it")
-    return _own(rewrite, "subject", "prompt", "target_new", "target_true", "join")
+    return _own(rewrite, *_REWRITE)
 
 
 def _zsre(record: Fields) -> list[dict[str, Any]]:
@@ -125,17 +163,21 @@ def _zsre(record: Fields) -> list[dict[str, Any]]:
     answers = record.get("answers", [record.get("alt")])
     if not isinstance(answers, list) or not answers:
         raise RecordError(f"expected a list of answers, got {answers!r:.60}", "mend it")
-    return [
-        _own(record, "subject", "join")
-        | {
-            "prompt": record["src"],
-            "target_new": answers[0],
-            "paraphrase_prompts": _listed(record.get("rephrase")),
-            "neighborhood_prompts": [_asked(text) for text in _listed(record.get("loc"))],
-            "neighborhood_prompts_answers": _listed(record.get("loc_ans")),
-            "probes": _probes("portability", record.get("portability")),
-        }
-    ]
+    probes, around = _probes("portability", record.get("portability")), list(_questions(_short(record)))
+    new, true = answers[0], ""
+    if probes:  # they follow from alt, which EasyEdit edits to where it asks them
+        if "alt" not in record:
+            raise RecordError("expected alt, which the portability questions follow from, got nothing", "add it")
+        new, true = record["alt"], _other(answers, record["alt"])
+    fields = _own(record, "subject", "join") | {
+        "prompt": record["src"],
+        "target_new": new,
+        "target_true": true,
+        "paraphrase_prompts": _listed(record.get("rephrase")),
+        "neighborhood_prompts": [_asked(question["prompt"]) for question in around],
+        "neighborhood_prompts_answers": _own_answers(around),
+    }
+    return [fields | _answered(probes)]
 
 
 def _asked(text: Any) -> Any:
@@ -153,7 +195,7 @@ def _ripple(record: Fields) -> list[dict[str, Any]]:
             queries += [*asked, *_objects(test, "condition_queries")]
             probes += [_probe(f"ripple: {criterion}", q.get("prompt"), _answers(q.get("answers"))) for q in asked]
     fact = read_edit(record["edit"], queries)
-    return [_own(record, "join") | fact | {"probes": [probe for probe in probes if probe["answers"]]}]
+    return [_own(record, "join") | fact | _answered(probes)]
 
 
 def _flat(record: Fields) -> list[dict[str, Any]]:
@@ -163,14 +205,16 @@ def _flat(record: Fields) -> list[dict[str, Any]]:
         found = next((record[other] for other in others if other in record), None)
         if found is not None and name not in fields:
             fields[name] = _listed(found) if name == "paraphrase_prompts" else _first(found)
-    if "target_true" not in fields:
-        other = [text for text in _answers(record.get("ground_truth")) if text != fields.get("target_new")]
-        fields["target_true"] = other[0] if other else ""
+    fields.setdefault("target_true", _other(record.get("ground_truth"), fields.get("target_new")))
     _add_neighbours(fields, record)
-    probes = [*_probes("portability", record.get("portability")), *_pair("portability", record)]
-    if probes:
-        fields["probes"] = [*_listed(fields.get("probes")), *probes]
-    return [fields]
+    further = _answered([*_probes("portability", record.get("portability")), *_pair("portability", record)])
+    own = fields.get("probes", [])
+    return [fields | further | {"probes": [*own, *further["probes"]] if isinstance(own, list) else own}]
+
+
+def _other(answers: Any, new: Any) -> str:
+    """The first answer that is not the new one."""
+    return next((text for text in _answers(answers) if text not in _answers(new)), "")
 
 
 def _add_neighbours(fields: dict[str, Any], record: Fields) -> None:
@@ -181,7 +225,12 @@ def _add_neighbours(fields: dict[str, Any], record: Fields) -> None:
     own = _listed(fields.get("neighborhood_prompts"))
     answers = _listed(fields.get("neighborhood_prompts_answers")) or [fields["target_true"]] * len(own)
     fields["neighborhood_prompts"] = [*own, *(probe["prompt"] for probe in asked)]
-    fields["neighborhood_prompts_answers"] = [*answers, *(probe["answers"][0] for probe in asked)]
+    fields["neighborhood_prompts_answers"] = [*answers, *_own_answers(asked)]
+
+
+def _own_answers(asked: Iterable[Fields]) -> list[str]:
+    """Answers of neighbourhood prompts, one each; empty where there is none, which D_KL and Top-k do not need."""
+    return [question["answers"][0] if question["answers"] else "" for question in asked]
 
 
 def _pair(what: str, record: Fields) -> list[dict[str, Any]]:
@@ -192,8 +241,14 @@ def _pair(what: str, record: Fields) -> list[dict[str, Any]]:
     return list(_questions({"prompt": record[names[0]], "ground_truth": record.get(names[1])}, what))
 
 
-def _short(record: Fields) -> dict[str, Any] | None:
-    return {name: record.get(name) for name in ("loc", "loc_ans")} if "loc" in record else None
+def _short(record: Fields) -> dict[str, Any]:
+    return {name: record.get(name) for name in ("loc", "loc_ans")} if "loc" in record else {}
+
+
+def _answered(probes: list[dict[str, Any]]) -> dict[str, Any]:
+    """Further questions that can be compared, and how many cannot."""
+    answered = [probe for probe in probes if probe["answers"]]
+    return {"probes": answered, UNANSWERED: len(probes) - len(answered)}
 
 
 def _probes(what: str, value: Any) -> list[dict[str, Any]]:
@@ -203,7 +258,7 @@ def _probes(what: str, value: Any) -> list[dict[str, Any]]:
 
 
 def _questions(value: Any, group: str = "") -> Iterator[dict[str, Any]]:
-    """Questions that have an answer, however they are nested: in lists, under names, as parallel lists."""
+    """Questions with their answers, however they are nested: in lists, under names, as parallel lists."""
     if isinstance(value, list):
         for inner in value:
             yield from _questions(inner, group)
@@ -221,11 +276,11 @@ def _questions(value: Any, group: str = "") -> Iterator[dict[str, Any]]:
 
 def _paired(group: str, prompts: list[Any], answers: Any) -> Iterator[dict[str, Any]]:
     """One question with all the answers, or as many answers as questions."""
-    each = [answers] if len(prompts) == 1 else _listed(answers)
+    each = [answers] if len(prompts) == 1 else _listed(answers) or [None] * len(prompts)
     if len(each) != len(prompts):
         raise RecordError(f"expected as many answers as questions, got {len(each)} for {len(prompts)}", "mend them")
-    probes = [_probe(group, prompt, _answers(answer)) for prompt, answer in zip(prompts, each, strict=True)]
-    yield from (probe for probe in probes if probe["answers"] and probe["prompt"])
+    probes = (_probe(group, prompt, _answers(answer)) for prompt, answer in zip(prompts, each, strict=True))
+    yield from (probe for probe in probes if probe["prompt"])
 
 
 def _probe(group: str, prompt: Any, answers: list[str]) -> dict[str, Any]:
@@ -253,11 +308,11 @@ def _objects(record: Fields, name: str) -> Iterator[Fields]:
 
 def _own(record: Fields, *names: str) -> dict[str, Any]:
     """Those of our own fields that a record has, the target without its number in Wikidata."""
-    fields = {name: record[name] for name in names or OWN if name in record}
+    fields: dict[str, Any] = {name: record.get(name) for name in names or OWN}
     for name in ("target_new", "target_true"):
         if isinstance(fields.get(name), Mapping):
             fields[name] = fields[name].get("str")
-    return fields
+    return present(fields)
 
 
 def _listed(value: Any) -> list[Any]:

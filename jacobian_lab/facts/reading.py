@@ -20,15 +20,20 @@ from jacobian_lab.facts.fact import (
     Probe,
     Refused,
     Repeat,
+    describe,
     listing,
     repeated,
 )
 from jacobian_lab.facts.fields import checked, checked_id
-from jacobian_lab.facts.layouts import layout_of
+from jacobian_lab.facts.layouts import UNANSWERED, layout_of, present
 from jacobian_lab.facts.records import Record, RecordError, parse_slice, read_records
 
 BUILTIN = "builtin"
 """Name of the set of facts that the package ships."""
+
+
+GIVEN = "what was given"
+"""What facts that come from no file are said to be in."""
 
 
 def load_facts(
@@ -84,16 +89,14 @@ def read_facts(
         InputError: If the file or one of its records cannot be used, or the slice is outside it.
     """
     check_choices(on_bad_record, on_repeat, also=(KEEP,))
-    found, unknown = _read(source)
+    found, unknown, unanswered = _read(source)
     start, stop = parse_slice(slice, len(found))
     refused = tuple(item for _, item in found[start:stop] if isinstance(item, Refused))
     placed = [(place, item) for place, item in found[start:stop] if isinstance(item, Fact)]
     if refused and (on_bad_record == REFUSE or not (placed or on_repeat == KEEP)):
         raise InputError(refusal(refused, source, bool(placed)))
-    groups: dict[tuple[str, str], list[tuple[str, Fact]]] = {}
-    for place, fact in placed:
-        groups.setdefault((fact.subject, fact.prompt), []).append((place, fact))
-    repeats = [_repeat(group) for group in groups.values() if len(group) > 1]
+    groups = _grouped(placed)
+    repeats = _repeats(groups)
     facts = [fact for _, fact in placed]
     if on_repeat in {FIRST, LAST}:
         facts = _once(facts, groups, on_repeat)
@@ -103,7 +106,47 @@ def read_facts(
     duplicates = tuple(repeat for repeat in repeats if len(set(repeat.answers)) == 1)
     conflicts = tuple(repeat for repeat in repeats if len(set(repeat.answers)) > 1)
     places = {fact.id: place for place, fact in placed}
-    return FactFile(tuple(facts), refused, duplicates, conflicts, unknown, on_repeat, places)
+    lacking = {place: unanswered[place] for place, _ in found[start:stop] if place in unanswered}
+    return FactFile(tuple(facts), refused, duplicates, conflicts, unknown, on_repeat, places, lacking)
+
+
+def check_facts(facts: Sequence[Fact]) -> None:
+    """Refuse facts of one's own making that no file would give.
+
+    Args:
+        facts: The facts.
+
+    Raises:
+        InputError: If one would be refused or read otherwise, or ids, or subjects and prompts, come more than once.
+    """
+    for fact, fields in zip(facts, describe(facts), strict=True):
+        try:
+            checked_id(fields, 0)
+            read = _fact(fields | {"neighborhood_prompts_answers": fact.neighborhood_answers}, fact.id)
+        except RecordError as error:
+            what, _, todo = str(error).rpartition(": ")
+            raise InputError(f"{what} in fact {fact.id!r}: {todo}") from error
+        for name, value in vars(fact).items():
+            expected = getattr(read, name)
+            if value != expected:
+                raise InputError(
+                    f"expected {expected!r:.90} as {name} of fact {fact.id!r}, got {value!r:.90}: write it so"
+                )
+    _check_unique(facts, GIVEN)
+    if repeats := _repeats(_grouped([(f"fact {place}", fact) for place, fact in enumerate(facts)])):
+        raise InputError(_repeat_refusal(repeats, GIVEN))
+
+
+def _grouped(placed: Sequence[tuple[str, Fact]]) -> dict[tuple[str, str], list[tuple[str, Fact]]]:
+    """Facts with their places, by subject and prompt."""
+    groups: dict[tuple[str, str], list[tuple[str, Fact]]] = {}
+    for place, fact in placed:
+        groups.setdefault((fact.subject, fact.prompt), []).append((place, fact))
+    return groups
+
+
+def _repeats(groups: Mapping[tuple[str, str], Sequence[tuple[str, Fact]]]) -> list[Repeat]:
+    return [_repeat(group) for group in groups.values() if len(group) > 1]
 
 
 def refusal(refused: Sequence[Refused], source: str | Path, others: bool) -> str:
@@ -142,22 +185,25 @@ def check_choices(on_bad_record: str, on_repeat: str, also: Sequence[str] = ()) 
             raise InputError(f"expected ⟨{option}⟩ of {', '.join(choices)}, got {chosen!r}: choose one of them")
 
 
-def _read(source: str | Path) -> tuple[list[tuple[str, Fact | Refused]], dict[str, int]]:
-    """Every fact or refused record with its place, and how often there are fields that nothing uses."""
+def _read(source: str | Path) -> tuple[list[tuple[str, Fact | Refused]], dict[str, int], dict[str, int]]:
+    """Every fact or refused record with its place, how often fields are of no use, and questions left out by place."""
     if str(source) == BUILTIN:
         records = [Record(f"record {index}", content) for index, content in enumerate(builtin_records())]
     else:
         records = read_records(Path(source))
     found: list[tuple[str, Fact | Refused]] = []
-    unknown: Counter[str] = Counter()
+    unknown, unanswered = Counter[str](), Counter[str]()
     for index, record in enumerate(records):
         try:
-            layout = layout_of(_object(record))
-            found += [(record.place, fact) for fact in _facts(layout.read(record.content), record, index)]
-            unknown.update(layout.unknown(record.content))
+            content = present(_object(record))
+            layout = layout_of(content)
+            readings = layout.read(content)
+            found += [(record.place, fact) for fact in _facts(readings, content, index)]
+            unknown.update(layout.unknown(content))
+            unanswered[record.place] += sum(reading.get(UNANSWERED, 0) for reading in readings)
         except RecordError as error:
             found.append((record.place, Refused(record.place, _own_id(record.content), str(error))))
-    return found, dict(unknown)
+    return found, dict(unknown), dict(+unanswered)
 
 
 def _own_id(content: Any) -> int | str | None:
@@ -172,9 +218,9 @@ def _object(record: Record) -> Mapping[str, Any]:
     return record.content
 
 
-def _facts(readings: Sequence[Mapping[str, Any]], record: Record, index: int) -> list[Fact]:
+def _facts(readings: Sequence[Mapping[str, Any]], content: Mapping[str, Any], index: int) -> list[Fact]:
     """The facts of one record; they are numbered where it has several."""
-    name = checked_id(record.content, index)
+    name = checked_id(content, index)
     names = [name] if len(readings) == 1 else [f"{name}/{number}" for number in range(len(readings))]
     return [_fact(fields, own) for fields, own in zip(readings, names, strict=True)]
 

@@ -13,15 +13,17 @@ from torch import Tensor
 
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.metrics import check_questions, predicting_states
-from jacobian_lab.facts.fact import KEEP, SKIP, Fact, Repeat
+from jacobian_lab.facts.fact import KEEP, SKIP, Fact, FactFile, Repeat, listing, on_one_line
 from jacobian_lab.facts.reading import read_facts
 from jacobian_lab.jobs.config import SubjectConfig
-from jacobian_lab.jobs.setup import open_model
+from jacobian_lab.jobs.setup import check_options, open_model
 from jacobian_lab.maps.agreement import TOLERANCE, check_replay
 from jacobian_lab.maps.hooks import decisive_keys
 from jacobian_lab.model.chat import chat_settings
+from jacobian_lab.model.devices import check_places, places_of
 from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.rows import check_fact, sorted_out
+from jacobian_lab.model.sources import is_here
 from jacobian_lab.model.tokens import Prompt
 from jacobian_lab.progress import bar
 
@@ -60,11 +62,16 @@ def inspect(config: CheckConfig) -> Report:
         answer, answer_tokens, known, rank, probability, says``), ``refused`` (records that cannot be edited, with
         ``place, id, reason``), ``unasked`` (likewise, facts that can be edited and not evaluated), ``duplicates`` and
         ``conflicts`` (``subject, prompt, places, ids, answers``),
-        ``near`` (pairs of facts whose keys are nearly the same) and ``unknown_fields``.
+        ``near`` (pairs of facts whose keys are nearly the same), ``same_last_token`` (``id, token`` of facts whose new
+        answer ends in the last token of the true one), ``unknown_fields``, ``unanswered`` (further questions that have
+        no answer, by place), ``counts``, and ``passed``: no record is refused, no facts conflict, and no check of the
+        model fails.
 
     Raises:
-        InputError: If the file of facts cannot be read at all.
+        InputError: If an option means nothing, the file of facts cannot be read at all, or there is no such model.
     """
+    check_options(config)
+    check_places(places_of(config.device), config.device)
     file = read_facts(config.facts, config.slice, on_bad_record=SKIP, on_repeat=KEEP)
     report: Report = {
         "model": {"name": config.model, "checks": [], "refused": None},
@@ -74,15 +81,25 @@ def inspect(config: CheckConfig) -> Report:
         "conflicts": [_repeat(repeat) for repeat in file.conflicts],
         "unasked": [],
         "near": [],
-        "unknown_fields": dict(file.unknown or {}),
+        "same_last_token": [],
+        "unknown_fields": dict(file.unknown),
+        "unanswered": dict(file.unanswered),
     }
     try:
         model, layers = open_model(config)
     except InputError as error:
+        if not is_here(config.model):
+            raise
         report["model"]["refused"] = str(error)
-        return report
+    else:
+        _look(report, file, model, layers)
+    return report | _judged(report)
+
+
+def _look(report: Report, file: FactFile, model: LanguageModel, layers: Layers) -> None:
+    """Add to a report what takes a model."""
     facts, refused = sorted_out(file.facts, partial(check_fact, model), file.places)
-    _, unasked = sorted_out(facts, partial(check_questions, model), file.places)
+    asked, unasked = sorted_out(facts, partial(check_questions, model), file.places)
     rows = [model.fact_prompt(fact, answer=True) for fact in facts]
     report["refused"] += [asdict(each) for each in refused]
     report["unasked"] = [asdict(each) for each in unasked]
@@ -91,7 +108,29 @@ def inspect(config: CheckConfig) -> Report:
         _shown(model, fact, row) | known for fact, row, known in zip(facts, rows, _known(model, rows), strict=True)
     ]
     report["near"] = near_keys(model, facts, layers)
-    return report
+    report["same_last_token"] = list(_same_last_token(model, asked))
+
+
+def _judged(report: Report) -> Report:
+    """How much of each kind there is, and whether one can go on with it."""
+    failed = [check for check in report["model"]["checks"] if not check["passed"]]
+    counts = {
+        "facts": len(report["facts"]),
+        **{name: len(report[name]) for name in ("refused", "unasked", "conflicts", "duplicates", "same_last_token")},
+        "failed_checks": len(failed) or int(report["model"]["refused"] is not None),
+    }
+    wrong = ("refused", "unasked", "conflicts", "failed_checks")
+    return {"counts": counts, "passed": not any(counts[name] for name in wrong)}
+
+
+def _same_last_token(model: LanguageModel, facts: Sequence[Fact]) -> Iterator[dict[str, Any]]:
+    """Facts whose new answer ends as the true one does, so that the token says nothing of the edit."""
+    for fact in facts:
+        if fact.target_true:
+            answers = (fact.target_new, fact.target_true)
+            new, true = (model.text_prompt(fact.text, answer, fact.join).answer[-1] for answer in answers)
+            if new == true:
+                yield {"id": fact.id, "token": _pieces(model, [new])[0]}
 
 
 def summary(report: Report) -> Iterator[str]:
@@ -121,9 +160,11 @@ def summary(report: Report) -> Iterator[str]:
         state = (
             "known" if fact["known"] else f"rank {fact['rank']}, p = {fact['probability']:.2g}, says {fact['says']!r}"
         )
-        told = "|".join(pieces).replace("\n", "⏎")
-        yield f"  {fact['id']}: {told} → {'|'.join(fact['answer_tokens'])}   ({state})"
-    yield from _findings(report)
+        yield on_one_line(f"  {fact['id']}: {'|'.join(pieces)} → {'|'.join(fact['answer_tokens'])}   ({state})")
+    yield ""
+    yield from map(on_one_line, _findings(report))
+    yield ""
+    yield _verdict(report)
 
 
 def near_keys(model: LanguageModel, facts: Sequence[Fact], layers: Layers) -> list[dict[str, Any]]:
@@ -264,7 +305,7 @@ def _repeat(repeat: Repeat) -> dict[str, Any]:
 def _findings(report: Report) -> Iterator[str]:
     """What is wrong, or worth knowing, with the facts together."""
     known = sum(fact["known"] for fact in report["facts"])
-    yield f"\n{len(report['facts'])} facts can be edited; the model gives the new answer already for {known}."
+    yield f"{len(report['facts'])} facts can be edited; the model gives the new answer already for {known}."
     for record in report["refused"]:
         yield f"  refused: {record['place']}: {record['reason']}"
     for record in report["unasked"]:
@@ -281,5 +322,24 @@ def _findings(report: Report) -> Iterator[str]:
         yield f"  near: {pair['ids'][0]} and {pair['ids'][1]} have {same} ({' / '.join(pair['answers'])})"
     if len(report["near"]) > 10:
         yield f"  … and {len(report['near']) - 10} more pairs of facts with nearly the same key (--json has all)"
+    if report["same_last_token"]:
+        named = listing([f"{fact['id']} ({fact['token']!r})" for fact in report["same_last_token"]])
+        yield f"  new answers that end in the last token of the true one: {named}"
+    for place, count in report["unanswered"].items():
+        yield f"  not asked: {count} further questions of {place}, which have no answer"
     for name, count in report["unknown_fields"].items():
         yield f"  not used: the field {name!r} of {count} records"
+
+
+def _verdict(report: Report) -> str:
+    names = {
+        "facts": "facts that can be edited",
+        "refused": "records refused",
+        "unasked": "not to be evaluated",
+        "conflicts": "conflicts",
+        "duplicates": "duplicates",
+        "same_last_token": "with the true answer's last token",
+        "failed_checks": "checks of the model that fail",
+    }
+    counted = ", ".join(f"{what} {report['counts'][name]}" for name, what in names.items())
+    return f"{'passed' if report['passed'] else 'FAILED'}: {counted}"

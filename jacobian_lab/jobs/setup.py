@@ -212,9 +212,7 @@ def open_model(config: SubjectConfig, *, sketch: Places | None = None) -> tuple[
     Raises:
         InputError: If either cannot be used.
     """
-    if config.protocol is not None and config.protocol.lower() not in KNOWN:
-        raise InputError(f"expected a protocol of {', '.join(KNOWN)}, got {config.protocol!r}: choose one of them")
-    layers = None if config.layers is None else parse_layers(config.layers)
+    layers = check_options(config)
     if sketch is None:
         model = load_model(config.model, config.dtype, config.device)
     else:
@@ -236,6 +234,23 @@ def _chat(config: SubjectConfig, model: LanguageModel) -> Chat | None:
             "template is filled in"
         )
     return None
+
+
+def check_options(config: SubjectConfig) -> Layers | None:
+    """Refuse what no model could be opened with.
+
+    Args:
+        config: Which.
+
+    Returns:
+        The layers that are named, if some are.
+
+    Raises:
+        InputError: If the protocol or the layers mean nothing.
+    """
+    if config.protocol is not None and config.protocol.lower() not in KNOWN:
+        raise InputError(f"expected a protocol of {', '.join(KNOWN)}, got {config.protocol!r}: choose one of them")
+    return None if config.layers is None else parse_layers(config.layers)
 
 
 def load_subject(

@@ -83,6 +83,18 @@ def find_source(name: str, *, weights: bool = True) -> Source:
     return Source(folder)
 
 
+def is_here(name: str) -> bool:
+    """Whether a model is on this disk, usable or not.
+
+    Args:
+        name: As `find_source` has it.
+
+    Returns:
+        Whether it is embedded, a file or folder, or whole in the cache of the hub.
+    """
+    return name in EMBEDDED or Path(name).exists() or hub.cached(_on_hub(name)) is not None
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """Read a config.json.
 
@@ -196,13 +208,17 @@ def _embedded(name: str) -> Path:
 
 def _from_hub(name: str, *, weights: bool) -> Path:
     """Folder of a model of the hub: from the cache if it is whole there, else fetched."""
-    known = KNOWN.get(name.lower())
-    name = known.hub or name if known else name
+    name = _on_hub(name)
     folder = hub.cached(name)
     if folder is not None:
         return folder
     check_config(hub.fetch_config(name))
     return hub.fetch(name, weights=weights)
+
+
+def _on_hub(name: str) -> str:
+    known = KNOWN.get(name.lower())
+    return known.hub or name if known else name
 
 
 def _dequantised(gguf: Path) -> Source:

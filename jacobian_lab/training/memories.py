@@ -18,6 +18,7 @@ from jacobian_lab.caching import written_whole
 from jacobian_lab.editing.deltas import note_other_chat, read_saved
 from jacobian_lab.errors import InputError
 from jacobian_lab.maps.hooks import batches, forward
+from jacobian_lab.model.edited import sole_edit
 from jacobian_lab.model.language_model import LanguageModel, cache_name, matrix
 from jacobian_lab.model.tokens import PASSING, Prompt
 
@@ -102,6 +103,9 @@ class Memory:
 
         Yields:
             Nothing.
+
+        Raises:
+            InputError: If the model is edited already.
         """
         activation, asked = activation_of(model), _Asked(model)
 
@@ -117,15 +121,16 @@ class Memory:
                 output = torch.where((kept[self] == number)[:, None, None], other, output)
             return output
 
-        handles = [
-            model.trunk.register_forward_pre_hook(asked.begin, with_kwargs=True),
-            self.place.module(model).register_forward_hook(serve),
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        with sole_edit(model):
+            handles = [
+                model.trunk.register_forward_pre_hook(asked.begin, with_kwargs=True),
+                self.place.module(model).register_forward_hook(serve),
+            ]
+            try:
+                yield
+            finally:
+                for handle in handles:
+                    handle.remove()
 
     def route(self, found: Float[Tensor, "side row"]) -> Int[Tensor, " row"]:
         """Which side serves each row: the farthest of those that are far enough.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from jacobian_lab.editing.deltas import delta_dtype, save_delta, save_model
 from jacobian_lab.errors import InputError
 from jacobian_lab.maps.replay import Frozen, freeze, tail_outputs
+from jacobian_lab.model.edited import sole_edit
 from jacobian_lab.model.language_model import LanguageModel, matrix
 from jacobian_lab.model.tokens import Prompt
 from jacobian_lab.training.hypernetworks import (
@@ -104,12 +105,16 @@ class RLEdit:
 
         Yields:
             Nothing.
+
+        Raises:
+            InputError: If the model is edited already.
         """
-        before = {name: matrix(module).clone() for name, module in self.modules.items()}
-        try:
-            yield
-        finally:
-            self._put(before)
+        with sole_edit(self.model):
+            before = {name: matrix(module).clone() for name, module in self.modules.items()}
+            try:
+                yield
+            finally:
+                self._put(before)
 
     def train(self, advance: Callable[[int], Any] = lambda _: None) -> Iterator[None]:
         """Go through the lessons in sequences of edits, as often as is set, and learn from what the edits do.

@@ -17,6 +17,7 @@ from helpers.published import (
     ripple,
 )
 
+from jacobian_lab.evaluation.questions import neighborhood
 from jacobian_lab.facts.fact import Probe
 from jacobian_lab.facts.layouts import layout_of, meant
 from jacobian_lab.facts.reading import read_facts
@@ -118,6 +119,102 @@ def test_portability_with_new_question_and_new_answer(tmp_path):
     portability = {"Recalled Relation": "(a, b, c)", "New Question": "Which land has it?", "New Answer": "Italy"}
     (fact,) = facts_of(tmp_path, ZSRE | {"portability": portability})
     assert fact.probes == (Probe("portability", "Which land has it?", ("Italy",)),)
+
+
+def test_zsre_with_portability_is_edited_to_what_its_questions_follow_from(tmp_path):
+    record = ZSRE | {"portability": {"New Question": "Which land has it?", "New Answer": "England"}}
+    (fact,) = facts_of(tmp_path, record)
+    assert (fact.target_new, fact.target_true) == ("Bath", "Rome")
+    (same,) = facts_of(tmp_path, record | {"answers": ["Bath", "Rome"]})
+    assert (same.target_new, same.target_true) == ("Bath", "Rome")
+    for nothing in ({}, None):
+        (plain,) = facts_of(tmp_path, record | {"portability": nothing})
+        assert (plain.target_new, plain.target_true) == ("Rome", "")
+    del record["alt"]
+    assert "expected alt, which the portability questions follow from" in reason_of(tmp_path, record)
+
+
+@pytest.mark.parametrize("prompt", ["loc", "neighborhood_prompts"])
+def test_answers_of_neighbourhood_prompts_are_stripped(tmp_path, prompt):
+    answer = {"loc": "loc_ans", "neighborhood_prompts": "neighborhood_prompts_answers"}[prompt]
+    for value in (" Oslo", "Oslo ", "\tOslo\n"):
+        records = {"loc": ZSRE | {answer: value}, "neighborhood_prompts": WILD | {prompt: ["B is in"], answer: [value]}}
+        (fact,) = facts_of(tmp_path, records[prompt])
+        assert fact.neighborhood_answers[0] == "Oslo"
+
+
+def test_neighbourhood_prompts_need_no_answer(tmp_path):
+    asked = {
+        "Forgetfulness": [{"prompt": "B is in", "ground_truth": []}, {"prompt": "C is in", "ground_truth": ["Oslo"]}]
+    }
+    lists = {"Forgetfulness": {"prompt": ["B is in", "C is in"], "ground_truth": [None, "Oslo"]}}
+    for locality in (asked, lists):
+        (fact,) = facts_of(tmp_path, KNOWEDIT | {"locality": locality})
+        assert fact.neighborhood_prompts == ("B is in", "C is in")
+        assert fact.neighborhood_answers == ("", "Oslo")
+        assert neighborhood(fact) == [("B is in", ""), ("C is in", "Oslo")]
+    (silent,) = facts_of(tmp_path, ZSRE | {"loc_ans": None})
+    assert silent.neighborhood_answers == ("",)
+
+
+def test_further_questions_without_an_answer_are_counted_with_their_place(tmp_path):
+    path = tmp_path / "f.json"
+    hop = {"question": "who?", "answer": None, "answer_alias": []}
+    ripples = ripple("AUTHOR", "The name of the author of X is Mira.", None, [query("The gender of X is")])
+    records = [KNOWEDIT, ZSRE, MQUAKE | {"new_single_hops": [hop, hop]}, ripples]
+    path.write_text(json.dumps(records), "utf-8")
+    file = read_facts(path)
+    assert file.unanswered == {"record 0": 1, "record 2": 2, "record 3": 1}
+    assert file.left_out() == {"unanswered": ["record 0: 1", "record 2: 2", "record 3: 1"]}
+    assert file.notes() == ["further questions without an answer, not asked: 4 (record 0: 1; record 2: 2; record 3: 1)"]
+    assert read_facts(path, "1:3").unanswered == {"record 2": 2}
+
+
+@pytest.mark.parametrize(
+    ("record", "unknown", "other"),
+    [
+        (COUNTERFACT, "requested_rewrite.rephrase", None),
+        (MQUAKE, "requested_rewrite.target_nwe", "target_new"),
+        (KNOWEDIT, "portability.ground_thruth", "ground_truth"),
+        (KNOWEDIT, "locality.answers", "answer"),
+        (WILD | {"probes": [{"group": "why", "prompt": "what?", "answers": ["x"]}]}, "probes.anwsers", "answers"),
+    ],
+)
+def test_misspelt_fields_inside_a_field_are_named(record, unknown, other):
+    field, _, name = unknown.partition(".")
+    holder = json.loads(json.dumps(record))
+    inner = holder[field]
+    while isinstance(inner, list) or "prompt" not in inner:
+        inner = inner[0] if isinstance(inner, list) else next(iter(inner.values()))
+    inner[name] = ["x"]
+    assert layout_of(holder).unknown(holder) == [unknown]
+    assert meant(unknown) == other
+
+
+def test_what_is_null_is_as_if_it_were_absent(tmp_path):
+    for record in (*PUBLISHED.values(), WILD | {"probes": [{"group": "why", "prompt": "what?", "answers": ["x"]}]}):
+        without = [name for name in record if name not in {"id", "case_id"}]
+        expected = {name: _read_or_reason(tmp_path, _less(record, name)) for name in without}
+        assert {name: _read_or_reason(tmp_path, record | {name: None}) for name in without} == expected
+    full = WILD | {"target_true": "Oslo", "join": "", "id": 0, "ground_truth": None}
+    nulls = dict.fromkeys(("target_true", "join", "id", "case_id", "probes", "neighborhood_prompts"))
+    assert facts_of(tmp_path, full | nulls) == facts_of(tmp_path, _less(full, *nulls))
+    rewrite = COUNTERFACT["requested_rewrite"] | {"target_true": None, "join": None}
+    (fact,) = facts_of(tmp_path, COUNTERFACT | {"requested_rewrite": rewrite})
+    assert (fact.target_true, fact.join) == ("", None)
+    (fact,) = facts_of(tmp_path, QAEDIT | {"target_new": None, "target_true": {"str": None}})
+    assert (fact.target_new, fact.target_true) == ("Mira Vale", "")
+
+
+def _less(record, *names):
+    return {name: value for name, value in record.items() if name not in names}
+
+
+def _read_or_reason(tmp_path, record):
+    path = tmp_path / "f.json"
+    path.write_text(json.dumps([record]), "utf-8")
+    file = read_facts(path, on_bad_record="skip", on_repeat="keep")
+    return file.facts, file.refused, file.unanswered
 
 
 def test_mquake_gives_one_fact_a_rewrite_and_the_questions_to_the_first(tmp_path):

@@ -3,14 +3,15 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from helpers.commands import holding
 
 from jacobian_lab.cli import facts as facts_command
 from jacobian_lab.errors import InputError
-from jacobian_lab.facts.fact import describe
-from jacobian_lab.facts.reading import BUILTIN, load_facts, parse_slice, read_facts
+from jacobian_lab.facts.fact import Fact, describe
+from jacobian_lab.facts.reading import BUILTIN, check_facts, load_facts, parse_slice, read_facts
 from jacobian_lab.jobs.config import ComputingConfig
 from jacobian_lab.jobs.setup import load_subject
 
@@ -72,6 +73,7 @@ def test_shared_files(shared):
     assert [fact.id for fact in counterfact] == [107, 108, 109, 110]
     zsre = load_facts(shared / "data" / "zsre_2000.json")
     assert len(zsre) == 2000
+    assert len(load_facts(shared / "data" / "counterfact_2000.json")) == 2000
     assert all(len(fact.neighborhood_answers) == len(fact.neighborhood_prompts) == 1 for fact in zsre)
 
 
@@ -95,7 +97,7 @@ def test_bad_slices(text):
         ("", "at least one fact"),
         ("{broken", "neither"),
         ('["text"]', "expected an object"),
-        ([{**RECORD, "subject": None}], "field 'subject', got None"),
+        ([{**RECORD, "subject": None}], "field 'subject', got nothing"),
         (
             [{k: v for k, v in RECORD.items() if k != "target_new"}],
             "field 'target_new', got nothing",
@@ -117,6 +119,23 @@ def test_bad_slices(text):
         ([{"subject": "Ada", "src": "Where does Ada live?", "answers": "Rome"}], "list of answers, got 'Rome'"),
         ('[{"subject": "\\ud800", "prompt": "{} is", "target_new": "x"}]', "lone surrogate"),
         ([{**RECORD, "id": 2**70}], "whole number or a string as id"),
+        ([{**RECORD, "id": "x\0"}], "an id that can be written, got a NUL"),
+        ([{**RECORD, "case_id": "x\0", "id": None}], "an id that can be written, got a NUL"),
+        *(
+            ([{**RECORD, name: "x\0"}], f"text in the field '{name}', got a NUL")
+            for name in ("subject", "prompt", "target_new", "target_true")
+        ),
+        *(
+            ([{**RECORD, "neighborhood_prompts": ["x"], name: ["x\0"]}], f"list of texts in the field '{name}'")
+            for name in ("paraphrase_prompts", "neighborhood_prompts", "neighborhood_prompts_answers")
+        ),
+        ([{**RECORD, "probes": [{"group": "x\0", "prompt": "x", "answers": ["x"]}]}], "'group', got a NUL"),
+        ([{**RECORD, "probes": [{"group": "x", "prompt": "x\0", "answers": ["x"]}]}], "'prompt', got a NUL"),
+        (
+            [{**RECORD, "probes": [{"group": "x", "prompt": "x", "answers": ["x\0"]}]}],
+            "list of texts in the field 'answers",
+        ),
+        ([{**RECORD, "portability": {"x\0": {"prompt": "x", "ground_truth": "x"}}}], "'group', got a NUL"),
         ("[" * 100_000, "neither"),
     ],
 )
@@ -154,6 +173,45 @@ def test_a_prompt_may_have_its_subject_written_out(tmp_path):
     ]
     path = write(tmp_path / "f.json", [{**RECORD, "id": i, "prompt": text} for i, (text, _) in enumerate(written)])
     assert [fact.prompt for fact in load_facts(path)] == [prompt for _, prompt in written]
+
+
+@pytest.mark.parametrize(
+    ("subject", "prompt", "rest"),
+    [
+        ("Ana", "The Banana that Anabel ate was", None),
+        ("Ana", "The Banana that Ana ate was", "The Banana that {} ate was"),
+        ("Ana", "Banana and Ana's dog", "Banana and {}'s dog"),
+        ("Ana", "Anabel, Ana-Maria", "Anabel, {}-Maria"),
+        ("Ana", "Ana\u2019s dog", "{}\u2019s dog"),
+        ("Ana", "(Ana)", "({})"),
+        ("German", "Germany borders on", None),
+        ("Apollo 1", "Apollo 11 flew to", None),
+        ("Анна", "Аннабель живёт в", None),
+        ("Άννα", "Η Άνναμπελ ζει", None),
+        ("Jose", "Jose\u0301 lives in", None),
+        ("Jose\u0301", "Jose\u0301 lives in", "{} lives in"),
+        ("Yahoo!", "Yahoo! was founded by", "{} was founded by"),
+        (".NET", "What is .NET?", "What is {}?"),
+        ("C++", "C++11 came after", "{}11 came after"),
+        ("anana", "Bananana anana", "Bananana {}"),
+        ("Tokyo", "首都はTokyoです", "首都は{}です"),
+        ("東京", "東京都は", "{}都は"),
+        ("กรุงเทพ", "เมืองกรุงเทพอยู่ใน", "เมือง{}อยู่ใน"),
+        ("서울", "서울은 어디에", "{}은 어디에"),
+        ("القاهرة", "والقاهرة في", "و{} في"),
+        ("राम", "श्रीराम और राम का", "श्रीराम और {} का"),
+    ],
+)
+def test_a_subject_stands_as_words_of_its_own_where_words_are_spelled_apart(tmp_path, subject, prompt, rest):
+    record = {**RECORD, "subject": subject, "prompt": prompt}
+    path = write(tmp_path / "f.json", [{**RECORD, "id": 8}, record])
+    if rest is not None:
+        assert load_facts(path)[1].prompt == rest
+        return
+    with pytest.raises(InputError, match=r"only inside another word of .* in record 1 of .*: mend it, or put {}"):
+        load_facts(path)
+    marked = prompt.replace(subject, "{}", 1)
+    assert load_facts(write(path, [{**record, "prompt": marked}]))[0].prompt == marked
 
 
 @pytest.mark.parametrize(
@@ -222,7 +280,7 @@ def test_a_slice_is_by_place_so_that_bad_records_outside_it_are_in_nobody_s_way(
 
 def test_one_bad_record_has_the_line_for_itself(tmp_path):
     path = write(tmp_path / "f.json", [RECORD, {**RECORD, "id": 8, "target_new": None}])
-    words = "expected text in the field 'target_new', got None in record 1 of .*: add it, or go on without"
+    words = "expected text in the field 'target_new', got nothing in record 1 of .*: add it, or go on without"
     with pytest.raises(InputError, match=words):
         load_facts(path)
 
@@ -269,6 +327,47 @@ def test_duplicates_are_told_from_conflicts(tmp_path):
     assert (file.duplicates[0].places, file.conflicts) == (("record 0", "record 2"), ())
     kept = read_facts(path, on_repeat="keep")
     assert (len(kept.facts), kept.duplicates) == (3, file.duplicates)
+
+
+@pytest.mark.parametrize("name", ["counterfact_2000.json", "zsre_2000.json"])
+def test_shared_records_with_their_subject_written_out_are_the_same_facts(shared, tmp_path, name):
+    records = json.loads((shared / "data" / name).read_text("utf-8"))
+    written = [{**record, "prompt": record["prompt"].replace("{}", record["subject"])} for record in records]
+    found = read_facts(write(tmp_path / "f.json", written))
+    assert (len(found.facts), found.facts) == (2000, load_facts(shared / "data" / name))
+
+
+FACT = Fact("ada", "Ada", "{} lives in", "Rome", "Bath", ("Ada's home is",), ("Bea lives in",), ("Oslo",))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"prompt": "Someone lives in"}, "expected one {} in the prompt .* in fact 'ada'"),
+        ({"prompt": "Ada lives in"}, "expected '{} lives in' as prompt of fact 'ada', got 'Ada lives in'"),
+        ({"target_new": " Rome"}, "expected 'Rome' as target_new of fact 'ada', got ' Rome': write it so"),
+        ({"neighborhood_answers": (" Oslo",)}, "as neighborhood_answers of fact 'ada', got"),
+        ({"id": "ada\0"}, "an id that can be written"),
+        ({"subject": "A\0"}, "'subject', got a NUL"),
+        ({"subject": ""}, "a subject that is not empty"),
+    ],
+)
+def test_facts_of_one_s_own_making_are_such_as_a_file_gives(changes, words):
+    check_facts([FACT, replace(FACT, id="bea", subject="Bea")])
+    with pytest.raises(InputError, match=words):
+        check_facts([replace(FACT, **changes)])
+
+
+def test_facts_of_one_s_own_making_come_once():
+    with pytest.raises(InputError, match="every fact to have its own id, got 'ada' twice"):
+        check_facts([FACT, replace(FACT, subject="Bea")])
+    with pytest.raises(InputError, match="'Ada lives in' -> Rome / Bern in fact 0, fact 1"):
+        check_facts([FACT, replace(FACT, id="other", target_new="Bern")])
+
+
+def test_facts_that_are_read_pass_as_one_s_own(shared):
+    for source in (BUILTIN, shared / "data" / "counterfact_2000.json", shared / "data" / "zsre_2000.json"):
+        check_facts(load_facts(source, on_repeat="first"))
 
 
 def test_the_built_in_facts_have_no_repeats():

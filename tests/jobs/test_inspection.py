@@ -78,7 +78,7 @@ def test_every_kind_of_tokenizer(kind, tmp_path, check):
 
 def test_facts_that_can_be_edited_and_not_evaluated_are_named(tmp_path, folders, check):
     long = {**GOOD, "id": "long", "subject": "Bea", "paraphrase_prompts": ["x y " * 300 + "Bea was born in"]}
-    report = check("--facts", write(tmp_path / "f.json", [GOOD, long]), model=folders["gpt2"])
+    report = check("--facts", write(tmp_path / "f.json", [GOOD, long]), model=folders["gpt2"], status=1)
     assert [fact["id"] for fact in report["facts"]] == ["good", "long"]
     (unasked,) = report["unasked"]
     assert (unasked["place"], unasked["id"]) == ("record 1", "long")
@@ -120,7 +120,7 @@ def test_conflicts_duplicates_and_bad_records_are_listed_side_by_side(tmp_path, 
         {**GOOD, "id": "long", "subject": "Bea " + "x y " * 300},
         {**GOOD, "id": "misspelt", "subject": "Cleo", "paraphrases": ["x"]},
     ]
-    report = check("--facts", write(tmp_path / "f.json", records), model=folders["gpt2"])
+    report = check("--facts", write(tmp_path / "f.json", records), model=folders["gpt2"], status=1)
     assert [each["ids"] for each in report["conflicts"]] == [["good", "other", "again"]]
     assert report["conflicts"][0]["answers"] == ["Rome", "Bath", "Rome"]
     assert [each["ids"] for each in report["duplicates"]] == [["twin", "twin 2"]]
@@ -131,7 +131,7 @@ def test_conflicts_duplicates_and_bad_records_are_listed_side_by_side(tmp_path, 
 
 
 def test_a_file_without_one_usable_record_is_reported_too(tmp_path, folders, check):
-    report = check("--facts", write(tmp_path / "f.json", [{**GOOD, "target_new": ""}]), model=folders["gpt2"])
+    report = check("--facts", write(tmp_path / "f.json", [{**GOOD, "target_new": ""}]), model=folders["gpt2"], status=1)
     assert (report["facts"], len(report["refused"])) == ([], 1)
 
 
@@ -149,15 +149,15 @@ def test_keys_that_are_nearly_the_same_are_named(tiny):
 
 def test_a_model_that_is_refused_says_why(tmp_path, folders, check):
     Gemma2Config(vocab_size=32, hidden_size=16, num_hidden_layers=1).save_pretrained(tmp_path / "gemma")
-    report = check("--slice", "0:2", model=tmp_path / "gemma", status=2)
+    report = check("--slice", "0:2", model=tmp_path / "gemma", status=1)
     assert "gemma2, whose MLP output passes a norm" in report["model"]["refused"]
     assert report["facts"] == []
     folder = make_folder(tmp_path / "m", CONFIGS["gpt2"])
     weights = load_file(folder / "model.safetensors")
     weights["transformer.h.2.mlp.c_proj.weight"][0, 0] = float("nan")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    assert "NaN or infinity" in check("--slice", "0:2", model=folder, status=2)["model"]["refused"]
-    report = check("--slice", "0:2", "--layers", "4-9", model=folders["gpt2"], status=2)
+    assert "NaN or infinity" in check("--slice", "0:2", model=folder, status=1)["model"]["refused"]
+    report = check("--slice", "0:2", "--layers", "4-9", model=folders["gpt2"], status=1)
     assert "expected layers from 0 to 5" in report["model"]["refused"]
 
 
@@ -166,7 +166,7 @@ def test_a_replay_that_fails_is_reported(folders, check, monkeypatch):
 
     original = LanguageModel.positional
     monkeypatch.setattr(LanguageModel, "positional", lambda self, hidden, at: original(self, hidden, at * 2))
-    report = check("--slice", "0:2", model=folders["llama"], status=2)
+    report = check("--slice", "0:2", model=folders["llama"], status=1)
     (replay,) = [each for each in report["model"]["checks"] if each["check"] == "replay"]
     assert not replay["passed"]
     assert "to give the hidden states" in report["model"]["refused"]
@@ -192,7 +192,9 @@ def test_text_says_what_json_says(folders, tmp_path, capsys):
     thesis.mkdir(parents=True)
     os.utime(thesis, (1, 1))
     facts = str(write(tmp_path / "f.json", records))
-    cli.main(["check", "--device", "cpu", "--model", str(folders["llama"]), "--facts", facts, "--out", str(out)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["check", "--device", "cpu", "--model", str(folders["llama"]), "--facts", facts, "--out", str(out)])
+    assert ended.value.code == 1
     text = capsys.readouterr().out
     assert "ok   replay" in text
     assert "⟦" in text
@@ -200,13 +202,91 @@ def test_text_says_what_json_says(folders, tmp_path, capsys):
     assert "refused: record 2: expected one {} in the prompt" in text
     assert "conflict: 'Mira Vale was born in' → Rome / Bath (record 0, record 1)" in text
     assert "near: good and other have the same key (Rome / Bath)" in text
-    assert json.loads((out / "check.json").read_text("utf-8"))["facts"][0]["id"] == "good"
     assert thesis.is_dir()
+    assert text.splitlines()[-1] == (
+        "FAILED: facts that can be edited 2, records refused 1, not to be evaluated 0, conflicts 1, duplicates 0, with the "
+        "true answer's last token 0, checks of the model that fail 0"
+    )
+    written = json.loads((out / "check.json").read_text("utf-8"))
+    assert written["facts"][0]["id"] == "good"
+    assert (written["passed"], written["counts"]["conflicts"]) == (False, 1)
+
+
+def test_the_status_says_whether_all_can_be_edited(tmp_path, folders, check):
+    model, other = folders["gpt2"], {**GOOD, "id": "other", "subject": "Ada"}
+    report = check("--facts", write(tmp_path / "f.json", [GOOD, other, {**other, "id": "again"}]), model=model)
+    assert report["passed"]
+    assert report["counts"] == {
+        "facts": 3,
+        "refused": 0,
+        "unasked": 0,
+        "conflicts": 0,
+        "duplicates": 1,
+        "same_last_token": 0,
+        "failed_checks": 0,
+    }
+    conflict = check(
+        "--facts", write(tmp_path / "f.json", [GOOD, {**GOOD, "id": 2, "target_new": "x"}]), model=model, status=1
+    )
+    assert (conflict["counts"]["conflicts"], conflict["passed"]) == (1, False)
+    special = check("--facts", write(tmp_path / "f.json", [GOOD, {**other, "subject": "<eos>"}]), model=model, status=1)
+    assert (special["counts"]["refused"], special["counts"]["failed_checks"]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--layers", "x"),
+        ("--protocol", "x"),
+        ("--device", "x"),
+        ("--device", "cuda:9"),
+        ("--facts", "nowhere.json"),
+        ("--model", "nowhere"),
+        ("--model", "nowhere.gguf"),
+        ("--unheard-of",),
+    ],
+)
+def test_bad_usage_is_no_finding(options, folders, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["check", "--json", "--device", "cpu", "--model", str(folders["gpt2"]), *options])
+    told = capsys.readouterr()
+    assert (ended.value.code, told.out) == (2, "")
+    assert told.err
+
+
+def test_new_answers_that_end_as_the_true_ones_do_are_named(tmp_path, folders, check, capsys):
+    same = {**GOOD, "id": "same", "subject": "Ada", "target_new": "the old river", "target_true": "a new river"}
+    none = {**GOOD, "id": "none", "subject": "Bea", "target_true": None}
+    path = write(tmp_path / "f.json", [GOOD, same, none])
+    report = check("--facts", path, model=folders["gpt2"])
+    (named,) = report["same_last_token"]
+    assert named["id"] == "same"
+    assert "river".endswith(named["token"].strip())
+    assert (report["passed"], report["counts"]["same_last_token"]) == (True, 1)
+    cli.main(["check", "--device", "cpu", "--model", str(folders["gpt2"]), "--facts", str(path)])
+    text = capsys.readouterr().out
+    assert f"new answers that end in the last token of the true one: same ({named['token']!r})" in text
+    assert text.splitlines()[-1].startswith("passed: facts that can be edited 3, records refused 0")
+
+
+def test_a_line_is_a_line_whatever_the_answer(tmp_path, folders, capsys):
+    answers = ("area(r, *,\n    unit='m')", "a & 5 % of\tb_c")
+    facts = [{**GOOD, "id": i, "subject": f"Ada{i}", "target_new": text} for i, text in enumerate(answers)]
+    path = str(write(tmp_path / "f.json", [*facts, {**facts[0], "id": 9, "prompt": "{} was\nborn in"}]))
+    cli.main(["facts", "--facts", path])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("\t")[2].partition(" -> ")[2] for line in lines] == [
+        "area(r, *,⏎    unit='m')",
+        "a & 5 % of⇥b_c",
+        "area(r, *,⏎    unit='m')",
+    ]
+    cli.main(["check", "--device", "cpu", "--model", str(folders["gpt2"]), "--facts", path])
+    assert sum(line.startswith(("  0: ", "  1: ", "  9: ")) for line in capsys.readouterr().out.splitlines()) == 3
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused(tmp_path, check):
     folder = make_folder(tmp_path / "m", CONFIGS["llama"], make_tokenizer())
-    report = check("--slice", "0:2", "--chat", model=folder, status=2)
+    report = check("--slice", "0:2", "--chat", model=folder, status=1)
     assert "expected a model with a chat template" in report["model"]["refused"]
 
 

@@ -1,0 +1,47 @@
+"""Which models are edited now, so that no edit is made, or measured for, on top of another one."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from weakref import WeakSet
+
+from torch import nn
+
+from jacobian_lab.errors import InputError
+from jacobian_lab.model.language_model import LanguageModel
+
+_EDITED: WeakSet[nn.Module] = WeakSet()
+
+
+@contextmanager
+def sole_edit(model: LanguageModel) -> Iterator[None]:
+    """Say that a model is edited within, once.
+
+    Args:
+        model: The model.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        InputError: If it is edited already.
+    """
+    check_unedited(model, "edit")
+    _EDITED.add(model.hf)
+    try:
+        yield
+    finally:
+        _EDITED.discard(model.hf)
+
+
+def check_unedited(model: LanguageModel, what: str) -> None:
+    """Refuse what is to be done with the model as it was loaded, while it is edited.
+
+    Args:
+        model: The model.
+        what: What is to be done.
+
+    Raises:
+        InputError: If the model is edited now.
+    """
+    if model.hf in _EDITED:
+        raise InputError(f"expected the unedited model to {what}, got {model.name!r} edited: leave that with first")
