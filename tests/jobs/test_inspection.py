@@ -204,8 +204,8 @@ def test_text_says_what_json_says(folders, tmp_path, capsys):
     assert "near: good and other have the same key (Rome / Bath)" in text
     assert thesis.is_dir()
     assert text.splitlines()[-1] == (
-        "FAILED: facts that can be edited 2, records refused 1, not to be evaluated 0, conflicts 1, duplicates 0, with the "
-        "true answer's last token 0, checks of the model that fail 0"
+        "FAILED: facts that can be edited 2, records refused 1, not to be evaluated 0, conflicts 1, duplicates 0, with "
+        "the true answer's last token 0, checks of the model that fail 0"
     )
     written = json.loads((out / "check.json").read_text("utf-8"))
     assert written["facts"][0]["id"] == "good"
