@@ -5,8 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jacobian_lab
-
 PROGRAM = "jacobian-lab"
 SECONDS = 10
 """Longest wait for git."""
@@ -32,7 +30,7 @@ def origin() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    checkout = Path(jacobian_lab.__file__).resolve().parent.parent
+    checkout = Path(__file__).resolve().parents[2]
     if not (checkout / ".git").exists():
         return None
     describe = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
