@@ -13,14 +13,20 @@ from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import Fact
 from jacobian_lab.maps.conditions import Eigenspaces, Vectors, eigenspaces
 from jacobian_lab.maps.definiteness import WIDEST_DENSE, Definiteness, definiteness, definiteness_matrix_free
-from jacobian_lab.maps.jacobians import dense_jacobians, jvp, layer_factors, linear_operator, precision, to_numpy, vjp
+from jacobian_lab.maps.jacobians import (
+    by_columns,
+    dense_jacobians,
+    jvp,
+    layer_factors,
+    linear_operator,
+    precision,
+    to_numpy,
+    vjp,
+)
 from jacobian_lab.maps.replay import MLP, RESIDUAL, Site, freeze
 from jacobian_lab.maps.spectra import numerical_range
 from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.rows import check_tokens, fact_rows
-
-COLUMNS = 256
-"""Columns of a matrix that one product takes at once."""
 
 
 class Jacobian:
@@ -212,7 +218,11 @@ class Jacobian:
 
     def _taken(self, vectors: np.ndarray | Tensor) -> Tensor:
         """Vectors where the model is and in its dtype."""
-        return torch.as_tensor(vectors).detach().to(self.model.device, self.model.dtype)
+        if not isinstance(vectors, Tensor):
+            if vectors.dtype.kind not in "biuf":
+                raise InputError(f"expected real numbers, got an array of {vectors.dtype}: give it as floats")
+            vectors = torch.from_numpy(np.ascontiguousarray(vectors, self.dtype))  # torch takes no negative strides
+        return vectors.detach().to(self.model.device, self.model.dtype)
 
     def _product(self, form: Callable[..., Tensor], vectors: Vectors) -> Vectors:
         """J·v or Jᵀ·u, by the form of one row's product."""
@@ -224,9 +234,8 @@ class Jacobian:
         def one(vector: Float[Tensor, " d_model"]) -> Float[Tensor, " d_model"]:
             return form(self._frozen, self.layer, self.last, vector[None], self.state[None], site=self.site)[0]
 
-        columns = torch.func.vmap(one, 1, 1, chunk_size=COLUMNS)
-        found = (one if vectors.ndim == 1 else columns)(self._taken(vectors)).detach()
-        return found if isinstance(vectors, Tensor) else to_numpy(found)
+        products = by_columns(one, self._taken(vectors)).detach()
+        return products if isinstance(vectors, Tensor) else to_numpy(products)
 
 
 class Transposed:
