@@ -16,6 +16,7 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from jacobian_lab.errors import InputError
 from jacobian_lab.maps.merged_mlps import merged_mlps
 from jacobian_lab.maps.replay import RESIDUAL, Frozen, Site, trajectory
 
@@ -178,10 +179,10 @@ def linear_operator(
         def product(vector: Float[Tensor, " d_model"]) -> Float[Tensor, " d_model"]:
             return torch.func.jvp(through, (here,), (vector[None],))[1][0]
 
-        return to_numpy(by_columns(product, torch.from_numpy(vectors).to(here)))
+        return to_numpy(by_columns(product, to_torch(vectors, here)))
 
     def pull(vector: np.ndarray) -> np.ndarray:
-        return to_numpy(pull_back(torch.from_numpy(vector.reshape(1, -1)).to(here))[0][0])
+        return to_numpy(pull_back(to_torch(vector.reshape(1, -1), here))[0][0])
 
     return LinearOperator((here.shape[1],) * 2, matvec=push, rmatvec=pull, matmat=push, dtype=to_numpy(here).dtype)
 
@@ -201,6 +202,26 @@ def by_columns(
     if vectors.ndim == 1:
         return product(vectors)
     return torch.func.vmap(product, 1, 1, chunk_size=COLUMNS)(vectors) if vectors.shape[1] else vectors
+
+
+def to_torch(values: np.ndarray | Tensor, like: Tensor) -> Tensor:
+    """Numbers as torch has them.
+
+    Args:
+        values: Real numbers of any type and layout.
+        like: A tensor whose dtype and device they are to have.
+
+    Returns:
+        A tensor without gradients.
+
+    Raises:
+        InputError: If they are not real numbers.
+    """
+    if not isinstance(values, Tensor) and values.dtype.kind in "biuf":
+        values = torch.from_numpy(np.ascontiguousarray(values, np.float64))  # torch knows fewer types and layouts
+    if not isinstance(values, Tensor) or values.is_complex():
+        raise InputError(f"expected real numbers, got {values.dtype}: give floats")
+    return values.detach().to(like)
 
 
 def to_numpy(values: Tensor) -> np.ndarray:

@@ -14,11 +14,12 @@ Woźniakowski, SIAM J. Matrix Anal. Appl. 13, 1992). Neither knows of rounding i
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
-from scipy.linalg import eigh_tridiagonal
+from scipy.linalg import eigh_tridiagonal, eigvalsh_tridiagonal
 from scipy.optimize import brentq
 
 MISS = 1e-6
@@ -41,16 +42,29 @@ class Ritz:
     """What Lanczos knows of S from one random start.
 
     Attributes:
-        values: Ritz values θ, ascending.
+        diagonal: α_1 to α_k.
         couplings: β_1 to β_k, the last of them the coupling to what was not seen.
-        lowest: Unit Ritz vector of the lowest θ.
-        highest: Unit Ritz vector of the highest.
+        basis: q_1 to q_k.
     """
 
-    values: Float[ndarray, " k"]
+    diagonal: Float[ndarray, " k"]
     couplings: Float[ndarray, " k"]
-    lowest: Float[ndarray, " n"]
-    highest: Float[ndarray, " n"]
+    basis: Float[ndarray, "k n"]
+
+    @cached_property
+    def values(self) -> Float[ndarray, " k"]:
+        """Ritz values θ, ascending."""
+        return np.asarray(eigvalsh_tridiagonal(self.diagonal, self.couplings[:-1]))
+
+    @property
+    def lowest(self) -> Float[ndarray, " n"]:
+        """Unit Ritz vector of the lowest θ."""
+        return self._vector(0)
+
+    @property
+    def highest(self) -> Float[ndarray, " n"]:
+        """Unit Ritz vector of the highest θ."""
+        return self._vector(len(self.diagonal) - 1)
 
     def below(self, miss: float = MISS) -> float:
         """How far below the lowest Ritz value an eigenvalue may lie.
@@ -76,7 +90,11 @@ class Ritz:
 
     def _limit(self, miss: float) -> float:
         """Logarithm of the most that Π|θ_i − λ| can be."""
-        return float(np.log(self.couplings).sum() + np.log(2 * len(self.lowest) / np.pi) / 2 - np.log(miss))
+        return float(np.log(self.couplings).sum() + np.log(2 * self.basis.shape[1] / np.pi) / 2 - np.log(miss))
+
+    def _vector(self, place: int) -> Float[ndarray, " n"]:
+        _, vectors = eigh_tridiagonal(self.diagonal, self.couplings[:-1], select="i", select_range=(place, place))
+        return _unit(vectors[:, 0] @ self.basis)
 
 
 def lanczos(product: Product, width: int, seed: int, tolerance: float) -> Ritz:
@@ -111,16 +129,11 @@ def lanczos(product: Product, width: int, seed: int, tolerance: float) -> Ritz:
         couplings[step] = max(float(np.linalg.norm(image)), floor)
         exhausted = step + 1 == most or couplings[step] == floor
         if exhausted or (step + 1) % PACE == 0:
-            ritz = _ritz(diagonal[: step + 1], couplings[: step + 1], basis[: step + 1])
+            ritz = Ritz(diagonal[: step + 1], couplings[: step + 1], basis[: step + 1])
             if exhausted or max(ritz.below(), ritz.above()) <= tolerance * np.abs(ritz.values).max():
                 break
         vector = image / couplings[step]
     return ritz
-
-
-def _ritz(diagonal: Float[ndarray, " k"], couplings: Float[ndarray, " k"], basis: Float[ndarray, "k n"]) -> Ritz:
-    values, vectors = eigh_tridiagonal(diagonal, couplings[:-1])
-    return Ritz(values, couplings, _unit(vectors[:, 0] @ basis), _unit(vectors[:, -1] @ basis))
 
 
 def _reach(distances: Float[ndarray, " k"], limit: float) -> float:
