@@ -18,8 +18,12 @@ from jacobian_lab.editing.schemes import SCHEMES, Scheme, Targets
 from jacobian_lab.editing.solving import Eigh
 from jacobian_lab.errors import InputError
 from jacobian_lab.model.language_model import LanguageModel, Layers
+from jacobian_lab.progress import note
 
 UNEDITED = "unedited"
+
+ILL_CONDITIONED = torch.finfo(torch.float32).eps / torch.finfo(torch.float64).eps
+"""Above this condition number a solve in float64 leaves fewer digits than float32 has."""
 
 
 @dataclass(frozen=True)
@@ -227,8 +231,26 @@ def edit_with(
         total, notes = rules.finish(chosen.rule, deltas[layer], weight)
         deltas[layer] = total.to(delta_dtype(model))  # what is saved is what is measured
         seen[layer] |= notes | write_weight(model, layer, weight, deltas[layer])
+    for doubt in _doubts(seen, model.d_mlp):
+        note(doubt)
     names = dict.fromkeys(name for values in seen.values() for name in values)
     return MethodEdit(deltas, {name: [values.get(name, math.nan) for values in seen.values()] for name in names})
+
+
+def _doubts(seen: Mapping[int, Mapping[str, float]], d_mlp: int) -> Iterator[str]:
+    """What speaks against an edit, a line each, from what its rule has to say of the layers."""
+    whole = [layer for layer, values in seen.items() if values.get("null_space_rank") == d_mlp]
+    if whole:
+        yield (
+            f"AlphaEdit's null space of C is all {d_mlp} dimensions at layers {', '.join(map(str, whole))}, so that "
+            "nothing is protected: the keys are small beside alphaedit_threshold; give alphaedit_relative"
+        )
+    worst = max(seen, key=lambda layer: seen[layer]["condition_number"], default=None)
+    if worst is not None and seen[worst]["condition_number"] > ILL_CONDITIONED:
+        yield (
+            f"the solve at layer {worst} has the condition number {seen[worst]['condition_number']:.1e}: its change is "
+            f"known to fewer digits than float32 has (above {ILL_CONDITIONED:.0e}); raise ridge, or give a longer corpus"
+        )
 
 
 def _stages(

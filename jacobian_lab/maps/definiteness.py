@@ -4,22 +4,21 @@ From J as an array ``[d_model, d_model]``, or on its own device as a tensor, in 
 a matrix-free twin on a SciPy linear operator.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from numpy import ndarray
-from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
+from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from jacobian_lab.maps.conditions import Vectors
+from jacobian_lab.maps.lanczos import MISS, Product, Ritz, lanczos
 
 Decision = Literal["definite", "indefinite", "undecided"]
-
-ROUGH = 1e-2
-"""Relative accuracy with which a norm is estimated."""
 
 WIDEST_DENSE = 2048
 """Above this width the verdict is sought by Lanczos, without the matrix, where the processor would have the matrix."""
@@ -27,6 +26,12 @@ WIDEST_DENSE = 2048
 WIDEST_ON_CARD = 4096
 """The same where a card has it: for a random model of this width the verdict took an H200 1.5 s by the matrix, 7.6 by
 Lanczos (`benchmarks/gpu.py`)."""
+
+WIDEST_FORMED = 8192
+"""Up to this width a matrix is formed by products where nothing less can prove *definite*: 2 GiB with its factor."""
+
+STARTS = 3
+"""Random vectors that Lanczos is begun at where the matrix is not formed and no counterexample shows itself."""
 
 SMALL = 32
 """Below this width Lanczos has no room, and a matrix is cheap to form from products."""
@@ -39,18 +44,25 @@ class Verdict:
     Attributes:
         eigenvalues: Eigenvalues of S, ascending: all of them from a dense J; λ_min and λ_max alone, NaN if they were
             not found, from a matrix-free one.
-        error: How far off they may be.
+        rounding: How far off they may be, from the precision of J.
+        missed: How much farther down λ_min, and farther up λ_max, may lie; 0 where all eigenvalues are there.
     """
 
     eigenvalues: Float[ndarray, " n"]
-    error: float
+    rounding: float
+    missed: tuple[float, float] = field(default=(0.0, 0.0), kw_only=True)
+
+    @property
+    def error(self) -> float:
+        """How far off the eigenvalues may be."""
+        return self.rounding + max(self.missed)
 
     @property
     def decision(self) -> Decision:
         """``"undecided"`` where λ_min is nearer to zero than it is known."""
-        return (
-            "definite" if self.smallest > self.error else "indefinite" if self.smallest < -self.error else "undecided"
-        )
+        if self.smallest - self.missed[0] > self.rounding:
+            return "definite"
+        return "indefinite" if self.smallest < -self.rounding else "undecided"
 
     def __repr__(self) -> str:
         return f"S is {self.decision}: λ_min {self.smallest:.4g}, λ_max {self.largest:.4g}, to within {self.error:.1g}"
@@ -185,48 +197,55 @@ def definiteness_matrix_free(
     seed: int = 0,
     eps: float | None = None,
 ) -> Definiteness:
-    """Theorem 2's condition by Lanczos, from products with J and Jᵀ alone.
+    """Theorem 2's condition by Lanczos, from products with J and Jᵀ; no *definite* without a proof.
 
-    Some eigenvalue lies within ‖Sv − θv‖ of every Ritz value θ; that is the error bound, with
-    d·ε·σ_max(J) for rounding. λ_min ≤ θ always, so that "indefinite" is certain; "definite" trusts that
-    Lanczos, begun at a random vector, has not missed the lowest eigenvalue. S is shifted by twice its
-    norm on the way, since ARPACK begins with a product, which would hide a null space.
+    *Indefinite* is certain and needs no matrix: `smallest_vector` is a v with vᵀJv < 0 beyond the rounding d·ε·σ_max(J).
+    Where none is found, J is formed by d products up to a width of `WIDEST_FORMED`, and Cholesky factors of S − tI
+    decide, by Rump's bound of their own rounding (BIT 46, 2006); above it Lanczos is begun at `STARTS` random vectors,
+    and what they leave open below λ_min is part of the error: it holds but for a probability of `lanczos.MISS`, as do
+    λ_min and λ_max wherever no matrix is formed.
 
     Args:
         J: The Jacobian as an operator with ``matvec`` and ``rmatvec``.
-        sigma_max: Largest singular value of J, where it is known already.
+        sigma_max: Largest singular value of J, where it is known already; infinity if no decision is wanted.
         tolerance: Relative accuracy at which Lanczos stops.
         seed: Seed of its first vector.
         eps: ε, the precision of J's products; that of its dtype by default.
 
     Returns:
-        The verdict with its certificate; "undecided", with an infinite error, if Lanczos does not converge.
+        The verdict with its certificate; "undecided", with an infinite error, where products are not finite.
     """
     width = J.shape[0]
     if width < SMALL:
         return definiteness(_formed(J), eps, sigma_max)
-    S = LinearOperator(J.shape, matvec=lambda v: (J.matvec(v) + J.rmatvec(v)) / 2, dtype=J.dtype)
-    start = np.random.default_rng(seed).standard_normal(width).astype(J.dtype)
+    eps = float(np.finfo(J.dtype).eps) if eps is None else eps
+    sigma_max = largest_singular_value(J, tolerance, seed) if sigma_max is None else sigma_max
+    rounding = _rounding(width, eps, sigma_max)
+
+    def product(v: Float[ndarray, " d"]) -> Float[ndarray, " d"]:
+        v = v.astype(J.dtype)
+        return (J.matvec(v).astype(np.float64) + J.rmatvec(v)) / 2
+
     try:
-        farthest = eigsh(S, k=1, which="LM", tol=ROUGH, v0=start, return_eigenvectors=False)
-        lift = 2 * np.abs(farthest[0])
-        lifted = LinearOperator(J.shape, matvec=lambda v: S.matvec(v) + lift * v, dtype=J.dtype)
-        values, vectors = eigsh(lifted, k=2, which="BE", tol=tolerance, v0=start)
-    except ArpackError:
+        ritz = lanczos(product, width, seed, tolerance)
+        verdict = _bounded(product, [ritz], rounding)
+        if verdict.decision == "indefinite" or not np.isfinite(rounding):
+            return verdict
+        if width > WIDEST_FORMED:
+            others = [lanczos(product, width, seed + start, tolerance) for start in range(1, STARTS)]
+            return _bounded(product, [ritz, *others], rounding)
+    except FloatingPointError:
         nothing = np.full(width, np.nan)
         return Definiteness(nothing[:2], np.inf, nothing, nothing)
-    values = values.astype(np.float64) - lift
-    off = max(np.linalg.norm(S.matvec(v) - value * v) for value, v in zip(values, vectors.T, strict=True))
-    eps = float(np.finfo(J.dtype).eps) if eps is None else eps
-    norm = largest_singular_value(J, tolerance, seed) if sigma_max is None else sigma_max
-    rounding = _rounding(width, eps, norm)
-    return Definiteness(
-        values, float(off + rounding if np.isfinite(rounding) else np.inf), vectors[:, 0], vectors[:, -1]
-    )
+    matrix = _formed(J)
+    return _proven(symmetric_part(matrix), verdict) or definiteness(matrix, eps, sigma_max)
 
 
 def largest_singular_value(J: LinearOperator, tolerance: float = 1e-5, seed: int = 0) -> float:
     """σ_max = √λ_max(JᵀJ) by Lanczos: the most that J can stretch.
+
+    An estimate from below: it falls short by more than `tolerance` with a probability of at most `lanczos.MISS`, if
+    that many steps suffice.
 
     Args:
         J: The Jacobian as an operator with ``matvec`` and ``rmatvec``.
@@ -234,18 +253,16 @@ def largest_singular_value(J: LinearOperator, tolerance: float = 1e-5, seed: int
         seed: Seed of its first vector.
 
     Returns:
-        σ_max; NaN if Lanczos does not converge.
+        σ_max; NaN where products are not finite.
     """
     width = J.shape[0]
     if width < SMALL:
         return float(np.linalg.norm(_formed(J), 2))
-    square = LinearOperator(J.shape, matvec=lambda v: J.rmatvec(J.matvec(v)), dtype=J.dtype)
-    start = np.random.default_rng(seed).standard_normal(width).astype(J.dtype)
     try:
-        value = eigsh(square, k=1, which="LA", tol=tolerance, v0=start, return_eigenvectors=False)
-    except ArpackError:
+        ritz = lanczos(lambda v: J.rmatvec(J.matvec(v.astype(J.dtype))), width, seed, tolerance)
+    except FloatingPointError:
         return float("nan")
-    return float(np.sqrt(value[0]))
+    return float(np.sqrt(max(ritz.values[-1], 0.0)))
 
 
 def positive_share(eigenvalues: Float[ndarray, " d"]) -> float:
@@ -260,10 +277,49 @@ def positive_share(eigenvalues: Float[ndarray, " d"]) -> float:
     return float((eigenvalues > 0).mean())
 
 
+def _bounded(product: Product, runs: Sequence[Ritz], rounding: float) -> Definiteness:
+    """What Lanczos says from random starts, all of which miss an eigenvalue with probability `MISS`."""
+    miss = MISS ** (1 / len(runs))
+    low = min(runs, key=lambda ritz: ritz.values[0]).lowest
+    high = max(runs, key=lambda ritz: ritz.values[-1]).highest
+    ends = np.array([low @ product(low), high @ product(high)])
+    floor = min(ritz.values[0] - ritz.below(miss) for ritz in runs)
+    roof = max(ritz.values[-1] + ritz.above(miss) for ritz in runs)
+    return Definiteness(ends, rounding, low, high, missed=_missed(ends, floor, roof))
+
+
+def _proven(S: Float[ndarray, "d d"], verdict: Definiteness) -> Definiteness | None:
+    """A verdict by Lanczos with bounds from Cholesky factors; none where it was wrong."""
+    least, most, (below, above) = verdict.smallest, verdict.largest, verdict.missed
+    shifts = [least - below]
+    if shifts[0] <= verdict.rounding < least:  # too far down to decide
+        shifts.append((least + verdict.rounding) / 2)
+    floor, roof = max(_floor(S, shift) for shift in shifts), -_floor(-S, -most - above)
+    if not np.isfinite(roof - floor):
+        return None
+    return replace(verdict, missed=_missed(verdict.eigenvalues, floor, roof))
+
+
+def _missed(ends: Float[ndarray, " 2"], floor: float, roof: float) -> tuple[float, float]:
+    return max(float(ends[0] - floor), 0.0), max(float(roof - ends[1]), 0.0)
+
+
+def _floor(S: Float[ndarray, "d d"], shift: float) -> float:
+    """A lower bound of λ_min(S), a little below a shift; −∞ where no Cholesky factor proves it.
+
+    Where A has a computed Cholesky factor, λ_min(A) ≥ −γ/(1 − γ)·tr(A) with γ = (d + 1)u/(1 − (d + 1)u) (Rump 2006).
+    """
+    gamma = (len(S) + 2) * float(np.finfo(np.float64).eps)  # 2u: takes in 1 − γ and the rounding of the shift
+    margin = gamma * (float(np.trace(S)) - len(S) * shift) + float(np.finfo(np.float64).tiny)
+    shifted = S.copy()
+    shifted.flat[:: len(S) + 1] -= shift - 2 * margin
+    return shift - 3 * margin if is_positive_definite(shifted) else -np.inf
+
+
 def _rounding(width: int, eps: float, norm: float) -> float:
     return float(width * eps * norm)
 
 
 def _formed(J: LinearOperator) -> Float[ndarray, "d d"]:
-    """The matrix of a small operator."""
-    return np.stack([J.matvec(unit) for unit in np.eye(J.shape[0], dtype=J.dtype)], axis=1)
+    """The matrix of an operator, by as many products as it is wide."""
+    return np.asarray(J.matmat(np.eye(J.shape[0], dtype=J.dtype)))

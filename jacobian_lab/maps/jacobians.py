@@ -16,11 +16,15 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from jacobian_lab.errors import InputError
 from jacobian_lab.maps.merged_mlps import merged_mlps
 from jacobian_lab.maps.replay import RESIDUAL, Frozen, Site, trajectory
 
 MEMORY_BUDGET = 2**30
 """Bytes that a sweep may hold beside the model and its result, unless told otherwise."""
+
+COLUMNS = 256
+"""Columns of a matrix that one product takes at once."""
 
 
 def dense_jacobians(
@@ -164,21 +168,60 @@ def linear_operator(
         site: The residual stream or the MLPs' outputs.
 
     Returns:
-        A square operator with ``matvec`` (J·δ) and ``rmatvec`` (Jᵀ·u), in float64 if the model is,
-        else in float32.
+        A square operator with ``matvec`` (J·δ) and ``rmatvec`` (Jᵀ·u), in float64 if the model is, else in float32;
+        ``matmat`` takes `COLUMNS` at once.
     """
     one = frozen.select(torch.tensor([row], device=frozen.start.device))
     through, here = _map(one, layer, last, None if state is None else state[None], site)
     pull_back: Callable[[Tensor], tuple[Tensor]] = torch.func.vjp(through, here)[1]
 
-    def push(vector: np.ndarray) -> np.ndarray:
-        direction = torch.from_numpy(vector.reshape(1, -1)).to(here)
-        return to_numpy(torch.func.jvp(through, (here,), (direction,))[1][0])
+    def push(vectors: np.ndarray) -> np.ndarray:
+        def product(vector: Float[Tensor, " d_model"]) -> Float[Tensor, " d_model"]:
+            return torch.func.jvp(through, (here,), (vector[None],))[1][0]
+
+        return to_numpy(by_columns(product, to_torch(vectors, here)))
 
     def pull(vector: np.ndarray) -> np.ndarray:
-        return to_numpy(pull_back(torch.from_numpy(vector.reshape(1, -1)).to(here))[0][0])
+        return to_numpy(pull_back(to_torch(vector.reshape(1, -1), here))[0][0])
 
-    return LinearOperator((here.shape[1],) * 2, matvec=push, rmatvec=pull, dtype=to_numpy(here).dtype)
+    return LinearOperator((here.shape[1],) * 2, matvec=push, rmatvec=pull, matmat=push, dtype=to_numpy(here).dtype)
+
+
+def by_columns(
+    product: Callable[[Float[Tensor, " d_model"]], Float[Tensor, " d_model"]], vectors: Float[Tensor, "d_model *column"]
+) -> Float[Tensor, "d_model *column"]:
+    """Products with a vector, or with each column of a matrix, `COLUMNS` of them at once.
+
+    Args:
+        product: The product with a vector.
+        vectors: The vector, or some as columns, of which there may be none.
+
+    Returns:
+        Of the same shape.
+    """
+    if vectors.ndim == 1:
+        return product(vectors)
+    return torch.func.vmap(product, 1, 1, chunk_size=COLUMNS)(vectors) if vectors.shape[1] else vectors
+
+
+def to_torch(values: np.ndarray | Tensor, like: Tensor) -> Tensor:
+    """Numbers as torch has them.
+
+    Args:
+        values: Real numbers of any type and layout.
+        like: A tensor whose dtype and device they are to have.
+
+    Returns:
+        A tensor without gradients.
+
+    Raises:
+        InputError: If they are not real numbers.
+    """
+    if not isinstance(values, Tensor) and values.dtype.kind in "biuf":
+        values = torch.from_numpy(np.ascontiguousarray(values, np.float64))  # torch knows fewer types and layouts
+    if not isinstance(values, Tensor) or values.is_complex():
+        raise InputError(f"expected real numbers, got {values.dtype}: give floats")
+    return values.detach().to(like)
 
 
 def to_numpy(values: Tensor) -> np.ndarray:

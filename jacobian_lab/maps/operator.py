@@ -1,6 +1,6 @@
 """J_{l→L} of one fact as one object: products, matrix, spectra and the verdict of theorem 2."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from html import escape
 
 import numpy as np
@@ -13,21 +13,29 @@ from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import Fact
 from jacobian_lab.maps.conditions import Eigenspaces, Vectors, eigenspaces
 from jacobian_lab.maps.definiteness import WIDEST_DENSE, Definiteness, definiteness, definiteness_matrix_free
-from jacobian_lab.maps.jacobians import dense_jacobians, jvp, layer_factors, linear_operator, precision, to_numpy, vjp
-from jacobian_lab.maps.replay import MLP, RESIDUAL, Site, freeze
+from jacobian_lab.maps.jacobians import (
+    by_columns,
+    dense_jacobians,
+    jvp,
+    layer_factors,
+    linear_operator,
+    precision,
+    to_numpy,
+    to_torch,
+    vjp,
+)
+from jacobian_lab.maps.replay import MLP, RESIDUAL, Frozen, Site, freeze
 from jacobian_lab.maps.spectra import numerical_range
 from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.rows import check_tokens, fact_rows
-
-COLUMNS = 256
-"""Columns of a matrix that one product takes at once."""
 
 
 class Jacobian:
     """J_{l→L} = ∂h_L/∂h_l at the decisive token of one fact's prompt (paper §3), as an operator.
 
     Products and the matrix are computed when asked for, in the model's dtype. The tokens before the decisive one are
-    frozen when the object is made: after an edit of the model, make another.
+    frozen when the object is made: after an edit of the model, make another. They are frozen twice, and a model whose
+    states differ by more than the rounding that a verdict allows (dropout in training mode, noise in a hook) is refused.
 
     Args:
         model: The model.
@@ -48,7 +56,7 @@ class Jacobian:
 
     Raises:
         InputError: If the layers are not two of the model in ascending order, the site is none, the state is not of
-            the model's width, or the model does not take the fact's prompt.
+            the model's width, the model does not take the fact's prompt, or answers differently when asked again.
 
     Examples:
         >>> import numpy as np, jacobian_lab as jl
@@ -86,8 +94,9 @@ class Jacobian:
         check_tokens(model, fact, rows.answered[0])
         self.model, self.fact, self.layer, self.last = model, fact, layer, last
         self.site: Site = MLP if site == MLP else RESIDUAL
-        self._frozen = freeze(model, rows.bare, [layer], last)
-        self.state = self._frozen.states(layer)[0] if state is None else self._taken(state)
+        self._frozen = _repeatable(freeze(model, rows.bare, [layer, last], last) for _ in range(2))
+        unmodified = self._frozen.states(layer)[0]
+        self.state = unmodified if state is None else to_torch(state, unmodified)
         self._dense: Float[np.ndarray, "d_model d_model"] | None = None
         self._verdict: Definiteness | None = None
 
@@ -116,7 +125,7 @@ class Jacobian:
             Of the same shape and kind: an array of `dtype`, or a tensor in the model's dtype and on its device.
 
         Raises:
-            InputError: If `v` has another shape.
+            InputError: If `v` has another shape, or not real numbers.
         """
         return self._product(jvp, v)
 
@@ -210,10 +219,6 @@ class Jacobian:
     def _model_dtype(self) -> str:
         return str(self.model.dtype).removeprefix("torch.")
 
-    def _taken(self, vectors: np.ndarray | Tensor) -> Tensor:
-        """Vectors where the model is and in its dtype."""
-        return torch.as_tensor(vectors).detach().to(self.model.device, self.model.dtype)
-
     def _product(self, form: Callable[..., Tensor], vectors: Vectors) -> Vectors:
         """J·v or Jᵀ·u, by the form of one row's product."""
         width = self.shape[0]
@@ -224,9 +229,8 @@ class Jacobian:
         def one(vector: Float[Tensor, " d_model"]) -> Float[Tensor, " d_model"]:
             return form(self._frozen, self.layer, self.last, vector[None], self.state[None], site=self.site)[0]
 
-        columns = torch.func.vmap(one, 1, 1, chunk_size=COLUMNS)
-        found = (one if vectors.ndim == 1 else columns)(self._taken(vectors)).detach()
-        return found if isinstance(vectors, Tensor) else to_numpy(found)
+        products = by_columns(one, to_torch(vectors, self.state)).detach()
+        return products if isinstance(vectors, Tensor) else to_numpy(products)
 
 
 class Transposed:
@@ -253,7 +257,7 @@ class Transposed:
             Of the same shape and kind, as ``J @ v`` gives it.
 
         Raises:
-            InputError: If `u` has another shape.
+            InputError: If `u` has another shape, or not real numbers.
         """
         return self.T._product(vjp, u)
 
@@ -275,3 +279,18 @@ class Transposed:
 
     def __repr__(self) -> str:
         return f"{self.T!r}.T"
+
+
+def _repeatable(attempts: Iterable[Frozen]) -> Frozen:
+    """The first of two attempts at the same rows, refused where the states of the second differ beyond rounding."""
+    once, again = attempts
+    model = once.model
+    for layer, states in once.tails.items():
+        difference = float((again.tails[layer] - states).norm() / states.norm())
+        if difference > model.d_model * precision(model.dtype):
+            hint = "call model.hf.eval()" if model.hf.training else "take away what is random in it, such as a hook"
+            raise InputError(
+                f"expected the same states of {model.name!r} when it is asked twice, got a relative difference of "
+                f"{difference:.1e} behind layer {layer}: {hint}"
+            )
+    return once

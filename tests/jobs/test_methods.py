@@ -98,6 +98,22 @@ def test_a_run_holds_every_method_metric_and_fact(finished):
     assert float(dataset["unstored"].max()) < 1e-10
 
 
+def test_what_speaks_against_an_edit_is_said_once(bench, capsys):
+    """A null space that protects nothing, and a solve that leaves few digits."""
+    experiment, targets, setting = bench
+    small = {layer: 1e-6 * C for layer, C in setting.moments.items()}
+    for name, moments, rules, line in (
+        ("alphaedit", small, RuleSettings(), "null space of C is all 64 dimensions at layers 1, 2, 3, so that nothing is"),
+        ("alphaedit", small, replace(RULES, alphaedit_relative=True, alphaedit_threshold=0.5), ""),
+        ("memit", small, RULES, "has the condition number"),
+        ("memit", setting.moments, RULES, ""),
+    ):
+        edited((experiment, targets, replace(setting, moments=moments)), name, rules)
+        lines = [one for one in capsys.readouterr().err.splitlines() if one.startswith("jacobian-lab:")]
+        assert len(lines) == bool(line), lines
+        assert line in "".join(lines)
+
+
 def test_anchors_are_computed_once_and_shared(quick, finished, tmp_path, monkeypatch):
     original, calls = bench_module.optimise_anchors, []
     monkeypatch.setattr(bench_module, "optimise_anchors", lambda *a: calls.append(a[1]) or original(*a))

@@ -9,13 +9,14 @@ from helpers.matrices import random
 from helpers.reference import Plain
 
 from jacobian_lab.errors import InputError
-from jacobian_lab.maps import operator
+from jacobian_lab.maps import jacobians, operator
 from jacobian_lab.maps.conditions import eigenspaces
 from jacobian_lab.maps.definiteness import definiteness
 from jacobian_lab.maps.jacobians import dense_jacobians
 from jacobian_lab.maps.operator import Jacobian
 from jacobian_lab.maps.replay import freeze
 from jacobian_lab.maps.spectra import numerical_range
+from jacobian_lab.model.loading import load_model
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-11}
 FLOAT32 = float(np.finfo(np.float32).eps)
@@ -47,9 +48,73 @@ def test_products_are_those_of_the_matrix_in_the_kind_they_came(site, shape, fam
 
 
 def test_columns_are_taken_in_chunks(J, monkeypatch):
-    monkeypatch.setattr(operator, "COLUMNS", 2)
+    monkeypatch.setattr(jacobians, "COLUMNS", 2)
     np.testing.assert_allclose(J @ np.eye(32), J.dense(), **CLOSE)
     np.testing.assert_allclose(J.T @ np.eye(32), J.dense().T, **CLOSE)
+
+
+KINDS = {
+    "none": lambda I: I[:, :0],
+    "Fortran order": np.asfortranarray,
+    "integers": lambda I: I.astype(int),
+    "long doubles": lambda I: I.astype(np.longdouble),
+    "another byte order": lambda I: I.astype(">f4"),
+    "backwards": lambda I: I[:, ::-1],
+    "one backwards": lambda I: I[3, ::-1],
+    "with gaps": lambda I: I[:, ::7],
+    "a tensor with gaps": lambda I: torch.from_numpy(I).float()[:, ::7],
+    "a tensor of integers": lambda I: torch.from_numpy(I.astype(int)),
+    "no columns of a tensor": lambda I: torch.from_numpy(I)[:, :0],
+}
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_vectors_of_any_type_and_layout(kind, dtype, folders, facts, monkeypatch):
+    """Across a block of columns, too."""
+    monkeypatch.setattr(jacobians, "COLUMNS", 20)
+    J = Jacobian(load_model(folders["llama"], dtype=dtype, device="cpu", exact=dtype == "float64"), facts[1], 1, 4)
+    vectors, tolerance = KINDS[kind](np.eye(32)), 10 * float(torch.finfo(J.model.dtype).eps) * np.abs(J.dense()).max()
+    products = [(J @ vectors, J.dense()), (J.T @ vectors, J.dense().T)]
+    if isinstance(vectors, np.ndarray):
+        products += [(J.to_scipy() @ vectors, J.dense()), (J.T.to_scipy() @ vectors, J.dense().T)]
+    for product, matrix in products:
+        assert product.shape == vectors.shape
+        product, expected = (np.asarray(torch.as_tensor(x).double()) for x in (product, matrix @ np.asarray(vectors)))
+        np.testing.assert_allclose(product, expected, rtol=0, atol=tolerance)
+
+
+def test_what_is_not_real_is_refused(J):
+    for vectors in (np.eye(32) * 1j, np.eye(32).astype(object), torch.eye(32) * 1j):
+        for mine in (J, J.T):
+            with pytest.raises(InputError, match="expected real numbers, got"):
+                mine @ vectors
+
+
+def noisy(_module, _inputs, output):
+    return output + 1e-3 * torch.randn_like(output)
+
+
+@pytest.mark.parametrize("site", ["residual", "mlp"])
+@pytest.mark.parametrize("layer", [0, 2, 4])
+def test_a_model_that_answers_differently_is_refused(layer, site, tiny, facts):
+    """Noise below l, between and at L."""
+    handle = tiny.mlp(layer).register_forward_hook(noisy)
+    try:
+        with pytest.raises(InputError, match="expected the same states of .* difference of .*: take away what is rand"):
+            Jacobian(tiny, facts[1], 1, 4, site=site)
+    finally:
+        handle.remove()
+    Jacobian(tiny, facts[1], 1, 4, site=site)
+
+
+def test_dropout_is_refused_in_training_mode(folders, facts):
+    model = load_model(folders["gpt2"], device="cpu")
+    model.hf.train()
+    with pytest.raises(InputError, match=r"when it is asked twice, got .*: call model.hf.eval\(\)"):
+        Jacobian(model, facts[1], 1, 4)
+    model.hf.eval()
+    Jacobian(model, facts[1], 1, 4)
 
 
 def test_at_another_state(tiny, facts, J):
