@@ -13,6 +13,8 @@ from jacobian_lab.report.paper import METRICS, Metric, paper_methods, rows_besid
 from jacobian_lab.report.writing import Table, facts_in_cells, model_name, number, seed_of
 
 UNEDITED, FORWARD, COORDINATED = "unedited", "+fe", "+cr"
+FURTHER = "further: "
+"""What the name of a column of further questions begins with: a group may be called like a variable."""
 
 Step = tuple[str, str]
 """From one way of making a rule's targets to another: what the methods' names end with."""
@@ -58,11 +60,12 @@ def further(dataset: xr.Dataset) -> dict[str, Metric]:
         dataset: An open run of edit-table.
 
     Returns:
-        A column for each group of further questions that the run's facts hold.
+        A column for each group of further questions that the run's facts hold, by `FURTHER` and the group's name.
     """
     held = dataset["probe_accuracy"].notnull()
     asked = held.any([dim for dim in held.dims if dim != "probe"])
-    return {str(group): Metric(str(group)) for group in dataset["probe"].values[asked.values]}
+    names = [f"{FURTHER}{group}" for group in dataset["probe"].values[asked.values]]
+    return {name: Metric(name) for name in names}
 
 
 def column(dataset: xr.Dataset, metric: str) -> xr.DataArray:
@@ -70,12 +73,14 @@ def column(dataset: xr.Dataset, metric: str) -> xr.DataArray:
 
     Args:
         dataset: An open run.
-        metric: Its name, or the group's.
+        metric: A variable's name, or one of `further`.
 
     Returns:
         With a dimension ``fact``.
     """
-    return dataset[metric] if metric in dataset else dataset["probe_accuracy"].sel(probe=metric, drop=True)
+    if not metric.startswith(FURTHER):
+        return dataset[metric]
+    return dataset["probe_accuracy"].sel(probe=metric.removeprefix(FURTHER), drop=True)
 
 
 def summaries(dataset: xr.Dataset) -> pd.DataFrame:
@@ -316,7 +321,7 @@ def damage(dataset: xr.Dataset, summed: pd.DataFrame) -> Table:
 
 def _largest(chosen: xr.Dataset, *names: str) -> float:
     """The largest value of some variables, one of them by layer, one by block; 0 where no weight was changed."""
-    values = np.concatenate([np.ravel(chosen[name].values) for name in names if name in chosen])
+    values = np.concatenate([np.ravel(chosen[name].values) for name in names])
     return float(np.nanmax(values, initial=0.0, where=np.isfinite(values)))
 
 

@@ -64,8 +64,6 @@ def with_router(dataset: xr.Dataset) -> list[str]:
     Returns:
         Their names.
     """
-    if "distance" not in dataset:
-        return []
     return [str(name) for name in dataset["edit"].values if np.isfinite(dataset["distance"].sel(edit=name)).any()]
 
 
@@ -78,8 +76,7 @@ def lacking(dataset: xr.Dataset) -> str:
     Returns:
         In words; empty if nothing.
     """
-    changed = "changed_norm" in dataset and bool(np.isfinite(dataset["changed_norm"]).any())
-    return "" if changed or with_router(dataset) else "a method that trains"
+    return "" if np.isfinite(dataset["changed_norm"]).any() or with_router(dataset) else "a method that trains"
 
 
 def training(dataset: xr.Dataset) -> Table:
