@@ -106,3 +106,36 @@ WRITES = {
     "edit_table": write_comparison,
 }
 """What a command writes of a run of each of these kinds."""
+
+
+LIKE_FORMULAS = ["=1+1", "+a", "-b", "@c", "new\nline", "& % _ # $ { } \\ ~ ^ | \t"]
+
+
+def test_ids_of_any_kind_leave_every_file_whole(tmp_path):
+    failed = np.full(shape("edit_table", "anchor"), np.nan)
+    run = make_run(tmp_path / "run", "edit_table", coordinates={"fact": LIKE_FORMULAS}, anchor=failed)
+    assert "not edited, counted as they are: =1+1" in write_comparison(run)
+    ids = pd.read_csv(run / "records.csv", dtype=str)["fact"]
+    assert list(dict.fromkeys(ids)) == [f"'{name}" for name in LIKE_FORMULAS[:4]] + LIKE_FORMULAS[4:]
+
+
+def test_few_facts_have_means_of_those_with_a_value_and_no_warning(tmp_path):
+    """Of three facts one alone has paraphrases; all values of a metric are equal."""
+    facts = {"fact": ["a", "b", "c"]}
+    values = {name: np.ones(shape("edit_table", name, **facts)) for name in ("efficacy_success", "kl")}
+    values["generalization_success"] = np.full(shape("edit_table", "generalization_success", **facts), 0.25)
+    values["generalization_success"][1:] = np.nan
+    values["top1"] = np.full(shape("edit_table", "top1", **facts), 0.5)
+    values["top1"][0] = np.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run = Results(make_run(tmp_path / "run", "edit_table", coordinates=facts, **values))
+        make_all(run)
+        write_comparison(run.folder)
+    row = run.table("edit_table").loc["memit"]
+    assert row["generalisation success ↑"] == "25.0"
+    assert row["efficacy success ↑"] == "100.0 [100.0, 100.0]"
+    assert row["Top-1 ↑"] == "50.0 [50.0, 50.0]"
+    found = run.numbers("metrics_intervals").set_index(["method", "metric"])["count"]["memit"]
+    assert found[["generalization_success", "top1", "kl"]].tolist() == [1, 2, 3]
+    assert "1 to 3 of 3 facts in a cell" in run.caption("edit_table")
