@@ -1,6 +1,6 @@
-"""Tables as files, each there whole or not at all, and what captions and footnotes say of a run."""
+"""Tables as files, each there whole or not at all."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,27 +61,6 @@ class Table:
     note: str = ""
     numbers: pd.DataFrame | None = None
     bold: pd.DataFrame | None = None
-
-
-def facts_in_cells(total: int, counts: Iterable[Any]) -> str:
-    """What a caption says of how many facts a table is made of.
-
-    Args:
-        total: The facts of the run.
-        counts: For each cell, how many of them have a value.
-
-    Returns:
-        Such as "32 facts", "29 of 32 facts in each cell" or "29 to 31 of 32 facts in a cell".
-    """
-    held = {int(count) for count in counts}
-    fewest, most = min(held), max(held)
-    if fewest == total:
-        return f"{total} facts"
-    return (
-        f"{fewest} of {total} facts in each cell"
-        if fewest == most
-        else f"{fewest} to {most} of {total} facts in a cell"
-    )
 
 
 def number(value: float, decimals: int | None = None, sign: str = "") -> str:
@@ -202,29 +181,3 @@ def seed_of(dataset: xr.Dataset) -> int:
         The seed.
     """
     return int(dataset.attrs["config"]["settings"]["seed"])
-
-
-def model_name(dataset: xr.Dataset) -> str:
-    """What a caption calls the model.
-
-    Args:
-        dataset: An open run.
-
-    Returns:
-        Its name.
-    """
-    return str(dataset.attrs["config"]["provenance"]["model"])
-
-
-def facts_line(dataset: xr.Dataset, counts: Iterable[Any]) -> str:
-    """What a caption says of model, facts and cells.
-
-    Args:
-        dataset: An open run.
-        counts: Facts that have a value, for each cell.
-
-    Returns:
-        One sentence.
-    """
-    facts = facts_in_cells(dataset.sizes["fact"], counts)
-    return f"{model_name(dataset)}, {facts}, mean [95 % bootstrap interval] (median)."

@@ -64,7 +64,7 @@ ODD = ["a\nb", "a\tb\r\n\n c", r"& % _ # $ { } \ ~ ^", "a | b", "< >", "", '"', 
 
 
 def test_any_text_leaves_markdown_and_latex_tables_and_csv_files_whole(tmp_path):
-    frame = pd.DataFrame({name: ODD for name in ["|t*|", *ODD[:4]]}, index=ODD).rename_axis("a | b\n")
+    frame = pd.DataFrame(dict.fromkeys(["|t*|", *ODD[:4]], ODD), index=ODD).rename_axis("a | b\n")
     text = write_table(tmp_path / "odd", frame, "of |t*|\n\nand more", frame == ODD[0])
     caption, blank, *rows = text.splitlines()
     assert (caption, blank) == ("of |t*| and more", "")
@@ -79,7 +79,20 @@ def test_any_text_leaves_markdown_and_latex_tables_and_csv_files_whole(tmp_path)
 
 
 def test_a_text_of_a_csv_file_is_no_formula(tmp_path):
-    texts = ['=HYPERLINK("http://x","y")', "+1+cmd", "-a", "@SUM(A1)", "\t=1", "'=1", "a=1", "'a", "-3.5", "+2", "1e-3", ""]
+    texts = [
+        '=HYPERLINK("http://x","y")',
+        "+1+cmd",
+        "-a",
+        "@SUM(A1)",
+        "\t=1",
+        "'=1",
+        "a=1",
+        "'a",
+        "-3.5",
+        "+2",
+        "1e-3",
+        "",
+    ]
     write_csv(tmp_path / "f.csv", pd.DataFrame({"=id": texts, "value": -1.5}))
     told = pd.read_csv(tmp_path / "f.csv", dtype=str, keep_default_na=False)
     assert set(told["value"]) == {"-1.5"}

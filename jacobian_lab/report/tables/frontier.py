@@ -6,16 +6,15 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from jacobian_lab.report.captions import facts_of, meanings
 from jacobian_lab.report.paper import METRICS
 from jacobian_lab.report.tables.methods import (
     MORE,
     by_fact,
     cell_text,
-    facts_of,
     further,
     gains_of,
     labels,
-    meanings,
     summaries,
 )
 from jacobian_lab.report.writing import Table

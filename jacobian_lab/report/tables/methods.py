@@ -1,16 +1,16 @@
 """From a run of edit_table to Tables 3, 4, 6 and 7: methods with intervals, the paper's rows beside ours, gains."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
+from jacobian_lab.report.captions import facts_of, meanings
 from jacobian_lab.report.intervals import intervals
 from jacobian_lab.report.paper import METRICS, Metric, paper_methods, rows_beside, source_line
-from jacobian_lab.report.writing import Table, facts_in_cells, model_name, number, seed_of
+from jacobian_lab.report.writing import Table, number, seed_of
 
 UNEDITED, FORWARD, COORDINATED = "unedited", "+fe", "+cr"
 FURTHER = "further: "
@@ -253,7 +253,7 @@ def compared(
     numbers = metrics_table(dataset, summed).frame.loc[methods]
     counts = [cells[method, metric]["count"] for method in methods for metric in kinds]
     told = source_line(shown) if paper is None else "The paper's rows: as the file that was given has them."
-    note = " ".join(filter(None, (meanings(dataset), facts_of(dataset, counts), told)))
+    note = " ".join(filter(None, (meanings(dataset), facts_of(dataset, counts, methods), told)))
     return Table(frame, note, numbers.reset_index(), _best(numbers, kinds, frame))
 
 
@@ -339,7 +339,7 @@ def gains(dataset: xr.Dataset) -> Table:
     for row in gained.to_dict("records"):
         rows.setdefault(f"{row['method']} − {row['against']}", []).append(cell_text(row, kinds[row["metric"]], "+"))
     frame = pd.DataFrame.from_dict(rows, orient="index", columns=labels(kinds)).rename_axis("difference")
-    return Table(frame, f"{meanings(dataset)} {facts_of(dataset, gained['count'])}", gained)
+    return Table(frame, f"{meanings(dataset)} {facts_of(dataset, gained['count'], gained['method'])}", gained)
 
 
 def cell_text(row: Mapping[Any, Any], kind: Metric, sign: str = "") -> str:
@@ -373,34 +373,3 @@ def labels(metrics: Mapping[str, Metric]) -> list[str]:
         A label for each.
     """
     return [f"{kind.label} {'↑' if kind.best > 0 else '↓'}" for kind in metrics.values()]
-
-
-def meanings(dataset: xr.Dataset) -> str:
-    """What a caption says of the columns.
-
-    Args:
-        dataset: An open run.
-
-    Returns:
-        One sentence.
-    """
-    counterfact = dataset.attrs["config"]["settings"]["metrics"] == "counterfact"
-    success = "the new answer before the true one" if counterfact else "share of the answer's tokens, teacher forced"
-    return (
-        f"In the columns, success: {success}; accuracy: every token of the answer the argmax, teacher forced; D_KL and "
-        "Top-k: of the next token after neighbourhood prompts, against the unedited model."
-    )
-
-
-def facts_of(dataset: xr.Dataset, counts: Iterable[Any]) -> str:
-    """What a caption says of model, facts and cells.
-
-    Args:
-        dataset: An open run.
-        counts: Facts that have a value, for each cell.
-
-    Returns:
-        One sentence.
-    """
-    source = Path(dataset.attrs["config"]["provenance"]["facts"]["source"]).name
-    return f"{model_name(dataset)}, {facts_in_cells(dataset.sizes['fact'], counts)}, of {source}."

@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from jacobian_lab.report.captions import facts_of
 from jacobian_lab.report.paper import Metric
-from jacobian_lab.report.tables.methods import cell_text, facts_of, means
+from jacobian_lab.report.tables.methods import cell_text, means
 from jacobian_lab.report.writing import Table, number, seed_of
 
 PROMPTS = {"distance": "prompts", "distance_paraphrase": "paraphrases", "distance_neighbor": "neighbourhood"}
