@@ -121,7 +121,7 @@ def copy(folder: Path, target: Path, files: Sequence[str]) -> None:
         elif file == "figures.md":
             text = "\n\n".join(figures(folder / "figures", target)) + "\n"
         elif (folder / file).is_file():
-            text = (folder / file).read_text("utf-8").replace("|t*|", r"\|t*\|")  # a bar ends a cell
+            text = (folder / file).read_text("utf-8")
         else:
             say(f"{target.name}: no {file} in {folder}")
             continue

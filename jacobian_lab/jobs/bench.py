@@ -356,7 +356,7 @@ class Bench:
         """The setting by which another run's coordinated shifts are not those of this one; empty if they are."""
         deciding = ("layers", "coordination", *(("corpus",) if self.experiment.config.coordination.needs_eases else ()))
         ours, theirs = json.loads(json.dumps(self.experiment.settings())), read_config(donor)["settings"]
-        return next((each for each in deciding if ours[each] != theirs[each]), "")
+        return next((each for each in deciding if ours[each] != theirs.get(each)), "")  # an older run lacks some
 
     def _descend(
         self,

@@ -314,7 +314,7 @@ class Comparison:
             "greedy": config.greedy,
             "held_out": {"digest": self.held_out.digest, "tokens": config.held_out_tokens} | length,
             **({"evaluation_facts": len(self.asked)} if len(self.asked) < len(self.experiment.facts) else {}),
-            **({"training": {name: dict(each.about) for name, each in self.trained.items()}} if self.trained else {}),
+            **({"training": {name: each.decided_by for name, each in self.trained.items()}} if self.trained else {}),
         }
 
     def provenance(self) -> dict[str, Any]:

@@ -20,7 +20,8 @@ def intervals(
 ) -> pd.DataFrame:
     """Means of many cells with their 95 % intervals, by the percentile bootstrap over facts.
 
-    Cells with values of the same facts are resampled together, each as it would be alone.
+    Cells with values of the same facts are resampled together, each as it would be alone; a fact without a weight
+    is in no resample.
 
     Args:
         sums: What each fact adds to each cell's mean; NaN where it takes no part.
@@ -31,22 +32,21 @@ def intervals(
         A row for each cell: ``mean``, ``low``, ``high`` (NaN for a single fact) and ``count``, the facts with a
         weight.
     """
-    part = np.isfinite(sums) & (weights.sum(axis=1, keepdims=True) > 0)
+    part = np.isfinite(sums) & (weights > 0)
     found = np.full((len(sums), 3), np.nan)
     for mask in {row.tobytes(): row for row in part}.values():
         cells = np.flatnonzero((part == mask).all(axis=1))
         if mask.any():
             found[cells] = _resampled(sums[np.ix_(cells, mask)], weights[np.ix_(cells, mask)], seed)
     frame = pd.DataFrame(found, columns=["mean", "low", "high"])
-    return frame.assign(count=(part & (weights > 0)).sum(axis=1))
+    return frame.assign(count=part.sum(axis=1))
 
 
 def _resampled(sums: np.ndarray, weights: np.ndarray, seed: int) -> np.ndarray:
     """Mean, low and high of each cell, ``[cell, 3]``."""
 
     def mean(total: np.ndarray, weight: np.ndarray, axis: int = -1) -> np.ndarray:
-        with np.errstate(invalid="ignore"):  # 0 / 0 where no fact that was drawn has a value
-            return np.asarray(total.sum(axis) / weight.sum(axis))
+        return np.asarray(total.sum(axis) / weight.sum(axis))
 
     means = mean(sums, weights)
     if sums.shape[1] == 1:

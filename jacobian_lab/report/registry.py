@@ -170,9 +170,9 @@ TABLES: Mapping[str, TableEntry] = {
     ),
     "own_ridges": TableEntry(
         kinds=("frontier",),
-        caption="Each method at its own λ: for the facts at even places the one with the largest generalisation "
-        "accuracy (of equals the least D_KL) on those at odd places, and the other way round; below, paired "
-        "differences: shares × 100, D_KL in nats; mean [95 % bootstrap interval over facts].",
+        caption="Each method at its own λ: for the facts at even places the one that is best on those at odd places, "
+        "and the other way round; below, paired differences: shares × 100, D_KL in nats; mean [95 % bootstrap interval "
+        "over facts].",
         needs=("efficacy_success",),
         made_by="frontier",
         lacking=frontier.no_halves,
@@ -298,7 +298,7 @@ FIGURES: Mapping[str, FigureEntry] = {
         needs=("final_ratio",),
         made_by="layer_count",
         draw=schemes.layer_count,
-        panels=lambda _dataset: 3,
+        panels=lambda dataset: len(schemes.counted(dataset)),
     ),
     "jacobian": FigureEntry(
         kinds=("jacobian",),
@@ -312,7 +312,7 @@ FIGURES: Mapping[str, FigureEntry] = {
     "effort": FigureEntry(
         caption="Who carries what: each layer's share of the effort, its price, and its part of the change at the last "
         "layer, scheme by scheme.",
-        needs=("effort",),
+        needs=("effort", "price", "carried"),
         draw=schemes.effort,
         panels=lambda dataset: len(schemes.carriers(dataset)),
         height=1.3,

@@ -14,12 +14,13 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from jacobian_lab.errors import InputError
+from jacobian_lab.report.captions import model_name
 from jacobian_lab.report.entries import Entry
 from jacobian_lab.report.figures.style import save, style
 from jacobian_lab.report.paper import read_paper
 from jacobian_lab.report.registry import FIGURES, TABLES
 from jacobian_lab.report.tables.descents import answered_facts, failed_facts, unmet_anchors, unmet_shifts
-from jacobian_lab.report.writing import Table, below_last, model_name, write_csv, write_table
+from jacobian_lab.report.writing import Table, below_last, write_csv, write_table
 from jacobian_lab.store.run import open_run
 from jacobian_lab.store.schema import command_of
 

@@ -1,6 +1,6 @@
-"""Tables as files, each there whole or not at all, and what captions and footnotes say of a run."""
+"""Tables as files, each there whole or not at all."""
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,13 @@ LETTERS = str.maketrans({
     "−": "$-$",
     "–": "--",
     "’": "'",
+    "|": "$|$",
+    "<": "$<$",
+    ">": "$>$",
 })
-"""What pdfLaTeX has no letters for."""
+"""What pdfLaTeX has no letters for, or others in its oldest fonts."""
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What a cell begins with that a spreadsheet takes for a formula."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,27 +61,6 @@ class Table:
     note: str = ""
     numbers: pd.DataFrame | None = None
     bold: pd.DataFrame | None = None
-
-
-def facts_in_cells(total: int, counts: Iterable[Any]) -> str:
-    """What a caption says of how many facts a table is made of.
-
-    Args:
-        total: The facts of the run.
-        counts: For each cell, how many of them have a value.
-
-    Returns:
-        Such as "32 facts", "29 of 32 facts in each cell" or "29 to 31 of 32 facts in a cell".
-    """
-    held = {int(count) for count in counts}
-    fewest, most = min(held), max(held)
-    if fewest == total:
-        return f"{total} facts"
-    return (
-        f"{fewest} of {total} facts in each cell"
-        if fewest == most
-        else f"{fewest} to {most} of {total} facts in a cell"
-    )
 
 
 def number(value: float, decimals: int | None = None, sign: str = "") -> str:
@@ -97,15 +81,34 @@ def number(value: float, decimals: int | None = None, sign: str = "") -> str:
     return f"{value:{sign}.{2 if decimals is None else decimals}f}"
 
 
-def write_csv(path: Path, frame: pd.DataFrame, *, index: bool = False) -> None:
-    """Write a table as CSV.
+def write_csv(path: Path, frame: pd.DataFrame) -> None:
+    """Write a table as CSV; a text that a spreadsheet would take for a formula gets an apostrophe before it.
 
     Args:
         path: The file.
-        frame: The table.
-        index: Whether its row labels are a column.
+        frame: The table, whose row labels are left out.
     """
-    write_text(path, frame.to_csv(index=index))
+    write_text(path, frame.rename(columns=_literal).map(_literal).to_csv(index=False))
+
+
+def _literal(cell: Any) -> Any:
+    """A cell as a spreadsheet shows it and does not compute it; one apostrophe before it is to be taken off again."""
+    if not isinstance(cell, str) or not cell.lstrip("'").startswith(FORMULA):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
+
+
+def _one_line(cell: Any) -> Any:
+    return " ".join(cell.split()) if isinstance(cell, str) else cell
+
+
+def _relabelled(frame: pd.DataFrame, change: Callable[[Any], Any]) -> pd.DataFrame:
+    """A table with something done to its cells, labels and names."""
+    return frame.map(change).rename(index=change, columns=change).rename_axis(index=change, columns=change)
 
 
 def write_table(stem: Path, frame: pd.DataFrame, caption: str, bold: pd.DataFrame | None = None) -> str:
@@ -121,10 +124,15 @@ def write_table(stem: Path, frame: pd.DataFrame, caption: str, bold: pd.DataFram
         The Markdown.
     """
     marked = frame if bold is None else frame.where(~bold, "**" + frame + "**")
-    text = f"{caption}\n\n{marked.to_markdown()}\n"
+    text = f"{_one_line(caption)}\n\n{_relabelled(marked, _markdown).to_markdown()}\n"
     write_text(stem.with_suffix(".md"), text)
     write_text(stem.with_suffix(".tex"), latex(frame, caption, bold))
     return text.rstrip()
+
+
+def _markdown(cell: Any) -> Any:
+    """A cell of a Markdown table, which a bar or the end of a line would end."""
+    return _one_line(cell).replace("|", r"\|") if isinstance(cell, str) else cell
 
 
 def latex(frame: pd.DataFrame, caption: str, bold: pd.DataFrame | None = None) -> str:
@@ -138,10 +146,11 @@ def latex(frame: pd.DataFrame, caption: str, bold: pd.DataFrame | None = None) -
     Returns:
         A ``table`` environment, in ASCII as far as `LETTERS` goes.
     """
+    frame, caption = _relabelled(frame, _one_line), _one_line(caption)
     styler = frame.style.format(escape="latex", precision=6, na_rep="NaN")
     styler = styler.format_index(escape="latex", axis=0).format_index(escape="latex", axis=1)
     if bold is not None:
-        styler = styler.apply(lambda _: bold.map(lambda best: "textbf:--rwrap" if best else ""), axis=None)
+        styler = styler.apply(lambda _: np.where(bold, "textbf:--rwrap", ""), axis=None)
     text = styler.to_latex(caption=caption.translate(ESCAPES), position="t", hrules=True)
     return text.translate(LETTERS)
 
@@ -172,29 +181,3 @@ def seed_of(dataset: xr.Dataset) -> int:
         The seed.
     """
     return int(dataset.attrs["config"]["settings"]["seed"])
-
-
-def model_name(dataset: xr.Dataset) -> str:
-    """What a caption calls the model.
-
-    Args:
-        dataset: An open run.
-
-    Returns:
-        Its name.
-    """
-    return str(dataset.attrs["config"]["provenance"]["model"])
-
-
-def facts_line(dataset: xr.Dataset, counts: Iterable[Any]) -> str:
-    """What a caption says of model, facts and cells.
-
-    Args:
-        dataset: An open run.
-        counts: Facts that have a value, for each cell.
-
-    Returns:
-        One sentence.
-    """
-    facts = facts_in_cells(dataset.sizes["fact"], counts)
-    return f"{model_name(dataset)}, {facts}, mean [95 % bootstrap interval] (median)."

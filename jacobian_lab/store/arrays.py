@@ -254,6 +254,21 @@ def arrays_of(
     return variables
 
 
+def unmeasured(variable: Variable, sizes: Mapping[Any, int]) -> xr.DataArray:
+    """An array that an older run was not made with, as it would begin in a new one; it takes no memory.
+
+    Args:
+        variable: What it is.
+        sizes: Lengths of the run's dimensions; one that it lacks has none.
+
+    Returns:
+        The array.
+    """
+    begins = np.asarray(np.nan if variable.dtype.startswith("f") else 0, variable.dtype)
+    values = np.broadcast_to(begins, [sizes.get(dim, 0) for dim in variable.dims])
+    return xr.DataArray(values, dims=variable.dims, attrs={"long_name": variable.long_name, "units": variable.units})
+
+
 def check_labels(folder: Path, config: Mapping[str, Any], labels: Mapping[str, Sequence[Any]]) -> None:
     """Check that the labels of a store's dimensions are those that it was made with.
 

@@ -34,6 +34,7 @@ from jacobian_lab.store.arrays import (
     open_arrays,
     read_config,
     reading,
+    unmeasured,
     write_config,
 )
 from jacobian_lab.store.digests import part_digests, sealed
@@ -227,7 +228,8 @@ def open_run(folder: Path | str, kind: str | None = None, part: str | None = Non
 
     Returns:
         Its dataset, with the schemes or methods that have been measured; the configuration is in ``attrs["config"]``.
-        What has one of the dimensions `WIDE` is read when it is asked for.
+        What has one of the dimensions `WIDE` is read when it is asked for. An array that an older run was not made
+        with is there as if nothing of it had been measured.
 
     Raises:
         InputError: If there is no run, or not of this kind, or something that it had finished is missing.
@@ -248,14 +250,17 @@ def open_run(folder: Path | str, kind: str | None = None, part: str | None = Non
             variables, labels, lambda name, facts: dataset[name][along_facts(variables[name], facts)].values
         )
         lost = finished.lost(*([part] if part else []))
-        loaded = dataset[[name for name in variables if part in {None, variables[name].mark}]]
+        declared = {name: each for name, each in KINDS[config["kind"]].items() if part in {None, each.mark}}
+        loaded = dataset[[name for name in declared if name in variables]]
         loaded = loaded.assign(loaded[[name for name in loaded if not WIDE & set(loaded[name].dims)]].load())
     if lost:
         raise InputError(f"expected all that a run had finished, got {folder} without {lost}: give its command again")
+    newer = [name for name in declared if name not in variables and not name.endswith(DIGEST)]
+    loaded = loaded.assign({name: unmeasured(declared[name], dataset.sizes) for name in newer})
     loaded.attrs["config"] = config
-    for name in loaded:
-        if study := variables[str(name)].study:
-            loaded[name] = loaded[name].where(loaded["studied"].sel(study=study, drop=True) == 1)
+    for name, variable in declared.items():
+        if variable.study:
+            loaded[name] = loaded[name].where(loaded["studied"].sel(study=variable.study, drop=True) == 1)
     if "measured" in loaded:
         made = loaded["measured"] == 1
         measured, *others = made.dims

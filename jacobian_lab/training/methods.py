@@ -41,6 +41,12 @@ class Ready:
     facts: int
     settings: WiseSettings | RLEditSettings
 
+    @property
+    def decided_by(self) -> dict[str, Any]:
+        """What decides its edit: what decides its training, and how many facts it edits at once."""
+        at_once = self.settings.edited_at_once if isinstance(self.settings, RLEditSettings) else 1
+        return {**self.about, "edited_at_once": at_once}
+
     @cached_property
     def trainer(self) -> Trainer:
         """The method at work."""

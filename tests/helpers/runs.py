@@ -68,10 +68,11 @@ COORDINATES = {
 """The coordinates of a run of each kind."""
 
 
-def make_run(folder: Path, kind: str, settings=None, provenance=None, **written) -> Path:
-    """A finished run; what is given replaces the random numbers of a variable."""
+def make_run(folder: Path, kind: str, settings=None, provenance=None, coordinates=None, **written) -> Path:
+    """A finished run; what is given replaces the settings, labels, or random numbers of a variable."""
     rng = np.random.default_rng(0)
-    with Run(folder, kind, SETTINGS | (settings or {}), PROVENANCE | (provenance or {}), COORDINATES[kind]) as run:
+    labels = COORDINATES[kind] | (coordinates or {})
+    with Run(folder, kind, SETTINGS | (settings or {}), PROVENANCE | (provenance or {}), labels) as run:
         for name, variable in KINDS[kind].items():
             if variable.dtype == "f8":
                 shape = [len(run.coordinates[dim]) for dim in variable.dims]

@@ -185,6 +185,19 @@ def test_a_donor_without_shifts_gives_its_anchors(arguments, tmp_path, descents,
     assert f"4 anchors are those of {donor}" in capsys.readouterr().err
 
 
+def test_a_donor_from_before_there_was_coordination_gives_its_anchors(arguments, tmp_path, descents):
+    given = {**arguments, "slice": "0:2"}
+    donor = run_damping(DampingConfig(**given, dampings=(0.1,), out=tmp_path / "donor"), progress=False)
+    config = json.loads((donor / "config.json").read_text())
+    del config["settings"]["coordination"]
+    (donor / "config.json").write_text(json.dumps(config))
+    descents.clear()
+    run_schemes(
+        SchemesConfig(**given, schemes=SCHEMES, survey="none", anchors_from=donor, out=tmp_path / "run"), progress=False
+    )
+    assert descents == ["coordinate_shifts"]
+
+
 def test_what_a_donor_has_lost_is_optimised(arguments, donor, tmp_path, descents):
     """A batch that lacks some is optimised as a whole; a run is no donor of its own."""
     folder = tmp_path / "donor"

@@ -6,17 +6,18 @@ import pytest
 from matplotlib.figure import Figure
 from scipy import stats
 
+from jacobian_lab.report.captions import facts_in_cells
 from jacobian_lab.report.figures import conditions, parts
 from jacobian_lab.report.intervals import summaries_of
 from jacobian_lab.report.results import write_reports
 from jacobian_lab.report.tables.descents import answered_facts, failed_facts, unmet_anchors
 from jacobian_lab.report.tables.residuals import table
-from jacobian_lab.report.writing import facts_in_cells
 from jacobian_lab.store.run import Run, open_run
 from jacobian_lab.store.schema import KINDS
 
 SETTINGS = {
     "model": "m",
+    "dtype": "float32",
     "anchor": {"lr": 0.5, "steps": 25, "stop_loss": 0.05},
     "ridge": 2.0,
     "seed": 3,

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from helpers.runs import COORDINATES
 
-from jacobian_lab.report.writing import latex, number
+from jacobian_lab.report.writing import latex, number, write_csv, write_table
 
 
 def check_latex(text):
@@ -58,3 +58,46 @@ def test_numbers_keep_two_digits_of_what_is_small():
         "",
     ]
     assert number(1.25, 1, "+") == "+1.2"
+
+
+ODD = ["a\nb", "a\tb\r\n\n c", r"& % _ # $ { } \ ~ ^", "a | b", "< >", "", '"', "'", "ü"]
+
+
+def test_any_text_leaves_markdown_and_latex_tables_and_csv_files_whole(tmp_path):
+    frame = pd.DataFrame(dict.fromkeys(["|t*|", *ODD[:4]], ODD), index=ODD).rename_axis("a | b\n")
+    text = write_table(tmp_path / "odd", frame, "of |t*|\n\nand more", frame == ODD[0])
+    caption, blank, *rows = text.splitlines()
+    assert (caption, blank) == ("of |t*| and more", "")
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {frame.shape[1] + 2}
+    assert len(rows) == len(ODD) + 2
+    tex = (tmp_path / "odd.tex").read_text("utf-8")
+    check_latex(tex.replace("ü", "u"))
+    assert "$|$t*$|$" in tex
+    assert not re.search(r"(?<!\$)[|<>]", tex)
+    write_csv(tmp_path / "odd.csv", frame.reset_index(drop=True))
+    assert pd.read_csv(tmp_path / "odd.csv", keep_default_na=False).to_numpy().tolist() == frame.to_numpy().tolist()
+
+
+def test_a_text_of_a_csv_file_is_no_formula(tmp_path):
+    texts = [
+        '=HYPERLINK("http://x","y")',
+        "+1+cmd",
+        "-a",
+        "@SUM(A1)",
+        "\t=1",
+        "'=1",
+        "a=1",
+        "'a",
+        "-3.5",
+        "+2",
+        "1e-3",
+        "",
+    ]
+    write_csv(tmp_path / "f.csv", pd.DataFrame({"=id": texts, "value": -1.5}))
+    told = pd.read_csv(tmp_path / "f.csv", dtype=str, keep_default_na=False)
+    assert set(told["value"]) == {"-1.5"}
+    assert told.columns[0] == "'=id"
+    guarded = [text.removeprefix("'") for text in told["'=id"][:6]]
+    assert guarded == texts[:6]
+    assert all(text.startswith("'") for text in told["'=id"][:6])
+    assert told["'=id"][6:].tolist() == texts[6:]

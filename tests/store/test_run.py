@@ -206,15 +206,21 @@ def test_a_run_that_has_lost_an_array_is_refused(finished):
         open_run(finished)
 
 
-def test_a_run_of_a_version_with_fewer_arrays_is_read_and_not_written(tmp_path, monkeypatch):
+def test_a_run_of_a_version_with_fewer_arrays_is_read_as_if_they_were_not_measured_and_not_written(
+    tmp_path, monkeypatch
+):
     older = {name: each for name, each in KINDS["tables"].items() if name != "cosine"}
     with monkeypatch.context() as before:
         before.setitem(KINDS, "tables", older)
         make_run(tmp_path / "run", "tables")
         told = open_run(tmp_path / "run")
     now = open_run(tmp_path / "run")
-    assert set(now) == set(told)
-    assert "cosine" not in now
+    assert set(now) == {*told, "cosine"}
+    assert now["cosine"].isnull().all()
+    assert now["cosine"].dims == now["effort"].dims
+    assert set(open_run(tmp_path / "run", part="surveyed")) == {
+        n for n, each in older.items() if each.mark == "surveyed"
+    }
     assert Finished.of(tmp_path / "run").all("measured")
     with pytest.raises(InputError, match="expected a run of this version, got other arrays"):
         make_run(tmp_path / "run", "tables")

@@ -187,12 +187,8 @@ def layer_count(figure: FigureBase, dataset: xr.Dataset) -> None:
         figure: An empty figure, or part of one.
         dataset: An open run of layer counts.
     """
-    shown = {
-        "final_ratio": "residual left at the last layer",
-        "count_generalization": "generalisation, share",
-        "count_kl": r"$D_{KL}$, nat",
-    }
-    axes = figure.subplots(1, 3)
+    shown = counted(dataset)
+    axes = figure.subplots(1, len(shown), squeeze=False)[0]
     for ax, (name, label) in zip(axes, shown.items(), strict=True):
         for scheme in schemes_with(dataset, name):
             mean_curve(ax, dataset, dataset[name].sel(scheme=scheme), label=scheme, **STYLES.get(scheme, {}))
@@ -200,6 +196,23 @@ def layer_count(figure: FigureBase, dataset: xr.Dataset) -> None:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].axhline(1.0, color="0.3", linewidth=0.5, linestyle=":")
     figure.legend(*axes[0].get_legend_handles_labels(), fontsize="x-small", loc="outside upper center", ncols=5)
+
+
+def counted(dataset: xr.Dataset) -> dict[str, str]:
+    """What is shown against the number of decisive layers.
+
+    Args:
+        dataset: An open run of layer counts.
+
+    Returns:
+        The variables that there is something to draw of, and what their axes are called.
+    """
+    labels = {
+        "final_ratio": "residual left at the last layer",
+        "count_generalization": "generalisation, share",
+        "count_kl": r"$D_{KL}$, nat",
+    }
+    return {name: label for name, label in labels.items() if schemes_with(dataset, name)}
 
 
 def _curves(ax: Axes, dataset: xr.Dataset, variable: str, *tables: str) -> None:

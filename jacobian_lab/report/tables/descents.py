@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from jacobian_lab.report.writing import Table, model_name
+from jacobian_lab.report.captions import model_name
+from jacobian_lab.report.writing import Table
 
 DESCENTS = {"anchor": "anchors", "refit_anchor": "refitted anchors", "coordinated_shift": "coordinated shifts"}
 

@@ -1,18 +1,20 @@
 """From a run of edit_table to Tables 3, 4, 6 and 7: methods with intervals, the paper's rows beside ours, gains."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
+from jacobian_lab.report.captions import facts_of, meanings
 from jacobian_lab.report.intervals import intervals
 from jacobian_lab.report.paper import METRICS, Metric, paper_methods, rows_beside, source_line
-from jacobian_lab.report.writing import Table, facts_in_cells, model_name, number, seed_of
+from jacobian_lab.report.writing import Table, number, seed_of
 
 UNEDITED, FORWARD, COORDINATED = "unedited", "+fe", "+cr"
+FURTHER = "further: "
+"""What the name of a column of further questions begins with: a group may be called like a variable."""
 
 Step = tuple[str, str]
 """From one way of making a rule's targets to another: what the methods' names end with."""
@@ -58,11 +60,12 @@ def further(dataset: xr.Dataset) -> dict[str, Metric]:
         dataset: An open run of edit-table.
 
     Returns:
-        A column for each group of further questions that the run's facts hold.
+        A column for each group of further questions that the run's facts hold, by `FURTHER` and the group's name.
     """
     held = dataset["probe_accuracy"].notnull()
     asked = held.any([dim for dim in held.dims if dim != "probe"])
-    return {str(group): Metric(str(group)) for group in dataset["probe"].values[asked.values]}
+    names = [f"{FURTHER}{group}" for group in dataset["probe"].values[asked.values]]
+    return {name: Metric(name) for name in names}
 
 
 def column(dataset: xr.Dataset, metric: str) -> xr.DataArray:
@@ -70,12 +73,14 @@ def column(dataset: xr.Dataset, metric: str) -> xr.DataArray:
 
     Args:
         dataset: An open run.
-        metric: Its name, or the group's.
+        metric: A variable's name, or one of `further`.
 
     Returns:
         With a dimension ``fact``.
     """
-    return dataset[metric] if metric in dataset else dataset["probe_accuracy"].sel(probe=metric, drop=True)
+    if not metric.startswith(FURTHER):
+        return dataset[metric]
+    return dataset["probe_accuracy"].sel(probe=metric.removeprefix(FURTHER), drop=True)
 
 
 def summaries(dataset: xr.Dataset) -> pd.DataFrame:
@@ -248,7 +253,7 @@ def compared(
     numbers = metrics_table(dataset, summed).frame.loc[methods]
     counts = [cells[method, metric]["count"] for method in methods for metric in kinds]
     told = source_line(shown) if paper is None else "The paper's rows: as the file that was given has them."
-    note = " ".join(filter(None, (meanings(dataset), facts_of(dataset, counts), told)))
+    note = " ".join(filter(None, (meanings(dataset), facts_of(dataset, counts, methods), told)))
     return Table(frame, note, numbers.reset_index(), _best(numbers, kinds, frame))
 
 
@@ -316,7 +321,7 @@ def damage(dataset: xr.Dataset, summed: pd.DataFrame) -> Table:
 
 def _largest(chosen: xr.Dataset, *names: str) -> float:
     """The largest value of some variables, one of them by layer, one by block; 0 where no weight was changed."""
-    values = np.concatenate([np.ravel(chosen[name].values) for name in names if name in chosen])
+    values = np.concatenate([np.ravel(chosen[name].values) for name in names])
     return float(np.nanmax(values, initial=0.0, where=np.isfinite(values)))
 
 
@@ -334,7 +339,7 @@ def gains(dataset: xr.Dataset) -> Table:
     for row in gained.to_dict("records"):
         rows.setdefault(f"{row['method']} − {row['against']}", []).append(cell_text(row, kinds[row["metric"]], "+"))
     frame = pd.DataFrame.from_dict(rows, orient="index", columns=labels(kinds)).rename_axis("difference")
-    return Table(frame, f"{meanings(dataset)} {facts_of(dataset, gained['count'])}", gained)
+    return Table(frame, f"{meanings(dataset)} {facts_of(dataset, gained['count'], gained['method'])}", gained)
 
 
 def cell_text(row: Mapping[Any, Any], kind: Metric, sign: str = "") -> str:
@@ -368,34 +373,3 @@ def labels(metrics: Mapping[str, Metric]) -> list[str]:
         A label for each.
     """
     return [f"{kind.label} {'↑' if kind.best > 0 else '↓'}" for kind in metrics.values()]
-
-
-def meanings(dataset: xr.Dataset) -> str:
-    """What a caption says of the columns.
-
-    Args:
-        dataset: An open run.
-
-    Returns:
-        One sentence.
-    """
-    counterfact = dataset.attrs["config"]["settings"]["metrics"] == "counterfact"
-    success = "the new answer before the true one" if counterfact else "share of the answer's tokens, teacher forced"
-    return (
-        f"In the columns, success: {success}; accuracy: every token of the answer the argmax, teacher forced; D_KL and "
-        "Top-k: of the next token after neighbourhood prompts, against the unedited model."
-    )
-
-
-def facts_of(dataset: xr.Dataset, counts: Iterable[Any]) -> str:
-    """What a caption says of model, facts and cells.
-
-    Args:
-        dataset: An open run.
-        counts: Facts that have a value, for each cell.
-
-    Returns:
-        One sentence.
-    """
-    source = Path(dataset.attrs["config"]["provenance"]["facts"]["source"]).name
-    return f"{model_name(dataset)}, {facts_in_cells(dataset.sizes['fact'], counts)}, of {source}."

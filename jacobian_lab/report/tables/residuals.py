@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from jacobian_lab.report.captions import facts_in_cells, facts_line, made_with, model_name
 from jacobian_lab.report.intervals import summaries_of
 from jacobian_lab.report.paper import paper_residuals, source_line
-from jacobian_lab.report.writing import Table, facts_in_cells, facts_line, model_name, number, seed_of
+from jacobian_lab.report.writing import Table, number, seed_of
 from jacobian_lab.store.schema import KINDS
 
 
@@ -159,7 +160,7 @@ def efficacy_shown(dataset: xr.Dataset) -> Table:
         The table.
     """
     frame = efficacy_table(dataset)
-    note = f"{model_name(dataset)}, {facts_in_cells(dataset.sizes['fact'], frame['count'])}."
+    note = f"{model_name(dataset)}, {facts_in_cells(dataset.sizes['fact'], frame['count'])}. {made_with(dataset)}"
     return Table(frame.round(3).set_index("scheme"), note, frame)
 
 

@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from jacobian_lab.report.captions import facts_line
 from jacobian_lab.report.intervals import summaries_of
 from jacobian_lab.report.tables.residuals import wide
-from jacobian_lab.report.writing import DEGREES, Table, below_last, facts_line, seed_of
+from jacobian_lab.report.writing import DEGREES, Table, below_last, seed_of
 from jacobian_lab.store.schema import DECISIONS
 
 Row = tuple[str, xr.DataArray]

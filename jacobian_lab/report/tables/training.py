@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from jacobian_lab.report.captions import facts_of
 from jacobian_lab.report.paper import Metric
-from jacobian_lab.report.tables.methods import cell_text, facts_of, means
+from jacobian_lab.report.tables.methods import cell_text, means
 from jacobian_lab.report.writing import Table, number, seed_of
 
 PROMPTS = {"distance": "prompts", "distance_paraphrase": "paraphrases", "distance_neighbor": "neighbourhood"}
@@ -64,8 +65,6 @@ def with_router(dataset: xr.Dataset) -> list[str]:
     Returns:
         Their names.
     """
-    if "distance" not in dataset:
-        return []
     return [str(name) for name in dataset["edit"].values if np.isfinite(dataset["distance"].sel(edit=name)).any()]
 
 
@@ -78,8 +77,7 @@ def lacking(dataset: xr.Dataset) -> str:
     Returns:
         In words; empty if nothing.
     """
-    changed = "changed_norm" in dataset and bool(np.isfinite(dataset["changed_norm"]).any())
-    return "" if changed or with_router(dataset) else "a method that trains"
+    return "" if np.isfinite(dataset["changed_norm"]).any() or with_router(dataset) else "a method that trains"
 
 
 def training(dataset: xr.Dataset) -> Table:
