@@ -109,6 +109,25 @@ def cell_value(source: str) -> float:
     return float(numbers[place])
 
 
+def as_csv(file: Path) -> Iterator[str]:
+    """The cells of a Markdown table as CSV.
+
+    Args:
+        file: The table.
+
+    Yields:
+        A header, and a line a cell that holds numbers: row, column, its number, and the ends of its interval.
+    """
+    header, rows = _table(file)
+    yield "row,column,value,low,high"
+    for row, cells in rows.items():
+        for column, cell in zip(header, cells, strict=True):
+            if numbers := CELL.findall(cell):
+                value, *ends = numbers
+                low, high = ends[:2] if "[" in cell else ("", "")
+                yield f'"{row}","{column}",{value},{low},{high}'
+
+
 def _index(label: str, labels: list[str], source: str) -> str:
     """The label that is meant: the same, or the only one that begins so."""
     meant = [known for known in labels if known == label] or [known for known in labels if known.startswith(label)]

@@ -3,7 +3,8 @@
 A page includes ``results/runs/<run>/<table>.md``. For each of these the file of the same name is taken from the
 folder ``runs/<run>``, where the command that the page names has left it; ``run.md`` is made of the run's
 configuration, ``figures.md`` of its figures. All small CSV files of the run are copied beside them. A run that is
-not there is named, and its files stay as they are. Then every number that a page quotes (``quotes.py``) is filled in.
+not there is named, and its files stay as they are; a table that has no CSV file gets one of its own rounded cells.
+Then every number that a page quotes (``quotes.py``) is filled in.
 
 With ``--check`` nothing is copied: quoted numbers that are not their table's are named, and the status is 1. With
 ``--list`` every quoted number is listed with its file, row and column.
@@ -18,13 +19,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from quotes import PAGES, UnknownSourceError, filled, quotes
+from quotes import PAGES, RUNS, UnknownSourceError, as_csv, filled, quotes
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 INCLUDED = re.compile(r'\{%\s*include-markdown\s+"results/runs/([^/"]+)/([^/"]+)"')
 FRONT = ("reproduce", "residual_by_layer.png")
 """The run and figure that the home page and the README begin with."""
+MADE = ("run.md", "figures.md")
+"""Files that are no tables."""
 SMALL = 1 << 16
 """Bytes of the largest CSV file that is copied."""
 
@@ -62,6 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             copy(folder, DOCS / "results" / "runs" / name, needed[name])
             if name == FRONT[0] and (folder / "figures" / FRONT[1]).is_file():
                 shutil.copyfile(folder / "figures" / FRONT[1], DOCS / "images" / FRONT[1])
+    for table in sorted(RUNS.glob("*/*.md")):
+        if table.name not in MADE and not table.with_suffix(".csv").is_file():
+            table.with_suffix(".csv").write_text("\n".join(as_csv(table)) + "\n", "utf-8")
     for page in PAGES:
         text = page.read_text("utf-8")
         if (right := filled(text)) != text:
