@@ -6,13 +6,14 @@ configuration, ``figures.md`` of its figures. A run that is not there is named, 
 """
 
 import argparse
-import ast
 import json
 import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from jacobian_lab.report.registry import FIGURES
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
@@ -113,13 +114,12 @@ def figures(folder: Path, target: Path) -> Iterator[str]:
         target: Where they go.
 
     Yields:
-        Markdown for each, with what its script says of it.
+        Markdown for each, with its caption.
     """
     for path in sorted(folder.glob("*.png")):
         shutil.copyfile(path, target / path.name)
-        script = ROOT / "figures" / f"{path.stem}.py"
-        title = ast.get_docstring(ast.parse(script.read_text("utf-8"))) if script.is_file() else None
-        yield f"![{path.stem}]({path.name})\n\n*{title or path.stem}*"
+        title = FIGURES[path.stem].caption if path.stem in FIGURES else path.stem
+        yield f"![{path.stem}]({path.name})\n\n*{title}*"
 
 
 def say(text: str) -> None:
