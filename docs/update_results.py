@@ -11,7 +11,6 @@ With ``--check`` nothing is copied: quoted numbers that are not their table's ar
 """
 
 import argparse
-import ast
 import json
 import re
 import shutil
@@ -20,6 +19,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from quotes import PAGES, RUNS, UnknownSourceError, as_csv, filled, quotes
+
+from jacobian_lab.report.registry import FIGURES
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
@@ -183,13 +184,12 @@ def figures(folder: Path, target: Path) -> Iterator[str]:
         target: Where they go.
 
     Yields:
-        Markdown for each, with what its script says of it.
+        Markdown for each, with its caption.
     """
     for path in sorted(folder.glob("*.png")):
         shutil.copyfile(path, target / path.name)
-        script = ROOT / "figures" / f"{path.stem}.py"
-        title = ast.get_docstring(ast.parse(script.read_text("utf-8"))) if script.is_file() else None
-        yield f"![{path.stem}]({path.name})\n\n*{title or path.stem}*"
+        title = FIGURES[path.stem].caption if path.stem in FIGURES else path.stem
+        yield f"![{path.stem}]({path.name})\n\n*{title}*"
 
 
 def say(text: str) -> None:

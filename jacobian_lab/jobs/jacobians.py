@@ -51,10 +51,7 @@ from jacobian_lab.planning.costs import Costs, Stage
 from jacobian_lab.progress import bar, note
 from jacobian_lab.store.finished import Finished
 from jacobian_lab.store.run import Run
-from jacobian_lab.store.schema import DECISIONS
-
-RANDOM_DIRECTIONS = 64
-"""Random directions that serve as a yardstick for each Jacobian."""
+from jacobian_lab.store.schema import DECISIONS, RANDOM_DIRECTIONS
 
 SAMPLED, SAMPLED_WIDE = 64, 4
 """For how many facts eigenvectors of J are sought by default: up to a width of `WIDEST_DENSE`, and above it unless the

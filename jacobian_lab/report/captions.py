@@ -40,18 +40,19 @@ def model_name(dataset: xr.Dataset) -> str:
     return str(dataset.attrs["config"]["provenance"]["model"])
 
 
-def facts_line(dataset: xr.Dataset, counts: Iterable[Any]) -> str:
+def facts_line(dataset: xr.Dataset, counts: Iterable[Any], middle: str = "median") -> str:
     """What a caption says of model, facts, cells with medians, and how the run was made.
 
     Args:
         dataset: An open run.
         counts: Facts that have a value, for each cell.
+        middle: What stands in brackets behind a mean.
 
     Returns:
         Two sentences.
     """
     facts = facts_in_cells(dataset.sizes["fact"], counts)
-    return f"{model_name(dataset)}, {facts}, mean [95 % bootstrap interval] (median). {made_with(dataset)}"
+    return f"{model_name(dataset)}, {facts}, mean [95 % bootstrap interval] ({middle}). {made_with(dataset)}"
 
 
 def facts_of(dataset: xr.Dataset, counts: Iterable[Any], methods: Iterable[str] | None = None) -> str:

@@ -322,5 +322,7 @@ def command_of(name: str) -> str:
     return name.replace("_", "-")
 
 
+RANDOM_DIRECTIONS = 64
+"""Random directions that serve as a yardstick for each Jacobian; `random_positive` is a share of these."""
 DECISIONS = {"definite": 1, "undecided": 0, "indefinite": -1}
 """How the verdict of theorem 2 is stored."""

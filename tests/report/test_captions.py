@@ -37,8 +37,8 @@ def test_batches_chat_and_other_dtypes_are_said(tmp_path):
     run = Results(make_run(tmp_path / "run", "edit_table", EDITING | other, known))
     assert (
         "Made with bfloat16 (anchors in float32), prompts in the model's chat template, λ = 0.5, C as published "
-        "(memit), 3 context templates (sampled with seed 0), closed-form edits in batches of 16, measured after the last batch, "
-        "rledit in batches of its own."
+        "(memit), 3 context templates (sampled with seed 0), closed-form edits in batches of 16, measured after the "
+        "last batch, rledit in batches of its own."
     ) in run.caption("table3")
 
 

@@ -3,15 +3,16 @@
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.runs import make_run
 from matplotlib.figure import Figure
 from scipy import stats
 
 from jacobian_lab.report.captions import facts_in_cells
 from jacobian_lab.report.figures import conditions, parts
 from jacobian_lab.report.intervals import summaries_of
-from jacobian_lab.report.results import write_reports
+from jacobian_lab.report.results import Results, write_reports
 from jacobian_lab.report.tables.descents import answered_facts, failed_facts, unmet_anchors
-from jacobian_lab.report.tables.residuals import table
+from jacobian_lab.report.tables.residuals import headlines, table
 from jacobian_lab.store.run import Run, open_run
 from jacobian_lab.store.schema import KINDS
 
@@ -165,3 +166,22 @@ def test_the_papers_numbers_are_of_own_targets_alone(finished):
     assert long.get_group("forward-replay").tolist() == [0.37, 0.15, 0.08, 0.05, 0.03]
     for row in ("forward-replay, against the optimised target", "forward-replay, norm", "backward-dividing, norm"):
         assert long.get_group(row).isna().all()
+
+
+def test_theorem_2_counts_directions_and_facts(tmp_path):
+    """One direction of 64 at one of six facts is one of 384, which two digits of a share would round away."""
+    share = np.ones((6, 5))
+    share[2, 1] = 63 / 64
+    along = np.ones((6, 5, 5))
+    along[0] = -1
+    run = Results(make_run(tmp_path / "run", "tables", random_positive=share, linear_cosine=along))
+    table = run.table("theorem2")
+    row = table.loc["random directions: share with cos(Jv, v) > 0"]
+    assert [cell.split("(")[1] for cell in row] == ["384 of 384)", "383 of 384)", "384 of 384)", "384 of 384)"]
+    assert table.loc["one-layer: share of facts with cos(Jδ, δ) > 0", "layer 4"].endswith("(5 of 6)")
+    assert table.loc["one-layer: cos(Jδ, δ), linear", "layer 4"].endswith("(1.00)")
+    numbers = run.numbers("theorem2").set_index(["row", "layer"])
+    assert numbers.loc[("random directions: share with cos(Jv, v) > 0", 5), ["hits", "trials"]].tolist() == [383, 384]
+    assert "(median; of shares, how many of how many)" in run.caption("theorem2")
+    assert "of shares" not in run.caption("decomposition")
+    assert any("along 100 of the edits' 120 shifts" in line for line in headlines(run.dataset))

@@ -9,10 +9,12 @@ import pandas as pd
 import pytest
 from helpers.commands import ROOT
 from helpers.runs import COORDINATES, METHODS, SCHEMES, TRAINED, make_run
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from jacobian_lab.errors import InputError
 from jacobian_lab.report.figures.parts import arms
+from jacobian_lab.report.figures.style import RULE_COLORS, RULE_MARKERS, STYLES
 from jacobian_lab.report.registry import FIGURES, TABLES
 from jacobian_lab.report.results import Results
 from jacobian_lab.report.tables.training import AIMS, routed, with_router
@@ -239,3 +241,37 @@ def test_a_run_from_before_there_were_aims_lacks_them_alone(tmp_path, monkeypatc
     assert not {"training", "aims"} & set(run.tables)
     assert "routing" not in run.figures
     assert run.write("table3", "damage", "training", "aims", "records")
+
+
+def lightness(color):
+    """CIELAB's L*: what is left of a colour in grey."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
+    luminance = np.dot(linear, [0.2126, 0.7152, 0.0722])
+    return 116 * np.cbrt(luminance) - 16 if luminance > 0.008856 else 903.3 * luminance
+
+
+def test_schemes_and_rules_are_told_apart_in_grey():
+    for looks, least in (
+        (STYLES, 8),
+        ({n: {"color": c, "marker": RULE_MARKERS[n]} for n, c in RULE_COLORS.items()}, 3),
+    ):
+        steps = np.diff(sorted(lightness(look["color"]) for look in looks.values()))
+        assert steps.min() > least
+        assert len({look["marker"] for look in looks.values()}) == len(looks)
+    main = [lightness(STYLES[name]["color"]) for name in ("forward-replay", "coordinated-replay", "backward-dividing")]
+    assert np.diff(main).min() > 12
+
+
+def test_no_line_leads_through_layers_that_are_not_edited(tmp_path):
+    ratio, norm = np.full((6, len(SCHEMES), 5), 0.5), np.full((len(SCHEMES), 5), 0.1)
+    ratio[:, 2, 1:4] = norm[2, 1:4] = np.nan
+    run = Results(make_run(tmp_path / "run", "tables", residual_ratio=ratio, update_norm=norm))
+    for ax in (run.figure("residual_by_layer").axes[0], run.figure("spread_by_fact").axes[2]):
+        drawn = [line.get_ydata() for line in ax.lines if len(line.get_ydata()) == 5]
+        assert any(np.isnan(np.asarray(y, float)).tolist() == [False, True, True, True, False] for y in drawn)
+
+
+def test_a_frontier_has_its_ridges_at_the_points(results):
+    left, right = results["frontier"].figure("frontier").axes
+    assert [text.get_text() for text in left.texts] == ["10", "100"] * 4
+    assert (left.get_xscale(), right.get_xscale()) == ("log", "linear")

@@ -51,7 +51,7 @@ def efficacy_specificity(figure: FigureBase, dataset: xr.Dataset) -> None:
 
 
 def frontier(figure: FigureBase, dataset: xr.Dataset) -> None:
-    """What is generalised against what is disturbed along λ, a curve a scheme, the smallest λ with a ring.
+    """What is generalised against what is disturbed along λ, a curve a scheme; λ at the points, the smallest ringed.
 
     Args:
         figure: An empty figure, or part of one.
@@ -68,9 +68,12 @@ def frontier(figure: FigureBase, dataset: xr.Dataset) -> None:
             ax.errorbar(x["mean"], y["mean"], **errors, elinewidth=0.3, linewidth=1, markersize=3, label=name, **look)
             ax.plot(x["mean"].iloc[0], y["mean"].iloc[0], "o", fillstyle="none", color="0.3", markersize=6)
         ax.set(xlabel=_axis(across))
-        if METRICS[across].best < 0:
-            ax.invert_xaxis()  # right and up is better, in both planes
-    axes[0].set(ylabel=_axis("generalization_accuracy"))
+    places = zip(found.loc["kl"]["mean"], up["mean"], up.index, strict=True)
+    for *place, (name, ridge) in places:
+        near = {"xytext": (3, 3), "textcoords": "offset points", "fontsize": 4, "color": STYLES[_scheme(name)]["color"]}
+        axes[0].annotate(f"{ridge:g}", tuple(place), **near)
+    axes[0].set(ylabel=_axis("generalization_accuracy"), xscale="log")
+    axes[0].invert_xaxis()  # right and up is better, in both planes
     figure.legend(*ax.get_legend_handles_labels(), fontsize="x-small", loc="outside upper center", ncols=7)
 
 
@@ -101,7 +104,7 @@ def gain(figure: FigureBase, dataset: xr.Dataset, step: Step) -> None:
         step: What the names of the two methods end with.
     """
     gained, rules = gains_of(dataset, (step,)), both_ways(dataset, step)
-    axes = figure.subplots(1, 2, width_ratios=(3, 1))
+    axes = figure.subplots(1, 2, width_ratios=(5, 1))
     shares = [metric for metric, kind in METRICS.items() if kind.scale > 1]
     for ax, metrics in zip(axes, (shares, ["kl"]), strict=True):
         for place, rule in enumerate(rules):
@@ -112,6 +115,7 @@ def gain(figure: FigureBase, dataset: xr.Dataset, step: Step) -> None:
                 ax, np.arange(len(metrics)) + offset, *(chosen[n] for n in ("mean", "low", "high")), label=rule, **look
             )
         ax.axhline(0, color="0.3", linewidth=0.6)
+        ax.set_xlim(-0.6, len(metrics) - 0.4)
         ax.set_xticks(range(len(metrics)), [_axis(metric).replace(" ", "\n") for metric in metrics], fontsize="x-small")
         ax.grid(visible=False, axis="x")
     axes[0].set(ylabel=f"gain from {step[1][1:].upper()}, points")

@@ -32,7 +32,8 @@ def theorem1(figure: FigureBase, dataset: xr.Dataset) -> None:
             angles = below["eigenvector_angle"].sel(scheme=scheme)
             mean_curve(ax, dataset, angles * DEGREES, **STYLES.get(scheme, {}))
         mean_curve(ax, dataset, below["random_eigenvector_angle"] * DEGREES, **YARDSTICK)
-        ax.set(ylabel="nearest eigenvector (°)", ylim=(0, 92))
+        lowest = 5 * np.floor(ax.get_ylim()[0] / 5)
+        ax.set(ylabel="angle to the\nnearest eigenvector (°)", ylim=(max(0, lowest), 91))
     figure.legend(*left.get_legend_handles_labels(), fontsize="x-small", loc="outside upper center", ncols=4)
 
 
@@ -109,7 +110,7 @@ def jacobian(figure: FigureBase, dataset: xr.Dataset) -> None:
         )
         middle.plot(places, chosen["singular_value"].median("fact"), color=grey, linewidth=1)
     left.axhline(0, color="0.3", linewidth=0.6, linestyle=":")
-    left.set(ylabel=r"eigenvalues of $S$", xlabel="share of the spectrum", yscale="symlog")
+    left.set(ylabel="eigenvalues of $S$\n(symmetric log)", xlabel="share of the spectrum", yscale="symlog")
     middle.set(ylabel=r"singular values of $J$", xlabel="share of the spectrum", yscale="log")
     left.legend(fontsize="x-small", frameon=False)
     distance = dataset.assign_coords(layer=last - layers)

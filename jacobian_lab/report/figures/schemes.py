@@ -57,16 +57,10 @@ def spread_by_fact(figure: FigureBase, dataset: xr.Dataset) -> None:
         chosen = dataset["residual_ratio"].sel(scheme=scheme)
         values, layers = chosen.values, dataset["layer"].values
         edited = np.isfinite(values).any(axis=0)
-        ax.plot(
-            layers[edited],
-            values[:, edited].T,
-            color="0.6",
-            linewidth=0.4,
-            marker=".",
-            markersize=1.5,
-        )
-        median = np.nanmedian(values[:, edited], axis=0)
-        ax.plot(layers[edited], median, **STYLES.get(scheme, {}), linewidth=1, markersize=3)
+        ax.plot(layers, values.T, color="0.6", linewidth=0.4, marker=".", markersize=1.5)
+        median = np.full(len(layers), np.nan)  # no line through layers that are not edited
+        median[edited] = np.nanmedian(values[:, edited], axis=0)
+        ax.plot(layers, median, **STYLES.get(scheme, {}), linewidth=1, markersize=3)
         ax.axhline(1.0, color="0.3", linewidth=0.5, linestyle=":")
         ax.set_title(scheme, fontsize="small")
         ax.set(xlabel="edited layer", xticks=layers)
@@ -175,7 +169,7 @@ def step_size(figure: FigureBase, dataset: xr.Dataset) -> None:
             ax.plot(steps, predicted, color=color, linewidth=0.8, linestyle="--", label=f"{scheme}, by $J$")
         ax.axhline(1, color="0.3", linewidth=0.5, linestyle=":")
         ax.set_title(f"layer {layer}", fontsize="small")
-        ax.set(xlabel=r"$t / |t^*|$", xticks=[0, 1, 2, 3])
+        ax.set(xlabel=r"step $t$ over $\vert t^{\ast}\vert$", xticks=[0, 1, 2, 3])
     panels[0].set(ylabel="remaining residual", ylim=(0, None))
     figure.legend(*panels[0].get_legend_handles_labels(), fontsize="x-small", loc="outside upper center", ncols=4)
 
@@ -223,7 +217,8 @@ def _curves(ax: Axes, dataset: xr.Dataset, variable: str, *tables: str) -> None:
         long = long[(long["variable"] == variable) & (long["row"] == long["scheme"])]
         for scheme, rows in long.groupby("scheme", sort=False):
             look = STYLES.get(str(scheme), {})
-            error_bars(ax, *(rows[name] for name in ("layer", "mean", "low", "high")), label=scheme, **look)
+            edited = rows.set_index("layer").reindex(layers)  # no line through layers that are not edited
+            error_bars(ax, layers, *(edited[name] for name in ("mean", "low", "high")), label=scheme, **look)
             paper = paper_residuals(name, str(scheme), len(layers))
             if np.isfinite(paper).any():
                 hollow = look | {"markerfacecolor": "white"}

@@ -1,4 +1,4 @@
-"""How figures look and where they go: ICML's sizes and fonts, legible in grey; `figures` draws them."""
+"""How figures look and where they go: ICML's sizes and fonts, told apart in grey; `figures` draws them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,17 +12,16 @@ from tueplots import axes, figsizes, fontsizes
 
 from jacobian_lab.errors import InputError
 
-_SHADES = sns.color_palette("cubehelix", 7)
 STYLES: dict[str, dict[str, Any]] = {
-    "backward-dividing": {"color": _SHADES[1], "marker": "o"},
-    "backward-full": {"color": _SHADES[2], "marker": "s"},
-    "one-layer": {"color": _SHADES[4], "marker": "D"},
-    "independent": {"color": _SHADES[3], "marker": "^"},
-    "forward-replay": {"color": _SHADES[0], "marker": "v"},
-    "coordinated-replay": {"color": "#c1272d", "marker": "*"},
-    "jacobian-pullback": {"color": _SHADES[5], "marker": "P"},
+    "forward-replay": {"color": "#0d1b3e", "marker": "v"},
+    "jacobian-pullback": {"color": "#5a1e73", "marker": "P"},
+    "coordinated-replay": {"color": "#b3161f", "marker": "*"},
+    "backward-dividing": {"color": "#1b84cc", "marker": "o"},
+    "independent": {"color": "#ac9150", "marker": "^"},
+    "backward-full": {"color": "#62c39a", "marker": "s"},
+    "one-layer": {"color": "#eab6d6", "marker": "D"},
 }
-"""Each scheme has one colour and one marker in every figure; colours differ in lightness too, our own in hue."""
+"""Each scheme has one colour and one marker in every figure; from dark to light, so that they differ in grey too."""
 
 
 RULE_MARKERS = {
@@ -35,10 +34,11 @@ RULE_MARKERS = {
     "rect": "D",
     "alphaedit": "^",
     "emmet": "P",
+    "wise": "<",
+    "rledit": ">",
 }
-RULE_COLORS = dict(zip(RULE_MARKERS, sns.color_palette("cubehelix", len(RULE_MARKERS) + 2), strict=False))
-RULE_MARKERS |= {"wise": "<", "rledit": ">"}
-RULE_COLORS |= {"wise": "#1b7f5c", "rledit": "#6a51a3"}
+_LADDER = sns.cubehelix_palette(len(RULE_MARKERS), start=2.4, rot=-1.6, hue=1.1, dark=0.12, light=0.78, reverse=True)
+RULE_COLORS = dict(zip(RULE_MARKERS, _LADDER, strict=True))
 """Each rule has one marker and one colour in every figure; it is half filled with FE, and filled with CR."""
 
 TIMES_LIKE = {"font.family": "STIXGeneral", "mathtext.fontset": "stix", "pdf.fonttype": 42}

@@ -118,13 +118,15 @@ def wide(long: pd.DataFrame) -> pd.DataFrame:
         long: What `table` returns.
 
     Returns:
-        Text cells, ``mean [low, high] (median)``.
+        Text cells, ``mean [low, high] (median)``; of shares ``mean [low, high] (hits of trials)``.
     """
     dim = "layer" if "layer" in long else "count_of_layers"
     out: dict[str, dict[int, str]] = {}
     for row in long.to_dict("records"):
         interval = "" if np.isnan(row["low"]) else f" [{number(row['low'])}, {number(row['high'])}]"
-        cell = f"{number(row['mean'])}{interval} ({number(row['median'])})" if row["count"] else "not known"
+        counted = not np.isnan(row.get("trials", np.nan))
+        middle = f"{row['hits']:,.0f} of {row['trials']:,.0f}" if counted else number(row["median"])
+        cell = f"{number(row['mean'])}{interval} ({middle})" if row["count"] else "not known"
         out.setdefault(row["row"], {})[row[dim]] = cell
         if not np.isnan(row.get("paper", np.nan)):
             out.setdefault(f"{row['row']}, paper (Llama-3-8B)", {})[row[dim]] = number(row["paper"])
@@ -212,10 +214,10 @@ def headlines(dataset: xr.Dataset) -> Iterator[str]:
     decided = below["decision"].where(below["surveyed"] == 1)
     if int(decided.notnull().sum()):
         along = below["linear_cosine"]
-        share = float((along > 0).sum() / along.notnull().sum())
+        shifts, forward = int(along.notnull().sum()), int((along > 0).sum())
         yield (
             f"Theorem 2: S is positive definite for {int((decided == 1).sum())} of {int(decided.notnull().sum())} "
-            f"Jacobians; cos(Jδ, δ) > 0 along {100 * share:.0f} % of the edits' shifts."
+            f"Jacobians; cos(Jδ, δ) > 0 along {forward:,} of the edits' {shifts:,} shifts."
         )
     answered = [f"{name} {100 * float(dataset['efficacy'].sel(scheme=name).mean()):.0f} %" for name in schemes]
     yield f"Facts answered: before {100 * float(dataset['efficacy_unedited'].mean()):.0f} %, {', '.join(answered)}."

@@ -10,10 +10,10 @@ from jacobian_lab.report.captions import facts_line
 from jacobian_lab.report.intervals import summaries_of
 from jacobian_lab.report.tables.residuals import wide
 from jacobian_lab.report.writing import DEGREES, Table, below_last, seed_of
-from jacobian_lab.store.schema import DECISIONS
+from jacobian_lab.store.schema import DECISIONS, RANDOM_DIRECTIONS
 
-Row = tuple[str, xr.DataArray]
-"""What a row is called, and its values, one a fact and layer (or number of layers)."""
+Row = tuple[str, xr.DataArray] | tuple[str, xr.DataArray, xr.DataArray]
+"""What a row is called; its values, one a fact and layer (or number of layers); of shares, of how many each is one."""
 
 DECIDED = {DECISIONS["definite"]: "True", DECISIONS["indefinite"]: "False", DECISIONS["undecided"]: "undecided"}
 """How ``conditions.csv`` says whether S is positive definite."""
@@ -61,7 +61,8 @@ def shown(dataset: xr.Dataset, name: str) -> Table:
     """
     long = summarised(dataset, name)
     known = long["count"][long["count"] > 0]
-    return Table(wide(long), " ".join([*_reasons(dataset, name), facts_line(dataset, known)]), long)
+    middle = "median; of shares, how many of how many" if long["trials"].notna().any() else "median"
+    return Table(wide(long), " ".join([*_reasons(dataset, name), facts_line(dataset, known, middle)]), long)
 
 
 def summarised(dataset: xr.Dataset, name: str) -> pd.DataFrame:
@@ -72,25 +73,29 @@ def summarised(dataset: xr.Dataset, name: str) -> pd.DataFrame:
         name: One of `ROWS`.
 
     Returns:
-        ``row``, ``layer`` (or ``count_of_layers``), ``mean``, ``low``, ``high``, ``median``, ``count``; rows
-        without a finite value are left out, but for those that the run's dtype does not allow to be known.
+        ``row``, ``layer`` (or ``count_of_layers``), ``mean``, ``low``, ``high``, ``median``, ``count``, and of shares
+        ``hits`` and ``trials``: how many of how many, over all facts; rows without a finite value are left out, but
+        for those that the run's dtype does not allow to be known.
     """
     heads, cells, kept = [], [], []
     dim = "layer"
-    for label, values in ROWS[name](dataset):
+    for label, values, *counted in ROWS[name](dataset):
         (dim,) = (str(dim) for dim in values.dims if dim != "fact")
         for place, cell in zip(values[dim].values.tolist(), values.transpose(dim, "fact").values, strict=True):
-            heads.append((label, place))
+            trials = [of.where(values.notnull()).sel({dim: place}).values for of in counted]
+            sums = [(np.rint(np.nansum(cell * of)), np.nansum(of)) for of in trials] or [(np.nan, np.nan)]
+            heads.append((label, place, *sums[0]))
             cells.append(cell)
             kept.append(bool(np.isfinite(cell).any()) or _not_known(dataset, values))
-    frame = pd.DataFrame(heads, columns=["row", "count_of_layers" if dim == "count" else dim])
+    frame = pd.DataFrame(heads, columns=["row", "count_of_layers" if dim == "count" else dim, "hits", "trials"])
     found = summaries_of(np.array(cells, dtype=float).reshape(len(cells), dataset.sizes["fact"]), seed_of(dataset))
-    return frame.join(found)[np.array(kept, dtype=bool)].reset_index(drop=True)
+    counts = [frame.pop(name) for name in ("hits", "trials")]
+    return pd.concat([frame, found, *counts], axis=1)[np.array(kept, dtype=bool)].reset_index(drop=True)
 
 
 def _reasons(dataset: xr.Dataset, name: str) -> list[str]:
     """Why some rows are not known, or not to be taken at their word."""
-    unknown = {values.name for _, values in ROWS[name](dataset) if _not_known(dataset, values)}
+    unknown = {values.name for _, values, *_ in ROWS[name](dataset) if _not_known(dataset, values)}
     dtype = dataset.attrs["config"]["settings"]["dtype"]
     reasons = [reason for variable, reason in NOT_KNOWN.items() if variable in unknown]
     reasons += [caution for table, caution in CAUTIONS.items() if table == name and dtype in HALF]
@@ -138,15 +143,21 @@ def _schemes(dataset: xr.Dataset) -> Iterator[tuple[str, xr.Dataset]]:
         yield str(scheme), dataset.sel(scheme=scheme)
 
 
-def _share(values: xr.DataArray, condition: xr.DataArray) -> xr.DataArray:
-    """1 where a condition holds, 0 where not, NaN where there is no value."""
-    return condition.astype(float).where(values.notnull())
+def _share(label: str, values: xr.DataArray, condition: xr.DataArray) -> Row:
+    """The share of facts at which a condition holds, of those with a value."""
+    holds = condition.astype(float).where(values.notnull())
+    return label, holds, xr.ones_like(holds)
+
+
+def _random_positive(dataset: xr.Dataset) -> Row:
+    share = dataset["random_positive"]
+    return "random directions: share with cos(Jv, v) > 0", share, xr.full_like(share, RANDOM_DIRECTIONS)
 
 
 def _verdicts(dataset: xr.Dataset) -> Iterator[Row]:
     decided = dataset["decision"].where(dataset["surveyed"] == 1)
-    yield "S ≻ 0, share of facts", _share(decided, decided == DECISIONS["definite"])
-    yield "undecided, share of facts", _share(decided, decided == DECISIONS["undecided"])
+    yield _share("S ≻ 0, share of facts", decided, decided == DECISIONS["definite"])
+    yield _share("undecided, share of facts", decided, decided == DECISIONS["undecided"])
 
 
 def _theorem_1(dataset: xr.Dataset) -> Iterator[Row]:
@@ -165,7 +176,8 @@ def _theorem_1(dataset: xr.Dataset) -> Iterator[Row]:
     yield "random directions: angle to the nearest eigenvector, °", dataset["random_eigenvector_angle"] * DEGREES
     yield "random directions: angle to the nearest invariant plane, °", dataset["random_plane_angle"] * DEGREES
     yield "J's real eigenvectors: largest eigen-residual", dataset["eigenvector_residual"]
-    yield "J's real eigenvectors: share with cos(Jv, v) > 0", dataset["eigenvector_positive"]
+    positive = "J's real eigenvectors: share with cos(Jv, v) > 0"
+    yield positive, dataset["eigenvector_positive"], dataset["eigenvector_count"]
 
 
 def _theorem_2(dataset: xr.Dataset) -> Iterator[Row]:
@@ -173,12 +185,10 @@ def _theorem_2(dataset: xr.Dataset) -> Iterator[Row]:
     yield from _verdicts(dataset)
     yield "λ_min of S", dataset["lambda_min"]
     yield "positive eigenvalues of S, share", dataset["positive_share"]
-    yield "random directions: share with cos(Jv, v) > 0", dataset["random_positive"]
+    yield _random_positive(dataset)
     for scheme, chosen in _schemes(dataset):
-        yield (
-            f"{scheme}: share of facts with cos(Jδ, δ) > 0",
-            _share(chosen["linear_cosine"], chosen["linear_cosine"] > 0),
-        )
+        along = chosen["linear_cosine"]
+        yield _share(f"{scheme}: share of facts with cos(Jδ, δ) > 0", along, along > 0)
         yield f"{scheme}: cos(Jδ, δ), linear", chosen["linear_cosine"]
         yield f"{scheme}: cos(δ_L, δ), realised", chosen["cosine"].where(chosen["linear_cosine"].notnull())
         yield f"{scheme}: place of β between λ_min (0) and λ_max (1)", chosen["range_position"]
@@ -200,13 +210,11 @@ def _step_size(dataset: xr.Dataset) -> Iterator[Row]:
         yield f"{scheme}: best step, replayed", chosen["best_step_replayed"]
         yield f"{scheme}: residual after t*, replayed", chosen["best_residual"]
         yield f"{scheme}: residual after the best replayed step", chosen["best_residual_replayed"]
-        yield f"{scheme}: share of facts with t* > 0", _share(chosen["best_step"], chosen["best_step"] > 0)
+        yield _share(f"{scheme}: share of facts with t* > 0", chosen["best_step"], chosen["best_step"] > 0)
         yield f"{scheme}: step beyond which J predicts harm", chosen["harm_bound"]
         yield f"{scheme}: step beyond which replay shows harm, where there is one", chosen["harm_bound_replayed"]
-        yield (
-            f"{scheme}: share of facts with harm up to 3|t*|",
-            _share(chosen["best_step"], chosen["harm_bound_replayed"].notnull()),
-        )
+        harm = chosen["harm_bound_replayed"].notnull()
+        yield _share(f"{scheme}: share of facts with harm up to 3|t*|", chosen["best_step"], harm)
         yield f"{scheme}: norm of the step trusted to 10 %, over ‖h‖", chosen["trust_share"]
 
 
@@ -234,7 +242,7 @@ def _jacobian(dataset: xr.Dataset) -> Iterator[Row]:
     yield "λ_min of S", dataset["lambda_min"]
     yield "λ_max of S", dataset["lambda_max"]
     yield "positive eigenvalues of S, share", dataset["positive_share"]
-    yield "random directions: share with cos(Jv, v) > 0", dataset["random_positive"]
+    yield _random_positive(dataset)
     yield "σ_max of J", dataset["sigma_max"]
     yield "σ_min of J", dataset["sigma_min"]
     yield "spectral radius of J", dataset["spectral_radius"]
