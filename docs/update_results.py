@@ -125,7 +125,7 @@ def copy(folder: Path, target: Path, files: Sequence[str]) -> None:
     for file in files:
         if file == "run.md":
             text = provenance(folder)
-        elif file == "figures.md":
+        elif file == "figures.md" and (folder / "figures").is_dir():
             text = "\n\n".join(figures(folder / "figures", target)) + "\n"
         elif (folder / file).is_file():
             text = (folder / file).read_text("utf-8")

@@ -131,6 +131,14 @@ TABLES: Mapping[str, TableEntry] = {
         "before the layer's edit, and shares in the residual that is left (they add up to 1).",
         "linear_norm",
     ),
+    "effort": _account(
+        "effort",
+        "Who carries what: each layer's share of the effort ‖δ‖, its price ‖δ‖²/(kᵀC⁻¹k), the least that its shift "
+        "disturbs, and its part of the change at the last layer, with what J·δ accounts for.",
+        "effort",
+        made_by="tables",
+        below=False,
+    ),
     "step_size": _account(
         "step_size",
         "Steps t forward along the layers' shifts δ (the edit makes t = 1), up to 3|t*|: the best, the harmful, and "

@@ -185,3 +185,17 @@ def test_theorem_2_counts_directions_and_facts(tmp_path):
     assert "(median; of shares, how many of how many)" in run.caption("theorem2")
     assert "of shares" not in run.caption("decomposition")
     assert any("along 100 of the edits' 120 shifts" in line for line in headlines(run.dataset))
+
+
+def test_the_effort_table_is_the_stored_shares(tmp_path):
+    price = np.tile(np.array([3.0, 1.0, 0.0, 4.0, 2.0])[:, None], (6, 1, 5))  # the same at every layer of a scheme
+    price[:, :, 0] *= 6
+    run = Results(make_run(tmp_path / "run", "tables", price=price))
+    numbers = run.numbers("effort").set_index(["row", "layer"])["mean"]
+    (first, *others) = run.dataset["layer"].values.tolist()
+    scheme = str(run.dataset["scheme"].values[0])
+    assert numbers[f"{scheme}: price", first] == pytest.approx(18)
+    shares = [numbers[f"{scheme}: share of the price", layer] for layer in (first, *others)]
+    assert shares == pytest.approx([0.6, 0.1, 0.1, 0.1, 0.1])
+    effort = run.dataset["effort"].sel(scheme=scheme, layer=first).mean("fact")
+    assert numbers[f"{scheme}: share of the effort", first] == pytest.approx(float(effort))

@@ -204,6 +204,16 @@ def _decomposition(dataset: xr.Dataset) -> Iterator[Row]:
             yield f"{scheme}: share of {term} in the residual left", chosen[f"share_{term}"]
 
 
+def _effort(dataset: xr.Dataset) -> Iterator[Row]:
+    for scheme, chosen in _schemes(dataset):
+        price = chosen["price"]
+        yield f"{scheme}: share of the effort", chosen["effort"]
+        yield f"{scheme}: price", price
+        yield f"{scheme}: share of the price", price / price.sum("layer", min_count=1)
+        yield f"{scheme}: carried to the last layer", chosen["carried"]
+        yield f"{scheme}: carried by J·δ", chosen["carried_linear"]
+
+
 def _step_size(dataset: xr.Dataset) -> Iterator[Row]:
     for scheme, chosen in _schemes(below_last(dataset)):
         yield f"{scheme}: best step t*, by J", chosen["best_step"]
@@ -255,6 +265,7 @@ ROWS: Mapping[str, Callable[[xr.Dataset], Iterator[Row]]] = {
     "theorem1": _theorem_1,
     "theorem2": _theorem_2,
     "decomposition": _decomposition,
+    "effort": _effort,
     "step_size": _step_size,
     "layer_count": _layer_count,
     "damping": _damping,
