@@ -102,7 +102,12 @@ def test_what_speaks_against_an_edit_is_said_once(bench, capsys):
     experiment, targets, setting = bench
     small = {layer: 1e-6 * C for layer, C in setting.moments.items()}
     for name, moments, rules, line in (
-        ("alphaedit", small, RuleSettings(), "null space of C is all 64 dimensions at layers 1, 2, 3, so that nothing is"),
+        (
+            "alphaedit",
+            small,
+            RuleSettings(),
+            "null space of C is all 64 dimensions at layers 1, 2, 3, so that nothing is",
+        ),
         ("alphaedit", small, replace(RULES, alphaedit_relative=True, alphaedit_threshold=0.5), ""),
         ("memit", small, RULES, "has the condition number"),
         ("memit", setting.moments, RULES, ""),

@@ -24,7 +24,10 @@ def test_no_eigenvalue_lies_beyond_the_bounds(name, tolerance):
     slack = 100 * EPS[np.float64]
     for seed in range(4):
         ritz = lanczos(lambda v: values * v, 300, seed, tolerance)
-        for end, theta, reach in ((values[0], ritz.values[0], ritz.below()), (-values[-1], -ritz.values[-1], ritz.above())):
+        for end, theta, reach in (
+            (values[0], ritz.values[0], ritz.below()),
+            (-values[-1], -ritz.values[-1], ritz.above()),
+        ):
             assert theta - reach - slack <= end <= theta + slack
             assert reach <= tolerance * np.abs(ritz.values).max() + slack
         near([v @ (values * v) for v in (ritz.lowest, ritz.highest)], ritz.values[[0, -1]], atol=slack)
