@@ -199,7 +199,7 @@ def definiteness_matrix_free(
 ) -> Definiteness:
     """Theorem 2's condition by Lanczos, from products with J and Jᵀ; no *definite* without a proof.
 
-    *Indefinite* is certain and needs no matrix: `smallest_vector` is a v with vᵀJv < 0 beyond the rounding d·ε·σ_max(J).
+    *Indefinite* is certain and needs no matrix: `smallest_vector` is a v with vᵀJv < 0, beyond the rounding d·ε·σ_max.
     Where none is found, J is formed by d products up to a width of `WIDEST_FORMED`, and Cholesky factors of S − tI
     decide, by Rump's bound of their own rounding (BIT 46, 2006); above it Lanczos is begun at `STARTS` random vectors,
     and what they leave open below λ_min is part of the error: it holds but for a probability of `lanczos.MISS`, as do
@@ -259,7 +259,7 @@ def largest_singular_value(J: LinearOperator, tolerance: float = 1e-5, seed: int
     if width < SMALL:
         return float(np.linalg.norm(_formed(J), 2))
     try:
-        ritz = lanczos(lambda v: J.rmatvec(J.matvec(v.astype(J.dtype))), width, seed, tolerance)
+        ritz = lanczos(lambda v: J.rmatvec(J.matvec(v.astype(J.dtype))), width, seed, tolerance, below=False)
     except FloatingPointError:
         return float("nan")
     return float(np.sqrt(max(ritz.values[-1], 0.0)))
@@ -305,10 +305,8 @@ def _missed(ends: Float[ndarray, " 2"], floor: float, roof: float) -> tuple[floa
 
 
 def _floor(S: Float[ndarray, "d d"], shift: float) -> float:
-    """A lower bound of λ_min(S), a little below a shift; −∞ where no Cholesky factor proves it.
-
-    Where A has a computed Cholesky factor, λ_min(A) ≥ −γ/(1 − γ)·tr(A) with γ = (d + 1)u/(1 − (d + 1)u) (Rump 2006).
-    """
+    """A lower bound of λ_min(S), a little below a shift; −∞ where no Cholesky factor proves it."""
+    # where A has a computed factor, λ_min(A) ≥ −γ/(1 − γ)·tr(A) with γ = (d + 1)u/(1 − (d + 1)u) (Rump 2006)
     gamma = (len(S) + 2) * float(np.finfo(np.float64).eps)  # 2u: takes in 1 − γ and the rounding of the shift
     margin = gamma * (float(np.trace(S)) - len(S) * shift) + float(np.finfo(np.float64).tiny)
     shifted = S.copy()

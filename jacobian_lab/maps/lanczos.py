@@ -97,8 +97,8 @@ class Ritz:
         return _unit(vectors[:, 0] @ self.basis)
 
 
-def lanczos(product: Product, width: int, seed: int, tolerance: float) -> Ritz:
-    """Lanczos in float64 with full reorthogonalisation, until both ends are known.
+def lanczos(product: Product, width: int, seed: int, tolerance: float, *, below: bool = True) -> Ritz:
+    """Lanczos in float64 with full reorthogonalisation, until the ends are known.
 
     Args:
         product: v ↦ Sv, in any precision.
@@ -106,6 +106,7 @@ def lanczos(product: Product, width: int, seed: int, tolerance: float) -> Ritz:
         seed: Seed of the first vector.
         tolerance: It stops where no eigenvalue lies beyond an end by more than this share of the largest |θ|, where
             the Krylov space is exhausted, as that of zero and the identity is at once, or after `STEPS`.
+        below: Whether the lower end is to be known too.
 
     Returns:
         The Ritz values and the outermost vectors.
@@ -130,7 +131,8 @@ def lanczos(product: Product, width: int, seed: int, tolerance: float) -> Ritz:
         exhausted = step + 1 == most or couplings[step] == floor
         if exhausted or (step + 1) % PACE == 0:
             ritz = Ritz(diagonal[: step + 1], couplings[: step + 1], basis[: step + 1])
-            if exhausted or max(ritz.below(), ritz.above()) <= tolerance * np.abs(ritz.values).max():
+            open_ends = (ritz.above(), ritz.below() if below else 0.0)
+            if exhausted or max(open_ends) <= tolerance * np.abs(ritz.values).max():
                 break
         vector = image / couplings[step]
     return ritz

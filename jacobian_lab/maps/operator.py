@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable
 from html import escape
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
@@ -35,7 +34,7 @@ class Jacobian:
 
     Products and the matrix are computed when asked for, in the model's dtype. The tokens before the decisive one are
     frozen when the object is made: after an edit of the model, make another. They are frozen twice, and a model whose
-    states differ by more than the rounding that a verdict allows (dropout in training mode, noise in a hook) is refused.
+    states differ by more than the rounding that a verdict allows (dropout in training, noise in a hook) is refused.
 
     Args:
         model: The model.
@@ -168,7 +167,7 @@ class Jacobian:
 
         Returns:
             The verdict with its certificate, computed once and kept: from the matrix up to a width of `WIDEST_DENSE`,
-            above it by Lanczos (see `jacobian_lab.maps.definiteness`).
+            above it by Lanczos, and by a Cholesky factor where that finds no counterexample (see `definiteness`).
         """
         if self._verdict is None:
             eps, narrow = precision(self.model.dtype), self.model.d_model <= WIDEST_DENSE

@@ -64,7 +64,7 @@ _CONDITIONS = {
         _AT, "smallest eigenvalue of S = (J + Jᵀ)/2, J from the layer to the last one, unedited model"
     ),
     "lambda_max": Variable(_AT, "largest eigenvalue of S"),
-    "lambda_error": Variable(_AT, "how far off both may be, from the precision of J"),
+    "lambda_error": Variable(_AT, "how far off both may be, from the precision of J and what Lanczos may miss"),
     "decision": Variable(_AT, "whether S is positive definite: 1 yes, -1 no, 0 undecided", "1", "i4"),
     "cholesky": Variable(_AT, "whether S has a Cholesky factor"),
     "positive_share": Variable(_AT, "share of the eigenvalues of S that are positive"),

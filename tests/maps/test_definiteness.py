@@ -192,7 +192,8 @@ def test_no_false_verdict_beside_a_cluster(way):
     decisions = []
     for seed in range(220):
         J = clustered(seed)
-        least, verdict = np.linalg.eigvalsh(symmetric_part(J))[0], matrix_free(J, seed=seed)
+        values = np.linalg.eigvalsh(symmetric_part(J))
+        least, verdict = values[0], matrix_free(J, seed=seed, sigma_max=np.abs(values).max())
         assert verdict.smallest - verdict.missed[0] - verdict.rounding < least < verdict.smallest + verdict.rounding
         assert verdict.decision in {"undecided", "definite" if least > 0 else "indefinite"}, (seed, least, verdict)
         if verdict.decision == "indefinite":
@@ -220,11 +221,8 @@ def test_cholesky_sees_what_lanczos_cannot(way):
     v -= (v @ start) / (start @ start) * start
     J = np.eye(60) - 1.5 * np.outer(v, v) / (v @ v)
     verdict = matrix_free(J)
-    if way == "formed":
-        assert verdict.decision == "indefinite"
-        near(verdict.smallest_vector @ J @ verdict.smallest_vector, -0.5)
-    else:
-        assert verdict.decision == "indefinite"  # from another start
+    assert verdict.decision == "indefinite", way  # by products alone, from another start
+    near(verdict.smallest_vector @ J @ verdict.smallest_vector, -0.5, atol=1e-6)
 
 
 def test_what_cholesky_proves_is_certain():
@@ -233,7 +231,7 @@ def test_what_cholesky_proves_is_certain():
         values = np.sort(random(50, seed=seed))
         S = symmetric_part(with_spectrum(values, turning=0.0))
         for end, least in ((S, values[0]), (-S, -values[-1])):
-            assert module._floor(end, least + 1e-12) == -np.inf
+            assert module._floor(end, least + 1e-10) == -np.inf
             assert least - 1e-10 < module._floor(end, least - 1e-11) < least
 
 

@@ -54,17 +54,17 @@ def test_columns_are_taken_in_chunks(J, monkeypatch):
 
 
 KINDS = {
-    "none": lambda I: I[:, :0],
+    "none": lambda unit: unit[:, :0],
     "Fortran order": np.asfortranarray,
-    "integers": lambda I: I.astype(int),
-    "long doubles": lambda I: I.astype(np.longdouble),
-    "another byte order": lambda I: I.astype(">f4"),
-    "backwards": lambda I: I[:, ::-1],
-    "one backwards": lambda I: I[3, ::-1],
-    "with gaps": lambda I: I[:, ::7],
-    "a tensor with gaps": lambda I: torch.from_numpy(I).float()[:, ::7],
-    "a tensor of integers": lambda I: torch.from_numpy(I.astype(int)),
-    "no columns of a tensor": lambda I: torch.from_numpy(I)[:, :0],
+    "integers": lambda unit: unit.astype(int),
+    "long doubles": lambda unit: unit.astype(np.longdouble),
+    "another byte order": lambda unit: unit.astype(">f4"),
+    "backwards": lambda unit: unit[:, ::-1],
+    "one backwards": lambda unit: unit[3, ::-1],
+    "with gaps": lambda unit: unit[:, ::7],
+    "a tensor with gaps": lambda unit: torch.from_numpy(unit).float()[:, ::7],
+    "a tensor of integers": lambda unit: torch.from_numpy(unit.astype(int)),
+    "no columns of a tensor": lambda unit: torch.from_numpy(unit)[:, :0],
 }
 
 
@@ -80,8 +80,8 @@ def test_vectors_of_any_type_and_layout(kind, dtype, folders, facts, monkeypatch
         products += [(J.to_scipy() @ vectors, J.dense()), (J.T.to_scipy() @ vectors, J.dense().T)]
     for product, matrix in products:
         assert product.shape == vectors.shape
-        product, expected = (np.asarray(torch.as_tensor(x).double()) for x in (product, matrix @ np.asarray(vectors)))
-        np.testing.assert_allclose(product, expected, rtol=0, atol=tolerance)
+        expected = matrix @ np.asarray(vectors, float)
+        np.testing.assert_allclose(torch.as_tensor(product).double(), expected, rtol=0, atol=tolerance)
 
 
 def test_what_is_not_real_is_refused(J):
@@ -101,7 +101,9 @@ def test_a_model_that_answers_differently_is_refused(layer, site, tiny, facts):
     """Noise below l, between and at L."""
     handle = tiny.mlp(layer).register_forward_hook(noisy)
     try:
-        with pytest.raises(InputError, match="expected the same states of .* difference of .*: take away what is rand"):
+        with pytest.raises(
+            InputError, match=r"expected the same states of .* difference of .*: take away what is rand"
+        ):
             Jacobian(tiny, facts[1], 1, 4, site=site)
     finally:
         handle.remove()
