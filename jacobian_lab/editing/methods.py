@@ -249,8 +249,7 @@ def _doubts(seen: Mapping[int, Mapping[str, float]], d_mlp: int) -> Iterator[str
     if worst is not None and seen[worst]["condition_number"] > ILL_CONDITIONED:
         yield (
             f"the solve at layer {worst} has the condition number {seen[worst]['condition_number']:.1e}: its change is "
-            f"known to fewer digits than float32 has (above {ILL_CONDITIONED:.0e}); raise ridge, or give a longer "
-            "corpus"
+            "known to fewer digits than float32 has; raise what is added to K Kᵀ (ridge, alphaedit_l2)"
         )
 
 
