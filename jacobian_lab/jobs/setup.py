@@ -5,7 +5,6 @@ import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -359,7 +358,15 @@ def _donated(
 ) -> tuple[tuple[dict[str, Any], list[Any]] | None, InputError | None]:
     """Settings and facts of the run whose anchors are wanted, or why it cannot be read.
 
-    A run that is gone is refused at once where it is needed: where nothing has been taken from it yet.
+    Args:
+        config: The configuration.
+        planned: Whether it is only planned, as if nothing had been done.
+
+    Returns:
+        Both, one of them none; neither where no such run is named.
+
+    Raises:
+        InputError: If it has no anchors, or is gone where nothing can have been taken from it yet.
     """
     folder = config.anchors_from
     if folder is None:

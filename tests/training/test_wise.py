@@ -13,8 +13,8 @@ from jacobian_lab.facts.reading import load_facts
 from jacobian_lab.model.language_model import matrix
 from jacobian_lab.model.rows import fact_rows
 from jacobian_lab.model.tokens import Prompt, pad
-from jacobian_lab.training.memories import ORIGINAL
 from jacobian_lab.training import wise as wise_module
+from jacobian_lab.training.memories import ORIGINAL
 from jacobian_lab.training.merging import margin
 from jacobian_lab.training.settings import WISE_OF, WiseSettings
 from jacobian_lab.training.wise import Wise, _Seen
