@@ -153,16 +153,16 @@ class Bench:
         return len(self.experiment.layers) * self.experiment.model.d_mlp**2 * torch.float64.itemsize
 
     @cached_property
-    def _moment_tokens(self) -> int:
-        """Tokens that the second moments are still to be taken over; none where they are published or in the cache."""
+    def _moment_lengths(self) -> list[int]:
+        """Tokens of each row that the second moments are still to be taken over; none where they are there."""
         experiment, config = self.experiment, self.experiment.config
         if experiment.corpus is None:
-            return 0
+            return []
         given = (experiment.corpus, experiment.layers, config.corpus_length, experiment.corpus_tokens)
         if moments_cached(experiment.model, *given):
-            return 0
+            return []
         rows = moment_rows(experiment.model, experiment.corpus, config.corpus_length, experiment.corpus_tokens)
-        return sum(len(row.ids) for row in rows)
+        return [len(row.ids) for row in rows]
 
     def cost_before(self, costs: Costs, folder: Path | None) -> list[Stage]:
         """What `begin` and the choice of λ are going to take; without weights, as if nothing were in the cache.
@@ -177,7 +177,8 @@ class Bench:
         experiment = self.experiment
         if folder is not None:
             self.recall(folder)
-        moments = [costs.moments(self._moment_tokens, experiment.layers)] if self._moment_tokens else []
+        lengths = self._moment_lengths
+        moments = [costs.moments(sum(lengths), experiment.layers, max(lengths))] if lengths else []
         seconds, count = 0.0, len(experiment.layers)
         if experiment.ridge is None and "ridge" not in vars(self):
             contexts = [row for each in experiment.rows.contexts for row in each]

@@ -386,6 +386,7 @@ class Comparison:
             rows=rows,
             projected=projected,
             asked=max(map(len, [*parts, told])) if evaluated else 0,
+            longest=max((len(row.ids) for row in told), default=0),
             solved=bool(left),
             trained=[each.settings for each in trained],
         )

@@ -37,6 +37,9 @@ STEP_REPLAYS = 130
 LOGITS = 28
 """Bytes of a logit while its gradient is taken: itself and its gradient, and log-softmax and its own in float64."""
 
+MASK = 8
+"""Bytes of a pair of tokens in an attention mask, while it is made: measured at 4,000 tokens."""
+
 STATES = 12
 """States and shifts of every fact, in float64, that an observed edit keeps of a layer."""
 
@@ -177,12 +180,13 @@ class Costs:
         groups = ([len(rows[i].ids) for i in group] for group in batches(rows, at_once))
         return blocks * sum((self.clock.block(len(lengths) * max(lengths)) for lengths in groups), 0.0)
 
-    def moments(self, tokens: int, layers: Layers) -> Stage:
+    def moments(self, tokens: int, layers: Layers, longest: int = 0) -> Stage:
         """The second moments of a corpus.
 
         Args:
             tokens: Its tokens.
             layers: The decisive layers.
+            longest: Tokens of its longest row.
 
         Returns:
             The stage.
@@ -191,9 +195,18 @@ class Costs:
         products = 2 * n**2 * tokens * count / self.clock.rates["float32"]
         through = (max(layers) + 1) * self.clock.passes(tokens, TOKENS_PER_BATCH)
         stored = 3 * count * DOUBLE * n**2 / self.clock.moved  # copied, hashed, written
-        working = 2 * DOUBLE * n**2 + count * TOKENS_PER_BATCH * n * self.model.dtype.itemsize
+        keys = count * max(TOKENS_PER_BATCH, longest) * n * self.model.dtype.itemsize
+        working = 2 * DOUBLE * n**2 + keys + self._passing(longest)
         held = working + (count * DOUBLE * n**2 if self.clock.card else 0)  # on the host the sums are what is kept
         return self.stage("second moments", through + products + stored, held)
+
+    def _passing(self, longest: int) -> int:
+        """Bytes of a forward pass of rows of some length: a block's states and keys, and a mask where there is one."""
+        sizes, together = self.sizes, max(TOKENS_PER_BATCH, longest)
+        windows = any(self.model.window(layer) is not None for layer in range(sizes.blocks))
+        masked = longest <= TOKENS_PER_BATCH or windows  # a row that stands alone is not padded
+        states = (6 * sizes.width + (1 + sizes.inner) * sizes.d_mlp) * self.model.dtype.itemsize
+        return together * (states + MASK * longest * masked)
 
     def solves(self, count: int, keys: int) -> float:
         """Seconds of factoring matrices of d_mlp and solving with them.
@@ -423,6 +436,7 @@ class Costs:
         observed: bool = False,
         projected: int = 0,
         asked: int = 0,
+        longest: int = 0,
         solved: bool = True,
         trained: Sequence[WiseSettings | RLEditSettings] = (),
     ) -> Stage:
@@ -440,6 +454,7 @@ class Costs:
             observed: Whether what every layer's edit does is kept until all have been made.
             projected: At how many of them a rule projects.
             asked: Rows that an edited model is asked at the most.
+            longest: Tokens of the longest of them.
             solved: Whether any method solves.
             trained: The settings of the methods that train.
 
@@ -453,6 +468,7 @@ class Costs:
         solving = (there * DOUBLE * n**2 + layers * changes + states) * solved
         left = [served(each, self.sizes, self.model.dtype) for each in trained]
         held = max([solving, *left]) + self._head(self.model.dtype) + asking(asked, self.sizes, self.model.dtype)
+        held += self._passing(longest) if asked else 0
         return self.stage(name, seconds, held, host=projected * DOUBLE * n**2)
 
     def _states(self, rows: FactRows, layers: int, kept: int) -> int:

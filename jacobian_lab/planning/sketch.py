@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from jacobian_lab.model.language_model import LanguageModel
 
-BLOCKS, WORDS = 2, 2048
+BLOCKS, WORDS, POSITIONS = 2, 2048, 2048
 """Of a model that is measured in another's place."""
 
 
@@ -80,6 +80,7 @@ def two_blocks(model: LanguageModel, device: torch.device, dtype: torch.dtype | 
     """
     config = copy.deepcopy(model.hf.config)
     config.num_hidden_layers, config.vocab_size = BLOCKS, min(WORDS, config.vocab_size)
+    config.max_position_embeddings = min(POSITIONS, config.max_position_embeddings)  # learned ones are a matrix
     config.pad_token_id = None  # which may be among the words that are left out
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:BLOCKS]

@@ -34,7 +34,7 @@ from jacobian_lab.planning import costs as planning
 from jacobian_lab.planning.cards import CARDS
 from jacobian_lab.planning.clock import Clock, measured
 from jacobian_lab.planning.costs import Costs, Stage
-from jacobian_lab.planning.held import served
+from jacobian_lab.planning.held import asking, served
 from jacobian_lab.planning.plan import Plan, told
 from jacobian_lab.planning.sketch import Sizes, two_blocks
 from jacobian_lab.store.finished import Finished
@@ -439,10 +439,29 @@ def test_rledit_is_counted_with_what_it_holds(family_model, rows):
     assert many - few == matrix * 20 + 4 * 4 * 4 * (32 + 64) * 2  # and of each its scales and shifts
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_long_rows_are_counted(family, folders):
+    """A row that stands alone takes in proportion, unless windows need a mask of every pair of its tokens."""
+    costs = Costs(load_model(folders[family], dtype="float32", device="cpu"), counting(1, 2))
+    short, long, longer = (costs.moments(10**6, (1, 3), longest).host for longest in (256, 50_000, 100_000))
+    assert long > short
+    pairs = 8 * 50_000**2 if family == "mistral" else 0
+    assert longer - short == pytest.approx(2 * (long - short - pairs) + 4 * pairs, rel=0.2)
+
+
+@pytest.mark.parametrize("boasted", [10**6, 10**9])
+def test_what_is_measured_has_few_positions(boasted, folders):
+    sketch = sketch_model(folders["gpt2"])
+    sketch.hf.config.max_position_embeddings = boasted
+    assert two_blocks(sketch, torch.device("cpu")).max_tokens == 2048
+
+
 def test_logits_that_are_read_are_counted(family_model):
     costs = Costs(family_model, counting(1, 2))
+    logits = 256 * costs.sizes.words * 16 + 16 * costs.sizes.words * 48
+    assert asking(1000, costs.sizes, torch.float64) == logits
     silent, asked = (costs.editing("", 0.0, 1, asked=rows).host for rows in (0, 1000))
-    assert asked - silent == 256 * costs.sizes.words * 16 + 16 * costs.sizes.words * 48
+    assert asked >= silent + logits
 
 
 @pytest.mark.parametrize(
