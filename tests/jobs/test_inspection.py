@@ -199,8 +199,8 @@ def test_text_says_what_json_says(folders, tmp_path, capsys):
     assert "conflict: 'Mira Vale was born in' → Rome / Bath (record 0, record 1)" in text
     assert "near: good and other have the same key (Rome / Bath)" in text
     assert text.splitlines()[-1] == (
-        "FAILED: facts that can be edited 2, records refused 1, not to be evaluated 0, conflicts 1, duplicates 0, with the "
-        "true answer's last token 0, checks of the model that fail 0"
+        "FAILED: facts that can be edited 2, records refused 1, not to be evaluated 0, conflicts 1, duplicates 0, with "
+        "the true answer's last token 0, checks of the model that fail 0"
     )
     written = json.loads((out / "check.json").read_text("utf-8"))
     assert written["facts"][0]["id"] == "good"
