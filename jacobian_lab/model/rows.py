@@ -103,6 +103,7 @@ def check_fact(model: LanguageModel, fact: Fact) -> None:
     """
     row = model.fact_prompt(fact, answer=True)
     check_tokens(model, fact, row)
+    _check_lines(model, fact, row)
     _check_length(model, fact, row)
 
 
@@ -152,6 +153,16 @@ def _check_length(model: LanguageModel, fact: Fact, row: Prompt) -> None:
         raise InputError(
             f"expected prompts of at most {model.max_tokens} tokens, got one of {len(row.ids)} in fact {fact.id!r}: "
             "shorten it"
+        )
+
+
+def _check_lines(model: LanguageModel, fact: Fact, row: Prompt) -> None:
+    """The answer's line ends are among its tokens; some tokenizers make a space of them."""
+    lines, written = fact.target_new.count("\n"), model.tokenizer.decode(row.answer).count("\n")
+    if written != lines:
+        raise InputError(
+            f"expected a tokenizer that writes the {lines} line ends of {fact.target_new!r:.60}, got {written} of "
+            f"them by that of {model.name!r}: give an answer of one line"
         )
 
 

@@ -239,6 +239,22 @@ def test_greedy_decoding_is_accuracy(family_model):
     assert forced.tolist() == greedy_matches(model, rows).tolist() == [True, True, True, False] * len(RECORDS)
 
 
+CODE = ("area(r, *,\n    unit='m')", " ".join(["word"] * 60), "a & 5 % of\tb_c\n\n    return")
+
+
+def test_code_and_answers_of_many_lines_are_looked_for_whole(tiny, monkeypatch):
+    """Of a model that writes them, and that does not write them on one line."""
+    rows = [tiny.text_prompt("Ada wrote", answer) for answer in CODE]
+    assert [tiny.tokenizer.decode(row.answer) for row in rows] == [f" {answer}" for answer in CODE]
+    assert len(rows[1].answer) >= 60
+    joined = [tiny.text_prompt("Ada wrote", " ".join(answer.split())) for answer in CODE]
+    longest = max(len(row.answer) for row in (*rows, *joined))
+    texts = torch.tensor([row.ids[: row.asked] + row.answer + (0,) * (longest - len(row.answer)) for row in rows])
+    monkeypatch.setattr(metrics, "write", lambda model, ids, max_new_tokens, **how: texts[: len(ids)])
+    assert greedy_matches(tiny, rows).tolist() == [True, True, True]
+    assert greedy_matches(tiny, joined).tolist() == [False, True, False]
+
+
 def test_greedy_decoding_is_accuracy_on_the_real_model(real, shared):
     """24 prompts of CounterFact, each asked for the answer in the data and for what the model itself writes."""
     facts = load_facts(shared / "data" / "counterfact_2000.json", "200:224")

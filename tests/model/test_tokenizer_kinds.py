@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 from helpers.kinds import KINDS, tokenizer_of
+from tokenizers import Regex, normalizers
 from transformers import AutoTokenizer
 
 from jacobian_lab.errors import InputError
@@ -12,6 +13,7 @@ from jacobian_lab.facts.fact import Fact
 from jacobian_lab.facts.reading import load_facts
 from jacobian_lab.model.corpus import Corpus, token_rows
 from jacobian_lab.model.joint import joint
+from jacobian_lab.model.rows import check_fact
 from jacobian_lab.model.tokens import fact_prompt, text_prompt
 
 WITHOUT_UNKNOWN = [kind for kind in KINDS if kind != "unigram"]
@@ -197,3 +199,13 @@ def test_on_the_embedded_model_the_ids_are_what_they_were(real, shared):
             ids = tuple(real.tokenizer(" " + fact.target_new, add_special_tokens=False)["input_ids"])
             assert (row.ids, row.answer) == (bare.ids + ids[:-1], ids)
             assert row.decisive == bare.decisive
+
+
+def test_a_tokenizer_that_makes_spaces_of_line_ends_is_refused_an_answer_of_many_lines(tokenizers, tiny):
+    tokenizer = AutoTokenizer.from_pretrained(tokenizers["gpt2"].name_or_path)
+    model = replace(tiny, tokenizer=tokenizer)
+    lines = Fact("lines", "Ada", "{} wrote", "area(r, *,\n    unit='m')")
+    check_fact(model, lines)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace(Regex(r"\s+"), " ")
+    with pytest.raises(InputError, match=r"a tokenizer that writes the 1 line ends of .*, got 0 of them"):
+        check_fact(model, lines)
