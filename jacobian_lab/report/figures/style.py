@@ -19,7 +19,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "backward-dividing": {"color": "#1b84cc", "marker": "o"},
     "independent": {"color": "#ac9150", "marker": "^"},
     "backward-full": {"color": "#62c39a", "marker": "s"},
-    "one-layer": {"color": "#eab6d6", "marker": "D"},
+    "one-layer": {"color": "#f0bedd", "marker": "D"},
 }
 """Each scheme has one colour and one marker in every figure; from dark to light, so that they differ in grey too."""
 
