@@ -169,22 +169,30 @@ def linear_operator(
 
     Returns:
         A square operator with ``matvec`` (J·δ) and ``rmatvec`` (Jᵀ·u), in float64 if the model is, else in float32;
-        ``matmat`` takes `COLUMNS` at once.
+        ``matmat`` and ``rmatmat`` take `COLUMNS` at once.
     """
     one = frozen.select(torch.tensor([row], device=frozen.start.device))
     through, here = _map(one, layer, last, None if state is None else state[None], site)
     pull_back: Callable[[Tensor], tuple[Tensor]] = torch.func.vjp(through, here)[1]
 
-    def push(vectors: np.ndarray) -> np.ndarray:
-        def product(vector: Float[Tensor, " d_model"]) -> Float[Tensor, " d_model"]:
-            return torch.func.jvp(through, (here,), (vector[None],))[1][0]
+    def push(vector: Float[Tensor, " d_model"]) -> Float[Tensor, " d_model"]:
+        return torch.func.jvp(through, (here,), (vector[None],))[1][0]
 
-        return to_numpy(by_columns(product, to_torch(vectors, here)))
+    def pull(vector: Float[Tensor, " d_model"]) -> Float[Tensor, " d_model"]:
+        return pull_back(vector[None])[0][0]
 
-    def pull(vector: np.ndarray) -> np.ndarray:
-        return to_numpy(pull_back(to_torch(vector.reshape(1, -1), here))[0][0])
+    def products(product: Callable[[Tensor], Tensor]) -> Callable[[np.ndarray], np.ndarray]:
+        return lambda vectors: to_numpy(by_columns(product, to_torch(vectors, here)))
 
-    return LinearOperator((here.shape[1],) * 2, matvec=push, rmatvec=pull, matmat=push, dtype=to_numpy(here).dtype)
+    forward, backward = products(push), products(pull)
+    return LinearOperator(
+        (here.shape[1],) * 2,
+        matvec=forward,
+        rmatvec=backward,
+        matmat=forward,
+        rmatmat=backward,
+        dtype=to_numpy(here).dtype,
+    )
 
 
 def by_columns(
