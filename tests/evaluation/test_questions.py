@@ -44,7 +44,7 @@ def run(arguments, tmp_path_factory):
 
 def test_every_group_is_a_column_of_every_table(run):
     metrics = pd.read_csv(run / "metrics.csv", index_col="method")
-    groups = ["portability: Reasoning", "portability: Subject_Aliasing"]
+    groups = ["further: portability: Reasoning", "further: portability: Subject_Aliasing"]
     assert list(metrics.columns[-2:]) == groups
     assert list(metrics.index) == ["unedited", "memit", "memit+fe"]
     assert metrics[groups].notnull().all(axis=None)
