@@ -25,17 +25,19 @@ LISTS = ("conflicts", "duplicates", "refused", "near")
 
 @pytest.fixture
 def check(capsys):
-    """Run the command, and read what it prints."""
+    """Run the command, read what it prints, and hold its status against that; `None`: it may be either."""
 
     def run(*arguments, model="smollm2-135m", status=0):
         options = ["check", "--json", "--device", "cpu", "--model", str(model), *map(str, arguments)]
-        if status:
-            with pytest.raises(SystemExit) as ended:
-                cli.main(options)
-            assert ended.value.code == status
-        else:
+        try:
             cli.main(options)
-        return json.loads(capsys.readouterr().out)
+            code = 0
+        except SystemExit as ended:
+            code = ended.code
+        report = json.loads(capsys.readouterr().out)
+        assert code == int(not report["passed"])
+        assert status in {None, code}
+        return report
 
     return run
 
@@ -65,7 +67,7 @@ def test_every_family(family, folders, check):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_tokenizer(kind, tmp_path, check):
     folder = make_folder(tmp_path / "m", CONFIGS["llama"], tokenizer_of(kind))
-    report = check(model=folder)
+    report = check(model=folder, status=None)
     assert report["model"]["refused"] is None
     assert len(report["facts"]) + len(report["refused"]) == len(load_facts())
     assert all("unknown pieces" in each["reason"] for each in report["refused"])
@@ -297,7 +299,7 @@ def test_one_file_of_every_layout(model, folders, tmp_path, check, monkeypatch):
         model = make_folder(tmp_path / "m", CONFIGS["llama"], tokenizer_of(model))
     for layout, record in {**PUBLISHED, "own": {**GOOD, "paraphrase_prompts": ["Mira Vale comes from"]}}.items():
         path = write(tmp_path / f"{layout}.json", [record])
-        report = check("--facts", path, model=folders.get(model, model))
+        report = check("--facts", path, model=folders.get(model, model), status=None)
         unwritable = [each for each in report["refused"] if "unknown pieces" in each["reason"]]
         assert report["facts"] or unwritable, layout
         assert report["refused"] == unwritable, layout
