@@ -21,7 +21,7 @@ from huggingface_hub import constants
 from jacobian_lab.errors import InputError
 from jacobian_lab.model.hub import check_network
 from jacobian_lab.model.language_model import LanguageModel
-from jacobian_lab.model.tokens import Prompt, going_on
+from jacobian_lab.model.tokens import Prompt, check_ids, going_on
 
 PYTHON_DOCS = "python-docs"
 """The language reference that every CPython carries; documents are its paragraphs."""
@@ -113,11 +113,16 @@ def token_rows(model: LanguageModel, corpus: Corpus, length: int, tokens: int | 
 
     Returns:
         A row a document, up to the number of tokens asked for.
+
+    Raises:
+        InputError: If a document has a token that the model has no embedding of.
     """
     rows: list[Prompt] = []
+    embedded = len(model.hf.get_input_embeddings().weight)
     left = float("inf") if tokens is None else tokens
     for ids in _encode(model, corpus.documents, length):
         ids = ids[: int(min(left, len(ids)))]
+        check_ids(model.tokenizer, ids, embedded)
         if ids:
             rows.append(Prompt(tuple(ids), len(ids) - 1))
         left -= len(ids)

@@ -13,6 +13,7 @@ from transformers import LlamaConfig
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import Fact
 from jacobian_lab.model import loading
+from jacobian_lab.model.corpus import Corpus, token_rows
 from jacobian_lab.model.loading import load_model
 from jacobian_lab.model.rows import check_fact, sorted_out
 
@@ -88,6 +89,8 @@ def test_tokens_beyond_the_embedding_are_refused_where_a_fact_has_them(folders, 
     assert "got 'Zorvia' with the id 513" in left[1].reason
     with pytest.raises(InputError, match="got 'Mira Vale' with the id 512"):
         model.text_prompt("Who is Mira Vale")
+    with pytest.raises(InputError, match="got 'Zorvia' with the id 513"):
+        token_rows(model, Corpus("some", ("Rome", "a trip to Zorvia"), "digest"), 16, None)
 
 
 @pytest.mark.parametrize("longest", [10**6, 10**30])
