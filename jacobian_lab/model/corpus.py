@@ -122,8 +122,8 @@ def token_rows(model: LanguageModel, corpus: Corpus, length: int, tokens: int | 
     left = float("inf") if tokens is None else tokens
     for ids in _encode(model, corpus.documents, length):
         ids = ids[: int(min(left, len(ids)))]
-        check_ids(model.tokenizer, ids, embedded)
         if ids:
+            check_ids(model.tokenizer, ids, embedded)
             rows.append(Prompt(tuple(ids), len(ids) - 1))
         left -= len(ids)
         if left <= 0:

@@ -172,7 +172,9 @@ class LanguageModel:
         return self._embedded(tokens.text_prompt(self.tokenizer, text, answer, join, chat=self.chat))
 
     def _embedded(self, row: Prompt) -> Prompt:
-        tokens.check_ids(self.tokenizer, row.ids + row.answer, len(self.hf.get_input_embeddings().weight))
+        embedding = self.hf.get_input_embeddings().weight
+        if not embedding.is_meta:  # a sketch may have another model's tokenizer
+            tokens.check_ids(self.tokenizer, row.ids + row.answer, len(embedding))
         return row
 
     def projection(self, layer: int) -> Any:

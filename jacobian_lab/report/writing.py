@@ -30,6 +30,8 @@ LETTERS = str.maketrans({
     "°": r"$^\circ$",
     "ᵀ": r"$^\top$",
     "⁻": "$^-$",
+    "¹": "$^1$",
+    "²": "$^2$",
     "Δ": r"$\Delta$",
     "×": r"$\times$",
     "↑": r"$\uparrow$",

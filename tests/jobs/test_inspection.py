@@ -152,7 +152,7 @@ def test_keys_that_are_nearly_the_same_are_named(tiny):
 def test_a_model_that_is_refused_says_why(tmp_path, folders, check):
     Gemma2Config(vocab_size=32, hidden_size=16, num_hidden_layers=1).save_pretrained(tmp_path / "gemma")
     report = check("--slice", "0:2", model=tmp_path / "gemma", status=1)
-    assert "gemma2, whose MLP output passes a norm" in report["model"]["refused"]
+    assert "'gemma2', whose MLP output passes a norm" in report["model"]["refused"]
     assert report["facts"] == []
     folder = make_folder(tmp_path / "m", CONFIGS["gpt2"])
     weights = load_file(folder / "model.safetensors")

@@ -512,7 +512,7 @@ def test_a_study_is_added_to_a_run_without_changing_it(arguments, studied, tmp_p
 
 
 RUNS = {"tables": "studied", "layer_count": "counted", "damping": "damped", "jacobian": "surveyed"}
-ANALYSES = tuple(ROWS)
+ANALYSES = tuple(name for name in ROWS if TABLES[name].made_by == name)
 
 
 @pytest.mark.parametrize("name", ANALYSES)

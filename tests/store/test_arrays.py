@@ -22,7 +22,7 @@ from jacobian_lab.store.run import Run, open_run
 from jacobian_lab.store.schema import KINDS
 
 FACTS = [f"fact {n}" for n in range(20)]  # two chunks
-SETTINGS = {"seed": 3, "layers": [4, 5], "anchor": {"lr": 0.5, "steps": 25, "stop_loss": 0.05}}
+SETTINGS = {"seed": 3, "dtype": "float32", "layers": [4, 5], "anchor": {"lr": 0.5, "steps": 25, "stop_loss": 0.05}}
 COORDINATES = {
     "fact": FACTS,
     "scheme": ["backward-dividing", "one-layer", "forward-replay"],
