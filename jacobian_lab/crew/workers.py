@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -145,6 +145,7 @@ class Workers:
         ray, idle = ray_package(), list(self._hired())
         given, weights = [ray.put(work)], self._weights()  # in a list nothing is unpacked before the model is there
         waiting, size, running, longest = deque(pieces), max(map(len, pieces)), dict[Any, _Task](), 0.0
+        deaths = Counter[Piece]()
         while waiting or running:
             while idle and waiting:
                 piece = waiting.popleft()
@@ -163,6 +164,12 @@ class Workers:
                 cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else None
                 if cause is not None and (len(piece) == 1 or not out_of_memory(cause)):
                     raise cause from error
+                if cause is None:
+                    _revive(task.actor)
+                    deaths[tuple(piece)] += 1
+                if cause is None and deaths[tuple(piece)] <= DEATHS:
+                    waiting.appendleft(piece)
+                    continue
                 if len(piece) == 1:
                     raise InputError(
                         f"expected workers that stay alive, got {DEATHS + 1} that died of {named(piece)} "
@@ -187,7 +194,7 @@ class Workers:
             self._ours = True
         _check_room(settings.workers, {"CPU": cpus, "GPU": gpus})
         ray.util.register_serializer(LanguageModel, serializer=_reference, deserializer=_resident)
-        hired = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=-1, max_task_retries=DEATHS)(_Worker)
+        hired = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=-1)(_Worker)
         name = str(Path(self.model.name).resolve()) if Path(self.model.name).exists() else self.model.name
         given = (name, self.dtype, device_of(gpus)), self.model.fingerprint, self.layers, cpus
         note(f"{settings.workers} workers, {cpus} threads each")
@@ -247,6 +254,23 @@ def _first(running: Mapping[Any, _Task], named: Callable[[Piece], str]) -> Any:
                     f"a worker has been at {named(task.piece)} for {age:.0f} s: if `ps` shows a process "
                     "ray::_Worker that is stopped or takes no time, end it with `kill -9`, and another does its work"
                 )
+
+
+def _revive(actor: Any) -> None:
+    """Wait until a worker that has died is there again: what is given to it before fails as if it had killed it."""
+    ray, end = ray_package(), time.monotonic() + PATIENCE
+    while True:
+        try:
+            ray.get(actor.ready.remote(), timeout=PATIENCE)
+        except ray.exceptions.RayError as error:
+            if time.monotonic() > end:
+                raise InputError(
+                    f"expected a worker in the place of one that died within {PATIENCE} s, got none "
+                    f"({first_line(error)}): give the command again, with fewer ⟨workers⟩"
+                ) from error
+            time.sleep(0.2)
+        else:
+            return
 
 
 def _check_room(workers: int, each: Mapping[str, float], wait: float = 20.0) -> None:
