@@ -107,7 +107,7 @@ def tables(config: SchemesConfig, verbose: bool = False) -> None:
     write_account(folder, "decomposition")
     write_account(folder, "effort")
     files = (
-        f"Tables in {folder}: table1, table2, table5, efficacy, theorem2, decomposition and effort as .md, .tex and .csv.",
+        f"Tables in {folder}: table1, table2, table5, efficacy, theorem2, decomposition, effort: .md, .tex and .csv.",
         f"Every measurement: {folder / 'measurements.csv'}; figures: python figures/residual_by_layer.py {folder}",
     )
     short = "\n".join([*headlines(open_run(folder)), *files])
