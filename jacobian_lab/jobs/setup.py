@@ -225,15 +225,11 @@ def open_model(config: SubjectConfig, *, sketch: Places | None = None) -> tuple[
 
 def _chat(config: SubjectConfig, model: LanguageModel) -> Chat | None:
     """How the chat template is to be filled in, if prompts are to be put into it."""
-    if config.chat:
-        options = chat_options(config.chat_option)
-        return chat_of(model.tokenizer, config.model, options, config.chat_system, config.chat_date)
-    if config.chat_option or config.chat_system is not None or config.chat_date != DATE:
-        raise InputError(
-            "expected ⟨chat⟩ with ⟨chat_option⟩, ⟨chat_system⟩ and ⟨chat_date⟩, got these alone: they say how the chat "
-            "template is filled in"
-        )
-    return None
+    if not config.chat:
+        return None
+    return chat_of(
+        model.tokenizer, config.model, chat_options(config.chat_option), config.chat_system, config.chat_date
+    )
 
 
 def check_options(config: SubjectConfig) -> Layers | None:
@@ -246,8 +242,15 @@ def check_options(config: SubjectConfig) -> Layers | None:
         The layers that are named, if some are.
 
     Raises:
-        InputError: If the protocol or the layers mean nothing.
+        InputError: If the protocol or the layers mean nothing, or a chat template is not asked for and yet filled in.
     """
+    filled_in = config.chat_option or config.chat_system is not None or config.chat_date != DATE
+    if filled_in and not config.chat:
+        raise InputError(
+            "expected ⟨chat⟩ with ⟨chat_option⟩, ⟨chat_system⟩ and ⟨chat_date⟩, got these alone: they say how the chat "
+            "template is filled in"
+        )
+    chat_options(config.chat_option)
     if config.protocol is not None and config.protocol.lower() not in KNOWN:
         raise InputError(f"expected a protocol of {', '.join(KNOWN)}, got {config.protocol!r}: choose one of them")
     return None if config.layers is None else parse_layers(config.layers)

@@ -240,6 +240,8 @@ def test_the_status_says_whether_all_can_be_edited(tmp_path, folders, check):
     [
         ("--layers", "x"),
         ("--protocol", "x"),
+        ("--chat-option", "x=1"),
+        ("--chat", "--chat-option", "x"),
         ("--device", "x"),
         ("--device", "cuda:9"),
         ("--facts", "nowhere.json"),
