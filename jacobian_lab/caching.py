@@ -28,17 +28,7 @@ STALE = 24 * 3600
 
 
 def cache_folder(kind: str) -> Path:
-    """Folder of one kind of cached thing, made if it is absent.
-
-    Args:
-        kind: Name of the kind, such as ``"models"``.
-
-    Returns:
-        ``$JACOBIAN_LAB_CACHE/kind``, or the user's cache folder of this platform.
-
-    Raises:
-        InputError: If the folder cannot be made.
-    """
+    """Folder of one kind of cached thing, made if it is absent."""
     root = os.environ.get("JACOBIAN_LAB_CACHE") or platformdirs.user_cache_dir("jacobian_lab")
     folder = Path(root) / kind
     try:
@@ -52,27 +42,13 @@ def cache_folder(kind: str) -> Path:
 
 
 def content_key(settings: Any) -> str:
-    """Hash of anything that JSON can hold: the same settings always give the same key.
-
-    Args:
-        settings: Nested dictionaries, lists, strings and numbers.
-
-    Returns:
-        24 hexadecimal digits of SHA-256 over the canonical JSON.
-    """
+    """Hash of anything that JSON can hold: the same settings always give the same key."""
     text = json.dumps(settings, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's content.
-
-    Args:
-        path: The file.
-
-    Returns:
-        64 hexadecimal digits.
-    """
+    """SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -83,15 +59,6 @@ def written_whole(target: Path) -> Iterator[Path]:
 
     A reader, or a second process with the same key, sees the finished thing or nothing. What killed processes
     have left in the same folder is removed.
-
-    Args:
-        target: The file or folder to be made.
-
-    Yields:
-        A path that does not exist yet, to be written as a file or made as a folder.
-
-    Raises:
-        OSError: If the finished thing cannot be given its name.
     """
     _sweep(target.parent)
     folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{PARTIAL}{_host()}-{os.getpid()}-"))
@@ -108,15 +75,7 @@ def written_whole(target: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file so that it is there whole or not at all.
-
-    Args:
-        path: The file; what it held is replaced.
-        text: Its content.
-
-    Raises:
-        InputError: If it cannot be written.
-    """
+    """Write a text file so that it is there whole or not at all."""
     try:
         with written_whole(path) as partial:
             partial.write_text(text, "utf-8")
@@ -136,14 +95,7 @@ def _host() -> str:
 
 
 def is_partial(name: str) -> bool:
-    """Whether a name is one that `written_whole` gives to a folder in which something is being written.
-
-    Args:
-        name: Name of a file or folder.
-
-    Returns:
-        The verdict; a name that only resembles one is somebody else's.
-    """
+    """Whether a name is one that `written_whole` gives to a folder in which something is being written."""
     return _LEFT.fullmatch(name) is not None
 
 

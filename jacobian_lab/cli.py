@@ -61,11 +61,7 @@ class Command:
     function: Callable[..., None]
 
     def __call__(self, arguments: list[str] | None = None) -> None:
-        """Run it as a script.
-
-        Args:
-            arguments: Arguments of the command line; those of the process by default.
-        """
+        """Run it as a script."""
         guarded(lambda: tyro.cli(self.function, args=arguments, description=self.help))
 
 
@@ -96,12 +92,7 @@ COMPUTATIONS: Mapping[str, Computation] = {
 
 
 def tables(config: SchemesConfig, verbose: bool = False) -> None:
-    """Measure Tables 1, 2 and 5, the verdicts on J and the split of the shifts, write all, and say what came out.
-
-    Args:
-        config: The configuration.
-        verbose: Whether to print the tables too.
-    """
+    """Measure Tables 1, 2 and 5, the verdicts on J and the split of the shifts, write all, and say what came out."""
     folder = schemes_job(config).carry_out()
     told = [write_reports(folder), write_account(folder, "theorem2")]
     write_account(folder, "decomposition")
@@ -116,35 +107,19 @@ def tables(config: SchemesConfig, verbose: bool = False) -> None:
 
 
 def paper_table(config: SchemesConfig, name: str) -> None:
-    """Measure what one of Tables 1, 2 and 5 needs, into the run that all share, and print it.
-
-    Args:
-        config: The configuration.
-        name: The table.
-    """
+    """Measure what one of Tables 1, 2 and 5 needs, into the run that all share, and print it."""
     folder = schemes_job(config, verdicts=False).carry_out()
     _say(f"{write_reports(folder, (name,))}\n\nRun: {folder}")
 
 
 def analysis(config: Any, name: str) -> None:
-    """Compute what an analysis shows, and print its table.
-
-    Args:
-        config: The configuration, of the kind that `COMPUTATIONS` has.
-        name: The analysis.
-    """
+    """Compute what an analysis shows, and print its table."""
     folder = COMPUTATIONS[name].job(config).carry_out()
     _say(f"{write_account(folder, name)}\n\nRun: {folder}")
 
 
 def edit_table(config: EditTableConfig, paper: Path | None = None, only: tuple[str, ...] | None = None) -> None:
-    """Edit with every method, evaluate, write the tables, and print them.
-
-    Args:
-        config: The configuration.
-        paper: CSV file in the layout of metrics.csv; its rows stand beside ours, instead of the paper's.
-        only: Which of the paper's tables; those of the model by default.
-    """
+    """Edit with every method, evaluate, write the tables, and print them."""
     if paper is not None:
         read_paper(paper)  # before the long work
     folder = edit_table_job(config).carry_out()
@@ -152,11 +127,7 @@ def edit_table(config: EditTableConfig, paper: Path | None = None, only: tuple[s
 
 
 def edit(config: EditConfig) -> None:
-    """Edit with one method, say how it went, and where the edited model is.
-
-    Args:
-        config: The configuration.
-    """
+    """Edit with one method, say how it went, and where the edited model is."""
     folder = edit_job(config).carry_out()
     told = write_comparison(folder, ())
     _say(f"{told}\n\nSaved: {', '.join(map(str, saved_paths(folder, config.method, config.save)))}")
@@ -170,20 +141,7 @@ def apply(
     model: str = DEFAULT_MODEL,
     device: str = "auto",
 ) -> None:
-    """Put saved edits on their base model, and ask the edited model, or write it as a folder that transformers loads.
-
-    Args:
-        delta: The file that jacobian-lab edit saved, or several that it saved of one base model, to be added up; WISE's
-            memory alone.
-        out: A new or empty folder for the model; a memory has none, since no plain model asks which matrix is to serve.
-        prompt: Prompts that the edited model is to go on with, greedily.
-        tokens: Tokens of an answer at the most.
-        model: The base model, named as in jacobian-lab edit.
-        device: auto, cpu, cuda, cuda:N or, for a model divided over several cards, cuda:M-N.
-
-    Raises:
-        InputError: If anything cannot be used, or nothing is asked for.
-    """
+    """Print a table of a run, and the files that it stands in."""
     memories = [path for path in delta if memory_metadata(path) is not None]
     if memories and out is not None:
         raise InputError(
@@ -222,14 +180,7 @@ def models() -> None:
 def facts(
     facts: str = BUILTIN, slice: str | None = None, on_bad_record: str = "refuse", on_repeat: str = "refuse"
 ) -> None:
-    """List facts, one a line, tab-separated.
-
-    Args:
-        facts: "builtin", or a JSON or JSON Lines file of facts.
-        slice: Which of the facts, as A:B; all of them by default.
-        on_bad_record: refuse the facts if a record cannot be used, or skip it.
-        on_repeat: refuse facts that come more than once, or take each once, as the first or last record says.
-    """
+    """List facts, one a line, tab-separated."""
     file = read_facts(facts, slice, on_bad_record=on_bad_record, on_repeat=on_repeat)
     for line in file.notes():
         note(line)
@@ -239,11 +190,7 @@ def facts(
 
 
 def check(config: CheckConfig) -> None:
-    """Print what would be edited; status 1 if a record is refused, facts conflict, or the model fails a check.
-
-    Args:
-        config: The configuration.
-    """
+    """Print what would be edited; status 1 if a record is refused, facts conflict, or the model fails a check."""
     report = inspect(config)
     text = json.dumps(report, indent=1, ensure_ascii=False)
     if config.out is not None:
@@ -344,11 +291,7 @@ SCRIPTS: Mapping[str, Command] = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line.
-
-    Args:
-        arguments: Its arguments; those of the process by default.
-    """
+    """Run the command line."""
     app = tyro.extras.SubcommandApp()
     for name, command in COMMANDS.items():
         app.command(name=command_of(name), help=command.help)(command.function)
@@ -357,15 +300,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def guarded(command: Callable[[], Any]) -> None:
-    """Run a command; bad input and lack of memory end it with a line and status 2, an interruption with status 130.
-
-    Args:
-        command: The command, with nothing left to be said.
-
-    Raises:
-        MemoryError: Never; it is said, as any lack of memory is.
-        RuntimeError: If there is a fault in the command itself.
-    """
+    """Run a command; bad input and lack of memory end it with a line and status 2, an interruption with status 130."""
     try:
         command()
     except InputError as error:

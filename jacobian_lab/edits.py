@@ -201,14 +201,7 @@ class TrainedEdit(Edit):
 
 
 def span(layers: Sequence[int]) -> str:
-    """Layers in words.
-
-    Args:
-        layers: The layers, ascending.
-
-    Returns:
-        Such as ``"4-8"`` or ``"4,6"``.
-    """
+    """Layers in words."""
     whole = len(layers) > 1 and list(layers) == list(range(layers[0], layers[-1] + 1))
     return f"{layers[0]}-{layers[-1]}" if whole else ",".join(map(str, layers))
 

@@ -26,25 +26,14 @@ _STAT = ("memory.stat", "memory/memory.stat")
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory did not suffice, on the card or on the host.
-
-    Args:
-        error: Any error.
-
-    Returns:
-        The verdict.
-    """
+    """Whether an error says that memory did not suffice, on the card or on the host."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _FAILED_ON_CPU)
 
 
 def available_memory() -> int:
-    """Memory of the host that can still be had, within the limit of the process's group if it has one.
-
-    Returns:
-        Bytes; where the system does not say what is free, all that there is.
-    """
+    """Memory of the host that can still be had, within the limit of the process's group if it has one."""
     try:
         lines = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
         free = int(lines["MemAvailable"].split()[0]) * 1024
@@ -55,14 +44,7 @@ def available_memory() -> int:
 
 
 def memory_of(devices: Sequence[torch.device]) -> tuple[int, int | None]:
-    """What a process can hold of the host and of a card in all, what it holds already among it.
-
-    Args:
-        devices: Where the model is.
-
-    Returns:
-        Bytes of the host, and of the card that has least; none where the model is on none.
-    """
+    """What a process can hold of the host and of a card in all, what it holds already among it."""
     host, limit = available_memory() + _held(), _limit()
     host = host if limit is None else min(host, limit)
     if devices[0].type != "cuda":
@@ -71,14 +53,7 @@ def memory_of(devices: Sequence[torch.device]) -> tuple[int, int | None]:
 
 
 def peak_memory(devices: Sequence[torch.device]) -> int:
-    """The most memory that this process ever held: of one card, where the model is on any, else of the host.
-
-    Args:
-        devices: Where the model is.
-
-    Returns:
-        Bytes; 0 where the system does not say.
-    """
+    """The most memory that this process ever held: of one card, where the model is on any, else of the host."""
     if devices[0].type == "cuda":
         return max(map(torch.cuda.max_memory_allocated, devices))
     return _kilobytes("VmHWM")
@@ -120,14 +95,7 @@ def _kilobytes(name: str) -> int:
 
 
 def free_memory(devices: Sequence[torch.device]) -> int:
-    """Memory that can still be had where a model is.
-
-    Args:
-        devices: The places.
-
-    Returns:
-        Bytes; of the card that has least, with what torch holds there unused.
-    """
+    """Memory that can still be had where a model is."""
     if devices[0].type != "cuda":
         return available_memory()
     return min(
@@ -139,17 +107,7 @@ def free_memory(devices: Sequence[torch.device]) -> int:
 def halving(
     batches: Sequence[Sequence[int]], work: Callable[[Sequence[int]], Result], tell: Tell
 ) -> Iterator[tuple[Sequence[int], Result]]:
-    """Work on batches one after another; one that memory does not hold is halved, and so are those after it.
-
-    Args:
-        batches: The batches, those that need least memory an item first.
-        work: What is done with a batch. Its error goes on to the caller if it is of another kind, or
-            if the batch has a single item.
-        tell: Called whenever a batch does not fit.
-
-    Yields:
-        Every batch, or every part of one, with the result.
-    """
+    """Work on batches one after another; one that memory does not hold is halved, and so are those after it."""
     waiting, size = deque(batches), max(map(len, batches), default=0)
     while waiting:
         batch = waiting.popleft()

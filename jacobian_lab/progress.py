@@ -10,18 +10,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 def bar(total: int, what: str, unit: str, *, done: int = 0, show: bool = True) -> "tqdm[NoReturn]":
-    """A progress bar on stderr.
-
-    Args:
-        total: How many units there are.
-        what: What is being done.
-        unit: What is counted.
-        done: How many of them were done before.
-        show: Whether to show anything.
-
-    Returns:
-        The bar; a context manager with ``update``.
-    """
+    """A progress bar on stderr."""
     interval = 0.1 if sys.stderr.isatty() else SECONDS_BETWEEN_LINES
     return tqdm(
         total=total,
@@ -35,22 +24,10 @@ def bar(total: int, what: str, unit: str, *, done: int = 0, show: bool = True) -
 
 
 def note(text: str) -> None:
-    """Say something on stderr in one line, beside the bars.
-
-    Args:
-        text: What to say.
-    """
+    """Say something on stderr in one line, beside the bars."""
     tqdm.write(f"jacobian-lab: {text}", file=sys.stderr)
 
 
 def counted(number: int, what: str) -> str:
-    """A number with what it counts.
-
-    Args:
-        number: The number.
-        what: One of them.
-
-    Returns:
-        Such as ``"1 edit"`` and ``"3 edits"``.
-    """
+    """A number with what it counts."""
     return f"{number} {what}{'' if number == 1 else 's'}"

@@ -22,14 +22,7 @@ _CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
 def ray_package() -> Any:
-    """The package ray.
-
-    Returns:
-        The module.
-
-    Raises:
-        InputError: If it is not installed.
-    """
+    """The package ray."""
     try:
         import ray
     except ImportError as error:
@@ -40,14 +33,7 @@ def ray_package() -> Any:
 
 
 def check_workers(settings: CrewSettings) -> None:
-    """Check, before anything large is loaded, that workers could be hired.
-
-    Args:
-        settings: Who does the work.
-
-    Raises:
-        InputError: If workers are wanted and Ray is not installed, or no cluster answers.
-    """
+    """Check, before anything large is loaded, that workers could be hired."""
     if settings.workers > 1 or settings.ray is not None:
         ray_package()
     if settings.ray is not None:
@@ -55,15 +41,7 @@ def check_workers(settings: CrewSettings) -> None:
 
 
 def start(settings: CrewSettings, cpus: int) -> None:
-    """Start Ray on this host, for this host alone, or connect to a cluster.
-
-    Args:
-        settings: Who does the work.
-        cpus: Threads of each worker.
-
-    Raises:
-        InputError: If no cluster answers, or it does not take this process.
-    """
+    """Start Ray on this host, for this host alone, or connect to a cluster."""
     ray, address = ray_package(), settings.ray
     shared = {name: os.environ[name] for name in SHARED if name in os.environ}
     common = {

@@ -21,15 +21,7 @@ def untold(_failed: int, _next: int) -> None:
 
 
 def called(piece: Piece, labels: Sequence[Any] | None = None) -> str:
-    """Facts in words.
-
-    Args:
-        piece: Their indices.
-        labels: What the facts are called; by default they are counted from 0.
-
-    Returns:
-        Such as ``"fact 'a'"`` or ``"facts 'a', 'b', 'c' and 5 more"``.
-    """
+    """Facts in words."""
     names = [f"number {item}" if labels is None else repr(labels[item]) for item in piece[:SHOWN]]
     more = f" and {len(piece) - SHOWN} more" if len(piece) > SHOWN else ""
     return f"fact{'s' if len(piece) > 1 else ''} {', '.join(names)}{more}"
@@ -50,14 +42,7 @@ class Crew(Protocol):
     free: int | None
 
     def of(self, layers: Layers) -> "Crew":
-        """The crew of work in which other layers are edited.
-
-        Args:
-            layers: These layers.
-
-        Returns:
-            The crew.
-        """
+        """The crew of work in which other layers are edited."""
 
     def release(self) -> None:
         """Let whoever was hired go; they are hired anew when there is work again."""
@@ -69,18 +54,7 @@ class Crew(Protocol):
         tell: Tell = untold,
         named: Callable[[Piece], str] = called,
     ) -> Iterator[tuple[Piece, Result]]:
-        """Do some work on every piece, with the model as it is now.
-
-        Args:
-            pieces: The pieces; one that memory does not hold is halved.
-            work: What is done with a piece; a function of a module or a `functools.partial` of one, whose results are
-                on the host.
-            tell: Called whenever a piece does not fit.
-            named: Says which facts a piece is of, where that has to be told.
-
-        Returns:
-            Every piece, or every part of one, with the result, in any order.
-        """
+        """Do some work on every piece, with the model as it is now."""
 
 
 @dataclass(eq=False)
@@ -98,14 +72,7 @@ class Alone:
     free: int | None = None
 
     def of(self, layers: Layers) -> Crew:
-        """As `Crew` has it.
-
-        Args:
-            layers: These layers.
-
-        Returns:
-            The same.
-        """
+        """As `Crew` has it."""
         return self
 
     def release(self) -> None:
@@ -118,17 +85,7 @@ class Alone:
         tell: Tell = untold,
         named: Callable[[Piece], str] = called,
     ) -> Iterator[tuple[Piece, Result]]:
-        """As `Crew` has it; in the order of the pieces.
-
-        Args:
-            pieces: The pieces.
-            work: What is done with one.
-            tell: Called whenever one does not fit.
-            named: As `Crew` has it.
-
-        Returns:
-            Every piece with its result.
-        """
+        """As `Crew` has it; in the order of the pieces."""
         return halving(pieces, work, tell)
 
 

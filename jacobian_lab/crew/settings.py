@@ -52,34 +52,14 @@ class CrewSettings:
     worker_gpus: Annotated[float, Gt(0)] | None = None
 
     def gpus(self, cards: int) -> float:
-        """How many cards a worker has.
-
-        Args:
-            cards: Over how many cards this process's model is divided; 0 where it is on none.
-
-        Returns:
-            Their number, or the share of one.
-
-        Raises:
-            InputError: If it is to have a card and a part of another.
-        """
+        """How many cards a worker has."""
         gpus = self.worker_gpus or float(cards)
         if gpus > 1 and gpus != int(gpus):
             raise InputError(f"expected ⟨worker_gpus⟩ up to 1, or a whole number, got {gpus:g}: choose {int(gpus)}")
         return gpus
 
     def load(self, cards: int) -> Load:
-        """What a plan has to know.
-
-        Args:
-            cards: Over how many cards the model is divided; 0 where it is on none.
-
-        Returns:
-            The load.
-
-        Raises:
-            InputError: As `gpus` has it.
-        """
+        """What a plan has to know."""
         if self.workers == 1 and self.ray is None:
             return Load(cards=max(1, cards), all_cards=max(1, cards))
         here, gpus = 1 if self.ray else self.workers, self.gpus(cards)

@@ -36,34 +36,14 @@ SLOWER = 4.0
 
 
 def hire(settings: CrewSettings, model: LanguageModel, layers: Layers, dtype: str) -> Crew:
-    """The crew that some settings name; workers are started when there is first something for them to do.
-
-    Args:
-        settings: The settings.
-        model: The model, as it was loaded.
-        layers: The layers whose weights are edited in the course of the work.
-        dtype: As `load_model` was given it.
-
-    Returns:
-        The crew.
-
-    Raises:
-        InputError: If a worker is to have a card and a part of another.
-    """
+    """The crew that some settings name; workers are started when there is first something for them to do."""
     if settings.workers == 1 and settings.ray is None:
         return Alone(settings.load(model.cards)) if model.cards > 1 else ALONE
     return Workers(settings, model, layers, dtype)
 
 
 def device_of(gpus: float) -> str:
-    """Where a worker has its model; Ray shows it its own cards alone.
-
-    Args:
-        gpus: How many cards it is given, or which share of one.
-
-    Returns:
-        As `load_model` takes it.
-    """
+    """Where a worker has its model; Ray shows it its own cards alone."""
     if gpus > 1:
         return f"cuda:0-{int(gpus) - 1}"
     return "cuda" if gpus else "cpu"
@@ -99,14 +79,7 @@ class Workers:
         self._ours = False
 
     def of(self, layers: Layers) -> Crew:
-        """As `Crew` has it; to be asked for before anything is edited.
-
-        Args:
-            layers: These layers.
-
-        Returns:
-            Workers that are told of their weights.
-        """
+        """As `Crew` has it; to be asked for before anything is edited."""
         return replace(self, layers=layers)
 
     def release(self) -> None:
@@ -126,20 +99,7 @@ class Workers:
         tell: Tell = untold,
         named: Callable[[Piece], str] = called,
     ) -> Iterator[tuple[Piece, Result]]:
-        """As `Crew` has it; in the order in which they are finished.
-
-        Args:
-            pieces: The pieces.
-            work: What is done with one.
-            tell: Called whenever one does not fit.
-            named: As `Crew` has it.
-
-        Yields:
-            Every piece with its result.
-
-        Raises:
-            InputError: If a piece of one item costs one worker after another its life.
-        """
+        """As `Crew` has it; in the order in which they are finished."""
         if not pieces:
             return
         ray, idle = ray_package(), list(self._hired())
@@ -300,11 +260,7 @@ class _Worker:
         self.held: dict[str, Any] = {}
 
     def ready(self) -> bool:
-        """Whether the process has begun.
-
-        Returns:
-            Yes.
-        """
+        """Whether the process has begun."""
         return True
 
     @cached_property
@@ -317,16 +273,7 @@ class _Worker:
         return _copies(model, self.layers)
 
     def do(self, given: Sequence[Any], piece: Piece, weights: Sequence[Any] | None) -> Any:
-        """Work on a piece.
-
-        Args:
-            given: Where the work is kept that is done with it.
-            piece: The piece.
-            weights: Where the edited weights are kept, if they are not as loaded.
-
-        Returns:
-            The result.
-        """
+        """Work on a piece."""
         loaded = self.loaded
         self._hold("weights", weights or (), lambda edited: self._put(loaded if edited is None else edited))
         return self._hold("work", given)(piece)

@@ -104,12 +104,6 @@ class Bench:
         """Read or make the moments; refuse a singular λC at once where it is solved with fewer keys than it is wide.
 
         A run that is resumed keeps its λ, lest another machine's rounding choose another.
-
-        Args:
-            folder: The run's folder.
-
-        Raises:
-            InputError: If one is singular.
         """
         self.recall(folder)
         count = len(self.experiment.facts) if self.columns is None else self.columns
@@ -121,11 +115,7 @@ class Bench:
             factored(self.ridge * matrix.to(device), f"λC at layer {layer}", advice(matrix, self.ridge))
 
     def recall(self, folder: Path) -> None:
-        """Take the λ that a run has been made with, if it followed from what is realised.
-
-        Args:
-            folder: The run's folder; may be new.
-        """
+        """Take the λ that a run has been made with, if it followed from what is realised."""
         if self.experiment.ridge is None and exists(folder) and "ridge" in (told := read_config(folder)["provenance"]):
             vars(self)["ridge"] = float(told["ridge"])
 
@@ -165,15 +155,7 @@ class Bench:
         return [len(row.ids) for row in rows]
 
     def cost_before(self, costs: Costs, folder: Path | None) -> list[Stage]:
-        """What `begin` and the choice of λ are going to take; without weights, as if nothing were in the cache.
-
-        Args:
-            costs: Of the model on the machine.
-            folder: The run's folder, if it is to be done.
-
-        Returns:
-            The stages.
-        """
+        """What `begin` and the choice of λ are going to take; without weights, as if nothing were in the cache."""
         experiment = self.experiment
         if folder is not None:
             self.recall(folder)
@@ -194,18 +176,7 @@ class Bench:
         shifted: Mapping[Layers, Labels] = NOTHING,
         name: str = "anchor",
     ) -> list[Stage]:
-        """What anchors and coordinated shifts are going to take.
-
-        Args:
-            costs: Of the model on the machine.
-            done: What of the run is finished.
-            layers: The anchor layers.
-            shifted: For each coordinated descent its layers, and where it is stored beside the facts.
-            name: Under which name the anchors are stored.
-
-        Returns:
-            A stage for each; none for what is finished, or what another run gives.
-        """
+        """What anchors and coordinated shifts are going to take."""
         wanted: list[tuple[str, int, str, Labels]] = [
             (f"anchors at layer {layer}", layer, name, {"anchor_layer": layer}) for layer in layers
         ]
@@ -249,14 +220,7 @@ class Bench:
         return self.experiment.setting(self.moments, self.ridge)
 
     def parts(self, coordinated: bool) -> list[Part]:
-        """The parts of a run that hold anchors and shifts.
-
-        Args:
-            coordinated: Whether shifts are wanted.
-
-        Returns:
-            One for each.
-        """
+        """The parts of a run that hold anchors and shifts."""
         layers, ends = self.experiment.layers, self.experiment.anchor_layers
         anchors = Part(
             [("anchor_passes", {})],
@@ -271,15 +235,7 @@ class Bench:
         return [anchors, shifts] if coordinated else [anchors]
 
     def targets(self, run: Run, schemes: Iterable[str]) -> Targets:
-        """Targets of all kinds that some schemes need, from anchors and shifts that the run holds afterwards.
-
-        Args:
-            run: The run.
-            schemes: The schemes.
-
-        Returns:
-            The targets.
-        """
+        """Targets of all kinds that some schemes need, from anchors and shifts that the run holds afterwards."""
         experiment, layers = self.experiment, self.experiment.layers
         anchors = self.anchors(run, experiment.anchor_layers)
         return make_targets(
@@ -287,15 +243,7 @@ class Bench:
         )
 
     def aimed(self, run: Run, schemes: Iterable[str]) -> Aimed:
-        """What methods edit with, and where their anchors lead.
-
-        Args:
-            run: The run.
-            schemes: The methods' schemes.
-
-        Returns:
-            All of it.
-        """
+        """What methods edit with, and where their anchors lead."""
         schemes, layer = list(schemes), self.experiment.layers[-1]
         targets, setting = self.targets(run, schemes), self.setting if schemes else None
         return Aimed(setting, targets, Aim.of(self.experiment.rows, layer, targets.optimised[layer]))
@@ -303,17 +251,7 @@ class Bench:
     def anchors(
         self, run: Run, layers: Layers, name: str = "anchor", only: Sequence[int] | None = None
     ) -> dict[int, torch.Tensor]:
-        """Anchors of the model as it is now; what the run lacks of them is optimised, batch by batch, and stored.
-
-        Args:
-            run: The run.
-            layers: Layers among the run's anchor layers.
-            name: Under which name they are stored.
-            only: Indices of the facts; all of them by default.
-
-        Returns:
-            Anchors of these facts by layer, ``[fact, d_model]``, in float32 or better.
-        """
+        """Anchors of the model as it is now; what the run lacks of them is optimised, batch by batch, and stored."""
 
         def descent(anchor_layer: int) -> Callable[..., Found]:
             return partial(_anchors, self.experiment.rows, self.experiment.anchor, anchor_layer)
@@ -322,16 +260,7 @@ class Bench:
         return dict(zip(layers, self._descend(run, name, places, descent, only), strict=True))
 
     def shifts(self, run: Run, layers: Layers, **labels: Any) -> torch.Tensor:
-        """Coordinated shifts at some layers of the unedited model; what the run lacks of them is optimised and stored.
-
-        Args:
-            run: The run.
-            layers: The layers.
-            **labels: Where they are stored, beside the facts.
-
-        Returns:
-            δ_l, ``[fact, layer, d_model]``, in float32 or better.
-        """
+        """Anchors of the model as it is; what the run lacks of them is optimised, batch by batch, and stored."""
         experiment, coordination = self.experiment, self.experiment.config.coordination
 
         def descent(**_: Any) -> Callable[..., Found]:
@@ -370,17 +299,6 @@ class Bench:
         """What descents give at each place; what the run lacks is optimised, batch by batch, and stored.
 
         A batch that lacks some is optimised as a whole, so that the numbers are the same to the last bit.
-
-        Args:
-            run: The run.
-            name: Under which name they are stored.
-            places: Where, beside the facts.
-            descent: Given a place at which something is lacking, the descent of a batch there; it may be told whom to
-                tell of its passes.
-            only: Indices of the facts; all of them by default.
-
-        Returns:
-            What is stored at each place, in float32 or better.
         """
         experiment, labels, mark = self.experiment, run.coordinates["fact"], f"{name}_passes"
         crew = experiment.crew
@@ -436,14 +354,7 @@ class Bench:
 
 
 def any_coordinated(schemes: Iterable[str]) -> bool:
-    """Whether some scheme needs coordinated shifts.
-
-    Args:
-        schemes: Names of schemes.
-
-    Returns:
-        Whether one does.
-    """
+    """Whether some scheme needs coordinated shifts."""
     return any(SCHEMES[name].kind == COORDINATED for name in schemes)
 
 
@@ -477,18 +388,7 @@ def measured_edit(
     look_on: Callable[[ObservedEdit], Any] = lambda _: None,
     examine: Callable[[], Mapping[str, torch.Tensor]] = dict,
 ) -> tuple[Layers, dict[str, np.ndarray]]:
-    """Edit, measure, and put the weights back.
-
-    Args:
-        setting: What the edit is made with.
-        scheme: The target scheme.
-        targets: The targets; they say which layers are decisive.
-        look_on: Shown every layer's edit just after it.
-        examine: Asks the edited model further things, ``[fact]`` each.
-
-    Returns:
-        The edited layers, and what `measure` says of them with the efficacy and what was asked, ``[fact]``.
-    """
+    """Edit, measure, and put the weights back."""
     edits = []
     with restored(setting.model, targets.layers):
         for edit in observed_edits(setting, scheme, targets):
@@ -501,14 +401,6 @@ def measured_edit(
 
 
 def where_finite(values: torch.Tensor, finite: torch.Tensor) -> np.ndarray:
-    """NaN for facts that took no part in the edit.
-
-    Args:
-        values: One or several for each fact, ``[fact, ...]``.
-        finite: Which facts did, `Targets.finite`.
-
-    Returns:
-        The same in float64.
-    """
+    """NaN for facts that took no part in the edit."""
     kept = finite.to(values.device).view(-1, *[1] * (values.dim() - 1))
     return torch.where(kept, values.double(), math.nan).cpu().numpy()

@@ -293,15 +293,7 @@ class EditConfig(MethodsConfig):
 
 
 def check(config: Any, prefix: str = "") -> None:
-    """Hold what is set against its type: its choices and its range, that floats are finite and lists not empty.
-
-    Args:
-        config: A configuration.
-        prefix: What its fields' names begin with.
-
-    Raises:
-        InputError: Naming the first field that cannot be used.
-    """
+    """Hold what is set against its type: its choices and its range, that floats are finite and lists not empty."""
     hints = get_type_hints(type(config), include_extras=True)
     for each in fields(config):
         value, name = getattr(config, each.name), prefix + each.name

@@ -51,25 +51,7 @@ class CheckConfig(SubjectConfig):
 
 
 def inspect(config: CheckConfig) -> Report:
-    """Look at a model and at facts.
-
-    Args:
-        config: Which.
-
-    Returns:
-        What JSON can hold: ``model`` (what it is, its ``checks``, each with ``passed`` and ``detail``, and
-        ``refused``, why it cannot be edited, or `None`), ``facts`` (for each ``id, prompt, tokens, decisive,
-        answer, answer_tokens, known, rank, probability, says``), ``refused`` (records that cannot be edited, with
-        ``place, id, reason``), ``unasked`` (likewise, facts that can be edited and not evaluated), ``duplicates`` and
-        ``conflicts`` (``subject, prompt, places, ids, answers``),
-        ``near`` (pairs of facts whose keys are nearly the same), ``same_last_token`` (``id, token`` of facts whose new
-        answer ends in the last token of the true one), ``unknown_fields``, ``unanswered`` (further questions that have
-        no answer, by place), ``counts``, and ``passed``: no record is refused, no facts conflict, and no check of the
-        model fails.
-
-    Raises:
-        InputError: If an option means nothing, the file of facts cannot be read at all, or there is no such model.
-    """
+    """Look at a model and at facts."""
     check_options(config)
     check_places(places_of(config.device), config.device)
     file = read_facts(config.facts, config.slice, on_bad_record=SKIP, on_repeat=KEEP)
@@ -134,14 +116,7 @@ def _same_last_token(model: LanguageModel, facts: Sequence[Fact]) -> Iterator[di
 
 
 def summary(report: Report) -> Iterator[str]:
-    """A report in words.
-
-    Args:
-        report: What `inspect` gave.
-
-    Yields:
-        Its lines.
-    """
+    """A report in words."""
     model = report["model"]
     if model["refused"] is None:
         yield (
@@ -168,17 +143,7 @@ def summary(report: Report) -> Iterator[str]:
 
 
 def near_keys(model: LanguageModel, facts: Sequence[Fact], layers: Layers) -> list[dict[str, Any]]:
-    """Pairs of facts whose keys are nearly the same, at the first or at the last decisive layer.
-
-    Args:
-        model: The model.
-        facts: The facts.
-        layers: The decisive layers.
-
-    Returns:
-        ``ids``, ``cosine`` (the larger of the two), ``same`` (the keys are equal to rounding: both facts get the
-        same change) and ``answers``, nearest first, `NEAR_LISTED` at the most.
-    """
+    """Pairs of facts whose keys are nearly the same, at the first or at the last decisive layer."""
     if len(facts) < 2:
         return []
     rows = [model.fact_prompt(fact) for fact in facts]

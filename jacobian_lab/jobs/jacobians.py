@@ -81,17 +81,7 @@ class Survey:
     def of(
         cls, config: JacobianConfig | SchemesConfig, width: int, facts: Sequence[Fact], device: torch.device
     ) -> "Survey":
-        """What a configuration means for a model and facts.
-
-        Args:
-            config: The configuration; where it leaves the survey out, what is looked at all the same is as for auto.
-            width: The model's d_model.
-            facts: The facts.
-            device: Where the model is.
-
-        Returns:
-            The survey; its sample does not depend on the order of the facts.
-        """
+        """What a configuration means for a model and facts."""
         wide, asked = width > (WIDEST_ON_CARD if device.type == "cuda" else WIDEST_DENSE), config.survey
         kind: Literal["dense", "lanczos"] = "lanczos" if asked == "lanczos" or (wide and asked != "dense") else "dense"
         many = SAMPLED if asked == "dense" or width <= WIDEST_DENSE else SAMPLED_WIDE
@@ -100,14 +90,7 @@ class Survey:
         return cls(kind, frozenset(sample(facts, count, config.seed)), config.seed)
 
     def forms(self, place: int) -> bool:
-        """Whether the matrix of a fact is formed.
-
-        Args:
-            place: The fact's.
-
-        Returns:
-            Whether it is.
-        """
+        """Whether the matrix of a fact is formed."""
         return self.kind == "dense" or place in self.sample
 
     def settings(self) -> dict[str, Any]:
@@ -115,40 +98,18 @@ class Survey:
         return {"survey": self.kind, "survey_facts": len(self.sample)}
 
     def formed(self, facts: int) -> int:
-        """Of how many facts the matrix is formed.
-
-        Args:
-            facts: How many there are.
-
-        Returns:
-            Their number.
-        """
+        """Of how many facts the matrix is formed."""
         return sum(self.forms(place) for place in range(facts))
 
     def cost(
         self, costs: Costs, bare: Sequence[Prompt], layers: Layers, done: Finished, budget: int = MEMORY_BUDGET
     ) -> list[Stage]:
-        """What it is going to take.
-
-        Args:
-            costs: Of the model on the machine.
-            bare: The facts' prompts.
-            layers: The decisive layers.
-            done: What of the run is finished.
-            budget: Bytes that a sweep may hold.
-
-        Returns:
-            The stage.
-        """
+        """What it is going to take."""
         share = done.missing("surveyed")
         return [costs.survey(bare, layers, self.formed(len(bare)), len(self.sample), budget, share=share)]
 
     def say(self, facts: int) -> None:
-        """Say on stderr what is not sought of every fact.
-
-        Args:
-            facts: How many there are.
-        """
+        """Say on stderr what is not sought of every fact."""
         if len(self.sample) == facts:
             return
         if self.kind == "lanczos":
@@ -158,35 +119,12 @@ class Survey:
 
 
 def run_jacobian(config: JacobianConfig, *, progress: bool = True) -> Path:
-    """Survey the Jacobians, or what is left of them; a finished run computes nothing.
-
-    Args:
-        config: The configuration.
-        progress: Whether to show progress bars.
-
-    Returns:
-        The run's folder.
-
-    Raises:
-        InputError: If anything cannot be used.
-    """
+    """Survey the Jacobians, or what is left of them; a finished run computes nothing."""
     return jacobian_job(config, progress=progress).carry_out()
 
 
 def jacobian_job(config: JacobianConfig, *, progress: bool = True, sketch: Places | None = None) -> Job:
-    """The job of `run_jacobian`.
-
-    Args:
-        config: The configuration.
-        progress: Whether to show progress bars.
-        sketch: Where it would be done, if it is only to be planned.
-
-    Returns:
-        The job.
-
-    Raises:
-        InputError: If anything cannot be used.
-    """
+    """The job of `run_jacobian`."""
     subject = load_subject(config, sketch=sketch)
     model, layers = subject.model, subject.layers
     how = Survey.of(config, model.d_model, subject.facts, subject.device)
@@ -221,16 +159,7 @@ def survey(
     budget: int = MEMORY_BUDGET,
     progress: bool = True,
 ) -> None:
-    """Store spectra, verdicts and yardsticks of the facts that a run lacks; one fact's Jacobians are held at a time.
-
-    Args:
-        run: A run that has these variables.
-        subject: The unedited model, all facts of the run, layers l and, the last of them, L.
-        how: How closely they are looked at.
-        site: The residual stream or the MLPs' outputs.
-        budget: Bytes that a sweep may hold.
-        progress: Whether to show a progress bar.
-    """
+    """Store spectra, verdicts and yardsticks of the facts that a run lacks; one fact's Jacobians are held at a time."""
     model, layers = subject.model, subject.layers
     if len(layers) == 1:  # J of the last layer to itself is the identity
         run.seal("surveyed")
@@ -268,18 +197,7 @@ def _surveyed(
 def dense_conditions(
     J: Float[Tensor, "d d"], seed: int | Sequence[int], eps: float, *, eigenvectors: bool = True
 ) -> dict[str, Any]:
-    """All that is stored of one Jacobian, from the dense matrix.
-
-    Args:
-        J: The Jacobian; eigenvalues of S and singular values are computed on its device.
-        seed: Seed of the random directions; a run gives its own with one of the fact and the layer, so that no two
-            Jacobians share them.
-        eps: Precision that it was computed in.
-        eigenvectors: Whether J's own eigenvectors are sought too, on the CPU.
-
-    Returns:
-        Numbers and spectra by the names under which runs store them.
-    """
+    """All that is stored of one Jacobian, from the dense matrix."""
     double, matrix = in_double(J), to_numpy(J)
     singular = to_numpy(torch.linalg.svdvals(double))
     S = symmetric_part(double)

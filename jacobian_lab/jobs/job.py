@@ -54,27 +54,11 @@ class Part:
     cost: Callable[[Costs, Finished], Sequence[Stage]] = lambda _costs, _done: ()
 
     def finished(self, folder: Path, done: Finished) -> bool:
-        """Whether a folder has all of it.
-
-        Args:
-            folder: The run's folder; may be new.
-            done: What is finished there.
-
-        Returns:
-            Whether there is nothing left to compute.
-        """
+        """Whether a folder has all of it."""
         return all(done.all(mark, **labels) for mark, labels in self.wanted) and not self.again(folder)
 
     def left_by(self, done: Finished, folder: Path) -> Finished:
-        """What is finished of it, less what is done again.
-
-        Args:
-            done: What is finished in its folder.
-            folder: The folder.
-
-        Returns:
-            What need not be done.
-        """
+        """What is finished of it, less what is done again."""
         again = self.again(folder)
         return done.without(self.wanted[0][0], **again) if again else done
 
@@ -126,16 +110,7 @@ class Job:
     crew: Crew = ALONE
 
     def plan(self, clock: Clock, there: tuple[int, int | None], left: Left | None = None) -> list[list[Stage]]:
-        """What the job is going to take.
-
-        Args:
-            clock: The machine's, for the model.
-            there: Bytes of the host, and of the card if the model is on one.
-            left: What is left of it; all by default, and the model to be loaded.
-
-        Returns:
-            The stages before any part, then those of each part.
-        """
+        """What the job is going to take."""
         costs = Costs(
             self.model, clock, self.kept, self.crew.load, self.descents, there[0] if there[1] is None else there[1]
         )
@@ -151,14 +126,7 @@ class Job:
         return DOUBLE * sum(prod(sizes.get(dim, 1) for dim in each.dims) for each in KINDS[self.kind].values())
 
     def carry_out(self) -> Path:
-        """Compute what the run lacks; an interrupted one goes on, a finished one computes nothing.
-
-        Returns:
-            The run's folder.
-
-        Raises:
-            InputError: If the folder cannot be used, or memory does not hold what has to be.
-        """
+        """Compute what the run lacks; an interrupted one goes on, a finished one computes nothing."""
         deciding = {name: each for name, each in self.settings.items() if name != GROWING}
         folder = self.out or Path("runs") / content_key([self.kind, deciding])[:12]
         check_folder(folder, self.kind, self.settings)
@@ -216,21 +184,13 @@ class Record:
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """Time what is done within: first what comes before the parts, then each part.
-
-        Yields:
-            Nothing.
-        """
+        """Time what is done within: first what comes before the parts, then each part."""
         begin = time.perf_counter()
         yield
         self.took.append(time.perf_counter() - begin)
 
     def write(self, path: Path) -> None:
-        """Write it.
-
-        Args:
-            path: The file.
-        """
+        """Write it."""
         done = zip(self.stages, self.took, strict=False)
         parts = [
             {
@@ -269,19 +229,7 @@ NO_PLAN = PlanOptions()
 
 
 def planned(job: Callable[..., Job], config: Any, options: PlanOptions) -> str:
-    """What a job would take, in words or as JSON.
-
-    Args:
-        job: Makes the job of a configuration; told by ``sketch`` where it would be done, it needs no weights.
-        config: The configuration.
-        options: For which machine, and how to say it.
-
-    Returns:
-        The text.
-
-    Raises:
-        InputError: If the configuration cannot be used.
-    """
+    """What a job would take, in words or as JSON."""
     card = CARDS[options.card] if options.card else None
     places = places_of(config.device)
     if card is None:
@@ -325,17 +273,7 @@ def cell_by_cell(
     unit: str,
     progress: bool,
 ) -> None:
-    """Compute and seal those cells of a part that a run lacks.
-
-    Args:
-        run: The run.
-        mark: The part's mark.
-        cells: The labels of each cell.
-        compute: Given a cell's labels by name: variables with their values and further labels.
-        what: What is being done, for the progress bar.
-        unit: What is counted.
-        progress: Whether to show the bar.
-    """
+    """Compute and seal those cells of a part that a run lacks."""
     left = [cell for cell in cells if not run.done(mark, **cell).all()]
     with bar(len(left), what, unit, show=progress) as shown:
         for cell in left:

@@ -64,67 +64,22 @@ def run_edit_table(config: EditTableConfig, *, progress: bool = True) -> Path:
     """Edit with each method and evaluate it; an interrupted run goes on, a finished one computes nothing.
 
     Anchors are optimised once for each anchor layer and shared; the weights are put back after every method.
-
-    Args:
-        config: The configuration.
-        progress: Whether to show progress bars.
-
-    Returns:
-        The run's folder.
-
-    Raises:
-        InputError: If anything cannot be used.
     """
     return edit_table_job(config, progress=progress).carry_out()
 
 
 def edit_table_job(config: EditTableConfig, *, progress: bool = True, sketch: Places | None = None) -> Job:
-    """The job of `run_edit_table`.
-
-    Args:
-        config: The configuration.
-        progress: Whether to show progress bars.
-        sketch: Where it would be done, if it is only to be planned.
-
-    Returns:
-        The job.
-
-    Raises:
-        InputError: If anything cannot be used.
-    """
+    """The job of `run_edit_table`."""
     return _job(config, tuple(dict.fromkeys(map(_edited, config.methods))), None, progress, sketch)
 
 
 def run_edit(config: EditConfig, *, progress: bool = True) -> Path:
-    """Edit with one method, evaluate it, and save the edited model into the run's folder.
-
-    Args:
-        config: The configuration.
-        progress: Whether to show progress bars.
-
-    Returns:
-        The run's folder, with what `saved_paths` names in it.
-
-    Raises:
-        InputError: If anything cannot be used.
-    """
+    """Edit with one method, evaluate it, and save the edited model into the run's folder."""
     return edit_job(config, progress=progress).carry_out()
 
 
 def edit_job(config: EditConfig, *, progress: bool = True, sketch: Places | None = None) -> Job:
-    """The job of `run_edit`.
-
-    Args:
-        config: The configuration.
-        progress: Whether to show progress bars.
-        sketch: Where it would be done, if it is only to be planned.
-
-    Returns:
-        The job.
-
-    Raises:
-        InputError: If anything cannot be used.
-    """
+    """The job of `run_edit`."""
     name = _edited(config.method)
     if name == WISE and config.save != "delta":
         raise InputError(
@@ -134,16 +89,7 @@ def edit_job(config: EditConfig, *, progress: bool = True, sketch: Places | None
 
 
 def saved_paths(folder: Path, name: str, save: str) -> list[Path]:
-    """Where a method's saved edit is.
-
-    Args:
-        folder: The run's folder.
-        name: The method.
-        save: ``"delta"``, ``"folder"`` or ``"both"``.
-
-    Returns:
-        The files or folders.
-    """
+    """Where a method's saved edit is."""
     name, kinds = method_name(name), {"delta": (DELTA,), "folder": (FOLDER,), "both": (DELTA, FOLDER)}[save]
     trained = (TRAINING,) if name in TRAINED else ()
     return [folder / kind.format(name) for kind in (*kinds, *trained)]
@@ -248,20 +194,7 @@ class Comparison:
     def of(
         cls, config: EvaluationConfig, methods: Sequence[str], progress: bool, *, sketch: Places | None = None
     ) -> "Comparison":
-        """Load and check everything, before any long work.
-
-        Args:
-            config: The configuration.
-            methods: Names of the methods.
-            progress: Whether to show progress bars.
-            sketch: Where it would be done, if it is only to be planned, without the model's weights.
-
-        Returns:
-            The methods, ready for work.
-
-        Raises:
-            InputError: If anything cannot be used.
-        """
+        """Load and check everything, before any long work."""
         check(config)
         held_out = load_corpus(config.held_out, "held_out", config.seed)
         experiment = prepare(config, asked=lambda fact: fact, sketch=sketch)
@@ -344,16 +277,7 @@ class Comparison:
         return [*targets, neighbors]
 
     def cost(self, costs: Costs, done: Finished, ridges: Sequence[float] | None = None) -> list[Stage]:
-        """What editing with the methods and evaluating is going to take.
-
-        Args:
-            costs: Of the model on the machine.
-            done: What of the run is finished.
-            ridges: The values of λ that each edits with, if there are several; the unedited model is not asked then.
-
-        Returns:
-            The stages.
-        """
+        """What editing with the methods and evaluating is going to take."""
         experiment, asked, size = self.experiment, self.examination, self.config.edits_per_batch
         rows, layers = experiment.rows, experiment.layers
         names = [*self.methods, *self.trained, *([UNEDITED] if ridges is None else [])]
@@ -394,14 +318,7 @@ class Comparison:
         return [*refits, *taught, edited]
 
     def begin(self, folder: Path) -> None:
-        """Make it clear before the long work that the rules can use every C.
-
-        Args:
-            folder: The run's folder.
-
-        Raises:
-            InputError: If one cannot.
-        """
+        """Make it clear before the long work that the rules can use every C."""
         if not self.methods:
             return
         self.bench.begin(folder)
@@ -411,15 +328,7 @@ class Comparison:
             null_space(moments[layer], threshold, relative=relative, eigh=self.eigh, name=f"C at layer {layer}")
 
     def cost_before(self, costs: Costs, folder: Path | None) -> list[Stage]:
-        """What `begin` is going to take.
-
-        Args:
-            costs: Of the model on the machine.
-            folder: The run's folder, if it is to be done.
-
-        Returns:
-            The stages.
-        """
+        """What `begin` is going to take."""
         if not self.methods:
             return []
         count = len(self._projected())
@@ -442,18 +351,7 @@ class Comparison:
         refit: Refit | None = None,
         keep: Callable[[Save], Any] = lambda _: None,
     ) -> list[tuple[str, Any, Labels]]:
-        """Edit with a method, evaluate, and put the weights back.
-
-        Args:
-            name: The method, or the unedited model.
-            aimed: What methods that are pairs edit with, and all are held against; none if there is no such method.
-            done: Told of facts, once when they are edited and once when they are evaluated.
-            refit: Optimises anchors on the model as it is, for methods that need it.
-            keep: Given what saves the edit, while the model is edited.
-
-        Returns:
-            Variables with their values and labels.
-        """
+        """Edit with a method, evaluate, and put the weights back."""
         experiment, found = self.experiment, list[tuple[str, Any, Labels]]()
         with ExitStack() as stack:
             if name == UNEDITED:

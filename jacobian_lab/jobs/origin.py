@@ -11,12 +11,7 @@ SECONDS = 10
 
 
 def origin() -> dict[str, str]:
-    """Command and commit, as far as they are known.
-
-    Returns:
-        ``command``, if the process is a command line's and not a notebook's; ``commit``, if the package is imported
-        from a checkout, with ``-dirty`` behind it where tracked files have been changed.
-    """
+    """Command and commit, as far as they are known."""
     program, *arguments = sys.argv
     path = Path(program)
     known = {}

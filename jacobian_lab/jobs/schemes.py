@@ -27,18 +27,6 @@ def run_schemes(
 
     Anchors are stored batch by batch, Jacobians fact by fact, schemes one by one; a run that was
     interrupted goes on after the last finished one, and a finished run computes nothing.
-
-    Args:
-        config: The configuration.
-        studies: Names in `STUDIES`: what to look at beside the tables while the schemes edit.
-        verdicts: Whether the unedited model's Jacobians are wanted too.
-        progress: Whether to show progress bars.
-
-    Returns:
-        The run's folder.
-
-    Raises:
-        InputError: If anything cannot be used.
     """
     return schemes_job(config, studies, verdicts=verdicts, progress=progress).carry_out()
 
@@ -51,21 +39,7 @@ def schemes_job(
     progress: bool = True,
     sketch: Places | None = None,
 ) -> Job:
-    """The job of `run_schemes`.
-
-    Args:
-        config: The configuration.
-        studies: Names in `STUDIES`.
-        verdicts: Whether the unedited model's Jacobians are wanted too.
-        progress: Whether to show progress bars.
-        sketch: Where it would be done, if it is only to be planned.
-
-    Returns:
-        The job.
-
-    Raises:
-        InputError: If anything cannot be used.
-    """
+    """The job of `run_schemes`."""
     experiment, schemes = prepare(config, sketch=sketch), list(config.schemes)
     bench, model = Bench(experiment, progress), experiment.model
     how = Survey.of(config, model.d_model, experiment.facts, experiment.device)

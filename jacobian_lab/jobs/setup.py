@@ -150,15 +150,7 @@ class Experiment(Subject):
         return tuple(sorted({self.layers[0], self.layers[-1]}))
 
     def setting(self, moments: SecondMoment, ridge: float) -> Setting:
-        """What an edit of these facts is made with.
-
-        Args:
-            moments: C of the decisive layers.
-            ridge: λ.
-
-        Returns:
-            The setting.
-        """
+        """What an edit of these facts is made with."""
         return Setting(self.rows, moments.matrices, ridge, self.config.pullback_damping, self.crew)
 
     def of_anchors(self) -> dict[str, Any]:
@@ -200,18 +192,7 @@ class Experiment(Subject):
 
 
 def open_model(config: SubjectConfig, *, sketch: Places | None = None) -> tuple[LanguageModel, Layers]:
-    """Load and check a model and the layers to be edited.
-
-    Args:
-        config: Which.
-        sketch: Where it would be done, if it is only to be planned, without the model's weights.
-
-    Returns:
-        Both; the layers that suit the model if none are named.
-
-    Raises:
-        InputError: If either cannot be used.
-    """
+    """Load and check a model and the layers to be edited."""
     layers = check_options(config)
     if sketch is None:
         model = load_model(config.model, config.dtype, config.device)
@@ -233,17 +214,7 @@ def _chat(config: SubjectConfig, model: LanguageModel) -> Chat | None:
 
 
 def check_options(config: SubjectConfig) -> Layers | None:
-    """Refuse what no model could be opened with.
-
-    Args:
-        config: Which.
-
-    Returns:
-        The layers that are named, if some are.
-
-    Raises:
-        InputError: If the protocol or the layers mean nothing, or a chat template is not asked for and yet filled in.
-    """
+    """Refuse what no model could be opened with."""
     filled_in = config.chat_option or config.chat_system is not None or config.chat_date != DATE
     if filled_in and not config.chat:
         raise InputError(
@@ -262,19 +233,7 @@ def load_subject(
     *,
     sketch: Places | None = None,
 ) -> Subject:
-    """Load and check model, facts and layers, and say on stderr what was found beside the facts.
-
-    Args:
-        config: Which.
-        further: Given the model, what else refuses a fact.
-        sketch: Where it would be done, if it is only to be planned, without the model's weights.
-
-    Returns:
-        All three; the layers that suit the model if none are named.
-
-    Raises:
-        InputError: If anything cannot be used.
-    """
+    """Load and check model, facts and layers, and say on stderr what was found beside the facts."""
     check(config)
     if sketch is None:
         check_workers(config.crew)
@@ -304,20 +263,7 @@ def _sorted_out(config: SubjectConfig, file: FactFile, check: Callable[[Fact], A
 def prepare(
     config: EditingConfig, asked: Callable[[Fact], Fact] | None = None, *, sketch: Places | None = None
 ) -> Experiment:
-    """Load and check everything that a configuration names.
-
-    Args:
-        config: The configuration.
-        asked: What of a fact the edited model is examined on; by default it is not examined.
-        sketch: Where it would be done, if it is only to be planned: without weights, and with templates of the usual
-            length.
-
-    Returns:
-        The experiment.
-
-    Raises:
-        InputError: If anything cannot be used.
-    """
+    """Load and check everything that a configuration names."""
     check(config)
     templates = read_templates(config.templates) if config.templates else None
     corpus = load_corpus(config.corpus, seed=config.seed) if config.moments is None else None
@@ -419,17 +365,7 @@ def _donated(
 
 
 def parse_layers(text: str) -> Layers:
-    """Read decisive layers.
-
-    Args:
-        text: ``"4-8"``, ``"4,6,8"`` or ``"8"``.
-
-    Returns:
-        The layers.
-
-    Raises:
-        InputError: If it is not of this form or does not ascend.
-    """
+    """Read decisive layers."""
     layers: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")

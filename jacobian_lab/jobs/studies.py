@@ -46,15 +46,6 @@ def theorem_1(edit: ObservedEdit, how: Survey, progress: bool = False) -> dict[s
     """How near the layer's shift is to what theorem 1 asks for, and where it falls in the numerical range.
 
     J is taken at the state just before the edit, one fact at a time.
-
-    Args:
-        edit: The layer's edit.
-        how: Of which facts the angles are wanted, and whether the range of the others comes from the matrix too.
-        progress: Whether to show a progress bar.
-
-    Returns:
-        Angles in radians to J's nearest real eigenvector and invariant plane, NaN outside the sample, and the place
-        of the Rayleigh quotient between λ_min and λ_max of S.
     """
     found = {name: torch.full_like(edit.shift[:, 0], torch.nan) for name in _THEOREM_1}
     shifts, quotients = to_numpy(edit.shift), rayleigh_quotient(edit.shift, edit.linear).tolist()
@@ -86,15 +77,6 @@ def step_size(edit: ObservedEdit, how: Survey, progress: bool = False) -> dict[s
     J predicts ‖R − t·Jδ‖, least at t* = ⟨R, Jδ⟩/‖Jδ‖² and above ‖R‖ beyond 2cosθ‖R‖/‖Jδ‖ = 2t*;
     replay says ‖R − (F(h + tδ) − F(h))‖. All steps are forward along δ, up to 3·|t*|; where t* is
     negative, J says that every small one does harm.
-
-    Args:
-        edit: The layer's edit.
-        how: Not needed: no matrix is formed.
-        progress: Not needed: replay is quick.
-
-    Returns:
-        The curves ``[fact, step]`` over `STEPS`, and one number a fact for the rest; no trust radius (NaN) for
-        `UNTRUSTED` dtypes.
     """
     del how, progress
     before = edit.frozen.states(edit.layer)
@@ -144,18 +126,7 @@ STUDIES: dict[str, Study] = {"theorem1": theorem_1, "step_size": step_size}
 
 
 def cost_of(study: str, costs: Costs, layers: Layers, how: Survey, facts: int) -> float:
-    """Seconds of a study while all facts are edited under one scheme.
-
-    Args:
-        study: Its name in `STUDIES`.
-        costs: Of the model on the machine.
-        layers: The layers that it edits.
-        how: How closely Jacobians are looked at.
-        facts: How many there are.
-
-    Returns:
-        Seconds.
-    """
+    """Seconds of a study while all facts are edited under one scheme."""
     last, formed = layers[-1], how.formed(facts)
     if study == "theorem1":
         one = [formed * (costs.sweep(last - layer) + costs.spectra()) for layer in layers[:-1]]

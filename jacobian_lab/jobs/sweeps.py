@@ -36,35 +36,12 @@ PULLBACK = "jacobian-pullback, μ = {:g}"
 
 
 def run_layer_count(config: LayerCountConfig, *, progress: bool = True) -> Path:
-    """Edit with 1, 2, … decisive layers, the last of them fixed.
-
-    Args:
-        config: The configuration.
-        progress: Whether to show progress bars.
-
-    Returns:
-        The run's folder.
-
-    Raises:
-        InputError: If anything cannot be used.
-    """
+    """Edit with 1, 2, … decisive layers, the last of them fixed."""
     return layer_count_job(config, progress=progress).carry_out()
 
 
 def layer_count_job(config: LayerCountConfig, *, progress: bool = True, sketch: Places | None = None) -> Job:
-    """The job of `run_layer_count`.
-
-    Args:
-        config: The configuration.
-        progress: Whether to show progress bars.
-        sketch: Where it would be done, if it is only to be planned.
-
-    Returns:
-        The job.
-
-    Raises:
-        InputError: If anything cannot be used.
-    """
+    """The job of `run_layer_count`."""
     experiment = prepare(config, asked=_without_probes, sketch=sketch)
     last = experiment.layers[-1]
     most = min(MOST, last + 1) if config.most is None else config.most
@@ -139,35 +116,12 @@ def layer_count_job(config: LayerCountConfig, *, progress: bool = True, sketch: 
 
 
 def run_damping(config: DampingConfig, *, progress: bool = True) -> Path:
-    """Edit with each μ, beside backward spreading.
-
-    Args:
-        config: The configuration.
-        progress: Whether to show progress bars.
-
-    Returns:
-        The run's folder.
-
-    Raises:
-        InputError: If anything cannot be used.
-    """
+    """Edit with each μ, beside backward spreading."""
     return damping_job(config, progress=progress).carry_out()
 
 
 def damping_job(config: DampingConfig, *, progress: bool = True, sketch: Places | None = None) -> Job:
-    """The job of `run_damping`.
-
-    Args:
-        config: The configuration.
-        progress: Whether to show progress bars.
-        sketch: Where it would be done, if it is only to be planned.
-
-    Returns:
-        The job.
-
-    Raises:
-        InputError: If anything cannot be used.
-    """
+    """The job of `run_damping`."""
     experiment = prepare(config, sketch=sketch)
     bench = Bench(experiment, progress)
     edits = {name: (SCHEMES[name], config.pullback_damping) for name in YARDSTICKS}
@@ -219,34 +173,12 @@ def run_frontier(config: FrontierConfig, *, progress: bool = True) -> Path:
     """Edit with one rule under every scheme at each λ, and evaluate: what is gained against what is disturbed.
 
     Anchors, keys and moments are shared by all points.
-
-    Args:
-        config: The configuration.
-        progress: Whether to show progress bars.
-
-    Returns:
-        The run's folder.
-
-    Raises:
-        InputError: If anything cannot be used.
     """
     return frontier_job(config, progress=progress).carry_out()
 
 
 def frontier_job(config: FrontierConfig, *, progress: bool = True, sketch: Places | None = None) -> Job:
-    """The job of `run_frontier`.
-
-    Args:
-        config: The configuration.
-        progress: Whether to show progress bars.
-        sketch: Where it would be done, if it is only to be planned.
-
-    Returns:
-        The job.
-
-    Raises:
-        InputError: If anything cannot be used.
-    """
+    """The job of `run_frontier`."""
     methods = [paired(config.rule, scheme) for scheme in config.schemes]
     at_work = Comparison.of(config, methods, progress, sketch=sketch)
     bench = at_work.bench

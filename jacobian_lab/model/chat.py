@@ -42,32 +42,11 @@ class Chat:
         return "the chat template with " + ", ".join([f"the date {self.date}", *options, *system])
 
     def prompt(self, tokenizer: Any, text: str) -> str:
-        """The template's rendering of a text as the user's turn, up to where the assistant is to answer.
-
-        Args:
-            tokenizer: The tokenizer with the template.
-            text: What the user says.
-
-        Returns:
-            The whole prompt.
-        """
+        """The template's rendering of a text as the user's turn, up to where the assistant is to answer."""
         return self._rendered(tokenizer, text)
 
     def answered(self, tokenizer: Any, prompt: str, text: str, answer: str) -> str:
-        """The template's rendering of a text and its answer, as far as the answer goes.
-
-        Args:
-            tokenizer: The tokenizer with the template.
-            prompt: What `prompt` gave for the text.
-            text: What the user says.
-            answer: What the assistant answers.
-
-        Returns:
-            The prompt and what follows it.
-
-        Raises:
-            InputError: If the template changes the answer, or writes more than whitespace between prompt and answer.
-        """
+        """The template's rendering of a text and its answer, as far as the answer goes."""
         whole = self._rendered(tokenizer, text, answer)
         behind = whole.removeprefix(prompt)
         between = behind[: max(behind.find(answer), 0)]
@@ -80,21 +59,7 @@ class Chat:
         return begun
 
     def place(self, tokenizer: Any, prompt: str, before: str, part: str, after: str) -> int:
-        """Where a part of the user's turn stands in the prompt.
-
-        Args:
-            tokenizer: The tokenizer with the template.
-            prompt: What `prompt` gave for the three together.
-            before: The text before it.
-            part: The part.
-            after: The text after it.
-
-        Returns:
-            The place of its first character.
-
-        Raises:
-            InputError: If the template changes the part.
-        """
+        """Where a part of the user's turn stands in the prompt."""
         head, _, tail = self.prompt(tokenizer, before + _QUESTION + after).partition(_QUESTION)
         if prompt != head + part + tail:
             raise InputError(
@@ -141,22 +106,7 @@ def chat_of(
     system: str | None = None,
     date: str = DATE,
 ) -> Chat:
-    """The chat template of a model, as it is to be filled in.
-
-    Args:
-        tokenizer: Its tokenizer.
-        name: What the user calls the model, for the message.
-        options: Variables of the template's own, by name.
-        system: The system's turn, if there is to be one.
-        date: Day, or day and time, that the template is told.
-
-    Returns:
-        How it is filled in.
-
-    Raises:
-        InputError: If there is none, it has no such options or no system's turn, it does not write the user's text
-            once, or an answer would not follow at once, as where it would stand within the thinking.
-    """
+    """The chat template of a model, as it is to be filled in."""
     if not getattr(tokenizer, "chat_template", None):
         raise InputError(
             f"expected a model with a chat template for ⟨chat⟩, got {name!r} without one: leave ⟨chat⟩ out"
@@ -187,17 +137,7 @@ def chat_of(
 
 
 def chat_options(texts: Sequence[str]) -> dict[str, Any]:
-    """Read options of a chat template.
-
-    Args:
-        texts: Each ``name=value``, the value as JSON (true, false, a number), else a text.
-
-    Returns:
-        The values by name.
-
-    Raises:
-        InputError: If one is not of this form, or a name comes twice.
-    """
+    """Read options of a chat template."""
     options: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
@@ -211,30 +151,12 @@ def chat_options(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def chat_settings(chat: Chat | None) -> dict[str, Any]:
-    """What is kept of a chat template with a run or a saved edit.
-
-    Args:
-        chat: How it is filled in; `None` if prompts are not put into one.
-
-    Returns:
-        An entry ``"chat"``, as JSON can hold it, if there is one.
-    """
+    """What is kept of a chat template with a run or a saved edit."""
     return {} if chat is None else {"chat": asdict(chat)}
 
 
 def kept_chat(settings: Mapping[str, Any], source: Any) -> Chat | None:
-    """What `chat_settings` has kept.
-
-    Args:
-        settings: Settings of a run or a saved edit.
-        source: Where they come from, for the message.
-
-    Returns:
-        How the template is to be filled in; `None` if prompts were not put into one.
-
-    Raises:
-        InputError: If a version kept it that did not fill templates in by themselves.
-    """
+    """What `chat_settings` has kept."""
     kept = settings.get("chat")
     if kept is None:
         return None
@@ -248,14 +170,7 @@ def kept_chat(settings: Mapping[str, Any], source: Any) -> Chat | None:
 
 
 def opens_turns(tokenizer: Any) -> bool:
-    """Whether the chat template opens every turn with the BOS, so that a prompt may hold more than one.
-
-    Args:
-        tokenizer: A tokenizer.
-
-    Returns:
-        Whether a question and its answer hold two.
-    """
+    """Whether the chat template opens every turn with the BOS, so that a prompt may hold more than one."""
     if not getattr(tokenizer, "chat_template", None) or not tokenizer.bos_token:
         return False
     try:

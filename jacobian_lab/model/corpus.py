@@ -103,20 +103,7 @@ def load_corpus(name: str = PYTHON_DOCS, field: str = "corpus", seed: int = 0) -
 
 
 def token_rows(model: LanguageModel, corpus: Corpus, length: int, tokens: int | None) -> list[Prompt]:
-    """Token rows of a corpus's documents.
-
-    Args:
-        model: The model whose tokenizer is used.
-        corpus: The corpus.
-        length: Tokens of a document at the most.
-        tokens: Tokens in all; every document by default.
-
-    Returns:
-        A row a document, up to the number of tokens asked for.
-
-    Raises:
-        InputError: If a document has a token that the model has no embedding of.
-    """
+    """Token rows of a corpus's documents."""
     rows: list[Prompt] = []
     embedded = len(model.hf.get_input_embeddings().weight)
     left = float("inf") if tokens is None else tokens

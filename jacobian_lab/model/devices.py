@@ -17,18 +17,7 @@ _DEVICE = re.compile(r"cpu|cuda|cuda:(\d{1,3})(?:-(\d{1,3}))?")
 
 
 def places_of(device: str) -> Places:
-    """What is meant by a device.
-
-    Args:
-        device: ``"cpu"``, ``"cuda"``, ``"cuda:N"``, ``"cuda:M-N"`` for all cards from M to N, or ``"auto"``: CUDA where
-            there is one.
-
-    Returns:
-        One device, or several cards, over which a model is to be divided; the first of them is its home.
-
-    Raises:
-        InputError: If the text means none.
-    """
+    """What is meant by a device."""
     if device == "auto":
         return (torch.device("cuda" if torch.cuda.is_available() else "cpu"),)
     found = _DEVICE.fullmatch(device)
@@ -44,15 +33,7 @@ def places_of(device: str) -> Places:
 
 
 def check_places(places: Places, device: str) -> None:
-    """Refuse devices that this machine does not have.
-
-    Args:
-        places: What `places_of` gave.
-        device: What it was given.
-
-    Raises:
-        InputError: If one is not there.
-    """
+    """Refuse devices that this machine does not have."""
     if places[0].type != "cuda":
         return
     if not torch.cuda.is_available():
@@ -63,16 +44,7 @@ def check_places(places: Places, device: str) -> None:
 
 
 def shares(hf: nn.Module, family: Family, places: Places) -> dict[str, torch.device]:
-    """Which part of a model goes where: blocks in their order, so that every device holds about as many weights.
-
-    Args:
-        hf: The model; its weights may be on the meta device.
-        family: Where the blocks are.
-        places: The devices; all that is no block is at home on the first.
-
-    Returns:
-        The device of every block, and of what stands beside the blocks, by their names in the model.
-    """
+    """Which part of a model goes where: blocks in their order, so that every device holds about as many weights."""
     found, above, home = dict[str, torch.device](), "", places[0]
     for name in family.blocks.split("."):  # down to the blocks, and what stands beside them on the way
         parent = hf.get_submodule(above)
@@ -96,11 +68,6 @@ def divide(hf: Any, family: Family, places: Places) -> None:
 
     Whoever runs the model, or one of its blocks, sees all at home: what differs is where the weights are, and what is
     inside of a block.
-
-    Args:
-        hf: The model; where its parts are already in place they are left there.
-        family: Where the blocks are.
-        places: The devices, home first.
     """
     if len(places) == 1:
         hf.to(places[0])

@@ -14,17 +14,7 @@ _EDITED: WeakSet[nn.Module] = WeakSet()
 
 @contextmanager
 def sole_edit(model: LanguageModel) -> Iterator[None]:
-    """Say that a model is edited within, once.
-
-    Args:
-        model: The model.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        InputError: If it is edited already.
-    """
+    """Say that a model is edited within, once."""
     check_unedited(model, "edit")
     _EDITED.add(model.hf)
     try:
@@ -34,14 +24,6 @@ def sole_edit(model: LanguageModel) -> Iterator[None]:
 
 
 def check_unedited(model: LanguageModel, what: str) -> None:
-    """Refuse what is to be done with the model as it was loaded, while it is edited.
-
-    Args:
-        model: The model.
-        what: What is to be done.
-
-    Raises:
-        InputError: If the model is edited now.
-    """
+    """Refuse what is to be done with the model as it was loaded, while it is edited."""
     if model.hf in _EDITED:
         raise InputError(f"expected the unedited model to {what}, got {model.name!r} edited: leave that with first")

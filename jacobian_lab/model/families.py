@@ -142,17 +142,7 @@ UNSUITED: Mapping[str, tuple[str, ...]] = {
 
 
 def family_of(kind: str) -> Family:
-    """Where the parts of an architecture are.
-
-    Args:
-        kind: Its type, as a configuration names it.
-
-    Returns:
-        The family.
-
-    Raises:
-        InputError: If it is not supported, with the reason where it is known.
-    """
+    """Where the parts of an architecture are."""
     if kind not in FAMILIES:
         reason = next((f", {reason}" for reason, kinds in UNSUITED.items() if kind in kinds), "")
         raise InputError(

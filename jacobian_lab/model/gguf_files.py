@@ -86,18 +86,7 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Read what a GGUF file says of its model, and refuse what cannot be edited by that alone.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Its header.
-
-    Raises:
-        InputError: If it cannot be read, is a part of a model, an adapter or a mixture of experts, is of another
-            family, or has settings that transformers would drop.
-    """
+    """Read what a GGUF file says of its model, and refuse what cannot be edited by that alone."""
     try:
         reader = gguf.GGUFReader(path)
         said = {key: field.contents() for key, field in reader.fields.items() if not key.startswith("tokenizer.")}
@@ -127,18 +116,7 @@ def read_header(path: Path) -> Header:
 
 
 def read_gguf(header: Header) -> tuple[Any, Any]:
-    """Read a GGUF file as plain float32, ready to be saved.
-
-    Args:
-        header: The file's header.
-
-    Returns:
-        The model and its tokenizer.
-
-    Raises:
-        InputError: If transformers does not read it, or the model would have tensors that the file has not, or has not
-            those that the file has.
-    """
+    """Read a GGUF file as plain float32, ready to be saved."""
     where = {"pretrained_model_name_or_path": str(header.path.parent), "gguf_file": header.path.name}
     try:
         with Quiet():

@@ -37,17 +37,7 @@ _DESCRIPTION = (
 
 
 def cached(name: str) -> Path | None:
-    """A model's folder in the cache, if all of it is there.
-
-    Args:
-        name: Its name on the hub.
-
-    Returns:
-        The folder; `None` if anything is missing. No network is touched.
-
-    Raises:
-        InputError: If this cannot be the name of anything.
-    """
+    """A model's folder in the cache, if all of it is there."""
     try:
         validate_repo_id(name)
     except HFValidationError as error:
@@ -61,35 +51,14 @@ def cached(name: str) -> Path | None:
 
 
 def fetch_config(name: str) -> Path:
-    """A model's configuration, fetched before anything large is.
-
-    Args:
-        name: Its name on the hub.
-
-    Returns:
-        The file.
-
-    Raises:
-        InputError: If there is no network, no such model, or no configuration in it.
-    """
+    """A model's configuration, fetched before anything large is."""
     check_network(name)
     with _refusing(name):
         return Path(hf_hub_download(name, "config.json"))
 
 
 def fetch(name: str, *, weights: bool = True) -> Path:
-    """A model's folder, fetched into the cache.
-
-    Args:
-        name: Its name on the hub.
-        weights: Whether its weights are wanted too, as safetensors.
-
-    Returns:
-        The folder.
-
-    Raises:
-        InputError: If it has no safetensors or is an adapter, or cannot be fetched.
-    """
+    """A model's folder, fetched into the cache."""
     with _refusing(name):
         files = [file.rfilename for file in model_info(name).siblings or ()]
     if ADAPTER in files:
@@ -104,14 +73,7 @@ def fetch(name: str, *, weights: bool = True) -> Path:
 
 
 def adapter_refused(name: str) -> str:
-    """Words for an adapter in a model's place.
-
-    Args:
-        name: What the user called it.
-
-    Returns:
-        The message.
-    """
+    """Words for an adapter in a model's place."""
     return (
         f"expected a whole model, got an adapter in {name!r} ({ADAPTER}): merge it into its base model first "
         "(peft's merge_and_unload, then save_pretrained), and give that"
@@ -119,14 +81,7 @@ def adapter_refused(name: str) -> str:
 
 
 def check_network(name: str) -> None:
-    """Find out within seconds whether the hub can be asked, through the proxies that the environment names.
-
-    Args:
-        name: What is wanted of it, for the message.
-
-    Raises:
-        InputError: If it cannot.
-    """
+    """Find out within seconds whether the hub can be asked, through the proxies that the environment names."""
     if constants.HF_HUB_OFFLINE:
         raise InputError(
             f"expected {name!r} as a file or folder here, or in the cache of the hub, since HF_HUB_OFFLINE is set, got "

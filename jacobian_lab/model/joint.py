@@ -27,17 +27,7 @@ _UNSPACED = (
 
 
 def joint(text: str, join: str | None = None) -> str:
-    """What stands between a prompt and its answer in running text.
-
-    Args:
-        text: The prompt, the subject in its place.
-        join: What its record says; `None` if nothing.
-
-    Returns:
-        A space, or nothing: where the prompt ends in whitespace already, and, unless the record says
-        otherwise, where it ends in an opening quote or bracket, or its last letter is of a script
-        that writes no spaces.
-    """
+    """What stands between a prompt and its answer in running text."""
     if text[-1:].isspace():
         return ""
     if join is not None:

@@ -360,40 +360,19 @@ CACHE_NAMES = ("cache", "past_key_values", "layer_past")
 
 
 def cache_name(module: nn.Module) -> str:
-    """What a block, or a model, calls its key-value cache.
-
-    Args:
-        module: The block or model.
-
-    Returns:
-        The name of the argument.
-    """
+    """What a block, or a model, calls its key-value cache."""
     parameters = inspect.signature(module.forward).parameters
     return next(name for name in CACHE_NAMES if name in parameters)
 
 
 def matrix(module: Any) -> Float[Tensor, "out in"]:
-    """The matrix of a linear module, whichever way it is stored.
-
-    Args:
-        module: A Linear or a Conv1D.
-
-    Returns:
-        W, so that the module's output is ``W x`` (and a bias); a view that shares memory with it.
-    """
+    """The matrix of a linear module, whichever way it is stored."""
     weight = module.weight.detach()
     return weight.T if isinstance(module, Conv1D) else weight
 
 
 def block_output(output: Any) -> Tensor:
-    """The hidden states in what a block returns: a tensor, or a tuple that begins with it.
-
-    Args:
-        output: A block's return value.
-
-    Returns:
-        The hidden states.
-    """
+    """The hidden states in what a block returns: a tensor, or a tuple that begins with it."""
     return output[0] if isinstance(output, tuple) else output
 
 

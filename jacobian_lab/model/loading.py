@@ -109,18 +109,7 @@ def load_model(
 
 
 def sketch_model(name: str | Path = DEFAULT_MODEL, dtype: str = "float32") -> LanguageModel:
-    """A model without its weights, which its configuration alone is enough for: to count with, not to compute with.
-
-    Args:
-        name: As `load_model` has it; a GGUF file is made a folder of first, as for `load_model`.
-        dtype: One of `DTYPES`.
-
-    Returns:
-        The model, its weights on the meta device. Where a folder holds no tokenizer, that of the embedded model.
-
-    Raises:
-        InputError: If there is no such model, it is of an unsupported family, or it cannot be read.
-    """
+    """A model without its weights, which its configuration alone is enough for: to count with, not to compute with."""
     if dtype not in DTYPES:
         raise InputError(f"expected a dtype of {', '.join(DTYPES)}, got {dtype!r}: choose one of them")
     source = find_source(str(name), weights=False)
@@ -141,15 +130,7 @@ def sketch_model(name: str | Path = DEFAULT_MODEL, dtype: str = "float32") -> La
 
 
 def check_layers(layers: tuple[int, ...], model: LanguageModel) -> None:
-    """Check decisive layers against a model.
-
-    Args:
-        layers: The layers.
-        model: The model.
-
-    Raises:
-        InputError: If they do not ascend or are not in the model.
-    """
+    """Check decisive layers against a model."""
     if not layers or list(layers) != sorted(set(layers)):
         raise InputError(f"expected ascending layers, got {layers}: give them from the lowest to the highest, as 4-8")
     if layers[0] < 0 or layers[-1] >= model.n_layers:

@@ -40,14 +40,7 @@ class FactRows:
         return len(self.facts)
 
     def select(self, facts: Sequence[int]) -> "FactRows":
-        """Some of the facts.
-
-        Args:
-            facts: Their indices.
-
-        Returns:
-            These, in this order.
-        """
+        """Some of the facts."""
         named = {field.name: getattr(self, field.name) for field in fields(self)}
         by_fact = {name: value for name, value in named.items() if name not in {"model", "weights"}}
         return FactRows(self.model, self.weights, **{n: tuple(v[i] for i in facts) for n, v in by_fact.items()})
@@ -91,16 +84,7 @@ def fact_rows(model: LanguageModel, facts: Sequence[Fact], templates: Templates 
 
 
 def check_fact(model: LanguageModel, fact: Fact) -> None:
-    """Refuse a fact that cannot be edited.
-
-    Args:
-        model: The model.
-        fact: The fact.
-
-    Raises:
-        InputError: If the tokenizer drops its subject or answer, joins them or takes them for something else, or its
-            row is too long.
-    """
+    """Refuse a fact that cannot be edited."""
     row = model.fact_prompt(fact, answer=True)
     check_tokens(model, fact, row)
     _check_lines(model, fact, row)
@@ -108,16 +92,7 @@ def check_fact(model: LanguageModel, fact: Fact) -> None:
 
 
 def check_contexts(model: LanguageModel, templates: Templates, fact: Fact) -> None:
-    """Refuse a fact that is too long in a context.
-
-    Args:
-        model: The model.
-        templates: The context templates.
-        fact: The fact, which has passed `check_fact`.
-
-    Raises:
-        InputError: If one of its rows is too long.
-    """
+    """Refuse a fact that is too long in a context."""
     row = model.fact_prompt(fact, answer=True)
     for text, _ in template_weights(templates):
         if len(row.ids) + len(text.encode()) > model.max_tokens:  # no text has more tokens than bytes
@@ -127,16 +102,7 @@ def check_contexts(model: LanguageModel, templates: Templates, fact: Fact) -> No
 def sorted_out(
     facts: Sequence[Fact], check: Callable[[Fact], Any], places: Mapping[Any, str]
 ) -> tuple[tuple[Fact, ...], tuple[Refused, ...]]:
-    """Tell facts that pass a check from those that do not.
-
-    Args:
-        facts: The facts.
-        check: Raises `InputError` for a fact that cannot be used.
-        places: Where facts stand in their file, by id.
-
-    Returns:
-        The facts that pass, and the others with the reasons.
-    """
+    """Tell facts that pass a check from those that do not."""
     taken, refused = [], []
     for fact in facts:
         try:

@@ -42,28 +42,12 @@ class Source:
     gguf: str = ""
 
     def config(self) -> dict[str, Any]:
-        """What the model's own config.json says.
-
-        Returns:
-            Its entries; no default of any library is among them.
-        """
+        """What the model's own config.json says."""
         return read_config(self.folder / "config.json")
 
 
 def find_source(name: str, *, weights: bool = True) -> Source:
-    """Find a model, or make a folder of it, refusing first what would be refused anyway.
-
-    Args:
-        name: An embedded model's name, a folder or a ``.gguf`` file, or a name on the hub.
-        weights: Whether its weights are wanted; else they are not fetched from the hub.
-
-    Returns:
-        The model's folder.
-
-    Raises:
-        InputError: If it cannot be had, is of an unsupported family, an adapter or another part of a model, or is
-            quantised.
-    """
+    """Find a model, or make a folder of it, refusing first what would be refused anyway."""
     if name in EMBEDDED:
         return _dequantised(_embedded(name))
     path = Path(name)
@@ -84,29 +68,12 @@ def find_source(name: str, *, weights: bool = True) -> Source:
 
 
 def is_here(name: str) -> bool:
-    """Whether a model is on this disk, usable or not.
-
-    Args:
-        name: As `find_source` has it.
-
-    Returns:
-        Whether it is embedded, a file or folder, or whole in the cache of the hub.
-    """
+    """Whether a model is on this disk, usable or not."""
     return name in EMBEDDED or Path(name).exists() or hub.cached(_on_hub(name)) is not None
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Read a config.json.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Its entries.
-
-    Raises:
-        InputError: If it cannot be read, or names no type of model.
-    """
+    """Read a config.json."""
     try:
         config = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -120,14 +87,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def check_config(path: Path) -> None:
-    """Refuse families, heads and quantised weights that cannot be edited, by what a configuration says.
-
-    Args:
-        path: The config.json, in the model's folder.
-
-    Raises:
-        InputError: Naming the family, the head or the kind of quantisation.
-    """
+    """Refuse families, heads and quantised weights that cannot be edited, by what a configuration says."""
     config = read_config(path)
     family_of(config["model_type"])
     _check_head(config.get("architectures"), path.parent)
@@ -142,16 +102,7 @@ def check_config(path: Path) -> None:
 
 
 def check_room(weights: int, dtype: torch.dtype, name: str) -> None:
-    """Refuse what the host's memory cannot hold, before it is read.
-
-    Args:
-        weights: How many numbers the model has.
-        dtype: What they are going to be.
-        name: What the user called the model.
-
-    Raises:
-        InputError: If that is more than there is.
-    """
+    """Refuse what the host's memory cannot hold, before it is read."""
     needed, free = weights * dtype.itemsize, available_memory()
     if needed > free:
         raise InputError(
@@ -162,14 +113,7 @@ def check_room(weights: int, dtype: torch.dtype, name: str) -> None:
 
 
 def count_weights(folder: Path) -> int:
-    """How many numbers a model's safetensors hold, read off their headers.
-
-    Args:
-        folder: The model's folder.
-
-    Returns:
-        The number; files that cannot be read count nothing, they are refused when they are loaded.
-    """
+    """How many numbers a model's safetensors hold, read off their headers."""
     total = 0
     for path in folder.glob("model*.safetensors"):
         try:

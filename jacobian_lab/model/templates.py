@@ -54,17 +54,7 @@ def sample_templates(model: LanguageModel, seed: int = 0) -> Templates:
 
 
 def read_templates(path: Path) -> Templates:
-    """Read groups of templates from a JSON file.
-
-    Args:
-        path: A file that holds ``[["{}"], ["… {}", …]]``.
-
-    Returns:
-        The groups.
-
-    Raises:
-        InputError: If the file cannot be read or holds something else.
-    """
+    """Read groups of templates from a JSON file."""
     try:
         groups = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -73,30 +63,12 @@ def read_templates(path: Path) -> Templates:
 
 
 def template_weights(templates: Templates) -> list[tuple[str, float]]:
-    """Each template with its share in the average of the keys (methods.md §3).
-
-    Args:
-        templates: Groups of templates.
-
-    Returns:
-        Templates with weights that add up to one.
-    """
+    """Each template with its share in the average of the keys (methods.md §3)."""
     return [(text, 1 / (len(templates) * len(group))) for group in templates for text in group]
 
 
 def check_templates(groups: Any, source: str) -> tuple[tuple[str, ...], ...]:
-    """Check groups of context templates as they come from a file.
-
-    Args:
-        groups: What should be a list of lists of texts with one ``{}`` each.
-        source: Where they come from, for the message.
-
-    Returns:
-        The groups.
-
-    Raises:
-        InputError: If they are not of this form.
-    """
+    """Check groups of context templates as they come from a file."""
     expected = 'expected groups of templates, [["{}"], ["… {}", …]], each text with one {}'
     if not isinstance(groups, list) or not groups:
         raise InputError(f"{expected}, got {groups!r:.60} in {source}: see the README")
@@ -131,16 +103,7 @@ def _continue(model: LanguageModel, opening: str) -> str:
 
 
 def write(model: LanguageModel, ids: Int[Tensor, "row token"], **settings: Any) -> Int[Tensor, "row written"]:
-    """Continue rows without the penalties, word lists and temperatures that a model may bring along.
-
-    Args:
-        model: The model.
-        ids: Rows of one length.
-        **settings: How to decode, as `transformers.GenerationConfig` takes it. Nothing ends a row early.
-
-    Returns:
-        The rows with what follows them.
-    """
+    """Continue rows without the penalties, word lists and temperatures that a model may bring along."""
     own, model.hf.generation_config = model.hf.generation_config, GenerationConfig()
     plain = GenerationConfig(pad_token_id=0, **settings)
     try:

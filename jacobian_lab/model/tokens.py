@@ -77,14 +77,7 @@ PASSING: ContextVar[Passing | None] = ContextVar("passing", default=None)
 
 @contextmanager
 def passing(prompts: Sequence[int]) -> Iterator[None]:
-    """Say what is being run within.
-
-    Args:
-        prompts: Tokens of each row that are its prompt.
-
-    Yields:
-        Nothing.
-    """
+    """Say what is being run within."""
     token = PASSING.set(Passing(prompts))
     try:
         yield
@@ -109,39 +102,14 @@ class _Encoded:
 def fact_prompt(
     tokenizer: Any, fact: Fact, template: str = BARE, *, answer: bool = False, chat: Chat | None = None
 ) -> Prompt:
-    """Tokenise ``template(prompt(subject))``, with the answer to be learnt after it if asked for.
-
-    Args:
-        tokenizer: A fast tokenizer.
-        fact: The fact.
-        template: A context template, with one ``{}``.
-        answer: Whether to append ``target_new``, joined as the chat template has it, or else
-            `jacobian_lab.model.joint.joint`.
-        chat: The chat template that all of this is a user's turn of, if any.
-
-    Returns:
-        The row.
-
-    Raises:
-        InputError: If the decisive token cannot be found, there is more than one BOS, the tokenizer makes
-            nothing of the answer, or the chat template changes the subject or the answer.
-    """
+    """Tokenise ``template(prompt(subject))``, with the answer to be learnt after it if asked for."""
     before, _, after = template.partition("{}")
     start, _, end = fact.prompt.partition("{}")
     return _locate(tokenizer, before + start, fact, end + after, answer=answer, chat=chat)
 
 
 def kl_prompt(tokenizer: Any, fact: Fact, chat: Chat | None = None) -> Prompt:
-    """Tokenise ``"{subject} is a"``.
-
-    Args:
-        tokenizer: A fast tokenizer.
-        fact: The fact.
-        chat: The chat template that it is a user's turn of, if any.
-
-    Returns:
-        The row.
-    """
+    """Tokenise ``"{subject} is a"``."""
     before, _, after = KL_PROMPT.partition("{}")
     return _locate(tokenizer, before, fact, after, answer=False, chat=chat)
 
@@ -149,21 +117,7 @@ def kl_prompt(tokenizer: Any, fact: Fact, chat: Chat | None = None) -> Prompt:
 def text_prompt(
     tokenizer: Any, text: str, answer: str = "", join: str | None = None, *, chat: Chat | None = None
 ) -> Prompt:
-    """Tokenise a prompt as it stands, with an answer after it if one is given.
-
-    Args:
-        tokenizer: A fast tokenizer.
-        text: The prompt.
-        answer: The answer, without the space before it.
-        join: What its record says of how they are joined; `None` if nothing.
-        chat: The chat template that the prompt is a user's turn of, if any.
-
-    Returns:
-        The row.
-
-    Raises:
-        InputError: If there is nothing in the prompt, more than one BOS, or the tokenizer makes nothing of the answer.
-    """
+    """Tokenise a prompt as it stands, with an answer after it if one is given."""
     prompt, following = _asked(tokenizer, text, answer or None, join, chat)
     if not prompt.ids:
         raise InputError(f"expected a prompt with at least one token, got {text!r}: give another")
@@ -175,28 +129,13 @@ def pad(rows: Sequence[Prompt]) -> Int[Tensor, "row token"]:
 
     Rows keep their positions, and by causality what fills them up changes nothing before it, so no
     attention mask is needed.
-
-    Args:
-        rows: The rows.
-
-    Returns:
-        Ids; zero where a row has ended.
     """
     width = max(len(row.ids) for row in rows)
     return torch.tensor([row.ids + (0,) * (width - len(row.ids)) for row in rows])
 
 
 def check_bos(tokenizer: Any, ids: Sequence[int], text: str) -> None:
-    """Refuse a doubled BOS.
-
-    Args:
-        tokenizer: The tokenizer.
-        ids: Ids of a prompt.
-        text: The prompt, for the message.
-
-    Raises:
-        InputError: If it begins with two, or holds a further one that no turn of the model's chat template opens.
-    """
+    """Refuse a doubled BOS."""
     bos = tokenizer.bos_token_id
     count = list(ids).count(bos) if bos is not None else 0
     if count > 1 and (ids[1] == bos or not opens_turns(tokenizer)):
@@ -204,16 +143,7 @@ def check_bos(tokenizer: Any, ids: Sequence[int], text: str) -> None:
 
 
 def check_ids(tokenizer: Any, ids: Sequence[int], rows: int) -> None:
-    """Refuse tokens that a model has no embedding of, as added ones may be.
-
-    Args:
-        tokenizer: The tokenizer.
-        ids: Ids of a row.
-        rows: Of the embedding.
-
-    Raises:
-        InputError: Naming the first such token.
-    """
+    """Refuse tokens that a model has no embedding of, as added ones may be."""
     beyond = next((token for token in ids if token >= rows), None)
     if beyond is not None:
         raise InputError(
@@ -224,28 +154,13 @@ def check_ids(tokenizer: Any, ids: Sequence[int], rows: int) -> None:
 
 
 def going_on(ids: Sequence[int], added: Sequence[int]) -> list[int]:
-    """Ids of a text that goes on, without what a tokenizer adds behind it, such as an EOS.
-
-    Args:
-        ids: The ids.
-        added: Which of them the tokenizer has added by itself, as its special tokens' mask says.
-
-    Returns:
-        Those up to the text's last.
-    """
+    """Ids of a text that goes on, without what a tokenizer adds behind it, such as an EOS."""
     length = max((place + 1 for place, mark in enumerate(added) if not mark), default=0)
     return list(ids[:length])
 
 
 def ends_texts(tokenizer: Any) -> bool:
-    """Whether a tokenizer adds something behind a text, such as an EOS.
-
-    Args:
-        tokenizer: The tokenizer.
-
-    Returns:
-        Whether it does.
-    """
+    """Whether a tokenizer adds something behind a text, such as an EOS."""
     encoded = tokenizer("a", return_special_tokens_mask=True)
     return going_on(encoded["input_ids"], encoded["special_tokens_mask"]) != encoded["input_ids"]
 

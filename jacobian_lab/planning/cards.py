@@ -38,16 +38,7 @@ class Card:
     solve: float
 
     def clock(self, model: LanguageModel, count: int = 1, descents: torch.dtype | None = None) -> Clock:
-        """Its clock for a model; what its host does is taken to be done as fast as on the host at hand.
-
-        Args:
-            model: The model; its weights are not looked at.
-            count: How many such cards there are, whose clock is one's.
-            descents: The dtype of a copy that descents run in, if they do.
-
-        Returns:
-            The clock.
-        """
+        """Its clock for a model; what its host does is taken to be done as fast as on the host at hand."""
         sizes, host = Sizes.of(model), torch.device("cpu")
         rate, logits = self._rate(model.dtype), 2 * sizes.width * sizes.words / self.rates["float32"]
 

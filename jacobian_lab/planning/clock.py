@@ -54,37 +54,17 @@ class Clock:
     descents: Mapping[int, tuple[float, float]] | None = None
 
     def descent(self, tokens: int, *, back: bool = False) -> float:
-        """One block over tokens side by side, in the dtype that descents run in.
-
-        Args:
-            tokens: How many.
-            back: Whether gradients are taken.
-
-        Returns:
-            Seconds.
-        """
+        """One block over tokens side by side, in the dtype that descents run in."""
         own = self if self.descents is None else replace(self, blocks=self.descents)
         return own.block(tokens, back=back)
 
     def slowdown(self) -> float:
-        """How many times as long a descent takes for its dtype, where most tokens were measured side by side.
-
-        Returns:
-            Their ratio; below 1 where it is the faster for it.
-        """
+        """How many times as long a descent takes for its dtype, where most tokens were measured side by side."""
         most = max(self.blocks) if self.descents is None else max(self.descents)
         return self.descent(most, back=True) / self.block(most, back=True)
 
     def block(self, tokens: int, *, back: bool = False) -> float:
-        """One block over tokens side by side.
-
-        Args:
-            tokens: How many.
-            back: Whether gradients are taken.
-
-        Returns:
-            Seconds.
-        """
+        """One block over tokens side by side."""
         sizes = sorted(self.blocks)
         seconds = [self.blocks[size][back] for size in sizes]
         if tokens <= sizes[-1]:
@@ -93,30 +73,12 @@ class Clock:
         return seconds[-1] + (tokens - sizes[-1]) * max(slope, seconds[-1] / sizes[-1] / 2)
 
     def passes(self, tokens: int, at_once: int, *, back: bool = False) -> float:
-        """One block over tokens, so many of them side by side at the most.
-
-        Args:
-            tokens: How many in all.
-            at_once: How many in a pass.
-            back: Whether gradients are taken.
-
-        Returns:
-            Seconds.
-        """
+        """One block over tokens, so many of them side by side at the most."""
         return self.block(min(tokens, at_once), back=back) * max(1.0, tokens / at_once) if tokens else 0.0
 
 
 def measured(model: LanguageModel, words: int | None = None, descents: torch.dtype | None = None) -> Clock:
-    """Measure the pieces for a model, or for a small one with the same blocks.
-
-    Args:
-        model: The model; one of a single block is measured in another's place, random and of two.
-        words: Of the vocabulary that logits are wanted of, if the model's own is smaller.
-        descents: The dtype of a copy that descents run in, if they do.
-
-    Returns:
-        The clock.
-    """
+    """Measure the pieces for a model, or for a small one with the same blocks."""
     words = words or int(model.hf.config.vocab_size)
     if model.n_layers < BLOCKS:
         model = two_blocks(model, model.device)
@@ -134,30 +96,14 @@ def measured(model: LanguageModel, words: int | None = None, descents: torch.dty
 
 
 def name_of(devices: Sequence[torch.device]) -> str:
-    """What a machine is called in a plan.
-
-    Args:
-        devices: Where the model is.
-
-    Returns:
-        The card's name, with their number if there are several, or the number of threads.
-    """
+    """What a machine is called in a plan."""
     if devices[0].type == "cuda":
         return f"{len(devices)} × " * (len(devices) > 1) + torch.cuda.get_device_name(devices[0])
     return f"{torch.get_num_threads()} threads of this processor"
 
 
 def seconds_of(work: Callable[[], Any], device: torch.device, repeats: int = 3) -> float:
-    """How long some work takes, once it has been done once.
-
-    Args:
-        work: The work.
-        device: Where it is done.
-        repeats: How often it is measured.
-
-    Returns:
-        The median.
-    """
+    """How long some work takes, once it has been done once."""
 
     def once() -> float:
         begin = time.perf_counter()
@@ -219,15 +165,7 @@ def _rate(dtype: torch.dtype, device: torch.device) -> float:
 
 @cache
 def seconds_over_cube(device: torch.device, width: int | None = None) -> dict[str, float]:
-    """What grows with the cube of a matrix's width, measured at one width.
-
-    Args:
-        device: Where the matrix is.
-        width: Its width; by default one at which a card does more than launch.
-
-    Returns:
-        `Clock.cubes`.
-    """
+    """What grows with the cube of a matrix's width, measured at one width."""
     width = width or (2048 if device.type == "cuda" else 256)
     J = torch.eye(width, device=device, dtype=torch.float64)
     J += 0.3 * _numbers(width, width).to(J) / width**0.5
@@ -248,13 +186,6 @@ def seconds_over_cube(device: torch.device, width: int | None = None) -> dict[st
 
 @cache
 def bytes_moved(size: int = 2**25) -> float:
-    """How fast the host hashes.
-
-    Args:
-        size: Bytes to measure it with.
-
-    Returns:
-        Bytes a second.
-    """
+    """How fast the host hashes."""
     content = np.zeros(size, dtype=np.uint8)
     return size / seconds_of(lambda: hashlib.sha256(content.data), torch.device("cpu"))

@@ -134,21 +134,7 @@ class Costs:
         shared: bool = False,
         copies: int = 0,
     ) -> Stage:
-        """A stage with what it holds.
-
-        Args:
-            name: Its name.
-            seconds: How long all of it takes.
-            held: Bytes that it holds beside the weights, where the model is.
-            least: The same if it is divided as far as it can be; as much by default.
-            host: Bytes that it holds on the host wherever the model is.
-            share: How much of it is left to do.
-            shared: Whether it is done fact by fact, by all workers at once.
-            copies: Weights that this process has a copy of for it, in the dtype of descents.
-
-        Returns:
-            The stage.
-        """
+        """A stage with what it holds."""
         dtype, half, times = self.model.dtype, torch.bfloat16, self._workers if shared else 1
         held, smallest = times * held, times * (held if least is None else least)
         seconds = seconds / self.load.sharing if shared else seconds
@@ -167,30 +153,12 @@ class Costs:
         return self.stage("loading", weights / self.clock.moved, host=whole * weights if self.clock.card else 0)
 
     def forward(self, rows: Sequence[Prompt], blocks: int, at_once: int = TOKENS_PER_BATCH) -> float:
-        """Seconds of rows through some blocks, padded as they are when they are run.
-
-        Args:
-            rows: The rows.
-            blocks: How many.
-            at_once: Tokens of one pass at the most.
-
-        Returns:
-            Seconds.
-        """
+        """Seconds of rows through some blocks, padded as they are when they are run."""
         groups = ([len(rows[i].ids) for i in group] for group in batches(rows, at_once))
         return blocks * sum((self.clock.block(len(lengths) * max(lengths)) for lengths in groups), 0.0)
 
     def moments(self, tokens: int, layers: Layers, longest: int = 0) -> Stage:
-        """The second moments of a corpus.
-
-        Args:
-            tokens: Its tokens.
-            layers: The decisive layers.
-            longest: Tokens of its longest row.
-
-        Returns:
-            The stage.
-        """
+        """The second moments of a corpus."""
         n, count = self.sizes.d_mlp, len(layers)
         products = 2 * n**2 * tokens * count / self.clock.rates["float32"]
         through = (max(layers) + 1) * self.clock.passes(tokens, TOKENS_PER_BATCH)
@@ -209,52 +177,19 @@ class Costs:
         return together * (states + MASK * longest * masked)
 
     def solves(self, count: int, keys: int) -> float:
-        """Seconds of factoring matrices of d_mlp and solving with them.
-
-        Args:
-            count: How many matrices.
-            keys: Right-hand sides of each.
-
-        Returns:
-            Seconds.
-        """
+        """Seconds of factoring matrices of d_mlp and solving with them."""
         return count * (self.sizes.d_mlp**3 * self.clock.cubes["cholesky"] + self.substitutions(keys))
 
     def substitutions(self, keys: int) -> float:
-        """Seconds of solving with a factor of a matrix of d_mlp that is there.
-
-        Args:
-            keys: Right-hand sides.
-
-        Returns:
-            Seconds.
-        """
+        """Seconds of solving with a factor of a matrix of d_mlp that is there."""
         return 2 * self.sizes.d_mlp**2 * keys / self.clock.rates["float64"]
 
     def eigenvectors(self, count: int) -> float:
-        """Seconds of the eigenvectors of symmetric matrices of d_mlp: about those of eigenvalues and singular values.
-
-        Args:
-            count: How many matrices.
-
-        Returns:
-            Seconds.
-        """
+        """Seconds of the eigenvectors of C: about those of eigenvalues and singular values."""
         return count * self.sizes.d_mlp**3 * self.clock.cubes["spectra"]
 
     def descent(self, name: str, rows: FactRows, first: int, steps: int, size: int | None) -> Stage:
-        """Anchors at a layer, or shifts from a layer on.
-
-        Args:
-            name: What the stage is called.
-            rows: The facts.
-            first: The first layer that is shifted.
-            steps: Passes at the most.
-            size: Facts side by side at the most, as `anchor_batches` takes it.
-
-        Returns:
-            The stage.
-        """
+        """Anchors at a layer, or shifts from a layer on."""
         taken = [self._batch(rows.select(batch), first, steps) for batch in self._batches(rows, size)]
         alone = max((self._batch(rows.select([fact]), first, steps)[1] for fact in range(len(rows))), default=0)
         seconds, held = sum((each for each, _ in taken), 0.0), max((most for _, most in taken), default=0)
@@ -284,16 +219,7 @@ class Costs:
         return seconds, gradients + frozen + logits
 
     def training(self, rows: FactRows, lessons: int, settings: WiseSettings | RLEditSettings) -> Stage:
-        """The training of a method that trains, where nothing is cached.
-
-        Args:
-            rows: The facts.
-            lessons: Facts that RLEdit is taught with, over all epochs.
-            settings: Its settings.
-
-        Returns:
-            The stage.
-        """
+        """The training of a method that trains, where nothing is cached."""
         if isinstance(settings, WiseSettings):
             return self.stage("training of wise", *self._wise(rows, settings))
         return self.stage("training of rledit", *self._rledit(rows, lessons // settings.epochs, settings))
@@ -328,14 +254,7 @@ class Costs:
         return seconds, served(settings, self.sizes, self.model.dtype) + passed
 
     def sweep(self, span: int) -> float:
-        """Seconds of all J of one fact from so many blocks below the last.
-
-        Args:
-            span: How many blocks.
-
-        Returns:
-            Seconds.
-        """
+        """Seconds of all J of one fact from so many blocks below the last."""
         sizes, width = self.sizes, self.sizes.width
         mlps = sizes.d_mlp * width
         merged = 2 * width * mlps + sizes.inner * mlps
@@ -351,32 +270,13 @@ class Costs:
         return self.sizes.width**3 * self.clock.cubes["eigenvectors"]
 
     def products(self, span: int) -> float:
-        """Seconds of a verdict on one J by products alone.
-
-        Args:
-            span: Blocks between l and L.
-
-        Returns:
-            Seconds.
-        """
+        """Seconds of a verdict on one J by products alone."""
         return span * LANCZOS * 2 * self.clock.block(1, back=True)
 
     def survey(
         self, bare: Sequence[Prompt], layers: Layers, formed: int, sampled: int, budget: int, *, share: float = 1.0
     ) -> Stage:
-        """Jacobians of all facts.
-
-        Args:
-            bare: The facts' prompts.
-            layers: The decisive layers, L the last.
-            formed: Of how many facts the matrices are formed.
-            sampled: Of how many their own eigenvectors are sought.
-            budget: Bytes that a sweep may hold.
-            share: How much of it is left to do.
-
-        Returns:
-            The stage.
-        """
+        """Jacobians of all facts."""
         last, below, width = layers[-1], len(layers) - 1, self.sizes.width
         if not below:
             return self.stage("Jacobians", 0.0)
@@ -390,18 +290,7 @@ class Costs:
         return self.stage("Jacobians", seconds, held if formed else 0, share=share, shared=True)
 
     def edit(self, rows: FactRows, scheme: Scheme, layers: Layers, size: int | None = None, *, observed: bool) -> float:
-        """Seconds of one edit of all facts.
-
-        Args:
-            rows: The facts.
-            scheme: The target scheme.
-            layers: The decisive layers.
-            size: Facts that are edited jointly; all of them by default.
-            observed: Whether what it does is split.
-
-        Returns:
-            Seconds.
-        """
+        """Seconds of one edit of all facts."""
         width, last, facts = self.sizes.width, layers[-1], len(rows)
         size = size or facts
         parts = [rows.select(range(start, min(start + size, facts))) for start in range(0, facts, size)]
@@ -445,21 +334,6 @@ class Costs:
         Where a method solves, it holds λC + K Kᵀ with its factor and a copy, the weights as they were and the changes
         of every layer; where a rule projects by them, the eigenvectors of every C on the host, and of one where the
         model is. Where a method trains, it holds what that method leaves; logits, where a model is asked.
-
-        Args:
-            name: What the stage is called.
-            seconds: Of all edits and what is asked.
-            layers: How many layers are edited.
-            rows: The facts, if they are edited.
-            observed: Whether what every layer's edit does is kept until all have been made.
-            projected: At how many of them a rule projects.
-            asked: Rows that an edited model is asked at the most.
-            longest: Tokens of the longest of them.
-            solved: Whether any method solves.
-            trained: The settings of the methods that train.
-
-        Returns:
-            The stage.
         """
         n, changes = self.sizes.d_mlp, self.sizes.width * self.sizes.d_mlp * (self.model.dtype.itemsize + 2 * DOUBLE)
         there, states = 3 + bool(projected and self.clock.card), 0
@@ -481,16 +355,7 @@ class Costs:
     def evaluation(
         self, asked: Sequence[Sequence[Prompt]], greedy: Sequence[Prompt] = (), *, shared: bool = False
     ) -> float:
-        """Seconds of asking a model some questions.
-
-        Args:
-            asked: The rows that are asked, part by part; those of a part that begin alike are run once.
-            greedy: Rows whose answers are decoded greedily too.
-            shared: Whether all workers ask.
-
-        Returns:
-            Seconds.
-        """
+        """Seconds of asking a model some questions."""
         read = sum(max(1, len(row.answer)) for part in asked for row in part) * self.clock.logits[0]
         steps = max((len(row.answer) for row in greedy), default=0)
         written = steps * self.sizes.blocks * self.clock.passes(len(greedy), 64)  # of one length, rarely more

@@ -14,31 +14,13 @@ COMPARED = 6
 
 
 def asking(rows: int, sizes: Sizes, dtype: torch.dtype) -> int:
-    """Bytes of logits while a model is asked, of the model before and after.
-
-    Args:
-        rows: How many rows are asked together.
-        sizes: The model's.
-        dtype: The model's.
-
-    Returns:
-        Bytes, where the model is.
-    """
+    """Bytes of logits while a model is asked, of the model before and after."""
     single = 2 * max(SINGLE, dtype.itemsize) * min(rows, ROWS_OF_LOGITS)
     return sizes.words * (single + COMPARED * DOUBLE * min(rows, ROWS_IN_DOUBLE))
 
 
 def served(settings: WiseSettings | RLEditSettings, sizes: Sizes, dtype: torch.dtype) -> int:
-    """Bytes that a method that trains holds from the training until the model that it edited has been asked.
-
-    Args:
-        settings: The method's.
-        sizes: The model's.
-        dtype: The model's.
-
-    Returns:
-        Bytes, where the model is.
-    """
+    """Bytes that a method that trains holds from the training until the model that it edited has been asked."""
     matrix, itemsize = sizes.width * sizes.d_mlp, dtype.itemsize
     if isinstance(settings, WiseSettings):  # its own matrix, the side's and its gradient, the mask; every shard
         return (settings.shards + 4) * matrix * itemsize

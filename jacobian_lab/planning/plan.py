@@ -76,15 +76,7 @@ class Plan:
         return f"about {told(self.seconds)} ({told_stages}); {memory}"
 
     def check_fits(self, host: int, card: int | None) -> None:
-        """Refuse what memory cannot hold however it is divided.
-
-        Args:
-            host: Bytes that the host has.
-            card: Bytes that the card has; none where the model is not on one.
-
-        Raises:
-            InputError: Naming the stage, what it needs and what is there.
-        """
+        """Refuse what memory cannot hold however it is divided."""
         there, where = (host, "the host's") if card is None else (card, "the card's")
         for stage in self.stages:
             if card is not None and stage.host > host:
@@ -103,28 +95,13 @@ class Plan:
                 )
 
     def tight(self, host: int, card: int | None) -> list[str]:
-        """The stages that memory holds only in smaller pieces than they are taken in.
-
-        Args:
-            host: Bytes that the host has.
-            card: Bytes that the card has; none where the model is not on one.
-
-        Returns:
-            Their names.
-        """
+        """The stages that memory holds only in smaller pieces than they are taken in."""
         there = host if card is None else card
         return [stage.name for stage in self.stages if (stage.host if card is None else stage.device) > there]
 
 
 def told(seconds: float) -> str:
-    """Seconds as a person says them.
-
-    Args:
-        seconds: How many.
-
-    Returns:
-        In seconds, minutes, hours or days, two digits at the least.
-    """
+    """Seconds as a person says them."""
     for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}" if seconds >= 10 * size else f"{seconds / size:.1f} {unit}"

@@ -40,14 +40,7 @@ class Sizes:
 
     @classmethod
     def of(cls, model: LanguageModel) -> "Sizes":
-        """The sizes of a model; its weights are not looked at, and may be on the meta device.
-
-        Args:
-            model: The model.
-
-        Returns:
-            Its sizes.
-        """
+        """The sizes of a model; its weights are not looked at, and may be on the meta device."""
         config = model.hf.config
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         head = getattr(config, "head_dim", None) or model.d_model // config.num_attention_heads
@@ -68,16 +61,7 @@ def _matrices(module: nn.Module) -> int:
 
 
 def two_blocks(model: LanguageModel, device: torch.device, dtype: torch.dtype | None = None) -> LanguageModel:
-    """A random model of two blocks like a model's own, and few words, to be measured.
-
-    Args:
-        model: The model; its weights are not looked at.
-        device: Where the small one is to be.
-        dtype: Its dtype; the model's by default.
-
-    Returns:
-        The small model.
-    """
+    """A random model of two blocks like a model's own, and few words, to be measured."""
     config = copy.deepcopy(model.hf.config)
     config.num_hidden_layers, config.vocab_size = BLOCKS, min(WORDS, config.vocab_size)
     config.max_position_embeddings = min(POSITIONS, config.max_position_embeddings)  # learned ones are a matrix

@@ -8,15 +8,7 @@ import xarray as xr
 
 
 def facts_in_cells(total: int, counts: Iterable[Any]) -> str:
-    """What a caption says of how many facts a table is made of.
-
-    Args:
-        total: The facts of the run.
-        counts: For each cell, how many of them have a value.
-
-    Returns:
-        Such as "32 facts", "29 of 32 facts in each cell" or "29 to 31 of 32 facts in a cell".
-    """
+    """What a caption says of how many facts a table is made of."""
     held = {int(count) for count in counts}
     fewest, most = min(held), max(held)
     if fewest == total:
@@ -29,43 +21,18 @@ def facts_in_cells(total: int, counts: Iterable[Any]) -> str:
 
 
 def model_name(dataset: xr.Dataset) -> str:
-    """What a caption calls the model.
-
-    Args:
-        dataset: An open run.
-
-    Returns:
-        Its name.
-    """
+    """What a caption calls the model."""
     return str(dataset.attrs["config"]["provenance"]["model"])
 
 
 def facts_line(dataset: xr.Dataset, counts: Iterable[Any], middle: str = "median") -> str:
-    """What a caption says of model, facts, cells with medians, and how the run was made.
-
-    Args:
-        dataset: An open run.
-        counts: Facts that have a value, for each cell.
-        middle: What stands in brackets behind a mean.
-
-    Returns:
-        Two sentences.
-    """
+    """What a caption says of model, facts, cells with medians, and how the run was made."""
     facts = facts_in_cells(dataset.sizes["fact"], counts)
     return f"{model_name(dataset)}, {facts}, mean [95 % bootstrap interval] ({middle}). {made_with(dataset)}"
 
 
 def facts_of(dataset: xr.Dataset, counts: Iterable[Any], methods: Iterable[str] | None = None) -> str:
-    """What a caption says of model, facts, cells, and how the run was made.
-
-    Args:
-        dataset: An open run.
-        counts: Facts that have a value, for each cell.
-        methods: The methods in the table; those of the run by default.
-
-    Returns:
-        Two sentences.
-    """
+    """What a caption says of model, facts, cells, and how the run was made."""
     source = Path(dataset.attrs["config"]["provenance"]["facts"]["source"]).name
     facts = facts_in_cells(dataset.sizes["fact"], counts)
     shown = dataset["edit"].values if methods is None else methods
@@ -73,15 +40,7 @@ def facts_of(dataset: xr.Dataset, counts: Iterable[Any], methods: Iterable[str] 
 
 
 def made_with(dataset: xr.Dataset, methods: Iterable[str] = ()) -> str:
-    """What a caption says of how a run was made, as far as its configuration says it: only what applies.
-
-    Args:
-        dataset: An open run.
-        methods: The methods in the table.
-
-    Returns:
-        One sentence.
-    """
+    """What a caption says of how a run was made, as far as its configuration says it: only what applies."""
     return f"Made with {', '.join(_circumstances(dataset.attrs['config'], set(methods)))}."
 
 
@@ -117,14 +76,7 @@ def _moments(settings: dict[str, Any], name: str) -> str:
 
 
 def meanings(dataset: xr.Dataset) -> str:
-    """What a caption says of the columns of methods.
-
-    Args:
-        dataset: An open run.
-
-    Returns:
-        One sentence.
-    """
+    """What a caption says of the columns of methods."""
     counterfact = dataset.attrs["config"]["settings"]["metrics"] == "counterfact"
     success = "the new answer before the true one" if counterfact else "share of the answer's tokens, teacher forced"
     return (

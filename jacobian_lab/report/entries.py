@@ -11,11 +11,7 @@ from jacobian_lab.report.writing import Table, below_last
 
 
 def nothing(_dataset: xr.Dataset) -> str:
-    """What a run lacks that lacks nothing.
-
-    Returns:
-        Nothing.
-    """
+    """What a run lacks that lacks nothing."""
     return ""
 
 
@@ -40,14 +36,7 @@ class Entry:
     lacking: Callable[[xr.Dataset], str] = nothing
 
     def lacks(self, dataset: xr.Dataset) -> str:
-        """What a run of the kind would have to hold besides.
-
-        Args:
-            dataset: An open run of the kind.
-
-        Returns:
-            In words; empty if the run can show this.
-        """
+        """What a run of the kind would have to hold besides."""
         shown = below_last(dataset) if self.below else dataset
         missing = [name for name in self.needs if name not in shown or not np.isfinite(shown[name]).any()]
         return missing[0] if missing else self.lacking(dataset)

@@ -22,15 +22,6 @@ def intervals(
 
     Cells with values of the same facts are resampled together, each as it would be alone; a fact without a weight
     is in no resample.
-
-    Args:
-        sums: What each fact adds to each cell's mean; NaN where it takes no part.
-        weights: With which weight it does.
-        seed: Seed of the resampling.
-
-    Returns:
-        A row for each cell: ``mean``, ``low``, ``high`` (NaN for a single fact) and ``count``, the facts with a
-        weight.
     """
     part = np.isfinite(sums) & (weights > 0)
     found = np.full((len(sums), 3), np.nan)
@@ -67,15 +58,7 @@ def _resampled(sums: np.ndarray, weights: np.ndarray, seed: int) -> np.ndarray:
 
 
 def summaries_of(values: Float[np.ndarray, "cells facts"], seed: int) -> pd.DataFrame:
-    """Mean with its interval, and median, of what is finite in each cell.
-
-    Args:
-        values: One value a cell and fact; NaN where there is none.
-        seed: Seed of the resampling.
-
-    Returns:
-        A row for each cell: ``mean``, ``low``, ``high``, ``median`` and ``count``; see `intervals`.
-    """
+    """Mean with its interval, and median, of what is finite in each cell."""
     values = np.where(np.isfinite(values), values, np.nan)
     frame = intervals(values, np.ones_like(values), seed)
     kept = [row[~np.isnan(row)] for row in values]
@@ -84,14 +67,6 @@ def summaries_of(values: Float[np.ndarray, "cells facts"], seed: int) -> pd.Data
 
 
 def summarise(values: Sequence[float] | np.ndarray, seed: int = 0) -> dict[str, float]:
-    """Mean with its interval, and median, of what is finite in one cell.
-
-    Args:
-        values: One value a fact.
-        seed: Seed of the resampling.
-
-    Returns:
-        ``mean``, ``low``, ``high``, ``median`` and ``count``; see `intervals`.
-    """
+    """Mean with its interval, and median, of what is finite in one cell."""
     frame = summaries_of(np.asarray(values, dtype=float)[None], seed)
     return {str(name): column[0] for name, column in frame.items()}

@@ -50,18 +50,7 @@ _OF = ("table", "model", "dataset")
 
 
 def read_paper(path: Path) -> pd.DataFrame:
-    """Read numbers of methods that somebody has measured, to stand beside ours.
-
-    Args:
-        path: A CSV file in the layout of ``metrics.csv``, shares × 100, where ``table`` (3 or table3), ``model`` and
-            ``dataset`` (counterfact or zsre) may be columns too; cells may be empty.
-
-    Returns:
-        Columns ``table, model, dataset``, empty where not said, ``method``, and `METRICS`, NaN where not said.
-
-    Raises:
-        InputError: If it cannot be read or has other columns.
-    """
+    """Read numbers of methods that somebody has measured, to stand beside ours."""
     expected = f"expected a CSV file with the columns method, {', '.join(METRICS)} (and {', '.join(_OF)})"
     try:
         frame = pd.read_csv(path, dtype=dict.fromkeys((*_OF, "method"), str))
@@ -82,26 +71,12 @@ def read_paper(path: Path) -> pd.DataFrame:
 
 @functools.cache
 def paper_methods() -> pd.DataFrame:
-    """Tables 3, 4, 6 and 7 of the paper.
-
-    Returns:
-        What `read_paper` makes of them: 62 rows, in the paper's order.
-    """
+    """Tables 3, 4, 6 and 7 of the paper."""
     return read_paper(_data("paper_tables.csv"))
 
 
 def rows_beside(numbers: pd.DataFrame, dataset: str, model: str, table: str = "") -> pd.DataFrame:
-    """The rows that stand in a table: those of its data set, model and number, as far as they say what they are of.
-
-    Args:
-        numbers: What `read_paper` returns.
-        dataset: ``"counterfact"`` or ``"zsre"``.
-        model: The known model that the table is of.
-        table: Its name; any table's rows by default.
-
-    Returns:
-        Columns ``model, dataset`` and `METRICS`, by method.
-    """
+    """The rows that stand in a table: those of its data set, model and number, as far as they say what they are of."""
     own = {"dataset": dataset, "model": model} | ({"table": table} if table else {})
     for column, value in own.items():
         numbers = numbers[numbers[column].isin(["", value])]
@@ -114,16 +89,7 @@ def _residuals() -> pd.DataFrame:
 
 
 def paper_residuals(table: str, scheme: str, layers: int) -> np.ndarray:
-    """A row of Tables 1, 2 or 5 of the paper.
-
-    Args:
-        table: ``"table1"``, ``"table2"`` or ``"table5"``.
-        scheme: The target scheme.
-        layers: How many decisive layers there are to stand beside.
-
-    Returns:
-        ``[layer]``, the paper's layers in their order; NaN where it has no number, or another number of layers.
-    """
+    """A row of Tables 1, 2 or 5 of the paper."""
     numbers = _residuals()
     places = sorted(set(numbers["layer"]))
     if layers != len(places):
@@ -133,14 +99,7 @@ def paper_residuals(table: str, scheme: str, layers: int) -> np.ndarray:
 
 
 def source_line(numbers: pd.DataFrame | None = None) -> str:
-    """What a caption says of the paper's rows.
-
-    Args:
-        numbers: The rows, with ``model`` and ``dataset``; those of Tables 1, 2 and 5 by default.
-
-    Returns:
-        A sentence; empty if there are no rows.
-    """
+    """What a caption says of the paper's rows."""
     rows = _residuals() if numbers is None else numbers
     pairs = rows[["model", "dataset"]].drop_duplicates().to_numpy()
     named = [", ".join(filter(None, (model, DATASETS.get(dataset, dataset)))) for model, dataset in pairs]

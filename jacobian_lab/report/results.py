@@ -74,60 +74,20 @@ class Results:
         return self._held(FIGURES)
 
     def table(self, name: str) -> pd.DataFrame:
-        """A table as one reads it.
-
-        Args:
-            name: One of `tables`.
-
-        Returns:
-            Its cells, texts with intervals where it has them; the paper's rows below ours.
-
-        Raises:
-            InputError: If there is no such table, or the run does not hold what it needs.
-        """
+        """A table as one reads it."""
         return self._table(name).frame.copy()
 
     def numbers(self, name: str) -> pd.DataFrame:
-        """A table as its CSV file has it: numbers, a row for each cell where it has intervals.
-
-        Args:
-            name: One of `tables`.
-
-        Returns:
-            Its numbers.
-
-        Raises:
-            InputError: If there is no such table, or the run does not hold what it needs.
-        """
+        """A table as its CSV file has it: numbers, a row for each cell where it has intervals."""
         made = self._table(name)
         return (made.frame if made.numbers is None else made.numbers).copy()
 
     def caption(self, name: str) -> str:
-        """What is in a table, of which model and facts, and of which the paper's rows are.
-
-        Args:
-            name: One of `tables`.
-
-        Returns:
-            Its caption.
-
-        Raises:
-            InputError: If there is no such table, or the run does not hold what it needs.
-        """
+        """What is in a table, of which model and facts, and of which the paper's rows are."""
         return _caption(name, self._table(name))
 
     def figure(self, name: str) -> Figure:
-        """Draw a figure at ICML's sizes and with its fonts.
-
-        Args:
-            name: One of `figures`.
-
-        Returns:
-            The figure, closed for pyplot, so that a notebook shows it once.
-
-        Raises:
-            InputError: If there is no such figure, or the run does not hold what it needs.
-        """
+        """Draw a figure at ICML's sizes and with its fonts."""
         entry = self._entry(FIGURES, name, "figure")
         shown = below_last(self.dataset) if entry.below else self.dataset
         column, panels = ("full", entry.panels(shown)) if entry.panels else ("half", 1)
@@ -141,35 +101,13 @@ class Results:
         return figure
 
     def save_figure(self, name: str, folder: Path | str | None = None) -> list[Path]:
-        """Draw a figure into files.
-
-        Args:
-            name: One of `figures`.
-            folder: Where to; ``figures`` in the run's folder by default.
-
-        Returns:
-            The PDF and the PNG.
-
-        Raises:
-            InputError: If there is no such figure, the run does not hold what it needs, or it cannot be written.
-        """
+        """Draw a figure into files."""
         figure = self.figure(name)
         with style():
             return save(figure, self.folder / "figures" if folder is None else Path(folder), name)
 
     def write(self, *names: str, **given: Any) -> str:
-        """Write tables beside the store: Markdown, LaTeX and CSV, or CSV alone where there is no caption.
-
-        Args:
-            *names: Tables of this kind of run; those that the run cannot give are left out.
-            **given: What `TableEntry.make` takes besides, such as somebody's numbers.
-
-        Returns:
-            Those with a caption in Markdown, a line between them.
-
-        Raises:
-            InputError: If they cannot be written.
-        """
+        """Write tables beside the store: Markdown, LaTeX and CSV, or CSV alone where there is no caption."""
         texts = []
         for name in names:
             entry = TABLES[name]
@@ -261,11 +199,7 @@ def _caption(name: str, made: Table) -> str:
 
 
 def figure_script(name: str) -> None:
-    """The whole of a script in ``figures/``: read a run, draw it, say where it went.
-
-    Args:
-        name: One of `FIGURES`.
-    """
+    """The whole of a script in ``figures/``: read a run, draw it, say where it went."""
     entry = FIGURES[name]
     made_by = command_of(entry.made_by)
     parser = argparse.ArgumentParser(prog=f"{name}.py", description=entry.caption)
@@ -286,18 +220,7 @@ SCHEMES = ("table1", "table2", "table5")
 
 
 def write_reports(folder: Path | str, tables: Sequence[str] = SCHEMES) -> str:
-    """Write measurements, tables and efficacy of a run of tables.
-
-    Args:
-        folder: The run's folder.
-        tables: Which of `SCHEMES`.
-
-    Returns:
-        The tables in Markdown, as the command line prints them, and what is to be known of the anchors.
-
-    Raises:
-        InputError: If it cannot be read, or they cannot be written.
-    """
+    """Write measurements, tables and efficacy of a run of tables."""
     results = Results(folder, "tables")
     text = results.write("measurements", *tables, "efficacy")
     results.write("descents")
@@ -312,18 +235,7 @@ def write_reports(folder: Path | str, tables: Sequence[str] = SCHEMES) -> str:
 
 
 def write_account(folder: Path | str, name: str) -> str:
-    """Write one table of the theorems, of what an edit does, of step sizes, layer counts or Jacobians.
-
-    Args:
-        folder: The run's folder.
-        name: Its name in `TABLES`.
-
-    Returns:
-        The table in Markdown, as the command line prints it.
-
-    Raises:
-        InputError: If the run cannot be read, or is of another kind, or the table cannot be written.
-    """
+    """Write one table of the theorems, of what an edit does, of step sizes, layer counts or Jacobians."""
     results = Results(folder, TABLES[name].kinds[0])
     results.write("descents")
     text = results.write("conditions", name, *(("own_ridges",) if name == "frontier" else ()))
@@ -331,19 +243,7 @@ def write_account(folder: Path | str, name: str) -> str:
 
 
 def write_comparison(folder: Path | str, tables: Sequence[str] | None = None, paper: Path | None = None) -> str:
-    """Write tables of methods, ``metrics.csv``, intervals, records, weights and gains.
-
-    Args:
-        folder: The run's folder.
-        tables: Which of the paper's; those of the run's model by default, Tables 3 and 4 if it is in none.
-        paper: Numbers to stand beside ours instead of the paper's, as `read_paper` reads them.
-
-    Returns:
-        The tables in Markdown, as the command line prints them, and what is to be known of the anchors.
-
-    Raises:
-        InputError: If the run or the numbers cannot be read, or the tables cannot be written.
-    """
+    """Write tables of methods, ``metrics.csv``, intervals, records, weights and gains."""
     given = {} if paper is None else {"paper": read_paper(paper)}
     results = Results(folder, "edit_table")
     if tables is None:

@@ -66,16 +66,7 @@ class Table:
 
 
 def number(value: float, decimals: int | None = None, sign: str = "") -> str:
-    """A number in a cell.
-
-    Args:
-        value: The number.
-        decimals: How many; two by default, or two digits of what would be lost with them.
-        sign: ``"+"`` to write the sign of what is not negative too.
-
-    Returns:
-        Its text; empty for NaN.
-    """
+    """A number in a cell."""
     if np.isnan(value):
         return ""
     if decimals is None and 0 < abs(value) < 0.005:
@@ -84,12 +75,7 @@ def number(value: float, decimals: int | None = None, sign: str = "") -> str:
 
 
 def write_csv(path: Path, frame: pd.DataFrame) -> None:
-    """Write a table as CSV; a text that a spreadsheet would take for a formula gets an apostrophe before it.
-
-    Args:
-        path: The file.
-        frame: The table, whose row labels are left out.
-    """
+    """Write a table as CSV; a text that a spreadsheet would take for a formula gets an apostrophe before it."""
     write_text(path, frame.rename(columns=_literal).map(_literal).to_csv(index=False))
 
 
@@ -114,17 +100,7 @@ def _relabelled(frame: pd.DataFrame, change: Callable[[Any], Any]) -> pd.DataFra
 
 
 def write_table(stem: Path, frame: pd.DataFrame, caption: str, bold: pd.DataFrame | None = None) -> str:
-    """Write a table as Markdown and LaTeX.
-
-    Args:
-        stem: Path without ending.
-        frame: The table.
-        caption: What is in it.
-        bold: Which of its cells, texts, stand in bold.
-
-    Returns:
-        The Markdown.
-    """
+    """Write a table as Markdown and LaTeX."""
     marked = frame if bold is None else frame.where(~bold, "**" + frame + "**")
     text = f"{_one_line(caption)}\n\n{_relabelled(marked, _markdown).to_markdown()}\n"
     write_text(stem.with_suffix(".md"), text)
@@ -138,16 +114,7 @@ def _markdown(cell: Any) -> Any:
 
 
 def latex(frame: pd.DataFrame, caption: str, bold: pd.DataFrame | None = None) -> str:
-    """A table for pdfLaTeX, with booktabs.
-
-    Args:
-        frame: The table.
-        caption: What is in it.
-        bold: Which of its cells stand in bold.
-
-    Returns:
-        A ``table`` environment, in ASCII as far as `LETTERS` goes.
-    """
+    """A table for pdfLaTeX, with booktabs."""
     frame, caption = _relabelled(frame, _one_line), _one_line(caption)
     styler = frame.style.format(escape="latex", precision=6, na_rep="NaN")
     styler = styler.format_index(escape="latex", axis=0).format_index(escape="latex", axis=1)
@@ -161,25 +128,11 @@ DEGREES = 180 / np.pi
 
 
 def below_last(dataset: xr.Dataset) -> xr.Dataset:
-    """The layers l below the last decisive one, L, where J_{l→L} says something.
-
-    Args:
-        dataset: An open run.
-
-    Returns:
-        Part of it.
-    """
+    """The layers l below the last decisive one, L, where J_{l→L} says something."""
     last = max(dataset.attrs["config"]["settings"]["layers"])
     return dataset.sel(layer=[layer for layer in dataset["layer"].values if layer < last])
 
 
 def seed_of(dataset: xr.Dataset) -> int:
-    """The seed that a run was made with; its intervals are resampled with it too.
-
-    Args:
-        dataset: An open run.
-
-    Returns:
-        The seed.
-    """
+    """The seed that a run was made with; its intervals are resampled with it too."""
     return int(dataset.attrs["config"]["settings"]["seed"])

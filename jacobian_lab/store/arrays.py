@@ -38,27 +38,11 @@ class Places:
         self._places = {dim: {label: n for n, label in enumerate(each)} for dim, each in coordinates.items()}
 
     def index(self, dims: Sequence[str], labels: Mapping[str, Any]) -> tuple[Any, ...]:
-        """Index of part of an array.
-
-        Args:
-            dims: The array's dimensions.
-            labels: For some of them, a label or a list of labels.
-
-        Returns:
-            For each dimension a slice, a place or a list of places.
-        """
+        """Index of part of an array."""
         return tuple(self._along(self._places[dim], labels.get(dim)) for dim in dims)
 
     def cells(self, dims: Sequence[str], labels: Mapping[str, Any]) -> tuple[np.ndarray, ...]:
-        """The same for NumPy, with all dimensions kept.
-
-        Args:
-            dims: The array's dimensions.
-            labels: For some of them, a label or a list of labels.
-
-        Returns:
-            Places along each dimension.
-        """
+        """The same for NumPy, with all dimensions kept."""
         places = (self._along(self._places[dim], listed(labels.get(dim), self._places[dim])) for dim in dims)
         return np.ix_(*(np.asarray(each, dtype=int) for each in places))
 
@@ -70,57 +54,24 @@ class Places:
 
 
 def along_facts(variable: Variable, facts: slice) -> tuple[slice, ...]:
-    """Index of an array at some of the facts.
-
-    Args:
-        variable: The array.
-        facts: Places of the facts.
-
-    Returns:
-        A slice for each dimension: these facts where it has any, else all.
-    """
+    """Index of an array at some of the facts."""
     return tuple(facts if dim == "fact" else slice(None) for dim in variable.dims)
 
 
 def listed(chosen: Any, every: Iterable[Any]) -> list[Any]:
-    """A choice of labels as a list.
-
-    Args:
-        chosen: A label, a list of labels, or none for all of them.
-        every: All labels.
-
-    Returns:
-        The chosen labels.
-    """
+    """A choice of labels as a list."""
     if chosen is None:
         return list(every)
     return list(chosen) if isinstance(chosen, list | tuple) else [chosen]
 
 
 def exists(folder: Path) -> bool:
-    """Whether a folder holds a run.
-
-    Args:
-        folder: The folder; may be new.
-
-    Returns:
-        Whether its configuration and its arrays have been made.
-    """
+    """Whether a folder holds a run."""
     return (folder / CONFIG).is_file() and (folder / STORE).is_dir()
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The configuration of a run.
-
-    Args:
-        folder: The run's folder.
-
-    Returns:
-        What ``config.json`` holds: ``format``, ``kind``, ``settings``, ``provenance``.
-
-    Raises:
-        InputError: If there is no run.
-    """
+    """The configuration of a run."""
     try:
         config = json.loads((folder / CONFIG).read_text("utf-8"))
     except (OSError, ValueError) as error:
@@ -137,15 +88,7 @@ def write_config(
     provenance: Mapping[str, Any],
     coordinates: Mapping[str, Sequence[Any]],
 ) -> None:
-    """Write the configuration of a run.
-
-    Args:
-        folder: The run's folder.
-        kind: One of `KINDS`.
-        settings: Everything that decides a number.
-        provenance: What else is worth knowing.
-        coordinates: Labels of each dimension; their digests are kept, so that lost labels are noticed.
-    """
+    """Write the configuration of a run."""
     config = {
         "format": FORMAT,
         "kind": kind,
@@ -157,13 +100,7 @@ def write_config(
 
 
 def create_store(folder: Path, variables: Mapping[str, Variable], coordinates: Mapping[str, Sequence[Any]]) -> None:
-    """Make all arrays at their full size, empty: what is not written takes no place, neither on disk nor in memory.
-
-    Args:
-        folder: The run's folder.
-        variables: What they are.
-        coordinates: Labels of each dimension.
-    """
+    """Make all arrays at their full size, empty: what is not written takes no place, neither on disk nor in memory."""
     labelled = {name: (name, list(labels), {"long_name": COORDINATES[name]}) for name, labels in coordinates.items()}
     with written_whole(folder / STORE) as partial:
         encoding = {name: {"compressors": COMPRESSOR} for name in labelled}
@@ -208,15 +145,7 @@ class Opened:
 
 
 def open_arrays(folder: Path, mode: Literal["r", "r+"]) -> Opened:
-    """Open the arrays of a run.
-
-    Args:
-        folder: The run's folder.
-        mode: To read, or to write too.
-
-    Returns:
-        The arrays, with what is known of them.
-    """
+    """Open the arrays of a run."""
     config = read_config(folder)
     with reading(folder):
         arrays = dict(zarr.open_group(folder / STORE, mode=mode, use_consolidated=True).arrays())
@@ -228,20 +157,7 @@ def open_arrays(folder: Path, mode: Literal["r", "r+"]) -> Opened:
 def arrays_of(
     folder: Path, kind: str, labels: Mapping[str, Sequence[Any]], held: Collection[object]
 ) -> dict[str, Variable]:
-    """The arrays that a run was made with: an older one has fewer than its kind has now.
-
-    Args:
-        folder: The run's folder.
-        kind: Its kind.
-        labels: Labels of every dimension of its store.
-        held: The arrays that the store has.
-
-    Returns:
-        What they are.
-
-    Raises:
-        InputError: If one is not there, or not known.
-    """
+    """The arrays that a run was made with: an older one has fewer than its kind has now."""
     made = labels.get("array", ())
     if unknown := [name for name in made if name not in KINDS[kind]]:
         raise InputError(
@@ -255,31 +171,14 @@ def arrays_of(
 
 
 def unmeasured(variable: Variable, sizes: Mapping[Any, int]) -> xr.DataArray:
-    """An array that an older run was not made with, as it would begin in a new one; it takes no memory.
-
-    Args:
-        variable: What it is.
-        sizes: Lengths of the run's dimensions; one that it lacks has none.
-
-    Returns:
-        The array.
-    """
+    """An array that an older run was not made with, as it would begin in a new one; it takes no memory."""
     begins = np.asarray(np.nan if variable.dtype.startswith("f") else 0, variable.dtype)
     values = np.broadcast_to(begins, [sizes.get(dim, 0) for dim in variable.dims])
     return xr.DataArray(values, dims=variable.dims, attrs={"long_name": variable.long_name, "units": variable.units})
 
 
 def check_labels(folder: Path, config: Mapping[str, Any], labels: Mapping[str, Sequence[Any]]) -> None:
-    """Check that the labels of a store's dimensions are those that it was made with.
-
-    Args:
-        folder: The run's folder.
-        config: Its configuration.
-        labels: The labels of every dimension.
-
-    Raises:
-        InputError: If some have been lost.
-    """
+    """Check that the labels of a store's dimensions are those that it was made with."""
     for name, key in config["coordinates"].items():
         if content_key(labels.get(name)) != key:
             raise InputError(_broken(folder, f"other labels of {name} than it was made with"))
@@ -287,17 +186,7 @@ def check_labels(folder: Path, config: Mapping[str, Any], labels: Mapping[str, S
 
 @contextmanager
 def reading(folder: Path) -> Iterator[None]:
-    """Say in one line what zarr cannot read.
-
-    Args:
-        folder: The run's folder.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        InputError: If something cannot be read.
-    """
+    """Say in one line what zarr cannot read."""
     try:
         yield
     except InputError:

@@ -38,41 +38,17 @@ class Check:
 
 
 def marks(variables: Variables) -> list[str]:
-    """The marks of a kind of run.
-
-    Args:
-        variables: Its arrays.
-
-    Returns:
-        Their names.
-    """
+    """The marks of a kind of run."""
     return [name for name, variable in variables.items() if variable.mark == name]
 
 
 def sealed(variables: Variables) -> list[str]:
-    """The arrays that have digests: labels of the dimension ``array``.
-
-    Args:
-        variables: The arrays of a kind of run.
-
-    Returns:
-        Their names.
-    """
+    """The arrays that have digests: labels of the dimension ``array``."""
     return [name for name, variable in variables.items() if variable.mark]
 
 
 def part_digests(variables: Variables, mark: str, labels: Labels, read: Read) -> UInt64[np.ndarray, "*cells array"]:
-    """Digests of the arrays of a part, cell by cell.
-
-    Args:
-        variables: The arrays of the kind of run.
-        mark: The part.
-        labels: Labels of the cells, for each dimension of the mark.
-        read: Gives an array at these labels.
-
-    Returns:
-        For each cell and each of `sealed`, 8 bytes of SHA-256 of the array there; 0 for arrays of other parts.
-    """
+    """Digests of the arrays of a part, cell by cell."""
     names, dims = sealed(variables), variables[mark].dims
     found = np.zeros((*(len(labels[dim]) for dim in dims), len(names)), dtype=np.uint64)
     for place, name in enumerate(names):
@@ -100,17 +76,7 @@ def _cell_digests(values: np.ndarray, dims: Sequence[str], over: Sequence[str]) 
 
 
 def check(variables: Variables, mark: str, coordinates: Labels, read: ReadFacts) -> Check:
-    """Compare a part with its digests; what is not finished is not read.
-
-    Args:
-        variables: The arrays of the kind of run.
-        mark: The part.
-        coordinates: Labels of every dimension.
-        read: Gives an array; the mark and its digests are asked for first, since others may be writing.
-
-    Returns:
-        What is done and what is lost.
-    """
+    """Compare a part with its digests; what is not finished is not read."""
     values, stored = (read(name, slice(None)) for name in (mark, f"{mark}{DIGEST}"))
     finished = (values != 0) | (stored != 0).any(-1)
     wrong = np.zeros(stored.shape, dtype=bool)
@@ -141,16 +107,7 @@ def _finished(finished: Bool[np.ndarray, "*cells"], dims: Sequence[str]) -> Iter
 
 
 def described(variables: Variables, coordinates: Labels, found: Mapping[str, Check]) -> str:
-    """Say in words what is lost.
-
-    Args:
-        variables: The arrays of the kind of run.
-        coordinates: Labels of every dimension.
-        found: What `check` returned, by mark.
-
-    Returns:
-        Names of arrays and of cells; nothing if all is there.
-    """
+    """Say in words what is lost."""
     parts = []
     for mark, each in found.items():
         if each.lost:

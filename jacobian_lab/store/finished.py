@@ -41,17 +41,7 @@ class Finished:
 
     @classmethod
     def of(cls, folder: Path | str) -> "Finished":
-        """What is finished in a folder.
-
-        Args:
-            folder: The run's folder; may be new.
-
-        Returns:
-            What its run has finished; nothing if there is none.
-
-        Raises:
-            InputError: If what is there cannot be read.
-        """
+        """What is finished in a folder."""
         folder = Path(folder)
         if not exists(folder):
             return cls.nothing()
@@ -64,67 +54,27 @@ class Finished:
         return cls(opened.variables, opened.labels, read)
 
     def cells(self, mark: str, **labels: Any) -> Bool[np.ndarray, "..."]:
-        """Which cells of a part are finished and all there.
-
-        Args:
-            mark: The part's mark.
-            **labels: For some of its dimensions, a label or a list of labels.
-
-        Returns:
-            True and False in the mark's dimensions; one False for each label asked for where there is no run.
-        """
+        """Which cells of a part are finished and all there."""
         if not self._variables:
             return np.zeros([len(listed(chosen, [])) for chosen in labels.values()] or [1], dtype=bool)
         return self._check(mark).done[self._places.cells(self._variables[mark].dims, labels)]
 
     def all(self, mark: str, **labels: Any) -> bool:
-        """Whether nothing of a part is left to do.
-
-        Args:
-            mark: The part's mark.
-            **labels: For some of its dimensions, a label or a list of labels.
-
-        Returns:
-            Whether all of these cells are finished and all there; false where there is no run.
-        """
+        """Whether nothing of a part is left to do."""
         return bool(self._variables) and bool(self.cells(mark, **labels).all())
 
     def missing(self, mark: str, **labels: Any) -> float:
-        """How much of a part is left to do.
-
-        Args:
-            mark: The part's mark.
-            **labels: For some of its dimensions, a label or a list of labels.
-
-        Returns:
-            The share of these cells that are not finished, or not all there.
-        """
+        """How much of a part is left to do."""
         cells = self.cells(mark, **labels)
         return float(1 - cells.mean()) if cells.size else 0.0
 
     def left(self, mark: str, **labels: Sequence[Any]) -> list[Any]:
-        """Those of some labels whose part is not finished, or not all there.
-
-        Args:
-            mark: The mark, of one dimension.
-            **labels: For this dimension, a list of labels.
-
-        Returns:
-            Some of them, in their order.
-        """
+        """Those of some labels whose part is not finished, or not all there."""
         (wanted,) = labels.values()
         return [label for label, done in zip(wanted, self.cells(mark, **labels), strict=True) if not done]
 
     def without(self, mark: str, **labels: Any) -> "Finished":
-        """The same, but for some cells that are to be done again.
-
-        Args:
-            mark: The part's mark.
-            **labels: For some of its dimensions, a label or a list of labels.
-
-        Returns:
-            What is finished beside them.
-        """
+        """The same, but for some cells that are to be done again."""
         if not self._variables:
             return self
         found, check = Finished(self._variables, self._labels, self._read), self._check(mark)
@@ -134,26 +84,14 @@ class Finished:
         return found
 
     def lost(self, *parts: str) -> str:
-        """What had been finished and is not all there any more.
-
-        Args:
-            *parts: Marks; those of all parts by default.
-
-        Returns:
-            Names of arrays and labels, in words; empty if nothing is lost.
-        """
+        """What had been finished and is not all there any more."""
         if not self._variables:
             return ""
         checks = {mark: self._check(mark) for mark in parts or marks(self._variables)}
         return described(self._variables, self._labels, checks)
 
     def add(self, mark: str, **labels: Any) -> None:
-        """Take note that cells have been sealed.
-
-        Args:
-            mark: The part's mark.
-            **labels: For some of its dimensions, a label or a list of labels.
-        """
+        """Take note that cells have been sealed."""
         self._check(mark).done[self._places.cells(self._variables[mark].dims, labels)] = True
 
     def _check(self, mark: str) -> Check:

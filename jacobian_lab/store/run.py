@@ -269,16 +269,7 @@ def open_run(folder: Path | str, kind: str | None = None, part: str | None = Non
 
 
 def check_folder(folder: Path, kind: str, settings: Mapping[str, Any]) -> None:
-    """Check that a folder is new, empty, or of a run with the same settings; make it if it is absent.
-
-    Args:
-        folder: The folder.
-        kind: The kind of run.
-        settings: Everything that decides a number.
-
-    Raises:
-        InputError: If it cannot be written, holds something else, or was made with other settings.
-    """
+    """Check that a folder is new, empty, or of a run with the same settings; make it if it is absent."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -315,17 +306,7 @@ def _join(folder: Path, new: Mapping[str, Any]) -> None:
 
 
 def check_same(old: Any, new: Any, folder: Path, field: str = "out") -> None:
-    """Hold the settings of a run against those of a command.
-
-    Args:
-        old: The run's.
-        new: The command's.
-        folder: The run's folder.
-        field: The field of the configuration that names it.
-
-    Raises:
-        InputError: Naming the first setting that differs.
-    """
+    """Hold the settings of a run against those of a command."""
     before, now = _flat(old), _flat(json.loads(json.dumps(new)))
     for name in sorted(before.keys() | now.keys()):
         if name.startswith(f"{GROWING}.") and not (name in before and name in now):

@@ -311,14 +311,7 @@ KINDS: dict[str, dict[str, Variable]] = {
 
 
 def command_of(name: str) -> str:
-    """What a kind of run, a study or a table is called on the command line: the same name with dashes.
-
-    Args:
-        name: Such as ``"layer_count"``.
-
-    Returns:
-        Such as ``"layer-count"``.
-    """
+    """What a kind of run, a study or a table is called on the command line: the same name with dashes."""
     return name.replace("_", "-")
 
 

@@ -32,11 +32,7 @@ class Normaliser:
         self.squares = torch.zeros_like(self.mean)
 
     def see(self, rows: Float[Tensor, "row width"]) -> None:
-        """Take rows into account.
-
-        Args:
-            rows: The rows.
-        """
+        """Take rows into account."""
         if not len(rows):
             return
         mean, count = rows.mean(0), self.count + len(rows)
@@ -46,14 +42,7 @@ class Normaliser:
         self.count = count
 
     def __call__(self, rows: Float[Tensor, "row width"]) -> Float[Tensor, "row width"]:
-        """Rows less the mean, over the standard deviation; as they are before two have been seen.
-
-        Args:
-            rows: The rows.
-
-        Returns:
-            The same, standardised.
-        """
+        """Rows less the mean, over the standard deviation; as they are before two have been seen."""
         if self.count < 2:
             return rows
         return (rows - self.mean) / ((self.squares / (self.count - 1)).sqrt() + NEAR_ZERO)
@@ -63,11 +52,7 @@ class Normaliser:
         return {"count": torch.tensor(self.count), "mean": self.mean.clone(), "squares": self.squares.clone()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Become what another was.
-
-        Args:
-            state: Its `state`.
-        """
+        """Become what another was."""
         self.count = int(state["count"])
         self.mean, self.squares = (state[n].to(self.mean, copy=True) for n in ("mean", "squares"))
 
@@ -111,16 +96,7 @@ class Hypernetwork(nn.Module):
     def forward(
         self, number: int, keys: Float[Tensor, "token in"], standard: Float[Tensor, "token width"]
     ) -> Float[Tensor, "token out"]:
-        """What each token asks of a matrix: v = −η ⟨k, k̃⟩ g̃.
-
-        Args:
-            number: The matrix.
-            keys: Its inputs k at the answers' tokens.
-            standard: z, standardised.
-
-        Returns:
-            V, a row a token.
-        """
+        """What each token asks of a matrix: v = −η ⟨k, k̃⟩ g̃."""
         hidden = standard
         for block in range(len(self.down)):
             inner = hidden @ self.down[block] @ self.up[block] + self.bias[block]
@@ -142,14 +118,7 @@ class Solve:
     ridge: Float[Tensor, ""]
 
     def change(self, asked: Float[Tensor, "token out"]) -> Float[Tensor, "in out"]:
-        """Δ of what is asked; by whichever of the two equal forms is smaller.
-
-        Args:
-            asked: V.
-
-        Returns:
-            The change.
-        """
+        """Δ of what is asked; by whichever of the two equal forms is smaller."""
         K, (tokens, inputs) = self.keys, self.keys.shape
         if tokens < inputs:
             gram = K @ K.T + self.ridge * torch.eye(tokens, dtype=K.dtype, device=K.device)
@@ -157,26 +126,11 @@ class Solve:
         return self._over(K.T @ asked)
 
     def pull(self, gradient: Float[Tensor, "in out"]) -> Float[Tensor, "token out"]:
-        """∂L/∂V of ∂L/∂Δ: K (KᵀK + e^λ I)⁻¹ G.
-
-        Args:
-            gradient: G.
-
-        Returns:
-            The gradient with regard to what is asked.
-        """
+        """∂L/∂V of ∂L/∂Δ: K (KᵀK + e^λ I)⁻¹ G."""
         return self.keys @ self._over(gradient)
 
     def pull_ridge(self, gradient: Float[Tensor, "in out"], change: Float[Tensor, "in out"]) -> Float[Tensor, ""]:
-        """∂L/∂λ of ∂L/∂Δ: −e^λ ⟨(KᵀK + e^λ I)⁻¹ G, Δ⟩.
-
-        Args:
-            gradient: G.
-            change: Δ.
-
-        Returns:
-            The gradient with regard to λ.
-        """
+        """∂L/∂λ of ∂L/∂Δ: −e^λ ⟨(KᵀK + e^λ I)⁻¹ G, Δ⟩."""
         return -self.ridge * (self._over(gradient) * change).sum()
 
     def _over(self, right: Float[Tensor, "in out"]) -> Float[Tensor, "in out"]:
@@ -197,16 +151,7 @@ def pull_back(
     gradient: Float[Tensor, "in out"],
     penalty: float = 0.0,
 ) -> None:
-    """Add to the network's gradients what a loss's gradient with regard to one matrix's change says of them.
-
-    Args:
-        network: The network; its parameters' ``.grad`` grows.
-        number: The matrix.
-        keys: Its inputs at the answers' tokens.
-        standard: z, standardised.
-        gradient: ∂L/∂Δ, without the penalty's part.
-        penalty: Weight of ‖Δ‖² in the loss.
-    """
+    """Add to the network's gradients what a loss's gradient with regard to one matrix's change says of them."""
     asked = network(number, keys, standard)
     with torch.no_grad():
         solve = Solve(keys, network.log_ridge[number].exp())
@@ -220,14 +165,7 @@ def pull_back(
 
 
 def total_norm(networks: Sequence[Hypernetwork]) -> Float[Tensor, ""]:
-    """Norm of all gradients together.
-
-    Args:
-        networks: The networks.
-
-    Returns:
-        The norm.
-    """
+    """Norm of all gradients together."""
     gradients = [p.grad for network in networks for p in network.parameters() if p.grad is not None]
     return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(each) for each in gradients]))
 
@@ -238,18 +176,7 @@ def changes_by_block(
     before: Mapping[str, Tensor],
     deltas: Mapping[str, Tensor],
 ) -> dict[str, list[float]]:
-    """How much each block has changed, and at which rank.
-
-    Args:
-        model: The model, edited.
-        modules: What was changed, by name.
-        before: The matrices before, by name.
-        deltas: What was added to them, by name.
-
-    Returns:
-        For each block, NaN where nothing was changed: ``changed_norm``, the norm of all its changes over that of the
-        matrices, ``changed_rank``, the largest, and ``changed_unstored``, the share that the dtype did not take.
-    """
+    """How much each block has changed, and at which rank."""
     names = ("changed_norm", "changed_rank", "changed_unstored")
     found = {name: [math.nan] * model.n_layers for name in names}
     for layer in range(model.n_layers):

@@ -31,16 +31,7 @@ class Lesson:
 
 
 def strangers(edited: Sequence[Fact], others: Sequence[Fact]) -> list[Fact]:
-    """Facts that have nothing to do with those that are edited, as far as can be told.
-
-    Args:
-        edited: The facts that are edited.
-        others: The facts to choose among.
-
-    Returns:
-        Those of the others whose subject is none of the edited ones', in whatever case, and of which no prompt, of
-        whatever kind, is one that an edited fact is evaluated on.
-    """
+    """Facts that have nothing to do with those that are edited, as far as can be told."""
     subjects = {_folded(fact.subject) for fact in edited}
     asked = {_folded(text) for fact in edited for text in _texts(fact)}
     return [
@@ -51,19 +42,7 @@ def strangers(edited: Sequence[Fact], others: Sequence[Fact]) -> list[Fact]:
 
 
 def unrelated_rows(model: LanguageModel, count: int, others: Sequence[Fact]) -> list[Prompt]:
-    """For each edit a row that it has nothing to do with, from the last of the others backwards; over again if need be.
-
-    Args:
-        model: The model.
-        count: How many edits.
-        others: Facts that are strangers to all of them; those that the model does not take are passed over, and told.
-
-    Returns:
-        Their prompts with their own answers, where they have one.
-
-    Raises:
-        InputError: If there are none that the model takes.
-    """
+    """A row unrelated to each edit, from the last of the others backwards, over again if need be."""
     found = _taken(
         reversed(others), lambda fact: [_row(model, fact.text, fact.target_true, fact.join)], count, "unrelated rows"
     )
@@ -76,21 +55,7 @@ def unrelated_rows(model: LanguageModel, count: int, others: Sequence[Fact]) -> 
 
 
 def lessons(model: LanguageModel, others: Sequence[Fact], seed: int, count: int) -> list[Lesson]:
-    """What a hypernetwork is trained with: the rewrite, one of its other wordings, and one prompt beside it, by seed.
-
-    Args:
-        model: The model.
-        others: Facts that are strangers to all that is edited; those without another wording, or without a
-            neighbourhood prompt that has an answer, teach nothing; those that the model does not take are told.
-        seed: Which wording and which prompt a fact is given depends on it, and on the fact's id alone.
-        count: Lessons at the most.
-
-    Returns:
-        The lessons, in the order of the facts.
-
-    Raises:
-        InputError: If no fact has both.
-    """
+    """Training examples of a hypernetwork: a rewrite, one of its other wordings, one prompt beside it, by seed."""
 
     def lesson(fact: Fact) -> list[Lesson]:
         beside = [(text, own) for text, own in neighborhood(fact) if own]

@@ -40,17 +40,7 @@ class Place:
     entrance: bool = False
 
     def module(self, model: LanguageModel) -> nn.Module:
-        """The module that holds it.
-
-        Args:
-            model: The model.
-
-        Returns:
-            The module.
-
-        Raises:
-            InputError: If the model has no such block, or several maps at the MLP's entrance.
-        """
+        """The module that holds it."""
         if not 0 <= self.block < model.n_layers:
             raise InputError(
                 f"expected ⟨wise.block⟩ of 0 to {model.n_layers - 1}, got {self.block}: choose one of them"
@@ -96,17 +86,7 @@ class Memory:
 
     @contextmanager
     def serving(self, model: LanguageModel) -> Iterator[None]:
-        """Serve every pass within.
-
-        Args:
-            model: The model; its weights are not touched.
-
-        Yields:
-            Nothing.
-
-        Raises:
-            InputError: If the model is edited already.
-        """
+        """Serve every pass within."""
         activation, asked = activation_of(model), _Asked(model)
 
         def serve(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -133,27 +113,13 @@ class Memory:
                     handle.remove()
 
     def route(self, found: Float[Tensor, "side row"]) -> Int[Tensor, " row"]:
-        """Which side serves each row: the farthest of those that are far enough.
-
-        Args:
-            found: Distances.
-
-        Returns:
-            Its number; `ORIGINAL` where none is far enough.
-        """
+        """Which side serves each row: the farthest of those that are far enough."""
         found = found.double()
         far = found >= self._thresholds(found)
         return torch.where(far.any(0), torch.where(far, found, -torch.inf).argmax(0), ORIGINAL)
 
     def reach(self, found: Float[Tensor, "row side"]) -> Float[Tensor, " row"]:
-        """How far rows are on the way to being served: from 1 on a side serves.
-
-        Args:
-            found: Distances.
-
-        Returns:
-            Of each row the largest distance over its side's threshold; 0 without sides.
-        """
+        """How far rows are on the way to being served: from 1 on a side serves."""
         if not self.sides:
             return found.new_zeros(len(found)).double()
         thresholds = self._thresholds(found)[:, 0]
@@ -165,15 +131,7 @@ class Memory:
 
     @torch.no_grad()
     def judge(self, model: LanguageModel, rows: Sequence[Prompt]) -> Float[Tensor, "row side"]:
-        """How far each side is from the model's own matrix, on the prompts of some rows.
-
-        Args:
-            model: The model.
-            rows: The rows.
-
-        Returns:
-            The distances.
-        """
+        """How far each side is from the model's own matrix, on the prompts of some rows."""
         activation, found = activation_of(model), torch.empty(len(rows), len(self.sides), dtype=torch.float64)
         prompts = [Prompt(row.ids[: row.asked], row.asked - 1) for row in rows]
         seen: list[tuple[Tensor, Tensor]] = []
@@ -221,14 +179,7 @@ class _Asked:
 
 
 def activation_of(model: LanguageModel) -> nn.Module:
-    """The activation of a model's MLPs.
-
-    Args:
-        model: The model.
-
-    Returns:
-        σ.
-    """
+    """The activation of a model's MLPs."""
     config = model.hf.config
     return ACT2FN[getattr(config, "activation_function", None) or config.hidden_act]
 
@@ -236,30 +187,13 @@ def activation_of(model: LanguageModel) -> nn.Module:
 def beside(
     module: nn.Module, entering: Float[Tensor, "row token in"], weight: Float[Tensor, "out in"]
 ) -> Float[Tensor, "row token out"]:
-    """What a linear module would give with another matrix and its own bias.
-
-    Args:
-        module: The module.
-        entering: Its input.
-        weight: The matrix.
-
-    Returns:
-        The output.
-    """
+    """What a linear module would give with another matrix and its own bias."""
     bias: Any = module.bias
     return nn.functional.linear(entering, weight.to(entering.dtype), bias)
 
 
 def first_tokens(lengths: Sequence[int], output: Float[Tensor, "row token out"]) -> Bool[Tensor, "row token"]:
-    """Which tokens of each row count: so many of the first.
-
-    Args:
-        lengths: How many.
-        output: Anything with the rows' tokens.
-
-    Returns:
-        A mask.
-    """
+    """Which tokens of each row count: so many of the first."""
     places = torch.arange(output.shape[1], device=output.device)
     return places < torch.tensor(list(lengths), device=output.device)[:, None]
 
@@ -270,34 +204,14 @@ def distances(
     other: Float[Tensor, "row token out"],
     counted: Bool[Tensor, "row token"],
 ) -> Float[Tensor, " row"]:
-    """How far two matrices' outputs are apart: ‖σ(Wa + b) − σ(W'a + b)‖, the mean over the tokens that count.
-
-    Args:
-        activation: σ.
-        own: The outputs of the model's own matrix.
-        other: Those of the other.
-        counted: The tokens.
-
-    Returns:
-        A number a row.
-    """
+    """How far two matrices' outputs are apart: ‖σ(Wa + b) − σ(W'a + b)‖, the mean over the tokens that count."""
     wide = torch.promote_types(own.dtype, torch.float32)
     apart = torch.linalg.vector_norm(activation(own).to(wide) - activation(other).to(wide), dim=-1)
     return (apart * counted).sum(1) / counted.sum(1)
 
 
 def save_memory(path: Path, model: LanguageModel, memory: Memory, config: Mapping[str, Any]) -> None:
-    """Write a memory.
-
-    Args:
-        path: The file.
-        model: The base model; its fingerprint, taken when it was loaded, goes into the file.
-        memory: The memory.
-        config: Everything that decided it, as JSON can hold it.
-
-    Raises:
-        InputError: If it is not finite.
-    """
+    """Write a memory."""
     metadata = {
         "format": FORMAT,
         "model": model.fingerprint,
@@ -316,15 +230,7 @@ def save_memory(path: Path, model: LanguageModel, memory: Memory, config: Mappin
 
 
 def memory_metadata(path: Path | str) -> dict[str, str] | None:
-    """What a memory says of itself.
-
-    Args:
-        path: A file.
-
-    Returns:
-        ``model`` (the base model's fingerprint), ``name``, ``dtype``, ``config`` and where it stands; none if the file
-        is no memory.
-    """
+    """What a memory says of itself."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -10,18 +10,7 @@ from torch import Tensor
 def margin(
     inside: Float[Tensor, " row"], outside: Float[Tensor, " other"], alpha: float, beta: float, gamma: float
 ) -> Float[Tensor, ""]:
-    """L_a = ⟨d_out − d_in + γ⟩₊ + ⟨d_out − α⟩₊ + ⟨β − d_in⟩₊, each the mean over those rows where it is above zero.
-
-    Args:
-        inside: Distances of the rows of an edit.
-        outside: Distance of an unrelated row: one, or one for each of the others.
-        alpha: α, which unrelated rows are to stay below.
-        beta: β, which edited ones are to exceed.
-        gamma: γ, by how much they are to differ.
-
-    Returns:
-        The loss.
-    """
+    """L_a = ⟨d_out − d_in + γ⟩₊ + ⟨d_out − α⟩₊ + ⟨β − d_in⟩₊, each the mean over those rows where it is above zero."""
 
     def above(values: Tensor) -> Tensor:
         kept = values[values > 0]
@@ -36,17 +25,7 @@ def ties(
     weights: Sequence[float],
     density: float,
 ) -> Float[Tensor, "out in"]:
-    """Merge matrices that were trained from one: the largest changes of each, where they agree on the sign.
-
-    Args:
-        base: The matrix that they were trained from.
-        shards: The matrices.
-        weights: Each one's weight in the mean.
-        density: The share of each one's changes that is kept.
-
-    Returns:
-        The merged matrix.
-    """
+    """Merge matrices that were trained from one: the largest changes of each, where they agree on the sign."""
     deltas = torch.stack([_largest(shard - base, density) for shard in shards])
     shares = deltas.new_tensor(list(weights)).view(-1, *[1] * base.dim())
     elected = torch.where((shares * deltas).sum(0) >= 0, 1.0, -1.0).to(base)

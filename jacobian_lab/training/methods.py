@@ -58,23 +58,12 @@ class Ready:
         return cache_folder("training") / f"{self.about['method']}-{content_key(dict(self.about))}.safetensors"
 
     def train(self, advance: Callable[[int], Any] = lambda _: None) -> Trainer:
-        """Train to the end, from what is there of an earlier start.
-
-        Args:
-            advance: Told of facts.
-
-        Returns:
-            The method, trained.
-        """
+        """Train to the end, from what is there of an earlier start."""
         carry_on(self.trainer, self.path, self.about, advance)
         return self.trainer
 
     def save(self, path: Path) -> None:
-        """Put away all that was trained.
-
-        Args:
-            path: The file.
-        """
+        """Put away all that was trained."""
         save_training(self.trainer, path, self.about)
 
     def release(self) -> None:
@@ -86,20 +75,7 @@ ONE_DEVICE = "expected a model on one device for {}, got one over several: give 
 
 
 def ready(name: str, rows: FactRows, others: Sequence[Fact], settings: TrainingSettings) -> Ready:
-    """Make a method ready for some facts.
-
-    Args:
-        name: One of `TRAINED`.
-        rows: The facts that it edits.
-        others: Facts that are strangers to them.
-        settings: How it trains.
-
-    Returns:
-        The method; what was trained under the same content goes on from there.
-
-    Raises:
-        InputError: If the others do not do, or the model has no such matrices or is divided over several devices.
-    """
+    """Make a method ready for some facts."""
     model = rows.model
     if len(model.devices) > 1:
         raise InputError(ONE_DEVICE.format(name))

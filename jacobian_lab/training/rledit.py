@@ -101,14 +101,7 @@ class RLEdit:
 
     @contextmanager
     def changing(self) -> Iterator[None]:
-        """Put every changed matrix back bit for bit on leaving, whatever happens within.
-
-        Yields:
-            Nothing.
-
-        Raises:
-            InputError: If the model is edited already.
-        """
+        """Put every changed matrix back bit for bit on leaving, whatever happens within."""
         with sole_edit(self.model):
             before = {name: matrix(module).clone() for name, module in self.modules.items()}
             try:
@@ -121,12 +114,6 @@ class RLEdit:
 
         Between two batches nothing is left on the model but what `state` holds too, so that it can be put away there
         and gone on from.
-
-        Args:
-            advance: Told of every batch's lessons.
-
-        Yields:
-            Nothing, after every batch.
         """
         settings = self.settings
         batches = _parts(self.lessons, settings.facts_at_once)[: settings.batches]
@@ -167,11 +154,7 @@ class RLEdit:
         return found
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Become what another was that was made with the same model, lessons and settings.
-
-        Args:
-            state: Its `state`.
-        """
+        """Become what another was that was made with the same model, lessons and settings."""
         self.losses = [(first, second) for first, second in state["losses"].tolist()]
         self.changed = {
             name: state[f"changed.{name}"].to(matrix(module))
@@ -197,14 +180,7 @@ class RLEdit:
 
     @contextmanager
     def edited(self, advance: Callable[[int], Any] = lambda _: None) -> Iterator[None]:
-        """The model edited within, batch after batch as trained, and bit for bit as it was without.
-
-        Args:
-            advance: Told of every batch's rows.
-
-        Yields:
-            Nothing.
-        """
+        """The model edited within, batch after batch as trained, and bit for bit as it was without."""
         kept = [(normaliser, normaliser.state()) for normaliser in self.normalisers.values()]
         self.before = before = {name: matrix(module).detach().clone() for name, module in self.modules.items()}
         asked = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in before.items()}
@@ -237,15 +213,7 @@ class RLEdit:
         return found | {"training_steps": [1.0] * len(self.rows), "training_loss": list(self.learnt)}
 
     def save(self, path: Path, config: Mapping[str, Any]) -> None:
-        """Write what `edited` changed last, as a delta, or the model as it is now.
-
-        Args:
-            path: The file, or the folder.
-            config: Everything that decided it, as JSON can hold it.
-
-        Raises:
-            InputError: If it is not finite.
-        """
+        """Write what `edited` changed last, as a delta, or the model as it is now."""
         if path.suffix == ".safetensors":
             save_delta(path, self.model, self._placed(self.deltas), config)
         else:

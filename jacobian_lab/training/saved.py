@@ -31,11 +31,7 @@ class Loaded:
 
     @contextmanager
     def serving(self) -> Iterator[None]:
-        """The edited model within.
-
-        Yields:
-            Nothing.
-        """
+        """The edited model within."""
         if self.memory is None:
             yield
             return
@@ -44,15 +40,7 @@ class Loaded:
 
     @torch.no_grad()
     def continuation(self, text: str, tokens: int) -> str:
-        """What the edited model says after a prompt, greedily, whatever its own generation settings are.
-
-        Args:
-            text: The prompt.
-            tokens: Tokens of the answer.
-
-        Returns:
-            The answer; of a model with a memory, whether that served is said behind it.
-        """
+        """What the edited model says after a prompt, greedily, whatever its own generation settings are."""
         row = self.model.text_prompt(text)
         ids = torch.tensor([row.ids], device=self.model.device)
         with self.serving():
@@ -69,19 +57,7 @@ class Loaded:
 
 
 def load_edited(paths: Sequence[Path], model: str, device: str) -> Loaded:
-    """Load a base model with saved edits.
-
-    Args:
-        paths: Files that jacobian-lab edit saved: deltas of one base model, to be added up, or one memory.
-        model: The base model, named as it was then.
-        device: As `load_model` has it.
-
-    Returns:
-        The model with the edits.
-
-    Raises:
-        InputError: If they do not go together, or not with the model.
-    """
+    """Load a base model with saved edits."""
     memories = [path for path in paths if memory_metadata(path) is not None]
     if not memories:
         base = _as_made(load_model(model, common_dtype(paths), device), paths)
@@ -96,17 +72,7 @@ def load_edited(paths: Sequence[Path], model: str, device: str) -> Loaded:
 
 
 def saved_chat(path: Path | str) -> Chat | None:
-    """The chat template that the prompts of a saved edit were put into: what `LanguageModel.chat` is to be.
-
-    Args:
-        path: A delta or a memory.
-
-    Returns:
-        How it was filled in; `None` if prompts stood as they are.
-
-    Raises:
-        InputError: If it is neither, or of a version that kept this otherwise.
-    """
+    """The chat template that the prompts of a saved edit were put into: what `LanguageModel.chat` is to be."""
     return chat_in(_metadata(path), path)
 
 

@@ -148,16 +148,7 @@ class WiseConfig(_Wise):
     seed: Annotated[int, Gt(-1)] | None = None
 
     def suited(self, model: LanguageModel, protocol: str | None = None, seed: int = 0) -> WiseSettings:
-        """What this comes to on a model.
-
-        Args:
-            model: The model.
-            protocol: Known model whose settings to use; the model's own by default.
-            seed: The seed, where none is given.
-
-        Returns:
-            The settings.
-        """
+        """What this comes to on a model."""
         own = {"block": min(round(0.9 * model.n_layers), model.n_layers - 1), "seed": seed}
         return WiseSettings(**{**own, **_known(WISE_OF, model, protocol), **_given(self)})
 
@@ -221,17 +212,7 @@ class RLEditSettings(_RLEdit):
     seed: int = 0
 
     def modules(self, model: LanguageModel) -> dict[str, nn.Module]:
-        """What is changed.
-
-        Args:
-            model: The model.
-
-        Returns:
-            The modules by their names in it, block by block.
-
-        Raises:
-            InputError: If there is no such block.
-        """
+        """What is changed."""
         if not self.blocks or min(self.blocks) < 1 or max(self.blocks) >= model.n_layers:
             raise InputError(
                 f"expected ⟨rledit.blocks⟩ of 1 to {model.n_layers - 1}, got "
@@ -269,16 +250,7 @@ class RLEditConfig(_RLEdit):
     seed: Annotated[int, Gt(-1)] | None = None
 
     def suited(self, model: LanguageModel, protocol: str | None = None, seed: int = 0) -> RLEditSettings:
-        """What this comes to on a model.
-
-        Args:
-            model: The model.
-            protocol: Known model whose settings to use; the model's own by default.
-            seed: The seed, where none is given.
-
-        Returns:
-            The settings.
-        """
+        """What this comes to on a model."""
         first = round(0.68 * model.n_layers)
         blocks = tuple(range(first, min(first + 9, model.n_layers)))
         own = {"blocks": blocks, "edited_at_once": self.facts_at_once, "seed": seed}
@@ -311,16 +283,7 @@ class TrainingConfig:
     rledit: RLEditConfig = field(default_factory=RLEditConfig)
 
     def suited(self, model: LanguageModel, protocol: str | None = None, seed: int = 0) -> TrainingSettings:
-        """What this comes to on a model.
-
-        Args:
-            model: The model.
-            protocol: Known model whose settings to use; the model's own by default.
-            seed: The seed, where none is given.
-
-        Returns:
-            The settings.
-        """
+        """What this comes to on a model."""
         return TrainingSettings(self.wise.suited(model, protocol, seed), self.rledit.suited(model, protocol, seed))
 
 

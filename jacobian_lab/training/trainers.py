@@ -29,14 +29,7 @@ class Trainer(Protocol):
     """A method that trains, at work on a model, facts and settings."""
 
     def train(self, advance: Callable[[int], Any] = ...) -> Iterator[Any]:
-        """Train on what is left.
-
-        Args:
-            advance: Told of facts.
-
-        Yields:
-            Something, whenever all that goes on is in `state` and nothing of it on the model.
-        """
+        """Train on what is left."""
         ...
 
     @property
@@ -49,55 +42,24 @@ class Trainer(Protocol):
         ...
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Become what another was that was made alike.
-
-        Args:
-            state: Its `state`.
-        """
+        """Become what another was that was made alike."""
         ...
 
     def edited(self, advance: Callable[[int], Any] = ...) -> AbstractContextManager[None]:
-        """The model edited within, and bit for bit as it was without.
-
-        Args:
-            advance: Told of facts.
-        """
+        """The model edited within, and bit for bit as it was without."""
         ...
 
     def told(self) -> dict[str, Any]:
-        """What is to be known of the training and of the edit, within `edited`.
-
-        Returns:
-            By the names under which runs store them: a number, one for each fact or block, or a list for each fact.
-        """
+        """What is to be known of the training and of the edit, within `edited`."""
         ...
 
     def save(self, path: Path, config: Mapping[str, Any]) -> None:
-        """Write what was made, for `jacobian-lab apply`.
-
-        Args:
-            path: The file.
-            config: Everything that decided it, as JSON can hold it.
-
-        Raises:
-            InputError: If it is asked for what it cannot give.
-        """
+        """Write what was made, for `jacobian-lab apply`."""
         ...
 
 
 def carry_on(trainer: Trainer, path: Path, about: Mapping[str, str], advance: Callable[[int], Any] = _nobody) -> None:
-    """Train to the end, from what is there of an earlier start.
-
-    Args:
-        trainer: The method.
-        path: Where its state is kept; put away now and then, whole or not at all, and read back when the training is
-            begun again.
-        about: What decides the training, in words and digests; what another one left is refused.
-        advance: Told of facts, those of an earlier start too.
-
-    Raises:
-        InputError: If another training is kept there.
-    """
+    """Train to the end, from what is there of an earlier start."""
     if path.is_file():
         try:
             load_training(trainer, path, about)
@@ -113,13 +75,7 @@ def carry_on(trainer: Trainer, path: Path, about: Mapping[str, str], advance: Ca
 
 
 def save_training(trainer: Trainer, path: Path, about: Mapping[str, str]) -> None:
-    """Put away all that was trained.
-
-    Args:
-        trainer: The method.
-        path: The file.
-        about: What decided it.
-    """
+    """Put away all that was trained."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in trainer.state().items()}
     with written_whole(path) as partial:
@@ -127,16 +83,7 @@ def save_training(trainer: Trainer, path: Path, about: Mapping[str, str]) -> Non
 
 
 def load_training(trainer: Trainer, path: Path, about: Mapping[str, str]) -> None:
-    """Have a method become what another was that was made alike.
-
-    Args:
-        trainer: The method.
-        path: What `save_training` left.
-        about: What decides it.
-
-    Raises:
-        InputError: If it is no such file, or something else decided it.
-    """
+    """Have a method become what another was that was made alike."""
     with safe_open(path, framework="pt") as file:
         told = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dictionary

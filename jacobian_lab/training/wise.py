@@ -94,14 +94,7 @@ class Wise:
         self.scale = 1.0 if self.settings.absolute else self._size()
 
     def train(self, advance: Callable[[int], Any] = lambda _: None) -> Iterator[Trained]:
-        """Train on the facts that are left, one after the other.
-
-        Args:
-            advance: Told of every fact.
-
-        Yields:
-            What became of each; everything that goes on to the next is in this object then.
-        """
+        """Train on the facts that are left, one after the other."""
         count, shards = len(self.rows), self.settings.shards
         ends = {-(-(number + 1) * count // shards) for number in range(shards)}
         for place in range(len(self.done), count):
@@ -132,11 +125,7 @@ class Wise:
         return found | {f"merged.{n}": side.weight for n, side in enumerate(self.merged)}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Become what another was that was made with the same facts and settings.
-
-        Args:
-            state: Its `state`.
-        """
+        """Become what another was that was made with the same facts and settings."""
 
         def like_own(tensor: Tensor) -> Tensor:
             return torch.empty_like(self.own).copy_(tensor)  # as the matrix lies in memory: products may round by that
@@ -158,14 +147,7 @@ class Wise:
 
     @contextmanager
     def edited(self, advance: Callable[[int], Any] = lambda _: None) -> Iterator[None]:
-        """The model with the memory beside it within, and as it was without.
-
-        Args:
-            advance: Told of the facts.
-
-        Yields:
-            Nothing.
-        """
+        """The model with the memory beside it within, and as it was without."""
         advance(len(self.rows))
         with self.memory().serving(self.rows.model):
             yield
@@ -189,15 +171,7 @@ class Wise:
         }
 
     def save(self, path: Path, config: Mapping[str, Any]) -> None:
-        """Write the memory.
-
-        Args:
-            path: The file.
-            config: Everything that decided it, as JSON can hold it.
-
-        Raises:
-            InputError: If it is asked for a folder.
-        """
+        """Write the memory."""
         if path.suffix != ".safetensors":
             raise InputError("expected ⟨save⟩ delta for wise, got folder: no plain model asks which matrix serves")
         save_memory(path, self.rows.model, self.memory(), config)

@@ -22,12 +22,7 @@ from jacobian_lab.report.tables.methods import (
 
 
 def efficacy_specificity(figure: FigureBase, dataset: xr.Dataset) -> None:
-    """Every method in the plane of what it edits and what it leaves alone; arrows lead from a rule to it with replay.
-
-    Args:
-        figure: An empty figure, or part of one.
-        dataset: An open run of edit_table.
-    """
+    """Efficacy against specificity of every method; arrows lead from a rule to the same with replay."""
     cells = {(row["method"], row["metric"]): row for row in summaries(dataset).to_dict("records")}
     planes = (("kl", "efficacy_success"), ("top1", "generalization_accuracy"))
     for ax, (across, up) in zip(figure.subplots(1, 2), planes, strict=True):
@@ -51,12 +46,7 @@ def efficacy_specificity(figure: FigureBase, dataset: xr.Dataset) -> None:
 
 
 def frontier(figure: FigureBase, dataset: xr.Dataset) -> None:
-    """What is generalised against what is disturbed along λ, a curve a scheme; λ at the points, the smallest ringed.
-
-    Args:
-        figure: An empty figure, or part of one.
-        dataset: An open run of frontier.
-    """
+    """What is generalised against what is disturbed along λ, a curve a scheme; λ at the points, the smallest ringed."""
     found = along_ridges(dataset).set_index(["metric", "method", "ridge"])
     up = found.loc["generalization_accuracy"]
     axes = figure.subplots(1, 2, sharey=True)
@@ -96,13 +86,7 @@ def _filled(name: str, replayed: bool) -> tuple[str, dict[str, Any]]:
 
 
 def gain(figure: FigureBase, dataset: xr.Dataset, step: Step) -> None:
-    """What a way of making targets adds to another, rule by rule, paired over facts, with intervals.
-
-    Args:
-        figure: An empty figure, or part of one.
-        dataset: An open run of edit_table that holds a rule on both sides of the step.
-        step: What the names of the two methods end with.
-    """
+    """What a way of making targets adds to another, rule by rule, paired over facts, with intervals."""
     gained, rules = gains_of(dataset, (step,)), both_ways(dataset, step)
     axes = figure.subplots(1, 2, width_ratios=(5, 1))
     shares = [metric for metric, kind in METRICS.items() if kind.scale > 1]

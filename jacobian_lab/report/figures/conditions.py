@@ -14,12 +14,7 @@ YARDSTICK = {"color": "0.5", "linestyle": ":", "linewidth": 1, "marker": "x", "m
 
 
 def theorem1(figure: FigureBase, dataset: xr.Dataset) -> None:
-    """How far the layers' shifts are from eigenvectors: sin∠(Jδ, δ), and the angle to the nearest one.
-
-    Args:
-        figure: An empty figure, or part of one.
-        dataset: An open run of tables that theorem 1 has been tested on.
-    """
+    """How far the layers' shifts are from eigenvectors: sin∠(Jδ, δ), and the angle to the nearest one."""
     below = below_last(dataset)
     left, *right = figure.subplots(1, 1 + has_angles(dataset), squeeze=False)[0]
     schemes = schemes_with(below, "eigen_residual")
@@ -38,24 +33,12 @@ def theorem1(figure: FigureBase, dataset: xr.Dataset) -> None:
 
 
 def has_angles(dataset: xr.Dataset) -> bool:
-    """Whether eigenvectors of J were sought for any fact.
-
-    Args:
-        dataset: An open run of tables.
-
-    Returns:
-        Whether they were.
-    """
+    """Whether eigenvectors of J were sought for any fact."""
     return bool(dataset["eigenvector_angle"].notnull().any())
 
 
 def theorem2(figure: FigureBase, dataset: xr.Dataset) -> None:
-    """The strict condition and the milder one: the ends of S's spectrum for every fact, and cos(Jδ, δ).
-
-    Args:
-        figure: An empty figure, or part of one.
-        dataset: An open run of tables.
-    """
+    """The strict condition and the milder one: the ends of S's spectrum for every fact, and cos(Jδ, δ)."""
     below = below_last(dataset)
     left, middle, right = figure.subplots(1, 3)
     layers = below["layer"].values
@@ -93,12 +76,7 @@ def theorem2(figure: FigureBase, dataset: xr.Dataset) -> None:
 
 
 def jacobian(figure: FigureBase, dataset: xr.Dataset) -> None:
-    """Spectra of S and of J by layer, medians over facts, and how far J is from normal against the distance.
-
-    Args:
-        figure: An empty figure, or part of one.
-        dataset: An open run of Jacobians, some of them dense; a curve is over the facts that have a value.
-    """
+    """Spectra of S and of J by layer, medians over facts, and how far J is from normal against the distance."""
     left, middle, gains, right = figure.subplots(1, 4)
     layers = dataset["layer"].values
     last = max(dataset.attrs["config"]["settings"]["layers"])

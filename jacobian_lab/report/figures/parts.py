@@ -11,27 +11,12 @@ from jacobian_lab.report.writing import seed_of
 
 
 def schemes_with(dataset: xr.Dataset, variable: str) -> list[str]:
-    """Schemes that there is something to draw of.
-
-    Args:
-        dataset: An open run, or some of its layers.
-        variable: One of its variables.
-
-    Returns:
-        The names of those with a finite value of it.
-    """
+    """Schemes that there is something to draw of."""
     return [str(name) for name in dataset["scheme"].values if np.isfinite(dataset[variable].sel(scheme=name)).any()]
 
 
 def mean_curve(ax: Axes, dataset: xr.Dataset, values: xr.DataArray, **look: Any) -> None:
-    """Mean over facts with its 95 % interval along the other dimension.
-
-    Args:
-        ax: Where to draw.
-        dataset: The open run, whose seed the resampling has.
-        values: Values made from the run's, with ``fact`` and one other dimension.
-        **look: How the curve looks.
-    """
+    """Mean over facts with its 95 % interval along the other dimension."""
     dim = next(str(dim) for dim in values.dims if dim != "fact")
     places = values[dim].values
     if not np.isfinite(values).any():
@@ -42,28 +27,10 @@ def mean_curve(ax: Axes, dataset: xr.Dataset, values: xr.DataArray, **look: Any)
 
 
 def error_bars(ax: Axes, places: Any, mean: Any, low: Any, high: Any, **look: Any) -> None:
-    """Means with their intervals.
-
-    Args:
-        ax: Where to draw.
-        places: Where they stand.
-        mean: The means.
-        low: Lower ends of the intervals; NaN where there are none.
-        high: Upper ends.
-        **look: How they look.
-    """
+    """Means with their intervals."""
     ax.errorbar(places, mean, arms(mean, low, high), **{"capsize": 1.5, "markersize": 3, "linewidth": 1, **look})
 
 
 def arms(mean: Any, low: Any, high: Any) -> np.ndarray:
-    """How far intervals reach, as matplotlib takes it.
-
-    Args:
-        mean: The means.
-        low: Lower ends; NaN where there is no interval.
-        high: Upper ends.
-
-    Returns:
-        Down and up, ``[2, ...]``: none without an interval, or where all values are one and rounding leaves less.
-    """
+    """How far intervals reach, as matplotlib takes it."""
     return np.nan_to_num([mean - low, high - mean]).clip(min=0)

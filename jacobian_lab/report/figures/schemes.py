@@ -21,36 +21,21 @@ CARRIERS = ("backward-dividing", "backward-full", "forward-replay", "coordinated
 
 
 def cosine_by_layer(figure: FigureBase, dataset: xr.Dataset) -> None:
-    """Table 1 as curves: mean cosine of δ_l and δ_L^l with its interval, the paper's dashed.
-
-    Args:
-        figure: An empty figure, or part of one.
-        dataset: An open run.
-    """
+    """Table 1 as curves: mean cosine of δ_l and δ_L^l with its interval, the paper's dashed."""
     ax = figure.subplots()
     _curves(ax, dataset, "cosine", "table1")
     ax.set(ylabel=r"$\cos(\delta_l, \delta_L^l)$", ylim=(min(0.0, ax.get_ylim()[0]), 1.05))
 
 
 def residual_by_layer(figure: FigureBase, dataset: xr.Dataset) -> None:
-    """Tables 2 and 5 as curves: mean remaining residual of every scheme, the paper's dashed.
-
-    Args:
-        figure: An empty figure, or part of one.
-        dataset: An open run.
-    """
+    """Tables 2 and 5 as curves: mean remaining residual of every scheme, the paper's dashed."""
     ax = figure.subplots()
     _curves(ax, dataset, "residual_ratio", "table2", "table5")
     ax.set(ylabel="remaining residual", ylim=(0, None))
 
 
 def spread_by_fact(figure: FigureBase, dataset: xr.Dataset) -> None:
-    """One panel a scheme: the remaining residual of every fact, and the median.
-
-    Args:
-        figure: An empty figure, or part of one.
-        dataset: An open run.
-    """
+    """One panel a scheme: the remaining residual of every fact, and the median."""
     schemes = [str(name) for name in dataset["scheme"].values]
     panels = np.atleast_1d(figure.subplots(1, len(schemes), sharey=True, sharex=True))
     for ax, scheme in zip(panels, schemes, strict=True):
@@ -68,12 +53,7 @@ def spread_by_fact(figure: FigureBase, dataset: xr.Dataset) -> None:
 
 
 def decomposition(figure: FigureBase, dataset: xr.Dataset) -> None:
-    """One panel a scheme: norms of J·δ, curvature and leakage over that of the passive shift, means over facts.
-
-    Args:
-        figure: An empty figure, or part of one.
-        dataset: An open run of tables.
-    """
+    """One panel a scheme: norms of J·δ, curvature and leakage over that of the passive shift, means over facts."""
     below = below_last(dataset)
     schemes = schemes_with(below, "linear_norm")
     panels = np.atleast_1d(figure.subplots(1, len(schemes), sharey=True, sharex=True))
@@ -99,10 +79,6 @@ def effort(figure: FigureBase, dataset: xr.Dataset) -> None:
 
     Effort, the norm of a layer's shift, and price, what that costs at least in disturbance, as shares of all layers';
     and the layer's part of the change at the last layer: bars of a kind add up to one. The mark is what J·δ carries.
-
-    Args:
-        figure: An empty figure, or part of one.
-        dataset: An open run of tables.
     """
     schemes = carriers(dataset)
     panels = np.atleast_1d(figure.subplots(1, len(schemes), sharey=True))
@@ -129,14 +105,7 @@ def effort(figure: FigureBase, dataset: xr.Dataset) -> None:
 
 
 def carriers(dataset: xr.Dataset) -> list[str]:
-    """Schemes that show how effort is shared.
-
-    Args:
-        dataset: An open run of tables.
-
-    Returns:
-        Those that the run has of the four that differ most, or all that it has.
-    """
+    """Schemes that show how effort is shared."""
     held = schemes_with(dataset, "effort")
     return [name for name in CARRIERS if name in held] or held
 
@@ -146,10 +115,6 @@ def step_size(figure: FigureBase, dataset: xr.Dataset) -> None:
 
     Steps are over |t*|, so that where t* > 0 J predicts the least residual at 1 and harm from 2 on;
     medians over facts, with quartiles of the replayed curve.
-
-    Args:
-        figure: An empty figure, or part of one.
-        dataset: An open run of tables whose step sizes have been studied.
     """
     below = below_last(dataset)
     studied = schemes_with(below, "step_replayed")
@@ -175,12 +140,7 @@ def step_size(figure: FigureBase, dataset: xr.Dataset) -> None:
 
 
 def layer_count(figure: FigureBase, dataset: xr.Dataset) -> None:
-    """The residual that is left, generalisation and D_KL against the number of decisive layers, means with intervals.
-
-    Args:
-        figure: An empty figure, or part of one.
-        dataset: An open run of layer counts.
-    """
+    """Residual, generalisation and D_KL by the number of decisive layers, means with intervals."""
     shown = counted(dataset)
     axes = figure.subplots(1, len(shown), squeeze=False)[0]
     for ax, (name, label) in zip(axes, shown.items(), strict=True):
@@ -193,14 +153,7 @@ def layer_count(figure: FigureBase, dataset: xr.Dataset) -> None:
 
 
 def counted(dataset: xr.Dataset) -> dict[str, str]:
-    """What is shown against the number of decisive layers.
-
-    Args:
-        dataset: An open run of layer counts.
-
-    Returns:
-        The variables that there is something to draw of, and what their axes are called.
-    """
+    """What is shown against the number of decisive layers."""
     labels = {
         "final_ratio": "residual left at the last layer",
         "count_generalization": "generalisation, share",

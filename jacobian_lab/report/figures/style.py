@@ -47,16 +47,7 @@ TIMES_LIKE = {"font.family": "STIXGeneral", "mathtext.fontset": "stix", "pdf.fon
 
 @contextmanager
 def style(column: str = "half", columns: int = 1, height: float = 0.75) -> Iterator[None]:
-    """Draw and save with ICML's sizes and fonts.
-
-    Args:
-        column: ``"half"`` for one column, ``"full"`` for the page's width.
-        columns: Panels in a row.
-        height: Height of a panel over its width.
-
-    Yields:
-        Nothing.
-    """
+    """Draw and save with ICML's sizes and fonts."""
     size = figsizes.icml2024_half if column == "half" else figsizes.icml2024_full
     with mpl.rc_context(), sns.axes_style("whitegrid"):
         mpl.rcParams.update(size(ncols=columns, height_to_width_ratio=height) | fontsizes.icml2024())
@@ -65,19 +56,7 @@ def style(column: str = "half", columns: int = 1, height: float = 0.75) -> Itera
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write a figure as PDF and as PNG.
-
-    Args:
-        figure: The figure.
-        folder: Where to; made if absent.
-        name: File name without its ending.
-
-    Returns:
-        The two paths.
-
-    Raises:
-        InputError: If the folder cannot be written.
-    """
+    """Write a figure as PDF and as PNG."""
     paths = [folder / f"{name}.pdf", folder / f"{name}.png"]
     try:
         folder.mkdir(parents=True, exist_ok=True)

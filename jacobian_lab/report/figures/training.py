@@ -15,12 +15,7 @@ BINS = 30
 
 
 def routing(figure: FigureBase, dataset: xr.Dataset) -> None:
-    """How far a memory is from the model's own matrix on each kind of prompt, and from where on it serves.
-
-    Args:
-        figure: An empty figure, or part of one.
-        dataset: An open run of edit_table that holds a method with a router.
-    """
+    """How far a memory is from the model's own matrix on each kind of prompt, and from where on it serves."""
     methods = with_router(dataset)
     for ax, name in zip(figure.subplots(1, len(methods), squeeze=False)[0], methods, strict=True):
         found = routed(dataset, name)

@@ -13,14 +13,7 @@ DESCENTS = {"anchor": "anchors", "refit_anchor": "refitted anchors", "coordinate
 
 
 def descents(dataset: xr.Dataset) -> Table:
-    """How many facts came below the loss that ends a descent, at what cost.
-
-    Args:
-        dataset: An open run with anchors.
-
-    Returns:
-        A row for each kind and place of anchors and shifts.
-    """
+    """How many facts came below the loss that ends a descent, at what cost."""
     settings = dataset.attrs["config"]["settings"]["anchor"]
     stop, rows = settings["stop_loss"], {}
     for name, what in DESCENTS.items():
@@ -52,14 +45,7 @@ def _places(dataset: xr.Dataset, name: str) -> Iterator[tuple[str, xr.DataArray,
 
 
 def failed_facts(dataset: xr.Dataset) -> list[str]:
-    """Facts whose anchor's loss was not finite; they keep their place with NaN.
-
-    Args:
-        dataset: An open run of tables or of edit_table.
-
-    Returns:
-        Their ids.
-    """
+    """Facts whose anchor's loss was not finite; they keep their place with NaN."""
     failed = xr.DataArray(np.zeros(dataset.sizes["fact"], dtype=bool), dims="fact")
     for name in ("anchor", "refit_anchor"):
         if name in dataset:
@@ -72,29 +58,14 @@ def failed_facts(dataset: xr.Dataset) -> list[str]:
 
 
 def answered_facts(dataset: xr.Dataset) -> list[str]:
-    """Facts whose loss was low enough without any update at some anchor layer.
-
-    Args:
-        dataset: An open run.
-
-    Returns:
-        Their ids; a ratio to their residual, which is zero, is NaN.
-    """
+    """Facts whose loss was low enough without any update at some anchor layer."""
     first = (dataset["anchor_passes"] == 1).any("anchor_layer")
     finite = dataset["anchor"].notnull().all(("anchor_layer", "d_model"))
     return [str(fact) for fact in dataset["fact"].values[(first & finite).values]]
 
 
 def unmet_anchors(dataset: xr.Dataset, name: str = "anchor") -> str:
-    """How many of the anchors did not come below the loss that ends their optimisation.
-
-    Args:
-        dataset: An open run.
-        name: ``"anchor"`` or ``"refit_anchor"``.
-
-    Returns:
-        A line for below the tables; empty where all did, or none was optimised.
-    """
+    """How many of the anchors did not come below the loss that ends their optimisation."""
     settings, loss = dataset.attrs["config"]["settings"]["anchor"], dataset[f"{name}_loss"]
     short, done = (loss >= settings["stop_loss"]).sum("fact"), loss.notnull().sum("fact")
     parts = [
@@ -108,14 +79,7 @@ def unmet_anchors(dataset: xr.Dataset, name: str = "anchor") -> str:
 
 
 def unmet_shifts(dataset: xr.Dataset) -> str:
-    """How many facts' coordinated shifts did not come below the loss that ends their optimisation, and which failed.
-
-    Args:
-        dataset: An open run of tables or of edit_table.
-
-    Returns:
-        A line or two for below the tables; empty where all did, or none was optimised.
-    """
+    """How many facts' coordinated shifts did not come below the loss that ends their optimisation, and which failed."""
     settings, made = dataset.attrs["config"]["settings"]["anchor"], dataset["coordinated_shift_passes"] > 0
     short = int((dataset["coordinated_shift_loss"] >= settings["stop_loss"]).sum())
     failed = dataset["coordinated_shift"].isnull().any(("layer", "d_model")) & made

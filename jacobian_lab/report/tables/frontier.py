@@ -24,14 +24,7 @@ CHOOSES, BREAKS_TIES = ("generalization_accuracy", "efficacy_accuracy"), "kl"
 
 
 def along_ridges(dataset: xr.Dataset) -> pd.DataFrame:
-    """Every metric of every method at every λ, with its interval.
-
-    Args:
-        dataset: An open run of frontier.
-
-    Returns:
-        What `summaries` returns, with ``ridge``, for the points that have been measured.
-    """
+    """Every metric of every method at every λ, with its interval."""
     points = []
     for ridge in dataset["ridge"].values:
         at = dataset.sel(ridge=ridge)
@@ -42,14 +35,7 @@ def along_ridges(dataset: xr.Dataset) -> pd.DataFrame:
 
 
 def frontier(dataset: xr.Dataset) -> Table:
-    """`along_ridges`, as one reads it: a row a method and λ.
-
-    Args:
-        dataset: An open run of frontier.
-
-    Returns:
-        The table; its CSV file has ``method, ridge`` and the columns of ``metrics.csv``.
-    """
+    """`along_ridges`, as one reads it: a row a method and λ."""
     found, kinds = along_ridges(dataset), {**METRICS, **further(dataset)}
     cells = {(row["method"], row["ridge"], row["metric"]): row for row in found.to_dict("records")}
     points = sorted({(method, ridge) for method, ridge, _ in cells}, key=lambda point: _order(dataset, *point))
@@ -75,12 +61,6 @@ def own_ridges(dataset: xr.Dataset) -> Table:
     The halves are the facts at even and at odd places; best is the largest generalisation Accuracy (efficacy Accuracy
     where a half has no paraphrase), of equals the one with the least D_KL, and of those the smallest. So no fact's
     numbers have chosen the λ that they are reported at.
-
-    Args:
-        dataset: An open run of frontier with several facts.
-
-    Returns:
-        One row a method, and one for every difference between two that share a rule, paired over facts.
     """
     crossed, chosen, criteria = _crossed(dataset)
     kinds = {**METRICS, **further(crossed)}
@@ -100,14 +80,7 @@ def own_ridges(dataset: xr.Dataset) -> Table:
 
 
 def no_halves(dataset: xr.Dataset) -> str:
-    """What a run lacks for methods at their own λ.
-
-    Args:
-        dataset: An open run of frontier.
-
-    Returns:
-        The reason; nothing if it has two facts, two values of λ, and a method that has been measured at all of them.
-    """
+    """What a run lacks for methods at their own λ."""
     if min(_asked(dataset).size, dataset.sizes["ridge"]) < 2:
         return "two facts and two values of λ"
     return "" if (dataset["measured"] == 1).all("ridge").any() else "a method at every λ"

@@ -35,15 +35,7 @@ Cell = tuple[xr.DataArray, Metric]
 
 
 def records(dataset: xr.Dataset) -> pd.DataFrame:
-    """Every record's own means, which the tables' are made of.
-
-    Args:
-        dataset: An open run.
-
-    Returns:
-        One row for each method and fact: shares and nats as stored, a record's prompts averaged, and the number of its
-        ``neighborhood_prompts``, by which flat means weigh it.
-    """
+    """Every record's own means, which the tables' are made of."""
     names = [*METRICS, *MORE, *further(dataset), "nll_new", "nll_true"]
     means = xr.Dataset({name: column(dataset, name) for name in names}).map(
         lambda values: values.mean([dim for dim in values.dims if dim not in {"fact", "edit"}])
@@ -54,14 +46,7 @@ def records(dataset: xr.Dataset) -> pd.DataFrame:
 
 
 def further(dataset: xr.Dataset) -> dict[str, Metric]:
-    """Columns beyond the paper's: what a layout asks besides, such as portability or multi-hop questions.
-
-    Args:
-        dataset: An open run of edit-table.
-
-    Returns:
-        A column for each group of further questions that the run's facts hold, by `FURTHER` and the group's name.
-    """
+    """Columns beyond the paper's: what a layout asks besides, such as portability or multi-hop questions."""
     held = dataset["probe_accuracy"].notnull()
     asked = held.any([dim for dim in held.dims if dim != "probe"])
     names = [f"{FURTHER}{group}" for group in dataset["probe"].values[asked.values]]
@@ -69,29 +54,14 @@ def further(dataset: xr.Dataset) -> dict[str, Metric]:
 
 
 def column(dataset: xr.Dataset, metric: str) -> xr.DataArray:
-    """The values of a metric, or of a group of further questions.
-
-    Args:
-        dataset: An open run.
-        metric: A variable's name, or one of `further`.
-
-    Returns:
-        With a dimension ``fact``.
-    """
+    """The values of a metric, or of a group of further questions."""
     if not metric.startswith(FURTHER):
         return dataset[metric]
     return dataset["probe_accuracy"].sel(probe=metric.removeprefix(FURTHER), drop=True)
 
 
 def summaries(dataset: xr.Dataset) -> pd.DataFrame:
-    """Every metric of every method, with its interval.
-
-    Args:
-        dataset: An open run.
-
-    Returns:
-        ``method, metric, mean, low, high, count``, shares × 100: 95 % percentile bootstrap over facts.
-    """
+    """Every metric of every method, with its interval."""
     kinds = {**METRICS, **MORE, **further(dataset)}
     keys = [(str(name), metric) for name in dataset["edit"].values for metric in kinds]
     cells = [(column(dataset, metric).sel(edit=name), kinds[metric]) for name, metric in keys]
@@ -99,16 +69,7 @@ def summaries(dataset: xr.Dataset) -> pd.DataFrame:
 
 
 def gains_of(dataset: xr.Dataset, steps: Sequence[Step] = GAINS) -> pd.DataFrame:
-    """What a step adds to each rule: differences of the same facts, paired.
-
-    Args:
-        dataset: An open run.
-        steps: Which.
-
-    Returns:
-        ``rule, method, against, metric, mean, low, high, count`` of (method − against), for all that were measured
-        both ways.
-    """
+    """What a step adds to each rule: differences of the same facts, paired."""
     kinds = {**METRICS, **further(dataset)}
     keys = [
         (rule, rule + after, rule + before, metric)
@@ -126,15 +87,7 @@ def gains_of(dataset: xr.Dataset, steps: Sequence[Step] = GAINS) -> pd.DataFrame
 
 
 def means(cells: Sequence[Cell], seed: int) -> pd.DataFrame:
-    """Means over prompts and facts, with their intervals over facts.
-
-    Args:
-        cells: The cells.
-        seed: Seed of the resampling.
-
-    Returns:
-        What `intervals` returns; a fact without a value has no weight.
-    """
+    """Means over prompts and facts, with their intervals over facts."""
     if not cells:
         return pd.DataFrame(columns=["mean", "low", "high", "count"])
     sums, weights = (np.stack(part) for part in zip(*(by_fact(*cell) for cell in cells), strict=True))
@@ -142,15 +95,7 @@ def means(cells: Sequence[Cell], seed: int) -> pd.DataFrame:
 
 
 def by_fact(values: xr.DataArray, kind: Metric) -> tuple[np.ndarray, np.ndarray]:
-    """For each fact what it adds to the mean, and with which weight.
-
-    Args:
-        values: With a dimension ``fact``, the first, and any others.
-        kind: How they are averaged.
-
-    Returns:
-        The sum and the weight of each fact.
-    """
+    """For each fact what it adds to the mean, and with which weight."""
     prompts = values.values.reshape(values.sizes["fact"], -1) * kind.scale
     sums, counts = np.nansum(prompts, axis=1), np.isfinite(prompts).sum(axis=1).astype(float)
     if kind.flat:
@@ -159,14 +104,7 @@ def by_fact(values: xr.DataArray, kind: Metric) -> tuple[np.ndarray, np.ndarray]
 
 
 def weights(dataset: xr.Dataset) -> pd.DataFrame:
-    """What each method did to each weight.
-
-    Args:
-        dataset: An open run.
-
-    Returns:
-        One row for each method and edited layer; columns that say nothing are left out.
-    """
+    """What each method did to each weight."""
     names = [str(name) for name in dataset if dataset[name].dims == ("edit", "layer")]
     frame = dataset[names].to_dataframe(dim_order=["edit", "layer"]).reset_index().rename(columns={"edit": "method"})
     frame = frame[np.isfinite(frame["update_norm"])]
@@ -174,15 +112,7 @@ def weights(dataset: xr.Dataset) -> pd.DataFrame:
 
 
 def both_ways(dataset: xr.Dataset, step: Step) -> list[str]:
-    """Rules that were measured on both sides of a step.
-
-    Args:
-        dataset: An open run.
-        step: The step.
-
-    Returns:
-        Their names.
-    """
+    """Rules that were measured on both sides of a step."""
     before, after = step
     edited = list(map(str, dataset["edit"].values))
     rules = [name.removesuffix(before) for name in edited if name.endswith(before)]
@@ -190,15 +120,7 @@ def both_ways(dataset: xr.Dataset, step: Step) -> list[str]:
 
 
 def metrics_table(dataset: xr.Dataset, summed: pd.DataFrame) -> Table:
-    """``metrics.csv``: the paper's columns, and those that a layout adds, of every method.
-
-    Args:
-        dataset: An open run.
-        summed: Its `summaries`.
-
-    Returns:
-        Means by method, shares × 100.
-    """
+    """``metrics.csv``: the paper's columns, and those that a layout adds, of every method."""
     frame = _wide_means(summed).reindex(columns=[*METRICS, *further(dataset)])
     return Table(frame, numbers=frame.reset_index())
 
@@ -218,20 +140,7 @@ def compared(
     ours: Sequence[str] = (),
     paper: pd.DataFrame | None = None,
 ) -> Table:
-    """Methods beside each other, the best of each column in bold, the paper's row below ours.
-
-    Args:
-        dataset: An open run.
-        summed: Its `summaries`.
-        model: The known model whose numbers stand beside ours; the run's own, if the paper has it, by default.
-        table: The paper's table: its methods come first, in its order, those that the run lacks too; else all
-            methods of the run, and of the paper's numbers those of the same methods.
-        ours: Methods that come below the table's own.
-        paper: Numbers to stand beside ours, as `read_paper` reads them; the paper's by default.
-
-    Returns:
-        The table.
-    """
+    """Methods beside each other, the best of each column in bold, the paper's row below ours."""
     style, kinds = dataset.attrs["config"]["settings"]["metrics"], {**METRICS, **further(dataset)}
     model = model or _known(dataset)
     printed = rows_beside(paper_methods(), style, model, table)
@@ -272,15 +181,7 @@ def _known(dataset: xr.Dataset) -> str:
 
 
 def damage(dataset: xr.Dataset, summed: pd.DataFrame) -> Table:
-    """What the paper's columns leave out: the older literature's measure, perplexity, decoding, the weights.
-
-    Args:
-        dataset: An open run.
-        summed: Its `summaries`.
-
-    Returns:
-        One row a method.
-    """
+    """What the paper's columns leave out: the older literature's measure, perplexity, decoding, the weights."""
     means = _wide_means(summed)
     rows = {}
     edited = dataset["neighbor_edited"]
@@ -326,14 +227,7 @@ def _largest(chosen: xr.Dataset, *names: str) -> float:
 
 
 def gains(dataset: xr.Dataset) -> Table:
-    """`gains_of`, as one reads it.
-
-    Args:
-        dataset: An open run that holds a rule on both sides of one of `GAINS`.
-
-    Returns:
-        One row a rule and step.
-    """
+    """`gains_of`, as one reads it."""
     gained, kinds = gains_of(dataset), {**METRICS, **further(dataset)}
     rows: dict[str, list[str]] = {}
     for row in gained.to_dict("records"):
@@ -343,16 +237,7 @@ def gains(dataset: xr.Dataset) -> Table:
 
 
 def cell_text(row: Mapping[Any, Any], kind: Metric, sign: str = "") -> str:
-    """A mean with its interval, as one reads it.
-
-    Args:
-        row: ``mean``, ``low`` and ``high``.
-        kind: The metric.
-        sign: ``"+"`` for differences.
-
-    Returns:
-        The text.
-    """
+    """A mean with its interval, as one reads it."""
     interval = (
         "" if np.isnan(row["low"]) else f" [{_number(row['low'], kind, sign)}, {_number(row['high'], kind, sign)}]"
     )
@@ -364,12 +249,5 @@ def _number(value: float, kind: Metric, sign: str = "") -> str:
 
 
 def labels(metrics: Mapping[str, Metric]) -> list[str]:
-    """What columns are called, with an arrow to the better side.
-
-    Args:
-        metrics: The metrics.
-
-    Returns:
-        A label for each.
-    """
+    """What columns are called, with an arrow to the better side."""
     return [f"{kind.label} {'↑' if kind.best > 0 else '↓'}" for kind in metrics.values()]

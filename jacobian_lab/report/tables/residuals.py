@@ -54,31 +54,13 @@ ROWS: Mapping[str, tuple[Line, ...]] = {
 
 
 def lacking(dataset: xr.Dataset, name: str) -> str:
-    """What a run would have to hold for a table to have a row.
-
-    Args:
-        dataset: An open run.
-        name: One of `ROWS`.
-
-    Returns:
-        The schemes, in words; empty if there is one of them.
-    """
+    """What a run would have to hold for a table to have a row."""
     schemes = dict.fromkeys(line.scheme for line in ROWS[name])
     return "" if set(schemes) & set(dataset["scheme"].values) else f"one of the schemes {', '.join(schemes)}"
 
 
 def table(dataset: xr.Dataset, name: str) -> pd.DataFrame:
-    """One of the paper's tables, in long form.
-
-    Args:
-        dataset: An open run.
-        name: ``"table1"``, ``"table2"`` or ``"table5"``.
-
-    Returns:
-        One row for each line and edited layer: ``row, scheme, variable, layer, mean, low, high,
-        median, count, paper``. The paper's values stand where the number of decisive layers is the
-        paper's, layer for layer in order.
-    """
+    """One of the paper's tables, in long form."""
     layers = [int(layer) for layer in dataset["layer"].values]
     heads, cells = [], []
     for line in ROWS[name]:
@@ -97,29 +79,14 @@ def table(dataset: xr.Dataset, name: str) -> pd.DataFrame:
 
 
 def shown(dataset: xr.Dataset, name: str) -> Table:
-    """One of the paper's tables, as one reads it.
-
-    Args:
-        dataset: An open run.
-        name: One of `ROWS`.
-
-    Returns:
-        The table.
-    """
+    """One of the paper's tables, as one reads it."""
     long = table(dataset, name)
     beside = source_line() if long["paper"].notna().any() else ""
     return Table(wide(long), f"{facts_line(dataset, long['count'])} {beside}".rstrip(), long)
 
 
 def wide(long: pd.DataFrame) -> pd.DataFrame:
-    """A table as one reads it: layers side by side, the paper's row below ours.
-
-    Args:
-        long: What `table` returns.
-
-    Returns:
-        Text cells, ``mean [low, high] (median)``; of shares ``mean [low, high] (hits of trials)``.
-    """
+    """A table as one reads it: layers side by side, the paper's row below ours."""
     dim = "layer" if "layer" in long else "count_of_layers"
     out: dict[str, dict[int, str]] = {}
     for row in long.to_dict("records"):
@@ -136,15 +103,7 @@ def wide(long: pd.DataFrame) -> pd.DataFrame:
 
 
 def efficacy_table(dataset: xr.Dataset) -> pd.DataFrame:
-    """Per scheme: efficacy and what its edit cost.
-
-    Args:
-        dataset: An open run.
-
-    Returns:
-        One row a scheme, the unedited model first: share of facts answered, its interval, and the
-        largest relative change of a weight.
-    """
+    """Per scheme: efficacy and what its edit cost."""
     schemes = [str(name) for name in dataset["scheme"].values]
     values = np.stack([dataset["efficacy_unedited"].values, *dataset["efficacy"].values.T])
     frame = summaries_of(values, seed_of(dataset)).drop(columns="median").rename(columns={"mean": "efficacy"})
@@ -153,29 +112,14 @@ def efficacy_table(dataset: xr.Dataset) -> pd.DataFrame:
 
 
 def efficacy_shown(dataset: xr.Dataset) -> Table:
-    """`efficacy_table`, as one reads it.
-
-    Args:
-        dataset: An open run.
-
-    Returns:
-        The table.
-    """
+    """`efficacy_table`, as one reads it."""
     frame = efficacy_table(dataset)
     note = f"{model_name(dataset)}, {facts_in_cells(dataset.sizes['fact'], frame['count'])}. {made_with(dataset)}"
     return Table(frame.round(3).set_index("scheme"), note, frame)
 
 
 def measurements(dataset: xr.Dataset) -> pd.DataFrame:
-    """Every measurement, one row for each fact, scheme and edited layer.
-
-    Args:
-        dataset: An open run.
-
-    Returns:
-        Columns ``fact, scheme, layer, residual_ratio, cosine`` and the other measures, those of studies
-        where a study was made.
-    """
+    """Every measurement, one row for each fact, scheme and edited layer."""
     names = [name for name, variable in KINDS["tables"].items() if variable.dims == ("fact", "scheme", "layer")]
     columns = [*names, "efficacy", "update_norm", "condition_number", "unstored"]
     frame = dataset[columns].to_dataframe(dim_order=["fact", "scheme", "layer"]).reset_index()
@@ -184,14 +128,7 @@ def measurements(dataset: xr.Dataset) -> pd.DataFrame:
 
 
 def headlines(dataset: xr.Dataset) -> Iterator[str]:
-    """A run of tables in a few lines: what was measured, and the numbers that matter beside the paper's.
-
-    Args:
-        dataset: An open run.
-
-    Yields:
-        The lines.
-    """
+    """A run of tables in a few lines: what was measured, and the numbers that matter beside the paper's."""
     layers, schemes = [int(layer) for layer in dataset["layer"].values], list(map(str, dataset["scheme"].values))
     facts = dataset.attrs["config"]["provenance"]["facts"]
     yield (

@@ -50,15 +50,7 @@ CAUTIONS = {
 
 
 def shown(dataset: xr.Dataset, name: str) -> Table:
-    """One of the tables, as one reads it.
-
-    Args:
-        dataset: An open run.
-        name: One of `ROWS`.
-
-    Returns:
-        The table.
-    """
+    """One of the tables, as one reads it."""
     long = summarised(dataset, name)
     known = long["count"][long["count"] > 0]
     middle = "median; of shares, how many of how many" if long["trials"].notna().any() else "median"
@@ -66,17 +58,7 @@ def shown(dataset: xr.Dataset, name: str) -> Table:
 
 
 def summarised(dataset: xr.Dataset, name: str) -> pd.DataFrame:
-    """One of the tables in long form.
-
-    Args:
-        dataset: An open run.
-        name: One of `ROWS`.
-
-    Returns:
-        ``row``, ``layer`` (or ``count_of_layers``), ``mean``, ``low``, ``high``, ``median``, ``count``, and of shares
-        ``hits`` and ``trials``: how many of how many, over all facts; rows without a finite value are left out, but
-        for those that the run's dtype does not allow to be known.
-    """
+    """One of the tables in long form."""
     heads, cells, kept = [], [], []
     dim = "layer"
     for label, values, *counted in ROWS[name](dataset):
@@ -107,15 +89,7 @@ def _not_known(dataset: xr.Dataset, values: xr.DataArray) -> bool:
 
 
 def conditions(dataset: xr.Dataset) -> pd.DataFrame:
-    """Spectra in numbers and the verdict of theorem 2, one row for each fact and layer below the last.
-
-    Args:
-        dataset: An open run.
-
-    Returns:
-        Columns ``fact, layer, lambda_min, lambda_max, positive_share, definite, sigma_max`` and more;
-        ``definite`` is True, False or undecided.
-    """
+    """Spectra in numbers and the verdict of theorem 2, one row for each fact and layer below the last."""
     last = max(dataset.attrs["config"]["settings"]["layers"])
     names = [name for name in CONDITIONS if name in dataset]
     frame = dataset[[*names, "decision", "surveyed"]].to_dataframe(dim_order=["fact", "layer"]).reset_index()
@@ -125,14 +99,7 @@ def conditions(dataset: xr.Dataset) -> pd.DataFrame:
 
 
 def neither(dataset: xr.Dataset) -> str:
-    """What theorem 2's table lacks: the verdicts, and the shifts.
-
-    Args:
-        dataset: An open run.
-
-    Returns:
-        Both names where both are missing.
-    """
+    """What theorem 2's table lacks: the verdicts, and the shifts."""
     below = below_last(dataset)
     held = any(np.isfinite(below[name]).any() for name in ("lambda_min", "linear_cosine"))
     return "" if held else "lambda_min or linear_cosine"

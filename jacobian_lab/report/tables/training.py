@@ -36,15 +36,7 @@ class Routed:
 
 
 def routed(dataset: xr.Dataset, method: str) -> Mapping[str, Routed]:
-    """Where a method's router sends what.
-
-    Args:
-        dataset: An open run of edit_table.
-        method: The method.
-
-    Returns:
-        By kind of prompt, of `PROMPTS`; neighbourhood prompts that the run edits themselves are left out.
-    """
+    """Where a method's router sends what."""
     chosen = dataset.sel(edit=method)
     found = {}
     for name, called in PROMPTS.items():
@@ -57,38 +49,17 @@ def routed(dataset: xr.Dataset, method: str) -> Mapping[str, Routed]:
 
 
 def with_router(dataset: xr.Dataset) -> list[str]:
-    """Methods whose router has been asked.
-
-    Args:
-        dataset: An open run of edit_table.
-
-    Returns:
-        Their names.
-    """
+    """Methods whose router has been asked."""
     return [str(name) for name in dataset["edit"].values if np.isfinite(dataset["distance"].sel(edit=name)).any()]
 
 
 def lacking(dataset: xr.Dataset) -> str:
-    """What a run lacks for `training`.
-
-    Args:
-        dataset: An open run of edit_table.
-
-    Returns:
-        In words; empty if nothing.
-    """
+    """What a run lacks for `training`."""
     return "" if np.isfinite(dataset["changed_norm"]).any() or with_router(dataset) else "a method that trains"
 
 
 def training(dataset: xr.Dataset) -> Table:
-    """Each method that trains: its steps and losses, what its memory serves, or what its network changed.
-
-    Args:
-        dataset: An open run of edit_table that holds one.
-
-    Returns:
-        One column a method.
-    """
+    """Each method that trains: its steps and losses, what its memory serves, or what its network changed."""
     columns: dict[str, dict[str, str]] = {}
     for name in with_router(dataset):
         chosen, found = dataset.sel(edit=name), routed(dataset, name)
@@ -120,14 +91,7 @@ def training(dataset: xr.Dataset) -> Table:
 
 
 def aims(dataset: xr.Dataset) -> Table:
-    """How far every method carries the decisive token where the anchors lead.
-
-    Args:
-        dataset: An open run of edit_table with anchors.
-
-    Returns:
-        One row a method.
-    """
+    """How far every method carries the decisive token where the anchors lead."""
     methods = [str(name) for name in dataset["edit"].values if np.isfinite(dataset["aim_share"].sel(edit=name)).any()]
     keys = [(name, metric) for name in methods for metric in AIMS]
     found = means([(dataset[metric].sel(edit=name), AIMS[metric]) for name, metric in keys], seed_of(dataset))
