@@ -61,7 +61,11 @@ class Command:
     function: Callable[..., None]
 
     def __call__(self, arguments: list[str] | None = None) -> None:
-        """Run it as a script."""
+        """Run it as a script.
+
+        Args:
+            arguments: Arguments of the command line; those of the process by default.
+        """
         guarded(lambda: tyro.cli(self.function, args=arguments, description=self.help))
 
 
@@ -92,7 +96,12 @@ COMPUTATIONS: Mapping[str, Computation] = {
 
 
 def tables(config: SchemesConfig, verbose: bool = False) -> None:
-    """Measure Tables 1, 2 and 5, the verdicts on J and the split of the shifts, write all, and say what came out."""
+    """Measure Tables 1, 2 and 5, the verdicts on J and the split of the shifts, write all, and say what came out.
+
+    Args:
+        config: The configuration.
+        verbose: Whether to print the tables too.
+    """
     folder = schemes_job(config).carry_out()
     told = [write_reports(folder), write_account(folder, "theorem2")]
     write_account(folder, "decomposition")
@@ -107,19 +116,35 @@ def tables(config: SchemesConfig, verbose: bool = False) -> None:
 
 
 def paper_table(config: SchemesConfig, name: str) -> None:
-    """Measure what one of Tables 1, 2 and 5 needs, into the run that all share, and print it."""
+    """Measure what one of Tables 1, 2 and 5 needs, into the run that all share, and print it.
+
+    Args:
+        config: The configuration.
+        name: The table.
+    """
     folder = schemes_job(config, verdicts=False).carry_out()
     _say(f"{write_reports(folder, (name,))}\n\nRun: {folder}")
 
 
 def analysis(config: Any, name: str) -> None:
-    """Compute what an analysis shows, and print its table."""
+    """Compute what an analysis shows, and print its table.
+
+    Args:
+        config: The configuration, of the kind that `COMPUTATIONS` has.
+        name: The analysis.
+    """
     folder = COMPUTATIONS[name].job(config).carry_out()
     _say(f"{write_account(folder, name)}\n\nRun: {folder}")
 
 
 def edit_table(config: EditTableConfig, paper: Path | None = None, only: tuple[str, ...] | None = None) -> None:
-    """Edit with every method, evaluate, write the tables, and print them."""
+    """Edit with every method, evaluate, write the tables, and print them.
+
+    Args:
+        config: The configuration.
+        paper: CSV file in the layout of metrics.csv; its rows stand beside ours, instead of the paper's.
+        only: Which of the paper's tables; those of the model by default.
+    """
     if paper is not None:
         read_paper(paper)  # before the long work
     folder = edit_table_job(config).carry_out()
@@ -127,7 +152,11 @@ def edit_table(config: EditTableConfig, paper: Path | None = None, only: tuple[s
 
 
 def edit(config: EditConfig) -> None:
-    """Edit with one method, say how it went, and where the edited model is."""
+    """Edit with one method, say how it went, and where the edited model is.
+
+    Args:
+        config: The configuration.
+    """
     folder = edit_job(config).carry_out()
     told = write_comparison(folder, ())
     _say(f"{told}\n\nSaved: {', '.join(map(str, saved_paths(folder, config.method, config.save)))}")
@@ -141,7 +170,20 @@ def apply(
     model: str = DEFAULT_MODEL,
     device: str = "auto",
 ) -> None:
-    """Print a table of a run, and the files that it stands in."""
+    """Put saved edits on their base model, and ask the edited model, or write it as a folder that transformers loads.
+
+    Args:
+        delta: The file that jacobian-lab edit saved, or several that it saved of one base model, to be added up; WISE's
+            memory alone.
+        out: A new or empty folder for the model; a memory has none, since no plain model asks which matrix is to serve.
+        prompt: Prompts that the edited model is to go on with, greedily.
+        tokens: Tokens of an answer at the most.
+        model: The base model, named as in jacobian-lab edit.
+        device: auto, cpu, cuda, cuda:N or, for a model divided over several cards, cuda:M-N.
+
+    Raises:
+        InputError: If anything cannot be used, or nothing is asked for.
+    """
     memories = [path for path in delta if memory_metadata(path) is not None]
     if memories and out is not None:
         raise InputError(
@@ -180,7 +222,14 @@ def models() -> None:
 def facts(
     facts: str = BUILTIN, slice: str | None = None, on_bad_record: str = "refuse", on_repeat: str = "refuse"
 ) -> None:
-    """List facts, one a line, tab-separated."""
+    """List facts, one a line, tab-separated.
+
+    Args:
+        facts: "builtin", or a JSON or JSON Lines file of facts.
+        slice: Which of the facts, as A:B; all of them by default.
+        on_bad_record: refuse the facts if a record cannot be used, or skip it.
+        on_repeat: refuse facts that come more than once, or take each once, as the first or last record says.
+    """
     file = read_facts(facts, slice, on_bad_record=on_bad_record, on_repeat=on_repeat)
     for line in file.notes():
         note(line)
@@ -190,7 +239,11 @@ def facts(
 
 
 def check(config: CheckConfig) -> None:
-    """Print what would be edited; status 1 if a record is refused, facts conflict, or the model fails a check."""
+    """Print what would be edited; status 1 if a record is refused, facts conflict, or the model fails a check.
+
+    Args:
+        config: The configuration.
+    """
     report = inspect(config)
     text = json.dumps(report, indent=1, ensure_ascii=False)
     if config.out is not None:
@@ -291,7 +344,11 @@ SCRIPTS: Mapping[str, Command] = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line."""
+    """Run the command line.
+
+    Args:
+        arguments: Its arguments; those of the process by default.
+    """
     app = tyro.extras.SubcommandApp()
     for name, command in COMMANDS.items():
         app.command(name=command_of(name), help=command.help)(command.function)
@@ -300,7 +357,15 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def guarded(command: Callable[[], Any]) -> None:
-    """Run a command; bad input and lack of memory end it with a line and status 2, an interruption with status 130."""
+    """Run a command; bad input and lack of memory end it with a line and status 2, an interruption with status 130.
+
+    Args:
+        command: The command, with nothing left to be said.
+
+    Raises:
+        MemoryError: Never; it is said, as any lack of memory is.
+        RuntimeError: If there is a fault in the command itself.
+    """
     try:
         command()
     except InputError as error:

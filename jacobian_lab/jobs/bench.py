@@ -260,7 +260,7 @@ class Bench:
         return dict(zip(layers, self._descend(run, name, places, descent, only), strict=True))
 
     def shifts(self, run: Run, layers: Layers, **labels: Any) -> torch.Tensor:
-        """Anchors of the model as it is; what the run lacks of them is optimised, batch by batch, and stored."""
+        """Coordinated shifts of the unedited model; what the run lacks is optimised and stored."""
         experiment, coordination = self.experiment, self.experiment.config.coordination
 
         def descent(**_: Any) -> Callable[..., Found]:
