@@ -120,9 +120,7 @@ def test_memory_is_what_is_free_within_the_group(tmp_path, monkeypatch):
 def test_the_peak_is_this_process_s_own():
     block = b"x" * 2**28
     assert memory.peak_memory([CPU]) > len(block)
-    code = (
-        "from types import SimpleNamespace as S; from jacobian_lab.memory import *; print(peak_memory([S(type='cpu')]))"
-    )
+    code = "import types, jacobian_lab.memory as m; print(m.peak_memory([types.SimpleNamespace(type='cpu')]))"
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert 2**20 < int(child.stdout) < 2**27  # without torch
 
