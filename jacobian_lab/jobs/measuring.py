@@ -41,7 +41,7 @@ def measured_edit(
         answers = {"efficacy": efficacy(setting.model, setting.facts), **examine()}
     values = {name: value.cpu().numpy() for name, value in measure(edits, targets, scheme).items()}
     finite = targets.finite(scheme.kind)
-    return scheme.edited(targets.layers), values | {n: where_finite(each, finite) for n, each in answers.items()}
+    return scheme.edited(targets.layers), values | {n: where_finite(answer, finite) for n, answer in answers.items()}
 
 
 def where_finite(values: torch.Tensor, finite: torch.Tensor) -> np.ndarray:

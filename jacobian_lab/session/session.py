@@ -97,7 +97,7 @@ class Session:
 
     @cached_property
     def setting(self) -> Setting:
-        """What an edit of these facts is made with."""
+        """Rows, C, λ and μ of an edit of these facts."""
         return replace(self._unweighted, ridge=self.ridge)
 
     @cached_property

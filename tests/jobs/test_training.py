@@ -281,7 +281,7 @@ def test_an_editor_edits_by_training_and_puts_all_back(tiny, facts, tmp_path, mo
     plain = None
     for name, words in (("wise", "side memory"), ("rledit", "blocks 2-3")):
         with editor.edit(name) as edit:
-            frame, told = edit.evaluate(), edit.told
+            frame, told = edit.evaluate(), edit.training
             path = edit.save(tmp_path / f"{name}.safetensors")
             assert words in repr(edit)
             assert edit._repr_html_()
