@@ -196,7 +196,7 @@ class Comparison:
     ) -> "Comparison":
         """Load and check everything, before any long work."""
         check(config)
-        held_out = load_corpus(config.held_out, "held_out", config.seed)
+        held_out = load_corpus(config.held_out, config.seed)
         experiment = prepare(config, asked=lambda fact: fact, sketch=sketch)
         style = style_of(experiment.facts, config.metrics)
         everyone = len(experiment.facts)
