@@ -51,7 +51,7 @@ class LanguageModel:
     chat: Chat | None = None
 
     def __repr__(self) -> str:
-        dtype, entry = str(self.dtype).removeprefix("torch."), self.known()
+        dtype, entry = str(self.dtype).removeprefix("torch."), self.known_as()
         layers, others = self.defaults().layers, len(self.devices) - 1
         place = f"{self.device}" + (f" and {others} more" if others else "")
         settings = f"the literature's settings of {entry}" if entry else "educated guesses for settings"
@@ -338,7 +338,7 @@ class LanguageModel:
         bias = None if head.bias is None else head.bias.to(dtype)
         return nn.functional.linear(hidden.to(dtype), head.weight.to(dtype), bias)
 
-    def known(self) -> str:
+    def known_as(self) -> str:
         """The model's name in `KNOWN`, by its shape.
 
         Returns:
@@ -355,6 +355,8 @@ class LanguageModel:
         )
         return next((name for name, entry in KNOWN.items() if entry.shape == shape), "")
 
+    known = known_as
+
     def defaults(self, protocol: str | None = None) -> Defaults:
         """Settings for this model: the literature's where it is known, else an educated guess.
 
@@ -365,7 +367,7 @@ class LanguageModel:
             For an unknown model five layers from an eighth of its depth on, as the paper has them
             in Llama-3-8B.
         """
-        name = protocol.lower() if protocol else self.known()
+        name = protocol.lower() if protocol else self.known_as()
         if name:
             return KNOWN[name].defaults
         first = min(self.n_layers // 8, max(self.n_layers - 5, 0))

@@ -44,9 +44,11 @@ class Prompt:
     answer: tuple[int, ...] = ()
 
     @property
-    def asked(self) -> int:
+    def prompt_length(self) -> int:
         """Tokens of the prompt, without the answer's."""
         return len(self.ids) - max(len(self.answer) - 1, 0)
+
+    asked = prompt_length
 
     @property
     def tail(self) -> int:
@@ -64,11 +66,11 @@ class Passing:
 
     Attributes:
         prompts: Tokens of each row that are its prompt.
-        kept: What a hook keeps for the passes that go on from this one, token by token.
+        routes: Decisions of a router, for the passes that go on from this one token by token.
     """
 
     prompts: Sequence[int]
-    kept: dict[Any, Any] = field(default_factory=dict)
+    routes: dict[Any, Any] = field(default_factory=dict)
 
 
 PASSING: ContextVar[Passing | None] = ContextVar("passing", default=None)
