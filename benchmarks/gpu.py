@@ -101,10 +101,10 @@ def random_model(shape: Shape, dtype: torch.dtype, device: torch.device) -> Lang
     Returns:
         The model, with a small tokenizer made on the spot.
     """
-    heads = max(SHARING, shape.width // HEAD)
+    heads = max(SHARING, shape.d_model // HEAD)
     config = LlamaConfig(
-        vocab_size=shape.words,
-        hidden_size=shape.width,
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.d_model,
         intermediate_size=shape.d_mlp,
         num_hidden_layers=shape.blocks,
         num_attention_heads=heads,

@@ -84,7 +84,7 @@ def predicting_states(
     found: dict[int, Tensor] = {}
     for group in batches(run):
         chosen = [run[i] for i in group]
-        hidden = forward(model, chosen, judged=[len(row.ids) for row in chosen] if whole else None)
+        hidden = forward(model, [Prompt(row.ids, row.decisive) for row in chosen] if whole else chosen)
         assert hidden is not None
         for index, states in zip(group, hidden, strict=True):
             for place, row in wanted[run[index]].items():

@@ -108,7 +108,7 @@ class Comparison:
             InputError: If anything cannot be used.
         """
         check(config)
-        held_out = load_corpus(config.held_out, "held_out", config.seed)
+        held_out = load_corpus(config.held_out, config.seed)
         experiment = prepare(config, questions=lambda fact: fact, progress=progress, sketch=sketch)
         style = style_of(experiment.facts, config.metrics)
         everyone = len(experiment.facts)

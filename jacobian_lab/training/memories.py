@@ -91,7 +91,7 @@ class Memory:
 
         def serve(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             passed = PASSING.get()
-            kept = asked.kept if passed is None else passed.kept
+            kept = asked.kept if passed is None else passed.routes
             sided = [beside(module, inputs[0], side.weight) for side in self.sides]
             if self not in kept:
                 counted = asked.counted(output) if passed is None else first_tokens(passed.prompts, output)
