@@ -362,7 +362,7 @@ class Comparison:
                 trainer = trained.train(done)
                 stack.enter_context(trainer.edited(done))
                 keep(trainer.save)
-                found += self._told(trainer.told())
+                found += self._told(trainer.diagnostics())
             else:
                 assert aimed is not None
                 assert aimed.setting is not None

@@ -14,7 +14,7 @@ NEAR_ZERO = 1.2e-7
 """What is added to a standard deviation."""
 
 
-class Normaliser:
+class Normalizer:
     """Mean and standard deviation of all rows so far, independent of their batches.
 
     The published code adds the unbiased variance of each batch. For small batches that is too much; after a batch of

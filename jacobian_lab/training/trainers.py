@@ -48,7 +48,7 @@ class Trainer(Protocol):
         """The model edited within, and bit for bit as it was without."""
         ...
 
-    def told(self) -> dict[str, Any]:
+    def diagnostics(self) -> dict[str, Any]:
         """Diagnostics of the training and of the edit, within `edited`."""
         ...
 
