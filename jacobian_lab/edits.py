@@ -167,7 +167,7 @@ class TrainedEdit(Edit):
         self, name: str, examination: Examination, settings: Callable[[], dict[str, Any]], trainer: Trainer
     ) -> None:
         super().__init__(name, examination, settings)
-        self.training, self._trainer = trainer.told(), trainer
+        self.training, self._trainer = trainer.diagnostics(), trainer
 
     def _summary(self) -> str:
         if "threshold" in self.training:

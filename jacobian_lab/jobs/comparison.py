@@ -266,7 +266,7 @@ class Comparison:
                 trainer = trained.train(done)
                 stack.enter_context(trainer.edited(done))
                 keep(trainer.save)
-                measured += self._training_values(trainer.told())
+                measured += self._training_values(trainer.diagnostics())
             else:
                 assert aimed is not None
                 size = self.config.edits_per_batch
