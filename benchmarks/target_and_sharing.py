@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 import torch
 
+from jacobian_lab.catalogue import COORDINATED, OPTIMISED, REPLAYED, Scheme
 from jacobian_lab.editing.layers import edit_layers, restored
-from jacobian_lab.editing.schemes import COORDINATED, OPTIMISED, REPLAYED, Scheme, Targets, make_targets
+from jacobian_lab.editing.schemes import Targets, make_targets
 from jacobian_lab.evaluation.examination import Examination
 from jacobian_lab.jobs.bench import Bench
 from jacobian_lab.jobs.config import EditTableConfig
