@@ -227,9 +227,9 @@ def open_run(folder: Path | str, kind: str | None = None, part: str | None = Non
         part: The mark of the only part that is wanted; all of them by default.
 
     Returns:
-        Its dataset, with the schemes or methods that have been measured; the configuration is in ``attrs["config"]``.
-        What has one of the dimensions `WIDE` is read when it is asked for. An array that an older run was not made
-        with is there as if nothing of it had been measured.
+        Its dataset, with the schemes or methods that have been measured; ``attrs["config"]`` is its configuration as
+        JSON text, which `config_of` reads. Arrays with one of the dimensions `WIDE` are read on access. An array that
+        an older run was not made with has the values of nothing measured.
 
     Raises:
         InputError: If there is no run, or not of this kind, or something that it had finished is missing.
@@ -250,14 +250,14 @@ def open_run(folder: Path | str, kind: str | None = None, part: str | None = Non
             variables, labels, lambda name, facts: dataset[name][along_facts(variables[name], facts)].values
         )
         lost = finished.lost(*([part] if part else []))
-        declared = {name: each for name, each in KINDS[config["kind"]].items() if part in {None, each.mark}}
-        loaded = dataset[[name for name in declared if name in variables]]
+        declared = {name: variable for name, variable in KINDS[config["kind"]].items() if part in {None, variable.mark}}
+        loaded = dataset[[name for name in declared if name in variables and not name.endswith(DIGEST)]]
         loaded = loaded.assign(loaded[[name for name in loaded if not WIDE & set(loaded[name].dims)]].load())
     if lost:
         raise InputError(f"expected all that a run had finished, got {folder} without {lost}: give its command again")
     newer = [name for name in declared if name not in variables and not name.endswith(DIGEST)]
     loaded = loaded.assign({name: unmeasured(declared[name], dataset.sizes) for name in newer})
-    loaded.attrs["config"] = config
+    loaded.attrs["config"] = json.dumps(config, ensure_ascii=False)  # a netCDF file takes text
     for name, variable in declared.items():
         if variable.study:
             loaded[name] = loaded[name].where(loaded["studied"].sel(study=variable.study, drop=True) == 1)
@@ -266,6 +266,11 @@ def open_run(folder: Path | str, kind: str | None = None, part: str | None = Non
         measured, *others = made.dims
         loaded = loaded.isel({measured: np.flatnonzero(made.any(others).values)})
     return loaded
+
+
+def config_of(dataset: xr.Dataset) -> dict[str, Any]:
+    """Configuration of an opened run."""
+    return dict(json.loads(dataset.attrs["config"]))
 
 
 def check_folder(folder: Path, kind: str, settings: Mapping[str, Any]) -> None:

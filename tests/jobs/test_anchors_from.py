@@ -24,7 +24,7 @@ from jacobian_lab.jobs.jacobians import run_jacobian
 from jacobian_lab.jobs.methods import run_edit_table
 from jacobian_lab.jobs.schemes import run_schemes
 from jacobian_lab.jobs.sweeps import run_damping, run_layer_count
-from jacobian_lab.store.run import open_run
+from jacobian_lab.store.run import config_of, open_run
 
 SCHEMES = ("forward-replay", "coordinated-replay")
 QUICK = {"held_out_tokens": 64, "corpus_length": 64, "greedy": False, "methods": ("memit+fe", "memit+cr")}
@@ -63,7 +63,7 @@ def test_they_are_taken_over_to_the_bit(arguments, donor, tmp_path, descents):
     run_edit_table(config, progress=False)
     assert not descents
     found = same(tmp_path / "run", donor, "anchor", "anchor_loss", "anchor_passes", "coordinated_shift")
-    assert found.attrs["config"]["provenance"]["anchors_from"] == str(donor)
+    assert config_of(found)["provenance"]["anchors_from"] == str(donor)
     run_edit_table(replace(config, anchors_from=None, out=tmp_path / "alone"), progress=False)
     assert set(descents) == {"optimise_anchors", "coordinate_shifts"}
     same(tmp_path / "alone", tmp_path / "run", "kl", "efficacy_accuracy", "nll_new", "coordinated_shift_passes")

@@ -41,7 +41,7 @@ from jacobian_lab.report.paper import METRICS
 from jacobian_lab.report.registry import TABLES
 from jacobian_lab.report.results import write_comparison
 from jacobian_lab.report.tables.methods import gains_of, summaries
-from jacobian_lab.store.run import open_run
+from jacobian_lab.store.run import config_of, open_run
 
 RULES = RuleSettings(alphaedit_threshold=1.0, alphaedit_relative=True)
 QUICK = {"rules": RULES, "held_out_tokens": 64, "corpus_length": 64}
@@ -153,8 +153,8 @@ def test_a_model_may_be_evaluated_on_a_sample_of_what_was_edited(quick, finished
     np.testing.assert_array_equal(some["neighbor_edited"].sel(fact=asked), whole["neighbor_edited"].sel(fact=asked))
     np.testing.assert_array_equal(some["update_norm"], whole["update_norm"].sel(edit=some["edit"]))
     assert dict(some.sizes) == dict(whole.sel(edit=some["edit"]).sizes)
-    assert some.attrs["config"]["settings"]["evaluation_facts"] == 2
-    assert "evaluation_facts" not in whole.attrs["config"]["settings"]
+    assert config_of(some)["settings"]["evaluation_facts"] == 2
+    assert "evaluation_facts" not in config_of(whole)["settings"]
     write_comparison(folder)
     assert "2 of 6 facts in each cell" in (folder / "edit_table.md").read_text()
 

@@ -25,7 +25,7 @@ from jacobian_lab.jobs.setup import parse_layers
 from jacobian_lab.model import sources
 from jacobian_lab.report.registry import TABLES
 from jacobian_lab.report.tables.residuals import measurements
-from jacobian_lab.store.run import open_run
+from jacobian_lab.store.run import config_of, open_run
 
 COMMAND = [sys.executable, "-c", "from jacobian_lab.cli import main; main()", "tables"]
 
@@ -47,7 +47,7 @@ def test_a_run_holds_every_scheme_layer_and_fact(finished):
     assert list(frame.columns[:5]) == ["fact", "scheme", "layer", "residual_ratio", "cosine"]
     last = frame[frame["layer"] == 3]
     np.testing.assert_allclose(last["cosine"], 1.0)
-    settings = dataset.attrs["config"]["settings"]
+    settings = config_of(dataset)["settings"]
     assert settings["anchor"]["lr"] == 0.1
     assert settings["versions"]["torch"]
     assert len(settings["model"]) == 64

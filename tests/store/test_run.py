@@ -14,7 +14,7 @@ from helpers.runs import make_run
 from jacobian_lab.errors import InputError
 from jacobian_lab.store import run as runs
 from jacobian_lab.store.finished import Finished
-from jacobian_lab.store.run import Run, check_folder, open_run
+from jacobian_lab.store.run import Run, check_folder, config_of, open_run
 from jacobian_lab.store.schema import KINDS
 
 SETTINGS = {
@@ -71,7 +71,7 @@ def test_what_is_written_is_read(finished):
     assert isinstance(dataset, xr.Dataset)
     assert list(dataset["scheme"].values) == ["backward-dividing", "forward-replay"]
     assert dataset["residual_ratio"].sel(fact="c", scheme="forward-replay", layer=7) == 9
-    assert dataset.attrs["config"]["settings"] == SETTINGS
+    assert config_of(dataset)["settings"] == SETTINGS
     for name, variable in VARIABLES.items():
         assert dataset[name].dims == variable.dims
         assert dataset[name].attrs["units"]
