@@ -22,7 +22,7 @@ def show(folder: Path, names: Sequence[str] = ()) -> str:
     A name that a table and a figure share is the table's.
     """
     run = Results(folder)
-    return "\n\n".join(_shown(run, name.replace("-", "_")) for name in names) or "\n".join(_listing(run))
+    return "\n\n".join(_text(run, name.replace("-", "_")) for name in names) or "\n".join(_listing(run))
 
 
 def draw(folder: Path, name: str, out: Path | None = None) -> Path:
@@ -52,7 +52,7 @@ def _draw(run: Results, name: str, out: Path | None = None) -> list[Path]:
     return run.save_figure(name, out)
 
 
-def _shown(run: Results, name: str) -> str:
+def _text(run: Results, name: str) -> str:
     if name in TABLES:
         return run.text(name)
     if name in FIGURES:

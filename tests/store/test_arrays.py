@@ -79,6 +79,12 @@ def finished(made, tmp_path):
     return shutil.copytree(made, tmp_path / "run")
 
 
+def left(finished, mark, **labels):
+    """Labels whose cells are not finished."""
+    ((_, every),) = labels.items()
+    return [label for label, done in zip(every, finished.cells(mark, **labels), strict=True) if not done]
+
+
 def lose(folder, chunk):
     path = folder / "data.zarr" / chunk
     assert path.is_file()
@@ -135,7 +141,7 @@ def test_a_lost_chunk_leaves_the_facts_of_the_others_done(finished):
     with create(finished) as run:
         assert run.done("anchor_passes").all(1).tolist() == [True] * 16 + [False] * 4
     assert not Finished.of(finished).all("anchor_passes")
-    assert Finished.of(finished).left("surveyed", fact=FACTS) == []
+    assert left(Finished.of(finished), "surveyed", fact=FACTS) == []
     assert Finished.of(finished).all("measured", scheme=DONE)
 
 
@@ -143,7 +149,7 @@ def test_what_is_finished_is_read_once_and_asked_often(finished, tmp_path):
     lose(finished, "anchor/1.0.0")
     done = Finished.of(str(finished))
     shutil.rmtree(finished / "data.zarr" / "cosine")  # after it was opened, before it is asked
-    assert done.left("surveyed", fact=FACTS[14:18]) == []
+    assert left(done, "surveyed", fact=FACTS[14:18]) == []
     assert done.all("replayed")
     assert done.lost("replayed", "surveyed") == ""
     assert done.cells("anchor_passes", fact=["fact 15", "fact 16"]).tolist() == [[True, True], [False, False]]
@@ -153,7 +159,7 @@ def test_what_is_finished_is_read_once_and_asked_often(finished, tmp_path):
     assert done.all("surveyed")  # as it was when it was asked first
     assert not Finished.of(finished).all("surveyed")
     nothing = Finished.of(tmp_path / "nothing")
-    assert nothing.left("measured", scheme=DONE) == DONE
+    assert left(nothing, "measured", scheme=DONE) == DONE
     assert nothing.cells("studied", study="theorem1", scheme=DONE).tolist() == [[False, False]]
     assert not nothing.all("replayed")
     assert nothing.lost() == ""
@@ -171,10 +177,10 @@ def test_what_is_done_again_is_not_finished(finished, tmp_path):
 
 def test_what_is_sealed_is_finished_at_once(tmp_path):
     with create(tmp_path / "run") as run:
-        assert run.finished.left("measured", scheme=DONE) == DONE
+        assert left(run.finished, "measured", scheme=DONE) == DONE
         fill(run, "measured", scheme=DONE[0])
-        assert run.finished.left("measured", scheme=DONE) == DONE[1:]
-        assert Finished.of(tmp_path / "run").left("measured", scheme=DONE) == DONE[1:]
+        assert left(run.finished, "measured", scheme=DONE) == DONE[1:]
+        assert left(Finished.of(tmp_path / "run"), "measured", scheme=DONE) == DONE[1:]
 
 
 def test_an_empty_store_takes_no_memory_and_no_place(tmp_path):
@@ -204,7 +210,7 @@ def test_a_value_that_has_changed_is_noticed(finished):
         run.write("residual_ratio", [[7.0]], fact=["fact 3"], scheme="forward-replay", layer=[5])
     with pytest.raises(InputError, match="without residual_ratio of scheme forward-replay: give"):
         open_run(finished)
-    assert Finished.of(finished).left("measured", scheme=DONE) == ["forward-replay"]
+    assert left(Finished.of(finished), "measured", scheme=DONE) == ["forward-replay"]
 
 
 def test_what_is_not_finished_is_not_lost(tmp_path, capsys):
@@ -215,8 +221,8 @@ def test_what_is_not_finished_is_not_lost(tmp_path, capsys):
     with create(tmp_path / "run") as run:
         assert not run.done("measured").any()
     assert not capsys.readouterr().err
-    assert Finished.of(tmp_path / "run").left("measured", scheme=DONE) == DONE
-    assert Finished.of(tmp_path / "nothing").left("measured", scheme=DONE) == DONE
+    assert left(Finished.of(tmp_path / "run"), "measured", scheme=DONE) == DONE
+    assert left(Finished.of(tmp_path / "nothing"), "measured", scheme=DONE) == DONE
     assert not Finished.of(tmp_path / "nothing").lost("measured")
 
 

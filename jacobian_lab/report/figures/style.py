@@ -76,9 +76,9 @@ def drawn(entry: FigureEntry, dataset: xr.Dataset) -> Figure:
 
 def save(figure: Figure, *paths: Path) -> None:
     """Write a figure into files of the formats that their endings say."""
-    known = figure.canvas.get_supported_filetypes()
-    if unknown := [path for path in paths if path.suffix[1:] not in known]:
-        raise InputError(f"expected a file that ends in .pdf, .png or .svg, got {unknown[0]}: give another name")
+    formats = figure.canvas.get_supported_filetypes()
+    if unwritable := [path for path in paths if path.suffix[1:] not in formats]:
+        raise InputError(f"expected a file that ends in .pdf, .png or .svg, got {unwritable[0]}: give another name")
     try:
         with style():
             for path in paths:
