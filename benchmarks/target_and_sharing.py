@@ -65,23 +65,25 @@ def main() -> None:
         for way, (reads, divides) in WAYS.items()
         if kind != OPTIMISED or reads == "last"
     }
-    found = {}
-    with bar(len(edits), "edits", "edit") as shown:
+    answers_by_way = {}
+    with bar(len(edits), "edits", "edit") as progress:
         for name, scheme in edits.items():
             with restored(experiment.model, experiment.layers):
                 for _ in edit_layers(bench.setting, scheme, targets):
                     pass
-                found[name] = answers(examination)
-            shown.update()
+                answers_by_way[name] = answers(examination)
+            progress.update()
     options.out.mkdir(parents=True, exist_ok=True)
-    facts = pd.concat({name: pd.DataFrame(values) for name, values in found.items()}, names=["target", "way", "fact"])
+    facts = pd.concat(
+        {name: pd.DataFrame(values) for name, values in answers_by_way.items()}, names=["target", "way", "fact"]
+    )
     facts.to_csv(options.out / "target_and_sharing_facts.csv")
     source = f"{experiment.model.name}, {len(experiment.facts)} facts of {Path(options.facts).name}"
     caption = (
         f"MEMIT at λ = {bench.ridge:g}: whose target, and how it is spread over the layers; in brackets, the paired "
         f"difference to the way of the target's own scheme. {source}, mean [95 % bootstrap interval]."
     )
-    text = f"{caption}\n\n{table(found).to_markdown()}\n"
+    text = f"{caption}\n\n{table(answers_by_way).to_markdown()}\n"
     (options.out / "target_and_sharing.md").write_text(text, "utf-8")
     sys.stdout.write(text)
 
@@ -105,11 +107,11 @@ def answers(examination: Examination) -> dict[str, list[float]]:
     return {name: [float(np.mean(values[name])) for values in every] for name in METRICS}
 
 
-def table(found: Mapping[tuple[str, str], Mapping[str, list[float]]]) -> pd.DataFrame:
+def table(answers_by_way: Mapping[tuple[str, str], Mapping[str, list[float]]]) -> pd.DataFrame:
     """One row an edit, with what it differs by from the way of the target's own scheme."""
     rows = {}
-    for (target, way), values in found.items():
-        own = found.get((target, OWN), found.get((target, LAST_DIVIDED), values))
+    for (target, way), values in answers_by_way.items():
+        own = answers_by_way.get((target, OWN), answers_by_way.get((target, LAST_DIVIDED), values))
         cells = {}
         for name, (label, scale, digits) in METRICS.items():
             here = scale * np.array(values[name])

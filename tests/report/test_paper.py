@@ -146,8 +146,8 @@ def test_a_file_may_say_of_which_table_model_and_data_set_its_rows_are(run_folde
     assert paper_rows(third) == {f"memit, {LLAMA}": "11.0", "wise, paper": "44.0"}
     assert paper_rows(sixth) == {"memit, paper (gpt2-xl)": "33.0"}
     methods = [line.split("|")[1].strip() for line in third.splitlines() if line.startswith("| ")][1:]
-    ours = ["unedited", "memit", f"memit, {LLAMA}", "blue", "wise", "wise, paper", "rledit", "prune", "memit+fe"]
-    assert methods == [*ours, "memit+cr"]  # in the paper's order, whatever the file has
+    expected = ["unedited", "memit", f"memit, {LLAMA}", "blue", "wise", "wise, paper", "rledit", "prune", "memit+fe"]
+    assert methods == [*expected, "memit+cr"]  # in the paper's order, whatever the file has
 
 
 def paper_rows(markdown):

@@ -85,7 +85,7 @@ def test_a_dataset_goes_through_netcdf(kind, results, tmp_path):
 
 def test_a_command_opens_its_run_once_and_writes_each_table_once(run_folders, monkeypatch):
     opened, written = [], []
-    monkeypatch.setattr(module, "open_run", lambda *given: opened.append(given) or open_run(*given))
+    monkeypatch.setattr(module, "open_run", lambda *arguments: opened.append(arguments) or open_run(*arguments))
     monkeypatch.setattr(module, "write_csv", lambda path, frame: written.append(path.stem))
     monkeypatch.setattr(module, "write_table", lambda stem, *_: stem.name)
     text, lines = write_schemes(run_folders["tables"])
