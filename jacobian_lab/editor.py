@@ -13,13 +13,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from jacobian_lab.catalogue import COORDINATED, SCHEMES, TRAINED, method, method_name
 from jacobian_lab.editing.anchors import AnchorSettings, CoordinationSettings
 from jacobian_lab.editing.layers import Setting
 from jacobian_lab.editing.measures import ObservedEdit, measure
-from jacobian_lab.editing.methods import TRAINED, method, method_name
 from jacobian_lab.editing.published_moments import Published
 from jacobian_lab.editing.rules import RuleSettings
-from jacobian_lab.editing.schemes import COORDINATED, DAMPING, SCHEMES, Targets
+from jacobian_lab.editing.schemes import DAMPING, Targets
 from jacobian_lab.editing.second_moments import second_moments
 from jacobian_lab.edits import Edit, PairEdit, TrainedEdit, span
 from jacobian_lab.errors import InputError

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from jacobian_lab.catalogue import METHODS, PAIRS, SCHEMES, TRAINED, UNEDITED, Method, method
 from jacobian_lab.crew.crew import ALONE, Crew
 from jacobian_lab.editing.layers import Setting
-from jacobian_lab.editing.methods import METHODS, PAIRS, TRAINED, UNEDITED, Method, Refit, method
-from jacobian_lab.editing.schemes import SCHEMES, Targets
+from jacobian_lab.editing.methods import Refit
+from jacobian_lab.editing.schemes import Targets
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.aims import Aim
 from jacobian_lab.evaluation.examination import Examination

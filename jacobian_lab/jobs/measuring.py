@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from jacobian_lab.catalogue import Scheme
 from jacobian_lab.editing.layers import Setting, restored
 from jacobian_lab.editing.measures import ObservedEdit, measure, observed_edits
-from jacobian_lab.editing.schemes import Scheme, Targets
+from jacobian_lab.editing.schemes import Targets
 from jacobian_lab.evaluation.metrics import efficacy
 from jacobian_lab.model.language_model import Layers
 

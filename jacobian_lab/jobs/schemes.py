@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 from functools import partial
 
+from jacobian_lab.catalogue import SCHEMES
 from jacobian_lab.editing.measures import ObservedEdit
-from jacobian_lab.editing.schemes import SCHEMES
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.metrics import efficacy
 from jacobian_lab.jobs.config import SchemesConfig

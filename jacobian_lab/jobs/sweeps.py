@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from jacobian_lab.editing.methods import paired
-from jacobian_lab.editing.schemes import SCHEMES, make_targets
+from jacobian_lab.catalogue import SCHEMES, paired
+from jacobian_lab.editing.schemes import make_targets
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.examination import Examination
 from jacobian_lab.evaluation.questions import style_of

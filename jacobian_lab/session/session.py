@@ -10,13 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from jacobian_lab.catalogue import COORDINATED, SCHEMES, method
 from jacobian_lab.crew.crew import ALONE, Crew
 from jacobian_lab.editing.anchors import AnchorSettings, CoordinationSettings
 from jacobian_lab.editing.layers import Setting, restored
 from jacobian_lab.editing.measures import ObservedEdit
-from jacobian_lab.editing.methods import MethodEdit, Refit, edit_with, method
+from jacobian_lab.editing.methods import MethodEdit, Refit, edit_with
 from jacobian_lab.editing.rules import RuleSettings
-from jacobian_lab.editing.schemes import COORDINATED, DAMPING, SCHEMES, Targets, make_targets
+from jacobian_lab.editing.schemes import DAMPING, Targets, make_targets
 from jacobian_lab.editing.solving import Eigh, advice, factored, null_space, remembered_eigh, suited_ridge
 from jacobian_lab.errors import InputError
 from jacobian_lab.model.language_model import LanguageModel, Layers

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from jacobian_lab.caching import cache_folder, content_key
-from jacobian_lab.editing.methods import TRAINED
+from jacobian_lab.catalogue import TRAINED
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import Fact
 from jacobian_lab.model.language_model import LanguageModel

@@ -11,12 +11,13 @@ from helpers.away import AWAY, two_devices
 from helpers.small import CONTEXTS
 from transformers import AutoModelForCausalLM
 
+from jacobian_lab.catalogue import METHODS, SCHEMES
 from jacobian_lab.editing.anchors import AnchorSettings, coordinate_shifts, optimise_anchors
 from jacobian_lab.editing.layers import Setting, restored
 from jacobian_lab.editing.measures import observed_edits
-from jacobian_lab.editing.methods import METHODS, edit_with
+from jacobian_lab.editing.methods import edit_with
 from jacobian_lab.editing.rules import RuleSettings
-from jacobian_lab.editing.schemes import SCHEMES, make_targets
+from jacobian_lab.editing.schemes import make_targets
 from jacobian_lab.editing.second_moments import sums_of_keys
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.examination import Examination
