@@ -14,7 +14,7 @@ class Command(NamedTuple):
     Attributes:
         group: One of `GROUPS`.
         summary: Help, in a line.
-        home: Module of this package and the dataclass in it, whose fields are the options and whose `run` does the work.
+        home: Module of this package and dataclass in it, whose fields are the options and whose `run` does the work.
         examples: Command lines, the first of which takes about a minute on the embedded model.
     """
 

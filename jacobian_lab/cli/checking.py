@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from tyro.conf import arg
@@ -21,7 +21,7 @@ class Check(Runnable):
         config: The model, and the facts.
     """
 
-    config: Annotated[CheckConfig, arg(name="")] = CheckConfig()
+    config: Annotated[CheckConfig, arg(name="")] = field(default_factory=CheckConfig)
 
     def run(self) -> None:
         """Print the report; status 1 if a record is refused, facts conflict, or the model fails a check."""

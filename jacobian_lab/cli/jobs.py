@@ -1,7 +1,7 @@
 """Commands that fill a run and write its tables, and the scripts in ``analyses/``."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -22,31 +22,14 @@ from jacobian_lab.jobs.config import (
     MethodsConfig,
     SchemesConfig,
 )
-from jacobian_lab.jobs.jacobians import jacobian_job
-from jacobian_lab.jobs.job import Job, PlanOptions, planned
-from jacobian_lab.jobs.methods import edit_job, edit_table_job, saved_paths
-from jacobian_lab.jobs.schemes import schemes_job
-from jacobian_lab.jobs.sweeps import damping_job, frontier_job, layer_count_job
+from jacobian_lab.jobs.job import PlanOptions, planned
+from jacobian_lab.jobs.kinds import JOBS, run_job
+from jacobian_lab.jobs.methods import saved_paths
 from jacobian_lab.report.paper import read_paper
 from jacobian_lab.report.registry import TABLES
 from jacobian_lab.report.results import SCHEMES, Results, write_account, write_comparison, write_reports
 from jacobian_lab.report.tables.residuals import headlines
 from jacobian_lab.training.settings import TrainingConfig
-
-
-def _schemes_job(config: SchemesConfig, **how: Any) -> Job:
-    return schemes_job(config, config.studies, verdicts=config.verdicts, **how)
-
-
-JOBS: Mapping[type, Callable[..., Job]] = {
-    SchemesConfig: _schemes_job,
-    EditTableConfig: edit_table_job,
-    EditConfig: edit_job,
-    FrontierConfig: frontier_job,
-    JacobianConfig: jacobian_job,
-    LayerCountConfig: layer_count_job,
-    DampingConfig: damping_job,
-}
 
 
 @dataclass(frozen=True)
@@ -64,6 +47,9 @@ class Planning:
     plan_card: Literal["h100", "h200"] | None = None
 
 
+NO_PLAN = Planning()
+
+
 @dataclass(frozen=True)
 class JobCommand(Runnable):
     """A command that fills a run.
@@ -75,7 +61,7 @@ class JobCommand(Runnable):
     """
 
     options: Annotated[Path | None, arg(name="config")] = None
-    planning: OmitArgPrefixes[Planning] = Planning()
+    planning: OmitArgPrefixes[Planning] = NO_PLAN
 
     @classmethod
     def modern(cls, words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -93,11 +79,11 @@ class JobCommand(Runnable):
     def run(self) -> None:
         """Do the work and say what came out, or plan it."""
         config, planning = self.job_config(), self.planning
-        if planning != Planning():
+        if planning != NO_PLAN:
             say(planned(JOBS[type(config)], config, PlanOptions(True, planning.plan_json, planning.plan_card)))
         else:
             self.check()
-            say(self.report(JOBS[type(config)](config).carry_out()))
+            say(self.report(run_job(config)))
 
     def check(self) -> None:
         """Refuse bad input before the long work."""
@@ -116,7 +102,7 @@ class Schemes(JobCommand):
         verbose: Print the tables too.
     """
 
-    config: Annotated[SchemesConfig, arg(name="")] = SchemesConfig()
+    config: Annotated[SchemesConfig, arg(name="")] = field(default_factory=SchemesConfig)
     verbose: bool = False
 
     def report(self, folder: Path) -> str:
@@ -145,7 +131,7 @@ class PaperTable(JobCommand):
         table: The table.
     """
 
-    config: Annotated[SchemesConfig, arg(name="")] = SchemesConfig()
+    config: Annotated[SchemesConfig, arg(name="")] = field(default_factory=SchemesConfig)
     table: Suppress[str] = ""
 
     def report(self, folder: Path) -> str:
@@ -174,14 +160,14 @@ class Account(JobCommand):
 class SchemesAccount(Account):
     """Compute what an analysis of edits under target schemes shows, into the run that all share."""
 
-    config: Annotated[SchemesConfig, arg(name="")] = SchemesConfig()
+    config: Annotated[SchemesConfig, arg(name="")] = field(default_factory=SchemesConfig)
 
 
 @dataclass(frozen=True)
 class Frontier(Account):
     """Compare schemes along λ."""
 
-    config: Annotated[FrontierConfig, arg(name="")] = FrontierConfig()
+    config: Annotated[FrontierConfig, arg(name="")] = field(default_factory=FrontierConfig)
     table: Suppress[str] = "frontier"
 
 
@@ -189,7 +175,7 @@ class Frontier(Account):
 class Jacobians(Account):
     """Measure Jacobians."""
 
-    config: Annotated[JacobianConfig, arg(name="")] = JacobianConfig()
+    config: Annotated[JacobianConfig, arg(name="")] = field(default_factory=JacobianConfig)
     table: Suppress[str] = "jacobian"
 
 
@@ -197,7 +183,7 @@ class Jacobians(Account):
 class LayerCounts(Account):
     """Add decisive layers one by one."""
 
-    config: Annotated[LayerCountConfig, arg(name="")] = LayerCountConfig()
+    config: Annotated[LayerCountConfig, arg(name="")] = field(default_factory=LayerCountConfig)
     table: Suppress[str] = "layer_count"
 
 
@@ -205,7 +191,7 @@ class LayerCounts(Account):
 class Dampings(Account):
     """Edit at several μ."""
 
-    config: Annotated[DampingConfig, arg(name="")] = DampingConfig()
+    config: Annotated[DampingConfig, arg(name="")] = field(default_factory=DampingConfig)
     table: Suppress[str] = "damping"
 
 
@@ -241,7 +227,7 @@ class Methods(TrainingCommand):
         only: The paper's tables that are written; those of the model by default.
     """
 
-    config: Annotated[EditTableConfig, arg(name="")] = EditTableConfig()
+    config: Annotated[EditTableConfig, arg(name="")] = field(default_factory=EditTableConfig)
     paper: Path | None = None
     only: Suppress[tuple[str, ...] | None] = None
 
@@ -263,7 +249,7 @@ class Edit(TrainingCommand):
         config: The job.
     """
 
-    config: Annotated[EditConfig, arg(name="")] = EditConfig()
+    config: Annotated[EditConfig, arg(name="")] = field(default_factory=EditConfig)
 
     def report(self, folder: Path) -> str:
         """Say how it went, and where the edit is."""

@@ -1,7 +1,7 @@
 """Options of a command from its dataclass, with a short help and a whole one."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, make_dataclass
 from typing import Annotated, Any, get_type_hints
 
 import tyro
@@ -46,30 +46,27 @@ def parse(command: Any, words: Sequence[str], program: str, description: str) ->
     return read(()).completed(read)
 
 
+def required(kind: type) -> bool:
+    """Say whether a dataclass has a field without a default."""
+    every: Any = kind
+    return any(each.default is MISSING and each.default_factory is MISSING for each in fields(every))
+
+
 def shortened(command: Any) -> Any:
     """Hide rare options of a dataclass, or of one with its values; the same if it has none."""
+    values = command() if isinstance(command, type) and not required(command) else command
     kind = command if isinstance(command, type) else type(command)
-    hints, changed = get_type_hints(kind, include_extras=True), {}
-    for each in fields(kind):
-        default = getattr(command, each.name, None)
-        if RARE in each.metadata:
-            changed[each.name] = Suppress[hints[each.name]], each
-        elif is_dataclass(default) and (short := shortened(default)) is not default:
-            marks = getattr(hints[each.name], "__metadata__", ())
-            changed[each.name] = Annotated[(type(short), *marks)] if marks else type(short), field(default=short)
-    if not changed:
+    hints, hidden, inner = get_type_hints(kind, include_extras=True), {}, {}
+    for field_of in fields(kind):
+        name, value = field_of.name, getattr(values, field_of.name, None)
+        if RARE in field_of.metadata:
+            hidden[name] = Suppress[hints[name]]
+        elif is_dataclass(value) and (short := shortened(value)) is not value:
+            inner[name] = short
+            marks = getattr(hints[name], "__metadata__", ())
+            hidden[name] = Annotated[(type(short), *marks)] if marks else type(short)
+    if not hidden:
         return command
-    new = make_dataclass(
-        kind.__name__,
-        [
-            (name, hint, field(default=value.default, default_factory=value.default_factory))
-            for name, (hint, value) in changed.items()
-        ],
-        bases=(kind,),
-        frozen=True,
-    )
-    return (
-        new
-        if command is kind
-        else new(**vars(command) | {n: v.default for n, (_, v) in changed.items() if is_dataclass(v.default)})
-    )
+    changed = [(name, hint, field(default=inner.get(name, getattr(values, name)))) for name, hint in hidden.items()]
+    new = make_dataclass(kind.__name__, changed, bases=(kind,), frozen=True)
+    return new if command is kind else new(**vars(values) | inner)

@@ -44,7 +44,7 @@ def style_of(facts: Sequence[Fact], wanted: str = "auto") -> str:
     if wanted == "auto":
         return COUNTERFACT if comparable else ZSRE
     if wanted == COUNTERFACT and not comparable:
-        raise InputError("expected a target_true in every fact for ⟨metrics⟩ counterfact, got some without: use zsre")
+        raise InputError("expected a target_true in every fact for ⟨success⟩ counterfact, got some without: use zsre")
     return wanted
 
 

@@ -2,7 +2,6 @@
 
 import math
 import types
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -28,7 +27,7 @@ Positive = Annotated[int, Gt(0)]
 Above = Annotated[float, Gt(0)]
 """A number above zero; any other float is one that is not negative."""
 SurveyName = Literal["auto", "dense", "lanczos"]
-"""How Jacobians are surveyed (`jacobian_lab.jobs.jacobians.Survey`)."""
+"""Method of a survey of Jacobians (`jacobian_lab.jobs.jacobians.Survey`)."""
 StudyName = Literal["theorem1", "step_size"]
 """A study of edits as they are made (`jacobian_lab.jobs.studies.STUDIES`)."""
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
@@ -89,7 +88,7 @@ class ComputingConfig(SubjectConfig):
     """A subject, and who computes.
 
     Attributes:
-        crew: Who does the work that is divided by facts.
+        crew: Workers that share the work on facts.
     """
 
     crew: OmitArgPrefixes[CrewSettings] = field(default_factory=CrewSettings)
@@ -97,7 +96,7 @@ class ComputingConfig(SubjectConfig):
 
 @dataclass(frozen=True)
 class AnchorConfig:
-    """How anchors are optimised; what is not given suits the model at hand.
+    """Optimisation of anchors; what is not given suits the model at hand.
 
     Attributes:
         lr: Adam's learning rate.
@@ -119,7 +118,7 @@ class AnchorConfig:
 
 @dataclass(frozen=True)
 class EditingConfig(ComputingConfig):
-    """What edits of facts are made with.
+    """Ingredients of edits.
 
     Attributes:
         templates: File of context templates, [["{}"], ["... {}", ...]]; sampled from the seed by default.
@@ -132,8 +131,8 @@ class EditingConfig(ComputingConfig):
         ridge: Weight λ of the second moment in the solve; if it is not given, the literature's for the model, or that
             at which a fact alone realises nine tenths of what a layer is given.
         pullback_damping: Weight μ of the shift's norm in the scheme jacobian-pullback.
-        anchor: How anchors are optimised.
-        coordination: How coordinated-replay shares the effort over the decisive layers.
+        anchor: Optimisation of anchors.
+        coordination: Effort of coordinated-replay, shared over the decisive layers.
         anchors_per_batch: Facts optimised side by side at the most, 16 on a processor by default and what memory holds
             on a card; changes no number beyond rounding.
         anchors_from: Folder of another run of these facts, of some of them or of more of their file, whose anchors and
@@ -152,11 +151,6 @@ class EditingConfig(ComputingConfig):
     anchors_per_batch: Positive | None = None
     anchors_from: Path | None = None
 
-    @property
-    def batch_size(self) -> int | None:
-        """Old name of `anchors_per_batch`."""
-        return self.anchors_per_batch
-
 
 @dataclass(frozen=True)
 class SchemesConfig(EditingConfig):
@@ -166,10 +160,10 @@ class SchemesConfig(EditingConfig):
         schemes: Target schemes to measure.
         studies: Further measurements during the edits: theorem1 (angles to eigenvectors of J; takes long), step_size.
         verdicts: Survey J; without, the same command can add that to the run later.
-        survey: How J is surveyed: dense (all eigenvalues of its symmetric part and singular values), lanczos (the
+        survey: Survey of J: dense (all eigenvalues of its symmetric part and singular values), lanczos (the
             extreme ones, by products alone), none, or auto: dense up to a width of 2048 (on a card 4096),
             lanczos above.
-        survey_facts: For how many facts, chosen by the seed, J's own eigenvectors are sought, from the matrix; 64 by
+        survey_facts: Number of facts, chosen by the seed, whose J's own eigenvectors are sought, from the matrix; 64 by
             default, 4 above a width of 2048 unless dense is asked for, none where lanczos is.
     """
 
@@ -198,11 +192,6 @@ class LayerCountConfig(EditingConfig):
     )
     max_layers: Positive | None = None
 
-    @property
-    def most(self) -> int | None:
-        """Old name of `max_layers`."""
-        return self.max_layers
-
 
 @dataclass(frozen=True)
 class DampingConfig(EditingConfig):
@@ -221,10 +210,10 @@ class JacobianConfig(ComputingConfig):
 
     Attributes:
         site: residual (the stream behind a block) or mlp (what the block's MLP adds to it).
-        survey: How J is surveyed: dense (all eigenvalues of its symmetric part and singular values), lanczos (the
+        survey: Survey of J: dense (all eigenvalues of its symmetric part and singular values), lanczos (the
             extreme ones, by products alone), or auto: dense up to a width of 2048 (on a card 4096),
             lanczos above.
-        survey_facts: For how many facts, chosen by the seed, J's own eigenvectors are sought, from the matrix; 64 by
+        survey_facts: Number of facts, chosen by the seed, whose J's own eigenvectors are sought, from the matrix; 64 by
             default, 4 above a width of 2048 unless dense is asked for, none where lanczos is.
         sweep_memory: GiB that a sweep may hold beside the model; changes no number beyond rounding.
     """
@@ -234,15 +223,10 @@ class JacobianConfig(ComputingConfig):
     survey_facts: Count | None = None
     sweep_memory: Above = field(default=MEMORY_BUDGET / 2**30, metadata=RARE)
 
-    @property
-    def memory(self) -> float:
-        """Old name of `sweep_memory`."""
-        return self.sweep_memory
-
 
 @dataclass(frozen=True)
 class EvaluationConfig(EditingConfig):
-    """How methods edit, and how an edited model is evaluated.
+    """Edits, and the evaluation of edited models.
 
     Attributes:
         rules: Settings of the update rules.
@@ -263,11 +247,6 @@ class EvaluationConfig(EditingConfig):
     greedy: bool = True
     held_out: str = field(default=DOCSTRINGS, metadata=RARE)
     held_out_tokens: Positive = field(default=2048, metadata=RARE)
-
-    @property
-    def metrics(self) -> str:
-        """Old name of `success`."""
-        return self.success
 
 
 @dataclass(frozen=True)
