@@ -27,8 +27,8 @@ from jacobian_lab.training.settings import RLEditConfig, TrainingConfig, WiseCon
 LAB = Path(sys.executable).parent / "jacobian-lab"
 METHODS = ("memit", "wise", "rledit")
 GRIDS: dict[str, dict[str, Any]] = {
-    "wise": {"lr": (0.02, 0.05, 0.1, 0.2), "beta": (0.1, 0.3)},
-    "rledit": {"rate": (1e-4, 1e-3, 1e-2), "batches": (4,)},
+    "wise": {"edit_lr": (0.02, 0.05, 0.1, 0.2), "beta": (0.1, 0.3)},
+    "rledit": {"lr": (1e-4, 1e-3, 1e-2), "num_seq": (4,)},
 }
 """What is scanned."""
 
@@ -144,7 +144,9 @@ def cost(part: str) -> list[dict[str, Any]]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scan", choices=METHODS[1:])
-    parser.add_argument("--grid", type=json.loads, help='for each option its values, as {"lr": [0.05], "beta": [0.3]}')
+    parser.add_argument(
+        "--grid", type=json.loads, help='for each option its values, as {"edit_lr": [0.05], "beta": [0.3]}'
+    )
     parser.add_argument("--cost", action="store_true")
     parser.add_argument("--slice", default="0:16")
     parser.add_argument("--out", type=Path, help="a JSON file")

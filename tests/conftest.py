@@ -10,6 +10,7 @@ import pytest
 os.environ.setdefault("JACOBIAN_LAB_CACHE", str(Path(tempfile.gettempdir()) / "jacobian_lab-tests-cache"))
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from helpers.exact import load_exact
 from helpers.small import CONFIGS, CONTEXTS, FAMILIES, make_folder, make_tokenizer
 
 from jacobian_lab.facts.fact import Fact
@@ -47,12 +48,12 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture(scope="session", params=FAMILIES)
 def family_model(request, folders):
     """Each family in exact float64."""
-    return load_model(folders[request.param], dtype="float64", device="cpu", exact=True)
+    return load_exact(folders[request.param])
 
 
 @pytest.fixture(scope="session")
 def tiny(folders):
-    return load_model(folders["llama"], dtype="float64", device="cpu", exact=True)
+    return load_exact(folders["llama"])
 
 
 @pytest.fixture(scope="session")

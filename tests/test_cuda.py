@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.commands import options
+from helpers.exact import load_exact
 from helpers.small import CONTEXTS, FAMILIES
 
 from jacobian_lab import cli
@@ -37,7 +38,7 @@ def near(cuda, cpu, atol):
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def models(request, folders):
-    return [load_model(folders[request.param], dtype="float64", device=place, exact=True) for place in PLACES]
+    return [load_exact(folders[request.param], place) for place in PLACES]
 
 
 def test_auto_takes_the_card(folders):

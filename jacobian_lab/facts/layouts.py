@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from jacobian_lab.errors import InputError
 from jacobian_lab.facts.records import RecordError
-from jacobian_lab.facts.ripple import CRITERIA, read_edit
 
 Fields = Mapping[str, Any]
 
@@ -186,16 +186,11 @@ def _asked(text: Any) -> Any:
     return text.rstrip() + "?"
 
 
-def _ripple(record: Fields) -> list[dict[str, Any]]:
-    """The conditions of a test are not looked at: all its questions are probes."""
-    probes, queries = [], []
-    for field, criterion in CRITERIA.items():
-        for test in _objects(record, field):
-            asked = list(_objects(test, "test_queries"))
-            queries += [*asked, *_objects(test, "condition_queries")]
-            probes += [_probe(f"ripple: {criterion}", q.get("prompt"), _answers(q.get("answers"))) for q in asked]
-    fact = read_edit(record["edit"], queries)
-    return [_own(record, "join") | fact | _answered(probes)]
+def _ripple(_record: Fields) -> list[dict[str, Any]]:
+    raise InputError(
+        "expected facts that name their subject, got records of RippleEdits, whose edits are sentences without one: "
+        "take the same facts from KnowEdit, or give each record subject, prompt and target_new"
+    )
 
 
 def _flat(record: Fields) -> list[dict[str, Any]]:
@@ -341,9 +336,9 @@ LAYOUTS = (
     Layout("CounterFact", lambda record: "requested_rewrite" in record, _counterfact, frozenset(OWN) | _COUNTERFACT),
     Layout(
         "RippleEdits",
-        lambda record: isinstance(record.get("edit"), Mapping),
+        lambda record: isinstance(record.get("edit"), Mapping) and "subject" not in record,
         _ripple,
-        frozenset({"id", "case_id", "join", "example_type", "edit", *CRITERIA}),
+        frozenset(),
     ),
     Layout(
         "zsRE",

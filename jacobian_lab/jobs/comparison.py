@@ -38,7 +38,7 @@ from jacobian_lab.store.run import Run
 from jacobian_lab.store.schema import KINDS
 from jacobian_lab.training.lessons import strangers
 from jacobian_lab.training.methods import ONE_DEVICE, RLEDIT, Ready, ready
-from jacobian_lab.training.settings import UNTUNED, WiseSettings
+from jacobian_lab.training.settings import UNTUNED, WiseConfig
 
 Save = Callable[[Path, Mapping[str, Any]], Any]
 """Saves an edit, as a file or as a folder, with everything that decided it."""
@@ -224,19 +224,17 @@ class Comparison:
         before = asking  # of the unedited model, which every other is held against
         work = edits + (asking + counts.evaluation([text])) * len(names) + before
         stage_name = f"{counted(len([name for name in names if name != UNEDITED]), 'edit')}, evaluated"
-        projected = len(self._projected())
-        yield counts.editing(
-            stage_name, work, len(layers), rows, projected=projected, parts=[*parts, text], beside=beside
-        )
+        projected, count = len(self._projected()), len(layers) if pairs else 0
+        yield counts.editing(stage_name, work, count, rows, projected=projected, parts=[*parts, text], beside=beside)
 
     def _training(self, counts: Counts, name: str) -> Stage:
         """Count the training of a method."""
         trained, rows, stage = self.trained[name], self.experiment.rows, f"training of {name}"
         settings = trained.settings
-        if isinstance(settings, WiseSettings):
-            return counts.training(stage, rows, settings.block, settings.steps, settings.shards + 4)
+        if isinstance(settings, WiseConfig):
+            return counts.training(stage, rows, settings.block, settings.n_iter, settings.shards + 4)
         matrices = len(settings.blocks) * (1 if settings.projections else counts.shape.inner)
-        steps = -(-trained.facts * (2 * settings.back + 1) // (len(rows) * len(rows.weights)))
+        steps = -(-trained.facts * (2 * settings.back_depth + 1) // (len(rows) * len(rows.weights)))
         return counts.training(stage, rows, min(settings.blocks), steps, 5 * matrices)
 
     def aimed(self, run: Run) -> Aimed:

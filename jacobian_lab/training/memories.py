@@ -223,7 +223,7 @@ def save_memory(path: Path, model: LanguageModel, memory: Memory, config: Mappin
         "config": json.dumps(config, ensure_ascii=False),
     }
     if not all(torch.isfinite(side.weight).all() for side in memory.sides):
-        raise InputError("expected finite weights to save, got NaN or infinity in WISE's memory: lower ⟨wise.lr⟩")
+        raise InputError("expected finite weights to save, got NaN or infinity in WISE's memory: lower ⟨wise.edit_lr⟩")
     tensors = {f"side.{n}": side.weight.cpu().contiguous() for n, side in enumerate(memory.sides)}
     with written_whole(path) as partial:
         save_file(tensors, partial, metadata=metadata)

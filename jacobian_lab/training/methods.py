@@ -1,8 +1,7 @@
 """The methods that train by name: each made ready for some facts, and where its training is kept."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from jacobian_lab.model.rows import FactRows
 from jacobian_lab.model.tokens import Prompt
 from jacobian_lab.training.lessons import lessons, unrelated_rows
 from jacobian_lab.training.rledit import RLEdit
-from jacobian_lab.training.settings import RLEditSettings, TrainingSettings, WiseSettings
+from jacobian_lab.training.settings import RLEditConfig, TrainingConfig, WiseConfig
 from jacobian_lab.training.trainers import Trainer, carry_on, save_training
 from jacobian_lab.training.wise import Wise
 
@@ -39,12 +38,12 @@ class Ready:
     make: Callable[[], Trainer]
     about: Mapping[str, str]
     facts: int
-    settings: WiseSettings | RLEditSettings
+    settings: WiseConfig | RLEditConfig
 
     @property
     def decided_by(self) -> dict[str, Any]:
         """What decides its edit: what decides its training, and how many facts it edits at once."""
-        at_once = self.settings.edited_at_once if isinstance(self.settings, RLEditSettings) else 1
+        at_once = self.settings.edited_at_once if isinstance(self.settings, RLEditConfig) else 1
         return {**self.about, "edited_at_once": at_once}
 
     @cached_property
@@ -74,7 +73,7 @@ class Ready:
 ONE_DEVICE = "expected a model on one device for {}, got one over several: give one ⟨device⟩, such as cuda:0"
 
 
-def ready(name: str, rows: FactRows, others: Sequence[Fact], settings: TrainingSettings) -> Ready:
+def ready(name: str, rows: FactRows, others: Sequence[Fact], settings: TrainingConfig) -> Ready:
     """Make a method ready for some facts."""
     model = rows.model
     if len(model.devices) > 1:
@@ -87,13 +86,13 @@ def ready(name: str, rows: FactRows, others: Sequence[Fact], settings: TrainingS
         return Ready(partial(Wise, rows, unrelated, settings.wise), about, len(rows), settings.wise)
     chosen = settings.rledit
     chosen.modules(model)
-    taught = lessons(model, others, chosen.seed, chosen.batches * chosen.facts_at_once)
+    taught = lessons(model, others, chosen.seed, chosen.num_seq * chosen.n_edits)
     told = [[_ids(each.edit), _ids(each.other), _ids(each.unrelated)] for each in taught]
     about = _about(name, model, replace(chosen, edited_at_once=1), told)  # which no training depends on
-    return Ready(partial(RLEdit, model, taught, rows.answered, chosen), about, chosen.epochs * len(taught), chosen)
+    return Ready(partial(RLEdit, model, taught, rows.answered, chosen), about, chosen.n_epochs * len(taught), chosen)
 
 
-def _about(name: str, model: LanguageModel, settings: Any, content: Any) -> dict[str, str]:
+def _about(name: str, model: LanguageModel, settings: WiseConfig | RLEditConfig, content: Any) -> dict[str, str]:
     """All that decides a training."""
     return {
         "method": name,
@@ -101,7 +100,7 @@ def _about(name: str, model: LanguageModel, settings: Any, content: Any) -> dict
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": model.device.type,
         "torch": torch.__version__,
-        "settings": json.dumps(asdict(settings)),
+        "settings": settings.stored(),
         "rows": content_key(content),
     }
 

@@ -26,10 +26,10 @@ from jacobian_lab.training.hypernetworks import (
     total_norm,
 )
 from jacobian_lab.training.lessons import Lesson
-from jacobian_lab.training.settings import RLEditSettings
+from jacobian_lab.training.settings import RLEditConfig
 
 Shape = tuple[int, int]
-_LOWER = "lower ⟨rledit.rate⟩ or ⟨rledit.meta_lr⟩, or give ⟨dtype⟩ float32"
+_LOWER = "lower ⟨rledit.lr⟩ or ⟨rledit.meta_lr⟩, or give ⟨dtype⟩ float32"
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ class RLEdit:
     model: LanguageModel
     lessons: Sequence[Lesson]
     rows: Sequence[Prompt]
-    settings: RLEditSettings
+    settings: RLEditConfig
     losses: list[tuple[float, float]] = field(default_factory=list)
     changed: dict[str, Tensor] = field(default_factory=dict)
     deltas: dict[str, Tensor] = field(default_factory=dict)
@@ -83,8 +83,8 @@ class RLEdit:
                 len(names),
                 *shape,
                 rank=chosen.rank,
-                blocks=chosen.depth,
-                rate=chosen.rate,
+                blocks=chosen.n_blocks,
+                rate=chosen.lr,
                 seed=chosen.seed,
                 dtype=dtype,
             ).to(device)
@@ -93,7 +93,7 @@ class RLEdit:
         self.normalisers = {shape: Normaliser(sum(shape), dtype, device) for shape in shapes}
         self.places = {name: (shape, number) for shape, names in shapes.items() for number, name in enumerate(names)}
         self.dtype = dtype
-        parts = 3 * (chosen.back + 1) * -(-chosen.facts_at_once // chosen.rows_at_once)
+        parts = 3 * (chosen.back_depth + 1) * -(-chosen.n_edits // chosen.batch_size)
         self._below = lru_cache(parts)(self._run_below)
         self.adam = torch.optim.Adam(
             [p for network in self.networks.values() for p in network.parameters()], chosen.meta_lr
@@ -116,12 +116,12 @@ class RLEdit:
         and gone on from.
         """
         settings = self.settings
-        batches = _parts(self.lessons, settings.facts_at_once)[: settings.batches]
-        while len(self.losses) < settings.epochs * len(batches):
+        batches = _parts(self.lessons, settings.n_edits)[: settings.num_seq]
+        while len(self.losses) < settings.n_epochs * len(batches):
             number = len(self.losses) % len(batches)
             with self.changing():
                 self._put(self.changed)
-                seen = batches[max(0, number + 1 - settings.back) : number + 1]
+                seen = batches[max(0, number + 1 - settings.back_depth) : number + 1]
                 told = self._learn(list(reversed(seen)))
                 self.changed = {name: matrix(module).clone() for name, module in self.modules.items()}
             if settings.clipped == "each":
@@ -137,7 +137,7 @@ class RLEdit:
     @property
     def finished(self) -> int:
         """Facts that the network is trained with."""
-        batches = _parts(self.lessons, self.settings.facts_at_once)[: self.settings.batches]
+        batches = _parts(self.lessons, self.settings.n_edits)[: self.settings.num_seq]
         return sum(len(batches[number % len(batches)]) for number in range(len(self.losses)))
 
     def state(self) -> dict[str, Tensor]:
@@ -228,9 +228,9 @@ class RLEdit:
         """Edit the newest of some batches, and take the gradients of what that does to all of them."""
         settings = self.settings
         parts = [
-            (settings.discount**age, some)
+            (settings.time_decay**age, some)
             for age, batch in enumerate(seen)
-            for some in _parts(batch, settings.rows_at_once)
+            for some in _parts(batch, settings.batch_size)
         ]
         before = [self._log_p([each.unrelated for each in some]) for _, some in parts]
         told = self._told_of([each.edit for each in seen[0]])
@@ -240,13 +240,13 @@ class RLEdit:
         for (weight, some), reference in zip(parts, before, strict=True):
             for which, found, factor in (
                 (0, self._told([each.other for each in some]), weight),
-                (1, self._told([each.unrelated for each in some], reference), settings.local * weight),
+                (1, self._told([each.unrelated for each in some], reference), settings.loc_coef * weight),
             ):
                 losses[which] += factor * float(found.loss)
                 for name, total in totals.items():
                     inputs, gradients = found.inputs[name].flatten(0, 1), found.gradients[name].flatten(0, 1)
                     total += factor * (inputs.T @ gradients)
-        penalty = settings.penalty if settings.penalised else 0.0
+        penalty = settings.reg_coef if settings.penalized else 0.0
         for name, (keys, standard) in told.items():
             shape, number = self.places[name]
             pull_back(self.networks[shape], number, keys, standard, totals[name], penalty)
@@ -255,7 +255,7 @@ class RLEdit:
     def _told_of(self, rows: Sequence[Prompt]) -> dict[str, tuple[Tensor, Tensor]]:
         """Keys and standardised keys and gradients at the answers' tokens, by module."""
         found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in self.modules}
-        for some in _parts(rows, self.settings.rows_at_once):
+        for some in _parts(rows, self.settings.batch_size):
             told = self._told(some)
             lengths = [(len(row.ids) - len(row.answer), len(row.ids)) for row in some]
             for name in self.modules:
@@ -331,7 +331,7 @@ class RLEdit:
     def _losses(self, rows: Sequence[Prompt]) -> list[float]:
         """Mean −log P of each row's answer."""
         found = []
-        for some in _parts(rows, self.settings.rows_at_once):
+        for some in _parts(rows, self.settings.batch_size):
             for row, log_p in zip(some, self._log_p(some), strict=True):
                 found.append(float(-log_p[range(len(row.answer)), list(row.answer)].mean()))
         return found
@@ -347,7 +347,7 @@ class RLEdit:
 
     def _clip(self) -> None:
         networks = list(self.networks.values())
-        factor = self.settings.clip / (float(total_norm(networks)) + 1e-6)
+        factor = self.settings.max_grad_norm / (float(total_norm(networks)) + 1e-6)
         if factor < 1:
             for network in networks:
                 for parameter in network.parameters():

@@ -29,7 +29,7 @@ from jacobian_lab.training.memories import (
     save_memory,
 )
 from jacobian_lab.training.merging import margin, ties
-from jacobian_lab.training.settings import WiseSettings
+from jacobian_lab.training.settings import WiseConfig
 
 FIRST_WEIGHT, LATER_WEIGHT, OLD_WEIGHT = 1.0, 0.4, 0.6
 """What shards weigh together in the first merge, and in later ones, beside what was merged before."""
@@ -73,7 +73,7 @@ class Wise:
 
     rows: FactRows
     unrelated: Sequence[Prompt]
-    settings: WiseSettings
+    settings: WiseConfig
     done: list[Trained] = field(default_factory=list)
     shards: list[Tensor] = field(default_factory=list)
     merged: list[Side] = field(default_factory=list)
@@ -183,7 +183,7 @@ class Wise:
         side, losses = self.side.clone().requires_grad_(), list[float]()
         inside = outside = side.new_zeros(())
         last = math.nan
-        for number in range(settings.steps):
+        for number in range(settings.n_iter):
             served = edited.served(side)
             inside, outside = edited.distances(served), unrelated.distances(unrelated.served(side))
             limits = (self.scale * each for each in (settings.alpha, settings.beta, settings.gamma))
@@ -206,13 +206,13 @@ class Wise:
     def _step(self, side: Tensor, gradient: Tensor) -> None:
         """One masked step, with decay, clamped."""
         settings = self.settings
-        shrunk = settings.decay * side
+        shrunk = settings.weight_decay * side
         if settings.decayed == "none":
             shrunk = torch.zeros_like(side)
         elif settings.decayed == "masked":
             shrunk = shrunk * self.mask
-        side -= settings.lr * (gradient * self.mask + shrunk)
-        side.clamp_(self.own - settings.clamp, self.own + settings.clamp)
+        side -= settings.edit_lr * (gradient * self.mask + shrunk)
+        side.clamp_(self.own - settings.norm_constraint, self.own + settings.norm_constraint)
 
     def _close_shard(self) -> None:
         """Put the side matrix away, and merge if it is time."""
@@ -224,7 +224,7 @@ class Wise:
         shards, weights = list(self.shards), [FIRST_WEIGHT / count] * count
         if self.merged and not self.settings.retrieve:
             shards, weights = [*shards, self.merged[-1].weight], [*([LATER_WEIGHT / count] * count), OLD_WEIGHT]
-        merged = Side(ties(self.own, shards, weights, self.settings.density), threshold)
+        merged = Side(ties(self.own, shards, weights, self.settings.densities), threshold)
         if self.settings.retrieve:
             self.merged.append(merged)
             self.least = math.inf

@@ -156,7 +156,7 @@ def test_an_editors_saved_edit_keeps_its_chat(model, tmp_path, capsys, monkeypat
 @pytest.mark.parametrize("more", [(), DATED])
 def test_a_memory_serves_the_prompt_that_it_was_trained_on(more, given, model, tmp_path, capsys):
     facts = jl.load_facts("builtin", "0:1")
-    training = ["--wise.steps", "6", "--wise.lr", "0.5"]
+    training = ["--wise.n-iter", "6", "--wise.edit-lr", "0.5"]
     one = [*given, "--slice", "0:1", *more, *training]
     cli.main(["edit", *one, "--method", "wise", "--out", str(tmp_path / "out")])
     capsys.readouterr()

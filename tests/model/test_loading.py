@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers.exact import load_exact
 from helpers.small import CONFIGS, FAMILIES, GPT, ROTARY, VOCABULARY, make_folder, make_tokenizer
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
@@ -42,7 +43,7 @@ def test_logits_are_the_untouched_models(family, folders):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_exact_float64_changes_only_rounding(family, folders):
     ids = torch.arange(3, 40)[None]
-    exact = load_model(folders[family], dtype="float64", device="cpu", exact=True).hf(ids).logits
+    exact = load_exact(folders[family]).hf(ids).logits
     as_is = load_model(folders[family], dtype="float64", device="cpu").hf(ids).logits
     torch.testing.assert_close(exact, as_is, rtol=1e-4, atol=1e-4)
     assert exact.dtype == torch.float64
@@ -65,7 +66,9 @@ def _rotary(model, positions=200):
 @pytest.mark.parametrize("exact", [True, False])
 def test_exact_float64_has_rotary_angles_in_float64(exact, family, folders):
     """In float32, as everybody runs them, they are off by its rounding, and by another on every device."""
-    cos, sin, frequencies = _rotary(load_model(folders[family], dtype="float64", device="cpu", exact=exact))
+    folder = folders[family]
+    model = load_exact(folder) if exact else load_model(folder, dtype="float64", device="cpu")
+    cos, sin, frequencies = _rotary(model)
     angles = np.arange(200)[:, None] * frequencies.numpy().astype(np.float64)
     off = max(abs(cos.numpy() - np.cos(angles)).max(), abs(sin.numpy() - np.sin(angles)).max())
     assert off < 1e-15 if exact else 1e-8 < off < 1e-4
@@ -83,11 +86,10 @@ def test_exact_float64_keeps_frequencies_that_follow_the_length_and_their_scale(
     config = LlamaConfig(**ROTARY | {"max_position_embeddings": 32}, rope_parameters={"rope_theta": 10000.0, **rope})
     folder = make_folder(tmp_path / "rope", config)
     ids = torch.arange(3, 63)[None]  # twice as long as what the frequencies are made for
-    exact, as_is = (
-        load_model(folder, dtype="float64", device="cpu", exact=exact).hf(ids).logits for exact in (True, False)
-    )
+    exact = load_exact(folder).hf(ids).logits
+    as_is = load_model(folder, dtype="float64", device="cpu").hf(ids).logits
     plain = make_folder(tmp_path / "plain", LlamaConfig(**ROTARY | {"max_position_embeddings": 32}))
-    other = load_model(plain, dtype="float64", device="cpu", exact=True).hf(ids).logits
+    other = load_exact(plain).hf(ids).logits
     torch.testing.assert_close(exact, as_is, rtol=1e-4, atol=1e-4)
     assert (exact - other).abs().max() > 1e-2
 
@@ -154,10 +156,8 @@ def test_fingerprint_tells_how_a_text_is_split(folders, monkeypatch):
 
 def test_fingerprint_tells_what_is_computed_in(folders):
     found = [load_model(folders["llama"], dtype=dtype, device="cpu").fingerprint for dtype in loading.DTYPES]
-    found.append(load_model(folders["llama"], dtype="float64", device="cpu", exact=True).fingerprint)
+    found.append(load_exact(folders["llama"]).fingerprint)
     assert len(set(found)) == len(found)
-    same = load_model(folders["llama"], dtype="float32", device="cpu", exact=True).fingerprint
-    assert same == found[0]  # nothing is lifted there
 
 
 def test_fingerprint_of_a_gguf_is_of_the_file_not_of_what_transformers_made_of_it(monkeypatch):
