@@ -29,6 +29,7 @@ from jacobian_lab.report.paper import read_paper
 from jacobian_lab.report.registry import TABLES
 from jacobian_lab.report.results import SCHEMES, Results, write_account, write_comparison, write_reports
 from jacobian_lab.report.tables.residuals import headlines
+from jacobian_lab.training.reading import read_training
 from jacobian_lab.training.settings import TrainingConfig
 
 
@@ -107,10 +108,10 @@ class Schemes(JobCommand):
 
     def report(self, folder: Path) -> str:
         """Write all tables, and a summary."""
-        reports, results = write_reports(folder), Results(folder, "tables")
-        studies = [write_account(folder, name) for name in self.config.studies]
+        tables, results = write_reports(folder), Results(folder, "tables")
         verdicts = results.write("conditions", "theorem2")
         results.write("decomposition", "effort")
+        studies = results.write(*self.config.studies)
         named = ", ".join(["table1, table2, table5, efficacy, theorem2, decomposition, effort", *self.config.studies])
         files = (
             f"Tables in {folder}: {named}: .md, .tex and .csv.",
@@ -119,7 +120,7 @@ class Schemes(JobCommand):
         )
         short = "\n".join([*headlines(results.dataset), *files])
         write_text(folder / "summary.txt", short + "\n")
-        return "\n\n".join([*([reports, verdicts] if self.verbose else []), *studies, short])
+        return "\n\n".join(filter(None, [*([tables, verdicts] if self.verbose else []), studies, short]))
 
 
 @dataclass(frozen=True)
@@ -212,8 +213,6 @@ class TrainingCommand(JobCommand):
             return config
         if config.training != TrainingConfig():
             raise InputError("expected ⟨training⟩ alone, got --wise.… or --rledit.… too: write them into the file")
-        from jacobian_lab.training.reading import read_training
-
         return replace(config, training=read_training(self.training))
 
 

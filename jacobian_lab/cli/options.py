@@ -15,10 +15,14 @@ from jacobian_lab.errors import InputError
 from jacobian_lab.jobs.config import RENAMED
 from jacobian_lab.jobs.options import Option, options_in
 from jacobian_lab.store.arrays import CONFIG
+from jacobian_lab.training.settings import RENAMED as RENAMED_TRAINING
 
-OLD = {f"--{old}".replace("_", "-"): f"--{new}".replace("_", "-") for old, new in RENAMED.items()}
+_FIELDS = RENAMED | {f"{m}.{old}": f"{m}.{new}" for m, names in RENAMED_TRAINING.items() for old, new in names.items()}
+_PAIRS = {old.replace("_", "-"): new.replace("_", "-") for old, new in _FIELDS.items()}
+OLD = {f"--{prefix}{old}": f"--{prefix}{new}" for old, new in _PAIRS.items() for prefix in ("", "no-")}
+"""Old names of options, but for those of plans, and their new ones."""
 PLANS = {"--json": "--plan-json", "--card": "--plan-card"}
-TRAINING = ("--wise.", "--rledit.", "--no-wise.", "--no-rledit.")
+TRAINING = tuple(f"--{prefix}{method}." for method in RENAMED_TRAINING for prefix in ("", "no-"))
 
 
 def modern(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -27,7 +31,7 @@ def modern(words: Sequence[str]) -> tuple[list[str], list[str]]:
     for word in words:
         name, *value = word.split("=", 1)
         new = (OLD | PLANS).get(name, name)
-        if new != name:
+        if new != name and not name.startswith(TRAINING):
             lines.append(f"{name} is now called {new}")
         renamed.append("=".join([new, *value]))
     if any(word.startswith(TRAINING) for word in words):
