@@ -44,7 +44,7 @@ def style_of(facts: Sequence[Fact], style: str = "auto") -> str:
     if style == "auto":
         return COUNTERFACT if comparable else ZSRE
     if style == COUNTERFACT and not comparable:
-        raise InputError("expected a target_true in every fact for ⟨metrics⟩ counterfact, got some without: use zsre")
+        raise InputError("expected a target_true in every fact for ⟨success⟩ counterfact, got some without: use zsre")
     return style
 
 

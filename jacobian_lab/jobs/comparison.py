@@ -111,7 +111,7 @@ class Comparison:
         check(config)
         held_out = load_corpus(config.held_out, config.seed)
         experiment = prepare(config, questions=lambda fact: fact, progress=progress, sketch=sketch)
-        style = style_of(experiment.facts, config.metrics)
+        style = style_of(experiment.facts, config.success)
         everyone = len(experiment.facts)
         asked_facts = sample(experiment.facts, config.evaluation_facts or everyone, config.seed)
         if len(asked_facts) < everyone:

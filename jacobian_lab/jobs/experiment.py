@@ -240,7 +240,7 @@ def prepare(
         rules=config.rules if isinstance(config, EvaluationConfig) else RuleSettings(),
         fixed_ridge=ridge,
         damping=config.pullback_damping,
-        batch_size=config.batch_size,
+        batch_size=config.anchors_per_batch,
         apart=frozenset(places[label] for label in (donor.labels if donor else ()) if label in places),
         crew=subject.crew,
         progress=progress,

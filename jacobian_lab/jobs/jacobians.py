@@ -134,7 +134,7 @@ def jacobian_job(config: JacobianConfig, *, progress: bool = True, sketch: Place
         raise InputError(f"expected at least two layers, l and L, got only {layers[0]}: give them as 4-8")
     bare = [model.fact_prompt(fact).cut() for fact in subject.facts]
     part = survey_part(
-        subject, how, bare, site=config.site, budget=int(config.memory * 2**30), progress=progress, say=True
+        subject, how, bare, site=config.site, budget=int(config.sweep_memory * 2**30), progress=progress, say=True
     )
     return Job(
         "jacobian",

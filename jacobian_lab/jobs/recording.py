@@ -84,7 +84,7 @@ def work_of(counts: Counts, experiment: Experiment, cell: Cell) -> list[Stage]:
     layers = where.get("anchor_layer", experiment.layers)
     first, count = (layers, 1) if isinstance(layers, int) else (layers[0], len(layers))
     stage = f"coordinated shifts at {counted(count, 'layer')}" if name == SHIFT else f"anchors at layer {first}"
-    steps, size = experiment.session.anchor.steps, experiment.config.batch_size
+    steps, size = experiment.session.anchor.steps, experiment.config.anchors_per_batch
     return [counts.descent(stage, experiment.rows.select(left), first, steps, size)]
 
 

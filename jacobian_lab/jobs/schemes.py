@@ -44,7 +44,7 @@ def schemes_job(
 
     Args:
         config: The configuration.
-        studies: Names in `STUDIES`: what to look at beside the tables while the schemes edit.
+        studies: Names in `STUDIES`, besides the configuration's: what to look at while the schemes edit.
         verdicts: Whether the unedited model's Jacobians are wanted too.
         progress: Whether to show progress bars.
         sketch: Where it would be done, if it is only to be planned.
@@ -55,6 +55,7 @@ def schemes_job(
     Raises:
         InputError: If anything cannot be used.
     """
+    studies, verdicts = (*studies, *config.studies), verdicts and config.verdicts
     for name in studies:
         if name not in STUDIES:
             raise InputError(f"expected studies among {', '.join(STUDIES)}, got {name!r}: choose among them")

@@ -17,6 +17,7 @@ from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import REFUSE, Fact, FactFile, describe
 from jacobian_lab.facts.reading import read_facts, refusal
 from jacobian_lab.jobs.config import ComputingConfig, SubjectConfig, check
+from jacobian_lab.jobs.options import options_of
 from jacobian_lab.jobs.origin import origin
 from jacobian_lab.maps.agreement import check_replay
 from jacobian_lab.model.chat import DATE, Chat, chat_of, chat_options, chat_settings
@@ -81,6 +82,7 @@ class Subject:
             "platform": platform.platform(),
             **({"tf32": torch.backends.cuda.matmul.allow_tf32} if self.model.device.type == "cuda" else {}),
             **origin(),
+            "options": options_of(config),
         }
 
     def labels(self) -> list[Any]:

@@ -52,9 +52,9 @@ def layer_count_job(config: LayerCountConfig, *, progress: bool = True, sketch: 
     """
     experiment = prepare(config, questions=_without_probes, progress=progress, sketch=sketch)
     last = experiment.layers[-1]
-    most = min(MOST, last + 1) if config.most is None else config.most
+    most = min(MOST, last + 1) if config.max_layers is None else config.max_layers
     if most > last + 1:
-        raise InputError(f"expected at most {last + 1} layers up to layer {last}, got ⟨most⟩ {most}: lower it")
+        raise InputError(f"expected at most {last + 1} layers up to layer {last}, got ⟨max_layers⟩ {most}: lower it")
     layers, counts_of_layers = tuple(range(last - most + 1, last + 1)), range(1, most + 1)
     if sketch is None:
         check_replay(experiment.model, experiment.facts, layers)
