@@ -2,8 +2,6 @@
 
 import json
 import math
-import runpy
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 import xarray as xr
-from helpers.commands import ROOT, options
+from helpers.commands import options
 
 from jacobian_lab import cli
 from jacobian_lab.editing.layers import Setting, averaged_keys, restored
@@ -84,14 +82,11 @@ def test_an_interrupted_frontier_goes_on_after_the_last_point(quick, finished, t
     run_frontier(config, progress=False)
 
 
-def test_the_frontiers_command_and_script(quick, finished, capsys, monkeypatch):
+def test_the_frontiers_command(quick, finished, capsys):
     chosen = options({**quick, "out": finished})
     chosen += ["--schemes", *CHOSEN["schemes"], "--ridges", *map(str, CHOSEN["ridges"])]
     cli.main(["frontier", *chosen])
     printed = capsys.readouterr().out
-    monkeypatch.setattr(sys, "argv", ["frontier.py", *chosen])
-    runpy.run_path(str(ROOT / "analyses" / "frontier.py"), run_name="__main__")
-    assert capsys.readouterr().out == printed
     frame = pd.read_csv(finished / "frontier.csv")
     assert list(frame.columns) == ["method", "ridge", *METRICS]
     assert frame[["method", "ridge"]].values.tolist() == [[n, r] for n in NAMES for r in CHOSEN["ridges"]]
@@ -158,15 +153,6 @@ def test_facts_that_were_not_asked_about_choose_no_ridge(finished):
 
 def by_fact(values):
     return values.mean([dim for dim in values.dims if dim != "fact"]).mean()
-
-
-def test_bad_ridges_end_with_one_line(quick, capsys):
-    for given, words in (("0", "above zero, got --ridges 0.0"), ("nan", "--ridges nan")):
-        with pytest.raises(SystemExit):
-            cli.main(["frontier", *options(quick), "--ridges", given])
-        err = capsys.readouterr().err
-        assert words in err
-        assert err.count("\n") == 1
 
 
 def test_a_suited_ridge_realises_the_share_that_it_says(tiny, facts):

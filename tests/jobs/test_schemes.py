@@ -173,7 +173,7 @@ def test_layers_are_read():
     for text in ("8-4", "4,4", "6,5", "4-8,7"):
         with pytest.raises(InputError, match="ascending"):
             parse_layers(text)
-    for text in ("", "a", "4-", "-1", "4..8", "4;5"):
+    for text in ("", "a", "one", "4-", "-1", "4..8", "4;5", "²", "0-99999999999"):
         with pytest.raises(InputError, match="expected layers as"):
             parse_layers(text)
 
@@ -229,21 +229,12 @@ def test_bad_input_ends_with_one_line(arguments, capsys, tmp_path, monkeypatch):
         ({"slice": "0:9999"}, "slice A:B"),
         ({"layers": "3-1"}, "ascending layers"),
         ({"layers": "1-9"}, "layers from 0 to 5"),
-        ({"layers": "one"}, "layers as 4-8"),
         ({"templates": "templates"}, "groups of templates"),
         ({"templates": "no-place"}, "each text with one"),
         ({"templates": "nothing"}, "JSON file of templates"),
         ({"corpus": "empty"}, "corpus with text"),
         ({"corpus_tokens": 10}, "at least 64 tokens"),
-        ({"ridge": "-1"}, "not negative, got --ridge -1"),
-        ({"anchor": AnchorConfig(lr=float("nan"))}, "--anchor.lr nan"),
-        ({"anchor": AnchorConfig(steps=0)}, "above 1, got --anchor.steps 0"),
-        ({"batch_size": 0}, "--batch-size 0"),
-        ({"seed": -1}, "above -1, got --seed -1"),
-        ({"anchor": AnchorConfig(steps=1)}, "above 1, got --anchor.steps 1"),
         ({"corpus_length": 5000}, "documents of at most 256 tokens"),
-        ({"layers": "0-99999999999"}, "layers as 4-8"),
-        ({"layers": "²"}, "layers as 4-8"),
         ({"layers": ""}, "layers as 4-8"),
         ({"model": "foreign.gguf"}, "expected a GGUF file"),
         ({"model": "foreign"}, "model folder with a config.json"),

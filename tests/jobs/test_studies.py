@@ -1,9 +1,7 @@
 """The theorems' commands on a small model: what they store against the plain way, resuming, figures, bad input."""
 
-import runpy
 import subprocess
 import sys
-import warnings
 
 import numpy as np
 import pandas as pd
@@ -37,7 +35,7 @@ from jacobian_lab.jobs.sweeps import run_damping, run_layer_count
 from jacobian_lab.maps.hooks import decisive_states
 from jacobian_lab.model.loading import load_model
 from jacobian_lab.model.rows import fact_rows
-from jacobian_lab.report.registry import FIGURES, TABLES
+from jacobian_lab.report.registry import TABLES
 from jacobian_lab.report.results import write_account
 from jacobian_lab.report.tables.theorems import ROWS, conditions, summarised
 from jacobian_lab.store.run import open_run
@@ -516,7 +514,7 @@ ANALYSES = tuple(name for name in ROWS if TABLES[name].made_by == name)
 
 
 @pytest.mark.parametrize("name", ANALYSES)
-def test_every_analysis_has_a_script_and_a_subcommand(name, arguments, request, capsys, monkeypatch):
+def test_every_analysis_has_a_subcommand(name, arguments, request, capsys):
     folder = request.getfixturevalue(RUNS[TABLES[name].kinds[0]])
     chosen = {**(survey_options(arguments) if name == "jacobian" else arguments), "out": folder}
     schemes = {
@@ -527,33 +525,11 @@ def test_every_analysis_has_a_script_and_a_subcommand(name, arguments, request, 
     schemes = schemes.get(name, ["--schemes", *STUDIED])
     cli.main([name.replace("_", "-"), *options(chosen), *schemes])
     printed = capsys.readouterr().out
-    monkeypatch.setattr(sys, "argv", [f"{name}.py", *options(chosen), *schemes])
-    runpy.run_path(str(ROOT / "analyses" / f"{name}.py"), run_name="__main__")
-    assert capsys.readouterr().out == printed
     assert TABLES[name].caption in printed
     assert (folder / f"{name}.tex").read_text().isascii()
     long = pd.read_csv(folder / f"{name}.csv")
     assert np.isfinite(long[["mean", "median"]].to_numpy()).all()
     pd.testing.assert_frame_equal(long, summarised(open_run(folder), name))
-
-
-SCRIPTS = [ROOT / "figures" / f"{name}.py" for name, figure in FIGURES.items() if figure.kinds[0] in RUNS]
-
-
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.stem)
-def test_every_figure_is_drawn_from_a_run(script, request, tmp_path, capsys, monkeypatch):
-    run = request.getfixturevalue(RUNS[FIGURES[script.stem].kinds[0]])
-    monkeypatch.setattr(sys, "argv", [script.name, str(run), "--out", str(tmp_path / "figures")])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        runpy.run_path(str(script), run_name="__main__")
-    out, err = capsys.readouterr()
-    pdf, png = (tmp_path / "figures" / f"{script.stem}.{ending}" for ending in ("pdf", "png"))
-    assert out.split() == [str(pdf), str(png)]
-    assert pdf.read_bytes().startswith(b"%PDF")
-    assert png.read_bytes().startswith(b"\x89PNG")
-    assert pdf.stat().st_size > 5000
-    assert "findfont" not in err
 
 
 def test_schemes_that_edit_the_last_layer_alone_have_nothing_below_it(arguments, tmp_path, capsys):
@@ -616,16 +592,10 @@ def test_figures_of_another_run_or_of_nothing_computed_are_refused(surveyed, arg
 def test_bad_input_ends_with_one_line(arguments, surveyed, studied, capsys):
     survey = survey_options(arguments)
     cases = [
-        ("jacobian", {**survey, "memory": "nan"}, "--memory nan"),
-        ("jacobian", {**survey, "memory": "inf"}, "--memory inf"),
-        ("jacobian", {**survey, "seed": -1}, "above -1, got --seed -1"),
         ("jacobian", {**survey, "layers": "3"}, "at least two layers"),
         ("jacobian", {**survey, "layers": "1-9"}, "layers from 0 to 5"),
         ("jacobian", {**survey, "out": studied}, "a folder of jacobian-lab jacobian, got one of tables"),
         ("theorem1", {**arguments, "out": surveyed}, "a folder of jacobian-lab tables, got one of jacobian"),
-        ("step_size", {**arguments, "pullback_damping": 0}, "--pullback-damping 0"),
-        ("damping", {**arguments, "dampings": 0}, "above zero, got --dampings 0.0"),
-        ("layer-count", {**arguments, "most": 0}, "above zero, got --most 0"),
         ("layer-count", {**arguments, "most": 9}, "at most 4 layers up to layer 3"),
     ]
     for command, changes, words in cases:
