@@ -18,9 +18,8 @@ import torch
 from jacobian_lab.editing.layers import edit_layers, restored
 from jacobian_lab.editing.schemes import COORDINATED, OPTIMISED, REPLAYED, Scheme, Targets, make_targets
 from jacobian_lab.evaluation.examination import Examination
-from jacobian_lab.jobs.bench import Bench
 from jacobian_lab.jobs.config import EditTableConfig
-from jacobian_lab.jobs.setup import Experiment, prepare
+from jacobian_lab.jobs.experiment import Experiment, prepare
 from jacobian_lab.progress import bar
 from jacobian_lab.report.intervals import summaries_of
 from jacobian_lab.store.run import open_run
@@ -55,7 +54,7 @@ def main() -> None:
     experiment = prepare(
         EditTableConfig(facts=options.facts, slice=options.slice, ridge=options.ridge, anchors_from=options.run)
     )
-    bench, targets = Bench(experiment, progress=True), targets_of(options.run, experiment)
+    session, targets = experiment.session, targets_of(options.run, experiment)
     examination = Examination.of(experiment.model, experiment.facts)
     _ = examination.before  # of the unedited model
     edits = {
@@ -68,7 +67,7 @@ def main() -> None:
     with bar(len(edits), "edits", "edit") as shown:
         for name, scheme in edits.items():
             with restored(experiment.model, experiment.layers):
-                for _ in edit_layers(bench.setting, scheme, targets):
+                for _ in edit_layers(session.setting, scheme, targets):
                     pass
                 found[name] = answers(examination)
             shown.update()
@@ -77,7 +76,7 @@ def main() -> None:
     facts.to_csv(options.out / "target_and_sharing_facts.csv")
     source = f"{experiment.model.name}, {len(experiment.facts)} facts of {Path(options.facts).name}"
     caption = (
-        f"MEMIT at λ = {bench.ridge:g}: whose target, and how it is spread over the layers; in brackets, the paired "
+        f"MEMIT at λ = {session.ridge:g}: whose target, and how it is spread over the layers; in brackets, the paired "
         f"difference to the way of the target's own scheme. {source}, mean [95 % bootstrap interval]."
     )
     text = f"{caption}\n\n{table(found).to_markdown()}\n"

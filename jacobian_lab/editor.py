@@ -13,21 +13,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from jacobian_lab.editing.anchors import (
-    AnchorSettings,
-    CoordinationSettings,
-    Progress,
-    coordinate_shifts,
-    optimise_anchors,
-)
-from jacobian_lab.editing.layers import Setting, restored
+from jacobian_lab.editing.anchors import AnchorSettings, CoordinationSettings
+from jacobian_lab.editing.layers import Setting
 from jacobian_lab.editing.measures import ObservedEdit, measure
-from jacobian_lab.editing.methods import TRAINED, edit_with, method, method_name
+from jacobian_lab.editing.methods import TRAINED, method, method_name
 from jacobian_lab.editing.published_moments import Published
 from jacobian_lab.editing.rules import RuleSettings
-from jacobian_lab.editing.schemes import COORDINATED, DAMPING, SCHEMES, Targets, make_targets
+from jacobian_lab.editing.schemes import COORDINATED, DAMPING, SCHEMES, Targets
 from jacobian_lab.editing.second_moments import second_moments
-from jacobian_lab.editing.solving import remembered_eigh, suited_ridge
 from jacobian_lab.edits import Edit, PairEdit, TrainedEdit, span
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.examination import Examination
@@ -43,6 +36,8 @@ from jacobian_lab.model.loading import check_layers
 from jacobian_lab.model.rows import FactRows, check_fact, fact_rows, sorted_out
 from jacobian_lab.model.templates import Templates, sample_templates
 from jacobian_lab.progress import bar
+from jacobian_lab.session.descents import ANCHOR, REFIT_ANCHOR, InMemory
+from jacobian_lab.session.session import Session
 from jacobian_lab.training.lessons import strangers
 from jacobian_lab.training.methods import ready
 from jacobian_lab.training.settings import TrainingConfig
@@ -71,6 +66,8 @@ class Editor:
         train_facts: What they are taught with; those of other subjects than what is edited are taken. The facts that
             the package ships by default.
         damping: μ of the scheme jacobian-pullback.
+        batch_size: Facts optimized side by side at the most; 16 on a processor by default, and what memory holds on a
+            card. A batch that does not fit is halved.
         seed: Seed of what is sampled.
         progress: Whether to show progress bars.
 
@@ -102,6 +99,7 @@ class Editor:
         training: TrainingConfig | None = None,
         train_facts: Sequence[Fact] | None = None,
         damping: float = DAMPING,
+        batch_size: int | None = None,
         seed: int = 0,
         progress: bool = True,
     ) -> None:
@@ -110,10 +108,10 @@ class Editor:
         if not self.facts:
             raise InputError("expected at least one fact, got none: see load_facts")
         self.layers: Layers = defaults.layers if layers is None else tuple(layers)
-        self._ridge = defaults.ridge if ridge is None else ridge
-        self.coordination = coordination or CoordinationSettings()
         self.anchor = anchor or AnchorSettings(lr=defaults.anchor_lr, steps=defaults.anchor_steps)
-        self.rules, self.damping = rules or RuleSettings(), damping
+        self.coordination, self.rules = coordination or CoordinationSettings(), rules or RuleSettings()
+        self.damping, self._batch_size = damping, batch_size
+        self._ridge = defaults.ridge if ridge is None else ridge
         check(training or TrainingConfig())
         self.training, self._train_facts = (training or TrainingConfig()).suited(model, seed=seed), train_facts
         self._templates, self._corpus, self._corpus_tokens = templates, corpus, corpus_tokens
@@ -127,13 +125,14 @@ class Editor:
         self._published = None if moments is None else Published.of(model, Path(moments), self.layers)
         self.examination = Examination.of(model, self.facts, greedy=True)
         check_replay(model, self.facts, self.layers)
-        self._anchors = {layer: self._taken(layer, states) for layer, states in (anchors or {}).items()}
-        self._eigh = remembered_eigh(model.device)
+        self._recorder = InMemory()
+        for layer, states in (anchors or {}).items():
+            self._take(layer, states)
 
     def __repr__(self) -> str:
-        ridge = self._ridge if "ridge" not in vars(self) else self.ridge
-        told = "λ by what is realised" if ridge is None else f"λ = {ridge:g}"
-        settings = f"{told}, anchors in up to {self.anchor.steps} passes at lr {self.anchor.lr:g}"
+        ridge = vars(vars(self).get("session", self)).get("ridge", self._ridge)  # not to be made for this
+        weight = "λ by what is realised" if ridge is None else f"λ = {ridge:g}"
+        settings = f"{weight}, anchors in up to {self.anchor.steps} passes at lr {self.anchor.lr:g}"
         return f"Editor of {_count(self.facts)} in {self.model.name}: layers {span(self.layers)}, {settings}"
 
     def _repr_html_(self) -> str:
@@ -150,6 +149,22 @@ class Editor:
         return sample_templates(self.model, self.seed)
 
     @cached_property
+    def session(self) -> Session:
+        """All that the facts are edited with."""
+        return Session(
+            rows=self.rows,
+            layers=self.layers,
+            anchor=self.anchor,
+            take_moments=self._take_moments,
+            coordination=self.coordination,
+            rules=self.rules,
+            fixed_ridge=self._ridge,
+            damping=self.damping,
+            batch_size=self._batch_size,
+            progress=self.progress,
+        )
+
+    @cached_property
     def rows(self) -> FactRows:
         """The facts as the model reads them."""
         return fact_rows(self.model, self.facts, self.templates)
@@ -159,47 +174,46 @@ class Editor:
         """The text of the second moment."""
         return self._corpus if isinstance(self._corpus, Corpus) else load_corpus(self._corpus, seed=self.seed)
 
-    @cached_property
+    @property
     def moments(self) -> Mapping[int, Tensor]:
         """C of the decisive layers, computed when it is first needed, or found in the cache."""
+        return self.session.moments
+
+    def _take_moments(self) -> Mapping[int, Tensor]:
         if self._published is not None:
             return self._published.read(self.model).matrices
         check_unedited(self.model, "take second moments of")
         tokens, shown = self._corpus_tokens, self.progress
         return second_moments(self.model, self.corpus, self.layers, tokens=tokens, progress=shown).matrices
 
-    @cached_property
+    @property
     def ridge(self) -> float:
         """λ: what was given, the literature's, or what suits the model at hand by what is realised."""
-        if self._ridge is not None:
-            return self._ridge
-        check_unedited(self.model, "find λ on")
-        return suited_ridge(Setting(self.rows, self.moments, 0.0).eases(self.layers))
+        if self._ridge is None and "ridge" not in vars(self.session):
+            check_unedited(self.model, "find λ on")
+        return self.session.ridge
 
-    @cached_property
+    @property
     def setting(self) -> Setting:
         """What every edit is made with."""
-        return Setting(self.rows, self.moments, self.ridge, self.damping)
+        _ = self.ridge
+        return self.session.setting
 
     @cached_property
     def targets(self) -> Targets:
-        """Optimised and replayed targets; anchors are optimised at the first and at the last layer."""
+        """Optimized and replayed targets; anchors are optimized at the first and at the last layer."""
         check_unedited(self.model, "make targets on")
-        ends = sorted({self.layers[0], self.layers[-1]})
-        return make_targets(self.rows, self.layers, {layer: self.anchors(layer) for layer in ends})
+        return self.session.targets(self._recorder, ())
 
     @cached_property
     def coordinated(self) -> Targets:
-        """Targets of every kind; shifts are optimised at all decisive layers.
+        """Targets of every kind; shifts are optimized at all decisive layers.
 
         Raises:
             InputError: If the model is edited now.
         """
         check_unedited(self.model, "optimise shifts on")
-        eases = self.setting.eases(self.layers) if self.coordination.needs_eases else None
-        with self._told(len(self.facts), "coordinated shifts") as told:
-            found = coordinate_shifts(self.rows, self.layers, self.anchor, self.coordination, eases, told)
-        return make_targets(self.rows, self.layers, self.targets.optimised, found.shifts)
+        return self.session.targets(self._recorder, ("coordinated-replay",))
 
     def targets_of(self, scheme: str) -> Targets:
         """Targets that a scheme needs.
@@ -224,33 +238,18 @@ class Editor:
         Raises:
             InputError: If they are not there yet and the model is edited now.
         """
-        if layer not in self._anchors:
+        if self._recorder.missing(ANCHOR, {"anchor_layer": layer}, range(len(self.facts))):
             check_unedited(self.model, "optimise anchors on")
-            self._anchors[layer] = self._optimised(layer, range(len(self.facts)))
-        return self._anchors[layer]
+        return self.session.anchors(self._recorder, (layer,))[layer]
 
-    def _taken(self, layer: int, states: np.ndarray | Tensor) -> Tensor:
-        """Anchors from elsewhere, in the dtype that they would have been optimised in."""
+    def _take(self, layer: int, states: np.ndarray | Tensor) -> None:
+        """Record anchors from elsewhere."""
         expected, shape = (len(self.facts), self.model.d_model), tuple(states.shape)
         if shape != expected:
             raise InputError(f"expected anchors of the shape {expected}, got {shape} at layer {layer}: give one a fact")
-        return torch.as_tensor(states).to(self.model.device, torch.promote_types(self.model.dtype, torch.float32))
-
-    def _optimised(self, layer: int, facts: Sequence[int]) -> Tensor:
-        rows = self.rows.select(facts)
-        with self._told(len(rows), f"anchors at layer {layer}") as told:
-            return optimise_anchors(rows, layer, self.anchor, told).states
-
-    @contextmanager
-    def _told(self, count: int, what: str) -> Iterator[Progress]:
-        """A progress bar, and whom to tell of a descent's passes."""
-        with bar(count, what, "anchor", show=self.progress) as shown:
-
-            def advance(finished: int, loss: float) -> None:
-                shown.set_postfix(loss=f"{loss:.3f}", refresh=False)
-                shown.update(finished)
-
-            yield advance
+        nothing = torch.zeros(len(self.facts))
+        optimized = (torch.as_tensor(states), nothing, nothing)
+        self._recorder.put(ANCHOR, {"anchor_layer": layer}, range(len(self.facts)), optimized)
 
     @contextmanager
     def edit(self, name: str = "memit+fe") -> Iterator[Any]:
@@ -272,27 +271,22 @@ class Editor:
             with self._trained_edit(name) as edit:
                 yield edit
             return
-        chosen, setting = method(name), self.setting
-        targets = self.targets_of(chosen.scheme)
+        pair, _ = method(name), self.setting
+        targets = self.targets_of(pair.scheme)
         _ = self.examination.before  # of the unedited model
         edits: list[ObservedEdit] = []
+
+        def refit(layer: int, facts: Sequence[int]) -> Tensor:
+            return self.session.anchors(InMemory(), (layer,), REFIT_ANCHOR, facts)[layer]
+
+        def measured() -> dict[str, Tensor]:
+            if pair.refit:
+                raise InputError(f"expected a method with one target, got {name!r}: its measures are not defined")
+            return measure(edits, targets, SCHEMES[pair.scheme])
+
         with ExitStack() as stack:
-            stack.enter_context(restored(self.model, self.layers))
-            made = edit_with(
-                chosen,
-                setting,
-                targets,
-                self.rules,
-                eigh=self._eigh,
-                refit=self._optimised,
-                look_on=edits.append,
-            )
-
-            def measured() -> dict[str, Tensor]:
-                if chosen.refit:
-                    raise InputError(f"expected a method with one target, got {name!r}: its measures are not defined")
-                return measure(edits, targets, SCHEMES[chosen.scheme])
-
+            edited = self.session.edited(name, targets, refit=refit, look_on=edits.append)
+            made = stack.enter_context(edited)
             edit = PairEdit(name, self.examination, partial(self._settings, name), made, measured)
             stack.callback(edit.leave)
             yield edit

@@ -7,8 +7,8 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 from jacobian_lab.editing.rules import RuleSettings
 from jacobian_lab.errors import InputError
-from jacobian_lab.jobs import jacobians, methods, schemes
 from jacobian_lab.jobs.config import AnchorConfig, EditTableConfig, JacobianConfig, SchemesConfig
+from jacobian_lab.jobs.kinds import run_job
 from jacobian_lab.report.results import Results
 
 Config = TypeVar("Config", SchemesConfig, JacobianConfig, EditTableConfig, AnchorConfig, RuleSettings)
@@ -36,7 +36,7 @@ def run_schemes(*, studies: Sequence[str] = (), progress: bool = True, **setting
         True
     """
     config = _config(SchemesConfig(), settings)
-    return Results(schemes.run_schemes(config, studies, verdicts=config.survey != "none", progress=progress))
+    return Results(run_job(config, studies=studies, verdicts=config.survey != "none", progress=progress))
 
 
 def run_methods(*, progress: bool = True, **settings: Any) -> Results:
@@ -59,7 +59,7 @@ def run_methods(*, progress: bool = True, **settings: Any) -> Results:
         >>> run.dataset["edit"].values.tolist()
         ['unedited', 'memit']
     """
-    return Results(methods.run_edit_table(_config(EditTableConfig(), settings), progress=progress))
+    return Results(run_job(_config(EditTableConfig(), settings), progress=progress))
 
 
 def run_jacobians(*, progress: bool = True, **settings: Any) -> Results:
@@ -81,7 +81,7 @@ def run_jacobians(*, progress: bool = True, **settings: Any) -> Results:
         >>> run.dataset["singular_value"].shape
         (1, 1, 576)
     """
-    return Results(jacobians.run_jacobian(_config(JacobianConfig(), settings), progress=progress))
+    return Results(run_job(_config(JacobianConfig(), settings), progress=progress))
 
 
 def open_run(folder: str | Path) -> Results:

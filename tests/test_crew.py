@@ -18,14 +18,11 @@ from jacobian_lab.crew.workers import Workers, device_of, hire
 from jacobian_lab.editing import layers
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation import examination
-from jacobian_lab.jobs import bench as bench_module
-from jacobian_lab.jobs.bench import Bench
 from jacobian_lab.jobs.config import EditTableConfig, LayerCountConfig, SchemesConfig
-from jacobian_lab.jobs.methods import run_edit_table
-from jacobian_lab.jobs.schemes import run_schemes
-from jacobian_lab.jobs.setup import prepare
-from jacobian_lab.jobs.sweeps import run_layer_count
+from jacobian_lab.jobs.experiment import prepare
+from jacobian_lab.jobs.kinds import run_job
 from jacobian_lab.model.loading import load_model
+from jacobian_lab.session import descents as bench_module
 from jacobian_lab.store.run import open_run
 from jacobian_lab.training.settings import TrainingConfig, WiseConfig
 
@@ -88,13 +85,13 @@ def by_one_and_by_two(run, config, folder):
 
 def test_tables(arguments, tmp_path):
     """Anchors, shifts, keys and the survey are the workers'."""
-    by_one_and_by_two(run_schemes, SchemesConfig(**arguments), tmp_path)
+    by_one_and_by_two(run_job, SchemesConfig(**arguments), tmp_path)
 
 
 def test_layer_count(arguments, small_pieces, tmp_path):
     """Other layers are edited than the configuration names; the weights of all of them go with the work."""
     config = LayerCountConfig(**{**arguments, "slice": "0:4", "layers": "2-3"}, schemes=("backward-full",))
-    by_one_and_by_two(run_layer_count, config, tmp_path)
+    by_one_and_by_two(run_job, config, tmp_path)
 
 
 def test_edit_table_with_workers_killed_in_the_middle(arguments, small_pieces, monkeypatch, tmp_path):
@@ -110,7 +107,7 @@ def test_edit_table_with_workers_killed_in_the_middle(arguments, small_pieces, m
                 ray.kill(self._actors[len(killed) % 2], no_restart=False)
 
     monkeypatch.setattr(Workers, "map", map_and_kill)
-    by_one_and_by_two(run_edit_table, EditTableConfig(**arguments, methods=METHODS, edits_per_batch=3), tmp_path)
+    by_one_and_by_two(run_job, EditTableConfig(**arguments, methods=METHODS, edits_per_batch=3), tmp_path)
     assert sorted(killed) == [False, False, True, True]
 
 
@@ -119,7 +116,7 @@ def test_in_half_precision_the_unedited_model_is_itself(arguments, small_pieces,
     torch.set_num_threads(threads + 1)  # another number than the workers have
     request.addfinalizer(lambda: torch.set_num_threads(threads))
     config = {**arguments, "dtype": "bfloat16", "out": tmp_path / "run"}
-    folder = run_edit_table(EditTableConfig(**config, methods=("memit",), crew=TWO), progress=False)
+    folder = run_job(EditTableConfig(**config, methods=("memit",), crew=TWO), progress=False)
     unedited = open_run(folder).sel(edit="unedited")
     assert (unedited["kl"].dropna("fact", how="all").fillna(0) == 0).all()
     assert (unedited["top1"].fillna(1) == 1).all()
@@ -229,7 +226,7 @@ def test_a_memory_is_asked_by_the_process_that_has_it(arguments, tmp_path):
     """WISE changes no weight that would be sent."""
     small = TrainingConfig(wise=WiseConfig(steps=5, shards=1, merged=1, lr=1.0))
     config = EditTableConfig(**{**arguments, "slice": "0:3"}, methods=("wise",), training=small)
-    by_one_and_by_two(run_edit_table, config, tmp_path)
+    by_one_and_by_two(run_job, config, tmp_path)
     found = open_run(tmp_path / "two")
     assert (found["kl"].sel(edit="wise") > 0).any()
 
@@ -240,15 +237,11 @@ def test_batches_are_as_large_as_the_workers_have_room_for(descents, arguments, 
     anchor = replace(arguments["anchor"], dtype=descents)
     ours, free = SchemesConfig(**{**arguments, "anchor": anchor, "crew": TWO}), 2**24
     monkeypatch.setattr(workers_module, "free_memory", lambda _devices: free)
-    bench = Bench(prepare(ours), progress=False)
-    model = bench.experiment.model
+    bench = prepare(ours).session
+    model = bench.model
     weights = sum(weight.numel() for weight in model.hf.parameters())
     each = weights * (8 + (4 if descents else 0))
-    assert bench._together() == {
-        "cards": 0,
-        "free": (free - 2 * each) // 2,
-        "dtype": torch.float32 if descents else None,
-    }
-    alone = Bench(prepare(replace(ours, crew=CrewSettings())), progress=False)
+    assert bench._batching._room() == (0, (free - 2 * each) // 2)
+    alone = prepare(replace(ours, crew=CrewSettings())).session
     monkeypatch.setattr(bench_module, "free_memory", lambda _devices: free)
-    assert alone._together()["free"] == free - (4 * weights if descents else 0)
+    assert alone._batching._room()[1] == free - (4 * weights if descents else 0)

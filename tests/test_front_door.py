@@ -142,7 +142,7 @@ def test_every_fact_is_checked_and_not_the_first_alone(tiny, facts):
 
 def test_an_edit_measures_what_a_run_measures(editor):
     """The same loop, through the job's own door."""
-    from jacobian_lab.jobs.bench import measured_edit
+    from jacobian_lab.jobs.measuring import measured_edit
 
     _, expected = measured_edit(editor.setting, jl.SCHEMES["backward-full"], editor.targets)
     with editor.edit("memit@backward-full") as edit:

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from jacobian_lab import cli, memory
-from jacobian_lab.jobs import bench
 from jacobian_lab.jobs.config import SchemesConfig
-from jacobian_lab.jobs.schemes import run_schemes
+from jacobian_lab.jobs.kinds import run_job
 from jacobian_lab.memory import available_memory, halving, out_of_memory
+from jacobian_lab.session import descents as bench
 from jacobian_lab.store.run import open_run
 
 CPU = "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
@@ -115,7 +115,7 @@ def test_the_first_version_of_groups_has_limits_too(tmp_path, monkeypatch):
 def test_anchors_that_do_not_fit_together_are_made_in_halves(arguments, tmp_path, monkeypatch, capsys):
     """The numbers are the same, one line says so, and the bar ends where it should."""
     config = {**arguments, "batch_size": 6, "schemes": ("backward-dividing",), "survey": "none"}
-    whole = open_run(run_schemes(SchemesConfig(**config, out=tmp_path / "whole"), progress=False))
+    whole = open_run(run_job(SchemesConfig(**config, out=tmp_path / "whole"), progress=False))
     original, sizes, bars = bench.optimise_anchors, [], []
 
     def cramped(rows, *rest):
@@ -129,7 +129,7 @@ def test_anchors_that_do_not_fit_together_are_made_in_halves(arguments, tmp_path
     real_bar = bench.bar
     monkeypatch.setattr(bench, "optimise_anchors", cramped)
     monkeypatch.setattr(bench, "bar", lambda *a, **k: bars.append(real_bar(*a, **k)) or bars[-1])
-    parts = open_run(run_schemes(SchemesConfig(**config, out=tmp_path / "parts"), progress=True))
+    parts = open_run(run_job(SchemesConfig(**config, out=tmp_path / "parts"), progress=True))
     assert max(sizes) > 1
     told = [line for line in capsys.readouterr().err.splitlines() if "out of memory" in line]
     assert told

@@ -1,6 +1,5 @@
 """How work is divided, as a user says it and as a plan has to know it."""
 
-import math
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
@@ -11,24 +10,18 @@ from jacobian_lab.errors import InputError
 
 
 class Load(NamedTuple):
-    """How the work is spread, as a plan has to know it.
+    """Models that workers hold, as batches and plans have to know of them.
 
     Attributes:
-        processes: Processes on this host that hold the model, or read it.
         beside: Workers' models on one card, or on this host, beside this process's own.
-        sharing: By how many the time of what is done fact by fact is divided: workers on machines or cards of their
-            own. Workers of one processor share what one process has anyway.
-        cards: Over how many cards this process's model is divided.
-        worker_cards: Over how many a worker's is.
-        all_cards: Cards in all.
+        sharing: Number that the time of shared work is divided by: workers on machines or cards of their own.
+            Workers of one processor share what one process has anyway.
+        worker_cards: Cards that a worker's model is divided over.
     """
 
-    processes: int = 1
     beside: int = 0
     sharing: float = 1.0
-    cards: int = 1
     worker_cards: int = 1
-    all_cards: int = 1
 
 
 UNSHARED = Load()
@@ -59,19 +52,12 @@ class CrewSettings:
         return gpus
 
     def load(self, cards: int) -> Load:
-        """What a plan has to know."""
+        """Count workers' models, where this process's own is divided over so many cards; 0 where it is on none."""
         if self.workers == 1 and self.ray is None:
-            return Load(cards=max(1, cards), all_cards=max(1, cards))
-        here, gpus = 1 if self.ray else self.workers, self.gpus(cards)
+            return UNSHARED
+        gpus = self.gpus(cards)
         if not gpus:
-            cluster = self.workers * (self.worker_cpus or 1) / torch.get_num_threads()
-            return Load(1 + here, here, cluster if self.ray else 1.0)
+            threads = self.workers * (self.worker_cpus or 1) / torch.get_num_threads()
+            return Load(1 if self.ray else self.workers, threads if self.ray else 1.0)
         share = min(1.0, gpus)  # whoever has several cards is no faster for it
-        return Load(
-            1 + here,
-            min(self.workers, int(1 / share)),
-            max(1.0, self.workers * share),
-            max(1, cards),
-            max(1, int(gpus)),
-            max(cards, math.ceil(self.workers * gpus)),
-        )
+        return Load(min(self.workers, int(1 / share)), max(1.0, self.workers * share), max(1, int(gpus)))

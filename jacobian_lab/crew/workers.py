@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jacobian_lab.crew.cluster import ray_package, start
-from jacobian_lab.crew.crew import ALONE, Alone, Crew, Piece, Result, called, untold
+from jacobian_lab.crew.crew import ALONE, Crew, Piece, Result, called, untold
 from jacobian_lab.crew.settings import CrewSettings
 from jacobian_lab.errors import InputError, first_line
 from jacobian_lab.memory import Tell, free_memory, out_of_memory
@@ -38,7 +38,7 @@ SLOWER = 4.0
 def hire(settings: CrewSettings, model: LanguageModel, layers: Layers, dtype: str) -> Crew:
     """The crew that some settings name; workers are started when there is first something for them to do."""
     if settings.workers == 1 and settings.ray is None:
-        return Alone(settings.load(model.cards)) if model.cards > 1 else ALONE
+        return ALONE
     return Workers(settings, model, layers, dtype)
 
 

@@ -1,10 +1,9 @@
 """J_{l→L} of every fact and layer: spectra, verdicts and yardsticks, into a run."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +16,7 @@ from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import Fact
 from jacobian_lab.facts.sampling import sample
 from jacobian_lab.jobs.config import JacobianConfig, SchemesConfig
+from jacobian_lab.jobs.counts import Counts
 from jacobian_lab.jobs.job import Job, Part
 from jacobian_lab.jobs.setup import Subject, load_subject
 from jacobian_lab.maps.conditions import (
@@ -47,7 +47,7 @@ from jacobian_lab.maps.spectra import henrici_departure, rotation
 from jacobian_lab.model.devices import Places
 from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.tokens import Prompt
-from jacobian_lab.planning.costs import Costs, Stage
+from jacobian_lab.planning.work import Stage
 from jacobian_lab.progress import bar, note
 from jacobian_lab.store.finished import Finished
 from jacobian_lab.store.run import Run
@@ -101,13 +101,6 @@ class Survey:
         """Of how many facts the matrix is formed."""
         return sum(self.forms(place) for place in range(facts))
 
-    def cost(
-        self, costs: Costs, bare: Sequence[Prompt], layers: Layers, done: Finished, budget: int = MEMORY_BUDGET
-    ) -> list[Stage]:
-        """What it is going to take."""
-        share = done.missing("surveyed")
-        return [costs.survey(bare, layers, self.formed(len(bare)), len(self.sample), budget, share=share)]
-
     def say(self, facts: int) -> None:
         """Say on stderr what is not sought of every fact."""
         if len(self.sample) == facts:
@@ -118,26 +111,29 @@ class Survey:
             note(f"J's own eigenvectors are sought for {len(self.sample)} of {facts} facts (survey_facts)")
 
 
-def run_jacobian(config: JacobianConfig, *, progress: bool = True) -> Path:
-    """Survey the Jacobians, or what is left of them; a finished run computes nothing."""
-    return jacobian_job(config, progress=progress).carry_out()
-
-
 def jacobian_job(config: JacobianConfig, *, progress: bool = True, sketch: Places | None = None) -> Job:
-    """The job of `run_jacobian`."""
+    """Survey the Jacobians of every fact and layer, fact by fact.
+
+    Args:
+        config: The configuration.
+        progress: Whether to show progress bars.
+        sketch: Where it would be done, if it is only to be planned.
+
+    Returns:
+        The job.
+
+    Raises:
+        InputError: If anything cannot be used.
+    """
     subject = load_subject(config, sketch=sketch)
     model, layers = subject.model, subject.layers
     how = Survey.of(config, model.d_model, subject.facts, subject.device)
     if len(layers) == 1:
         raise InputError(f"expected at least two layers, l and L, got only {layers[0]}: give them as 4-8")
-
-    budget = int(config.memory * 2**30)
-
-    def surveyed(run: Run) -> None:
-        how.say(len(subject.facts))
-        survey(run, subject, how, site=config.site, budget=budget, progress=progress)
-
     bare = [model.fact_prompt(fact).cut() for fact in subject.facts]
+    part = survey_part(
+        subject, how, bare, site=config.site, budget=int(config.memory * 2**30), progress=progress, say=True
+    )
     return Job(
         "jacobian",
         model,
@@ -145,36 +141,61 @@ def jacobian_job(config: JacobianConfig, *, progress: bool = True, sketch: Place
         subject.settings() | {"site": config.site} | how.settings(),
         subject.provenance,
         {"fact": subject.labels(), "layer": list(layers[:-1]), "rank": range(model.d_model)},
-        [Part([("surveyed", {})], surveyed, cost=lambda costs, done: how.cost(costs, bare, layers, done, budget))],
+        [part],
         crew=subject.crew,
     )
 
 
-def survey(
-    run: Run,
+def survey_part(
     subject: Subject,
     how: Survey,
+    bare: Sequence[Prompt],
     *,
     site: Site = RESIDUAL,
     budget: int = MEMORY_BUDGET,
     progress: bool = True,
-) -> None:
-    """Store spectra, verdicts and yardsticks of the facts that a run lacks; one fact's Jacobians are held at a time."""
-    model, layers = subject.model, subject.layers
-    if len(layers) == 1:  # J of the last layer to itself is the identity
-        run.seal("surveyed")
-        return
-    labels = run.coordinates["fact"]
-    left = [place for place, label in enumerate(labels) if not run.done("surveyed", fact=label).all()]
-    named = partial(called, labels=labels)
-    work = partial(_surveyed, model, subject.facts, layers, how, site, budget)
-    with bar(len(left), "Jacobians", "fact", show=progress) as shown:
-        for (place,), by_layer in subject.crew.map([[place] for place in left], work, named=named):
-            for layer, found in zip(layers, by_layer, strict=False):
-                for name in found.keys() & run.variables.keys():
-                    run.write(name, found[name], fact=labels[place], layer=layer)
-            run.seal("surveyed", fact=labels[place])
-            shown.update()
+    say: bool = False,
+) -> Part:
+    """Describe the part of a run with spectra, verdicts and yardsticks; one fact's Jacobians are held at a time.
+
+    Args:
+        subject: The unedited model, all facts of the run, layers l and, the last of them, L.
+        how: How closely they are looked at.
+        bare: The facts' prompts.
+        site: The residual stream or the MLPs' outputs.
+        budget: Bytes that a sweep may hold.
+        progress: Whether to show a progress bar.
+        say: Whether to say first what is not sought of every fact.
+
+    Returns:
+        The part.
+    """
+    layers, labels = subject.layers, subject.labels()
+
+    def todo(done: Finished) -> list[int]:
+        return [place for place, label in enumerate(labels) if not done.all("surveyed", fact=label)]
+
+    def work(counts: Counts, places: Sequence[int]) -> Iterable[Stage]:
+        formed, sampled = sum(map(how.forms, places)), len(how.sample & set(places))
+        yield counts.survey([bare[place] for place in places], layers, formed, sampled, budget)
+
+    def compute(run: Run, places: Sequence[int]) -> None:
+        if len(layers) == 1:  # J of the last layer to itself is the identity
+            run.seal("surveyed")
+            return
+        if say:
+            how.say(len(labels))
+        named = partial(called, labels=labels)
+        survey = partial(_surveyed, subject.model, subject.facts, layers, how, site, budget)
+        with bar(len(places), "Jacobians", "fact", show=progress) as progress_bar:
+            for (place,), by_layer in subject.crew.map([[place] for place in places], survey, named=named):
+                for layer, conditions in zip(layers, by_layer, strict=False):
+                    for name in conditions.keys() & run.variables.keys():
+                        run.write(name, conditions[name], fact=labels[place], layer=layer)
+                run.seal("surveyed", fact=labels[place])
+                progress_bar.update()
+
+    return Part(todo, compute, work)
 
 
 def _surveyed(

@@ -1,4 +1,4 @@
-"""What every job is: a folder, and parts of a run, each computed where it is lacking and sealed when it is whole."""
+"""A job: a run folder and the parts that it is to hold; what is finished is skipped, and what is left is computed."""
 
 import json
 import time
@@ -7,28 +7,28 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 
 from jacobian_lab.caching import content_key, write_text
 from jacobian_lab.crew.crew import ALONE, Crew
 from jacobian_lab.errors import InputError
+from jacobian_lab.jobs.counts import DOUBLE, Counts
 from jacobian_lab.memory import memory_of, peak_memory
 from jacobian_lab.model.devices import check_places, places_of
 from jacobian_lab.model.language_model import LanguageModel
-from jacobian_lab.planning.cards import CARDS
-from jacobian_lab.planning.clock import Clock, measured
-from jacobian_lab.planning.costs import DOUBLE, Costs, Stage
-from jacobian_lab.planning.plan import Plan, told
-from jacobian_lab.planning.sketch import Sizes, two_blocks
+from jacobian_lab.planning.plan import Plan, Resident, spoken
+from jacobian_lab.planning.rates import CARDS, Rates, measured
+from jacobian_lab.planning.shape import Shape
+from jacobian_lab.planning.work import Stage
 from jacobian_lab.progress import bar, note
 from jacobian_lab.store.finished import Finished
 from jacobian_lab.store.run import GROWING, Run, check_folder
 from jacobian_lab.store.schema import KINDS
 
 COSTS = "costs.json"
-"""What the work on a run that was done last was estimated to take, and took."""
+"""The estimate of the work that was done last on a run, and the seconds that it took."""
 
 ELSEWHERE = 2**60
 """Bytes of a host that is not here: nothing is known against it."""
@@ -39,47 +39,37 @@ Labels = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a run.
+    """A part of a run: what is left of it, what that costs in counts, and how it is computed.
 
     Attributes:
-        wanted: The marks that it sets, and for which labels.
-        compute: Computes what the run lacks of it.
-        again: For which labels of its first mark a folder lacks what belongs to the part beside its arrays, if for any.
-        cost: What it is going to take, stage by stage, given what of the run is finished.
+        todo: Lists the cells that are left, given what of the run is finished.
+        compute: Computes cells and seals them in the run.
+        work: Counts the work of cells, stage by stage.
     """
 
-    wanted: Sequence[tuple[str, Labels]]
-    compute: Callable[[Run], Any]
-    again: Callable[[Path], Labels] = lambda _: {}
-    cost: Callable[[Costs, Finished], Sequence[Stage]] = lambda _costs, _done: ()
-
-    def finished(self, folder: Path, done: Finished) -> bool:
-        """Whether a folder has all of it."""
-        return all(done.all(mark, **labels) for mark, labels in self.wanted) and not self.again(folder)
-
-    def left_by(self, done: Finished, folder: Path) -> Finished:
-        """What is finished of it, less what is done again."""
-        again = self.again(folder)
-        return done.without(self.wanted[0][0], **again) if again else done
+    todo: Callable[[Finished], Sequence[Any]]
+    compute: Callable[[Run, Sequence[Any]], Any]
+    work: Callable[[Counts, Sequence[Any]], Iterable[Stage]] = lambda _counts, _cells: ()
 
 
-class Left(NamedTuple):
-    """What is left of a job.
+@dataclass(frozen=True)
+class Preparation:
+    """Work without which no part can be computed; it fails before the folder is claimed.
 
     Attributes:
-        folder: The run's folder; may be new.
-        parts: The parts that are not finished there.
-        done: What is.
+        compute: Does it, for a folder.
+        work: Counts it, for a folder if it is to be done now.
+        host: Bytes that the host keeps of it.
     """
 
-    folder: Path
-    parts: Sequence[Part]
-    done: Finished
+    compute: Callable[[Path], Any] = lambda _folder: None
+    work: Callable[[Counts, Path | None], Iterable[Stage]] = lambda _counts, _folder: ()
+    host: int = 0
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be in a run.
+    """A run to be made.
 
     Attributes:
         kind: The kind of run.
@@ -89,9 +79,7 @@ class Job:
         provenance: Says what else is worth knowing, when the run is made.
         coordinates: Labels of each dimension.
         parts: The parts, each after those that it needs.
-        before: Given the folder, work without which no part can be computed; it fails before the folder is claimed.
-        before_cost: What that takes, given the folder if it is to be done.
-        kept: Bytes that the host keeps beside the model, for all parts.
+        before: Work before them.
         descents: Dtype of the copy of the model that descents run in, if they do.
         crew: Who does the work; let go at its end.
     """
@@ -103,72 +91,86 @@ class Job:
     provenance: Callable[[], Labels]
     coordinates: Mapping[str, Sequence[Any]]
     parts: Sequence[Part]
-    before: Callable[[Path], Any] = lambda _: None
-    before_cost: Callable[[Costs, Path | None], Sequence[Stage]] = lambda _costs, _folder: ()
-    kept: int = 0
+    before: Preparation = Preparation()
     descents: torch.dtype | None = None
     crew: Crew = ALONE
 
-    def plan(self, clock: Clock, there: tuple[int, int | None], left: Left | None = None) -> list[list[Stage]]:
-        """What the job is going to take."""
-        costs = Costs(
-            self.model, clock, self.kept, self.crew.load, self.descents, there[0] if there[1] is None else there[1]
-        )
-        if left is None:
-            before, nothing = [costs.loading(), *self.before_cost(costs, None)], Finished.nothing()
-            return [before, *(list(part.cost(costs, nothing)) for part in self.parts)]
-        stages = [list(part.cost(costs, part.left_by(left.done, left.folder))) for part in left.parts]
-        return [list(self.before_cost(costs, left.folder)), *stages]
-
-    def disk(self) -> int:
-        """Bytes of the run's arrays at the most."""
-        sizes = {dim: len(labels) for dim, labels in self.coordinates.items()}
-        return DOUBLE * sum(prod(sizes.get(dim, 1) for dim in each.dims) for each in KINDS[self.kind].values())
-
     def carry_out(self) -> Path:
-        """Compute what the run lacks; an interrupted one goes on, a finished one computes nothing."""
-        deciding = {name: each for name, each in self.settings.items() if name != GROWING}
+        """Compute what the run lacks; an interrupted one goes on, a finished one computes nothing.
+
+        Returns:
+            The run's folder.
+
+        Raises:
+            InputError: If the folder cannot be used, or memory does not hold what has to be.
+        """
+        deciding = {name: setting for name, setting in self.settings.items() if name != GROWING}
         folder = self.out or Path("runs") / content_key([self.kind, deciding])[:12]
         check_folder(folder, self.kind, self.settings)
         done = Finished.of(folder)
-        left = [part for part in self.parts if not part.finished(folder, done)]
-        if left:
+        cells = [part.todo(done) for part in self.parts]
+        if any(cells):
             try:
-                self._work(Left(folder, left, done))
+                self._work(folder, cells)
             finally:
                 self.crew.release()
         return folder
 
-    def _work(self, left: Left) -> None:
-        """Compute what is left, and keep what that was estimated to take beside what it took."""
-        record, folder = self._estimated(left), left.folder
+    def _work(self, folder: Path, cells: Sequence[Sequence[Any]]) -> None:
+        """Compute what is left, and record what that was estimated to take beside what it took."""
+        memory, cards = memory_of(self.model.devices), self.model.cards
+        counts = self.counts(cards, memory)
+        stages = [list(self.before.work(counts, folder))]
+        stages += [list(part.work(counts, left)) if left else [] for part, left in zip(self.parts, cells, strict=True)]
+        plan = self._plan(measured(self.model, self.model.devices), stages, cards)
+        plan.check_fits(*memory)
+        if plan.seconds:
+            note(plan.sentence())
+        record = Record(plan, stages, self.model.devices)
         with record.timed():
-            self.before(folder)
+            self.before.compute(folder)
             provenance = self.provenance()  # λ among it, for which keys are taken
         with Run(folder, self.kind, self.settings, provenance, self.coordinates) as run:
-            for part in left.parts:
+            for part in self.parts:
                 with record.timed():
-                    part.compute(run)
+                    if left := part.todo(run.finished):
+                        part.compute(run, left)
                 record.write(folder / COSTS)
         record.tell()
 
-    def _estimated(self, left: Left) -> "Record":
-        """Say what is left to do is going to take, and refuse what cannot be."""
-        clock, there = measured(self.model, descents=self.descents), memory_of(self.model.devices)
-        stages = self.plan(clock, there, left)
-        plan = Plan(clock.machine, [stage for some in stages for stage in some], self.disk())
-        plan.check_fits(*there)
-        if plan.seconds:
-            note(plan.sentence())
-        _tell_if_slow(clock, self)
-        for name in plan.tight(*there):
-            note(f"{name}: more is taken side by side than memory may hold; what does not fit is halved")
-        return Record(plan, stages, self.model.devices)
+    def counts(self, cards: int, memory: tuple[int, int | None]) -> Counts:
+        """Make what counts its work, where there are so many cards and bytes of host and card."""
+        load, room = self.crew.load, memory[0] if memory[1] is None else memory[1]
+        free = (room - self._weights(cards)) // max(1, load.beside)
+        return Counts(self.model, load.worker_cards if load.beside and cards else cards, max(0, free), self.descents)
+
+    def _weights(self, cards: int) -> int:
+        """Bytes of this process's model, and of workers' on the same host or card."""
+        shape, load, itemsize = Shape.of(self.model), self.crew.load, self.model.dtype.itemsize
+        workers = load.beside * shape.on_one_card(load.worker_cards) * itemsize
+        return shape.on_one_card(cards) * itemsize + workers
+
+    def _plan(self, rates: Rates, stages: Sequence[Sequence[Stage]], cards: int) -> Plan:
+        """Put stages, and what is held throughout, on a machine."""
+        load = self.crew.load
+        resident = Resident(self._weights(cards), self.before.host, load.beside, load.sharing)
+        return Plan(rates, [stage for part_stages in stages for stage in part_stages], resident, self.disk())
+
+    def planned(self, rates: Rates, memory: tuple[int, int | None], cards: int) -> Plan:
+        """Estimate the whole job, the model's loading among it, on a machine."""
+        counts, nothing = self.counts(cards, memory), Finished.nothing()
+        parts = [list(part.work(counts, part.todo(nothing))) for part in self.parts]
+        return self._plan(rates, [[counts.loading(), *self.before.work(counts, None)], *parts], cards)
+
+    def disk(self) -> int:
+        """Bytes of the run's arrays at the most."""
+        sizes = {dim: len(labels) for dim, labels in self.coordinates.items()}
+        return DOUBLE * sum(prod(sizes.get(dim, 1) for dim in array.dims) for array in KINDS[self.kind].values())
 
 
 @dataclass(eq=False)
 class Record:
-    """What a job was estimated to take, and took.
+    """The estimate of a job's work, and the seconds that it took.
 
     Attributes:
         plan: The estimate.
@@ -184,30 +186,29 @@ class Record:
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """Time what is done within: first what comes before the parts, then each part."""
+        """Time the work within: first that before the parts, then each part's."""
         begin = time.perf_counter()
         yield
         self.took.append(time.perf_counter() - begin)
 
     def write(self, path: Path) -> None:
-        """Write it."""
-        done = zip(self.stages, self.took, strict=False)
+        """Write it as JSON."""
         parts = [
             {
-                "stages": [stage.name for stage in some],
-                "seconds": sum((stage.seconds for stage in some), 0.0),
+                "stages": [stage.name for stage in stages],
+                "seconds": sum(map(self.plan.seconds_of, stages), 0.0),
                 "took_seconds": seconds,
             }
-            for some, seconds in done
+            for stages, seconds in zip(self.stages, self.took, strict=False)
         ]
-        told = {"parts": parts, "took_seconds": sum(self.took), "peak_bytes": peak_memory(self.devices)}
-        write_text(path, json.dumps(self.plan.as_json() | told, indent=1) + "\n")
+        totals = {"parts": parts, "took_seconds": sum(self.took), "peak_bytes": peak_memory(self.devices)}
+        write_text(path, json.dumps(self.plan.as_json() | totals, indent=1) + "\n")
 
     def tell(self) -> None:
         """Say how it went."""
         if self.plan.seconds:
             ratio = sum(self.took) / self.plan.seconds
-            note(f"took {told(sum(self.took))}, {ratio:.2f} of what was estimated")
+            note(f"took {spoken(sum(self.took))}, {ratio:.2f} of what was estimated")
 
 
 @dataclass(frozen=True)
@@ -229,24 +230,33 @@ NO_PLAN = PlanOptions()
 
 
 def planned(job: Callable[..., Job], config: Any, options: PlanOptions) -> str:
-    """What a job would take, in words or as JSON."""
+    """Estimate a job, in words or as JSON; the model's weights are not read.
+
+    Args:
+        job: Makes the job of a configuration; told by ``sketch`` where it would be done, it needs no weights.
+        config: The configuration.
+        options: For which machine, and how to say it.
+
+    Returns:
+        The text.
+
+    Raises:
+        InputError: If the configuration cannot be used.
+    """
     card = CARDS[options.card] if options.card else None
-    places = places_of(config.device)
+    devices = places_of(config.device)
     if card is None:
-        check_places(places, config.device)
-    elif places[0].type != "cuda":
-        places = (torch.device("cuda"),)
-    made = job(config, progress=False, sketch=places)
+        check_places(devices, config.device)
+    elif devices[0].type != "cuda":
+        devices = (torch.device("cuda"),)
+    made, cards = job(config, progress=False, sketch=devices), len(devices) if devices[0].type == "cuda" else 0
     if card is None:
-        small, words = two_blocks(made.model, places[0]), Sizes.of(made.model).words
-        clock, there = measured(small, words, made.descents), memory_of(places)
+        rates, memory = measured(made.model, devices), memory_of(devices)
     else:
-        clock = card.clock(made.model, made.crew.load.all_cards, made.descents)
-        there = ELSEWHERE, card.memory
-    _tell_if_slow(clock, made)
-    plan = Plan(clock.machine, [stage for some in made.plan(clock, there) for stage in some], made.disk())
+        rates, memory = card.of(made.model, cards), (ELSEWHERE, card.memory)
+    plan = made.planned(rates, memory, cards)
     try:
-        plan.check_fits(*there)
+        plan.check_fits(*memory)
         refused = None
     except InputError as error:
         refused = error.by_option()
@@ -255,29 +265,34 @@ def planned(job: Callable[..., Job], config: Any, options: PlanOptions) -> str:
     return "\n".join([*plan.lines(), *([refused] if refused else [])])
 
 
-def _tell_if_slow(clock: Clock, job: Job) -> None:
-    """Say that a dtype of less precision, chosen for descents, makes them slower, where it does."""
-    times, chosen, own = clock.slowdown(), job.descents, job.model.dtype
-    if chosen is not None and chosen.itemsize <= own.itemsize and times > 1.1:
-        chosen_name, own_name = (str(dtype).removeprefix("torch.") for dtype in (chosen, own))
-        told_times = f"{times:.0f}" if times > 10 else f"{times:.1f}"
-        note(f"descents in {chosen_name} take {told_times} times as long as in {own_name} here: better without")
-
-
-def cell_by_cell(
+def each_cell(
     run: Run,
     mark: str,
     cells: Sequence[Labels],
     compute: Callable[..., Iterable[tuple[str, Any, Labels]]],
-    what: str,
+    bar_name: str,
     unit: str,
     progress: bool,
 ) -> None:
-    """Compute and seal those cells of a part that a run lacks."""
-    left = [cell for cell in cells if not run.done(mark, **cell).all()]
-    with bar(len(left), what, unit, show=progress) as shown:
-        for cell in left:
+    """Compute and seal cells one by one.
+
+    Args:
+        run: The run.
+        mark: The part's mark.
+        cells: The labels of each cell.
+        compute: Given a cell's labels by name: variables with their values and further labels.
+        bar_name: Name of the progress bar.
+        unit: What is counted there.
+        progress: Whether to show the bar.
+    """
+    with bar(len(cells), bar_name, unit, show=progress) as progress_bar:
+        for cell in cells:
             for variable, values, further in compute(**cell):
                 run.write(variable, values, **cell, **further)
             run.seal(mark, **cell)
-            shown.update()
+            progress_bar.update()
+
+
+def unfinished(done: Finished, mark: str, cells: Iterable[Labels]) -> list[Labels]:
+    """List those of some cells that are not finished."""
+    return [cell for cell in cells if not done.all(mark, **cell)]

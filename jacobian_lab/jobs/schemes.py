@@ -1,34 +1,32 @@
 """The main job: every scheme under the same anchors, keys and seeds, into one run."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
-from pathlib import Path
 
 from jacobian_lab.editing.measures import ObservedEdit
 from jacobian_lab.editing.schemes import SCHEMES
+from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.metrics import efficacy
-from jacobian_lab.jobs.bench import Bench, any_coordinated, measured_edit, where_finite
 from jacobian_lab.jobs.config import SchemesConfig
-from jacobian_lab.jobs.jacobians import Survey, survey
+from jacobian_lab.jobs.counts import Counts
+from jacobian_lab.jobs.experiment import Experiment, prepare
+from jacobian_lab.jobs.jacobians import Survey, survey_part
 from jacobian_lab.jobs.job import Job, Labels, Part
-from jacobian_lab.jobs.setup import prepare
-from jacobian_lab.jobs.studies import STEPS, STUDIES, cost_of
+from jacobian_lab.jobs.measuring import measured_edit, where_finite
+from jacobian_lab.jobs.recording import Recorded, descents
+from jacobian_lab.jobs.studies import STEPS, STUDIES, work_of_study
 from jacobian_lab.model.devices import Places
-from jacobian_lab.planning.costs import Costs, Stage
+from jacobian_lab.planning.work import Stage, Work, total
 from jacobian_lab.progress import bar, counted
+from jacobian_lab.session.session import any_coordinated
 from jacobian_lab.store.finished import Finished
 from jacobian_lab.store.run import Run
 
+Cell = tuple[str, tuple[str, ...]]
+"""A scheme with the studies that are to look on while it edits; or `REPLAY`."""
 
-def run_schemes(
-    config: SchemesConfig, studies: Sequence[str] = (), *, verdicts: bool = True, progress: bool = True
-) -> Path:
-    """Measure Tables 1, 2 and 5 and the split of every passive shift, the verdicts on J, and studies.
-
-    Anchors are stored batch by batch, Jacobians fact by fact, schemes one by one; a run that was
-    interrupted goes on after the last finished one, and a finished run computes nothing.
-    """
-    return schemes_job(config, studies, verdicts=verdicts, progress=progress).carry_out()
+REPLAY: Cell = ("replayed targets", ())
+"""The cell of replayed targets and of the unedited model's efficacy."""
 
 
 def schemes_job(
@@ -39,90 +37,106 @@ def schemes_job(
     progress: bool = True,
     sketch: Places | None = None,
 ) -> Job:
-    """The job of `run_schemes`."""
-    experiment, schemes = prepare(config, sketch=sketch), list(config.schemes)
-    bench, model = Bench(experiment, progress), experiment.model
-    how = Survey.of(config, model.d_model, experiment.facts, experiment.device)
+    """Measure Tables 1, 2 and 5 and the split of every passive shift, the verdicts on J, and studies.
 
-    looked_at = (verdicts and config.survey != "none") or "theorem1" in studies
-    if looked_at:
+    Anchors are stored batch by batch, Jacobians fact by fact, schemes one by one; a run that was
+    interrupted goes on after the last finished one, and a finished run computes nothing.
+
+    Args:
+        config: The configuration.
+        studies: Names in `STUDIES`: what to look at beside the tables while the schemes edit.
+        verdicts: Whether the unedited model's Jacobians are wanted too.
+        progress: Whether to show progress bars.
+        sketch: Where it would be done, if it is only to be planned.
+
+    Returns:
+        The job.
+
+    Raises:
+        InputError: If anything cannot be used.
+    """
+    for name in studies:
+        if name not in STUDIES:
+            raise InputError(f"expected studies among {', '.join(STUDIES)}, got {name!r}: choose among them")
+    experiment = prepare(config, progress=progress, sketch=sketch)
+    schemes = tuple(dict.fromkeys(config.schemes))
+    how = Survey.of(config, experiment.model.d_model, experiment.facts, experiment.device)
+    surveyed = verdicts and config.survey != "none"
+    if surveyed or "theorem1" in studies:
         how.say(len(experiment.facts))
-
-    def surveyed(run: Run) -> None:
-        survey(run, experiment, how, progress=progress)
-
-    def edited(run: Run) -> None:
-        _store_schemes(run, bench, schemes, studies, how)
-
-    def cost_of_edits(costs: Costs, done: Finished) -> list[Stage]:
-        rows, layers = experiment.rows, experiment.layers
-        new = {n: [each for each in studies if not done.all("studied", study=each, scheme=n)] for n in schemes}
-        todo = [name for name in schemes if new[name] or not done.all("measured", scheme=name)]
-        edits = sum((costs.edit(rows, SCHEMES[name], layers, observed=True) for name in todo), 0.0)
-        asked = (len(todo) + (not done.all("replayed"))) * costs.evaluation([rows.answered])
-        looked = sum(
-            (cost_of(each, costs, SCHEMES[n].edited(layers), how, len(rows)) for n in todo for each in new[n]), 0.0
-        )
-        name, seconds = f"edits under {counted(len(todo), 'scheme')}", edits + asked + looked
-        return [costs.editing(name, seconds, len(layers), rows=rows, observed=True)]
-
-    parts = bench.parts(any_coordinated(schemes))
-    if verdicts and config.survey != "none":
-        bare, layers = experiment.rows.bare, experiment.layers
-        parts.append(Part([("surveyed", {})], surveyed, cost=lambda costs, done: how.cost(costs, bare, layers, done)))
-    measured, studied = {"scheme": schemes}, {"study": list(studies), "scheme": schemes}
-    wanted: list[tuple[str, Labels]] = [("replayed", {}), ("measured", measured), ("studied", studied)]
-    parts.append(Part(wanted, edited, cost=cost_of_edits))
+    survey = [survey_part(experiment, how, experiment.rows.bare, progress=progress)] if surveyed else []
+    shifted = list[Labels]([{}]) if any_coordinated(schemes) else list[Labels]()
     return Job(
         "tables",
-        model,
+        experiment.model,
         config.out,
         experiment.settings() | how.settings() | ({"survey": "none"} if config.survey == "none" else {}),
-        bench.provenance,
+        experiment.solved,
         {
             "fact": experiment.labels(),
             "scheme": list(SCHEMES),
             "layer": list(experiment.layers),
-            "anchor_layer": list(experiment.anchor_layers),
+            "anchor_layer": list(experiment.session.anchor_layers),
             "study": list(STUDIES),
             "step": list(STEPS),
             "d_model": range(experiment.model.d_model),
         },
-        parts,
-        before=bench.begin,
-        before_cost=bench.cost_before,
-        kept=bench.kept,
-        descents=bench.descents,
-        crew=bench.experiment.crew,
+        [
+            descents(experiment, experiment.session.anchor_layers, shifted),
+            *survey,
+            _edits(experiment, schemes, tuple(studies), how, progress),
+        ],
+        before=experiment.preparation(),
+        descents=experiment.session.descent_dtype,
+        crew=experiment.crew,
     )
 
 
-def _store_schemes(run: Run, bench: Bench, schemes: Sequence[str], studies: Sequence[str], how: Survey) -> None:
-    """Edit under each scheme that the run lacks something of, measure and store."""
-    experiment, targets = bench.experiment, bench.targets(run, schemes)
-    if not run.done("replayed").all():
-        for layer in experiment.layers:
-            run.write("replayed_target", targets.replayed[layer].cpu().double(), layer=layer)
-        run.write("efficacy_unedited", where_finite(efficacy(experiment.model, experiment.facts), targets.finite()))
-        run.seal("replayed")
-    new = {
-        name: [study for study in studies if not run.done("studied", study=study, scheme=name).all()]
-        for name in schemes
-    }
-    todo = [name for name in schemes if new[name] or not run.done("measured", scheme=name).all()]
+def _edits(experiment: Experiment, schemes: Sequence[str], studies: Sequence[str], how: Survey, progress: bool) -> Part:
+    """Describe the part in which each scheme edits, with what looks on."""
+    rows, layers = experiment.rows, experiment.layers
 
-    def look_on(name: str, edit: ObservedEdit) -> None:
-        for study in new[name] if edit.layer < edit.last else ():
-            for variable, values in STUDIES[study](edit, how, bench.progress).items():
-                usable = targets.finite(SCHEMES[name].kind)
-                run.write(variable, where_finite(values, usable), scheme=name, layer=edit.layer)
+    def todo(done: Finished) -> list[Cell]:
+        new = {n: tuple(s for s in studies if not done.all("studied", study=s, scheme=n)) for n in schemes}
+        edits = [(name, new[name]) for name in schemes if new[name] or not done.all("measured", scheme=name)]
+        return [*([] if done.all("replayed") else [REPLAY]), *edits]
 
-    with bar(len(todo), "schemes", "scheme", show=bench.progress) as shown:
-        for name in todo:
-            layers, values = measured_edit(bench.setting, SCHEMES[name], targets, partial(look_on, name))
-            for variable, value in values.items():
-                run.write(variable, value, scheme=name, layer=list(layers))
-            run.seal("measured", scheme=name)
-            for study in new[name]:
-                run.seal("studied", scheme=name, study=study)
-            shown.update()
+    def work(counts: Counts, cells: Sequence[Cell]) -> Iterable[Stage]:
+        edits = [cell for cell in cells if cell != REPLAY]
+        made = total(counts.edit(rows, SCHEMES[name], layers, observed=True) for name, _ in edits)
+        studied: Work = total(
+            work_of_study(study, counts, SCHEMES[name].edited(layers), how, len(rows))
+            for name, new in edits
+            for study in new
+        )
+        asked = counts.evaluation([rows.answered]) * len(cells)
+        stage = f"edits under {counted(len(edits), 'scheme')}"
+        yield counts.editing(stage, made + asked + studied, len(layers), rows, observed=True)
+
+    def compute(run: Run, cells: Sequence[Cell]) -> None:
+        setting, targets = experiment.session.setting, experiment.session.targets(Recorded(run, experiment), schemes)
+
+        def look_on(name: str, new: Sequence[str], edit: ObservedEdit) -> None:
+            for study in new if edit.layer < edit.last else ():
+                for variable, values in STUDIES[study](edit, how, progress).items():
+                    usable = targets.finite(SCHEMES[name].kind)
+                    run.write(variable, where_finite(values, usable), scheme=name, layer=edit.layer)
+
+        if REPLAY in cells:
+            for layer in layers:
+                run.write("replayed_target", targets.replayed[layer].cpu().double(), layer=layer)
+            unedited = efficacy(experiment.model, experiment.facts)
+            run.write("efficacy_unedited", where_finite(unedited, targets.finite()))
+            run.seal("replayed")
+        edits = [cell for cell in cells if cell != REPLAY]
+        with bar(len(edits), "schemes", "scheme", show=progress) as progress_bar:
+            for name, new in edits:
+                edited, values = measured_edit(setting, SCHEMES[name], targets, partial(look_on, name, new))
+                for variable, value in values.items():
+                    run.write(variable, value, scheme=name, layer=list(edited))
+                run.seal("measured", scheme=name)
+                for study in new:
+                    run.seal("studied", scheme=name, study=study)
+                progress_bar.update()
+
+    return Part(todo, compute, work)

@@ -10,13 +10,14 @@ from scipy.optimize import elementwise
 from torch import Tensor
 
 from jacobian_lab.editing.measures import NO_RESIDUAL, ObservedEdit, norms
+from jacobian_lab.jobs.counts import Counts
 from jacobian_lab.jobs.jacobians import Survey
 from jacobian_lab.maps.conditions import eigenspaces, eigenvector_angle, plane_angle, rayleigh_quotient
 from jacobian_lab.maps.definiteness import Verdict, definiteness_matrix_free, symmetric_part, verdict_of
 from jacobian_lab.maps.jacobians import dense_jacobians, linear_operator, to_numpy
 from jacobian_lab.maps.replay import replay
 from jacobian_lab.model.language_model import Layers
-from jacobian_lab.planning.costs import STEP_REPLAYS, Costs
+from jacobian_lab.planning.work import Work
 from jacobian_lab.progress import bar
 
 STEPS = tuple(round(0.1 * number, 1) for number in range(31))
@@ -125,14 +126,11 @@ STUDIES: dict[str, Study] = {"theorem1": theorem_1, "step_size": step_size}
 """Each looks on while a layer is edited, and gives variables of the run's store, fact by fact."""
 
 
-def cost_of(study: str, costs: Costs, layers: Layers, how: Survey, facts: int) -> float:
-    """Seconds of a study while all facts are edited under one scheme."""
-    last, formed = layers[-1], how.formed(facts)
+def work_of_study(study: str, counts: Counts, layers: Layers, how: Survey, facts: int) -> Work:
+    """Count a study while all facts are edited under one scheme, at these layers."""
     if study == "theorem1":
-        one = [formed * (costs.sweep(last - layer) + costs.spectra()) for layer in layers[:-1]]
-        free = [(facts - formed) * costs.products(last - layer) for layer in layers[:-1]]
-        return sum(one) + sum(free) + len(layers[:-1]) * len(how.sample) * costs.own()
-    return sum((STEP_REPLAYS * (last - layer) * costs.clock.passes(facts, 512) for layer in layers[:-1]), 0.0)
+        return counts.theorem_1(layers, facts, how.formed(facts), len(how.sample))
+    return counts.step_size(layers, facts)
 
 
 def _through(edit: ObservedEdit, states: Float[Tensor, "fact d_model"]) -> Float[Tensor, "fact d_model"]:

@@ -1,6 +1,6 @@
 """Sweeps over one setting: the number of decisive layers, the μ of jacobian-pullback, and λ."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,18 +14,19 @@ from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.examination import Examination
 from jacobian_lab.evaluation.questions import style_of
 from jacobian_lab.facts.fact import Fact
-from jacobian_lab.jobs.bench import Aimed, Bench, any_coordinated, measured_edit
+from jacobian_lab.jobs.comparison import Aimed, Comparison, Measured
 from jacobian_lab.jobs.config import DampingConfig, FrontierConfig, LayerCountConfig
-from jacobian_lab.jobs.job import Job, Labels, Part, cell_by_cell
-from jacobian_lab.jobs.methods import Comparison
-from jacobian_lab.jobs.setup import prepare
+from jacobian_lab.jobs.counts import Counts
+from jacobian_lab.jobs.experiment import prepare
+from jacobian_lab.jobs.job import Job, Labels, Part, each_cell, unfinished
+from jacobian_lab.jobs.measuring import measured_edit
+from jacobian_lab.jobs.recording import Recorded, descents
 from jacobian_lab.maps.agreement import check_replay
 from jacobian_lab.model.devices import Places
-from jacobian_lab.model.language_model import Layers
-from jacobian_lab.planning.costs import Costs, Stage
+from jacobian_lab.planning.work import Stage, total
 from jacobian_lab.progress import counted
+from jacobian_lab.session.session import any_coordinated
 from jacobian_lab.store.arrays import exists, read_config
-from jacobian_lab.store.finished import Finished
 from jacobian_lab.store.run import Run
 
 MOST = 8
@@ -35,41 +36,57 @@ YARDSTICKS = ("backward-dividing", "backward-full")
 PULLBACK = "jacobian-pullback, μ = {:g}"
 
 
-def run_layer_count(config: LayerCountConfig, *, progress: bool = True) -> Path:
-    """Edit with 1, 2, … decisive layers, the last of them fixed."""
-    return layer_count_job(config, progress=progress).carry_out()
-
-
 def layer_count_job(config: LayerCountConfig, *, progress: bool = True, sketch: Places | None = None) -> Job:
-    """The job of `run_layer_count`."""
-    experiment = prepare(config, asked=_without_probes, sketch=sketch)
+    """Edit with 1, 2, … decisive layers, the last of them fixed.
+
+    Args:
+        config: The configuration.
+        progress: Whether to show progress bars.
+        sketch: Where it would be done, if it is only to be planned.
+
+    Returns:
+        The job.
+
+    Raises:
+        InputError: If anything cannot be used.
+    """
+    experiment = prepare(config, asked=_without_probes, progress=progress, sketch=sketch)
     last = experiment.layers[-1]
     most = min(MOST, last + 1) if config.most is None else config.most
     if most > last + 1:
         raise InputError(f"expected at most {last + 1} layers up to layer {last}, got ⟨most⟩ {most}: lower it")
-    layers = tuple(range(last - most + 1, last + 1))
+    layers, counts_of_layers = tuple(range(last - most + 1, last + 1)), range(1, most + 1)
     if sketch is None:
         check_replay(experiment.model, experiment.facts, layers)
-    experiment = replace(experiment, layers=layers, crew=experiment.crew.of(layers))
+    experiment = experiment.with_layers(layers)
+    session, rows, coordinated = experiment.session, experiment.rows, any_coordinated(config.schemes)
     facts = list(map(_without_probes, experiment.facts))
-    bench, examination = Bench(experiment, progress), Examination(experiment.model, facts, style_of(facts), False)
-    coordinated, counts = any_coordinated(config.schemes), range(1, most + 1)
+    examination = Examination(experiment.model, facts, style_of(facts), False)
+    shifted = {n: {"count": n, "anchor_layer": list(layers[-n:])} for n in counts_of_layers if coordinated}
+    cells = [{"scheme": scheme, "count": n} for n in counts_of_layers for scheme in config.schemes]
 
-    def shifted(run: Run) -> dict[int, torch.Tensor]:
-        shifted = counts if coordinated else ()
-        return {n: bench.shifts(run, layers[-n:], count=n, anchor_layer=list(layers[-n:])) for n in shifted}
+    def work(counts: Counts, left: Sequence[Labels]) -> Iterable[Stage]:
+        parts = examination.rows()
+        asked = counts.evaluation(parts)
+        made = total(
+            counts.edit(rows, SCHEMES[cell["scheme"]], layers[-cell["count"] :], observed=True) + asked for cell in left
+        )
+        yield counts.editing(
+            f"{counted(len(left), 'edit')}, evaluated", made + asked, most, rows, observed=True, parts=parts
+        )
 
-    def edited(run: Run) -> None:
-        anchors, shifts = bench.anchors(run, layers), shifted(run)
+    def compute(run: Run, left: Sequence[Labels]) -> None:
+        recorder = Recorded(run, experiment)
+        anchors = session.anchors(recorder, layers)
+        shifts = {n: session.shifts(recorder, layers[-n:], where) for n, where in shifted.items()}
         examination.remember(experiment.crew)
 
-        def left(scheme: str, count: int) -> Iterator[tuple[str, Any, Labels]]:
-            chosen = layers[-count:]
-            ends: dict[int, torch.Tensor] = {layer: anchors[layer] for layer in {chosen[0], chosen[-1]}}
-            targets = make_targets(experiment.rows, chosen, ends, shifts.get(count))
-            _, values = measured_edit(
-                bench.setting, SCHEMES[scheme], targets, examine=partial(examination.means, experiment.crew)
-            )
+        def edit(scheme: str, count: int) -> Iterator[tuple[str, Any, Labels]]:
+            own = layers[-count:]
+            ends: dict[int, torch.Tensor] = {layer: anchors[layer] for layer in {own[0], own[-1]}}
+            targets = make_targets(rows, own, ends, shifts.get(count))
+            examine = partial(examination.means, experiment.crew)
+            _, values = measured_edit(session.setting, SCHEMES[scheme], targets, examine=examine)
             yield "final_ratio", values["residual_ratio"][:, -1], {}
             yield "final_norm", values["residual_norm"][:, -1], {}
             yield "final_ratio_against_optimised", values["residual_ratio_against_optimised"][:, -1], {}
@@ -77,143 +94,141 @@ def layer_count_job(config: LayerCountConfig, *, progress: bool = True, sketch: 
             yield "count_generalization", values["generalization_accuracy"], {}
             yield "count_kl", values["kl"], {}
 
-        cells = [{"scheme": scheme, "count": n} for n in counts for scheme in config.schemes]
-        cell_by_cell(run, "counted", cells, left, "edits", "edit", progress)
-
-    wanted: list[tuple[str, Labels]] = [("anchor_passes", {})]
-    if coordinated:
-        wanted.append(("coordinated_shift_passes", {}))
-
-    def cost(costs: Costs, done: Finished) -> list[Stage]:
-        shifts: dict[Layers, Labels] = {layers[-n:]: {"count": n} for n in counts if coordinated}
-        descents = bench.cost_of_descents(costs, done, layers, shifts)
-        rows, asked = experiment.rows, costs.evaluation(examination.rows(), shared=True)
-        todo = [(each, n) for each in config.schemes for n in counts if not done.all("counted", scheme=each, count=n)]
-        edits = sum((costs.edit(rows, SCHEMES[each], layers[-n:], observed=True) + asked for each, n in todo), 0.0)
-        name = f"{counted(len(todo), 'edit')}, evaluated"
-        return [*descents, costs.editing(name, edits + asked, most, rows=rows, observed=True)]
+        each_cell(run, "counted", left, edit, "edits", "edit", progress)
 
     return Job(
         "layer_count",
         experiment.model,
         config.out,
         experiment.settings(),
-        bench.provenance,
+        experiment.solved,
         {
             "fact": experiment.labels(),
             "scheme": list(SCHEMES),
-            "count": counts,
+            "count": counts_of_layers,
             "anchor_layer": list(layers),
             "d_model": range(experiment.model.d_model),
         },
-        [Part([*wanted, ("counted", {"scheme": list(config.schemes)})], edited, cost=cost)],
-        before=bench.begin,
-        before_cost=bench.cost_before,
-        kept=bench.kept,
-        descents=bench.descents,
-        crew=bench.experiment.crew,
+        [
+            descents(experiment, layers, list(shifted.values())),
+            Part(lambda done: unfinished(done, "counted", cells), compute, work),
+        ],
+        before=experiment.preparation(),
+        descents=session.descent_dtype,
+        crew=experiment.crew,
     )
 
 
-def run_damping(config: DampingConfig, *, progress: bool = True) -> Path:
-    """Edit with each μ, beside backward spreading."""
-    return damping_job(config, progress=progress).carry_out()
-
-
 def damping_job(config: DampingConfig, *, progress: bool = True, sketch: Places | None = None) -> Job:
-    """The job of `run_damping`."""
-    experiment = prepare(config, sketch=sketch)
-    bench = Bench(experiment, progress)
+    """Edit with each μ, beside backward spreading.
+
+    Args:
+        config: The configuration.
+        progress: Whether to show progress bars.
+        sketch: Where it would be done, if it is only to be planned.
+
+    Returns:
+        The job.
+
+    Raises:
+        InputError: If anything cannot be used.
+    """
+    experiment = prepare(config, progress=progress, sketch=sketch)
+    session, rows, layers = experiment.session, experiment.rows, experiment.layers
     edits = {name: (SCHEMES[name], config.pullback_damping) for name in YARDSTICKS}
     edits |= {PULLBACK.format(value): (SCHEMES["jacobian-pullback"], value) for value in config.dampings}
+    cells = [{"row": row} for row in edits]
 
-    def damped(run: Run) -> None:
-        targets = bench.targets(run, (*YARDSTICKS, "jacobian-pullback"))
+    def work(counts: Counts, left: Sequence[Labels]) -> Iterable[Stage]:
+        asked = counts.evaluation([rows.answered])
+        made = total(counts.edit(rows, edits[cell["row"]][0], layers, observed=True) + asked for cell in left)
+        yield counts.editing(counted(len(left), "edit"), made, len(layers), rows, observed=True)
 
-        def left(row: str) -> Iterator[tuple[str, Any, Labels]]:
+    def compute(run: Run, left: Sequence[Labels]) -> None:
+        targets = session.targets(Recorded(run, experiment), (*YARDSTICKS, "jacobian-pullback"))
+
+        def edit(row: str) -> Iterator[tuple[str, Any, Labels]]:
             scheme, damping = edits[row]
-            layers, values = measured_edit(replace(bench.setting, damping=damping), scheme, targets)
+            edited, values = measured_edit(replace(session.setting, damping=damping), scheme, targets)
             for name in ("residual_ratio", "linear_residual_cosine", "realised", "update_norm"):
-                yield name, values[name], {"layer": list(layers)}
+                yield name, values[name], {"layer": list(edited)}
             yield "efficacy", values["efficacy"], {}
 
-        cell_by_cell(run, "measured", [{"row": row} for row in edits], left, "μ", "edit", progress)
-
-    def cost(costs: Costs, done: Finished) -> list[Stage]:
-        rows, asked = experiment.rows, costs.evaluation([experiment.rows.answered])
-        todo = [scheme for row, (scheme, _) in edits.items() if not done.all("measured", row=row)]
-        made = sum((costs.edit(rows, scheme, experiment.layers, observed=True) + asked for scheme in todo), 0.0)
-        descents = bench.cost_of_descents(costs, done, experiment.anchor_layers)
-        name, most = counted(len(todo), "edit"), len(experiment.layers)
-        return [*descents, costs.editing(name, made, most, rows=rows, observed=True)]
+        each_cell(run, "measured", left, edit, "μ", "edit", progress)
 
     return Job(
         "damping",
         experiment.model,
         config.out,
         experiment.settings() | {"dampings": list(config.dampings)},
-        bench.provenance,
+        experiment.solved,
         {
             "fact": experiment.labels(),
             "row": list(edits),
-            "layer": list(experiment.layers),
-            "anchor_layer": list(experiment.anchor_layers),
+            "layer": list(layers),
+            "anchor_layer": list(session.anchor_layers),
             "d_model": range(experiment.model.d_model),
         },
-        [Part([("anchor_passes", {}), ("measured", {})], damped, cost=cost)],
-        before=bench.begin,
-        before_cost=bench.cost_before,
-        kept=bench.kept,
-        descents=bench.descents,
-        crew=bench.experiment.crew,
+        [
+            descents(experiment, session.anchor_layers, []),
+            Part(lambda done: unfinished(done, "measured", cells), compute, work),
+        ],
+        before=experiment.preparation(),
+        descents=session.descent_dtype,
+        crew=experiment.crew,
     )
 
 
-def run_frontier(config: FrontierConfig, *, progress: bool = True) -> Path:
+def frontier_job(config: FrontierConfig, *, progress: bool = True, sketch: Places | None = None) -> Job:
     """Edit with one rule under every scheme at each λ, and evaluate: what is gained against what is disturbed.
 
     Anchors, keys and moments are shared by all points.
+
+    Args:
+        config: The configuration.
+        progress: Whether to show progress bars.
+        sketch: Where it would be done, if it is only to be planned.
+
+    Returns:
+        The job.
+
+    Raises:
+        InputError: If anything cannot be used.
     """
-    return frontier_job(config, progress=progress).carry_out()
-
-
-def frontier_job(config: FrontierConfig, *, progress: bool = True, sketch: Places | None = None) -> Job:
-    """The job of `run_frontier`."""
     methods = [paired(config.rule, scheme) for scheme in config.schemes]
-    at_work = Comparison.of(config, methods, progress, sketch=sketch)
-    bench = at_work.bench
+    comparison = Comparison.of(config, methods, progress, sketch=sketch)
+    experiment = comparison.experiment
+    session = experiment.session
     try:
-        ridges = sorted(set(config.ridges or _held(config.out) or _decades(bench.ridge if sketch is None else 1.0)))
+        held = _held(config.out)
+        ridges = sorted(set(config.ridges or held or _decades(session.ridge if sketch is None else 1.0)))
     finally:
-        at_work.experiment.crew.release()  # who took the keys for λ: nobody does if the work is not begun
+        experiment.crew.release()  # who took the keys for λ: nobody does if the work is not begun
+    cells = [{"edit": name, "ridge": ridge} for name in methods for ridge in ridges]
 
-    def measured(run: Run) -> None:
-        targets = bench.targets(run, config.schemes)
-        at_work.examination.remember(at_work.experiment.crew)
+    def work(counts: Counts, left: Sequence[Labels]) -> Iterable[Stage]:
+        return comparison.work(counts, [cell["edit"] for cell in left])
 
-        def point(edit: str, ridge: float) -> list[tuple[str, Any, Labels]]:
-            return at_work.measure(edit, Aimed(replace(bench.setting, ridge=ridge), targets))
+    def compute(run: Run, left: Sequence[Labels]) -> None:
+        targets = session.targets(Recorded(run, experiment), config.schemes)
+        comparison.examination.remember(experiment.crew)
 
-        cells = [{"edit": name, "ridge": ridge} for name in methods for ridge in ridges]
-        cell_by_cell(run, "measured", cells, point, "frontier", "edit", progress)
+        def point(edit: str, ridge: float) -> Measured:
+            return comparison.measure(edit, Aimed(targets, setting=replace(session.setting, ridge=ridge)))
 
-    wanted = {"edit": methods, "ridge": ridges}
+        each_cell(run, "measured", left, point, "frontier", "edit", progress)
+
     return Job(
         "frontier",
-        at_work.experiment.model,
+        experiment.model,
         config.out,
-        at_work.settings() | {"ridges": ridges},
-        bench.provenance,
-        at_work.coordinates | {"ridge": ridges},
-        [
-            *at_work.parts(),
-            Part([("measured", wanted)], measured, cost=lambda costs, done: at_work.cost(costs, done, ridges)),
-        ],
-        before=at_work.begin,
-        before_cost=at_work.cost_before,
-        kept=bench.kept,
-        descents=bench.descents,
-        crew=bench.experiment.crew,
+        comparison.settings() | {"ridges": ridges},
+        experiment.solved,
+        comparison.coordinates | {"ridge": ridges},
+        [*comparison.parts(), Part(lambda done: unfinished(done, "measured", cells), compute, work)],
+        before=comparison.preparation(),
+        descents=session.descent_dtype,
+        crew=experiment.crew,
     )
 
 
@@ -230,5 +245,5 @@ def _decades(ridge: float) -> list[float]:
 
 
 def _without_probes(fact: Fact) -> Fact:
-    """What `run_layer_count` asks of a fact."""
+    """A fact as layer-count asks about it."""
     return replace(fact, probes=())

@@ -1,5 +1,5 @@
-"""What a job costs, told before it is done: time by stage, memory of host and device, disk.
+"""Estimates: counts of the pieces of work times their rates on a machine; does it fit, and how long does it take.
 
-Here live the sketch of a model (its shape, without weights), the machine's measured rates, and the work of every stage
-in terms of both. What does the work is elsewhere, and nothing here computes a number of a run.
+Here live the shape of a model without its weights, the counts, the rates, and the plan. What counts is elsewhere, and
+nothing here computes a number of a run.
 """

@@ -1,63 +1,105 @@
-"""A plan: the stages of a job with what each takes, told to a person or a program, and what does not fit refused."""
+"""A plan: the stages of a job with the seconds and bytes of each, and what does not fit refused."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from jacobian_lab.errors import InputError
-from jacobian_lab.planning.costs import Stage
+from jacobian_lab.planning.rates import Rates, smallest_card
+from jacobian_lab.planning.work import Stage
 
 GIB = 2**30
+
+PROCESS = 700 * 2**20
+"""Bytes of the process itself, the interpreter and its libraries: what `benchmarks/plan.py` saw beside the rest."""
+
+
+@dataclass(frozen=True)
+class Resident:
+    """Bytes that a job holds from its beginning to its end.
+
+    Attributes:
+        weights: Bytes of the model's weights, and of workers' on the same host or card.
+        host: Bytes that the host keeps beside them.
+        workers: Workers that hold their models beside this process's.
+        sharing: By how many workers the time of shared stages is divided.
+    """
+
+    weights: int
+    host: int = 0
+    workers: int = 0
+    sharing: float = 1.0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a job is going to take.
+    """An estimate of a job, within a factor of two on a quiet machine.
 
     Attributes:
-        machine: On what.
-        stages: Stage by stage.
+        rates: The machine's.
+        stages: The job's, one after another.
+        resident: Bytes that it holds throughout.
         disk: Bytes of the run's folder.
     """
 
-    machine: str
+    rates: Rates
     stages: Sequence[Stage]
+    resident: Resident
     disk: int
+
+    def seconds_of(self, stage: Stage) -> float:
+        """Estimate the seconds of a stage."""
+        return stage.work.at(self.rates.seconds) / (self.resident.sharing if stage.shared else 1.0)
+
+    def bytes_of(self, stage: Stage, *, least: bool = False) -> tuple[int, int]:
+        """Count the bytes of the host and of the card that a stage holds."""
+        times = max(1, self.resident.workers) if stage.shared else 1
+        held = times * (stage.least if least and stage.least is not None else stage.held) + self.resident.weights
+        host = self.resident.host + stage.host + PROCESS * (1 + self.resident.workers)
+        return (host, held) if self.rates.card else (host + held, 0)
 
     @property
     def seconds(self) -> float:
-        """Of all stages together."""
-        return sum((stage.seconds for stage in self.stages), 0.0)
+        """Seconds of all stages together."""
+        return sum(map(self.seconds_of, self.stages), 0.0)
 
-    @property
-    def host(self) -> int:
-        """The most that a stage holds of the host."""
-        return max((stage.host for stage in self.stages), default=0)
-
-    @property
-    def device(self) -> int:
-        """The most that a stage holds of the card."""
-        return max((stage.device for stage in self.stages), default=0)
+    def most(self, *, least: bool = False) -> tuple[int, int]:
+        """Count the most bytes of the host and of the card that any stage holds."""
+        sizes = [self.bytes_of(stage, least=least) for stage in self.stages] or [(0, 0)]
+        return max(host for host, _ in sizes), max(card for _, card in sizes)
 
     def as_json(self) -> dict[str, Any]:
-        """For programs: ``stages`` with ``name, seconds, host_bytes, device_bytes``, and the totals."""
-        stages = [
-            {"name": each.name, "seconds": each.seconds, "host_bytes": each.host, "device_bytes": each.device}
-            for each in self.stages
-        ]
+        """Give it to a program: ``stages`` with ``name, seconds, host_bytes, device_bytes``, and the totals."""
+        stages = []
+        for stage in self.stages:
+            host, card = self.bytes_of(stage)
+            stages.append({
+                "name": stage.name,
+                "seconds": self.seconds_of(stage),
+                "host_bytes": host,
+                "device_bytes": card,
+            })
+        host, card = self.most()
         return {
-            "machine": self.machine,
+            "machine": self.rates.machine,
             "stages": stages,
             "total_seconds": self.seconds,
-            "host_bytes": self.host,
-            "device_bytes": self.device,
+            "host_bytes": host,
+            "device_bytes": card,
             "disk_bytes": self.disk,
+            "smallest_card": self._card(),
         }
 
+    def _card(self) -> str:
+        """The smallest card that has room for what the job holds where the model is."""
+        beside = (self.bytes_of(stage, least=True) for stage in self.stages)
+        base = 0 if self.rates.card else self.resident.host + PROCESS * (1 + self.resident.workers)
+        return smallest_card(max((card or host - base for host, card in beside), default=0))
+
     def lines(self) -> list[str]:
-        """For a person: a line a stage, and the total."""
-        rows = [(each.name, told(each.seconds), _size(each.host), _size(each.device)) for each in self.stages]
-        rows.append(("all", told(self.seconds), _size(self.host), _size(self.device)))
+        """Give it to a person: a line a stage, the total, the disk and the smallest card."""
+        rows = [(each.name, spoken(self.seconds_of(each)), *map(_size, self.bytes_of(each))) for each in self.stages]
+        rows.append(("all", spoken(self.seconds), *map(_size, self.most())))
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
         table = [
             "  ".join([
@@ -66,42 +108,44 @@ class Plan:
             ])
             for row in rows
         ]
-        return [f"On {self.machine}: time, memory of the host, memory of the card", *table, f"Disk: {_size(self.disk)}"]
+        return [
+            f"On {self.rates.machine}: time, memory of the host, memory of the card",
+            *table,
+            f"Disk: {_size(self.disk)}",
+            f"Smallest card: {self._card()}",
+        ]
 
     def sentence(self) -> str:
-        """In one line: what it takes, and the stages that take most of it."""
-        longest = sorted(self.stages, key=lambda each: -each.seconds)[:3]
-        told_stages = ", ".join(f"{each.name} {told(each.seconds)}" for each in longest)
-        memory = f"{_size(self.host)} of memory" + (f", {_size(self.device)} of the card's" if self.device else "")
-        return f"about {told(self.seconds)} ({told_stages}); {memory}"
+        """Say in one line how long it takes, the stages that take most of it, and the memory."""
+        longest = sorted(self.stages, key=lambda stage: -self.seconds_of(stage))[:3]
+        stages = ", ".join(f"{stage.name} {spoken(self.seconds_of(stage))}" for stage in longest)
+        host, card = self.most()
+        memory = f"{_size(host)} of memory" + (f", {_size(card)} of the card's" if card else "")
+        return f"about {spoken(self.seconds)} ({stages}); {memory}"
 
     def check_fits(self, host: int, card: int | None) -> None:
-        """Refuse what memory cannot hold however it is divided."""
-        there, where = (host, "the host's") if card is None else (card, "the card's")
+        """Refuse a stage that so many bytes of the host, and of the card if there is one, cannot hold however divided.
+
+        Raises:
+            InputError: Naming the stage, what it needs and what is there.
+        """
         for stage in self.stages:
-            if card is not None and stage.host > host:
+            on_host, on_card = self.bytes_of(stage, least=True)
+            if on_host > host:
                 raise InputError(
-                    f"expected {_size(stage.host)} of the host's memory for {stage.name}, got {_size(host)}: take "
-                    "fewer ⟨layers⟩ or ⟨workers⟩, a smaller model, or another machine"
+                    f"expected {_size(on_host)} of the host's memory for {stage.name}, got {_size(host)}: choose "
+                    "⟨dtype⟩ bfloat16, fewer ⟨layers⟩ or ⟨workers⟩, a smaller model, or another machine"
                 )
-            if stage.least > there:
-                halved = max(each.half for each in self.stages)
-                fits = f"⟨dtype⟩ bfloat16, which takes {_size(halved)}, " if 0 < halved <= there else ""
-                most, owner = _size(max(each.least for each in self.stages)), "machine" if card is None else "card"
-                divided = "" if card is None else ", or divide it over more cards, ⟨device⟩ cuda:0-N"
+            if card is not None and on_card > card:
                 raise InputError(
-                    f"expected {_size(stage.least)} of {where} memory for {stage.name}, got {_size(there)}: choose "
-                    f"{fits}a smaller model or a {owner} with {most}{divided}"
+                    f"expected {_size(on_card)} of the card's memory for {stage.name}, got {_size(card)}: choose "
+                    f"⟨dtype⟩ bfloat16, a smaller model, a card of {self._card()}, or divide it over more cards, "
+                    "⟨device⟩ cuda:0-N"
                 )
 
-    def tight(self, host: int, card: int | None) -> list[str]:
-        """The stages that memory holds only in smaller pieces than they are taken in."""
-        there = host if card is None else card
-        return [stage.name for stage in self.stages if (stage.host if card is None else stage.device) > there]
 
-
-def told(seconds: float) -> str:
-    """Seconds as a person says them."""
+def spoken(seconds: float) -> str:
+    """Say seconds as a person does: in seconds, minutes, hours or days, with two digits at the least."""
     for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}" if seconds >= 10 * size else f"{seconds / size:.1f} {unit}"

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +26,17 @@ class Finished:
         variables: The arrays of the kind of run; none where there is no run.
         labels: Labels of every dimension.
         read: Gives an array by its name, at some of the facts.
+        folder: Its folder, where there is one.
     """
 
-    def __init__(self, variables: Mapping[str, Variable], labels: Mapping[str, Sequence[Any]], read: ReadFacts) -> None:
-        self._variables, self._labels, self._read = variables, labels, read
+    def __init__(
+        self,
+        variables: Mapping[str, Variable],
+        labels: Mapping[str, Sequence[Any]],
+        read: ReadFacts,
+        folder: Path | None = None,
+    ) -> None:
+        self._variables, self._labels, self._read, self.folder = variables, labels, read, folder
         self._places = Places(labels)
         self._checks: dict[str, Check] = {}
 
@@ -51,7 +57,12 @@ class Finished:
             with reading(folder):
                 return np.asarray(opened.arrays[name][along_facts(opened.variables[name], facts)])
 
-        return cls(opened.variables, opened.labels, read)
+        return cls(opened.variables, opened.labels, read, folder)
+
+    def has(self, mark: str, **labels: Any) -> bool:
+        """Tell whether there is such a part, with these labels, one for each of its dimensions but the facts."""
+        dims = {*self._variables[mark].dims} if mark in self._variables else set()
+        return dims == {"fact", *labels} and all(label in self._labels[dim] for dim, label in labels.items())
 
     def cells(self, mark: str, **labels: Any) -> Bool[np.ndarray, "..."]:
         """Which cells of a part are finished and all there."""
@@ -62,26 +73,6 @@ class Finished:
     def all(self, mark: str, **labels: Any) -> bool:
         """Whether nothing of a part is left to do."""
         return bool(self._variables) and bool(self.cells(mark, **labels).all())
-
-    def missing(self, mark: str, **labels: Any) -> float:
-        """How much of a part is left to do."""
-        cells = self.cells(mark, **labels)
-        return float(1 - cells.mean()) if cells.size else 0.0
-
-    def left(self, mark: str, **labels: Sequence[Any]) -> list[Any]:
-        """Those of some labels whose part is not finished, or not all there."""
-        (wanted,) = labels.values()
-        return [label for label, done in zip(wanted, self.cells(mark, **labels), strict=True) if not done]
-
-    def without(self, mark: str, **labels: Any) -> "Finished":
-        """The same, but for some cells that are to be done again."""
-        if not self._variables:
-            return self
-        found, check = Finished(self._variables, self._labels, self._read), self._check(mark)
-        done = check.done.copy()
-        done[self._places.cells(self._variables[mark].dims, labels)] = False
-        found._checks = {**self._checks, mark: replace(check, done=done)}
-        return found
 
     def lost(self, *parts: str) -> str:
         """What had been finished and is not all there any more."""

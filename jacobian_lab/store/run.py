@@ -107,7 +107,7 @@ class Run:
         for left in (folder / STORE).rglob("*.partial"):
             if _TORN.fullmatch(left.name):
                 left.unlink()
-        self.finished = Finished(self.variables, labels, self._read_facts)
+        self.finished = Finished(self.variables, labels, self._read_facts, folder)
         if lost := self.finished.lost():
             note(f"{folder} is without {lost}, which was finished: what of it belongs to this command is done again")
 

@@ -11,9 +11,10 @@ from jacobian_lab.editing.published_moments import Published
 from jacobian_lab.editing.second_moments import second_moments, sums_of_keys
 from jacobian_lab.editor import Editor
 from jacobian_lab.errors import InputError
-from jacobian_lab.jobs import bench, setup
+from jacobian_lab.jobs import experiment as bench
+from jacobian_lab.jobs import setup
 from jacobian_lab.jobs.config import SchemesConfig
-from jacobian_lab.jobs.schemes import run_schemes
+from jacobian_lab.jobs.kinds import run_job
 from jacobian_lab.model.corpus import load_corpus, token_rows
 from jacobian_lab.model.loading import load_model
 from jacobian_lab.store.arrays import read_config
@@ -179,18 +180,18 @@ def test_a_run_with_published_moments(arguments, tmp_path, monkeypatch):
     rows = token_rows(model, load_corpus(), 64, 4000)
     published = publish(tmp_path / "stats", model, sums_of_keys(model, rows, LAYERS), sum(len(row.ids) for row in rows))
     config = SchemesConfig(**arguments, schemes=("one-layer",), survey="none", moments=published, out=tmp_path / "run")
-    run_schemes(config, progress=False)
+    run_job(config, progress=False)
     assert list(seen[0].matrices) == list(LAYERS)
     settings = read_config(tmp_path / "run")["settings"]
     assert settings["corpus"] == {"published": Published.of(model, published, LAYERS).digest}
-    run_schemes(config, progress=False)
+    run_job(config, progress=False)
     with pytest.raises(InputError, match=r"expected moments, or corpus and corpus_tokens, got both"):
-        run_schemes(replace(config, corpus_tokens=2000), progress=False)
+        run_job(replace(config, corpus_tokens=2000), progress=False)
     publish(published, model, {2: 1000 * seen[0].matrices[2]}, 1000)
     with pytest.raises(InputError, match="another corpus"):
-        run_schemes(config, progress=False)
+        run_job(config, progress=False)
     with pytest.raises(InputError, match="expected a folder of second moments, got moments"):
-        run_schemes(SchemesConfig(**arguments, moments=tmp_path / "absent", out=tmp_path / "other"), progress=False)
+        run_job(SchemesConfig(**arguments, moments=tmp_path / "absent", out=tmp_path / "other"), progress=False)
 
 
 def test_an_editor_takes_them_too(folder, tiny, facts, counted):

@@ -16,7 +16,7 @@ from jacobian_lab.editing import second_moments as moments
 from jacobian_lab.editing.second_moments import moment_rows, second_moments
 from jacobian_lab.errors import InputError
 from jacobian_lab.jobs.config import SchemesConfig
-from jacobian_lab.jobs.schemes import run_schemes
+from jacobian_lab.jobs.kinds import run_job
 from jacobian_lab.model import corpus as corpora
 from jacobian_lab.model import hub
 from jacobian_lab.model.corpus import load_corpus, token_rows
@@ -262,10 +262,10 @@ def test_a_number_of_tokens_is_of_documents_drawn_by_the_seed(tiny, corpus_file)
 
 def test_auto_is_ten_tokens_for_every_neuron(arguments, tmp_path):
     config = SchemesConfig(**arguments, corpus_tokens="auto", schemes=("one-layer",), out=tmp_path / "run")
-    run = open_run(run_schemes(config, progress=False))
+    run = open_run(run_job(config, progress=False))
     assert run.attrs["config"]["settings"]["corpus"]["tokens"] == 10 * 64
     with pytest.raises(InputError, match="above zero"):
-        run_schemes(replace(config, corpus_tokens=0), progress=False)
+        run_job(replace(config, corpus_tokens=0), progress=False)
 
 
 def test_a_data_set_of_the_hub(monkeypatch):

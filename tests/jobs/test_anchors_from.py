@@ -11,7 +11,6 @@ import jacobian_lab as jl
 from jacobian_lab.editing.anchors import CoordinationSettings
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import describe
-from jacobian_lab.jobs import bench
 from jacobian_lab.jobs.config import (
     AnchorConfig,
     DampingConfig,
@@ -20,10 +19,8 @@ from jacobian_lab.jobs.config import (
     LayerCountConfig,
     SchemesConfig,
 )
-from jacobian_lab.jobs.jacobians import run_jacobian
-from jacobian_lab.jobs.methods import run_edit_table
-from jacobian_lab.jobs.schemes import run_schemes
-from jacobian_lab.jobs.sweeps import run_damping, run_layer_count
+from jacobian_lab.jobs.kinds import run_job
+from jacobian_lab.session import descents as bench
 from jacobian_lab.store.run import open_run
 
 SCHEMES = ("forward-replay", "coordinated-replay")
@@ -38,7 +35,7 @@ def donor(arguments, tmp_path_factory):
         survey="none",
         out=tmp_path_factory.mktemp("runs") / "run",
     )
-    return run_schemes(config, progress=False)
+    return run_job(config, progress=False)
 
 
 @pytest.fixture
@@ -60,11 +57,11 @@ def same(folder, donor, *names):
 
 def test_they_are_taken_over_to_the_bit(arguments, donor, tmp_path, descents):
     config = EditTableConfig(**arguments, **QUICK, anchors_from=donor, out=tmp_path / "run")
-    run_edit_table(config, progress=False)
+    run_job(config, progress=False)
     assert not descents
     found = same(tmp_path / "run", donor, "anchor", "anchor_loss", "anchor_passes", "coordinated_shift")
     assert found.attrs["config"]["provenance"]["anchors_from"] == str(donor)
-    run_edit_table(replace(config, anchors_from=None, out=tmp_path / "alone"), progress=False)
+    run_job(replace(config, anchors_from=None, out=tmp_path / "alone"), progress=False)
     assert set(descents) == {"optimise_anchors", "coordinate_shifts"}
     same(tmp_path / "alone", tmp_path / "run", "kl", "efficacy_accuracy", "nll_new", "coordinated_shift_passes")
 
@@ -75,16 +72,16 @@ def test_a_run_that_has_taken_all_needs_no_donor(arguments, donor, tmp_path):
     shutil.copytree(donor, copy)
     config = SchemesConfig(**{**arguments, "corpus_length": 64}, schemes=SCHEMES[:1], survey="none", anchors_from=copy)
     taken = replace(config, out=tmp_path / "run")
-    run_schemes(taken, progress=False)
+    run_job(taken, progress=False)
     shutil.rmtree(copy)
-    run_schemes(taken, progress=False)
+    run_job(taken, progress=False)
     (tmp_path / "run" / "data.zarr" / "residual_ratio" / "0.0.0").unlink()
-    run_schemes(taken, progress=False)
+    run_job(taken, progress=False)
     assert np.isfinite(open_run(tmp_path / "run")["residual_ratio"]).any()
     with pytest.raises(InputError, match=r"expected the folder of a run, got .*, or give another anchors_from"):
-        run_schemes(replace(taken, schemes=SCHEMES), progress=False)
+        run_job(replace(taken, schemes=SCHEMES), progress=False)
     with pytest.raises(InputError, match=r"expected the folder of a run, got .*, or give another anchors_from"):
-        run_schemes(replace(config, out=tmp_path / "new"), progress=False)
+        run_job(replace(config, out=tmp_path / "new"), progress=False)
     assert not (tmp_path / "new").exists()
 
 
@@ -100,13 +97,13 @@ def test_a_run_of_more_facts_takes_those_that_it_shares(arguments, donor, tmp_pa
     shutil.copytree(donor, folder)
     (folder / "data.zarr" / "anchor" / "0.0.0").unlink()
     config = EditTableConfig(**{**arguments, "slice": "0:9"}, **QUICK, anchors_from=donor, out=tmp_path / "run")
-    run_edit_table(config, progress=False)
+    run_job(config, progress=False)
     assert sorted(optimised) == sorted(3 * [fact.id for fact in jl.load_facts("builtin", "6:9")])
     taken, there = open_run(tmp_path / "run"), open_run(donor)
     for name in ("anchor", "anchor_passes", "coordinated_shift"):
         np.testing.assert_array_equal(taken[name][:6], there[name])
         assert np.isfinite(taken[name]).all()
-    run_edit_table(replace(config, anchors_from=folder, out=tmp_path / "again"), progress=False)
+    run_job(replace(config, anchors_from=folder, out=tmp_path / "again"), progress=False)
     for name in ("anchor", "coordinated_shift"):
         np.testing.assert_array_equal(open_run(tmp_path / "again")[name], taken[name])
 
@@ -114,7 +111,7 @@ def test_a_run_of_more_facts_takes_those_that_it_shares(arguments, donor, tmp_pa
 def test_shifts_that_other_settings_decide_are_made_anew(arguments, donor, tmp_path, descents):
     other = CoordinationSettings(weighting="front")
     config = EditTableConfig(**arguments, **QUICK, coordination=other, anchors_from=donor, out=tmp_path / "run")
-    run_edit_table(config, progress=False)
+    run_job(config, progress=False)
     assert set(descents) == {"coordinate_shifts"}
     assert not np.array_equal(
         same(tmp_path / "run", donor, "anchor")["coordinated_shift"], open_run(donor)["coordinated_shift"]
@@ -127,7 +124,7 @@ def test_a_run_at_other_layers_takes_the_anchors_that_it_shares(arguments, donor
     config = LayerCountConfig(
         **arguments, schemes=("forward-replay",), most=2, anchors_from=donor, out=tmp_path / "run"
     )
-    run_layer_count(config, progress=False)
+    run_job(config, progress=False)
     assert set(layers) == {2}
     np.testing.assert_array_equal(
         open_run(tmp_path / "run")["anchor"].sel(anchor_layer=3), open_run(donor)["anchor"].sel(anchor_layer=3)
@@ -146,19 +143,19 @@ def test_what_cannot_be_taken_over_is_refused_by_name(arguments, donor, tmp_path
     ):
         given = {**arguments, "anchors_from": donor, **other}
         with pytest.raises(InputError, match=expected):
-            run_schemes(SchemesConfig(**given, out=tmp_path / "run"), progress=False)
+            run_job(SchemesConfig(**given, out=tmp_path / "run"), progress=False)
     assert not (tmp_path / "run").exists()
     given = {name: value for name, value in arguments.items() if name in {"model", "layers", "device", "dtype"}}
-    surveyed = run_jacobian(JacobianConfig(**given, slice="0:1", out=tmp_path / "jacobian"), progress=False)
+    surveyed = run_job(JacobianConfig(**given, slice="0:1", out=tmp_path / "jacobian"), progress=False)
     with pytest.raises(InputError, match="expected a run with anchors, got one of jacobian"):
-        run_schemes(SchemesConfig(**{**arguments, "slice": "0:1"}, anchors_from=surveyed, out=tmp_path / "run"))
+        run_job(SchemesConfig(**{**arguments, "slice": "0:1"}, anchors_from=surveyed, out=tmp_path / "run"))
 
 
 def test_a_run_of_more_facts_gives_those_of_fewer(arguments, donor, descents, tmp_path):
     for part in ("0:5", "2:4"):
         descents.clear()
         config = EditTableConfig(**{**arguments, "slice": part}, **QUICK, anchors_from=donor, out=tmp_path / part)
-        run = open_run(run_edit_table(config, progress=False))
+        run = open_run(run_job(config, progress=False))
         assert not descents
         np.testing.assert_array_equal(run["anchor"], open_run(donor)["anchor"].sel(fact=run["fact"]))
 
@@ -170,29 +167,29 @@ def test_anchors_of_another_machine_are_taken_and_told(arguments, donor, descent
     config["settings"] |= {"device": "cuda", "versions": config["settings"]["versions"] | {"torch": "9.9"}}
     (folder / "config.json").write_text(json.dumps(config))
     descents.clear()
-    run_edit_table(EditTableConfig(**arguments, **QUICK, anchors_from=folder, out=tmp_path / "run"), progress=False)
+    run_job(EditTableConfig(**arguments, **QUICK, anchors_from=folder, out=tmp_path / "run"), progress=False)
     assert not descents
     assert "were made on cuda with torch 9.9: they round otherwise" in capsys.readouterr().err
 
 
 def test_a_donor_without_shifts_gives_its_anchors(arguments, tmp_path, descents, capsys):
     given = {**arguments, "slice": "0:2"}
-    donor = run_damping(DampingConfig(**given, dampings=(0.1,), out=tmp_path / "donor"), progress=False)
+    donor = run_job(DampingConfig(**given, dampings=(0.1,), out=tmp_path / "donor"), progress=False)
     descents.clear()
     config = SchemesConfig(**given, schemes=SCHEMES, survey="none", anchors_from=donor, out=tmp_path / "run")
-    run_schemes(config, progress=False)
+    run_job(config, progress=False)
     assert descents == ["coordinate_shifts"]
     assert f"4 anchors are those of {donor}" in capsys.readouterr().err
 
 
 def test_a_donor_from_before_there_was_coordination_gives_its_anchors(arguments, tmp_path, descents):
     given = {**arguments, "slice": "0:2"}
-    donor = run_damping(DampingConfig(**given, dampings=(0.1,), out=tmp_path / "donor"), progress=False)
+    donor = run_job(DampingConfig(**given, dampings=(0.1,), out=tmp_path / "donor"), progress=False)
     config = json.loads((donor / "config.json").read_text())
     del config["settings"]["coordination"]
     (donor / "config.json").write_text(json.dumps(config))
     descents.clear()
-    run_schemes(
+    run_job(
         SchemesConfig(**given, schemes=SCHEMES, survey="none", anchors_from=donor, out=tmp_path / "run"), progress=False
     )
     assert descents == ["coordinate_shifts"]
@@ -204,10 +201,10 @@ def test_what_a_donor_has_lost_is_optimised(arguments, donor, tmp_path, descents
     shutil.copytree(donor, folder)
     (folder / "data.zarr" / "anchor" / "0.0.0").unlink()
     config = SchemesConfig(**arguments, corpus_length=64, schemes=SCHEMES, survey="none")
-    run_schemes(replace(config, anchors_from=folder, out=tmp_path / "run"), progress=False)
+    run_job(replace(config, anchors_from=folder, out=tmp_path / "run"), progress=False)
     assert set(descents) == {"optimise_anchors"}
     same(tmp_path / "run", donor, "anchor", "coordinated_shift", "residual_ratio")
-    run_schemes(replace(config, anchors_from=folder, out=folder), progress=False)
+    run_job(replace(config, anchors_from=folder, out=folder), progress=False)
     same(folder, donor, "anchor", "residual_ratio")
 
 
@@ -226,7 +223,7 @@ def test_facts_that_are_split_otherwise_are_noticed(arguments, donor, tmp_path):
     settings["provenance"]["splits"] = "0" * 24
     (other / "config.json").write_text(json.dumps(settings))
     with pytest.raises(InputError, match=r"split into the same tokens as in .* take transformers 5"):
-        run_edit_table(replace(config, anchors_from=other), progress=False)
+        run_job(replace(config, anchors_from=other), progress=False)
     del settings["provenance"]["splits"]  # as in a run of an earlier version
     (other / "config.json").write_text(json.dumps(settings))
-    run_edit_table(replace(config, anchors_from=other), progress=False)
+    run_job(replace(config, anchors_from=other), progress=False)

@@ -17,15 +17,14 @@ from jacobian_lab.editing.measures import measure, observed_edits
 from jacobian_lab.editing.schemes import SCHEMES, Targets
 from jacobian_lab.editing.solving import REALISED, suited_ridge
 from jacobian_lab.errors import InputError
-from jacobian_lab.jobs import bench as bench_module
 from jacobian_lab.jobs import methods as methods_job
 from jacobian_lab.jobs.config import EditTableConfig, FrontierConfig
-from jacobian_lab.jobs.methods import run_edit_table
-from jacobian_lab.jobs.sweeps import run_frontier
+from jacobian_lab.jobs.kinds import run_job
 from jacobian_lab.model.rows import fact_rows
 from jacobian_lab.report.paper import METRICS
 from jacobian_lab.report.results import Results, write_account
 from jacobian_lab.report.tables.frontier import no_halves, own_ridges
+from jacobian_lab.session import descents as bench_module
 from jacobian_lab.store.run import open_run
 
 QUICK = {"slice": "0:3", "held_out_tokens": 64, "corpus_length": 64}
@@ -44,13 +43,13 @@ def quick(arguments):
 @pytest.fixture(scope="module")
 def finished(quick, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "frontier"
-    return run_frontier(FrontierConfig(**quick, **CHOSEN, out=folder), progress=False)
+    return run_job(FrontierConfig(**quick, **CHOSEN, out=folder), progress=False)
 
 
 def test_every_point_is_an_edit_tables_at_its_ridge(quick, finished, tmp_path):
     dataset = open_run(finished)
     config = EditTableConfig(**{**quick, "ridge": 100.0}, methods=tuple(NAMES), greedy=False, out=tmp_path / "run")
-    alone = open_run(run_edit_table(config, progress=False)).sel(edit=NAMES)
+    alone = open_run(run_job(config, progress=False)).sel(edit=NAMES)
     point = dataset.sel(ridge=100.0, edit=NAMES)
     for name in (*METRICS, "update_norm", "perplexity", "condition_number"):
         np.testing.assert_array_equal(point[name], alone[name], err_msg=name)
@@ -71,15 +70,15 @@ def test_an_interrupted_frontier_goes_on_after_the_last_point(quick, finished, t
     monkeypatch.setattr(methods_job, "edit_with", third_fails)
     config = FrontierConfig(**quick, **{**CHOSEN, "schemes": ("coordinated-replay",)}, out=tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
-        run_frontier(config, progress=False)
-    run_frontier(config, progress=False)
+        run_job(config, progress=False)
+    run_job(config, progress=False)
     assert calls == [1.0, 10.0, 100.0, 100.0]
     some = open_run(tmp_path / "run").sel(edit="memit+cr")
     for name in METRICS:
         np.testing.assert_array_equal(some[name], open_run(finished)[name].sel(edit="memit+cr"))
     for module, name in ((bench_module, "coordinate_shifts"), (methods_job, "edit_with")):
         monkeypatch.setattr(module, name, lambda *_a, **_k: pytest.fail("computed again"))
-    run_frontier(config, progress=False)
+    run_job(config, progress=False)
 
 
 def test_the_frontiers_command(quick, finished, capsys):
@@ -102,10 +101,10 @@ def test_a_folder_of_another_kind_is_refused_before_lambda_is_sought(quick, monk
         raise AssertionError
 
     config = EditTableConfig(**quick, methods=("memit",), greedy=False, out=tmp_path / "run")
-    run_edit_table(config, progress=False)
+    run_job(config, progress=False)
     monkeypatch.setattr(bench_module, "suited_ridge", sought)
     with pytest.raises(InputError, match="expected a folder of jacobian-lab frontier"):
-        run_frontier(FrontierConfig(**{**quick, "ridge": None}, out=tmp_path / "run"), progress=False)
+        run_job(FrontierConfig(**{**quick, "ridge": None}, out=tmp_path / "run"), progress=False)
 
 
 def test_no_fact_chooses_the_ridge_that_it_is_reported_at(finished):
@@ -181,22 +180,22 @@ def test_a_suited_ridge_realises_the_share_that_it_says(tiny, facts):
 def test_the_ridge_that_was_chosen_is_told(quick, tmp_path, monkeypatch):
     given = {**quick, "layers": "1-2", "methods": ("memit",), "greedy": False}
     del given["ridge"]
-    run_edit_table(EditTableConfig(**given, out=tmp_path / "run"), progress=False)
+    run_job(EditTableConfig(**given, out=tmp_path / "run"), progress=False)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["settings"]["ridge"] == f"realises {REALISED:g}"
     assert config["provenance"]["ridge"] > 0
     monkeypatch.setattr(bench_module, "second_moments", lambda *_a, **_k: pytest.fail("computed again"))
-    run_edit_table(EditTableConfig(**given, out=tmp_path / "run"), progress=False)
+    run_job(EditTableConfig(**given, out=tmp_path / "run"), progress=False)
     monkeypatch.undo()
     given = {**given, "ridge": config["provenance"]["ridge"], "out": tmp_path / "same"}
-    named = open_run(run_edit_table(EditTableConfig(**given), progress=False))
+    named = open_run(run_job(EditTableConfig(**given), progress=False))
     for name in METRICS:
         np.testing.assert_array_equal(named[name], open_run(tmp_path / "run")[name])
 
 
 def test_the_frontier_is_three_decades_around_the_models_own(quick, finished):
     made = open_run(
-        run_frontier(FrontierConfig(**quick, schemes=("one-layer",), out=finished.parent / "own"), progress=False)
+        run_job(FrontierConfig(**quick, schemes=("one-layer",), out=finished.parent / "own"), progress=False)
     )
     ridges = made["ridge"].values
     assert len(ridges) == 7

@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers.commands import ROOT, options
 from helpers.small import CONFIGS, make_folder
+from helpers.work import forbid
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPTJConfig, LlamaConfig
@@ -28,12 +29,10 @@ from jacobian_lab.editing.solving import largest_singular_value, shrink
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation import examination
 from jacobian_lab.facts.reading import load_facts
-from jacobian_lab.jobs import bench as bench_module
-from jacobian_lab.jobs import methods as methods_job
-from jacobian_lab.jobs.bench import Bench
+from jacobian_lab.jobs import comparison
 from jacobian_lab.jobs.config import EditConfig, EditTableConfig
-from jacobian_lab.jobs.methods import run_edit, run_edit_table
-from jacobian_lab.jobs.setup import prepare
+from jacobian_lab.jobs.experiment import prepare
+from jacobian_lab.jobs.kinds import run_job
 from jacobian_lab.model.families import KNOWN
 from jacobian_lab.model.loading import load_model
 from jacobian_lab.model.rows import fact_rows
@@ -41,6 +40,8 @@ from jacobian_lab.report.paper import METRICS
 from jacobian_lab.report.registry import TABLES
 from jacobian_lab.report.results import write_comparison
 from jacobian_lab.report.tables.methods import gains_of, summaries
+from jacobian_lab.session import descents as bench_module
+from jacobian_lab.session import session as session_module
 from jacobian_lab.store.run import open_run
 
 RULES = RuleSettings(alphaedit_threshold=1.0, alphaedit_relative=True)
@@ -57,7 +58,7 @@ def quick(arguments):
 @pytest.fixture(scope="module")
 def finished(quick, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
-    return run_edit_table(EditTableConfig(**quick, methods=ALL, out=folder), progress=False)
+    return run_job(EditTableConfig(**quick, methods=ALL, out=folder), progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +66,9 @@ def bench(quick):
     """An experiment with its targets, and what its edits are made with."""
     experiment = prepare(EditTableConfig(**quick))
     rows = experiment.rows
-    anchors = {layer: optimise_anchors(rows, layer, experiment.anchor).states for layer in (1, 3)}
-    shifts = coordinate_shifts(rows, experiment.layers, experiment.anchor).shifts
-    return experiment, make_targets(rows, experiment.layers, anchors, shifts), Bench(experiment, False).setting
+    anchors = {layer: optimise_anchors(rows, layer, experiment.session.anchor).states for layer in (1, 3)}
+    shifts = coordinate_shifts(rows, experiment.layers, experiment.session.anchor).shifts
+    return experiment, make_targets(rows, experiment.layers, anchors, shifts), experiment.session.setting
 
 
 def edited(bench, name, rules=RULES, **keywords):
@@ -123,10 +124,10 @@ def test_anchors_are_computed_once_and_shared(quick, finished, tmp_path, monkeyp
     original, calls = bench_module.optimise_anchors, []
     monkeypatch.setattr(bench_module, "optimise_anchors", lambda *a: calls.append(a[1]) or original(*a))
     folder = tmp_path / "run"
-    run_edit_table(EditTableConfig(**quick, methods=("memit", "rect+fe", "blue"), out=folder), progress=False)
+    run_job(EditTableConfig(**quick, methods=("memit", "rect+fe", "blue"), out=folder), progress=False)
     assert calls.count(1) == calls.count(3) > 0
     done = len(calls)
-    run_edit_table(EditTableConfig(**quick, methods=("FE", "prune@backward-full"), out=folder), progress=False)
+    run_job(EditTableConfig(**quick, methods=("FE", "prune@backward-full"), out=folder), progress=False)
     assert len(calls) == done
     some = open_run(folder)
     assert list(some["edit"].values) == ["unedited", "memit", "blue", "memit+fe", "rect+fe", "prune@backward-full"]
@@ -141,7 +142,7 @@ def test_a_model_may_be_evaluated_on_a_sample_of_what_was_edited(quick, finished
     config = EditTableConfig(
         **quick, methods=("memit", "rect+fe"), evaluation_facts=2, anchors_from=finished, out=folder
     )
-    run_edit_table(config, progress=False)
+    run_job(config, progress=False)
     assert "evaluated on 2 of 6 facts" in capsys.readouterr().err
     some, whole = open_run(folder), open_run(finished)
     asked = np.isfinite(some["efficacy_accuracy"]).all("edit")
@@ -160,13 +161,12 @@ def test_a_model_may_be_evaluated_on_a_sample_of_what_was_edited(quick, finished
 
 
 def test_a_finished_run_computes_nothing(quick, finished, monkeypatch):
-    for name in ("edit_with", "perplexity"):
-        monkeypatch.setattr(methods_job, name, lambda *_a, **_k: pytest.fail("computed again"))
-    run_edit_table(EditTableConfig(**quick, methods=ALL, out=finished), progress=False)
+    forbid(monkeypatch, "edit_with", "perplexity")
+    run_job(EditTableConfig(**quick, methods=ALL, out=finished), progress=False)
 
 
 def test_an_interrupted_run_goes_on_after_the_last_method(quick, finished, tmp_path, monkeypatch):
-    original, calls = methods_job.edit_with, []
+    original, calls = session_module.edit_with, []
 
     def third_fails(*given, **keywords):
         calls.append(given[0])
@@ -174,11 +174,11 @@ def test_an_interrupted_run_goes_on_after_the_last_method(quick, finished, tmp_p
             raise KeyboardInterrupt
         return original(*given, **keywords)
 
-    monkeypatch.setattr(methods_job, "edit_with", third_fails)
+    monkeypatch.setattr(session_module, "edit_with", third_fails)
     config = EditTableConfig(**quick, methods=("memit", "blue-refit", "emmet", "memit+fe"), out=tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
-        run_edit_table(config, progress=False)
-    run_edit_table(config, progress=False)
+        run_job(config, progress=False)
+    run_job(config, progress=False)
     assert [c.rule for c in calls] == ["memit", "memit", "emmet", "emmet", "memit"]
     some = open_run(tmp_path / "run")
     whole = open_run(finished).sel(edit=some["edit"])
@@ -194,7 +194,7 @@ def test_a_changed_setting_is_refused_by_name(quick, finished):
         ("metrics", "zsre", "metrics"),
     ):
         with pytest.raises(InputError, match=f"another {expected}"):
-            run_edit_table(EditTableConfig(**{**quick, name: value}, out=finished), progress=False)
+            run_job(EditTableConfig(**{**quick, name: value}, out=finished), progress=False)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -228,11 +228,11 @@ def test_weights_are_back_when_the_evaluation_fails(bench, quick, tmp_path, monk
             raise RuntimeError("in the middle")
         return original(*given)
 
-    monkeypatch.setattr(methods_job, "prepare", lambda _config, asked, **_: bench[0])
+    monkeypatch.setattr(comparison, "prepare", lambda _config, asked, **_: bench[0])
     monkeypatch.setattr(examination, "evaluate", second_fails)
     config = EditTableConfig(**quick, methods=("memit+fe",), greedy=False, out=tmp_path / "run")
     with pytest.raises(RuntimeError, match="in the middle"):
-        run_edit_table(config, progress=False)
+        run_job(config, progress=False)
     assert all(torch.equal(weight, before[key]) for key, weight in parameters.items())
 
 
@@ -317,7 +317,7 @@ def test_blues_two_protocols_differ_in_the_second_anchor(bench):
     model = experiment.model
 
     def refit(layer, batch):
-        return optimise_anchors(setting.rows.select(batch), layer, experiment.anchor).states
+        return optimise_anchors(setting.rows.select(batch), layer, experiment.session.anchor).states
 
     weights, _ = edited(bench, "blue-refit", refit=refit)
     with restored(model, experiment.layers):
@@ -454,7 +454,7 @@ def test_the_papers_protocols_by_name(name, table, quick, tmp_path, monkeypatch,
 
 def test_bfloat16_says_what_its_weights_did_not_take(quick, tmp_path):
     chosen = {**quick, "dtype": "bfloat16", "methods": ("memit+fe",), "slice": "0:3", "out": tmp_path / "run"}
-    folder = run_edit_table(EditTableConfig(**chosen), progress=False)
+    folder = run_job(EditTableConfig(**chosen), progress=False)
     dataset = open_run(folder).sel(edit="memit+fe")
     assert (dataset["unstored"] > 1e-4).all()
     assert np.isfinite(dataset["kl"]).any()
@@ -465,7 +465,7 @@ def test_bfloat16_says_what_its_weights_did_not_take(quick, tmp_path):
 def saved(quick, tmp_path_factory):
     folder = tmp_path_factory.mktemp("edit") / "run"
     config = {**quick, "dtype": "float32", "slice": "0:4"}
-    return run_edit(EditConfig(**config, method="rect+fe", save="both", out=folder), progress=False), config
+    return run_job(EditConfig(**config, method="rect+fe", save="both", out=folder), progress=False), config
 
 
 def _logits(folder):
@@ -601,7 +601,7 @@ def test_a_delta_on_a_model_in_memory(saved):
 
 def test_edit_says_how_it_went_and_does_nothing_twice(saved, capsys, monkeypatch):
     folder, config = saved
-    monkeypatch.setattr(methods_job, "edit_with", lambda *_a, **_k: pytest.fail("computed again"))
+    monkeypatch.setattr(session_module, "edit_with", lambda *_a, **_k: pytest.fail("computed again"))
     given = {**config, "method": "rect+fe", "save": "both", "out": folder}
     cli.main(["edit", *options(given)])
     out = capsys.readouterr().out
@@ -611,10 +611,10 @@ def test_edit_says_how_it_went_and_does_nothing_twice(saved, capsys, monkeypatch
 
 def test_a_delta_that_was_lost_is_made_again(quick, tmp_path):
     config = EditConfig(**{**quick, "slice": "0:2", "greedy": False}, method="memit", out=tmp_path / "run")
-    folder = run_edit(config, progress=False)
+    folder = run_job(config, progress=False)
     first = load_file(folder / DELTA.format("memit"))
     (folder / DELTA.format("memit")).unlink()
-    run_edit(config, progress=False)
+    run_job(config, progress=False)
     again = load_file(folder / DELTA.format("memit"))
     assert first.keys() == again.keys()
     assert all(torch.equal(again[name], delta) for name, delta in first.items())

@@ -12,19 +12,20 @@ import numpy as np
 import pytest
 from helpers.commands import ENVIRONMENT, ROOT, options
 from helpers.small import CONFIGS, make_folder
+from helpers.work import forbid
 from safetensors.torch import load_file, save_file
 from transformers import OPTConfig
 
 from jacobian_lab import cli
 from jacobian_lab.editing.schemes import SCHEMES
 from jacobian_lab.errors import InputError
-from jacobian_lab.jobs import bench
 from jacobian_lab.jobs.config import AnchorConfig, SchemesConfig
-from jacobian_lab.jobs.schemes import run_schemes
+from jacobian_lab.jobs.kinds import run_job
 from jacobian_lab.jobs.setup import parse_layers
 from jacobian_lab.model import sources
 from jacobian_lab.report.registry import TABLES
 from jacobian_lab.report.tables.residuals import measurements
+from jacobian_lab.session import descents as bench
 from jacobian_lab.store.run import open_run
 
 COMMAND = [sys.executable, "-c", "from jacobian_lab.cli import main; main()", "tables"]
@@ -33,7 +34,7 @@ COMMAND = [sys.executable, "-c", "from jacobian_lab.cli import main; main()", "t
 @pytest.fixture(scope="module")
 def finished(arguments, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
-    run_schemes(SchemesConfig(**arguments, out=folder), progress=False)
+    run_job(SchemesConfig(**arguments, out=folder), progress=False)
     return folder
 
 
@@ -54,29 +55,28 @@ def test_a_run_holds_every_scheme_layer_and_fact(finished):
 
 
 def test_the_same_command_gives_the_same_numbers(arguments, finished, tmp_path):
-    run_schemes(SchemesConfig(**arguments, out=tmp_path / "again"), progress=False)
+    run_job(SchemesConfig(**arguments, out=tmp_path / "again"), progress=False)
     assert open_run(finished).drop_attrs().identical(open_run(tmp_path / "again").drop_attrs())
 
 
 def test_batch_size_and_order_change_nothing_beyond_rounding(arguments, finished, tmp_path):
-    run_schemes(SchemesConfig(**{**arguments, "batch_size": 6}, out=tmp_path / "other"), progress=False)
+    run_job(SchemesConfig(**{**arguments, "batch_size": 6}, out=tmp_path / "other"), progress=False)
     one, other = open_run(finished), open_run(tmp_path / "other")
     for name in ("anchor", "residual_ratio", "cosine"):
         np.testing.assert_allclose(one[name], other[name], rtol=1e-8, atol=1e-10)
 
 
 def test_a_finished_run_computes_nothing(arguments, finished, monkeypatch):
-    for name in ("optimise_anchors", "observed_edits", "second_moments"):
-        monkeypatch.setattr(bench, name, lambda *_a, **_k: pytest.fail("computed again"))
-    run_schemes(SchemesConfig(**arguments, out=finished), progress=False)
+    forbid(monkeypatch, "optimise_anchors", "observed_edits", "second_moments")
+    run_job(SchemesConfig(**arguments, out=finished), progress=False)
 
 
 def test_schemes_are_added_to_a_run_and_agree(arguments, finished, tmp_path, monkeypatch):
     folder = tmp_path / "run"
-    run_schemes(SchemesConfig(**arguments, schemes=("one-layer",), out=folder), progress=False)
+    run_job(SchemesConfig(**arguments, schemes=("one-layer",), out=folder), progress=False)
     assert list(open_run(folder)["scheme"].values) == ["one-layer"]
     monkeypatch.setattr(bench, "optimise_anchors", lambda *_a, **_k: pytest.fail("computed again"))
-    run_schemes(SchemesConfig(**arguments, schemes=("forward-replay",), out=folder), progress=False)
+    run_job(SchemesConfig(**arguments, schemes=("forward-replay",), out=folder), progress=False)
     some = open_run(folder)
     whole = open_run(finished).sel(scheme=some["scheme"])
     assert some["residual_ratio"].identical(whole["residual_ratio"])
@@ -95,9 +95,9 @@ def test_an_interrupted_run_goes_on_after_the_last_batch(arguments, finished, tm
     monkeypatch.setattr(bench, "optimise_anchors", third_fails)
     config = SchemesConfig(**arguments, out=tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
-        run_schemes(config, progress=False)
+        run_job(config, progress=False)
     done = calls[:2]
-    run_schemes(config, progress=False)
+    run_job(config, progress=False)
     assert not any(batch in done for batch in calls[3:5])
     assert open_run(tmp_path / "run").drop_attrs().identical(open_run(finished).drop_attrs())
 
@@ -105,7 +105,7 @@ def test_an_interrupted_run_goes_on_after_the_last_batch(arguments, finished, tm
 def test_a_killed_run_goes_on(arguments, finished, tmp_path):
     """SIGKILL in the middle of the anchors; then the same command, in a new process."""
     folder = tmp_path / "run"
-    slow = "import jacobian_lab.jobs.bench as t, time; o = t.optimise_anchors\n"
+    slow = "import jacobian_lab.session.descents as t, time; o = t.optimise_anchors\n"
     slow += "t.optimise_anchors = lambda *a: (time.sleep(0.7), o(*a))[1]\n"
     command = [sys.executable, "-c", slow + COMMAND[2], "tables", *options(arguments), "--out", str(folder)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -121,7 +121,7 @@ def test_a_killed_run_goes_on(arguments, finished, tmp_path):
     process.wait()
     before = _passes(folder)
     assert 0 < (before > 0).sum() < before.size
-    run_schemes(SchemesConfig(**arguments, out=folder), progress=False)
+    run_job(SchemesConfig(**arguments, out=folder), progress=False)
     assert open_run(folder).drop_attrs().identical(open_run(finished).drop_attrs())
 
 
@@ -141,20 +141,20 @@ def test_a_changed_setting_is_refused_by_name(arguments, finished):
         ("seed", 1, "(seed|templates)"),
     ):
         with pytest.raises(InputError, match=f"another {expected}"):
-            run_schemes(SchemesConfig(**{**arguments, name: value}, out=finished), progress=False)
+            run_job(SchemesConfig(**{**arguments, name: value}, out=finished), progress=False)
 
 
 def test_the_default_folder_is_named_by_the_settings(arguments, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    first = run_schemes(SchemesConfig(**arguments, schemes=("one-layer",)), progress=False)
+    first = run_job(SchemesConfig(**arguments, schemes=("one-layer",)), progress=False)
     assert first.parent == Path("runs")
-    assert run_schemes(SchemesConfig(**arguments, schemes=("one-layer",)), progress=False) == first
-    other = run_schemes(SchemesConfig(**{**arguments, "ridge": 11.0}, schemes=("one-layer",)), progress=False)
+    assert run_job(SchemesConfig(**arguments, schemes=("one-layer",)), progress=False) == first
+    other = run_job(SchemesConfig(**{**arguments, "ridge": 11.0}, schemes=("one-layer",)), progress=False)
     assert other != first
 
 
 def test_one_decisive_layer_is_enough(arguments, tmp_path):
-    run_schemes(SchemesConfig(**{**arguments, "layers": "3"}, out=tmp_path / "run"), progress=False)
+    run_job(SchemesConfig(**{**arguments, "layers": "3"}, out=tmp_path / "run"), progress=False)
     dataset = open_run(tmp_path / "run")
     ratios = dataset["residual_ratio"].sel(layer=3).drop_sel(scheme="jacobian-pullback").values
     for column in range(1, ratios.shape[1]):  # with one layer all schemes are one, but for the damping
@@ -162,7 +162,7 @@ def test_one_decisive_layer_is_enough(arguments, tmp_path):
 
 
 def test_the_last_block_can_be_decisive(arguments, tmp_path):
-    run_schemes(SchemesConfig(**{**arguments, "layers": "4-5"}, out=tmp_path / "run"), progress=False)
+    run_job(SchemesConfig(**{**arguments, "layers": "4-5"}, out=tmp_path / "run"), progress=False)
     assert np.isfinite(measurements(open_run(tmp_path / "run"))["residual_ratio"]).all()
 
 

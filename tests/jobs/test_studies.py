@@ -10,6 +10,7 @@ import torch
 from helpers.commands import ENVIRONMENT, ROOT, options
 from helpers.reference import Plain, prompt
 from helpers.small import CONTEXTS
+from helpers.work import forbid
 from scipy.optimize import minimize_scalar
 
 from jacobian_lab import cli
@@ -18,8 +19,8 @@ from jacobian_lab.editing.measures import measure, observed_edits
 from jacobian_lab.editing.schemes import SCHEMES, Targets
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.reading import load_facts
-from jacobian_lab.jobs import bench, studies
 from jacobian_lab.jobs import jacobians as surveys
+from jacobian_lab.jobs import studies
 from jacobian_lab.jobs.config import (
     DampingConfig,
     EditTableConfig,
@@ -27,11 +28,8 @@ from jacobian_lab.jobs.config import (
     LayerCountConfig,
     SchemesConfig,
 )
-from jacobian_lab.jobs.jacobians import run_jacobian
-from jacobian_lab.jobs.methods import run_edit_table
-from jacobian_lab.jobs.schemes import run_schemes
+from jacobian_lab.jobs.kinds import run_job
 from jacobian_lab.jobs.studies import STEPS, STUDIES
-from jacobian_lab.jobs.sweeps import run_damping, run_layer_count
 from jacobian_lab.maps.hooks import decisive_states
 from jacobian_lab.model.loading import load_model
 from jacobian_lab.model.rows import fact_rows
@@ -51,19 +49,19 @@ OF_EIGENVECTORS = ("henrici", "spectral_radius", "eigenvector_count", "random_ei
 def studied(arguments, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "studied"
     config = SchemesConfig(**arguments, schemes=STUDIED, out=folder)
-    return run_schemes(config, studies=tuple(STUDIES), progress=False)
+    return run_job(config, studies=tuple(STUDIES), progress=False)
 
 
 @pytest.fixture(scope="module")
 def counted(arguments, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "counted"
-    return run_layer_count(LayerCountConfig(**arguments, out=folder), progress=False)
+    return run_job(LayerCountConfig(**arguments, out=folder), progress=False)
 
 
 @pytest.fixture(scope="module")
 def damped(arguments, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "damped"
-    return run_damping(DampingConfig(**arguments, dampings=(0.1,), out=folder), progress=False)
+    return run_job(DampingConfig(**arguments, dampings=(0.1,), out=folder), progress=False)
 
 
 def survey_options(arguments):
@@ -73,7 +71,7 @@ def survey_options(arguments):
 @pytest.fixture(scope="module")
 def surveyed(arguments, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "surveyed"
-    return run_jacobian(JacobianConfig(**survey_options(arguments), out=folder), progress=False)
+    return run_job(JacobianConfig(**survey_options(arguments), out=folder), progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -149,11 +147,11 @@ def test_a_survey_is_resumed_and_a_finished_one_computes_nothing(arguments, surv
     config = JacobianConfig(**survey_options(arguments), out=tmp_path / "run")
     monkeypatch.setattr(surveys, "dense_jacobians", fourth_fails)
     with pytest.raises(KeyboardInterrupt):
-        run_jacobian(config, progress=False)
-    run_jacobian(config, progress=False)
+        run_job(config, progress=False)
+    run_job(config, progress=False)
     assert len(calls) == 7  # three facts, the one that failed, and that one with the two that were left
     assert open_run(tmp_path / "run").drop_attrs().identical(open_run(surveyed).drop_attrs())
-    run_jacobian(config, progress=False)
+    run_job(config, progress=False)
     assert len(calls) == 7
 
 
@@ -171,7 +169,7 @@ def test_random_directions_are_those_of_the_seed_the_fact_and_the_layer(argument
         "second": {"slice": "1:2"},
         "other": {"slice": "1:2", "seed": 1},
     }.items():
-        run_jacobian(JacobianConfig(**{**survey_options(arguments), **given}, out=tmp_path / name), progress=False)
+        run_job(JacobianConfig(**{**survey_options(arguments), **given}, out=tmp_path / name), progress=False)
     layers = len(seen["two"]) // 2
     for place, directions in enumerate(seen["two"]):
         assert not any(np.array_equal(directions, other) for other in seen["two"][:place])
@@ -183,7 +181,7 @@ def test_random_directions_are_those_of_the_seed_the_fact_and_the_layer(argument
 def test_lanczos_agrees_with_dense(arguments, surveyed, tmp_path):
     some = {**survey_options(arguments), "slice": "0:2"}
     config = JacobianConfig(**some, survey="lanczos", out=tmp_path / "run")
-    lanczos, dense = open_run(run_jacobian(config, progress=False)), open_run(surveyed).isel(fact=slice(2))
+    lanczos, dense = open_run(run_job(config, progress=False)), open_run(surveyed).isel(fact=slice(2))
     np.testing.assert_array_equal(lanczos["decision"], dense["decision"])
     for name in ("lambda_min", "lambda_max", "sigma_max"):
         np.testing.assert_allclose(lanczos[name], dense[name], rtol=1e-4)
@@ -198,7 +196,7 @@ def test_eigenvectors_are_sought_for_a_sample_of_the_facts(arguments, surveyed, 
     """What is found of a fact of the sample does not depend on the others; the rest of them is known all the same."""
     some, whole = {**survey_options(arguments), "slice": "0:3"}, open_run(surveyed).isel(fact=slice(3))
     config = JacobianConfig(**some, survey=survey, survey_facts=1, out=tmp_path / "run")
-    found = open_run(run_jacobian(config, progress=False))
+    found = open_run(run_job(config, progress=False))
     sampled = found["henrici"].notnull().all("layer").values
     assert sampled.sum() == 1
     for name in OF_EIGENVECTORS:
@@ -251,7 +249,7 @@ def test_no_matrix_is_formed_of_a_wide_model_beyond_the_sample(arguments, tmp_pa
     monkeypatch.setattr(surveys, "WIDEST_DENSE", 31)
     monkeypatch.setattr(surveys, "SAMPLED_WIDE", 1)
     config = JacobianConfig(**{**survey_options(arguments), "slice": "0:2"}, out=tmp_path / "run")
-    run_jacobian(config, progress=False)
+    run_job(config, progress=False)
     assert len(calls) == 1
     assert "by products alone (λ_min, λ_max, σ_max) but for 1 of 2 facts" in capsys.readouterr().err
 
@@ -264,10 +262,10 @@ def test_theorem_1_forms_no_matrix_where_lanczos_is_asked_for(arguments, tmp_pat
         monkeypatch.setattr(module, name, forbidden)
     some = {**arguments, "slice": "0:2"}
     config = SchemesConfig(**some, schemes=("backward-full",), survey="lanczos", out=tmp_path / "run")
-    found = open_run(run_schemes(config, studies=("theorem1",), progress=False))
+    found = open_run(run_job(config, studies=("theorem1",), progress=False))
     monkeypatch.undo()
     config = SchemesConfig(**some, schemes=("backward-full",), out=tmp_path / "dense")
-    dense = open_run(run_schemes(config, studies=("theorem1",), progress=False))
+    dense = open_run(run_job(config, studies=("theorem1",), progress=False))
     np.testing.assert_allclose(found["range_position"], dense["range_position"], atol=1e-4)
     assert dense["range_position"].sel(scheme="backward-full", layer=[1, 2]).notnull().all()
     assert found["eigenvector_angle"].isnull().all()
@@ -279,7 +277,7 @@ def test_theorem_1_forms_no_matrix_where_lanczos_is_asked_for(arguments, tmp_pat
 
 def test_theorem_1_seeks_angles_for_the_sample_alone(arguments, studied, tmp_path):
     config = SchemesConfig(**arguments, schemes=STUDIED[:1], survey_facts=2, out=tmp_path / "run")
-    found, dense = open_run(run_schemes(config, studies=("theorem1",), progress=False)), open_run(studied)
+    found, dense = open_run(run_job(config, studies=("theorem1",), progress=False)), open_run(studied)
     for name in ("eigenvector_angle", "plane_angle"):
         here, there = (each[name].sel(scheme=STUDIED[0], layer=1) for each in (found, dense))
         np.testing.assert_array_equal(here.notnull(), found["henrici"].sel(layer=1).notnull())
@@ -289,10 +287,10 @@ def test_theorem_1_seeks_angles_for_the_sample_alone(arguments, studied, tmp_pat
 
 def test_the_mlp_site_is_another_map(arguments, surveyed, tmp_path):
     config = JacobianConfig(**survey_options(arguments), site="mlp", out=tmp_path / "run")
-    mlp = open_run(run_jacobian(config, progress=False))
+    mlp = open_run(run_job(config, progress=False))
     assert (abs(mlp["lambda_max"] - open_run(surveyed)["lambda_max"]) > 1e-3).all()
     with pytest.raises(InputError, match="another site"):
-        run_jacobian(JacobianConfig(**survey_options(arguments), out=tmp_path / "run"), progress=False)
+        run_job(JacobianConfig(**survey_options(arguments), out=tmp_path / "run"), progress=False)
 
 
 def test_the_main_job_holds_the_same_verdicts(studied, surveyed):
@@ -446,7 +444,7 @@ def test_layer_counts_are_edits_of_so_many_layers(arguments, counted, tmp_path):
     """Each count is the main job with these layers; four is all there are up to layer 3."""
     dataset = open_run(counted, "layer_count")
     assert list(dataset["count"].values) == [1, 2, 3, 4]
-    run = open_run(run_schemes(SchemesConfig(**{**arguments, "layers": "2-3"}, out=tmp_path / "run"), progress=False))
+    run = open_run(run_job(SchemesConfig(**{**arguments, "layers": "2-3"}, out=tmp_path / "run"), progress=False))
     for scheme in LayerCountConfig.schemes:
         for ours, theirs in (("final_ratio", "residual_ratio"), ("final_norm", "residual_norm")):
             np.testing.assert_allclose(
@@ -463,7 +461,7 @@ def test_layer_counts_are_examined_as_methods_are(arguments, counted, tmp_path):
     """Generalisation and D_KL with the two last layers are those of the edit table with these layers."""
     methods = {"memit": "backward-dividing", "memit+fe": "forward-replay", "memit+cr": "coordinated-replay"}
     config = EditTableConfig(**{**arguments, "layers": "2-3"}, methods=tuple(methods), greedy=False, out=tmp_path / "r")
-    expected, found = open_run(run_edit_table(config, progress=False)), open_run(counted).sel(count=2)
+    expected, found = open_run(run_job(config, progress=False)), open_run(counted).sel(count=2)
     for name, scheme in methods.items():
         for ours, theirs, dim in (
             ("count_generalization", "generalization_accuracy", "paraphrase"),
@@ -482,7 +480,7 @@ def test_dampings_beside_backward_spreading(arguments, tmp_path, capsys):
     rows = pd.read_csv(folder / "damping.csv").set_index(["row", "layer"])["mean"]
     schemes = ("backward-dividing", "jacobian-pullback")
     config = SchemesConfig(**arguments, schemes=schemes, pullback_damping=2.0, out=tmp_path / "other")
-    expected = open_run(run_schemes(config, progress=False))
+    expected = open_run(run_job(config, progress=False))
     for scheme, row in zip(schemes, ("backward-dividing", "jacobian-pullback, μ = 2"), strict=True):
         ratios = expected["residual_ratio"].sel(scheme=scheme).mean("fact")
         np.testing.assert_allclose(rows.loc[f"{row}: residual left"], ratios, rtol=1e-6)
@@ -493,16 +491,15 @@ def test_dampings_beside_backward_spreading(arguments, tmp_path, capsys):
 
 
 def test_finished_analyses_compute_nothing(arguments, studied, counted, monkeypatch):
-    for name in ("observed_edits", "optimise_anchors", "second_moments"):
-        monkeypatch.setattr(bench, name, lambda *_a, **_k: pytest.fail("computed again"))
-    run_schemes(SchemesConfig(**arguments, schemes=STUDIED, out=studied), studies=("theorem1",), progress=False)
-    run_layer_count(LayerCountConfig(**arguments, out=counted), progress=False)
+    forbid(monkeypatch, "observed_edits", "optimise_anchors", "second_moments")
+    run_job(SchemesConfig(**arguments, schemes=STUDIED, out=studied), studies=("theorem1",), progress=False)
+    run_job(LayerCountConfig(**arguments, out=counted), progress=False)
 
 
 def test_a_study_is_added_to_a_run_without_changing_it(arguments, studied, tmp_path):
     config = SchemesConfig(**arguments, schemes=STUDIED, out=tmp_path / "run")
-    run_schemes(config, progress=False)
-    run_schemes(config, studies=("step_size",), progress=False)
+    run_job(config, progress=False)
+    run_job(config, studies=("step_size",), progress=False)
     added, whole = open_run(tmp_path / "run"), open_run(studied)
     for name in ("residual_ratio", "linear_norm", "step_replayed", "trust_radius"):
         assert added[name].identical(whole[name])
@@ -548,7 +545,7 @@ def test_the_survey_can_be_done_by_lanczos_or_left_out(arguments, studied, tmp_p
     dense, some = open_run(studied).isel(fact=slice(2)), {**arguments, "slice": "0:2"}
     for survey in ("lanczos", "none"):
         config = SchemesConfig(**some, schemes=("one-layer",), survey=survey, out=tmp_path / survey)
-        dataset = open_run(run_schemes(config, progress=False))
+        dataset = open_run(run_job(config, progress=False))
         if survey == "none":
             assert dataset["lambda_min"].isnull().all()
         else:
@@ -567,16 +564,16 @@ def test_what_an_interrupted_study_left_is_not_shown(arguments, tmp_path, monkey
     config = SchemesConfig(**arguments, schemes=("backward-full",), out=tmp_path / "run")
     monkeypatch.setitem(STUDIES, "step_size", second_fails)
     with pytest.raises(KeyboardInterrupt):
-        run_schemes(config, studies=("step_size",), progress=False)
+        run_job(config, studies=("step_size",), progress=False)
     monkeypatch.undo()
-    run_schemes(config, progress=False)
+    run_job(config, progress=False)
     assert open_run(tmp_path / "run")["best_step"].isnull().all()
-    run_schemes(config, studies=("step_size",), progress=False)
+    run_job(config, studies=("step_size",), progress=False)
     assert open_run(tmp_path / "run")["best_step"].sel(layer=[1, 2]).notnull().all()
 
 
 def test_figures_of_another_run_or_of_nothing_computed_are_refused(surveyed, arguments, tmp_path):
-    folder = run_schemes(SchemesConfig(**arguments, schemes=("one-layer",), out=tmp_path / "run"), progress=False)
+    folder = run_job(SchemesConfig(**arguments, schemes=("one-layer",), out=tmp_path / "run"), progress=False)
     for name, run, words in (
         ("theorem2", surveyed, "expected a run of jacobian-lab tables, got one of jacobian"),
         ("theorem1", folder, f"make it with jacobian-lab theorem1, to {folder}"),

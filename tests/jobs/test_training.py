@@ -11,7 +11,7 @@ import jacobian_lab as jl
 from jacobian_lab import cli
 from jacobian_lab.errors import InputError
 from jacobian_lab.jobs.config import EditConfig, EditTableConfig
-from jacobian_lab.jobs.methods import run_edit, run_edit_table
+from jacobian_lab.jobs.kinds import run_job
 from jacobian_lab.report.results import Results
 from jacobian_lab.store.run import open_run
 from jacobian_lab.training import trainers
@@ -36,12 +36,12 @@ def config(arguments, tmp_path, monkeypatch):
 
 def test_they_stand_beside_pairs(config):
     """First alone, without a second moment or an anchor; then a pair is added to the same run."""
-    folder = run_edit_table(config, progress=False)
+    folder = run_job(config, progress=False)
     alone = open_run(folder)
     assert list(alone["edit"].values) == ["unedited", "wise", "rledit"]
     assert not (alone["anchor_passes"] > 0).any()
     assert not (folder.parent / "cache" / "second-moments").exists()
-    both = open_run(run_edit_table(replace(config, methods=("wise", "rledit", "memit")), progress=False))
+    both = open_run(run_job(replace(config, methods=("wise", "rledit", "memit")), progress=False))
     assert list(both["edit"].values) == ["unedited", "memit", "wise", "rledit"]
     assert np.isfinite(both["efficacy_accuracy"]).all()
     for name in ("wise", "rledit"):
@@ -61,7 +61,7 @@ def test_they_stand_beside_pairs(config):
 
 def test_what_is_not_far_enough_is_the_models_own(config):
     """D_KL is 0 to the bit where the memory does not serve, and only there."""
-    dataset = open_run(run_edit_table(replace(config, methods=("wise",)), progress=False)).sel(edit="wise")
+    dataset = open_run(run_job(replace(config, methods=("wise",)), progress=False)).sel(edit="wise")
     served = (dataset["distance_neighbor"] >= 1).values[~np.isnan(dataset["kl"])]
     disturbed = (dataset["kl"].values[~np.isnan(dataset["kl"])]) != 0
     np.testing.assert_array_equal(served, disturbed)
@@ -69,7 +69,7 @@ def test_what_is_not_far_enough_is_the_models_own(config):
 
 @pytest.mark.parametrize("killed", [1, 4])
 def test_a_killed_training_goes_on(killed, config, monkeypatch, tmp_path):
-    whole = open_run(run_edit_table(replace(config, methods=("wise",), out=tmp_path / "whole"), progress=False))
+    whole = open_run(run_job(replace(config, methods=("wise",), out=tmp_path / "whole"), progress=False))
     monkeypatch.setenv("JACOBIAN_LAB_CACHE", str(tmp_path / "another"))
     monkeypatch.setattr(trainers, "SECONDS", 0.0)
     edit, seen = Wise._edit, []
@@ -82,9 +82,9 @@ def test_a_killed_training_goes_on(killed, config, monkeypatch, tmp_path):
 
     monkeypatch.setattr(Wise, "_edit", dies)
     with pytest.raises(KeyboardInterrupt):
-        run_edit_table(replace(config, methods=("wise",)), progress=False)
+        run_job(replace(config, methods=("wise",)), progress=False)
     monkeypatch.setattr(Wise, "_edit", lambda wise, place: (seen.append(place), edit(wise, place))[1])
-    again = open_run(run_edit_table(replace(config, methods=("wise",)), progress=False))
+    again = open_run(run_job(replace(config, methods=("wise",)), progress=False))
     assert seen == list(range(6))
     for variable in ("kl", "nll_new", "training_loss", "distance"):
         np.testing.assert_array_equal(again[variable], whole[variable])
@@ -96,7 +96,7 @@ def test_the_weights_are_back(config, monkeypatch):
     seen = []
     prepare = job.prepare
     monkeypatch.setattr(job, "prepare", lambda *given, **named: seen.append(prepare(*given, **named)) or seen[-1])
-    run_edit_table(config, progress=False)
+    run_job(config, progress=False)
     (experiment,) = seen
     fresh = prepare(config).model
     for (name, ours), (_, theirs) in zip(
@@ -110,26 +110,26 @@ def test_no_folder_holds_a_router(config):
     named = {name: getattr(config, name) for name in ("model", "slice", "layers", "templates", "corpus", "ridge")}
     bad = EditConfig(**named, device="cpu", dtype="float64", method="wise", save="folder", training=TRAINING)
     with pytest.raises(InputError, match="expected save delta for wise, got folder"):
-        run_edit(bad, progress=False)
+        run_job(bad, progress=False)
 
 
 def test_all_methods_are_held_against_the_anchors(config):
-    both = open_run(run_edit_table(replace(config, methods=("memit", "rledit")), progress=False))
+    both = open_run(run_job(replace(config, methods=("memit", "rledit")), progress=False))
     assert np.isfinite(both["aim_share"].sel(edit=["memit", "rledit"])).all()
-    later = open_run(run_edit_table(replace(config, methods=("rledit", "wise")), progress=False))
+    later = open_run(run_job(replace(config, methods=("rledit", "wise")), progress=False))
     assert np.isfinite(later["aim_share"].sel(edit="wise")).all()  # by the anchors that are there
     assert np.isnan(later["aim_share"].sel(edit="unedited")).all()
 
 
 def test_other_facts_to_train_with_are_other_settings(config, tmp_path):
-    run_edit_table(replace(config, methods=("rledit",)), progress=False)
+    run_job(replace(config, methods=("rledit",)), progress=False)
     with pytest.raises(InputError, match=r"another training\.rledit\.rows"):
-        run_edit_table(replace(config, methods=("rledit",), train_slice="20:40"), progress=False)
+        run_job(replace(config, methods=("rledit",), train_slice="20:40"), progress=False)
 
 
 def test_a_killed_training_of_a_network_goes_on(config, monkeypatch, tmp_path):
     config = replace(config, methods=("rledit",))
-    whole = open_run(run_edit_table(replace(config, out=tmp_path / "whole"), progress=False))
+    whole = open_run(run_job(replace(config, out=tmp_path / "whole"), progress=False))
     monkeypatch.setenv("JACOBIAN_LAB_CACHE", str(tmp_path / "another"))
     monkeypatch.setattr(trainers, "SECONDS", 0.0)
     learn, seen = RLEdit._learn, []
@@ -142,9 +142,9 @@ def test_a_killed_training_of_a_network_goes_on(config, monkeypatch, tmp_path):
 
     monkeypatch.setattr(RLEdit, "_learn", dies)
     with pytest.raises(KeyboardInterrupt):
-        run_edit_table(config, progress=False)
+        run_job(config, progress=False)
     monkeypatch.setattr(RLEdit, "_learn", lambda network, batches: (seen.append(1), learn(network, batches))[1])
-    again = open_run(run_edit_table(config, progress=False))
+    again = open_run(run_job(config, progress=False))
     assert len(seen) == 2
     for variable in ("kl", "nll_new", "training_loss", "changed_norm"):
         np.testing.assert_array_equal(again[variable], whole[variable])
@@ -153,8 +153,7 @@ def test_a_killed_training_of_a_network_goes_on(config, monkeypatch, tmp_path):
 def test_the_seed_reaches_what_is_trained(config, tmp_path):
     config = replace(config, methods=("rledit", "wise"))
     first, other = (
-        open_run(run_edit_table(replace(config, seed=seed, out=tmp_path / str(seed)), progress=False))
-        for seed in (0, 1)
+        open_run(run_job(replace(config, seed=seed, out=tmp_path / str(seed)), progress=False)) for seed in (0, 1)
     )
     assert not np.array_equal(first["changed_norm"].sel(edit="rledit"), other["changed_norm"].sel(edit="rledit"))
 
@@ -162,9 +161,7 @@ def test_the_seed_reaches_what_is_trained(config, tmp_path):
 def test_what_a_networks_dtype_does_not_take_is_told(config):
     """In bfloat16 a small change is mostly lost; the table of damages says so."""
     small = replace(TRAINING, rledit=replace(TRAINING.rledit, rate=1e-9))
-    folder = run_edit_table(
-        replace(config, methods=("rledit",), training=small, dtype="bfloat16", ridge=None), progress=False
-    )
+    folder = run_job(replace(config, methods=("rledit",), training=small, dtype="bfloat16", ridge=None), progress=False)
     lost = open_run(folder)["changed_unstored"].sel(edit="rledit")
     assert float(lost.max()) > 0.9
     table = Results(folder).table("damage")
@@ -173,7 +170,7 @@ def test_what_a_networks_dtype_does_not_take_is_told(config):
 
 def test_nothing_to_train_with_is_refused(config):
     with pytest.raises(InputError, match="expected facts beside those that are edited, got none"):
-        run_edit_table(replace(config, train_slice=config.slice), progress=False)
+        run_job(replace(config, train_slice=config.slice), progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +183,7 @@ def edited(arguments, tmp_path_factory):
         for name in ("wise", "rledit"):
             save = "delta" if name == "wise" else "both"
             config = EditConfig(**named, method=name, training=TRAINING, held_out_tokens=64, save=save, out=root / name)
-            run_edit(config, progress=False)
+            run_job(config, progress=False)
     return root, named["model"]
 
 

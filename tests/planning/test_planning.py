@@ -9,6 +9,11 @@ import pytest
 import torch
 from helpers.commands import options
 from helpers.small import CONFIGS, CONTEXTS, make_folder
+from jacobian_lab.planning.cards import CARDS
+from jacobian_lab.planning.clock import Clock, measured
+from jacobian_lab.planning.costs import Costs, Stage
+from jacobian_lab.planning.held import asking, served
+from jacobian_lab.planning.sketch import Sizes, two_blocks
 from transformers import LlamaConfig
 
 from jacobian_lab import cli
@@ -23,20 +28,15 @@ from jacobian_lab.evaluation.examination import Examination
 from jacobian_lab.facts.reading import load_facts
 from jacobian_lab.jobs import job as jobs
 from jacobian_lab.jobs.config import EditConfig, JacobianConfig, SchemesConfig
-from jacobian_lab.jobs.jacobians import Survey, run_jacobian
-from jacobian_lab.jobs.methods import run_edit
-from jacobian_lab.jobs.schemes import run_schemes, schemes_job
+from jacobian_lab.jobs.jacobians import Survey
+from jacobian_lab.jobs.kinds import run_job
+from jacobian_lab.jobs.schemes import schemes_job
 from jacobian_lab.jobs.studies import cost_of
 from jacobian_lab.model.families import KNOWN
 from jacobian_lab.model.loading import load_model, sketch_model
 from jacobian_lab.model.rows import fact_rows
 from jacobian_lab.planning import costs as planning
-from jacobian_lab.planning.cards import CARDS
-from jacobian_lab.planning.clock import Clock, measured
-from jacobian_lab.planning.costs import Costs, Stage
-from jacobian_lab.planning.held import asking, served
 from jacobian_lab.planning.plan import Plan, told
-from jacobian_lab.planning.sketch import Sizes, two_blocks
 from jacobian_lab.store.finished import Finished
 from jacobian_lab.training.settings import RLEditSettings
 
@@ -261,7 +261,7 @@ def test_a_model_over_several_cards_takes_a_share_of_each_and_no_less_time(argum
 
 def test_a_run_says_what_it_was_estimated_to_take_and_took(arguments, tmp_path, capsys):
     config = SchemesConfig(**{**arguments, "slice": "0:2"}, schemes=("one-layer",), out=tmp_path / "run")
-    run_schemes(config, progress=False)
+    run_job(config, progress=False)
     told_on_stderr = capsys.readouterr().err
     found = json.loads((tmp_path / "run" / "costs.json").read_text())
     assert [stage["name"] for stage in found["stages"]][-4:] == [
@@ -275,7 +275,7 @@ def test_a_run_says_what_it_was_estimated_to_take_and_took(arguments, tmp_path, 
     assert found["peak_bytes"] > 2**27
     assert "about " in told_on_stderr
     assert "of what was estimated" in told_on_stderr
-    run_schemes(config, progress=False)
+    run_job(config, progress=False)
     assert "about " not in capsys.readouterr().err
     assert json.loads((tmp_path / "run" / "costs.json").read_text()) == found
 
@@ -283,9 +283,9 @@ def test_a_run_says_what_it_was_estimated_to_take_and_took(arguments, tmp_path, 
 def test_a_run_that_goes_on_is_estimated_by_what_is_left(arguments, monkeypatch, tmp_path):
     monkeypatch.setattr(jobs, "measured", lambda *_args, **_named: counting(1e-6, 2e-6))
     given = {**arguments, "slice": "0:4", "survey": "none", "out": tmp_path / "run"}
-    run_schemes(SchemesConfig(**given, schemes=("one-layer",)), progress=False)
+    run_job(SchemesConfig(**given, schemes=("one-layer",)), progress=False)
     first = json.loads((tmp_path / "run" / "costs.json").read_text())
-    run_schemes(SchemesConfig(**given, schemes=("one-layer", "backward-full")), progress=False)
+    run_job(SchemesConfig(**given, schemes=("one-layer", "backward-full")), progress=False)
     second = json.loads((tmp_path / "run" / "costs.json").read_text())
     assert [stage["name"] for stage in second["stages"]] == ["λ and its checks", "edits under 1 scheme"]
     assert len(first["stages"]) > 3
@@ -299,7 +299,7 @@ def test_a_scheme_that_is_left_is_counted_by_what_it_costs(arguments, monkeypatc
     cheap = ("one-layer", "independent", "backward-full", "backward-dividing")
     whole = schemes_job(SchemesConfig(**given, schemes=("jacobian-pullback",)), progress=False)
     alone = [part.cost(Costs(whole.model, counting(1, 2)), Finished.nothing())[-1].seconds for part in whole.parts][-1]
-    run_schemes(SchemesConfig(**given, schemes=cheap), progress=False)
+    run_job(SchemesConfig(**given, schemes=cheap), progress=False)
     left = schemes_job(SchemesConfig(**given, schemes=(*cheap, "jacobian-pullback")), progress=False)
     done = Finished.of(tmp_path / "run")
     (stage,) = left.parts[-1].cost(Costs(left.model, counting(1, 2)), done)
@@ -311,10 +311,10 @@ def test_a_scheme_that_is_left_is_counted_by_what_it_costs(arguments, monkeypatc
 def test_what_is_done_again_is_estimated(arguments, monkeypatch, tmp_path):
     monkeypatch.setattr(jobs, "measured", lambda *_args, **_named: counting(1e-6, 2e-6))
     config = EditConfig(**{**arguments, "slice": "0:2"}, method="memit", greedy=False, out=tmp_path / "run")
-    run_edit(config, progress=False)
+    run_job(config, progress=False)
     first = json.loads((tmp_path / "run" / "costs.json").read_text())["stages"][-1]
     next((tmp_path / "run").glob("delta-*")).unlink()
-    run_edit(config, progress=False)
+    run_job(config, progress=False)
     again = json.loads((tmp_path / "run" / "costs.json").read_text())["stages"][-1]
     assert again["name"] == first["name"]
     assert 0.4 * first["seconds"] < again["seconds"] < first["seconds"]  # the unedited model is not asked again
@@ -326,7 +326,7 @@ def test_what_memory_cannot_hold_is_refused_before_any_work(arguments, tmp_path,
         **{name: arguments[name] for name in ("model", "layers", "device", "dtype")}, slice="0:2", out=tmp_path / "run"
     )
     with pytest.raises(InputError, match=r"expected 0.7 GiB of the host's memory for Jacobians, got 0.2 GiB"):
-        run_jacobian(config, progress=False)
+        run_job(config, progress=False)
     assert not (tmp_path / "run" / "config.json").exists()
 
 
@@ -336,7 +336,7 @@ def test_what_can_be_divided_is_not_refused(arguments, tmp_path, monkeypatch, ca
     config = SchemesConfig(
         **{**arguments, "batch_size": 6}, schemes=("one-layer",), survey="none", out=tmp_path / "run"
     )
-    run_schemes(config, progress=False)
+    run_job(config, progress=False)
     assert "what does not fit is halved" in capsys.readouterr().err
 
 
@@ -371,7 +371,7 @@ def test_json_and_card_belong_to_a_plan(arguments, capsys):
 def test_anchors_of_another_run_cost_nothing(arguments, tmp_path, capsys):
     given = {**arguments, "slice": "0:2"}
     donor = SchemesConfig(**given, schemes=("one-layer",), survey="none", out=tmp_path / "donor")
-    run_schemes(donor, progress=False)
+    run_job(donor, progress=False)
     capsys.readouterr()
     for command, counted in (("tables", 0), ("layer-count", 2)):
         cli.main([command, *options(given), "--anchors-from", str(tmp_path / "donor"), "--plan", "--json"])

@@ -6,13 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from helpers.commands import options
+from helpers.work import forbid
 
 from jacobian_lab import cli
 from jacobian_lab.editing.anchors import CoordinationSettings, coordinate_shifts
 from jacobian_lab.errors import InputError
-from jacobian_lab.jobs import bench, sweeps
 from jacobian_lab.jobs import jacobians as surveys
 from jacobian_lab.jobs import methods as methods_job
+from jacobian_lab.jobs import sweeps
 from jacobian_lab.jobs.config import (
     DampingConfig,
     EditTableConfig,
@@ -21,12 +22,10 @@ from jacobian_lab.jobs.config import (
     LayerCountConfig,
     SchemesConfig,
 )
-from jacobian_lab.jobs.jacobians import run_jacobian
-from jacobian_lab.jobs.methods import run_edit_table
-from jacobian_lab.jobs.schemes import run_schemes
-from jacobian_lab.jobs.setup import prepare
-from jacobian_lab.jobs.sweeps import run_damping, run_frontier, run_layer_count
+from jacobian_lab.jobs.experiment import prepare
+from jacobian_lab.jobs.kinds import run_job
 from jacobian_lab.report.results import Results, write_account, write_comparison, write_reports
+from jacobian_lab.session import descents as bench
 from jacobian_lab.store import arrays
 from jacobian_lab.store.run import open_run
 
@@ -37,11 +36,6 @@ CAPTIONS = {
     "damping": ("damping", "residual_ratio"),
     "theorem2": ("theorem2", "lambda_min"),
 }
-
-
-def forbid(monkeypatch, module, *names):
-    for name in names:
-        monkeypatch.setattr(module, name, lambda *_a, **_k: pytest.fail("computed though it was there"))
 
 
 def lose(finished, folder, chunk):
@@ -55,7 +49,7 @@ def lose(finished, folder, chunk):
 def studied(arguments, tmp_path_factory):
     def command(folder):
         config = SchemesConfig(**arguments, schemes=("backward-dividing", "forward-replay"), out=folder)
-        return run_schemes(config, ("theorem1",), progress=False)
+        return run_job(config, studies=("theorem1",), progress=False)
 
     return command, command(tmp_path_factory.mktemp("runs") / "studied")
 
@@ -79,13 +73,13 @@ def test_tables(studied, tmp_path, monkeypatch, capsys, chunk, told, there):
     for report in (write_reports, lambda folder: write_account(folder, "theorem1")):
         with pytest.raises(InputError, match=f"without {told}"):
             report(folder)
-    forbid(monkeypatch, bench, *(name for name in there if name != "survey_one"))
+    forbid(monkeypatch, *(name for name in there if name != "survey_one"))
     if "survey_one" in there:
-        forbid(monkeypatch, surveys, "dense_jacobians")
+        monkeypatch.setattr(surveys, "dense_jacobians", lambda *_a, **_k: pytest.fail("computed again"))
     command(folder)
     assert told in capsys.readouterr().err
     assert open_run(folder).identical(before)
-    forbid(monkeypatch, bench, "second_moments")
+    forbid(monkeypatch, "second_moments")
     command(folder)
     assert not capsys.readouterr().err
 
@@ -94,7 +88,7 @@ def test_a_batch_that_has_lost_some_of_its_anchors_is_optimised_as_a_whole(argum
     for name in ("FACTS_PER_CHUNK", "CHUNK_BYTES"):
         monkeypatch.setattr(arrays, name, 1)
     config = SchemesConfig(**arguments, schemes=("one-layer",), survey="none", out=tmp_path / "finished")
-    finished = run_schemes(config, progress=False)
+    finished = run_job(config, progress=False)
     folder = lose(finished, tmp_path / "run", "anchor/0.0.0")
     sizes, original = [], bench.optimise_anchors
 
@@ -103,7 +97,7 @@ def test_a_batch_that_has_lost_some_of_its_anchors_is_optimised_as_a_whole(argum
         return original(rows, *given)
 
     monkeypatch.setattr(bench, "optimise_anchors", noted)
-    run_schemes(replace(config, out=folder), progress=False)
+    run_job(replace(config, out=folder), progress=False)
     assert sizes == [2, 2]  # one batch for each of the two anchor layers
     assert open_run(folder).identical(open_run(finished))
 
@@ -112,25 +106,25 @@ def test_shifts(arguments, tmp_path, monkeypatch):
     """Lost ones are made again, and no anchor; batch by batch they are those of all facts at once, eases among them."""
     eased = CoordinationSettings(weighting="eased", decay="price")
     config = SchemesConfig(**arguments, schemes=("coordinated-replay",), survey="none", coordination=eased)
-    finished = run_schemes(replace(config, out=tmp_path / "finished"), progress=False)
+    finished = run_job(replace(config, out=tmp_path / "finished"), progress=False)
     folder = lose(finished, tmp_path / "run", "coordinated_shift/0.0.0")
-    forbid(monkeypatch, bench, "optimise_anchors", "observed_edits")
-    run_schemes(replace(config, out=folder), progress=False)
+    forbid(monkeypatch, "optimise_anchors", "observed_edits")
+    run_job(replace(config, out=folder), progress=False)
     assert open_run(folder).identical(open_run(finished))
     experiment = prepare(config)
-    eases = bench.Bench(experiment, False).setting.eases(experiment.layers)
-    whole = coordinate_shifts(experiment.rows, experiment.layers, experiment.anchor, eased, eases)
+    eases = experiment.session.setting.eases(experiment.layers)
+    whole = coordinate_shifts(experiment.rows, experiment.layers, experiment.session.anchor, eased, eases)
     np.testing.assert_allclose(open_run(finished)["coordinated_shift"].values, whole.shifts, rtol=1e-9, atol=1e-12)
 
 
 def test_layer_count(arguments, tmp_path, monkeypatch):
     def command(folder):
         given = {**arguments, "schemes": ("backward-full",), "most": 2}
-        return run_layer_count(LayerCountConfig(**given, out=folder), progress=False)
+        return run_job(LayerCountConfig(**given, out=folder), progress=False)
 
     finished = command(tmp_path / "finished")
     folder = lose(finished, tmp_path / "run", "final_ratio/0.0.0")
-    forbid(monkeypatch, bench, "optimise_anchors")
+    forbid(monkeypatch, "optimise_anchors")
     assert open_run(command(folder)).identical(open_run(finished))
     monkeypatch.undo()
     folder = lose(finished, tmp_path / "other", "anchor/0.0.0")
@@ -140,11 +134,11 @@ def test_layer_count(arguments, tmp_path, monkeypatch):
 
 def test_damping_and_frontier(arguments, tmp_path, monkeypatch):
     def damping(folder):
-        return run_damping(DampingConfig(**arguments, dampings=(0.1,), out=folder), progress=False)
+        return run_job(DampingConfig(**arguments, dampings=(0.1,), out=folder), progress=False)
 
     def frontier(folder):
         given = {**arguments, "schemes": ("one-layer",), "ridges": (3.0, 30.0), "held_out_tokens": 100}
-        return run_frontier(FrontierConfig(**given, out=folder), progress=False)
+        return run_job(FrontierConfig(**given, out=folder), progress=False)
 
     for command, chunk, told in (
         (damping, "residual_ratio/0.0.0", "residual_ratio of row"),
@@ -154,7 +148,7 @@ def test_damping_and_frontier(arguments, tmp_path, monkeypatch):
         folder = lose(finished, tmp_path / command.__name__, chunk)
         with pytest.raises(InputError, match=f"without {told}"):
             open_run(folder)
-        forbid(monkeypatch, bench, "optimise_anchors")
+        forbid(monkeypatch, "optimise_anchors")
         assert open_run(command(folder)).identical(open_run(finished))
         monkeypatch.undo()
 
@@ -163,7 +157,7 @@ def test_jacobian(arguments, tmp_path):
     given = {name: value for name, value in arguments.items() if name in {"model", "layers", "device", "dtype"}}
 
     def command(folder):
-        return run_jacobian(JacobianConfig(**given, slice="0:2", out=folder), progress=False)
+        return run_job(JacobianConfig(**given, slice="0:2", out=folder), progress=False)
 
     finished = command(tmp_path / "finished")
     folder = lose(finished, tmp_path / "run", "singular_value/0.0.0")
@@ -176,7 +170,7 @@ def test_jacobian(arguments, tmp_path):
 def edited(arguments, tmp_path_factory):
     def command(folder):
         given = {**arguments, "greedy": False, "held_out_tokens": 100, "methods": ("memit", "blue-refit")}
-        return run_edit_table(EditTableConfig(**given, out=folder), progress=False)
+        return run_job(EditTableConfig(**given, out=folder), progress=False)
 
     return command, command(tmp_path_factory.mktemp("runs") / "edited")
 
@@ -223,7 +217,7 @@ def test_refitting_reads_the_anchors_of_its_batch_alone(arguments, tmp_path, mon
 
     monkeypatch.setattr(methods_job.Run, "read", noted)
     given = {**arguments, "greedy": False, "held_out_tokens": 100, "methods": ("blue-refit",), "edits_per_batch": 2}
-    run_edit_table(EditTableConfig(**given, out=tmp_path / "run"), progress=False)
+    run_job(EditTableConfig(**given, out=tmp_path / "run"), progress=False)
     assert read == [2, 2, 2]
 
 
@@ -243,17 +237,19 @@ def test_captions_say_where_a_cell_has_fewer_facts(kind, arguments, tmp_path):
     some = {**arguments, "slice": "0:4", "held_out_tokens": 100}
     (table, variable), folder = CAPTIONS[kind], tmp_path / "run"
     if kind == "edit_table":
-        run_edit_table(EditTableConfig(**some, greedy=False, methods=("memit", "onelayer"), out=folder), progress=False)
+        run_job(EditTableConfig(**some, greedy=False, methods=("memit", "onelayer"), out=folder), progress=False)
     elif kind == "frontier":
-        run_frontier(FrontierConfig(**some, schemes=("one-layer",), ridges=(3.0, 30.0), out=folder), progress=False)
+        run_job(FrontierConfig(**some, schemes=("one-layer",), ridges=(3.0, 30.0), out=folder), progress=False)
     else:
         del some["held_out_tokens"]
         if kind == "layer_count":
-            run_layer_count(LayerCountConfig(**some, schemes=("backward-full",), most=2, out=folder), progress=False)
+            run_job(LayerCountConfig(**some, schemes=("backward-full",), most=2, out=folder), progress=False)
         elif kind == "damping":
-            run_damping(DampingConfig(**some, dampings=(0.1,), out=folder), progress=False)
+            run_job(DampingConfig(**some, dampings=(0.1,), out=folder), progress=False)
         else:
-            run_schemes(SchemesConfig(**some, schemes=("backward-full",), out=folder), ("theorem1",), progress=False)
+            run_job(
+                SchemesConfig(**some, schemes=("backward-full",), out=folder), studies=("theorem1",), progress=False
+            )
     whole, results = (Results(folder, "tables" if kind == "theorem2" else kind) for _ in range(2))
     assert "4 facts" in whole._make(table).note
     values = results.dataset[variable].transpose(..., "fact").load()

@@ -1,4 +1,4 @@
-"""A model without its weights: what a configuration alone says of sizes, and two of its blocks to measure."""
+"""Sizes of a model, whose weights are not looked at, and two of its blocks to be measured."""
 
 import copy
 from dataclasses import dataclass, replace
@@ -11,57 +11,66 @@ from transformers import AutoModelForCausalLM
 from jacobian_lab.model.language_model import LanguageModel
 
 BLOCKS, WORDS, POSITIONS = 2, 2048, 2048
-"""Of a model that is measured in another's place."""
+"""Blocks, words and positions of a model that is measured in another's place."""
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """What of a model decides how long work takes.
+class Shape:
+    """Sizes that decide how long work takes.
 
     Attributes:
-        blocks: How many blocks it has.
-        width: d_model.
+        blocks: Number of blocks.
+        d_model: Width of the hidden states.
         d_mlp: Width of the keys.
-        words: Of the vocabulary.
+        vocabulary: Number of words.
         block: Numbers in the matrices of one block.
         weights: Numbers in the whole model.
         cached: Numbers that a block keeps of a token for attention.
-        inner: How many linear maps stand at an MLP's entrance.
+        inner: Number of linear maps at an MLP's entrance.
+        windows: Whether some block's attention has a window.
     """
 
     blocks: int
-    width: int
+    d_model: int
     d_mlp: int
-    words: int
+    vocabulary: int
     block: int
     weights: int
     cached: int
     inner: int
+    windows: bool
 
     @classmethod
-    def of(cls, model: LanguageModel) -> "Sizes":
-        """The sizes of a model; its weights are not looked at, and may be on the meta device."""
+    def of(cls, model: LanguageModel) -> "Shape":
+        """Read the sizes of a model, which may be on the meta device."""
         config = model.hf.config
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         head = getattr(config, "head_dim", None) or model.d_model // config.num_attention_heads
         return cls(
             blocks=model.n_layers,
-            width=model.d_model,
+            d_model=model.d_model,
             d_mlp=model.d_mlp,
-            words=int(config.vocab_size),
+            vocabulary=int(config.vocab_size),
             block=_matrices(model.blocks[0]),
             weights=sum(weight.numel() for weight in model.hf.parameters()),
             cached=2 * heads * head,
             inner=len(model.inner(0)),
+            windows=any(model.window(layer) is not None for layer in range(model.n_layers)),
         )
+
+    def on_one_card(self, cards: int) -> int:
+        """Count the weights on the card that holds most of them; what is no block is on the first."""
+        if cards <= 1:
+            return self.weights
+        return max(self.weights - self.blocks * self.block, self.weights // cards + self.block)
 
 
 def _matrices(module: nn.Module) -> int:
     return sum(prod(weight.shape) for weight in module.parameters() if weight.dim() == 2)
 
 
-def two_blocks(model: LanguageModel, device: torch.device, dtype: torch.dtype | None = None) -> LanguageModel:
-    """A random model of two blocks like a model's own, and few words, to be measured."""
+def two_blocks(model: LanguageModel, device: torch.device) -> LanguageModel:
+    """Make a random model of two blocks like a model's own, with few words, to be measured."""
     config = copy.deepcopy(model.hf.config)
     config.num_hidden_layers, config.vocab_size = BLOCKS, min(WORDS, config.vocab_size)
     config.max_position_embeddings = min(POSITIONS, config.max_position_embeddings)  # learned ones are a matrix
@@ -69,5 +78,5 @@ def two_blocks(model: LanguageModel, device: torch.device, dtype: torch.dtype | 
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:BLOCKS]
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.device(device):
-        hf = AutoModelForCausalLM.from_config(config, dtype=dtype or model.dtype)
+        hf = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
     return replace(model, hf=hf.eval().requires_grad_(False))

@@ -1,0 +1,155 @@
+"""Another run whose anchors and shifts are taken instead of being optimized again."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jacobian_lab.caching import content_key
+from jacobian_lab.errors import InputError
+from jacobian_lab.facts.fact import Fact, describe
+from jacobian_lab.facts.reading import read_facts
+from jacobian_lab.jobs.config import EditingConfig
+from jacobian_lab.model.language_model import LanguageModel
+from jacobian_lab.progress import note
+from jacobian_lab.session.descents import REFIT_ANCHOR, SHIFT
+from jacobian_lab.store.arrays import exists, open_arrays, read_config
+from jacobian_lab.store.finished import Finished
+from jacobian_lab.store.run import Run, check_same
+from jacobian_lab.store.schema import KINDS, command_of
+
+ANCHORS = ("model", "chat", "dtype", "facts", "templates", "anchor")
+"""The settings that decide an anchor, but for rounding."""
+ROUNDING = ("device", "versions")
+"""Those that decide its rounding: anchors of a card may be edited with on a processor."""
+OF_WEIGHTS = ("model", "templates")
+"""Those of them that a model without weights does not tell."""
+
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Donor:
+    """A run that anchors are taken from.
+
+    Attributes:
+        folder: Its folder.
+        settings: Its settings.
+        provenance: Its provenance.
+        labels: Its facts.
+        gone: Why it cannot be read, where it may not be needed any more.
+    """
+
+    folder: Path
+    settings: Settings = field(default_factory=dict)
+    provenance: Settings = field(default_factory=dict)
+    labels: Sequence[Any] = ()
+    gone: InputError | None = None
+
+    @cached_property
+    def finished(self) -> Finished:
+        """What it has finished.
+
+        Raises:
+            InputError: If it cannot be read.
+        """
+        if self.gone is not None:
+            raise self.gone
+        return Finished.of(self.folder)
+
+    def check(self, ours: Settings, facts: Sequence[Fact], model: LanguageModel, *, planned: bool) -> None:
+        """Hold the settings that decide its anchors against those of this job.
+
+        Args:
+            ours: This job's settings.
+            facts: The donor's facts, as this job reads them.
+            model: This job's model.
+            planned: Whether the model is without weights.
+
+        Raises:
+            InputError: If anchors of this job would be others.
+        """
+        if self.gone is not None:
+            return
+        names = [name for name in ANCHORS if not (planned and name in OF_WEIGHTS)]
+        ours = {**ours, "facts": content_key(describe(facts))}
+        theirs, here = ({n: settings[n] for n in names if n in settings} for settings in (self.settings, ours))
+        check_same(theirs, here, self.folder, "anchors_from")
+        if self.provenance.get("splits") not in {None, splits_of(model, facts)}:  # none in runs of earlier versions
+            versions = self.settings["versions"]
+            raise InputError(
+                f"expected facts that are split into the same tokens as in {self.folder}, got others: this version of "
+                "transformers or tokenizers reads the tokenizer otherwise; take transformers "
+                f"{versions['transformers']} and tokenizers {versions['tokenizers']}, or another ⟨anchors_from⟩"
+            )
+        made, here = ({name: settings[name] for name in ROUNDING} for settings in (self.settings, ours))
+        if made != here:
+            where = f"{made['device']} with torch {made['versions']['torch']}"
+            note(f"anchors of {self.folder} were made on {where}: they round otherwise")
+
+    def other_shifts(self, ours: Settings, weighted: bool) -> str:
+        """Name the first setting that makes its coordinated shifts unusable here; '' if none does."""
+        deciding = ("layers", "coordination", *(("corpus",) if weighted else ()))
+        here = json.loads(json.dumps({name: ours[name] for name in deciding}))
+        return next((name for name in deciding if here[name] != self.settings.get(name)), "")  # an older run lacks some
+
+    def gives(self, name: str, where: Settings, labels: Sequence[Any]) -> list[bool]:
+        """Tell for which facts it has a descent's result."""
+        mark, shared = f"{name}_passes", [label for label in labels if label in self.labels]
+        if name == REFIT_ANCHOR or not shared or not self.finished.has(mark, **where):
+            return [False] * len(labels)
+        cells = np.reshape(self.finished.cells(mark, fact=shared, **where), -1).tolist()
+        done = {label for label, cell in zip(shared, cells, strict=True) if cell}
+        return [label in done for label in labels]
+
+    def give(self, run: Run, name: str, ours: Settings, weighted: bool) -> None:
+        """Copy what it has finished of a descent into a run that lacks it, and say so."""
+        if name == REFIT_ANCHOR or self.folder.resolve() == run.folder.resolve():
+            return
+        _ = self.finished
+        plural = f"{name}s".replace("_", " ")
+        if name == SHIFT and (changed := self.other_shifts(ours, weighted)):
+            note(f"{plural} are optimised anew: those of {self.folder} were made with another {changed}")
+            return
+        note(f"{run.take_over(self.folder, f'{name}_passes')} {plural} are those of {self.folder}")
+
+
+def donor_of(config: EditingConfig, *, planned: bool) -> Donor | None:
+    """Read the run that ⟨anchors_from⟩ names, if it names one.
+
+    Raises:
+        InputError: If it has no anchors, or cannot be read and nothing can have been taken from it yet.
+    """
+    folder = config.anchors_from
+    if folder is None:
+        return None
+    try:
+        donor = read_config(folder)
+    except InputError as error:
+        gone = InputError(f"{error}, or give another ⟨anchors_from⟩")
+        if planned or (config.out is not None and not exists(config.out)):
+            raise gone from error
+        return Donor(folder, gone=gone)
+    if "anchor" not in KINDS[donor["kind"]]:
+        kind = command_of(donor["kind"])
+        raise InputError(f"expected a run with anchors, got one of {kind} in {folder}: give another ⟨anchors_from⟩")
+    return Donor(folder, donor["settings"], donor["provenance"], open_arrays(folder, "r").labels["fact"])
+
+
+def facts_named(labels: Sequence[Any], facts: Sequence[Fact], source: str) -> list[Fact]:
+    """The facts that another run names, as far as there are such among ours, or else in the same file."""
+    by_id = {str(fact.id): fact for fact in facts}
+    if any(str(label) not in by_id for label in labels):
+        whole = read_facts(source, on_bad_record="skip", on_repeat="first")
+        by_id = {str(fact.id): fact for fact in whole.facts} | by_id
+    return [by_id[str(label)] for label in labels if str(label) in by_id]
+
+
+def splits_of(model: LanguageModel, facts: Sequence[Fact]) -> str:
+    """Digest the tokens that facts are split into, of which the model's fingerprint tells a sample text alone."""
+    rows = [model.fact_prompt(fact, answer=True) for fact in facts]
+    return content_key([[row.ids, row.decisive, row.answer] for row in rows])

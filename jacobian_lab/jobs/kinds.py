@@ -1,0 +1,51 @@
+"""Every kind of job by its configuration."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jacobian_lab.errors import InputError
+from jacobian_lab.jobs.config import (
+    DampingConfig,
+    EditConfig,
+    EditTableConfig,
+    FrontierConfig,
+    JacobianConfig,
+    LayerCountConfig,
+    SchemesConfig,
+)
+from jacobian_lab.jobs.jacobians import jacobian_job
+from jacobian_lab.jobs.job import Job
+from jacobian_lab.jobs.methods import edit_job, edit_table_job
+from jacobian_lab.jobs.schemes import schemes_job
+from jacobian_lab.jobs.sweeps import damping_job, frontier_job, layer_count_job
+
+JOBS: Mapping[type, Callable[..., Job]] = {
+    SchemesConfig: schemes_job,
+    EditTableConfig: edit_table_job,
+    EditConfig: edit_job,
+    JacobianConfig: jacobian_job,
+    LayerCountConfig: layer_count_job,
+    DampingConfig: damping_job,
+    FrontierConfig: frontier_job,
+}
+
+
+def run_job(config: Any, *, progress: bool = True, **options: Any) -> Path:
+    """Carry out the job of a configuration; an interrupted run goes on, a finished one computes nothing.
+
+    Args:
+        config: The configuration, of a type in `JOBS`.
+        progress: Whether to show progress bars.
+        **options: What else the job takes, such as ``studies`` (`schemes_job`).
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        InputError: If anything cannot be used.
+    """
+    if type(config) not in JOBS:
+        names = ", ".join(each.__name__ for each in JOBS)
+        raise InputError(f"expected a configuration among {names}, got {type(config).__name__}: make one of these")
+    return JOBS[type(config)](config, progress=progress, **options).carry_out()

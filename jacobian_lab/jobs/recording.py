@@ -1,0 +1,126 @@
+"""Descents recorded in a run: what is left of them, what that costs, and how it is computed."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from jacobian_lab.jobs.counts import Counts
+from jacobian_lab.jobs.experiment import Experiment
+from jacobian_lab.jobs.job import Labels, Part
+from jacobian_lab.planning.work import Stage
+from jacobian_lab.progress import counted
+from jacobian_lab.session.descents import ANCHOR, SHIFT, Optimized
+from jacobian_lab.store.finished import Finished
+from jacobian_lab.store.run import Run
+
+
+class Recorded:
+    """A recorder that keeps descents in a run, and takes from another run what that has.
+
+    Args:
+        run: The run.
+        experiment: Whose descents they are.
+    """
+
+    def __init__(self, run: Run, experiment: Experiment) -> None:
+        self._run, self._experiment, self._labels = run, experiment, run.coordinates["fact"]
+        self._given: set[str] = set()
+
+    def missing(self, name: str, where: Labels, facts: Sequence[int]) -> list[int]:
+        """As `Recorder` has it."""
+        lacking = self._lacking(name, where, facts)
+        if not lacking or name in self._given or self._experiment.donor is None:
+            return lacking
+        self._given.add(name)
+        self._experiment.donor.give(self._run, name, self._experiment.settings(), self._experiment.weighted)
+        return self._lacking(name, where, facts)
+
+    def put(self, name: str, where: Labels, facts: Sequence[int], optimized: Optimized) -> None:
+        """As `Recorder` has it."""
+        (states, loss, passes), labels = optimized, self._where(facts, where)
+        self._run.write(name, states.double(), **self._within(name, labels))
+        self._run.write(f"{name}_loss", loss, **self._within(f"{name}_loss", labels))
+        self._run.seal(f"{name}_passes", passes, **self._within(f"{name}_passes", labels))
+
+    def get(self, name: str, where: Labels, facts: Sequence[int]) -> Float[Tensor, "fact ..."]:
+        """As `Recorder` has it."""
+        return torch.tensor(self._run.read(name, **self._within(name, self._where(facts, where))))
+
+    def _lacking(self, name: str, where: Labels, facts: Sequence[int]) -> list[int]:
+        mark = f"{name}_passes"
+        done = self._run.done(mark, **self._within(mark, self._where(facts, where))).reshape(-1)
+        return [fact for fact, is_done in zip(facts, done, strict=True) if not is_done]
+
+    def _where(self, facts: Sequence[int], where: Labels) -> dict[str, Any]:
+        return {"fact": [self._labels[fact] for fact in facts], **where}
+
+    def _within(self, variable: str, where: Labels) -> dict[str, Any]:
+        return {dim: labels for dim, labels in where.items() if dim in self._run.variables[variable].dims}
+
+
+Cell = tuple[str, Labels, tuple[int, ...]]
+"""A descent's name, where it is recorded, and the indices of the facts that are left."""
+
+
+def left_of(done: Finished, experiment: Experiment, name: str, where: Labels) -> tuple[int, ...]:
+    """Indices of the facts that a run lacks a descent of."""
+    labels = experiment.labels()
+    cells = np.broadcast_to(done.cells(f"{name}_passes", fact=labels, **_marked(name, where)).reshape(-1), len(labels))
+    return tuple(np.flatnonzero(~cells).tolist())
+
+
+def work_of(counts: Counts, experiment: Experiment, cell: Cell) -> list[Stage]:
+    """Count the descents of a cell, but for what another run gives."""
+    (name, where, left), donor, labels = cell, experiment.donor, experiment.labels()
+    if donor is not None and not (name == SHIFT and donor.other_shifts(experiment.settings(), experiment.weighted)):
+        given_there = donor.gives(name, _marked(name, where), [labels[fact] for fact in left])
+        left = tuple(fact for fact, is_there in zip(left, given_there, strict=True) if not is_there)
+    if not left:
+        return []
+    layers = where.get("anchor_layer", experiment.layers)
+    first, count = (layers, 1) if isinstance(layers, int) else (layers[0], len(layers))
+    stage = f"coordinated shifts at {counted(count, 'layer')}" if name == SHIFT else f"anchors at layer {first}"
+    steps, size = experiment.session.anchor.steps, experiment.config.batch_size
+    return [counts.descent(stage, experiment.rows.select(left), first, steps, size)]
+
+
+def _marked(name: str, where: Labels) -> Labels:
+    """Labels of a descent's mark, which has no layers where these are shifts'."""
+    return {dim: label for dim, label in where.items() if name != SHIFT or dim != "anchor_layer"}
+
+
+def descents(experiment: Experiment, layers: Sequence[int], shifted: Sequence[Labels]) -> Part:
+    """Describe the part of a run that holds anchors at some layers, and coordinated shifts.
+
+    Args:
+        experiment: Whose they are.
+        layers: The anchor layers.
+        shifted: For each descent of shifts, where it is recorded; ``anchor_layer`` lists its layers if they are not all
+            decisive ones.
+
+    Returns:
+        The part.
+    """
+    session = experiment.session
+    places: list[tuple[str, Labels]] = [(ANCHOR, {"anchor_layer": layer}) for layer in layers]
+    places += [(SHIFT, where) for where in shifted]
+
+    def todo(done: Finished) -> list[Cell]:
+        cells = [(name, where, left_of(done, experiment, name, where)) for name, where in places]
+        return [cell for cell in cells if cell[2]]
+
+    def work(counts: Counts, cells: Sequence[Cell]) -> Iterable[Stage]:
+        return [stage for cell in cells for stage in work_of(counts, experiment, cell)]
+
+    def compute(run: Run, cells: Sequence[Cell]) -> None:
+        recorder, names = Recorded(run, experiment), {name for name, _, _ in cells}
+        if ANCHOR in names:
+            session.anchors(recorder, layers)
+        for where in shifted if SHIFT in names else ():
+            session.shifts(recorder, tuple(where["anchor_layer"]) if where else None, where)
+
+    return Part(todo, compute, work)

@@ -1,0 +1,229 @@
+"""Anchors and coordinated shifts of many facts, optimized batch by batch, recorded as they are finished."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from jacobian_lab.crew.crew import Crew, called
+from jacobian_lab.editing.anchors import (
+    AnchorSettings,
+    CoordinationSettings,
+    Progress,
+    anchor_batches,
+    coordinate_shifts,
+    optimise_anchors,
+)
+from jacobian_lab.memory import free_memory
+from jacobian_lab.model.language_model import Layers
+from jacobian_lab.model.rows import FactRows
+from jacobian_lab.progress import bar, note
+
+Labels = Mapping[str, Any]
+"""Where a descent is recorded, beside its facts."""
+
+Optimized = tuple[Tensor, Tensor, Tensor]
+"""States or shifts, losses and passes of a batch, fact by fact, on the host."""
+
+ANCHOR, REFIT_ANCHOR, SHIFT = "anchor", "refit_anchor", "coordinated_shift"
+"""Names under which descents are recorded: anchors of the unedited model, of an edited one, and coordinated shifts."""
+
+
+class Recorder(Protocol):
+    """Keeps what descents give, fact by fact; facts are called by their indices."""
+
+    def missing(self, name: str, where: Labels, facts: Sequence[int]) -> list[int]:
+        """List those of some facts that are not recorded."""
+        ...
+
+    def put(self, name: str, where: Labels, facts: Sequence[int], optimized: Optimized) -> None:
+        """Record a batch."""
+        ...
+
+    def get(self, name: str, where: Labels, facts: Sequence[int]) -> Float[Tensor, "fact ..."]:
+        """Give the states or shifts of some facts, in float64."""
+        ...
+
+
+class InMemory:
+    """A recorder that lasts as long as its process."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, dict[int, Tensor]] = {}
+
+    def missing(self, name: str, where: Labels, facts: Sequence[int]) -> list[int]:
+        """As `Recorder` has it."""
+        return [fact for fact in facts if fact not in self._at(name, where)]
+
+    def put(self, name: str, where: Labels, facts: Sequence[int], optimized: Optimized) -> None:
+        """As `Recorder` has it."""
+        self._at(name, where).update(zip(facts, optimized[0].double(), strict=True))
+
+    def get(self, name: str, where: Labels, facts: Sequence[int]) -> Float[Tensor, "fact ..."]:
+        """As `Recorder` has it."""
+        return torch.stack([self._at(name, where)[fact] for fact in facts])
+
+    def _at(self, name: str, where: Labels) -> dict[int, Tensor]:
+        return self._held.setdefault(f"{name} {sorted(where.items())}", {})
+
+
+@dataclass(frozen=True)
+class Descent:
+    """A descent of all facts.
+
+    Attributes:
+        name: Its name among those that recorders know.
+        where: Where it is recorded, beside its facts.
+        optimizer: Makes the function that optimizes a batch; asked for only where something is missing. The function is
+            one of a module, or a `functools.partial` of one, so that it can be sent to workers.
+    """
+
+    name: str
+    where: Labels
+    optimizer: Callable[[], Callable[..., Optimized]]
+
+
+def anchor_descent(rows: FactRows, settings: AnchorSettings, layer: int, name: str = ANCHOR) -> Descent:
+    """Describe the descent of anchors at a layer, of the model as it is when they are optimized."""
+    return Descent(name, {"anchor_layer": layer}, lambda: partial(_anchors, rows, settings, layer))
+
+
+def shift_descent(
+    rows: FactRows,
+    settings: AnchorSettings,
+    layers: Layers,
+    coordination: CoordinationSettings,
+    leverage: Callable[[], Float[Tensor, "fact layer"]],
+    where: Labels,
+) -> Descent:
+    """Describe the descent of coordinated shifts; kᵀC⁻¹k is asked for only where the settings need it."""
+
+    def optimizer() -> Callable[..., Optimized]:
+        eases = leverage().cpu() if coordination.needs_eases else None
+        return partial(_shifts, rows, settings, layers, coordination, eases)
+
+    return Descent(SHIFT, where, optimizer)
+
+
+def _anchors(
+    rows: FactRows, settings: AnchorSettings, layer: int, batch: Sequence[int], progress: Progress | None = None
+) -> Optimized:
+    anchors = optimise_anchors(rows.select(batch), layer, settings, progress)
+    return anchors.states.cpu(), anchors.loss.cpu(), anchors.passes.cpu()
+
+
+def _shifts(
+    rows: FactRows,
+    settings: AnchorSettings,
+    layers: Layers,
+    coordination: CoordinationSettings,
+    eases: Float[Tensor, "fact layer"] | None,
+    batch: Sequence[int],
+    progress: Progress | None = None,
+) -> Optimized:
+    own = None if eases is None else eases[list(batch)]
+    shifts = coordinate_shifts(rows.select(batch), layers, settings, coordination, own, progress)
+    return shifts.shifts.cpu(), shifts.loss.cpu(), shifts.passes.cpu()
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How facts are put into batches, and who works on them.
+
+    Attributes:
+        rows: The facts.
+        size: Facts in a batch at the most, if that is limited.
+        dtype: Dtype of the copy of the model that descents run in; none where they run in the model itself.
+        crew: Who optimizes.
+        apart: Indices of facts that have batches of their own, such as those that another run gives.
+    """
+
+    rows: FactRows
+    size: int | None
+    dtype: torch.dtype | None
+    crew: Crew
+    apart: frozenset[int] = frozenset()
+
+    def batches(self, facts: Sequence[int], apart: frozenset[int]) -> list[list[int]]:
+        """Put facts into batches: those whose tails are about equally long, no more than memory holds."""
+        cards, free = self._room()
+        return [
+            [group[index] for index in batch]
+            for group in ([f for f in facts if f in apart], [f for f in facts if f not in apart])
+            for batch in anchor_batches(self.rows.select(group), self.size, cards=cards, free=free, dtype=self.dtype)
+        ]
+
+    def _room(self) -> tuple[int, int]:
+        """Cards of whoever optimizes, 0 for a processor, and the bytes that are free on each."""
+        model, crew, load = self.rows.model, self.crew, self.crew.load
+        weights, copied = sum(w.numel() for w in model.hf.parameters()), self.dtype.itemsize if self.dtype else 0
+        if crew.free is None:
+            free, cards = free_memory(model.devices) - weights * copied // max(1, model.cards), model.cards
+        else:
+            workers = load.beside * weights * (model.dtype.itemsize + copied) // load.worker_cards
+            free, cards = (crew.free - workers) // load.beside, load.worker_cards if model.cards else 0
+        return cards, max(0, free)
+
+
+def descend(
+    batching: Batching,
+    descents: Sequence[Descent],
+    recorder: Recorder,
+    facts: Sequence[int] | None = None,
+    *,
+    progress: bool,
+) -> list[Float[Tensor, "fact ..."]]:
+    """Optimize what a recorder lacks of some descents of one name, and give the results.
+
+    A batch that lacks some facts is optimized as a whole, so that the numbers are the same to the last bit. One that
+    memory does not hold is halved.
+
+    Args:
+        batching: The facts, their batches, and who optimizes.
+        descents: The descents.
+        recorder: Keeps them.
+        facts: Indices of the facts; all of them by default.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The states or shifts of these facts for each descent, in float32 or better, where the model is.
+    """
+    rows, crew = batching.rows, batching.crew
+    model, name = rows.model, descents[0].name
+    facts = list(range(len(rows)) if facts is None else facts)
+    batches = batching.batches(facts, frozenset() if name == REFIT_ANCHOR else batching.apart)
+    labels = [fact.id for fact in rows.facts]
+
+    def missing() -> list[frozenset[int]]:
+        return [frozenset(recorder.missing(name, descent.where, facts)) for descent in descents]
+
+    lacking, whole = missing(), len(descents) * len(facts)
+    with bar(
+        whole, f"{name}s".replace("_", " "), "anchor", done=whole - sum(map(len, lacking)), show=progress
+    ) as progress_bar:
+
+        def advance(finished: int, loss: float) -> None:
+            progress_bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            progress_bar.update(finished)
+
+        def tell(failed: int, next_size: int) -> None:
+            progress_bar.n = whole - sum(map(len, missing()))  # less what did not fit
+            note(f"out of memory with the anchors of {failed} facts side by side: going on with {next_size}")
+
+        for descent, lacks in zip(descents, lacking, strict=True):
+            left = [batch for batch in batches if lacks & set(batch)]
+            if not left:
+                continue
+            work = descent.optimizer()
+            work = partial(work, progress=advance) if crew.here else work
+            for batch, optimized in crew.map(left, work, tell, partial(called, labels=labels)):
+                recorder.put(name, descent.where, batch, optimized)
+                if not crew.here:
+                    advance(len(batch), float(optimized[1].nanmean()))
+    model.drop_casts()
+    dtype = torch.promote_types(model.dtype, torch.float32)
+    return [recorder.get(name, descent.where, facts).to(model.device, dtype) for descent in descents]
