@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 
@@ -16,9 +17,12 @@ from filelock import FileLock
 from helpers.small import CONFIGS, CONTEXTS, FAMILIES, make_folder, make_tokenizer
 
 from jacobian_lab.facts.fact import Fact
+from jacobian_lab.jobs import job
 from jacobian_lab.jobs.config import AnchorConfig
 from jacobian_lab.model.loading import load_model
 from jacobian_lab.model.templates import read_templates
+from jacobian_lab.planning.rates import Rates
+from jacobian_lab.planning.work import Work
 from jacobian_lab.report import intervals
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -55,10 +59,13 @@ def _has_fixtures_of_its_module(item) -> bool:
     return any(each.scope == "module" for several in definitions.values() for each in several)
 
 
-@pytest.fixture(autouse=True)
-def few_resamples(monkeypatch):
-    """Enough for an interval; tests of intervals say how many they take."""
-    monkeypatch.setattr(intervals, "RESAMPLES", 199)
+@pytest.fixture(scope="session", autouse=True)
+def nothing_measured_at_length():
+    """Few resamples, and rates that are not measured when a job starts; tests of intervals and plans have their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(intervals, "RESAMPLES", 199)
+        patch.setattr(job, "measured", lambda *_: Rates("a test", False, Work(*[1e-9] * len(fields(Work)))))
+        yield
 
 
 @pytest.fixture(scope="session")
