@@ -224,10 +224,8 @@ class Comparison:
         before = asking  # of the unedited model, which every other is held against
         work = edits + (asking + counts.evaluation([text])) * len(names) + before
         stage_name = f"{counted(len([name for name in names if name != UNEDITED]), 'edit')}, evaluated"
-        projected = len(self._projected())
-        yield counts.editing(
-            stage_name, work, len(layers), rows, projected=projected, parts=[*parts, text], beside=beside
-        )
+        projected, count = len(self._projected()), len(layers) if pairs else 0
+        yield counts.editing(stage_name, work, count, rows, projected=projected, parts=[*parts, text], beside=beside)
 
     def _training(self, counts: Counts, name: str) -> Stage:
         """Count the training of a method."""

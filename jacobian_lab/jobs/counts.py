@@ -245,7 +245,8 @@ class Counts:
         )
         single = 2 * max(SINGLE, itemsize) * min(asked, ROWS_OF_LOGITS)
         logits = self.shape.vocabulary * (single + COMPARED * DOUBLE * min(asked, ROWS_IN_DOUBLE))
-        held = max(matrices + changes + states, beside) + self._head(self.model.dtype) + logits
+        solving = matrices + changes + states if layers else 0  # no layer: nothing is solved
+        held = max(solving, beside) + self._head(self.model.dtype) + logits
         return Stage(name, work, held + (self._passing(longest) if asked else 0), host=projected * DOUBLE * n**2)
 
     def _states(self, rows: FactRows, layers: int, remembered: int) -> int:

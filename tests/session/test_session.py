@@ -1,0 +1,107 @@
+"""The engine by itself: descents in batches, kept by a recorder; and an editor that is one."""
+
+from functools import partial
+
+import pytest
+import torch
+from helpers.small import CONTEXTS
+
+import jacobian_lab as jl
+from jacobian_lab.editing.anchors import AnchorSettings, coordinate_shifts, optimise_anchors
+from jacobian_lab.editing.schemes import make_targets
+from jacobian_lab.model.rows import fact_rows
+from jacobian_lab.session import descents
+from jacobian_lab.session.descents import ANCHOR, InMemory
+from jacobian_lab.session.session import Session
+
+SETTINGS = AnchorSettings(lr=0.1, steps=4)
+
+
+def unit_moments(model, layers):
+    return {layer: torch.eye(model.d_mlp, dtype=torch.float64) for layer in layers}
+
+
+@pytest.fixture(scope="module")
+def session(tiny, facts):
+    layers = (1, 2, 3)
+    take = partial(unit_moments, tiny, layers)
+    rows = fact_rows(tiny, facts, CONTEXTS)
+    return Session(rows, layers, SETTINGS, take, fixed_ridge=10.0, batch_size=2, progress=False)
+
+
+@pytest.fixture
+def sizes(monkeypatch):
+    """Sizes of the batches in which anchors are optimized."""
+    counted, original = [], descents.optimise_anchors
+
+    def counting(rows, *rest):
+        counted.append(len(rows))
+        return original(rows, *rest)
+
+    monkeypatch.setattr(descents, "optimise_anchors", counting)
+    return counted
+
+
+def test_anchors_in_batches_are_those_of_all_facts_at_once(session, sizes):
+    states = session.anchors(InMemory(), (1,))[1]
+    assert max(sizes) == 2
+    assert sum(sizes) == len(session.rows)
+    torch.testing.assert_close(states, optimise_anchors(session.rows, 1, SETTINGS).states, rtol=1e-9, atol=1e-11)
+
+
+def test_what_is_recorded_is_not_optimized_again(session, sizes):
+    recorder = InMemory()
+    session.anchors(recorder, (1,), facts=[0, 3])
+    assert recorder.missing(ANCHOR, {"anchor_layer": 1}, range(5)) == [1, 2, 4]
+    before = sum(sizes)
+    first = session.anchors(recorder, (1,))[1]
+    assert sum(sizes) > before
+    before = len(sizes)
+    assert torch.equal(session.anchors(recorder, (1,))[1], first)
+    assert len(sizes) == before
+    session.anchors(recorder, (3,))
+    assert len(sizes) > before  # another layer's are others
+
+
+def test_targets_are_those_of_the_functions(session):
+    targets = session.targets(InMemory(), ("forward-replay", "coordinated-replay"))
+    rows, layers = session.rows, session.layers
+    anchors = {layer: optimise_anchors(rows, layer, SETTINGS).states for layer in (1, 3)}
+    expected = make_targets(rows, layers, anchors, coordinate_shifts(rows, layers, SETTINGS).shifts)
+    for kind, at in (("optimised", (1, 3)), ("replayed", layers), ("coordinated", layers)):
+        for layer in at:
+            torch.testing.assert_close(targets.of(kind, layer), expected.of(kind, layer), rtol=1e-9, atol=1e-10)
+    assert not session.targets(InMemory(), ("forward-replay",)).coordinated
+
+
+def test_an_edit_is_undone_and_may_have_another_setting(session):
+    recorder, model = InMemory(), session.model
+    targets = session.targets(recorder, ())
+    before = {layer: model.weight(layer).clone() for layer in session.layers}
+    with session.edited("memit+fe", targets) as edit:
+        assert set(edit.deltas) == set(session.layers)
+        assert any(not torch.equal(model.weight(layer), before[layer]) for layer in session.layers)
+    assert all(torch.equal(model.weight(layer), before[layer]) for layer in session.layers)
+    stronger = session._setting(1.0)
+    with session.edited("memit+fe", targets, setting=stronger) as other:
+        assert all(other.values["update_norm"][i] > edit.values["update_norm"][i] for i in range(3))
+
+
+@pytest.mark.parametrize("size", [2, None])
+def test_an_editor_takes_facts_in_batches_and_halves_what_does_not_fit(size, tiny, facts, monkeypatch, capsys):
+    """With 16 facts a batch by default, as jobs do it; the numbers are the same."""
+    given = {"layers": (1, 2, 3), "ridge": 10.0, "anchor": SETTINGS, "templates": CONTEXTS, "progress": False}
+    whole, counted, original = jl.Editor(tiny, facts, **given).anchors(1), [], descents.optimise_anchors
+
+    def cramped(rows, *rest):
+        counted.append(len(rows))
+        if len(rows) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(rows, *rest)
+
+    monkeypatch.setattr(descents, "optimise_anchors", cramped)
+    parts = jl.Editor(tiny, facts, **given, batch_size=size).anchors(1)
+    assert counted[0] == 2  # tails of about one length go together
+    assert counted[-1] == 1
+    assert "facts side by side: going on with" in capsys.readouterr().err
+    torch.testing.assert_close(parts, whole, rtol=1e-9, atol=1e-11)
