@@ -17,7 +17,6 @@ from jacobian_lab.editing.measures import measure, observed_edits
 from jacobian_lab.editing.schemes import SCHEMES, Targets
 from jacobian_lab.editing.solving import REALISED, suited_ridge
 from jacobian_lab.errors import InputError
-from jacobian_lab.jobs import methods as methods_job
 from jacobian_lab.jobs.config import EditTableConfig, FrontierConfig
 from jacobian_lab.jobs.kinds import run_job
 from jacobian_lab.model.rows import fact_rows
@@ -56,29 +55,6 @@ def test_every_point_is_an_edit_tables_at_its_ridge(quick, finished, tmp_path):
     assert dataset["coordinated_shift"].equals(alone["coordinated_shift"])
     changes = dataset["update_norm"].sel(edit="memit+fe").max("layer").values
     assert (np.diff(changes) < 0).all()  # the larger λ, the smaller the change
-
-
-def test_an_interrupted_frontier_goes_on_after_the_last_point(quick, finished, tmp_path, monkeypatch):
-    original, calls = methods_job.edit_with, []
-
-    def third_fails(*given, **keywords):
-        calls.append(given[1].ridge)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return original(*given, **keywords)
-
-    monkeypatch.setattr(methods_job, "edit_with", third_fails)
-    config = FrontierConfig(**quick, **{**CHOSEN, "schemes": ("coordinated-replay",)}, out=tmp_path / "run")
-    with pytest.raises(KeyboardInterrupt):
-        run_job(config, progress=False)
-    run_job(config, progress=False)
-    assert calls == [1.0, 10.0, 100.0, 100.0]
-    some = open_run(tmp_path / "run").sel(edit="memit+cr")
-    for name in METRICS:
-        np.testing.assert_array_equal(some[name], open_run(finished)[name].sel(edit="memit+cr"))
-    for module, name in ((bench_module, "coordinate_shifts"), (methods_job, "edit_with")):
-        monkeypatch.setattr(module, name, lambda *_a, **_k: pytest.fail("computed again"))
-    run_job(config, progress=False)
 
 
 def test_the_frontiers_command(quick, finished, capsys):

@@ -12,7 +12,6 @@ import pytest
 import torch
 from helpers.commands import ROOT, options
 from helpers.small import CONFIGS, make_folder
-from helpers.work import forbid
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPTJConfig, LlamaConfig
@@ -158,32 +157,6 @@ def test_a_model_may_be_evaluated_on_a_sample_of_what_was_edited(quick, finished
     assert "evaluation_facts" not in whole.attrs["config"]["settings"]
     write_comparison(folder)
     assert "2 of 6 facts in each cell" in (folder / "edit_table.md").read_text()
-
-
-def test_a_finished_run_computes_nothing(quick, finished, monkeypatch):
-    forbid(monkeypatch, "edit_with", "perplexity")
-    run_job(EditTableConfig(**quick, methods=ALL, out=finished), progress=False)
-
-
-def test_an_interrupted_run_goes_on_after_the_last_method(quick, finished, tmp_path, monkeypatch):
-    original, calls = session_module.edit_with, []
-
-    def third_fails(*given, **keywords):
-        calls.append(given[0])
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return original(*given, **keywords)
-
-    monkeypatch.setattr(session_module, "edit_with", third_fails)
-    config = EditTableConfig(**quick, methods=("memit", "blue-refit", "emmet", "memit+fe"), out=tmp_path / "run")
-    with pytest.raises(KeyboardInterrupt):
-        run_job(config, progress=False)
-    run_job(config, progress=False)
-    assert [c.rule for c in calls] == ["memit", "memit", "emmet", "emmet", "memit"]
-    some = open_run(tmp_path / "run")
-    whole = open_run(finished).sel(edit=some["edit"])
-    for name in METRICS:
-        np.testing.assert_array_equal(some[name], whole[name])
 
 
 def test_a_changed_setting_is_refused_by_name(quick, finished):

@@ -10,7 +10,6 @@ import torch
 from helpers.commands import ENVIRONMENT, ROOT, options
 from helpers.reference import Plain, prompt
 from helpers.small import CONTEXTS
-from helpers.work import forbid
 from scipy.optimize import minimize_scalar
 
 from jacobian_lab import cli
@@ -133,26 +132,6 @@ def test_what_is_too_close_to_call_is_called_undecided(surveyed):
     frame = conditions(dataset)
     assert frame["definite"].tolist()[0] == "undecided"
     assert set(frame["definite"]) <= {"undecided", "True", "False"}
-
-
-def test_a_survey_is_resumed_and_a_finished_one_computes_nothing(arguments, surveyed, tmp_path, monkeypatch):
-    original, calls = surveys.dense_jacobians, []
-
-    def fourth_fails(*given, **named):
-        calls.append(given)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return original(*given, **named)
-
-    config = JacobianConfig(**survey_options(arguments), out=tmp_path / "run")
-    monkeypatch.setattr(surveys, "dense_jacobians", fourth_fails)
-    with pytest.raises(KeyboardInterrupt):
-        run_job(config, progress=False)
-    run_job(config, progress=False)
-    assert len(calls) == 7  # three facts, the one that failed, and that one with the two that were left
-    assert open_run(tmp_path / "run").drop_attrs().identical(open_run(surveyed).drop_attrs())
-    run_job(config, progress=False)
-    assert len(calls) == 7
 
 
 def test_random_directions_are_those_of_the_seed_the_fact_and_the_layer(arguments, tmp_path, monkeypatch):
@@ -490,12 +469,6 @@ def test_dampings_beside_backward_spreading(arguments, tmp_path, capsys):
     assert (folder / "damping.tex").read_text().isascii()
 
 
-def test_finished_analyses_compute_nothing(arguments, studied, counted, monkeypatch):
-    forbid(monkeypatch, "observed_edits", "optimise_anchors", "second_moments")
-    run_job(SchemesConfig(**arguments, schemes=STUDIED, out=studied), studies=("theorem1",), progress=False)
-    run_job(LayerCountConfig(**arguments, out=counted), progress=False)
-
-
 def test_a_study_is_added_to_a_run_without_changing_it(arguments, studied, tmp_path):
     config = SchemesConfig(**arguments, schemes=STUDIED, out=tmp_path / "run")
     run_job(config, progress=False)
@@ -551,25 +524,6 @@ def test_the_survey_can_be_done_by_lanczos_or_left_out(arguments, studied, tmp_p
         else:
             np.testing.assert_allclose(dataset["lambda_min"], dense["lambda_min"], rtol=1e-4)
             assert dataset["henrici"].isnull().all()
-
-
-def test_what_an_interrupted_study_left_is_not_shown(arguments, tmp_path, monkeypatch):
-    original = STUDIES["step_size"]
-
-    def second_fails(edit, how, progress):
-        if edit.layer == 2:
-            raise KeyboardInterrupt
-        return original(edit, how, progress)
-
-    config = SchemesConfig(**arguments, schemes=("backward-full",), out=tmp_path / "run")
-    monkeypatch.setitem(STUDIES, "step_size", second_fails)
-    with pytest.raises(KeyboardInterrupt):
-        run_job(config, studies=("step_size",), progress=False)
-    monkeypatch.undo()
-    run_job(config, progress=False)
-    assert open_run(tmp_path / "run")["best_step"].isnull().all()
-    run_job(config, studies=("step_size",), progress=False)
-    assert open_run(tmp_path / "run")["best_step"].sel(layer=[1, 2]).notnull().all()
 
 
 def test_figures_of_another_run_or_of_nothing_computed_are_refused(surveyed, arguments, tmp_path):
