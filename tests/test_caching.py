@@ -35,6 +35,7 @@ def partials(folder):
     return sorted(path.name for path in folder.iterdir() if path.name.startswith(PARTIAL))
 
 
+@pytest.mark.job
 def test_what_a_killed_process_left_is_swept_and_what_a_living_one_writes_is_not(tmp_path):
     living, killed = begun(tmp_path / "living"), begun(tmp_path / "killed")
     try:

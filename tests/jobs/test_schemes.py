@@ -64,6 +64,7 @@ def test_batch_size_and_order_change_nothing_beyond_rounding(arguments, finished
         np.testing.assert_allclose(one[name], other[name], rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(arguments, finished, tmp_path):
     """SIGKILL in the middle of the anchors; then the same command, in a new process."""
     folder = tmp_path / "run"
@@ -296,6 +297,7 @@ def test_analyses_run_on_their_own_and_share_a_run(name, arguments, finished, tm
     np.testing.assert_array_equal(some["residual_ratio"], whole["residual_ratio"])
 
 
+@pytest.mark.job
 def test_figures_of_nothing_are_refused(tmp_path):
     command = [sys.executable, ROOT / "figures" / "cosine_by_layer.py", tmp_path]
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
