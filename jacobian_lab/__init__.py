@@ -71,7 +71,6 @@ _HOMES = {
     "RuleSettings": "editing.rules",
     "SCHEMES": "catalogue",
     "LayerCountConfig": "jobs.config",
-    "RuleSettings": "editing.rules",
     "SchemesConfig": "jobs.config",
     "apply": "applying",
     "coordinate_shifts": "editing.anchors",

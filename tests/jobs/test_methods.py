@@ -12,7 +12,6 @@ import pytest
 import torch
 from helpers.commands import ROOT, options
 from helpers.small import CONFIGS, make_folder
-from helpers.work import forbid
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPTJConfig, LlamaConfig
@@ -159,32 +158,6 @@ def test_a_model_may_be_evaluated_on_a_sample_of_what_was_edited(quick, finished
     assert "evaluation_facts" not in config_of(whole)["settings"]
     write_comparison(folder)
     assert "2 of 6 facts in each cell" in (folder / "edit_table.md").read_text()
-
-
-def test_a_finished_run_computes_nothing(quick, finished, monkeypatch):
-    forbid(monkeypatch, "edit_with", "perplexity")
-    run_job(EditTableConfig(**quick, methods=ALL, out=finished), progress=False)
-
-
-def test_an_interrupted_run_goes_on_after_the_last_method(quick, finished, tmp_path, monkeypatch):
-    original, calls = session_module.edit_with, []
-
-    def third_fails(*given, **keywords):
-        calls.append(given[0])
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return original(*given, **keywords)
-
-    monkeypatch.setattr(session_module, "edit_with", third_fails)
-    config = EditTableConfig(**quick, methods=("memit", "blue-refit", "emmet", "memit+fe"), out=tmp_path / "run")
-    with pytest.raises(KeyboardInterrupt):
-        run_job(config, progress=False)
-    run_job(config, progress=False)
-    assert [c.rule for c in calls] == ["memit", "memit", "emmet", "emmet", "memit"]
-    some = open_run(tmp_path / "run")
-    whole = open_run(finished).sel(edit=some["edit"])
-    for name in METRICS:
-        np.testing.assert_array_equal(some[name], whole[name])
 
 
 def test_a_changed_setting_is_refused_by_name(quick, finished):
@@ -628,9 +601,7 @@ def test_bad_input_ends_with_one_line(quick, capsys, tmp_path, monkeypatch):
     cases = [
         ("edit-table", {"methods": "rome"}, "expected methods among"),
         ("edit-table", {"methods": "unedited"}, "a method that edits"),
-        ("edit-table", {"prune_base": 0.5}, "above 1, got --prune-base 0.5"),
         ("edit-table", {"held_out": quick["corpus"]}, "held-out text"),
-        ("edit-table", {"edits_per_batch": 0}, "--edits-per-batch 0"),
         ("edit-table", {"facts": tmp_path / "facts.json", "slice": "0:1", "metrics": "counterfact"}, "target_true"),
         ("edit-table", {"rules": replace(RULES, alphaedit_threshold=1e-12)}, "null space, got none"),
         ("edit-table", {"paper": tmp_path / "paper.csv"}, "with the columns method"),
@@ -678,15 +649,6 @@ def test_a_corpus_of_one_repeated_sentence_is_refused_with_the_layer(method, qui
     last = capsys.readouterr().err.splitlines()[-1]
     assert "positive definite λC at layer 1 to solve with" in last
     assert "give a longer corpus" in last
-
-
-@pytest.mark.parametrize("name", ["efficacy_specificity", "fe_gain", "cr_gain"])
-def test_figures_are_drawn_from_what_is_stored(name, finished, tmp_path, monkeypatch):
-    script = str(ROOT / "figures" / f"{name}.py")
-    monkeypatch.setattr(sys, "argv", [script, str(finished), "--out", str(tmp_path)])
-    runpy.run_path(script, run_name="__main__")
-    assert (tmp_path / f"{name}.pdf").stat().st_size > 5000
-    assert (tmp_path / f"{name}.png").stat().st_size > 20_000
 
 
 def test_with_vanishing_ridge_one_layer_meets_its_target(tiny, facts):

@@ -1,16 +1,10 @@
-"""Stored runs of every kind, and few resamples."""
+"""Stored runs of every kind."""
 
 import numpy as np
 import pytest
 from helpers.runs import COORDINATES, METHODS, make_run
 
-from jacobian_lab.report import intervals
 from jacobian_lab.report.results import Results
-
-
-@pytest.fixture(autouse=True)
-def few_resamples(monkeypatch):
-    monkeypatch.setattr(intervals, "RESAMPLES", 199)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import re
 import runpy
 import sys
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -34,7 +35,9 @@ def test_every_figure_has_a_script_and_every_script_a_figure():
 
 
 def test_every_script_of_an_analysis_makes_a_table():
-    assert {path.stem for path in (ROOT / "analyses").glob("*.py")} <= set(TABLES)
+    for path in (ROOT / "analyses").glob("*.py"):
+        assert path.stem in TABLES
+        assert f'["{path.stem}"]()' in path.read_text()
 
 
 @pytest.mark.parametrize(("name", "entry"), ENTRIES)
@@ -238,9 +241,15 @@ def test_every_figure_is_drawn_in_the_house_style_and_by_its_script(name, result
     assert all(ax.lines or ax.collections for ax in figure.axes)
     assert {text.get_fontname() for ax in figure.axes for text in ax.get_xticklabels()} == {"STIXGeneral"}
     monkeypatch.setattr(sys, "argv", [f"{name}.py", str(run.folder), "--out", str(tmp_path)])
-    runpy.run_path(str(ROOT / "figures" / f"{name}.py"), run_name="__main__")
-    assert capsys.readouterr().out.split() == [str(tmp_path / f"{name}.{ending}") for ending in ("pdf", "png")]
-    assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        runpy.run_path(str(ROOT / "figures" / f"{name}.py"), run_name="__main__")
+    out, err = capsys.readouterr()
+    pdf, png = (tmp_path / f"{name}.{ending}" for ending in ("pdf", "png"))
+    assert out.split() == [str(pdf), str(png)]
+    assert pdf.read_bytes().startswith(b"%PDF")
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert "findfont" not in err
 
 
 def test_a_router_serves_what_is_far_enough(results):

@@ -54,6 +54,7 @@ def studied(arguments, tmp_path_factory):
     return command, command(tmp_path_factory.mktemp("runs") / "studied")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("chunk", "words", "there"),
     [
@@ -84,6 +85,7 @@ def test_tables(studied, tmp_path, monkeypatch, capsys, chunk, words, there):
     assert not capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_batch_that_has_lost_some_of_its_anchors_is_optimised_as_a_whole(arguments, tmp_path, monkeypatch):
     for name in ("FACTS_PER_CHUNK", "CHUNK_BYTES"):
         monkeypatch.setattr(arrays, name, 1)
@@ -102,6 +104,7 @@ def test_a_batch_that_has_lost_some_of_its_anchors_is_optimised_as_a_whole(argum
     assert open_run(folder).identical(open_run(finished))
 
 
+@pytest.mark.slow
 def test_shifts(arguments, tmp_path, monkeypatch):
     """Lost ones are made again, and no anchor; batch by batch they are those of all facts at once, eases among them."""
     eased = CoordinationSettings(weighting="eased", decay="price")
@@ -117,6 +120,7 @@ def test_shifts(arguments, tmp_path, monkeypatch):
     np.testing.assert_allclose(open_run(finished)["coordinated_shift"].values, whole.shifts, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_layer_count(arguments, tmp_path, monkeypatch):
     def command(folder):
         values = {**arguments, "schemes": ("backward-full",), "most": 2}
@@ -132,6 +136,7 @@ def test_layer_count(arguments, tmp_path, monkeypatch):
     assert open_run(command(folder)).identical(open_run(finished))
 
 
+@pytest.mark.slow
 def test_damping_and_frontier(arguments, tmp_path, monkeypatch):
     def damping(folder):
         return run_job(DampingConfig(**arguments, dampings=(0.1,), out=folder), progress=False)
@@ -153,6 +158,7 @@ def test_damping_and_frontier(arguments, tmp_path, monkeypatch):
         monkeypatch.undo()
 
 
+@pytest.mark.slow
 def test_jacobian(arguments, tmp_path):
     values = {name: value for name, value in arguments.items() if name in {"model", "layers", "device", "dtype"}}
 
@@ -175,6 +181,7 @@ def edited(arguments, tmp_path_factory):
     return command, command(tmp_path_factory.mktemp("runs") / "edited")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("chunk", "words", "methods"),
     [
@@ -203,6 +210,7 @@ def _noted(work, edits):
     return noted
 
 
+@pytest.mark.slow
 def test_refitting_reads_the_anchors_of_its_batch_alone(arguments, tmp_path, monkeypatch):
     read, original = [], methods_job.Run.read
 

@@ -122,6 +122,14 @@ def test_marks_tell_what_is_stored(finished, tmp_path):
     assert not Finished.of(tmp_path / "nothing").all("measured")
 
 
+def test_what_an_interrupted_study_left_is_not_shown(finished):
+    with create(finished) as run:
+        run.write("best_step", np.ones((4, 5)), scheme="forward-replay")
+        assert open_run(finished)["best_step"].isnull().all()
+        run.seal("studied", study="step_size", scheme="forward-replay")
+    assert open_run(finished)["best_step"].sel(scheme="forward-replay").notnull().all()
+
+
 def test_a_run_of_another_kind_is_refused(finished):
     with pytest.raises(InputError, match="a folder of jacobian-lab jacobian, got one of tables"):
         check_folder(finished, "jacobian", SETTINGS)
