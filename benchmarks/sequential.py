@@ -133,11 +133,11 @@ def main() -> None:
             S += K @ K.T
 
     def growing(rule: Rule) -> Iterator[Tensor]:
-        kept = None
+        carried = None
         for part in parts:
-            problem = Problem(LAYER, keys[:, part], residuals[:, part], C, weight, RIDGE, kept, goes_on=True)
+            problem = Problem(LAYER, keys[:, part], residuals[:, part], C, weight, RIDGE, carried, has_next=True)
             update = rule(problem)
-            kept = update.kept
+            carried = update.carried
             yield update.delta
 
     basis = vectors[:, values < 0.02]

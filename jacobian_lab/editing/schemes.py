@@ -24,7 +24,7 @@ DAMPING = 0.01
 
 @dataclass(frozen=True)
 class Scheme:
-    """How targets are made of anchors: two answers for the loop over layers (methods.md §4).
+    """Target scheme: the residual of each layer in the loop (methods.md §4).
 
     Attributes:
         edits: Which of the decisive layers are edited: all, the last, or both ends.
@@ -56,7 +56,7 @@ class Scheme:
         return layers[-1:] if self.edits == "last" or len(layers) == 1 else (layers[0], layers[-1])
 
     def read(self, layers: Layers, index: int) -> int:
-        """Where the residual is read.
+        """Layer where the residual is read.
 
         Args:
             layers: The edited layers.
@@ -68,7 +68,7 @@ class Scheme:
         return layers[-1] if self.reads == "last" else layers[index]
 
     def divisor(self, index: int, count: int) -> int:
-        """What the residual is divided by.
+        """Divisor of the residual.
 
         Args:
             index: Which of the edited layers is edited now.
@@ -167,7 +167,7 @@ class Targets:
         return torch.stack([torch.isfinite(states).all(-1) for states in every]).all(0)
 
     def usable(self, kind: Kind = OPTIMISED) -> Bool[Tensor, " fact"]:
-        """Which facts take part in a solve: those whose targets are finite.
+        """Facts that take part in a solve: those whose targets are finite.
 
         Args:
             kind: The scheme's own kind.
@@ -192,9 +192,9 @@ class Targets:
         Returns:
             These targets.
         """
-        chosen = list(facts)
+        indices = list(facts)
         kinds = (self.optimised, self.replayed, self.coordinated)
-        return Targets(self.layers, *({layer: states[chosen] for layer, states in each.items()} for each in kinds))
+        return Targets(self.layers, *({layer: states[indices] for layer, states in kind.items()} for kind in kinds))
 
 
 @torch.no_grad()
@@ -246,7 +246,7 @@ def make_targets(
     Examples:
         >>> import jacobian_lab as jl
         >>> rows = jl.fact_rows(jl.load_model(), jl.load_facts("builtin", "0:2"))
-        >>> anchors = {layer: jl.optimise_anchors(rows, layer, jl.AnchorSettings(steps=2)).states for layer in (4, 8)}
+        >>> anchors = {layer: jl.optimize_anchors(rows, layer, jl.AnchorSettings(steps=2)).states for layer in (4, 8)}
         >>> targets = jl.make_targets(rows, (4, 6, 8), anchors)
         >>> targets.of("replayed", 6).shape
         torch.Size([2, 576])
