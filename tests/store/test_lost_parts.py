@@ -58,13 +58,13 @@ def studied(arguments, tmp_path_factory):
 @pytest.mark.parametrize(
     ("chunk", "words", "there"),
     [
-        ("residual_ratio/0.0.0", "residual_ratio of scheme", ("optimise_anchors", "survey_one")),
+        ("residual_ratio/0.0.0", "residual_ratio of scheme", ("optimize_anchors", "survey_one")),
         ("anchor/0.0.0", "anchor of fact", ("observed_edits", "survey_one")),
         ("anchor_passes_digest/0.0.0", "anchor_passes_digest of fact", ("observed_edits", "survey_one")),
-        ("replayed_target/0.0.0", "replayed_target of fact", ("observed_edits", "optimise_anchors", "survey_one")),
-        ("measured/0", "measured of scheme", ("optimise_anchors", "survey_one")),
-        ("eigenvector_angle/0.0.0", "eigenvector_angle of study theorem1", ("optimise_anchors", "survey_one")),
-        ("lambda_min/0.0", "lambda_min of fact", ("optimise_anchors", "observed_edits")),
+        ("replayed_target/0.0.0", "replayed_target of fact", ("observed_edits", "optimize_anchors", "survey_one")),
+        ("measured/0", "measured of scheme", ("optimize_anchors", "survey_one")),
+        ("eigenvector_angle/0.0.0", "eigenvector_angle of study theorem1", ("optimize_anchors", "survey_one")),
+        ("lambda_min/0.0", "lambda_min of fact", ("optimize_anchors", "observed_edits")),
     ],
 )
 def test_tables(studied, tmp_path, monkeypatch, capsys, chunk, words, there):
@@ -92,13 +92,13 @@ def test_a_batch_that_has_lost_some_of_its_anchors_is_optimised_as_a_whole(argum
     config = SchemesConfig(**arguments, schemes=("one-layer",), survey="none", out=tmp_path / "finished")
     finished = run_job(config, progress=False)
     folder = lose(finished, tmp_path / "run", "anchor/0.0.0")
-    sizes, original = [], bench.optimise_anchors
+    sizes, original = [], bench.optimize_anchors
 
     def noted(rows, *values):
         sizes.append(len(rows))
         return original(rows, *values)
 
-    monkeypatch.setattr(bench, "optimise_anchors", noted)
+    monkeypatch.setattr(bench, "optimize_anchors", noted)
     run_job(replace(config, out=folder), progress=False)
     assert sizes == [2, 2]  # one batch for each of the two anchor layers
     assert open_run(folder).identical(open_run(finished))
@@ -111,7 +111,7 @@ def test_shifts(arguments, tmp_path, monkeypatch):
     config = SchemesConfig(**arguments, schemes=("coordinated-replay",), survey="none", coordination=eased)
     finished = run_job(replace(config, out=tmp_path / "finished"), progress=False)
     folder = lose(finished, tmp_path / "run", "coordinated_shift/0.0.0")
-    forbid(monkeypatch, "optimise_anchors", "observed_edits")
+    forbid(monkeypatch, "optimize_anchors", "observed_edits")
     run_job(replace(config, out=folder), progress=False)
     assert open_run(folder).identical(open_run(finished))
     experiment = prepare(config)
@@ -128,7 +128,7 @@ def test_layer_count(arguments, tmp_path, monkeypatch):
 
     finished = command(tmp_path / "finished")
     folder = lose(finished, tmp_path / "run", "final_ratio/0.0.0")
-    forbid(monkeypatch, "optimise_anchors")
+    forbid(monkeypatch, "optimize_anchors")
     assert open_run(command(folder)).identical(open_run(finished))
     monkeypatch.undo()
     folder = lose(finished, tmp_path / "other", "anchor/0.0.0")
@@ -153,7 +153,7 @@ def test_damping_and_frontier(arguments, tmp_path, monkeypatch):
         folder = lose(finished, tmp_path / command.__name__, chunk)
         with pytest.raises(InputError, match=f"without {words}"):
             open_run(folder)
-        forbid(monkeypatch, "optimise_anchors")
+        forbid(monkeypatch, "optimize_anchors")
         assert open_run(command(folder)).identical(open_run(finished))
         monkeypatch.undo()
 
