@@ -49,7 +49,7 @@ def test_choices_are_what_there_is():
         (SchemesConfig, {"ridge": float("nan")}, "not negative, got ridge nan"),
         (SchemesConfig, {"seed": -1}, "above -1, got seed -1"),
         (SchemesConfig, {"seed": 2**63}, "below 9223372036854775808, got seed"),
-        (SchemesConfig, {"batch_size": 0}, "above zero, got batch_size 0"),
+        (SchemesConfig, {"anchors_per_batch": 0}, "above zero, got anchors_per_batch 0"),
         (SchemesConfig, {"anchor__lr": 0.0}, "above zero, got anchor.lr 0"),
         (SchemesConfig, {"anchor__steps": 1}, "above 1, got anchor.steps 1"),
         (SchemesConfig, {"anchor__kl_factor": float("inf")}, "not negative, got anchor.kl_factor inf"),

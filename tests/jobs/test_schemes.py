@@ -60,7 +60,7 @@ def test_the_same_command_gives_the_same_numbers(arguments, finished, tmp_path):
 
 
 def test_batch_size_and_order_change_nothing_beyond_rounding(arguments, finished, tmp_path):
-    run_job(SchemesConfig(**{**arguments, "batch_size": 6}, out=tmp_path / "other"), progress=False)
+    run_job(SchemesConfig(**{**arguments, "anchors_per_batch": 6}, out=tmp_path / "other"), progress=False)
     one, other = open_run(finished), open_run(tmp_path / "other")
     for name in ("anchor", "residual_ratio", "cosine"):
         np.testing.assert_allclose(one[name], other[name], rtol=1e-8, atol=1e-10)
@@ -238,7 +238,7 @@ def test_bad_input_ends_with_one_line(arguments, capsys, tmp_path, monkeypatch):
         ({"ridge": "-1"}, "not negative, got --ridge -1"),
         ({"anchor": AnchorConfig(lr=float("nan"))}, "--anchor.lr nan"),
         ({"anchor": AnchorConfig(steps=0)}, "above 1, got --anchor.steps 0"),
-        ({"batch_size": 0}, "--batch-size 0"),
+        ({"anchors_per_batch": 0}, "--anchors-per-batch 0"),
         ({"seed": -1}, "above -1, got --seed -1"),
         ({"anchor": AnchorConfig(steps=1)}, "above 1, got --anchor.steps 1"),
         ({"corpus_length": 5000}, "documents of at most 256 tokens"),
@@ -285,7 +285,7 @@ def test_a_disk_that_fails_ends_with_one_line(arguments, capsys, monkeypatch):
     def fail(*_a, **_k):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cli, "schemes_job", fail)
+    monkeypatch.setattr("jacobian_lab.cli.jobs.run_job", fail)
     assert "No space left" in bad(capsys, arguments)
 
 
@@ -300,7 +300,7 @@ def test_interruption_says_how_to_go_on(arguments, capsys, monkeypatch, tmp_path
     def interrupted(*_a, **_k):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "schemes_job", interrupted)
+    monkeypatch.setattr("jacobian_lab.cli.jobs.run_job", interrupted)
     with pytest.raises(SystemExit) as caught:
         cli.main(["tables", *options(arguments)])
     assert caught.value.code == 130

@@ -613,8 +613,8 @@ def test_figures_of_another_run_or_of_nothing_computed_are_refused(surveyed, arg
 def test_bad_input_ends_with_one_line(arguments, surveyed, studied, capsys):
     survey = survey_options(arguments)
     cases = [
-        ("jacobian", {**survey, "memory": "nan"}, "--memory nan"),
-        ("jacobian", {**survey, "memory": "inf"}, "--memory inf"),
+        ("jacobian", {**survey, "sweep_memory": "nan"}, "--sweep-memory nan"),
+        ("jacobian", {**survey, "sweep_memory": "inf"}, "--sweep-memory inf"),
         ("jacobian", {**survey, "seed": -1}, "above -1, got --seed -1"),
         ("jacobian", {**survey, "layers": "3"}, "at least two layers"),
         ("jacobian", {**survey, "layers": "1-9"}, "layers from 0 to 5"),
@@ -622,8 +622,8 @@ def test_bad_input_ends_with_one_line(arguments, surveyed, studied, capsys):
         ("theorem1", {**arguments, "out": surveyed}, "a folder of jacobian-lab tables, got one of jacobian"),
         ("step_size", {**arguments, "pullback_damping": 0}, "--pullback-damping 0"),
         ("damping", {**arguments, "dampings": 0}, "above zero, got --dampings 0.0"),
-        ("layer-count", {**arguments, "most": 0}, "above zero, got --most 0"),
-        ("layer-count", {**arguments, "most": 9}, "at most 4 layers up to layer 3"),
+        ("layer-count", {**arguments, "max_layers": 0}, "above zero, got --max-layers 0"),
+        ("layer-count", {**arguments, "max_layers": 9}, "at most 4 layers up to layer 3"),
     ]
     for command, changes, words in cases:
         with pytest.raises(SystemExit) as caught:
