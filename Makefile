@@ -1,16 +1,16 @@
 # Two commands do everything: `make reproduce` and `make test`. `make laboratory` tests the theorems at length,
-# `make methods` compares the methods.
+# `make methods` compares the methods. Tests have three tiers: `make check` for every save, `make test`, `make test-all`.
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 MKDOCS = NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 CONSTRAINTS ?= constraints.txt
 RUN ?= runs/reproduce
 ARGS ?= --slice 0:32
 FIGURES := cosine_by_layer residual_by_layer spread_by_fact theorem2 decomposition effort
 
-.PHONY: install reproduce laboratory methods test check pytest test-oldest test-newest docs results clean
+.PHONY: install reproduce laboratory methods lint check test test-all pytest test-oldest test-newest docs results clean
 
 install: $(VENV)/.installed
 
@@ -39,23 +39,26 @@ methods: install
 	$(BIN)/jacobian-lab edit-table $(ARGS) --out $(RUN)-methods
 	for figure in efficacy_specificity fe_gain cr_gain; do $(BIN)/python figures/$$figure.py $(RUN)-methods || exit 1; done
 
-test: install
+lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python docs/update_results.py --check
-	$(MKDOCS) build --strict --site-dir site
-	$(PYTEST)
 
-# For every save: all but the real model and the notebooks.
-check: install
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
-	$(BIN)/python docs/update_results.py --check
-	$(PYTEST) -m "not real" tests
+# For every save: two families, no real model, a small job of each kind, types unchecked as they run.
+check: lint
+	JACOBIAN_LAB_FAMILIES="llama gpt2" $(PYTEST) --jaxtyping-packages= --hypothesis-profile check \
+		-m "smoke or not (real or job or slow)" tests
+
+# All families, the real model, a notebook, the documentation.
+test: lint
+	$(MKDOCS) build --strict --site-dir site
+	$(PYTEST) -m "not slow"
+
+# The same and what takes long: Ray, killed processes, golden numbers, lost parts of every kind, all notebooks.
+test-all: test
+	$(PYTEST) --hypothesis-profile all -m slow
 
 # The same tests with the oldest versions that pyproject.toml admits, and with the newest that there are.
 test-oldest:

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jacobian_lab.applying import apply as apply
+    from jacobian_lab.catalogue import METHODS as METHODS
+    from jacobian_lab.catalogue import SCHEMES as SCHEMES
     from jacobian_lab.editing.anchors import AnchorSettings as AnchorSettings
     from jacobian_lab.editing.anchors import CoordinationSettings as CoordinationSettings
     from jacobian_lab.editing.anchors import coordinate_shifts as coordinate_shifts
     from jacobian_lab.editing.anchors import optimise_anchors as optimise_anchors
     from jacobian_lab.editing.deltas import load_delta as load_delta
-    from jacobian_lab.editing.methods import METHODS as METHODS
     from jacobian_lab.editing.rules import RULES as RULES
     from jacobian_lab.editing.rules import RuleSettings as RuleSettings
-    from jacobian_lab.editing.schemes import SCHEMES as SCHEMES
     from jacobian_lab.editing.schemes import make_targets as make_targets
     from jacobian_lab.editing.second_moments import second_moments as second_moments
     from jacobian_lab.editor import Editor as Editor
@@ -66,11 +66,11 @@ _HOMES = {
     "Jacobian": "maps.operator",
     "JacobianConfig": "jobs.config",
     "LanguageModel": "model.language_model",
-    "LayerCountConfig": "jobs.config",
-    "METHODS": "editing.methods",
+    "METHODS": "catalogue",
     "RULES": "editing.rules",
     "RuleSettings": "editing.rules",
-    "SCHEMES": "editing.schemes",
+    "SCHEMES": "catalogue",
+    "LayerCountConfig": "jobs.config",
     "SchemesConfig": "jobs.config",
     "apply": "applying",
     "coordinate_shifts": "editing.anchors",

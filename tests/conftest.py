@@ -1,22 +1,30 @@
-"""Fixtures: small random models of every family, the real model, and the shared data where they are."""
+"""Fixtures: small random models of every family, the real model, and the shared data where they are; marks of tiers."""
 
 import json
 import os
 import tempfile
+from dataclasses import fields
+from functools import cache
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("JACOBIAN_LAB_CACHE", str(Path(tempfile.gettempdir()) / "jacobian_lab-tests-cache"))
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from helpers.exact import load_exact
+from filelock import FileLock
+from helpers import exact
 from helpers.small import CONFIGS, CONTEXTS, FAMILIES, make_folder, make_tokenizer
 
 from jacobian_lab.facts.fact import Fact
+from jacobian_lab.jobs import job
 from jacobian_lab.jobs.config import AnchorConfig
 from jacobian_lab.model.loading import load_model
 from jacobian_lab.model.templates import read_templates
+from jacobian_lab.planning.rates import Rates
+from jacobian_lab.planning.work import Work
+from jacobian_lab.report import intervals
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -24,36 +32,87 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 REAL = {"real", "shared", "golden", "loaded"}
 """Fixtures that need the embedded model, or data that are not everywhere."""
 
+JOB = {"arguments"}
+"""Fixtures of whole jobs."""
+
+settings.register_profile("default", derandomize=True, deadline=None)
+settings.register_profile("check", derandomize=True, deadline=None, max_examples=20)
+settings.register_profile("all", deadline=None, max_examples=200)
+settings.load_profile("default")
+
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if REAL & set(getattr(item, "fixturenames", ())):
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if REAL & fixtures:
             item.add_marker(pytest.mark.real)
+        if JOB & fixtures:
+            item.add_marker(pytest.mark.job)
+        if item.path.suffix == ".ipynb" and not item.path.name.startswith("01"):
+            item.add_marker(pytest.mark.slow)
+        if _has_fixtures_of_its_module(item):
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+
+
+def _has_fixtures_of_its_module(item) -> bool:
+    """Whether a test needs what is made once for its module, and so once for each process that runs tests of it."""
+    definitions = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {})
+    return any(each.scope == "module" for several in definitions.values() for each in several)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_measured_at_length():
+    """Few resamples, and rates that are not measured when a job starts; tests of intervals and plans have their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(intervals, "RESAMPLES", 199)
+        patch.setattr(job, "measured", lambda *_: Rates("a test", False, Work(*[1e-9] * len(fields(Work)))))
+        yield
 
 
 @pytest.fixture(scope="session")
-def folders(tmp_path_factory) -> dict[str, Path]:
+def once(tmp_path_factory):
+    """Make a folder by its name once for all processes of the tests."""
+    own = tmp_path_factory.getbasetemp()
+    root = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def made(name, make) -> Path:
+        folder = root / name
+        with FileLock(f"{folder}.lock"):
+            if not Path(f"{folder}.made").exists():
+                make(folder)
+                Path(f"{folder}.made").touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def folders(once) -> dict[str, Path]:
     """A folder for each family; some tokenizers pad left, some add BOS."""
-    root = tmp_path_factory.mktemp("families")
-    variants = {
-        "llama": make_tokenizer("left", bos=True),
-        "qwen3": make_tokenizer("left"),
-        "gptj": make_tokenizer(bos=True, eos=True),
-    }
-    return {
-        name: make_folder(root / name, CONFIGS[name], variants.get(name), seed) for seed, name in enumerate(FAMILIES)
-    }
+    variants = {"llama": {"side": "left", "bos": True}, "qwen3": {"side": "left"}, "gptj": {"bos": True, "eos": True}}
+
+    def make(root):
+        for seed, name in enumerate(sorted(CONFIGS)):
+            make_folder(root / name, CONFIGS[name], make_tokenizer(**variants.get(name, {})), seed)
+
+    root = once("families", make)
+    return {name: root / name for name in CONFIGS}
+
+
+@pytest.fixture(scope="session")
+def load_exact(folders):
+    """A family's model in exact float64, loaded once."""
+    return cache(lambda family: exact.load_exact(folders[family]))
 
 
 @pytest.fixture(scope="session", params=FAMILIES)
-def family_model(request, folders):
-    """Each family in exact float64."""
-    return load_exact(folders[request.param])
+def family_model(request, load_exact):
+    return load_exact(request.param)
 
 
 @pytest.fixture(scope="session")
-def tiny(folders):
-    return load_exact(folders["llama"])
+def tiny(load_exact):
+    return load_exact("llama")
 
 
 @pytest.fixture(scope="session")
@@ -79,24 +138,21 @@ def facts() -> tuple[Fact, ...]:
 
 
 @pytest.fixture(scope="session")
-def corpus_file(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
-    path.write_text("\n".join(f"Line {n} tells of towers, rivers and {n * n} old books." for n in range(60)))
-    return path
+def corpus_file(once) -> Path:
+    lines = (f"Line {n} tells of towers, rivers and {n * n} old books." for n in range(60))
+    return once("corpus.txt", lambda path: path.write_text("\n".join(lines)))
 
 
 @pytest.fixture(scope="session")
-def templates_file(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("templates") / "templates.json"
-    path.write_text(json.dumps(CONTEXTS))
-    return path
+def templates_file(once) -> Path:
+    return once("templates.json", lambda path: path.write_text(json.dumps(CONTEXTS)))
 
 
 @pytest.fixture(scope="session")
-def arguments(tmp_path_factory, corpus_file, templates_file) -> dict[str, object]:
+def arguments(once, corpus_file, templates_file) -> dict[str, object]:
     """Options of a quick run."""
     return {
-        "model": str(make_folder(tmp_path_factory.mktemp("model") / "gpt2", CONFIGS["gpt2"])),
+        "model": str(once("gpt2", lambda folder: make_folder(folder, CONFIGS["gpt2"]))),
         "slice": "0:6",
         "layers": "1-3",
         "templates": templates_file,

@@ -8,6 +8,7 @@ import pytest
 from helpers.commands import ENVIRONMENT, ROOT
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_a_device_runs_to_its_end(tmp_path):
     out = tmp_path / "gpu.json"
     sizes = ["--shape", "tiny", "--facts", "2", "--steps", "2", "--edits", "8", "--tokens", "256", "--repeats", "1"]

@@ -67,6 +67,7 @@ def listened_at(processes):
                 yield local.split(":")[0]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/net/tcp").is_file(), reason="needs /proc")
 def test_ray_on_this_host_listens_to_this_host_alone():
     environment = {name: value for name, value in ENVIRONMENT.items() if name != "RAY_AUTH_MODE"}
@@ -97,6 +98,7 @@ def nobody():
         return taken.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_a_cluster_that_is_not_there_is_told_of_at_once(arguments, nobody, monkeypatch, tmp_path, capfd):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray._private.services, "find_gcs_addresses", set)  # others' clusters may be here

@@ -83,17 +83,20 @@ def by_one_and_by_two(run, config, folder):
     same(folder / "two", folder / "one")
 
 
+@pytest.mark.slow
 def test_tables(arguments, tmp_path):
     """Anchors, shifts, keys and the survey are the workers'."""
     by_one_and_by_two(run_job, SchemesConfig(**arguments), tmp_path)
 
 
+@pytest.mark.slow
 def test_layer_count(arguments, small_pieces, tmp_path):
     """Other layers are edited than the configuration names; the weights of all of them go with the work."""
     config = LayerCountConfig(**{**arguments, "slice": "0:4", "layers": "2-3"}, schemes=("backward-full",))
     by_one_and_by_two(run_job, config, tmp_path)
 
 
+@pytest.mark.slow
 def test_edit_table_with_workers_killed_in_the_middle(arguments, small_pieces, monkeypatch, tmp_path):
     """The edited weights go with the work, to the worker that takes the dead one's place too."""
     original, killed = Workers.map, []
@@ -111,6 +114,7 @@ def test_edit_table_with_workers_killed_in_the_middle(arguments, small_pieces, m
     assert sorted(killed) == [False, False, True, True]
 
 
+@pytest.mark.slow
 def test_in_half_precision_the_unedited_model_is_itself(arguments, small_pieces, request, tmp_path):
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)  # another number than the workers have
@@ -123,6 +127,7 @@ def test_in_half_precision_the_unedited_model_is_itself(arguments, small_pieces,
     assert not ray.is_initialized()  # they have been let go
 
 
+@pytest.mark.slow
 def test_what_a_worker_s_memory_does_not_hold_is_halved(crew):
     def work(piece):
         if len(piece) > 2:
@@ -135,6 +140,7 @@ def test_what_a_worker_s_memory_does_not_hold_is_halved(crew):
     assert set(told) <= {(4, 2), (3, 1), (3, 2)}
 
 
+@pytest.mark.slow
 def test_a_worker_s_own_error_comes_back_as_it_was(crew):
     def work(_piece):
         raise InputError("expected this, got that: do so")
@@ -154,6 +160,7 @@ def die(*facts):
     return work
 
 
+@pytest.mark.slow
 def test_a_fact_that_kills_every_worker_is_named(crew, arguments, monkeypatch):
     monkeypatch.setattr(workers_module, "DEATHS", 0)
     alone = Workers(
@@ -169,6 +176,7 @@ def test_a_fact_that_kills_every_worker_is_named(crew, arguments, monkeypatch):
         ray.kill(actor)
 
 
+@pytest.mark.slow
 def test_a_worker_that_says_nothing_is_told_of(crew, monkeypatch, capsys):
     """Stopped, it is waited for, and told of ever more rarely; killed, its work is another's."""
     stopped = min(pid for _, pid in crew.map([(n,) for n in range(8)], lambda _piece: os.getpid()))
@@ -187,6 +195,7 @@ def test_facts_in_words():
     assert called(range(2, 9), "abcdefghi") == "facts 'c', 'd', 'e' and 4 more"
 
 
+@pytest.mark.slow
 def test_another_model_on_another_machine_is_refused(crew, tmp_path):
     folder = make_folder(tmp_path / "model", CONFIGS["llama"])
     model = load_model(str(folder), "float64", "cpu")
@@ -196,6 +205,7 @@ def test_another_model_on_another_machine_is_refused(crew, tmp_path):
         list(workers.map([(0,)], len))
 
 
+@pytest.mark.slow
 def test_workers_for_whom_there_is_no_room_are_refused(crew, monkeypatch):
     list(crew.map([(0,)], len))
     monkeypatch.setattr(workers_module._check_room, "__defaults__", (0.5,))
@@ -204,6 +214,7 @@ def test_workers_for_whom_there_is_no_room_are_refused(crew, monkeypatch):
         list(many.map([(0,)], len))
 
 
+@pytest.mark.slow
 def test_edited_weights_are_fetched_once(crew):
     before = crew.model.weight(2).clone()
 
@@ -222,6 +233,7 @@ def test_edited_weights_are_fetched_once(crew):
         assert len({(version, pid) for _, version, pid in found}) == len({pid for _, _, pid in found})
 
 
+@pytest.mark.slow
 def test_a_memory_is_asked_by_the_process_that_has_it(arguments, tmp_path):
     """WISE changes no weight that would be sent."""
     small = TrainingConfig(wise=WiseConfig(n_iter=5, shards=1, merged=1, edit_lr=1.0))
@@ -231,6 +243,7 @@ def test_a_memory_is_asked_by_the_process_that_has_it(arguments, tmp_path):
     assert (found["kl"].sel(edit="wise") > 0).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("descents", [None, "float32"])
 def test_batches_are_as_large_as_the_workers_have_room_for(descents, arguments, monkeypatch):
     """Of what was free before they were hired, less their models, and copies, each has its part; and so a plan says."""

@@ -19,6 +19,7 @@ NAMES = sorted(jl.__all__)
 CALLED = [name for name in NAMES if callable(getattr(jl, name))]
 
 
+@pytest.mark.job
 def test_importing_is_quick_and_brings_no_torch():
     code = "import sys, jacobian_lab as jl; jl.InputError; jl.__version__; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, check=False).returncode == 0

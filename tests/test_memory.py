@@ -35,11 +35,11 @@ def test_lack_of_memory_ends_a_command_in_one_line(error, capsys):
 
     with pytest.raises(SystemExit) as caught:
         cli.guarded(command)
-    told = capsys.readouterr().err
+    message = capsys.readouterr().err
     assert caught.value.code == 2
-    assert told.count("\n") == 1
-    assert told.startswith("jacobian-lab: expected memory")
-    assert "--anchors-per-batch" in told
+    assert message.count("\n") == 1
+    assert message.startswith("jacobian-lab: expected memory")
+    assert "--anchors-per-batch" in message
 
 
 def test_other_faults_are_not_hidden():
@@ -53,7 +53,7 @@ def test_other_faults_are_not_hidden():
 
 
 def test_batches_are_halved_until_they_fit_and_stay_so():
-    told, tried = [], []
+    halvings, tried = [], []
 
     def work(batch):
         tried.append(len(batch))
@@ -62,15 +62,15 @@ def test_batches_are_halved_until_they_fit_and_stay_so():
         return sum(batch)
 
     batches = [list(range(8)), list(range(8, 13)), [13]]
-    parts = list(halving(batches, work, lambda failed, size: told.append((failed, size))))
+    parts = list(halving(batches, work, lambda failed, size: halvings.append((failed, size))))
     assert [index for part, _ in parts for index in part] == list(range(14))
     assert all(result == sum(part) for part, result in parts)
-    assert told == [(8, 4), (4, 2)]
+    assert halvings == [(8, 4), (4, 2)]
     assert tried == [8, 4, 2, 2, 2, 2, 2, 2, 1, 1]
 
 
 def test_batches_of_several_workers_come_back_in_halves():
-    """What was taken before a smaller batch failed is halved without a word, and what is put back comes next."""
+    """A batch taken before a smaller one failed is halved without a word, and one that is put back comes next."""
     sizes = []
     queue = BatchQueue([range(5), range(5, 10), range(10, 12)], lambda *halved: sizes.append(halved))
     first, second = queue.take(), queue.take()
@@ -159,9 +159,9 @@ def test_anchors_that_do_not_fit_together_are_made_in_halves(arguments, tmp_path
     monkeypatch.setattr(bench, "bar", lambda *a, **k: bars.append(real_bar(*a, **k)) or bars[-1])
     parts = open_run(run_job(SchemesConfig(**config, out=tmp_path / "parts"), progress=True))
     assert max(sizes) > 1
-    told = [line for line in capsys.readouterr().err.splitlines() if "out of memory" in line]
-    assert told
-    assert all("facts side by side: going on with" in line for line in told)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "out of memory" in line]
+    assert lines
+    assert all("facts side by side: going on with" in line for line in lines)
     anchors = next(bar for bar in bars if bar.desc.startswith("anchors"))
     assert anchors.n == anchors.total
     for name in ("anchor", "anchor_loss", "anchor_passes", "residual_ratio"):

@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from jacobian_lab.catalogue import Scheme
 from jacobian_lab.crew.crew import ALONE, Crew, called
 from jacobian_lab.editing.rules import Kept, Problem, Rule, Update, memit
-from jacobian_lab.editing.schemes import DAMPING, Scheme, Targets, damped_pullback
+from jacobian_lab.editing.schemes import DAMPING, Targets, damped_pullback
 from jacobian_lab.editing.solving import Factor, remembered_factor
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import Fact

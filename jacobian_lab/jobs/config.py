@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from annotated_types import Gt, Le, Lt
 from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 
+from jacobian_lab.catalogue import TABLE_METHODS, SchemeName
 from jacobian_lab.crew.settings import CrewSettings
 from jacobian_lab.editing.anchors import AnchorSettings, CoordinationSettings
-from jacobian_lab.editing.methods import TABLE_METHODS
 from jacobian_lab.editing.rules import RuleSettings
-from jacobian_lab.editing.schemes import DAMPING, SchemeName
+from jacobian_lab.editing.schemes import DAMPING
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.reading import BUILTIN
 from jacobian_lab.maps.jacobians import MEMORY_BUDGET

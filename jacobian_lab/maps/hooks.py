@@ -74,7 +74,6 @@ def forward(
     rows: Sequence[Prompt],
     stop: int | None = None,
     cache: Any = None,
-    judged: Sequence[int] | None = None,
 ) -> Tensor | None:
     """Run rows through the model as it is, without its head.
 
@@ -83,7 +82,6 @@ def forward(
         rows: The rows; padded on the right.
         stop: Block after which to stop; the last by default.
         cache: A transformers cache to be filled.
-        judged: Tokens of each row that a router is to judge it by; its prompt's by default.
 
     Returns:
         The last block's output after the final norm, ``[row, token, d_model]``; `None` if stopped before.
@@ -94,7 +92,7 @@ def forward(
     try:
         ones = torch.ones_like(ids)  # every position counts: rows are padded on the right
         kept = {cache_name(model.trunk): cache, "use_cache": cache is not None}
-        with passing(judged or [row.asked for row in rows]):
+        with passing([row.asked for row in rows]):
             output = model.trunk(input_ids=ids, attention_mask=ones, **kept)
         return output.last_hidden_state
     except _StopError:

@@ -13,10 +13,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from jacobian_lab.errors import InputError, first_line
 from jacobian_lab.memory import out_of_memory
 from jacobian_lab.model.devices import Places, check_places, divide, places_of, shares
-from jacobian_lab.model.families import Family, family_of
+from jacobian_lab.model.families import DEFAULT_MODEL, Family, family_of
 from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.quiet import Quiet
-from jacobian_lab.model.sources import DEFAULT_MODEL, Source, check_room, count_weights, find_source
+from jacobian_lab.model.sources import Source, check_room, count_weights, find_source
 
 # Versions of transformers have read one tokenizer in different ways: how this is split is part of a fingerprint.
 _PROBE = "The capital of France is Paris, 1413 km away.\n\u00c9t\u00e9 \u6771\u4eac"
@@ -132,7 +132,7 @@ def check_layers(layers: tuple[int, ...], model: LanguageModel) -> None:
 
 
 def _count_skeleton(folder: Path) -> int:
-    """How many numbers a model has by its configuration: its weights, and tables as long as the rows that it takes."""
+    """Count a model's numbers by its configuration: its weights, and tables as long as the rows that it takes."""
     try:
         with Quiet():
             hf = _skeleton(folder, torch.float32)
@@ -172,10 +172,11 @@ def _from_pretrained(source: Path, dtype: torch.dtype, family: Family, places: P
     hf, report = loaded
     _check_report(report, hf, source)
     _check_fast(tokenizer, source)
-    words, rows = tokenizer.vocab_size, hf.get_input_embeddings().weight.shape[0]
-    if not tokenizer("a").input_ids or words > rows:
+    written, embedded = tokenizer.vocab_size, hf.get_input_embeddings().weight.shape[0]
+    if not tokenizer("a").input_ids or written > embedded:
         raise InputError(
-            f"expected a tokenizer of at most {rows} words, got one of {words} in {str(source)!r}: give the model's own"
+            f"expected a tokenizer of at most {embedded} words, got one of {written} in {str(source)!r}: "
+            "give the model's own"
         )
     return hf, tokenizer
 

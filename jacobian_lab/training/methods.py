@@ -1,4 +1,4 @@
-"""The methods that train by name: each made ready for some facts, and where its training is kept."""
+"""Methods that train, by name: each prepared for facts, with the file that caches its training."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from jacobian_lab.caching import cache_folder, content_key
-from jacobian_lab.editing.methods import TRAINED
+from jacobian_lab.catalogue import TRAINED
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import Fact
 from jacobian_lab.model.language_model import LanguageModel
@@ -26,13 +26,13 @@ WISE, RLEDIT = TRAINED
 
 @dataclass(frozen=True, eq=False)
 class Ready:
-    """A method that trains, ready for some facts; it is made when it is first asked for, which takes memory.
+    """A method that trains, prepared for facts; it is made on first use, since it takes memory.
 
     Attributes:
         make: Makes the method.
-        about: What decides its training: the method, the model, and digests of settings and rows.
-        facts: How many facts its training tells of.
-        settings: How it trains.
+        about: Everything that determines the training: the method, the model, the settings, a digest of the rows.
+        facts: Number of facts in its training.
+        settings: Its settings.
     """
 
     make: Callable[[], Trainer]
@@ -42,7 +42,7 @@ class Ready:
 
     @property
     def decided_by(self) -> dict[str, Any]:
-        """What decides its edit: what decides its training, and how many facts it edits at once."""
+        """Everything that determines the edit: `about`, and the number of facts that are edited at once."""
         at_once = self.settings.edited_at_once if isinstance(self.settings, RLEditConfig) else 1
         return {**self.about, "edited_at_once": at_once}
 
@@ -53,20 +53,20 @@ class Ready:
 
     @property
     def path(self) -> Path:
-        """Where its training is kept."""
+        """File that caches its training."""
         return cache_folder("training") / f"{self.about['method']}-{content_key(dict(self.about))}.safetensors"
 
     def train(self, advance: Callable[[int], Any] = lambda _: None) -> Trainer:
-        """Train to the end, from what is there of an earlier start."""
+        """Train to the end, from the state that an earlier start left."""
         carry_on(self.trainer, self.path, self.about, advance)
         return self.trainer
 
     def save(self, path: Path) -> None:
-        """Put away all that was trained."""
+        """Save everything that was trained."""
         save_training(self.trainer, path, self.about)
 
     def release(self) -> None:
-        """Keep no matrices any more."""
+        """Free its matrices."""
         vars(self).pop("trainer", None)
 
 
@@ -74,26 +74,28 @@ ONE_DEVICE = "expected a model on one device for {}, got one over several: give 
 
 
 def ready(name: str, rows: FactRows, others: Sequence[Fact], settings: TrainingConfig) -> Ready:
-    """Make a method ready for some facts."""
+    """Prepare a method for facts."""
     model = rows.model
     if len(model.devices) > 1:
         raise InputError(ONE_DEVICE.format(name))
     if name == WISE:
         settings.wise.place.module(model)
         unrelated = unrelated_rows(model, len(rows), others)
-        decisive = [list(map(_ids, each)) for each in (*rows.answered_contexts, *rows.contexts)]
+        decisive = [list(map(_ids, group)) for group in (*rows.answered_contexts, *rows.contexts)]
         about = _about(name, model, settings.wise, [decisive, list(map(_ids, unrelated))])
         return Ready(partial(Wise, rows, unrelated, settings.wise), about, len(rows), settings.wise)
-    chosen = settings.rledit
-    chosen.modules(model)
-    taught = lessons(model, others, chosen.seed, chosen.num_seq * chosen.n_edits)
-    told = [[_ids(each.edit), _ids(each.other), _ids(each.unrelated)] for each in taught]
-    about = _about(name, model, replace(chosen, edited_at_once=1), told)  # which no training depends on
-    return Ready(partial(RLEdit, model, taught, rows.answered, chosen), about, chosen.n_epochs * len(taught), chosen)
+    rledit = settings.rledit
+    rledit.modules(model)
+    examples = lessons(model, others, rledit.seed, rledit.num_seq * rledit.n_edits)
+    content = [[_ids(example.edit), _ids(example.other), _ids(example.unrelated)] for example in examples]
+    about = _about(name, model, replace(rledit, edited_at_once=1), content)  # which no training depends on
+    return Ready(
+        partial(RLEdit, model, examples, rows.answered, rledit), about, rledit.n_epochs * len(examples), rledit
+    )
 
 
 def _about(name: str, model: LanguageModel, settings: WiseConfig | RLEditConfig, content: Any) -> dict[str, str]:
-    """All that decides a training."""
+    """Everything that determines a training; its names and values are stored."""
     return {
         "method": name,
         "model": model.fingerprint,

@@ -7,6 +7,7 @@ import torch
 from helpers.reference import Plain, prompt
 from helpers.small import CONTEXTS
 
+from jacobian_lab.catalogue import SCHEMES
 from jacobian_lab.editing.anchors import (
     AnchorSettings,
     CoordinationSettings,
@@ -16,7 +17,7 @@ from jacobian_lab.editing.anchors import (
 )
 from jacobian_lab.editing.layers import Setting, eases, restored
 from jacobian_lab.editing.measures import measure, observed_edits
-from jacobian_lab.editing.schemes import SCHEMES, make_targets, replay_targets
+from jacobian_lab.editing.schemes import make_targets, replay_targets
 from jacobian_lab.model.rows import fact_rows
 
 LAYERS = (1, 2, 4)

@@ -7,10 +7,11 @@ import torch
 from helpers.reference import Plain
 from safetensors.torch import load_file
 
+from jacobian_lab.catalogue import SCHEMES
 from jacobian_lab.editing.anchors import AnchorSettings, optimise_anchors
 from jacobian_lab.editing.layers import Setting, restored
 from jacobian_lab.editing.measures import measure, observed_edits
-from jacobian_lab.editing.schemes import SCHEMES, make_targets
+from jacobian_lab.editing.schemes import make_targets
 from jacobian_lab.editing.second_moments import second_moments
 from jacobian_lab.evaluation.metrics import efficacy
 from jacobian_lab.facts.reading import load_facts
@@ -29,12 +30,34 @@ def moments(real, shared):
     return found.matrices
 
 
+def of_golden_facts(shared, numbers):
+    facts = load_facts(shared / "data" / "counterfact_2000.json", "100:104")
+    assert [fact.id for fact in facts] == numbers["fact_ids"]
+    return facts
+
+
+def assert_near(states, expected, name, tolerance):
+    error = (states.double() - expected).norm(dim=1) / expected.norm(dim=1)
+    assert error.max() < tolerance, (name, error)
+
+
+def test_golden_anchors_of_one_fact(real, shared, golden):
+    """Facts are optimised side by side, and none the less each by itself."""
+    rows = fact_rows(real, of_golden_facts(shared, golden["numbers"])[1:2], golden["templates"])
+    anchors = {layer: optimise_anchors(rows, layer, AnchorSettings(lr=0.5, steps=25)).states for layer in (4, 8)}
+    expected = load_file(golden["tensors"])
+    replayed = make_targets(rows, LAYERS, anchors).replayed
+    names = {"anchor_first": anchors[4], "anchor_last": anchors[8], "replayed_8": replayed[8]}
+    for name, states in names.items():
+        assert_near(states, expected[name][1:2], name, 1e-4)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance", "limit"), [("float64", 1e-6, 1e-6), ("float32", 1e-4, 1e-3)])
 def test_golden_numbers(dtype, tolerance, limit, shared, golden, moments):
     model = load_model(dtype=dtype, device="cpu")
-    facts = load_facts(shared / "data" / "counterfact_2000.json", "100:104")
     expected, numbers = load_file(golden["tensors"]), golden["numbers"]
-    assert [fact.id for fact in facts] == numbers["fact_ids"]
+    facts = of_golden_facts(shared, numbers)
     settings = AnchorSettings(lr=0.5, steps=25)
     rows = fact_rows(model, facts, golden["templates"])
     anchors = {layer: optimise_anchors(rows, layer, settings) for layer in (4, 8)}
@@ -43,8 +66,7 @@ def test_golden_numbers(dtype, tolerance, limit, shared, golden, moments):
     found = {"anchor_first": anchors[4].states, "anchor_last": anchors[8].states}
     found |= {f"replayed_{layer}": targets.replayed[layer] for layer in LAYERS[1:]}
     for name, states in found.items():
-        error = (states.double() - expected[name]).norm(dim=1) / expected[name].norm(dim=1)
-        assert error.max() < tolerance, (name, error)
+        assert_near(states, expected[name], name, tolerance)
 
     for name, reference in numbers["schemes"].items():
         scheme = SCHEMES[name]
@@ -60,6 +82,7 @@ def test_golden_numbers(dtype, tolerance, limit, shared, golden, moments):
         assert float(correct) == reference["all_tokens_correct"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("file", "slice"), [("counterfact_2000.json", "731:733"), ("zsre_2000.json", "40:42")])
 def test_other_facts_agree_with_one_at_a_time_through_the_whole_model(file, slice, real, shared, golden, moments):
     """Anchors at both ends, few passes, then the edits, on facts that were never looked at."""

@@ -7,12 +7,13 @@ import torch
 from helpers.reference import Plain
 from helpers.small import CONTEXTS
 
+from jacobian_lab.catalogue import SCHEMES
 from jacobian_lab.editing import layers as layers_module
 from jacobian_lab.editing import solving
 from jacobian_lab.editing.layers import KeyWalk, Setting, averaged_keys, restored
 from jacobian_lab.editing.measures import observed_edits
 from jacobian_lab.editing.rules import RULES
-from jacobian_lab.editing.schemes import SCHEMES, Targets
+from jacobian_lab.editing.schemes import Targets
 from jacobian_lab.model.rows import fact_rows
 
 LAYERS = (1, 2, 4)

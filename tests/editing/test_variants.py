@@ -10,9 +10,10 @@ from helpers.reference import Plain
 from helpers.small import CONTEXTS, ROTARY, SMALL, make_folder
 from transformers import GPTNeoXConfig, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
+from jacobian_lab.catalogue import SCHEMES
 from jacobian_lab.editing.layers import Setting, restored
 from jacobian_lab.editing.measures import measure, observed_edits
-from jacobian_lab.editing.schemes import SCHEMES, make_targets
+from jacobian_lab.editing.schemes import make_targets
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import Fact
 from jacobian_lab.maps.agreement import check_replay

@@ -292,6 +292,7 @@ def test_an_unedited_model_equals_itself_whatever_the_dtype_and_the_batch(family
         unmoved(model, part)
 
 
+@pytest.mark.real
 def test_the_embedded_model_in_bfloat16_equals_itself():
     unmoved(load_model(dtype="bfloat16", device="cpu"), load_facts("builtin", "0:3"))
 

@@ -142,11 +142,11 @@ def test_answers_of_neighbourhood_prompts_are_stripped(tmp_path, prompt):
 
 
 def test_neighbourhood_prompts_need_no_answer(tmp_path):
-    asked = {
+    questions = {
         "Forgetfulness": [{"prompt": "B is in", "ground_truth": []}, {"prompt": "C is in", "ground_truth": ["Oslo"]}]
     }
     lists = {"Forgetfulness": {"prompt": ["B is in", "C is in"], "ground_truth": [None, "Oslo"]}}
-    for locality in (asked, lists):
+    for locality in (questions, lists):
         (fact,) = facts_of(tmp_path, KNOWEDIT | {"locality": locality})
         assert fact.neighborhood_prompts == ("B is in", "C is in")
         assert fact.neighborhood_answers == ("", "Oslo")

@@ -1,5 +1,7 @@
 """Small random models of every family, with a tokenizer trained on the built-in facts."""
 
+import os
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -37,7 +39,8 @@ CONFIGS = {
     "gptj": GPTJConfig(**GPT, rotary_dim=4),
     "gpt_neox": GPTNeoXConfig(**SMALL, max_position_embeddings=256, rotary_pct=0.5),
 }
-FAMILIES = sorted(CONFIGS)
+FAMILIES = os.environ.get("JACOBIAN_LAB_FAMILIES", " ".join(sorted(CONFIGS))).split()
+"""The families that tests of every family run on: all of them, or those that the environment names."""
 
 CONTEXTS = (("{}",), ("The weather was fine. {}", "Therefore. {}", "I saw it in the old book. {}"))
 
@@ -46,18 +49,24 @@ def corpus_of_texts() -> list[str]:
     return [fact.text + " " + fact.target_true for fact in load_facts()]
 
 
-def make_tokenizer(side: str = "right", bos: bool = False, eos: bool = False) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer trained on the built-in facts."""
+@cache
+def _trained() -> str:
+    """A byte-level BPE tokenizer trained on the built-in facts, as JSON."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    special = ["<pad>", "<bos>", "<eos>"]
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
-        special_tokens=special,
+        special_tokens=["<pad>", "<bos>", "<eos>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     tokenizer.train_from_iterator(corpus_of_texts(), trainer)
+    return tokenizer.to_str()
+
+
+def make_tokenizer(side: str = "right", bos: bool = False, eos: bool = False) -> PreTrainedTokenizerFast:
+    """The tokenizer, padding on a side, with or without special tokens around a text."""
+    tokenizer = Tokenizer.from_str(_trained())
     if bos or eos:
         single = " ".join((["<bos>"] if bos else []) + ["$A"] + (["<eos>"] if eos else []))
         tokenizer.post_processor = processors.Sequence([

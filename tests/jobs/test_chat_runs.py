@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import jacobian_lab as jl
 from jacobian_lab import cli
 from jacobian_lab.model.chat import Chat
-from jacobian_lab.store.run import open_run
+from jacobian_lab.store.run import config_of, open_run
 from jacobian_lab.training.saved import saved_chat
 
 TEMPLATE = (
@@ -57,7 +57,7 @@ def run(given, tmp_path_factory):
 
 def test_a_template_that_writes_the_time_is_gone_on_with_later(run, given, tmp_path, capsys):
     made = open_run(run)
-    assert made.attrs["config"]["settings"]["chat"] == {"options": {}, "system": None, "date": "2026-11-29T12:00:01"}
+    assert config_of(made)["settings"]["chat"] == {"options": {}, "system": None, "date": "2026-11-29T12:00:01"}
     time.sleep(1.1)  # the template writes seconds
     cli.main(["edit", *given, *DATED, "--method", "memit", "--out", str(run)])
     cli.main(["edit-table", *given, *DATED, "--methods", "memit", "--anchors-from", str(run), "--out", str(tmp_path)])

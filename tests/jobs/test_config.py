@@ -7,8 +7,8 @@ import pytest
 from helpers.commands import holding
 
 from jacobian_lab import cli
+from jacobian_lab.catalogue import SCHEMES, SchemeName
 from jacobian_lab.editing.rules import RECT_KEPT, RULES, RuleSettings
-from jacobian_lab.editing.schemes import SCHEMES, SchemeName
 from jacobian_lab.errors import InputError
 from jacobian_lab.jobs.config import (
     AnchorConfig,
@@ -52,14 +52,24 @@ def test_choices_are_what_there_is():
         (SchemesConfig, {"anchors_per_batch": 0}, "above zero, got anchors_per_batch 0"),
         (SchemesConfig, {"anchor__lr": 0.0}, "above zero, got anchor.lr 0"),
         (SchemesConfig, {"anchor__steps": 1}, "above 1, got anchor.steps 1"),
+        (SchemesConfig, {"anchor__lr": float("nan")}, "not negative, got anchor.lr nan"),
+        (SchemesConfig, {"anchor__steps": 0}, "above 1, got anchor.steps 0"),
+        (SchemesConfig, {"pullback_damping": 0.0}, "above zero, got pullback_damping 0"),
         (SchemesConfig, {"anchor__kl_factor": float("inf")}, "not negative, got anchor.kl_factor inf"),
         (EditTableConfig, {"rules__rect_kept": 1.5}, "at most 1, got rect_kept 1.5"),
         (EditTableConfig, {"rules__rect_kept": 0.0}, "above zero, got rect_kept 0"),
         (EditTableConfig, {"rules__prune_base": 1.0}, "above 1, got prune_base 1"),
         (EditTableConfig, {"rules__prune_kind": "cube"}, "log, log_a, linear, got prune_kind 'cube'"),
         (EditTableConfig, {"methods": ()}, "at least one, got methods without"),
+        (EditTableConfig, {"edits_per_batch": 0}, "above zero, got edits_per_batch 0"),
         (EditConfig, {"save": "pickle"}, "delta, folder, both, got save 'pickle'"),
         (DampingConfig, {"dampings": (0.1, 0.0)}, "above zero, got dampings 0"),
+        (FrontierConfig, {"ridges": (0.0,)}, "above zero, got ridges 0"),
+        (FrontierConfig, {"ridges": (1.0, float("nan"))}, "not negative, got ridges nan"),
+        (JacobianConfig, {"sweep_memory": float("nan")}, "not negative, got sweep_memory nan"),
+        (JacobianConfig, {"sweep_memory": float("inf")}, "not negative, got sweep_memory inf"),
+        (JacobianConfig, {"seed": -1}, "above -1, got seed -1"),
+        (LayerCountConfig, {"most": 0}, "above zero, got most 0"),
     ],
 )
 def test_the_field_is_named(config, values, words):

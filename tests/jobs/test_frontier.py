@@ -2,8 +2,6 @@
 
 import json
 import math
-import runpy
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -11,21 +9,21 @@ import pandas as pd
 import pytest
 import torch
 import xarray as xr
-from helpers.commands import ROOT, options
+from helpers.commands import options
 
 from jacobian_lab import cli
+from jacobian_lab.catalogue import SCHEMES
 from jacobian_lab.editing.layers import Setting, averaged_keys, restored
 from jacobian_lab.editing.measures import measure, observed_edits
-from jacobian_lab.editing.schemes import SCHEMES, Targets
+from jacobian_lab.editing.schemes import Targets
 from jacobian_lab.editing.solving import REALISED, suited_ridge
 from jacobian_lab.errors import InputError
-from jacobian_lab.jobs import methods as methods_job
 from jacobian_lab.jobs.config import EditTableConfig, FrontierConfig
 from jacobian_lab.jobs.kinds import run_job
 from jacobian_lab.model.rows import fact_rows
 from jacobian_lab.report.paper import METRICS
 from jacobian_lab.report.results import Results, write_account
-from jacobian_lab.report.tables.frontier import no_halves, own_ridges
+from jacobian_lab.report.tables.frontier import cross_validated, no_halves
 from jacobian_lab.session import descents as bench_module
 from jacobian_lab.store.run import open_run
 
@@ -60,37 +58,11 @@ def test_every_point_is_an_edit_tables_at_its_ridge(quick, finished, tmp_path):
     assert (np.diff(changes) < 0).all()  # the larger λ, the smaller the change
 
 
-def test_an_interrupted_frontier_goes_on_after_the_last_point(quick, finished, tmp_path, monkeypatch):
-    original, calls = methods_job.edit_with, []
-
-    def third_fails(*given, **keywords):
-        calls.append(given[1].ridge)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return original(*given, **keywords)
-
-    monkeypatch.setattr(methods_job, "edit_with", third_fails)
-    config = FrontierConfig(**quick, **{**CHOSEN, "schemes": ("coordinated-replay",)}, out=tmp_path / "run")
-    with pytest.raises(KeyboardInterrupt):
-        run_job(config, progress=False)
-    run_job(config, progress=False)
-    assert calls == [1.0, 10.0, 100.0, 100.0]
-    some = open_run(tmp_path / "run").sel(edit="memit+cr")
-    for name in METRICS:
-        np.testing.assert_array_equal(some[name], open_run(finished)[name].sel(edit="memit+cr"))
-    for module, name in ((bench_module, "coordinate_shifts"), (methods_job, "edit_with")):
-        monkeypatch.setattr(module, name, lambda *_a, **_k: pytest.fail("computed again"))
-    run_job(config, progress=False)
-
-
-def test_the_frontiers_command_and_script(quick, finished, capsys, monkeypatch):
+def test_the_frontiers_command(quick, finished, capsys):
     chosen = options({**quick, "out": finished})
     chosen += ["--schemes", *CHOSEN["schemes"], "--ridges", *map(str, CHOSEN["ridges"])]
     cli.main(["frontier", *chosen])
     printed = capsys.readouterr().out
-    monkeypatch.setattr(sys, "argv", ["frontier.py", *chosen])
-    runpy.run_path(str(ROOT / "analyses" / "frontier.py"), run_name="__main__")
-    assert capsys.readouterr().out == printed
     frame = pd.read_csv(finished / "frontier.csv")
     assert list(frame.columns) == ["method", "ridge", *METRICS]
     assert frame[["method", "ridge"]].values.tolist() == [[n, r] for n in NAMES for r in CHOSEN["ridges"]]
@@ -119,7 +91,7 @@ def test_no_fact_chooses_the_ridge_that_it_is_reported_at(finished):
     for name in ("generalization_accuracy", "kl"):  # so that the halves choose differently, and ties are broken
         values = dataset[name].values
         dataset[name].values[:] = np.where(np.isnan(values), np.nan, rng.integers(0, 2, values.shape))
-    table = own_ridges(dataset)
+    table = cross_validated(dataset)
     assert set(results.tables) >= {"frontier", "own_ridges"}
     found = table.numbers[table.numbers["against"].isna()].set_index(["method", "metric"])
     ridges, expected = set(), {}
@@ -150,22 +122,13 @@ def test_facts_that_were_not_asked_about_choose_no_ridge(finished):
     asked = xr.DataArray([False, True, True], dims="fact")
     records = [name for name in dataset if {"edit", "ridge", "fact"} <= set(dataset[name].dims)]
     sampled = dataset.assign({name: dataset[name].where(asked) for name in records})
-    ours, theirs = own_ridges(sampled).numbers, own_ridges(dataset.isel(fact=[1, 2])).numbers
+    ours, theirs = cross_validated(sampled).numbers, cross_validated(dataset.isel(fact=[1, 2])).numbers
     pd.testing.assert_frame_equal(ours, theirs)
     assert no_halves(sampled.assign({n: sampled[n].where(dataset["fact"] == dataset["fact"][1]) for n in records}))
 
 
 def by_fact(values):
     return values.mean([dim for dim in values.dims if dim != "fact"]).mean()
-
-
-def test_bad_ridges_end_with_one_line(quick, capsys):
-    for given, words in (("0", "above zero, got --ridges 0.0"), ("nan", "--ridges nan")):
-        with pytest.raises(SystemExit):
-            cli.main(["frontier", *options(quick), "--ridges", given])
-        err = capsys.readouterr().err
-        assert words in err
-        assert err.count("\n") == 1
 
 
 def test_a_suited_ridge_realises_the_share_that_it_says(tiny, facts):

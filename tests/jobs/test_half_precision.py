@@ -7,10 +7,11 @@ from helpers.commands import options
 from helpers.small import CONTEXTS
 
 from jacobian_lab import cli
+from jacobian_lab.catalogue import SCHEMES
 from jacobian_lab.editing.anchors import AnchorSettings, optimise_anchors
 from jacobian_lab.editing.layers import Setting, restored
 from jacobian_lab.editing.measures import measure, observed_edits
-from jacobian_lab.editing.schemes import SCHEMES, make_targets
+from jacobian_lab.editing.schemes import make_targets
 from jacobian_lab.facts.reading import load_facts
 from jacobian_lab.maps.replay import freeze, replay_logits
 from jacobian_lab.model.loading import load_model
@@ -44,7 +45,7 @@ def measured(model, scheme, parts, settings):
 @pytest.mark.parametrize("scheme", ["backward-dividing", "forward-replay"])
 def test_facts_that_are_answered_already_have_no_ratios_in_any_dtype(model, scheme):
     """All facts stop at the first pass, so that targets are states, up to how they were batched."""
-    facts = load_facts("builtin", "0:24")
+    facts = load_facts("builtin", "0:12")
     found = measured(model, scheme, [facts[:5], facts[5:]], AnchorSettings(stop_loss=1e9))
     for name in OF_RESIDUAL:
         assert found[name].isnan().all(), name
@@ -67,6 +68,7 @@ def test_the_loss_of_anchors_is_taken_from_logits_that_are_not_rounded(model):
         assert (logits != logits.to(half).float()).any()
 
 
+@pytest.mark.slow
 def test_a_trust_radius_that_a_dtype_cannot_tell_is_not_known_and_says_why(arguments, tmp_path, capsys):
     found = {}
     for dtype, known in (("float64", True), ("float32", True), ("bfloat16", False), ("float16", False)):

@@ -47,13 +47,14 @@ def write(path, records):
     return path
 
 
+@pytest.mark.parametrize("facts", ["0:32", pytest.param(None, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family(family, folders, check):
-    report = check(model=folders[family])
+def test_every_family(family, facts, folders, check):
+    report = check(*(["--slice", facts] if facts else []), model=folders[family])
     assert report["model"]["refused"] is None
     assert all(each["passed"] for each in report["model"]["checks"])
     assert {each["check"] for each in report["model"]["checks"]} == {"weights", "layers", "dtype", "tokens", "replay"}
-    assert len(report["facts"]) == len(load_facts())
+    assert len(report["facts"]) == len(load_facts("builtin", facts))
     assert not any(report[name] for name in ("conflicts", "duplicates", "refused", "unasked"))
     for fact in report["facts"]:
         assert fact["tokens"][fact["decisive"]].strip()
@@ -64,6 +65,7 @@ def test_every_family(family, folders, check):
         assert isinstance(fact["known"], bool)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_tokenizer(kind, tmp_path, check):
     folder = make_folder(tmp_path / "m", CONFIGS["llama"], tokenizer_of(kind))
@@ -104,6 +106,7 @@ def test_rank_probability_and_knowledge_are_the_models_own(folders, check, tmp_p
     assert fact["says"] == (name if "\ufffd" in written else written)
 
 
+@pytest.mark.real
 def test_what_the_model_says_is_known(check, tmp_path):
     record = {"subject": "France", "prompt": "The capital of {} is the city of", "target_new": "Paris"}
     (fact,) = check("--facts", write(tmp_path / "f.json", [record]))["facts"]
@@ -175,6 +178,7 @@ def test_a_replay_that_fails_is_reported(folders, check, monkeypatch):
     assert len(report["facts"]) == 2
 
 
+@pytest.mark.real
 def test_the_embedded_instruct_model_chats(check):
     report = check("--slice", "0:4", "--chat")
     plain = check("--slice", "0:4")
@@ -294,7 +298,14 @@ def test_a_tokenizer_without_a_chat_template_is_refused(tmp_path, check):
     assert "expected a model with a chat template" in report["model"]["refused"]
 
 
-@pytest.mark.parametrize("model", ["smollm2-135m", *FAMILIES, *KINDS])
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param("smollm2-135m", marks=pytest.mark.real),
+        *FAMILIES,
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS),
+    ],
+)
 def test_one_file_of_every_layout(model, folders, tmp_path, check, monkeypatch):
     monkeypatch.setattr(setup, "load_model", cache(setup.load_model))
     if model in KINDS:

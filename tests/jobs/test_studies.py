@@ -1,9 +1,7 @@
 """The theorems' commands on a small model: what they store against the plain way, resuming, figures, bad input."""
 
-import runpy
 import subprocess
 import sys
-import warnings
 
 import numpy as np
 import pandas as pd
@@ -12,13 +10,13 @@ import torch
 from helpers.commands import ENVIRONMENT, ROOT, options
 from helpers.reference import Plain, prompt
 from helpers.small import CONTEXTS
-from helpers.work import forbid
 from scipy.optimize import minimize_scalar
 
 from jacobian_lab import cli
+from jacobian_lab.catalogue import SCHEMES
 from jacobian_lab.editing.layers import Setting, restored
 from jacobian_lab.editing.measures import measure, observed_edits
-from jacobian_lab.editing.schemes import SCHEMES, Targets
+from jacobian_lab.editing.schemes import Targets
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.reading import load_facts
 from jacobian_lab.jobs import jacobians as surveys
@@ -35,7 +33,7 @@ from jacobian_lab.jobs.studies import STEPS, STUDIES
 from jacobian_lab.maps.hooks import decisive_states
 from jacobian_lab.model.loading import load_model
 from jacobian_lab.model.rows import fact_rows
-from jacobian_lab.report.registry import FIGURES, TABLES
+from jacobian_lab.report.registry import TABLES
 from jacobian_lab.report.results import write_account
 from jacobian_lab.report.tables.theorems import ROWS, conditions, summarised
 from jacobian_lab.store.run import open_run
@@ -135,26 +133,6 @@ def test_what_is_too_close_to_call_is_called_undecided(surveyed):
     frame = conditions(dataset)
     assert frame["definite"].tolist()[0] == "undecided"
     assert set(frame["definite"]) <= {"undecided", "True", "False"}
-
-
-def test_a_survey_is_resumed_and_a_finished_one_computes_nothing(arguments, surveyed, tmp_path, monkeypatch):
-    original, calls = surveys.dense_jacobians, []
-
-    def fourth_fails(*given, **named):
-        calls.append(given)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return original(*given, **named)
-
-    config = JacobianConfig(**survey_options(arguments), out=tmp_path / "run")
-    monkeypatch.setattr(surveys, "dense_jacobians", fourth_fails)
-    with pytest.raises(KeyboardInterrupt):
-        run_job(config, progress=False)
-    run_job(config, progress=False)
-    assert len(calls) == 7  # three facts, the one that failed, and that one with the two that were left
-    assert open_run(tmp_path / "run").drop_attrs().identical(open_run(surveyed).drop_attrs())
-    run_job(config, progress=False)
-    assert len(calls) == 7
 
 
 def test_random_directions_are_those_of_the_seed_the_fact_and_the_layer(arguments, tmp_path, monkeypatch):
@@ -492,12 +470,6 @@ def test_dampings_beside_backward_spreading(arguments, tmp_path, capsys):
     assert (folder / "damping.tex").read_text().isascii()
 
 
-def test_finished_analyses_compute_nothing(arguments, studied, counted, monkeypatch):
-    forbid(monkeypatch, "observed_edits", "optimise_anchors", "second_moments")
-    run_job(SchemesConfig(**arguments, schemes=STUDIED, out=studied), studies=("theorem1",), progress=False)
-    run_job(LayerCountConfig(**arguments, out=counted), progress=False)
-
-
 def test_a_study_is_added_to_a_run_without_changing_it(arguments, studied, tmp_path):
     config = SchemesConfig(**arguments, schemes=STUDIED, out=tmp_path / "run")
     run_job(config, progress=False)
@@ -513,7 +485,7 @@ ANALYSES = tuple(name for name in ROWS if TABLES[name].made_by == name)
 
 
 @pytest.mark.parametrize("name", ANALYSES)
-def test_every_analysis_has_a_script_and_a_subcommand(name, arguments, request, capsys, monkeypatch):
+def test_every_analysis_has_a_subcommand(name, arguments, request, capsys):
     folder = request.getfixturevalue(RUNS[TABLES[name].kinds[0]])
     chosen = {**(survey_options(arguments) if name == "jacobian" else arguments), "out": folder}
     schemes = {
@@ -524,33 +496,11 @@ def test_every_analysis_has_a_script_and_a_subcommand(name, arguments, request, 
     schemes = schemes.get(name, ["--schemes", *STUDIED])
     cli.main([name.replace("_", "-"), *options(chosen), *schemes])
     printed = capsys.readouterr().out
-    monkeypatch.setattr(sys, "argv", [f"{name}.py", *options(chosen), *schemes])
-    runpy.run_path(str(ROOT / "analyses" / f"{name}.py"), run_name="__main__")
-    assert capsys.readouterr().out == printed
     assert TABLES[name].caption in printed
     assert (folder / f"{name}.tex").read_text().isascii()
     long = pd.read_csv(folder / f"{name}.csv")
     assert np.isfinite(long[["mean", "median"]].to_numpy()).all()
     pd.testing.assert_frame_equal(long, summarised(open_run(folder), name))
-
-
-SCRIPTS = [ROOT / "figures" / f"{name}.py" for name, figure in FIGURES.items() if figure.kinds[0] in RUNS]
-
-
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.stem)
-def test_every_figure_is_drawn_from_a_run(script, request, tmp_path, capsys, monkeypatch):
-    run = request.getfixturevalue(RUNS[FIGURES[script.stem].kinds[0]])
-    monkeypatch.setattr(sys, "argv", [script.name, str(run), "--out", str(tmp_path / "figures")])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        runpy.run_path(str(script), run_name="__main__")
-    out, err = capsys.readouterr()
-    pdf, png = (tmp_path / "figures" / f"{script.stem}.{ending}" for ending in ("pdf", "png"))
-    assert out.split() == [str(pdf), str(png)]
-    assert pdf.read_bytes().startswith(b"%PDF")
-    assert png.read_bytes().startswith(b"\x89PNG")
-    assert pdf.stat().st_size > 5000
-    assert "findfont" not in err
 
 
 def test_schemes_that_edit_the_last_layer_alone_have_nothing_below_it(arguments, tmp_path, capsys):
@@ -577,25 +527,6 @@ def test_the_survey_can_be_done_by_lanczos_or_left_out(arguments, studied, tmp_p
             assert dataset["henrici"].isnull().all()
 
 
-def test_what_an_interrupted_study_left_is_not_shown(arguments, tmp_path, monkeypatch):
-    original = STUDIES["step_size"]
-
-    def second_fails(edit, how, progress):
-        if edit.layer == 2:
-            raise KeyboardInterrupt
-        return original(edit, how, progress)
-
-    config = SchemesConfig(**arguments, schemes=("backward-full",), out=tmp_path / "run")
-    monkeypatch.setitem(STUDIES, "step_size", second_fails)
-    with pytest.raises(KeyboardInterrupt):
-        run_job(config, studies=("step_size",), progress=False)
-    monkeypatch.undo()
-    run_job(config, progress=False)
-    assert open_run(tmp_path / "run")["best_step"].isnull().all()
-    run_job(config, studies=("step_size",), progress=False)
-    assert open_run(tmp_path / "run")["best_step"].sel(layer=[1, 2]).notnull().all()
-
-
 def test_figures_of_another_run_or_of_nothing_computed_are_refused(surveyed, arguments, tmp_path):
     folder = run_job(SchemesConfig(**arguments, schemes=("one-layer",), out=tmp_path / "run"), progress=False)
     for name, run, words in (
@@ -613,16 +544,10 @@ def test_figures_of_another_run_or_of_nothing_computed_are_refused(surveyed, arg
 def test_bad_input_ends_with_one_line(arguments, surveyed, studied, capsys):
     survey = survey_options(arguments)
     cases = [
-        ("jacobian", {**survey, "sweep_memory": "nan"}, "--sweep-memory nan"),
-        ("jacobian", {**survey, "sweep_memory": "inf"}, "--sweep-memory inf"),
-        ("jacobian", {**survey, "seed": -1}, "above -1, got --seed -1"),
         ("jacobian", {**survey, "layers": "3"}, "at least two layers"),
         ("jacobian", {**survey, "layers": "1-9"}, "layers from 0 to 5"),
         ("jacobian", {**survey, "out": studied}, "a folder of jacobian-lab jacobian, got one of tables"),
         ("theorem1", {**arguments, "out": surveyed}, "a folder of jacobian-lab tables, got one of jacobian"),
-        ("step_size", {**arguments, "pullback_damping": 0}, "--pullback-damping 0"),
-        ("damping", {**arguments, "dampings": 0}, "above zero, got --dampings 0.0"),
-        ("layer-count", {**arguments, "max_layers": 0}, "above zero, got --max-layers 0"),
         ("layer-count", {**arguments, "max_layers": 9}, "at most 4 layers up to layer 3"),
     ]
     for command, changes, words in cases:

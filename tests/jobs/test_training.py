@@ -26,16 +26,23 @@ TRAINING = TrainingConfig(
 )
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """What has been trained is not trained again, where no test says so."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def config(arguments, tmp_path, monkeypatch):
-    monkeypatch.setenv("JACOBIAN_LAB_CACHE", str(tmp_path / "cache"))
+def config(arguments, cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("JACOBIAN_LAB_CACHE", str(cache))
     return EditTableConfig(
         **arguments, methods=("wise", "rledit"), training=TRAINING, held_out_tokens=64, out=tmp_path / "run"
     )
 
 
-def test_they_stand_beside_pairs(config):
+def test_they_stand_beside_pairs(config, tmp_path, monkeypatch):
     """First alone, without a second moment or an anchor; then a pair is added to the same run."""
+    monkeypatch.setenv("JACOBIAN_LAB_CACHE", str(tmp_path / "cache"))
     folder = run_job(config, progress=False)
     alone = open_run(folder)
     assert list(alone["edit"].values) == ["unedited", "wise", "rledit"]
@@ -67,6 +74,7 @@ def test_what_is_not_far_enough_is_the_models_own(config):
     np.testing.assert_array_equal(served, disturbed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [1, 4])
 def test_a_killed_training_goes_on(killed, config, monkeypatch, tmp_path):
     whole = open_run(run_job(replace(config, methods=("wise",), out=tmp_path / "whole"), progress=False))
@@ -127,6 +135,7 @@ def test_other_facts_to_train_with_are_other_settings(config, tmp_path):
         run_job(replace(config, methods=("rledit",), train_slice="20:40"), progress=False)
 
 
+@pytest.mark.slow
 def test_a_killed_training_of_a_network_goes_on(config, monkeypatch, tmp_path):
     config = replace(config, methods=("rledit",))
     whole = open_run(run_job(replace(config, out=tmp_path / "whole"), progress=False))
@@ -281,7 +290,7 @@ def test_an_editor_edits_by_training_and_puts_all_back(tiny, facts, tmp_path, mo
     plain = None
     for name, words in (("wise", "side memory"), ("rledit", "blocks 2-3")):
         with editor.edit(name) as edit:
-            frame, told = edit.evaluate(), edit.told
+            frame, told = edit.evaluate(), edit.training
             path = edit.save(tmp_path / f"{name}.safetensors")
             assert words in repr(edit)
             assert edit._repr_html_()

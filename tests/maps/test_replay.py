@@ -85,12 +85,14 @@ def test_replay_equals_the_model_in_float32_for_either_padding_side(family, side
     assert model.tokenizer.padding_side == side
 
 
+@pytest.mark.real
 @torch.no_grad()
 @pytest.mark.parametrize(("load", "tolerance"), [(load_model, 1e-5), (load_exact, 1e-10)])
 def test_replay_equals_the_real_model(load, tolerance, facts):
     assert_replay_is_the_model(load(device="cpu"), facts[:3], (4, 8), tolerance)
 
 
+@pytest.mark.real
 @torch.no_grad()
 def test_replay_of_the_untouched_real_model_in_float64(facts):
     """transformers computes norms in float32 even then; both do, so both agree."""

@@ -65,7 +65,7 @@ def _rotary(model, positions=200):
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "gpt2"])
 @pytest.mark.parametrize("exact", [True, False])
 def test_exact_float64_has_rotary_angles_in_float64(exact, family, folders):
-    """In float32, as everybody runs them, they are off by its rounding, and by another on every device."""
+    """Angles of the model that everybody runs are off by the rounding of float32, by another on every device."""
     folder = folders[family]
     model = load_exact(folder) if exact else load_model(folder, dtype="float64", device="cpu")
     cos, sin, frequencies = _rotary(model)
@@ -142,22 +142,22 @@ def test_fingerprint_does_not_change_with_how_a_tokenizer_is_written(folders, mo
 
 
 def test_fingerprint_tells_how_a_text_is_split(folders, monkeypatch):
-    """As when a version of transformers gives a second BOS to the tokenizer of a GGUF file."""
+    """A version of transformers gave a second BOS to the tokenizer of a GGUF file."""
     first = load_model(folders["gpt2"], device="cpu").fingerprint
     split = PreTrainedTokenizerBase.__call__
 
     def doubled(self, text, **keywords):
-        made = split(self, text, **keywords)
-        return made | {"input_ids": [*made["input_ids"][:1], *made["input_ids"]]}
+        encoded = split(self, text, **keywords)
+        return encoded | {"input_ids": [*encoded["input_ids"][:1], *encoded["input_ids"]]}
 
     monkeypatch.setattr(PreTrainedTokenizerBase, "__call__", doubled)
     assert load_model(folders["gpt2"], device="cpu").fingerprint != first
 
 
 def test_fingerprint_tells_what_is_computed_in(folders):
-    found = [load_model(folders["llama"], dtype=dtype, device="cpu").fingerprint for dtype in loading.DTYPES]
-    found.append(load_exact(folders["llama"]).fingerprint)
-    assert len(set(found)) == len(found)
+    fingerprints = [load_model(folders["llama"], dtype=dtype, device="cpu").fingerprint for dtype in loading.DTYPES]
+    fingerprints.append(load_exact(folders["llama"]).fingerprint)
+    assert len(set(fingerprints)) == len(fingerprints)
 
 
 def test_fingerprint_of_a_gguf_is_of_the_file_not_of_what_transformers_made_of_it(monkeypatch):
@@ -173,9 +173,9 @@ def test_half_precision(family, dtype, folders, facts):
     """Replay is the model itself, and what comes out is finite."""
     model = load_model(folders[family], dtype=dtype, device="cpu")
     assert model.dtype == loading.DTYPES[dtype]
-    seen = check_replay(model, facts, (1, 3))
-    assert 0 <= seen.states < TOLERANCE[model.dtype]
-    assert 0 <= seen.logits < TOLERANCE[model.dtype]
+    agreement = check_replay(model, facts, (1, 3))
+    assert 0 <= agreement.states < TOLERANCE[model.dtype]
+    assert 0 <= agreement.logits < TOLERANCE[model.dtype]
 
 
 def test_states_beyond_float16_are_refused_in_one_line(folders, facts, tmp_path):

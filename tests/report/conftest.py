@@ -1,26 +1,20 @@
-"""Stored runs of every kind, and few resamples."""
+"""Stored runs of every kind."""
 
 import numpy as np
 import pytest
 from helpers.runs import COORDINATES, METHODS, make_run
 
-from jacobian_lab.report import intervals
 from jacobian_lab.report.results import Results
-
-
-@pytest.fixture(autouse=True)
-def few_resamples(monkeypatch):
-    monkeypatch.setattr(intervals, "RESAMPLES", 199)
 
 
 @pytest.fixture(scope="session")
 def run_folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("stored")
-    given = {
+    values = {
         "edit_table": {"neighbor_edited": np.zeros((6, 3)), "probe_accuracy": np.full((6, len(METHODS), 1), np.nan)}
     }
-    given["frontier"] = {"probe_accuracy": np.full((6, 4, 2, 1), np.nan)}
-    return {kind: make_run(root / kind, kind, **given.get(kind, {})) for kind in COORDINATES}
+    values["frontier"] = {"probe_accuracy": np.full((6, 4, 2, 1), np.nan)}
+    return {kind: make_run(root / kind, kind, **values.get(kind, {})) for kind in COORDINATES}
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ def test_keys_and_gradients_are_the_models(projections, family_model, facts):
     """Over all positions Σ k gᵀ is the gradient of the matrix; the answers' positions are some of them."""
     editor = rledit_of(family_model, projections=projections)
     rows = [each.edit for each in lessons_of(family_model, facts)[:2]]
-    told = editor._told(rows)
+    told = editor._pass(rows)
     given = {
         n: w.detach().clone().requires_grad_()
         for n, w in weights_of(editor, {n: 0 * matrix(m).T for n, m in editor.modules.items()}).items()
@@ -93,7 +93,7 @@ def test_keys_and_gradients_are_the_models(projections, family_model, facts):
             rtol=1e-7,
             atol=1e-10,
         )
-    padded = editor._told([rows[0]])
+    padded = editor._pass([rows[0]])
     for name in editor.modules:
         length = len(rows[0].ids)
         torch.testing.assert_close(padded.inputs[name][0, :length], told.inputs[name][0, :length], rtol=1e-9, atol=1e-9)
@@ -112,7 +112,7 @@ def test_the_networks_gradient_is_autograds_through_everything(penalized, batch_
 
     again = rledit_of(tiny, penalized=penalized, batch_size=batch_size)
     disturb(again)
-    told = again._told_of([each.edit for each in seen[0]])
+    told = again._keys_and_standardized([each.edit for each in seen[0]])
     changes = {}
     for name, (keys, standard) in told.items():
         shape, number = again.places[name]
@@ -257,7 +257,7 @@ def test_several_batches_are_rounded_once(dtype, folders, facts, tmp_path):
     with network.edited():
         now = {name: matrix(module).clone() for name, module in network.modules.items()}
         network.save(tmp_path / "delta.safetensors", {})
-        lost = [each for each in network.told()["changed_unstored"] if each == each]
+        lost = [each for each in network.diagnostics()["changed_unstored"] if each == each]
     delta = load_delta(tmp_path / "delta.safetensors", model)
     with network.changing():
         add_delta(model, delta)
