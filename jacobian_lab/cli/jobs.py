@@ -31,7 +31,6 @@ from jacobian_lab.report.results import SCHEMES, write_account, write_comparison
 from jacobian_lab.training.reading import read_training
 from jacobian_lab.training.settings import TrainingConfig
 
-
 NAMES = (*SCHEMES, "efficacy", "theorem2", "decomposition", "effort")
 """Tables that every comparison of schemes writes."""
 
