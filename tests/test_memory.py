@@ -39,7 +39,7 @@ def test_lack_of_memory_ends_a_command_in_one_line(error, capsys):
     assert caught.value.code == 2
     assert message.count("\n") == 1
     assert message.startswith("jacobian-lab: expected memory")
-    assert "--batch-size" in message
+    assert "--anchors-per-batch" in message
 
 
 def test_other_faults_are_not_hidden():
@@ -142,7 +142,7 @@ def test_the_first_version_of_groups_has_limits_too(tmp_path, monkeypatch):
 
 def test_anchors_that_do_not_fit_together_are_made_in_halves(arguments, tmp_path, monkeypatch, capsys):
     """The numbers are the same, one line says so, and the bar ends where it should."""
-    config = {**arguments, "batch_size": 6, "schemes": ("backward-dividing",), "survey": "none"}
+    config = {**arguments, "anchors_per_batch": 6, "schemes": ("backward-dividing",), "survey": "none"}
     whole = open_run(run_job(SchemesConfig(**config, out=tmp_path / "whole"), progress=False))
     original, sizes, bars = bench.optimize_anchors, [], []
 

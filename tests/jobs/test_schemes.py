@@ -58,7 +58,7 @@ def test_the_same_command_gives_the_same_numbers(arguments, finished, tmp_path):
 
 
 def test_batch_size_and_order_change_nothing_beyond_rounding(arguments, finished, tmp_path):
-    run_job(SchemesConfig(**{**arguments, "batch_size": 6}, out=tmp_path / "other"), progress=False)
+    run_job(SchemesConfig(**{**arguments, "anchors_per_batch": 6}, out=tmp_path / "other"), progress=False)
     one, other = open_run(finished), open_run(tmp_path / "other")
     for name in ("anchor", "residual_ratio", "cosine"):
         np.testing.assert_allclose(one[name], other[name], rtol=1e-8, atol=1e-10)
@@ -230,7 +230,7 @@ def test_a_disk_that_fails_ends_with_one_line(arguments, capsys, monkeypatch):
     def fail(*_a, **_k):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cli, "schemes_job", fail)
+    monkeypatch.setattr("jacobian_lab.cli.jobs.run_job", fail)
     assert "No space left" in bad(capsys, arguments)
 
 
@@ -245,7 +245,7 @@ def test_interruption_says_how_to_go_on(arguments, capsys, monkeypatch, tmp_path
     def interrupted(*_a, **_k):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "schemes_job", interrupted)
+    monkeypatch.setattr("jacobian_lab.cli.jobs.run_job", interrupted)
     with pytest.raises(SystemExit) as caught:
         cli.main(["tables", *options(arguments)])
     assert caught.value.code == 130
