@@ -40,6 +40,7 @@ settings.register_profile("all", deadline=None, max_examples=200)
 settings.load_profile("default")
 
 
+@pytest.hookimpl(tryfirst=True)  # before marks choose, and before groups are named
 def pytest_collection_modifyitems(items):
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
