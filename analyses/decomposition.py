@@ -1,6 +1,6 @@
 """What an edit does at the last layer, split into J·δ, curvature and leakage."""
 
-from jacobian_lab.cli import SCRIPTS
+from jacobian_lab.cli import script
 
 if __name__ == "__main__":
-    SCRIPTS["decomposition"]()
+    script("decomposition")

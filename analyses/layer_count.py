@@ -1,6 +1,6 @@
 """The residual that is left against the number of decisive layers."""
 
-from jacobian_lab.cli import SCRIPTS
+from jacobian_lab.cli import script
 
 if __name__ == "__main__":
-    SCRIPTS["layer_count"]()
+    script("layer_count")

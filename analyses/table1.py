@@ -1,6 +1,6 @@
 """Table 1: the cosine of an edit's shift and the passive shift it makes at the last layer."""
 
-from jacobian_lab.cli import SCRIPTS
+from jacobian_lab.cli import script
 
 if __name__ == "__main__":
-    SCRIPTS["table1"]()
+    script("table1")

@@ -1,6 +1,6 @@
 """Table 6: the methods on GPT2-XL's protocol."""
 
-from jacobian_lab.cli import SCRIPTS
+from jacobian_lab.cli import script
 
 if __name__ == "__main__":
-    SCRIPTS["table6"]()
+    script("table6")

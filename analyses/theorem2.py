@@ -1,6 +1,6 @@
 """Theorem 2: whether S is positive definite, and the milder condition along the edits' directions."""
 
-from jacobian_lab.cli import SCRIPTS
+from jacobian_lab.cli import script
 
 if __name__ == "__main__":
-    SCRIPTS["theorem2"]()
+    script("theorem2")

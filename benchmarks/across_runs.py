@@ -14,7 +14,7 @@ import xarray as xr
 from jacobian_lab.report.intervals import intervals
 from jacobian_lab.report.paper import METRICS
 from jacobian_lab.report.tables.methods import by_fact, cell_text, column, labels
-from jacobian_lab.store.run import open_run
+from jacobian_lab.store.run import config_of, open_run
 
 SHOWN = ("efficacy_accuracy", "generalization_accuracy", "kl", "top10")
 
@@ -29,7 +29,7 @@ def main() -> None:
     datasets = {folder.name: open_run(folder) for folder in options.runs}
     first, *others = datasets.values()
     for other in others:
-        if other.attrs["config"]["settings"]["facts"] != first.attrs["config"]["settings"]["facts"]:
+        if config_of(other)["settings"]["facts"] != config_of(first)["settings"]["facts"]:
             sys.exit("expected runs of the same facts, got others: give runs of one file and slice")
     rows = {}
     for method in options.methods:

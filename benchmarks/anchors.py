@@ -50,26 +50,26 @@ def main() -> None:
     plain = Plain(model.hf, model.tokenizer, model.blocks)
 
     def batched() -> dict[int, Any]:
-        found: dict[int, Any] = {}
+        states: dict[int, Any] = {}
         for batch in anchor_batches(rows, 16):
             anchors = optimise_anchors(rows.select(batch), options.layer, settings)
-            found |= dict(zip(batch, anchors.states, strict=True))
-        return found
+            states |= dict(zip(batch, anchors.states, strict=True))
+        return states
 
     def one_by_one() -> list[Any]:
         return [plain.anchor(fact, options.layer, templates, steps=options.steps)[0] for fact in facts]
 
     times: dict[str, list[float]] = {"batched": [], "plain": []}
     for _ in range(options.repeats):
-        seconds, ours = timed(batched)
+        seconds, batched_states = timed(batched)
         times["batched"].append(seconds)
-        seconds, theirs = timed(one_by_one)
+        seconds, single_states = timed(one_by_one)
         times["plain"].append(seconds)
     with FlopCounterMode(display=False) as counter:
         batched()
     rate = product_rate(model)
     share = counter.get_total_flops() / statistics.median(times["batched"]) / rate
-    apart = max(float((ours[i] - state).norm() / state.norm()) for i, state in enumerate(theirs))
+    apart = max(float((batched_states[i] - state).norm() / state.norm()) for i, state in enumerate(single_states))
     batched_median, plain_median = (statistics.median(times[name]) for name in ("batched", "plain"))
     print(f"loading the embedded model: {first_load:.1f} s, again {second_load:.1f} s")
     print(f"{len(facts)} facts, layer {options.layer}, {options.steps} passes, {options.dtype}")

@@ -34,8 +34,8 @@ def main() -> None:
         return sum(int(descend(rows.select(batch)).passes.sum()) for batch in anchor_batches(rows, 16))
 
     ways: dict[str, Callable[[Any], Any]] = {
-        "one anchor": lambda some: optimise_anchors(some, defaults.layers[0], settings),
-        "coordinated shifts": lambda some: coordinate_shifts(some, defaults.layers, settings),
+        "one anchor": lambda rows: optimise_anchors(rows, defaults.layers[0], settings),
+        "coordinated shifts": lambda rows: coordinate_shifts(rows, defaults.layers, settings),
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
     counts = {}
@@ -43,7 +43,7 @@ def main() -> None:
         for name, descend in ways.items():
             seconds, counts[name] = timed(lambda descend=descend: passes(descend))
             times[name].append(seconds)
-    medians = {name: statistics.median(each) for name, each in times.items()}
+    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
     for name, median in medians.items():
         sys.stdout.write(f"{name}: {median:.1f} s, {counts[name]} passes of {len(rows)} facts\n")
     ratio = medians["coordinated shifts"] / medians["one anchor"]

@@ -1,4 +1,4 @@
-"""What a device gives at the paper's own size: a random model of Llama-3-8B's shape, or a smaller one without a card.
+"""Measure a device at the paper's own size: a random model of Llama-3-8B's shape, or a smaller one without a card.
 
 Anchors of facts side by side against one after the other, all J_{l→L} of a fact, theorem 2's verdict by the matrix and
 by Lanczos, the second moment, a layer's solve; beside them the machine's rate of matrix products, of which the shares
@@ -73,13 +73,13 @@ def main() -> None:
     card = torch.cuda.is_available()
     shape = SHAPES[options.shape or ("llama-3-8b" if card else "small")]
     model = random_model(shape, DTYPES[options.dtype], torch.device("cuda" if card else "cpu"))
-    given = {name: value for name, value in vars(options).items() if name not in {"out", "shape", "dtype"}}
-    about = {"machine": machine(), "shape": shape._asdict(), "dtype": options.dtype, "options": given}
-    found, layers = Stages(model, options.repeats, options.out, about), options.layers
+    settings = {name: value for name, value in vars(options).items() if name not in {"out", "shape", "dtype"}}
+    about = {"machine": machine(), "shape": shape._asdict(), "dtype": options.dtype, "options": settings}
+    stages, layers = Stages(model, options.repeats, options.out, about), options.layers
     rows = fact_rows(model, load_facts("builtin", f"0:{options.facts}"), CONTEXTS)
-    add_anchors(found, rows, layers[0], AnchorSettings(lr=0.1, steps=options.steps, stop_loss=0.0))
-    add_jacobians(found, rows, layers)
-    add_solve(found, layers, options.tokens, options.edits)
+    add_anchors(stages, rows, layers[0], AnchorSettings(lr=0.1, steps=options.steps, stop_loss=0.0))
+    add_jacobians(stages, rows, layers)
+    add_solve(stages, layers, options.tokens, options.edits)
 
 
 def machine() -> dict[str, Any]:
@@ -101,10 +101,10 @@ def random_model(shape: Shape, dtype: torch.dtype, device: torch.device) -> Lang
     Returns:
         The model, with a small tokenizer made on the spot.
     """
-    heads = max(SHARING, shape.width // HEAD)
+    heads = max(SHARING, shape.d_model // HEAD)
     config = LlamaConfig(
-        vocab_size=shape.words,
-        hidden_size=shape.width,
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.d_model,
         intermediate_size=shape.d_mlp,
         num_hidden_layers=shape.blocks,
         num_attention_heads=heads,
@@ -118,7 +118,7 @@ def random_model(shape: Shape, dtype: torch.dtype, device: torch.device) -> Lang
 
 
 class Stages:
-    """What has been measured so far; the first is the machine's rate of products, of which the others are shares.
+    """Measured stages; the first is the machine's rate of products, of which the others are shares.
 
     Args:
         model: The model.
@@ -127,14 +127,14 @@ class Stages:
         about: What it says beside the stages.
 
     Attributes:
-        found: For each stage its name, the seconds and what they are for, its share of the machine's rate, the peak of
+        stages: For each stage its name, the seconds and what they are for, its share of the machine's rate, the peak of
             memory, and what else there is to say.
     """
 
     def __init__(self, model: LanguageModel, repeats: int, out: Path | None, about: dict[str, Any]) -> None:
         self.model, self.repeats, self.out, self.about = model, repeats, out, about
         self.rates = {dtype: products(model, dtype) for dtype in (model.dtype, torch.float64)}
-        self.found: list[dict[str, Any]] = []
+        self.stages: list[dict[str, Any]] = []
         for dtype, rate in self.rates.items():
             name = f"products in {str(dtype).removeprefix('torch.')}"
             self._note(f"{name}: {rate / 1e12:.3g} TFLOP/s", {"name": name, "teraflops": rate / 1e12})
@@ -163,32 +163,32 @@ class Stages:
         Returns:
             What the work returns.
         """
-        made = work()
+        result = work()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        (taken,), peak = medians([work], self.repeats), peak_memory()
-        share = flops / taken / self.rates[dtype or self.model.dtype] if flops else None
-        more, seconds = say(made), taken / count
-        found = {"name": name, "unit": unit, "seconds": seconds, "share": share, "peak_bytes": peak} | more
-        told = f", {share:.0%} of products" if share else ""
+        (elapsed,), peak = medians([work], self.repeats), peak_memory()
+        share = flops / elapsed / self.rates[dtype or self.model.dtype] if flops else None
+        more, seconds = say(result), elapsed / count
+        stage = {"name": name, "unit": unit, "seconds": seconds, "share": share, "peak_bytes": peak} | more
+        share_text = f", {share:.0%} of products" if share else ""
         said = "".join(f"; {key} {value}" for key, value in more.items())
-        self._note(f"{name}: {seconds:.3g} s {unit}{told}, {peak / 2**30:.1f} GiB{said}", found)
-        return made
+        self._note(f"{name}: {seconds:.3g} s {unit}{share_text}, {peak / 2**30:.1f} GiB{said}", stage)
+        return result
 
-    def _note(self, line: str, found: dict[str, Any]) -> None:
+    def _note(self, line: str, stage: dict[str, Any]) -> None:
         """Print a stage, and write all so far, so that nothing is lost."""
         print(line, flush=True)
-        self.found.append(found)
+        self.stages.append(stage)
         if self.out is not None:
             self.out.parent.mkdir(parents=True, exist_ok=True)
-            self.out.write_text(json.dumps(self.about | {"stages": self.found}, indent=1) + "\n")
+            self.out.write_text(json.dumps(self.about | {"stages": self.stages}, indent=1) + "\n")
 
 
-def add_anchors(found: Stages, rows: FactRows, layer: int, settings: AnchorSettings) -> None:
+def add_anchors(stages: Stages, rows: FactRows, layer: int, settings: AnchorSettings) -> None:
     """Anchors side by side and one by one; in float32 on a card also with products in TF32.
 
     Args:
-        found: Where the stages are added.
+        stages: Collects the stages.
         rows: The facts.
         layer: The anchor layer.
         settings: How to optimise.
@@ -197,8 +197,8 @@ def add_anchors(found: Stages, rows: FactRows, layer: int, settings: AnchorSetti
     unit, batches = f"a fact, {settings.steps} passes and what goes before", anchor_batches(rows, count)
 
     def optimise(way: str, size: int, flops: float, say: Callable[[torch.Tensor], dict[str, Any]]) -> torch.Tensor:
-        made = partial(anchors, rows, layer, settings, size)
-        return found.add(f"anchors {way}", unit, made, count, flops, say=say)
+        work = partial(anchors, rows, layer, settings, size)
+        return stages.add(f"anchors {way}", unit, work, count, flops, say=say)
 
     alone = optimise("one by one", 1, work, lambda _: {})
 
@@ -206,26 +206,26 @@ def add_anchors(found: Stages, rows: FactRows, layer: int, settings: AnchorSetti
         return {"batches": [len(batch) for batch in batches], "apart": float((states - alone).norm() / alone.norm())}
 
     optimise("side by side", count, work, compared)
-    if found.model.device.type == "cuda" and found.model.dtype == torch.float32:
+    if stages.model.device.type == "cuda" and stages.model.dtype == torch.float32:
         torch.backends.cuda.matmul.allow_tf32 = True
         optimise("side by side in TF32", count, 0, compared)
         torch.backends.cuda.matmul.allow_tf32 = False
 
 
-def add_jacobians(found: Stages, rows: FactRows, layers: list[int]) -> None:
+def add_jacobians(stages: Stages, rows: FactRows, layers: list[int]) -> None:
     """All J_{l→L} of a fact, and the verdict on the deepest by the matrix and by Lanczos.
 
     Args:
-        found: Where the stages are added.
+        stages: Collects the stages.
         rows: The facts.
         layers: The layers, ascending, the last of them L.
     """
-    model, last = found.model, layers[-1]
+    model, last = stages.model, layers[-1]
     frozen, eps = freeze(model, [rows.bare[0]], layers, last), precision(model.dtype)
     matrices = [w for layer in range(layers[0] + 1, last + 1) for w in model.blocks[layer].parameters() if w.dim() == 2]
     work = 2 * model.d_model * sum(weight.numel() for weight in matrices)
     sweep = partial(dense_jacobians, frozen, layers, last)
-    double = found.add(f"all J to {last}", "a fact", sweep, flops=work)[0, 0].double()
+    double = stages.add(f"all J to {last}", "a fact", sweep, flops=work)[0, 0].double()
 
     def by_matrix() -> Verdict:
         return verdict_of(symmetric_part(double), eps, float(torch.linalg.svdvals(double)[0]))
@@ -235,31 +235,31 @@ def add_jacobians(found: Stages, rows: FactRows, layers: list[int]) -> None:
         return definiteness_matrix_free(J, largest_singular_value(J), eps=eps)
 
     for way, verdict in (("the matrix", by_matrix), ("Lanczos", by_lanczos)):
-        found.add(f"a verdict by {way}", "a Jacobian", verdict, say=lambda found: {"verdict": repr(found)})
+        stages.add(f"a verdict by {way}", "a Jacobian", verdict, say=lambda result: {"verdict": repr(result)})
 
 
-def add_solve(found: Stages, layers: list[int], tokens: int, edits: int) -> None:
+def add_solve(stages: Stages, layers: list[int], tokens: int, edits: int) -> None:
     """The second moment of random tokens at all layers, and MEMIT's solve at the last.
 
     Args:
-        found: Where the stages are added.
+        stages: Collects the stages.
         layers: The layers.
         tokens: How many tokens.
         edits: How many keys.
     """
-    model, length = found.model, min(256, found.model.max_tokens)
+    model, length = stages.model, min(256, stages.model.max_tokens)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(3, VOCABULARY, (tokens // length, length), generator=generator).tolist()
     documents = [Prompt(tuple(row), length - 1) for row in ids]
-    each, count = partial(sums_of_keys, model, documents, layers), length * len(documents)
-    moments = found.add("second moments", f"{count} tokens, {len(layers)} layers", each)
+    sums, count = partial(sums_of_keys, model, documents, layers), length * len(documents)
+    moments = stages.add("second moments", f"{count} tokens, {len(layers)} layers", sums)
     n = model.d_mlp
     place: dict[str, Any] = {"dtype": torch.float64, "device": model.device}
     C = moments[layers[-1]].to(model.device) / count + 1e-2 * torch.eye(n, **place)  # of full rank with few tokens
     K, R = (torch.randn(width, edits, **place) for width in (n, model.d_model))
     solve = partial(memit, Problem(layers[-1], K, R, C, model.weight(layers[-1]), ridge=1e3))
     work = 2 * n**2 * edits + n**3 / 3 + 2 * model.d_model * n * (edits + n)
-    found.add("a solve", f"a layer, {edits} facts", solve, flops=work, dtype=torch.float64)
+    stages.add("a solve", f"a layer, {edits} facts", solve, flops=work, dtype=torch.float64)
 
 
 def anchors(rows: FactRows, layer: int, settings: AnchorSettings, size: int) -> torch.Tensor:
@@ -275,8 +275,8 @@ def anchors(rows: FactRows, layer: int, settings: AnchorSettings, size: int) -> 
         The states, fact by fact.
     """
     batches = anchor_batches(rows, size)
-    found = torch.cat([optimise_anchors(rows.select(batch), layer, settings).states for batch in batches])
-    return found[torch.argsort(torch.tensor([index for batch in batches for index in batch])).to(found.device)]
+    states = torch.cat([optimise_anchors(rows.select(batch), layer, settings).states for batch in batches])
+    return states[torch.argsort(torch.tensor([index for batch in batches for index in batch])).to(states.device)]
 
 
 def anchor_work(rows: FactRows, layer: int) -> float:
@@ -293,12 +293,12 @@ def anchor_work(rows: FactRows, layer: int) -> float:
     above = sum(w.numel() for block in model.blocks[layer + 1 :] for w in block.parameters() if w.dim() == 2)
     answered = [row for contexts in rows.answered_contexts for row in contexts]
     tokens = sum(row.tail for row in answered) + len(rows.kl)
-    asked = sum(len(row.answer) for row in answered) + len(rows.kl)
-    return FORWARD_AND_BACK * (tokens * above + asked * model.d_model * model.hf.config.vocab_size)
+    logits = sum(len(row.answer) for row in answered) + len(rows.kl)
+    return FORWARD_AND_BACK * (tokens * above + logits * model.d_model * model.hf.config.vocab_size)
 
 
 def products(model: LanguageModel, dtype: torch.dtype) -> float:
-    """How fast the machine multiplies large matrices.
+    """Rate at which the machine multiplies large matrices.
 
     Args:
         model: Where and about how large.

@@ -122,20 +122,20 @@ def measure(model: LanguageModel, options: argparse.Namespace) -> None:
         def all_reverse(fact: Fact = fact) -> list[torch.Tensor]:
             return [plain.jacobian(fact, layer, last) for layer in layers]
 
-        found, expected = dense_jacobians(frozen, layers, last), all_reverse()
-        apart = max(float((ours - own).norm() / own.norm()) for ours, own in zip(found[0], expected, strict=True))
-        ours, *others = medians([partial(sweep, frozen, layers, last) for sweep in sweeps], options.repeats)
-        (theirs,) = medians([all_reverse], 3)
+        jacobians, expected = dense_jacobians(frozen, layers, last), all_reverse()
+        apart = max(float((J - own).norm() / own.norm()) for J, own in zip(jacobians[0], expected, strict=True))
+        swept, *others = medians([partial(sweep, frozen, layers, last) for sweep in sweeps], options.repeats)
+        (reversed_mode,) = medians([all_reverse], 3)
         large, own = medians([lambda: square @ square, own_products], options.repeats)
-        rates = work / ours, 2 * LARGE**3 / large, work / own
+        rates = work / swept, 2 * LARGE**3 / large, work / own
         print(
-            f"{len(prompt.ids)} tokens: sweep {ours:.3f} s, jacrev of the hooked model {theirs:.2f} s, "
-            f"{theirs / ours:.0f} times; apart by {apart:.0e}\n"
+            f"{len(prompt.ids)} tokens: sweep {swept:.3f} s, jacrev of the hooked model {reversed_mode:.2f} s, "
+            f"{reversed_mode / swept:.0f} times; apart by {apart:.0e}\n"
             f"  {rates[0] / 1e9:.0f} GFLOP/s: {rates[0] / rates[1]:.2f} of {rates[1] / 1e9:.0f} in large products, "
             f"{rates[0] / rates[2]:.2f} of {rates[2] / 1e9:.0f} in products of its own shapes"
         )
         for other in others:
-            print(f"  the sweep of {options.against} {other:.3f} s, {other / ours:.2f} times")
+            print(f"  the sweep of {options.against} {other:.3f} s, {other / swept:.2f} times")
     for count in options.facts_in_memory:
         for fact in facts[:count]:
             dense_jacobians(freeze(model, [fact_prompt(model.tokenizer, fact).cut()], layers, last), layers, last)

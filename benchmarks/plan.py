@@ -1,4 +1,4 @@
-"""What commands were estimated to take, and took: time by part, and memory.
+"""Estimates of commands against their measurements: time by part, and memory.
 
 Each command runs by itself on the embedded model, in a folder of its own and with an empty cache of second moments, so
 that all of it has to be done. Prints a line a command and, with --out, writes all as JSON.
@@ -32,23 +32,23 @@ def main() -> None:
     parser.add_argument("commands", nargs="*", default=COMMANDS, help="commands with their options, each one argument")
     parser.add_argument("--out", type=Path, help="a JSON file")
     options = parser.parse_args()
-    found = []
+    costs_by_command = []
     for command in options.commands:
         costs = costs_of(command)
         time = costs["took_seconds"] / costs["total_seconds"]
         peak = costs["peak_bytes"] / max(costs["host_bytes"], costs["device_bytes"])
         for part in costs["parts"]:
             if part["seconds"]:
-                told = f"{part['seconds']:.0f} s, took {part['took_seconds']:.0f}"
-                print(f"  {', '.join(part['stages'])}: {told} ({part['took_seconds'] / part['seconds']:.2f})")
+                times = f"{part['seconds']:.0f} s, took {part['took_seconds']:.0f}"
+                print(f"  {', '.join(part['stages'])}: {times} ({part['took_seconds'] / part['seconds']:.2f})")
         print(
             f"{command}: estimated {costs['total_seconds']:.0f} s, took {costs['took_seconds']:.0f} ({time:.2f}); "
             f"peak {costs['peak_bytes'] / 2**30:.2f} GiB ({peak:.2f} of what was estimated)",
             flush=True,
         )
-        found.append({"command": command, "time_ratio": time, "memory_ratio": peak} | costs)
+        costs_by_command.append({"command": command, "time_ratio": time, "memory_ratio": peak} | costs)
         if options.out is not None:
-            write(options.out, {"commands": found})
+            write(options.out, {"commands": costs_by_command})
 
 
 def costs_of(command: str, threads: int | None = None) -> dict[str, Any]:

@@ -133,11 +133,11 @@ def main() -> None:
             S += K @ K.T
 
     def growing(rule: Rule) -> Iterator[Tensor]:
-        kept = None
+        carried = None
         for part in parts:
-            problem = Problem(LAYER, keys[:, part], residuals[:, part], C, weight, RIDGE, kept, goes_on=True)
+            problem = Problem(LAYER, keys[:, part], residuals[:, part], C, weight, RIDGE, carried, goes_on=True)
             update = rule(problem)
-            kept = update.kept
+            carried = update.kept
             yield update.delta
 
     basis = vectors[:, values < 0.02]
@@ -148,11 +148,12 @@ def main() -> None:
     }
     print(f"d_mlp {n}, {options.facts} facts, {options.size} in a batch, null space of {basis.shape[1]}")
     for name, (rule, plain) in pairs.items():
-        ours, changes = timed(growing(rule))
-        theirs, expected = timed(anew(plain))
+        grown, changes = timed(growing(rule))
+        single, expected = timed(anew(plain))
         apart = max(float((a - b).norm() / b.norm()) for a, b in zip(changes, expected, strict=True))
         print(
-            f"{name}: {1000 * ours:.1f} ms a batch, plain {1000 * theirs:.1f} ms, ratio {theirs / ours:.1f}", end="; "
+            f"{name}: {1000 * grown:.1f} ms a batch, plain {1000 * single:.1f} ms, ratio {single / grown:.1f}",
+            end="; ",
         )
         print(f"changes apart by {apart:.1e} at the most, relative")
 

@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 import torch
 
+from jacobian_lab.catalogue import COORDINATED, OPTIMISED, REPLAYED, Scheme
 from jacobian_lab.editing.layers import edit_layers, restored
-from jacobian_lab.editing.schemes import COORDINATED, OPTIMISED, REPLAYED, Scheme, Targets, make_targets
+from jacobian_lab.editing.schemes import Targets, make_targets
 from jacobian_lab.evaluation.examination import Examination
 from jacobian_lab.jobs.config import EditTableConfig
 from jacobian_lab.jobs.experiment import Experiment, prepare
@@ -63,23 +64,25 @@ def main() -> None:
         for way, (reads, divides) in WAYS.items()
         if kind != OPTIMISED or reads == "last"
     }
-    found = {}
-    with bar(len(edits), "edits", "edit") as shown:
+    answers_by_way = {}
+    with bar(len(edits), "edits", "edit") as progress:
         for name, scheme in edits.items():
             with restored(experiment.model, experiment.layers):
                 for _ in edit_layers(session.setting, scheme, targets):
                     pass
-                found[name] = answers(examination)
-            shown.update()
+                answers_by_way[name] = answers(examination)
+            progress.update()
     options.out.mkdir(parents=True, exist_ok=True)
-    facts = pd.concat({name: pd.DataFrame(values) for name, values in found.items()}, names=["target", "way", "fact"])
+    facts = pd.concat(
+        {name: pd.DataFrame(values) for name, values in answers_by_way.items()}, names=["target", "way", "fact"]
+    )
     facts.to_csv(options.out / "target_and_sharing_facts.csv")
     source = f"{experiment.model.name}, {len(experiment.facts)} facts of {Path(options.facts).name}"
     caption = (
         f"MEMIT at λ = {session.ridge:g}: whose target, and how it is spread over the layers; in brackets, the paired "
         f"difference to the way of the target's own scheme. {source}, mean [95 % bootstrap interval]."
     )
-    text = f"{caption}\n\n{table(found).to_markdown()}\n"
+    text = f"{caption}\n\n{table(answers_by_way).to_markdown()}\n"
     (options.out / "target_and_sharing.md").write_text(text, "utf-8")
     sys.stdout.write(text)
 
@@ -103,11 +106,11 @@ def answers(examination: Examination) -> dict[str, list[float]]:
     return {name: [float(np.mean(values[name])) for values in every] for name in METRICS}
 
 
-def table(found: Mapping[tuple[str, str], Mapping[str, list[float]]]) -> pd.DataFrame:
+def table(answers_by_way: Mapping[tuple[str, str], Mapping[str, list[float]]]) -> pd.DataFrame:
     """One row an edit, with what it differs by from the way of the target's own scheme."""
     rows = {}
-    for (target, way), values in found.items():
-        own = found.get((target, OWN), found.get((target, LAST_DIVIDED), values))
+    for (target, way), values in answers_by_way.items():
+        own = answers_by_way.get((target, OWN), answers_by_way.get((target, LAST_DIVIDED), values))
         cells = {}
         for name, (label, scale, digits) in METRICS.items():
             here = scale * np.array(values[name])

@@ -1,4 +1,4 @@
-"""How long work takes."""
+"""Timing of work."""
 
 import statistics
 import time
@@ -37,7 +37,7 @@ def medians(works: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
         Seconds of each.
     """
     turns = [[timed(work)[0] for work in works] for _ in range(repeats)]
-    return [statistics.median(taken) for taken in zip(*turns, strict=True)]
+    return [statistics.median(seconds) for seconds in zip(*turns, strict=True)]
 
 
 def _wait() -> None:

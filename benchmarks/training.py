@@ -27,8 +27,8 @@ from jacobian_lab.training.settings import RLEditConfig, TrainingConfig, WiseCon
 LAB = Path(sys.executable).parent / "jacobian-lab"
 METHODS = ("memit", "wise", "rledit")
 GRIDS: dict[str, dict[str, Any]] = {
-    "wise": {"lr": (0.02, 0.05, 0.1, 0.2), "beta": (0.1, 0.3)},
-    "rledit": {"rate": (1e-4, 1e-3, 1e-2), "batches": (4,)},
+    "wise": {"edit_lr": (0.02, 0.05, 0.1, 0.2), "beta": (0.1, 0.3)},
+    "rledit": {"lr": (1e-4, 1e-3, 1e-2), "num_seq": (4,)},
 }
 """What is scanned."""
 
@@ -44,13 +44,13 @@ def settings_of(name: str, scanned: dict[str, Any]) -> Iterator[tuple[dict[str, 
         What is set, and the whole configuration; α and γ of WISE go with β as the published ones do.
     """
     for values in product(*scanned.values()):
-        chosen: dict[str, Any] = dict(zip(scanned, values, strict=True))
+        settings: dict[str, Any] = dict(zip(scanned, values, strict=True))
         if name == "wise":
-            beta = chosen.get("beta", 1.0)
+            beta = settings.get("beta", 1.0)
             rest = {"alpha": beta / 10, "gamma": beta / 2}
-            yield chosen, TrainingConfig(wise=WiseConfig(**chosen, **rest))
+            yield settings, TrainingConfig(wise=WiseConfig(**settings, **rest))
         else:
-            yield chosen, TrainingConfig(rledit=RLEditConfig(**chosen))
+            yield settings, TrainingConfig(rledit=RLEditConfig(**settings))
 
 
 def scan(name: str, part: str, scanned: dict[str, Any]) -> list[dict[str, Any]]:
@@ -66,13 +66,13 @@ def scan(name: str, part: str, scanned: dict[str, Any]) -> list[dict[str, Any]]:
     """
     os.environ["JACOBIAN_LAB_CACHE"] = tempfile.mkdtemp()  # so that nothing is found there, and times are times
     model, facts, every = jl.load_model(), jl.load_facts("builtin", part), jl.load_facts("builtin")
-    found = []
-    for chosen, training in settings_of(name, scanned):
+    rows = []
+    for settings, training in settings_of(name, scanned):
         editor = jl.Editor(model, facts, training=training, train_facts=every, progress=False)
         begin = time.perf_counter()
         with editor.edit(name) as edit:
-            frame, told = edit.evaluate().mean(), edit.told
-        row = chosen | {
+            frame, measured = edit.evaluate().mean(), edit.told
+        row = settings | {
             "efficacy": 100 * frame["efficacy_accuracy"],
             "generalisation": 100 * frame["generalization_accuracy"],
             "kl": frame["kl"],
@@ -80,30 +80,30 @@ def scan(name: str, part: str, scanned: dict[str, Any]) -> list[dict[str, Any]]:
             "seconds": time.perf_counter() - begin,
         }
         if name == "wise":
-            row |= {kind: 100 * share for kind, share in served(told).items()}
-            row |= {name: statistics.median(told[f"training_{name}"]) for name in ("steps", "loss")}
+            row |= {kind: 100 * share for kind, share in served(measured).items()}
+            row |= {name: statistics.median(measured[f"training_{name}"]) for name in ("steps", "loss")}
         else:
-            row["changed"] = max(each for each in told["changed_norm"] if each == each)
+            row["changed"] = max(norm for norm in measured["changed_norm"] if norm == norm)
         print(json.dumps({key: round(value, 4) for key, value in row.items()}), flush=True)
-        found.append(row)
-    return found
+        rows.append(row)
+    return rows
 
 
-def served(told: dict[str, Any]) -> dict[str, float]:
+def served(measured: dict[str, Any]) -> dict[str, float]:
     """Shares of the prompts that the memory serves.
 
     Args:
-        told: What WISE says of itself: distances over the threshold, from 1 on the memory serves.
+        measured: Distances of WISE over the threshold: from 1 on the memory serves.
 
     Returns:
         By kind of prompt.
     """
     flat = {
-        "prompts": told["distance"],
-        "paraphrases": [each for some in told["distance_paraphrase"] for each in some],
-        "neighbourhood": [each for some in told["distance_neighbor"] for each in some],
+        "prompts": measured["distance"],
+        "paraphrases": [distance for distances in measured["distance_paraphrase"] for distance in distances],
+        "neighbourhood": [distance for distances in measured["distance_neighbor"] for distance in distances],
     }
-    return {kind: sum(d >= 1 for d in each) / max(1, len(each)) for kind, each in flat.items()}
+    return {kind: sum(d >= 1 for d in distances) / max(1, len(distances)) for kind, distances in flat.items()}
 
 
 def cost(part: str) -> list[dict[str, Any]]:
@@ -115,7 +115,7 @@ def cost(part: str) -> list[dict[str, Any]]:
     Returns:
         Seconds, and GiB at the peak.
     """
-    found = list[dict[str, Any]]()
+    rows = list[dict[str, Any]]()
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {"JACOBIAN_LAB_CACHE": folder}
         for name in ("memit", *METHODS):  # the first fills the cache, and is not counted
@@ -128,7 +128,7 @@ def cost(part: str) -> list[dict[str, Any]]:
                 "--method",
                 name,
                 "--out",
-                f"{folder}/{len(found)}",
+                f"{folder}/{len(rows)}",
             ]
             begin = time.perf_counter()
             process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -136,15 +136,17 @@ def cost(part: str) -> list[dict[str, Any]]:
             if status:
                 sys.exit(f"{' '.join(command)} ended with status {os.waitstatus_to_exitcode(status)}")
             seconds = time.perf_counter() - begin
-            found.append({"method": name, "seconds": seconds, "peak_gib": used.ru_maxrss / 2**20})
-            print(json.dumps(found[-1]), flush=True)
-    return found[1:]
+            rows.append({"method": name, "seconds": seconds, "peak_gib": used.ru_maxrss / 2**20})
+            print(json.dumps(rows[-1]), flush=True)
+    return rows[1:]
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scan", choices=METHODS[1:])
-    parser.add_argument("--grid", type=json.loads, help='for each option its values, as {"lr": [0.05], "beta": [0.3]}')
+    parser.add_argument(
+        "--grid", type=json.loads, help='for each option its values, as {"edit_lr": [0.05], "beta": [0.3]}'
+    )
     parser.add_argument("--cost", action="store_true")
     parser.add_argument("--slice", default="0:16")
     parser.add_argument("--out", type=Path, help="a JSON file")

@@ -21,11 +21,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a JSON file")
     options = parser.parse_args()
     ways = {ONE: options.command, TWO: f"{options.command} --workers 2 --worker-cpus 1"}
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
+    runs_by_way: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
     for _ in range(options.repeats):
         for name, command in ways.items():
-            found[name].append(costs_of(command, threads=1))
-    medians = {name: by_part(runs) for name, runs in found.items()}
+            runs_by_way[name].append(costs_of(command, threads=1))
+    medians = {name: by_part(runs) for name, runs in runs_by_way.items()}
     parts = [
         {"part": part, ONE: alone, TWO: medians[TWO][part], "ratio": alone / medians[TWO][part]}
         for part, alone in medians[ONE].items()
@@ -38,9 +38,9 @@ def main() -> None:
 
 def by_part(runs: list[dict[str, Any]]) -> dict[str, float]:
     """Median seconds of every part of some runs, and of all of them together."""
-    taken = [{", ".join(part["stages"]): part["took_seconds"] for part in run["parts"]} for run in runs]
+    parts = [{", ".join(part["stages"]): part["took_seconds"] for part in run["parts"]} for run in runs]
     whole = statistics.median(run["took_seconds"] for run in runs)
-    return {part: statistics.median(each[part] for each in taken) for part in taken[0] if part} | {"all": whole}
+    return {part: statistics.median(seconds[part] for seconds in parts) for part in parts[0] if part} | {"all": whole}
 
 
 if __name__ == "__main__":

@@ -24,9 +24,9 @@ def on_page_content(content: str, **_: Any) -> str:
     return FORMULA.sub(_drawn, content)
 
 
-def _drawn(found: re.Match[str]) -> str:
-    tag, opening, formula = found.groups()
-    made = convert(html.unescape(formula), display="inline" if opening == r"\(" else "block")
-    if unknown := re.search(r"\\\S+", made):
+def _drawn(match: re.Match[str]) -> str:
+    tag, opening, formula = match.groups()
+    markup = convert(html.unescape(formula), display="inline" if opening == r"\(" else "block")
+    if unknown := re.search(r"\\\S+", markup):
         raise ValueError(f"expected LaTeX that MathML has, got {unknown[0]} in {formula.strip()}: write it otherwise")
-    return f'<{tag} class="arithmatex">{made}</{tag}>'
+    return f'<{tag} class="arithmatex">{markup}</{tag}>'

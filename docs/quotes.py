@@ -34,13 +34,13 @@ class Quote:
 
     Attributes:
         line: Its line in the page.
-        shown: The number as the page has it.
+        quoted: The number as the page has it.
         right: The number as the table has it, with as many decimals.
         source: Its cell, as the page names it.
     """
 
     line: int
-    shown: str
+    quoted: str
     right: str
     source: str
 
@@ -130,7 +130,7 @@ def as_csv(file: Path) -> Iterator[str]:
 
 def _index(label: str, labels: list[str], source: str) -> str:
     """The label that is meant: the same, or the only one that begins so."""
-    meant = [known for known in labels if known == label] or [known for known in labels if known.startswith(label)]
+    meant = [full for full in labels if full == label] or [full for full in labels if full.startswith(label)]
     if len(meant) != 1:
         raise UnknownSourceError(f"expected one of {labels}, got {label!r} in {source!r}")
     return meant[0]

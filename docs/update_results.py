@@ -52,12 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.list:
         for page in PAGES:
             for quote in quotes(page.read_text("utf-8")):
-                say(f"{page.relative_to(ROOT)}:{quote.line}: {quote.shown} ({quote.source})")
+                say(f"{page.relative_to(ROOT)}:{quote.line}: {quote.quoted} ({quote.source})")
         return
     needed = included()
-    given = {name: folder for name, _, folder in (each.partition("=") for each in options.only)}
-    for name in given or needed:
-        folder = Path(given.get(name) or options.runs / name)
+    folders = {name: folder for name, _, folder in (text.partition("=") for text in options.only)}
+    for name in folders or needed:
+        folder = Path(folders.get(name) or options.runs / name)
         if name not in needed:
             say(f"{name}: no page includes it")
         elif not folder.is_dir():
@@ -86,12 +86,12 @@ def check() -> list[str]:
     for page in PAGES:
         place = page.relative_to(ROOT)
         try:
-            differing = [quote for quote in quotes(page.read_text("utf-8")) if quote.shown != quote.right]
+            differing = [quote for quote in quotes(page.read_text("utf-8")) if quote.quoted != quote.right]
         except UnknownSourceError as error:
             wrong.append(f"{place}: {error}")
             continue
         wrong += [
-            f"{place}:{quote.line}: expected {quote.right} ({quote.source}), got {quote.shown}: make results"
+            f"{place}:{quote.line}: expected {quote.right} ({quote.source}), got {quote.quoted}: make results"
             for quote in differing
         ]
     for line in wrong:
@@ -105,12 +105,12 @@ def included() -> dict[str, list[str]]:
     Returns:
         Their names, by run.
     """
-    found: dict[str, list[str]] = {}
+    files: dict[str, list[str]] = {}
     for page in sorted(DOCS.rglob("*.md")):
         for run, file in INCLUDED.findall(page.read_text("utf-8")):
-            if file not in found.setdefault(run, []):
-                found[run].append(file)
-    return found
+            if file not in files.setdefault(run, []):
+                files[run].append(file)
+    return files
 
 
 def copy(folder: Path, target: Path, files: Sequence[str]) -> None:
@@ -140,7 +140,7 @@ def copy(folder: Path, target: Path, files: Sequence[str]) -> None:
 
 
 def provenance(folder: Path) -> str:
-    """What a page says of where its numbers come from.
+    """Describe the run that a page's numbers come from.
 
     Args:
         folder: The run's folder.
@@ -149,18 +149,18 @@ def provenance(folder: Path) -> str:
         One line.
     """
     config = json.loads((folder / "config.json").read_text("utf-8"))
-    settings, known = config["settings"], config["provenance"]
-    facts, versions = known["facts"], settings["versions"]
+    settings, info = config["settings"], config["provenance"]
+    facts, versions = info["facts"], settings["versions"]
     source = f"{Path(facts['source']).name} {facts['slice'] or ''}".strip()
-    ridges = settings.get("ridges") or [known[name] for name in ("ridge",) if name in known]
+    ridges = settings.get("ridges") or [info[name] for name in ("ridge",) if name in info]
     solved = f"λ = {', '.join(f'{ridge:g}' for ridge in ridges)}, " if ridges else ""
-    made = ", ".join(f"{name} {versions[name]}" for name in ("jacobian_lab", "torch", "transformers"))
-    commit = f", commit {known['commit']}" if "commit" in known else ""
-    command = f" `{portable(known['command'])}`" if "command" in known else ""
+    packages = ", ".join(f"{name} {versions[name]}" for name in ("jacobian_lab", "torch", "transformers"))
+    commit = f", commit {info['commit']}" if "commit" in info else ""
+    command = f" `{portable(info['command'])}`" if "command" in info else ""
     layers = ", ".join(map(str, settings["layers"]))
     return (
-        f"*Run: {known['model']}, {facts['count']} facts ({source}), layers {layers}, {solved}seed {settings['seed']}, "
-        f"{settings['dtype']} on {settings['device']}; {made}{commit}.*{command}\n"
+        f"*Run: {info['model']}, {facts['count']} facts ({source}), layers {layers}, {solved}seed {settings['seed']}, "
+        f"{settings['dtype']} on {settings['device']}; {packages}{commit}.*{command}\n"
     )
 
 

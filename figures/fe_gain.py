@@ -1,6 +1,6 @@
-"""What forward replay adds to each rule, paired over facts."""
+"""Gain of forward replay over each rule alone, paired over facts."""
 
-from jacobian_lab.report.results import figure_script
+from jacobian_lab.report.showing import figure_script
 
 if __name__ == "__main__":
     figure_script("fe_gain")

@@ -1,6 +1,6 @@
-"""Which prompts a side memory serves: distances of edited, paraphrased and neighbourhood prompts, and the threshold."""
+"""Distances of edited, paraphrased and neighbourhood prompts from a side memory, and the threshold."""
 
-from jacobian_lab.report.results import figure_script
+from jacobian_lab.report.showing import figure_script
 
 if __name__ == "__main__":
     figure_script("routing")

@@ -1,6 +1,6 @@
 """The remaining residual of every single fact under each scheme, and the median."""
 
-from jacobian_lab.report.results import figure_script
+from jacobian_lab.report.showing import figure_script
 
 if __name__ == "__main__":
     figure_script("spread_by_fact")

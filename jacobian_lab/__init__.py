@@ -9,21 +9,30 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jacobian_lab.applying import apply as apply
+    from jacobian_lab.catalogue import METHODS as METHODS
+    from jacobian_lab.catalogue import SCHEMES as SCHEMES
     from jacobian_lab.editing.anchors import AnchorSettings as AnchorSettings
     from jacobian_lab.editing.anchors import CoordinationSettings as CoordinationSettings
     from jacobian_lab.editing.anchors import coordinate_shifts as coordinate_shifts
     from jacobian_lab.editing.anchors import optimise_anchors as optimise_anchors
     from jacobian_lab.editing.deltas import load_delta as load_delta
-    from jacobian_lab.editing.methods import METHODS as METHODS
     from jacobian_lab.editing.rules import RULES as RULES
     from jacobian_lab.editing.rules import RuleSettings as RuleSettings
-    from jacobian_lab.editing.schemes import SCHEMES as SCHEMES
     from jacobian_lab.editing.schemes import make_targets as make_targets
     from jacobian_lab.editing.second_moments import second_moments as second_moments
     from jacobian_lab.editor import Editor as Editor
     from jacobian_lab.errors import InputError as InputError
     from jacobian_lab.facts.fact import Fact as Fact
     from jacobian_lab.facts.reading import load_facts as load_facts
+    from jacobian_lab.jobs.config import AnchorConfig as AnchorConfig
+    from jacobian_lab.jobs.config import DampingConfig as DampingConfig
+    from jacobian_lab.jobs.config import EditConfig as EditConfig
+    from jacobian_lab.jobs.config import EditTableConfig as EditTableConfig
+    from jacobian_lab.jobs.config import FrontierConfig as FrontierConfig
+    from jacobian_lab.jobs.config import JacobianConfig as JacobianConfig
+    from jacobian_lab.jobs.config import LayerCountConfig as LayerCountConfig
+    from jacobian_lab.jobs.config import SchemesConfig as SchemesConfig
     from jacobian_lab.maps.conditions import eigenspaces as eigenspaces
     from jacobian_lab.maps.definiteness import definiteness as definiteness
     from jacobian_lab.maps.operator import Jacobian as Jacobian
@@ -35,6 +44,7 @@ if TYPE_CHECKING:
     from jacobian_lab.model.rows import fact_rows as fact_rows
     from jacobian_lab.model.templates import sample_templates as sample_templates
     from jacobian_lab.runs import open_run as open_run
+    from jacobian_lab.runs import run as run
     from jacobian_lab.runs import run_jacobians as run_jacobians
     from jacobian_lab.runs import run_methods as run_methods
     from jacobian_lab.runs import run_schemes as run_schemes
@@ -43,17 +53,26 @@ if TYPE_CHECKING:
 __version__ = version(__name__)
 
 _HOMES = {
+    "AnchorConfig": "jobs.config",
     "AnchorSettings": "editing.anchors",
     "CoordinationSettings": "editing.anchors",
+    "DampingConfig": "jobs.config",
+    "EditConfig": "jobs.config",
+    "EditTableConfig": "jobs.config",
     "Editor": "editor",
     "Fact": "facts.fact",
+    "FrontierConfig": "jobs.config",
     "InputError": "errors",
     "Jacobian": "maps.operator",
+    "JacobianConfig": "jobs.config",
     "LanguageModel": "model.language_model",
-    "METHODS": "editing.methods",
+    "METHODS": "catalogue",
     "RULES": "editing.rules",
     "RuleSettings": "editing.rules",
-    "SCHEMES": "editing.schemes",
+    "SCHEMES": "catalogue",
+    "LayerCountConfig": "jobs.config",
+    "SchemesConfig": "jobs.config",
+    "apply": "applying",
     "coordinate_shifts": "editing.anchors",
     "definiteness": "maps.definiteness",
     "eigenspaces": "maps.conditions",
@@ -68,6 +87,7 @@ _HOMES = {
     "open_run": "runs",
     "optimise_anchors": "editing.anchors",
     "replay": "maps.replay",
+    "run": "runs",
     "run_jacobians": "runs",
     "run_methods": "runs",
     "run_schemes": "runs",

@@ -1,11 +1,10 @@
-"""Where computed things are kept, under keys made of their content."""
+"""Folders and files of computed things: keys made of their content, and writing whole or not at all."""
 
 import hashlib
 import json
 import os
 import re
 import shutil
-import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,13 +17,13 @@ import platformdirs
 from jacobian_lab.errors import InputError
 
 PARTIAL = ".partial-jacobian_lab-"
-"""What the name of a folder begins with in which something is being written."""
+"""Beginning of the name of a folder in which something is being written."""
 
-_LEFT = re.compile(rf"{re.escape(PARTIAL)}(?P<host>.+)-(?P<process>\d+)-[a-z0-9_]{{8}}", re.DOTALL)
-"""The whole of such a name: where which process writes, and what `tempfile` adds."""
+_NAME = re.compile(rf"{re.escape(PARTIAL)}(?:.+-)?\d+-[a-z0-9_]{{8}}", re.DOTALL)
+"""The whole of such a name: a process, behind its host in earlier versions, and what `tempfile` adds."""
 
 STALE = 24 * 3600
-"""Seconds after which such a folder is taken for left behind, if nobody can tell whether its process lives."""
+"""Seconds after which such a folder is taken for left behind."""
 
 
 def cache_folder(kind: str) -> Path:
@@ -57,11 +56,11 @@ def file_digest(path: Path) -> str:
 def written_whole(target: Path) -> Iterator[Path]:
     """Give a temporary path beside `target` that takes its name only when all went well.
 
-    A reader, or a second process with the same key, sees the finished thing or nothing. What killed processes
-    have left in the same folder is removed.
+    A reader, or a second process with the same key, sees the finished thing or nothing. What killed processes have
+    left in the same folder a day ago or earlier is removed.
     """
     _sweep(target.parent)
-    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{PARTIAL}{_host()}-{os.getpid()}-"))
+    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{PARTIAL}{os.getpid()}-"))
     try:
         partial = folder / target.name
         yield partial
@@ -86,39 +85,14 @@ def write_text(path: Path, text: str) -> None:
         ) from error
 
 
-def _host() -> str:
-    """Name of what process ids are unique in: a host, or a container on it."""
-    space = ""
-    with suppress(OSError):
-        space = os.readlink("/proc/self/ns/pid").strip("pid:[]")  # noqa: PTH115  Path.readlink wants a path
-    return f"{socket.gethostname()}.{space}".replace("/", "_")
-
-
 def is_partial(name: str) -> bool:
-    """Whether a name is one that `written_whole` gives to a folder in which something is being written."""
-    return _LEFT.fullmatch(name) is not None
+    """Tell a name that `written_whole` gives to a folder in which something is being written."""
+    return _NAME.fullmatch(name) is not None
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what processes that are no more have left half written."""
-    for left in folder.glob(f"{PARTIAL}*"):
-        name = _LEFT.fullmatch(left.name)
-        if name is None:
-            continue
+    """Remove what killed processes have left half written, a day after the last of it was."""
+    for partial in (path for path in folder.glob(f"{PARTIAL}*") if is_partial(path.name)):
         with suppress(OSError):  # another process was first
-            old = time.time() - max(path.stat().st_mtime for path in (left, *left.rglob("*"))) > STALE
-            if not _lives(int(name["process"])) if name["host"] == _host() else old:
-                shutil.rmtree(left, ignore_errors=True)
-
-
-def _lives(process: int) -> bool:
-    """Whether a process of this host is there, as far as can be told."""
-    if os.name != "posix":
-        return True
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+            if time.time() - max(path.stat().st_mtime for path in (partial, *partial.rglob("*"))) > STALE:
+                shutil.rmtree(partial, ignore_errors=True)

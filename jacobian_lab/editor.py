@@ -13,13 +13,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from jacobian_lab.catalogue import COORDINATED, SCHEMES, TRAINED, method, method_name
 from jacobian_lab.editing.anchors import AnchorSettings, CoordinationSettings
 from jacobian_lab.editing.layers import Setting
 from jacobian_lab.editing.measures import ObservedEdit, measure
-from jacobian_lab.editing.methods import TRAINED, method, method_name
 from jacobian_lab.editing.published_moments import Published
 from jacobian_lab.editing.rules import RuleSettings
-from jacobian_lab.editing.schemes import COORDINATED, DAMPING, SCHEMES, Targets
+from jacobian_lab.editing.schemes import DAMPING, Targets
 from jacobian_lab.editing.second_moments import second_moments
 from jacobian_lab.edits import Edit, PairEdit, TrainedEdit, span
 from jacobian_lab.errors import InputError
@@ -183,8 +183,8 @@ class Editor:
         if self._published is not None:
             return self._published.read(self.model).matrices
         check_unedited(self.model, "take second moments of")
-        tokens, shown = self._corpus_tokens, self.progress
-        return second_moments(self.model, self.corpus, self.layers, tokens=tokens, progress=shown).matrices
+        tokens = self._corpus_tokens
+        return second_moments(self.model, self.corpus, self.layers, tokens=tokens, progress=self.progress).matrices
 
     @property
     def ridge(self) -> float:
@@ -195,7 +195,7 @@ class Editor:
 
     @property
     def setting(self) -> Setting:
-        """What every edit is made with."""
+        """Rows, C, λ and μ of every edit."""
         _ = self.ridge
         return self.session.setting
 
@@ -286,8 +286,8 @@ class Editor:
 
         with ExitStack() as stack:
             edited = self.session.edited(name, targets, refit=refit, look_on=edits.append)
-            made = stack.enter_context(edited)
-            edit = PairEdit(name, self.examination, partial(self._settings, name), made, measured)
+            weights = stack.enter_context(edited)
+            edit = PairEdit(name, self.examination, partial(self._settings, name), weights, measured)
             stack.callback(edit.leave)
             yield edit
 
@@ -296,8 +296,8 @@ class Editor:
         others = strangers(self.facts, load_facts() if self._train_facts is None else self._train_facts)
         trained = ready(name, self.rows, others, self.training)
         _ = self.examination.before  # of the unedited model
-        with bar(trained.facts, f"{name}: training", "fact", show=self.progress) as shown:
-            trainer = trained.train(shown.update)
+        with bar(trained.facts, f"{name}: training", "fact", show=self.progress) as progress_bar:
+            trainer = trained.train(progress_bar.update)
         with ExitStack() as stack:
             stack.enter_context(trainer.edited())
             settings = partial(self._settings_of_training, name, trained.about)

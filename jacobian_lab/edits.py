@@ -43,11 +43,11 @@ class Edit(ABC):
     @property
     @abstractmethod
     def weights(self) -> pd.DataFrame:
-        """What was done to the weights: a row a layer."""
+        """Change of the weights: a row a layer."""
 
     @abstractmethod
     def _summary(self) -> str:
-        """What was done, in words."""
+        """The edit in words."""
 
     @abstractmethod
     def _write(self, path: Path, settings: Mapping[str, Any]) -> None:
@@ -75,7 +75,7 @@ class Edit(ABC):
             InputError: After the ``with`` block, when the model is itself again.
         """
         self._check_inside()
-        rows = [values for _, found in self.examination.answers() for values in found]
+        rows = [values for _, answers in self.examination.answers() for values in answers]
         names = dict.fromkeys(name for values in rows for name in values)
         means = [{name: _mean(values.get(name, [])) for name in names} for values in rows]
         frame = pd.DataFrame(means, index=_ids(self.examination))
@@ -118,23 +118,23 @@ class PairEdit(Edit):
         name: str,
         examination: Examination,
         settings: Callable[[], dict[str, Any]],
-        made: MethodEdit,
+        edit: MethodEdit,
         measured: Callable[[], Mapping[str, Tensor]],
     ) -> None:
         super().__init__(name, examination, settings)
-        self.deltas, self._made, self._measured = made.deltas, made, measured
+        self.deltas, self._edit, self._measured = edit.deltas, edit, measured
 
     def _summary(self) -> str:
-        largest = max(self._made.values["update_norm"])
+        largest = max(self._edit.values["update_norm"])
         return f"layers {span(tuple(self.deltas))}, largest ‖ΔW‖/‖W‖ {largest:.2g}"
 
     def _write(self, path: Path, settings: Mapping[str, Any]) -> None:
-        self._made.save(path, self.model, settings)
+        self._edit.save(path, self.model, settings)
 
     @property
     def weights(self) -> pd.DataFrame:
-        """What was done to each weight: a row a layer."""
-        return pd.DataFrame(self._made.values, index=pd.Index(list(self.deltas), name="layer"))
+        """Change of each weight: a row a layer."""
+        return pd.DataFrame(self._edit.values, index=pd.Index(list(self.deltas), name="layer"))
 
     @cached_property
     def measures(self) -> xr.Dataset:
@@ -143,14 +143,14 @@ class PairEdit(Edit):
         Raises:
             InputError: For a method that optimises its second anchor on the edited model, which has not one target.
         """
-        found, known = self._measured(), KINDS["tables"]
+        values_by_name, variables = self._measured(), KINDS["tables"]
         arrays = {
             name: xr.DataArray(
                 values.cpu().numpy(),
                 dims=("fact", "layer") if values.dim() == 2 else ("layer",),
-                attrs={"long_name": known[name].long_name, "units": known[name].units},
+                attrs={"long_name": variables[name].long_name, "units": variables[name].units},
             )
-            for name, values in found.items()
+            for name, values in values_by_name.items()
         }
         labels = {"fact": _ids(self.examination), "layer": list(self.deltas)}
         return xr.Dataset(arrays, coords=labels, attrs={"method": self.name, "model": self.model.name})
@@ -160,18 +160,18 @@ class TrainedEdit(Edit):
     """An edit by a method that trains.
 
     Attributes:
-        told: What the method says of itself, by the names under which runs store it.
+        training: What the method says of its training, by the names under which runs store it.
     """
 
     def __init__(
         self, name: str, examination: Examination, settings: Callable[[], dict[str, Any]], trainer: Trainer
     ) -> None:
         super().__init__(name, examination, settings)
-        self.told, self._trainer = trainer.told(), trainer
+        self.training, self._trainer = trainer.diagnostics(), trainer
 
     def _summary(self) -> str:
-        if "threshold" in self.told:
-            return f"a side memory, which serves from a distance of {self.told['threshold']:.2g} on"
+        if "threshold" in self.training:
+            return f"a side memory, which serves from a distance of {self.training['threshold']:.2g} on"
         changed = self.weights["changed_norm"]
         return f"blocks {span(tuple(changed.index))}, largest ‖ΔW‖/‖W‖ {changed.max():.2g}"
 
@@ -180,19 +180,19 @@ class TrainedEdit(Edit):
 
     @property
     def weights(self) -> pd.DataFrame:
-        """What was done to the weights: a row a block; none where they are as they were."""
-        changed = {name: self.told[name] for name in ("changed_norm", "changed_rank") if name in self.told}
+        """Change of the weights: a row a block; none where they are as they were."""
+        changed = {name: self.training[name] for name in ("changed_norm", "changed_rank") if name in self.training}
         return pd.DataFrame(changed).rename_axis("block").dropna()
 
     @property
     def facts(self) -> pd.DataFrame:
-        """What became of each fact in training: a row a fact, by its id."""
+        """Training of each fact: a row a fact, by its id."""
         names = ("training_steps", "training_loss", "distance")
-        return pd.DataFrame({n: self.told[n] for n in names if n in self.told}, index=_ids(self.examination))
+        return pd.DataFrame({n: self.training[n] for n in names if n in self.training}, index=_ids(self.examination))
 
     @property
     def measures(self) -> xr.Dataset:
-        """What a method without targets has not.
+        """Measures of targets, which a method that trains has not.
 
         Raises:
             InputError: Always.

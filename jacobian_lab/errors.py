@@ -8,7 +8,7 @@ _FIELD = re.compile(r"⟨([a-z0-9_.]+)⟩")
 
 
 class InputError(ValueError):
-    """What was given cannot be used.
+    """Input that cannot be used.
 
     The message says what was expected, what was got and what to do, in one line, whatever it
     quotes. Settings stand in it as ``⟨anchor.lr⟩``; as text they are called by their field's name, and the
@@ -40,11 +40,11 @@ class InputError(ValueError):
 
 
 def _named(message: str, name: Callable[[str], str]) -> str:
-    return _FIELD.sub(lambda found: name(found[1]), message)
+    return _FIELD.sub(lambda match: name(match[1]), message)
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, in short.
+    """Quote an exception in short.
 
     Args:
         error: The exception.

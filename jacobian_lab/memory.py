@@ -1,62 +1,84 @@
-"""How much memory there is, and what to do where it does not suffice."""
+"""Memory of the host and of cards, and batches that are halved where it does not suffice."""
 
-import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import torch
+import psutil
+
+if TYPE_CHECKING:
+    import torch  # only where a model is: the command line's help is to be there at once
 
 Result = TypeVar("Result")
+Batch = Sequence[int]
 Tell = Callable[[int, int], None]
 """Told how many items did not fit together, and how many are tried together from here on."""
 
-_FAILED_ON_CPU = ("can't allocate memory", "not enough memory")
-"""What torch's allocator of host memory says, in a plain RuntimeError."""
+_SHORT = ("out of memory", "can't allocate memory", "not enough memory")
+"""Words of torch's allocators, of cards and of the host, in a RuntimeError."""
 
-_MEMINFO = Path("/proc/meminfo")
 _STATUS = Path("/proc/self/status")
 _GROUP = Path("/sys/fs/cgroup")
 _LIMIT = ("memory.max", "memory/memory.limit_in_bytes")
-"""Where a process's group has its limit: in the second version of control groups, and in the first."""
+"""Files with the limit of a process's group: in the second version of control groups, and in the first."""
 _CURRENT = ("memory.current", "memory/memory.usage_in_bytes")
 _STAT = ("memory.stat", "memory/memory.stat")
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory did not suffice, on the card or on the host."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _FAILED_ON_CPU)
+    """Tell lack of memory, on a card or on the host, from other errors."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _SHORT)
+    )
 
 
 def available_memory() -> int:
     """Memory of the host that can still be had, within the limit of the process's group if it has one."""
-    try:
-        lines = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
-        free = int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = _limit()
+    free, limit = psutil.virtual_memory().available, _limit()
     return free if limit is None else max(0, min(free, limit - _held_by_group()))
 
 
-def memory_of(devices: Sequence[torch.device]) -> tuple[int, int | None]:
-    """What a process can hold of the host and of a card in all, what it holds already among it."""
+def memory_of(devices: "Sequence[torch.device]") -> tuple[int, int | None]:
+    """Memory that this process can hold in all, on the host and on a card: allocated plus free."""
     host, limit = available_memory() + _held(), _limit()
     host = host if limit is None else min(host, limit)
+    return host, min(map(_unallocated, devices)) if devices[0].type == "cuda" else None
+
+
+def free_memory(devices: "Sequence[torch.device]") -> int:
+    """Memory that can still be had where a model is."""
     if devices[0].type != "cuda":
-        return host, None
-    return host, min(torch.cuda.mem_get_info(card)[0] + torch.cuda.memory_reserved(card) for card in devices)
+        return available_memory()
+    from torch import cuda
+
+    return min(_unallocated(card) - cuda.memory_allocated(card) for card in devices)
 
 
-def peak_memory(devices: Sequence[torch.device]) -> int:
+def peak_memory(devices: "Sequence[torch.device]") -> int:
     """The most memory that this process ever held: of one card, where the model is on any, else of the host."""
     if devices[0].type == "cuda":
-        return max(map(torch.cuda.max_memory_allocated, devices))
-    return _kilobytes("VmHWM")
+        from torch import cuda
+
+        return max(map(cuda.max_memory_allocated, devices))
+    with suppress(OSError):  # `getrusage` counts what the parent held when this process began
+        peak = re.search(r"VmHWM:\s+(\d+)", _STATUS.read_text())
+        return int(peak[1]) * 1024 if peak else 0
+    return 0
+
+
+def _unallocated(card: "torch.device") -> int:
+    """Memory of a card that is free or this process's own."""
+    from torch import cuda
+
+    return cuda.mem_get_info(card)[0] + cuda.memory_reserved(card)
+
+
+def _held() -> int:
+    """Memory of the host that this process holds."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def _limit() -> int | None:
@@ -69,61 +91,62 @@ def _held_by_group() -> int:
     held, stat = next(_of_group(_CURRENT), ""), next(_of_group(_STAT), "")
     if not held.strip().isdecimal():
         return _held()
-    files = [line.split() for line in stat.splitlines()]
-    return int(held) - max((int(size) for name, size in files if name.endswith("inactive_file")), default=0)
+    return int(held) - max(map(int, re.findall(r"inactive_file (\d+)", stat)), default=0)
 
 
 def _of_group(names: Sequence[str]) -> Iterator[str]:
-    """What files of the process's group hold, those that are there."""
+    """Contents of those files of the process's group that are there."""
     for name in names:
         with suppress(OSError):
             yield (_GROUP / name).read_text()
 
 
-def _held() -> int:
-    """Memory of the host that this process holds, as far as the system says."""
-    return _kilobytes("VmRSS")
+class BatchQueue:
+    """Batches that wait to be worked on; one that memory does not hold is halved, and so are those after it.
+
+    Args:
+        batches: The batches.
+        tell: Hears of every halving.
+    """
+
+    def __init__(self, batches: Sequence[Batch], tell: Tell) -> None:
+        self._waiting, self._size, self._tell = deque(batches), max(map(len, batches), default=0), tell
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def take(self) -> Batch:
+        """Take the next batch, or as much of it as may fit."""
+        batch = self._waiting.popleft()
+        if len(batch) > self._size:
+            self.put_back(batch[self._size :])
+        return batch[: self._size]
+
+    def put_back(self, batch: Batch) -> None:
+        """Put a batch at the front, to be taken next."""
+        self._waiting.appendleft(batch)
+
+    def halve(self, batch: Batch) -> None:
+        """Put back a batch that did not fit, and let none be larger than its half from here on."""
+        if len(batch) <= self._size:  # else a smaller one did not fit meanwhile
+            self._size = -(-len(batch) // 2)
+            self._tell(len(batch), self._size)
+        self.put_back(batch)
 
 
-def _kilobytes(name: str) -> int:
-    """An entry of this process's status, in bytes; 0 where there is none."""
-    try:
-        lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
-        return int(lines[name].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return 0
-
-
-def free_memory(devices: Sequence[torch.device]) -> int:
-    """Memory that can still be had where a model is."""
-    if devices[0].type != "cuda":
-        return available_memory()
-    return min(
-        torch.cuda.mem_get_info(card)[0] + torch.cuda.memory_reserved(card) - torch.cuda.memory_allocated(card)
-        for card in devices
-    )
-
-
-def halving(
-    batches: Sequence[Sequence[int]], work: Callable[[Sequence[int]], Result], tell: Tell
-) -> Iterator[tuple[Sequence[int], Result]]:
+def halving(batches: Sequence[Batch], work: Callable[[Batch], Result], tell: Tell) -> Iterator[tuple[Batch, Result]]:
     """Work on batches one after another; one that memory does not hold is halved, and so are those after it."""
-    waiting, size = deque(batches), max(map(len, batches), default=0)
-    while waiting:
-        batch = waiting.popleft()
-        if len(batch) > size:
-            waiting.extendleft((batch[size:], batch[:size]))
-            continue
+    queue = BatchQueue(batches, tell)
+    while queue:
+        batch = queue.take()
         result = _attempt(batch, work)
         if result:
             yield batch, result[0]
         else:
-            size = len(batch) // 2
-            tell(len(batch), size)
-            waiting.appendleft(batch)
+            queue.halve(batch)
 
 
-def _attempt(batch: Sequence[int], work: Callable[[Sequence[int]], Result]) -> tuple[Result] | None:
+def _attempt(batch: Batch, work: Callable[[Batch], Result]) -> tuple[Result] | None:
     """The result, if memory sufficed; all that a failed attempt held is free again when this returns."""
     try:
         return (work(batch),)

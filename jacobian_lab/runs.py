@@ -1,24 +1,61 @@
-"""The front door to jobs: settings by keyword, and the run that they make, open."""
+"""The front door to jobs: a configuration, or settings by keyword, and the run that they make, open."""
 
+import warnings
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
-from jacobian_lab.editing.rules import RuleSettings
 from jacobian_lab.errors import InputError
-from jacobian_lab.jobs.config import AnchorConfig, EditTableConfig, JacobianConfig, SchemesConfig
+from jacobian_lab.jobs.config import (
+    RENAMED,
+    DampingConfig,
+    EditConfig,
+    EditTableConfig,
+    FrontierConfig,
+    JacobianConfig,
+    LayerCountConfig,
+    SchemesConfig,
+)
 from jacobian_lab.jobs.kinds import run_job
 from jacobian_lab.report.results import Results
 
-Config = TypeVar("Config", SchemesConfig, JacobianConfig, EditTableConfig, AnchorConfig, RuleSettings)
+Config = TypeVar("Config")
+JobConfig = (
+    SchemesConfig | EditTableConfig | EditConfig | JacobianConfig | LayerCountConfig | DampingConfig | FrontierConfig
+)
+"""Configuration of a job of any kind."""
+
+
+def run(config: JobConfig, *, progress: bool = True) -> Results:
+    """Run a job of any kind.
+
+    Args:
+        config: The job: `SchemesConfig`, `EditTableConfig`, `EditConfig`, `JacobianConfig`, `LayerCountConfig`,
+            `DampingConfig` or `FrontierConfig`. Paths may be strings, and tuples lists.
+        progress: Whether to show progress bars.
+
+    Returns:
+        The run; one that is finished is opened, one that was interrupted goes on.
+
+    Raises:
+        InputError: If anything cannot be used.
+
+    Examples:
+        >>> import jacobian_lab as jl
+        >>> run = jl.run(jl.JacobianConfig(slice="0:1", layers="7-8", out="runs/run-example"), progress=False)
+        >>> run.dataset["singular_value"].shape
+        (1, 1, 576)
+    """
+    plain = _changed(config, vars(config)) if is_dataclass(config) else config
+    return Results(run_job(plain, progress=progress))
 
 
 def run_schemes(*, studies: Sequence[str] = (), progress: bool = True, **settings: Any) -> Results:
-    """Target schemes under the same anchors, keys and seeds: Tables 1, 2 and 5, verdicts on J, studies.
+    """Compare target schemes under the same anchors, keys and seeds: Tables 1, 2 and 5, verdicts on J, studies.
 
     Args:
-        studies: What else to look at while the schemes edit: ``"theorem1"``, ``"step_size"``.
+        studies: Further measurements while the schemes edit: ``"theorem1"``, ``"step_size"``.
         progress: Whether to show progress bars.
         **settings: Fields of `SchemesConfig`; of a nested one as ``anchor={"steps": 10}``.
 
@@ -35,12 +72,11 @@ def run_schemes(*, studies: Sequence[str] = (), progress: bool = True, **setting
         >>> float(run.dataset["residual_ratio"].sel(scheme="one-layer", layer=8)[0]) > 0
         True
     """
-    config = _config(SchemesConfig(), settings)
-    return Results(run_job(config, studies=studies, verdicts=config.survey != "none", progress=progress))
+    return run(_changed(SchemesConfig(), {"studies": tuple(studies), **settings}), progress=progress)
 
 
 def run_methods(*, progress: bool = True, **settings: Any) -> Results:
-    """Methods under the same anchors, keys and seeds, evaluated by the paper's metrics: Tables 3, 4, 6 and 7.
+    """Evaluate methods under the same anchors, keys and seeds by the paper's metrics: Tables 3, 4, 6 and 7.
 
     Args:
         progress: Whether to show progress bars.
@@ -59,11 +95,11 @@ def run_methods(*, progress: bool = True, **settings: Any) -> Results:
         >>> run.dataset["edit"].values.tolist()
         ['unedited', 'memit']
     """
-    return Results(run_job(_config(EditTableConfig(), settings), progress=progress))
+    return run(_changed(EditTableConfig(), settings), progress=progress)
 
 
 def run_jacobians(*, progress: bool = True, **settings: Any) -> Results:
-    """J_{l→L} of every fact and layer: spectra, verdicts and yardsticks.
+    """Survey J_{l→L} of every fact and layer: spectra, verdicts and yardsticks.
 
     Args:
         progress: Whether to show progress bars.
@@ -81,7 +117,7 @@ def run_jacobians(*, progress: bool = True, **settings: Any) -> Results:
         >>> run.dataset["singular_value"].shape
         (1, 1, 576)
     """
-    return Results(run_job(_config(JacobianConfig(), settings), progress=progress))
+    return run(_changed(JacobianConfig(), settings), progress=progress)
 
 
 def open_run(folder: str | Path) -> Results:
@@ -98,24 +134,27 @@ def open_run(folder: str | Path) -> Results:
 
     Examples:
         >>> import jacobian_lab as jl
-        >>> made = jl.run_jacobians(slice="0:1", layers="7-8", out="runs/opened-example", progress=False)
+        >>> _ = jl.run_jacobians(slice="0:1", layers="7-8", out="runs/opened-example", progress=False)
         >>> jl.open_run("runs/opened-example").tables
         ('conditions', 'jacobian')
     """
     return Results(folder)
 
 
-def _config(default: Config, settings: dict[str, Any]) -> Config:
-    """A configuration with some of its fields changed; paths may be strings."""
-    known, hints = [each.name for each in fields(default)], get_type_hints(type(default))
-    given = dict(settings)
+def _changed(config: Config, settings: dict[str, Any]) -> Config:
+    """Change fields of a configuration; paths may be strings, tuples lists, nested configurations mappings."""
+    every: Any = config
+    names, hints = [each.name for each in fields(every)], get_type_hints(type(config))
+    changes = {}
     for name, value in settings.items():
-        if name not in known:
-            raise InputError(f"expected settings among {', '.join(known)}, got {name!r}: see the names")
+        if name in RENAMED and RENAMED[name] in names:
+            warnings.warn(f"{name} is now called {RENAMED[name]}", DeprecationWarning, stacklevel=3)
+            name = RENAMED[name]
+        if name not in names:
+            raise InputError(f"expected settings among {', '.join(names)}, got {name!r}: see the names")
         if isinstance(value, dict):
-            given[name] = _config(getattr(default, name), value)
+            value = _changed(getattr(config, name), value)
         elif Path in get_args(hints[name]) and value is not None:
-            given[name] = Path(value)
-        elif isinstance(value, list):
-            given[name] = tuple(value)
-    return replace(default, **given)
+            value = Path(value)
+        changes[name] = tuple(value) if isinstance(value, list) else value
+    return replace(every, **changes)

@@ -14,6 +14,7 @@ os.environ.setdefault("JACOBIAN_LAB_CACHE", str(Path(tempfile.gettempdir()) / "j
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from filelock import FileLock
+from helpers import exact
 from helpers.small import CONFIGS, CONTEXTS, FAMILIES, make_folder, make_tokenizer
 
 from jacobian_lab.facts.fact import Fact
@@ -102,7 +103,7 @@ def folders(once) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def load_exact(folders):
     """A family's model in exact float64, loaded once."""
-    return cache(lambda family: load_model(folders[family], dtype="float64", device="cpu", exact=True))
+    return cache(lambda family: exact.load_exact(folders[family]))
 
 
 @pytest.fixture(scope="session", params=FAMILIES)

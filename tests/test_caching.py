@@ -1,73 +1,43 @@
-"""What is written is there whole or not at all, and what killed processes leave behind is swept."""
+"""Files and folders are there whole or not at all, and what killed processes leave behind is swept."""
 
 import os
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 
 import jacobian_lab
 from jacobian_lab import caching
-from jacobian_lab.caching import PARTIAL, STALE, write_text, written_whole
+from jacobian_lab.caching import PARTIAL, is_partial, write_text, written_whole
 from jacobian_lab.errors import InputError
-
-HOLDER = """
-import sys, time
-from pathlib import Path
-from jacobian_lab.caching import written_whole
-with written_whole(Path(sys.argv[1])) as partial:
-    partial.write_text("half")
-    print("begun", flush=True)
-    time.sleep(100)
-"""
-
-
-def begun(target):
-    """A process that is half through with writing `target`."""
-    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(target)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "begun\n"
-    return process
 
 
 def partials(folder):
     return sorted(path.name for path in folder.iterdir() if path.name.startswith(PARTIAL))
 
 
-@pytest.mark.job
-def test_what_a_killed_process_left_is_swept_and_what_a_living_one_writes_is_not(tmp_path):
-    living, killed = begun(tmp_path / "living"), begun(tmp_path / "killed")
-    try:
-        assert len(partials(tmp_path)) == 2
-        killed.send_signal(signal.SIGKILL)
-        killed.wait()
-        write_text(tmp_path / "table.md", "whole")
-        (left,) = partials(tmp_path)
-        assert f"-{living.pid}-" in left
-        old = time.time() - 2 * STALE
-        for path in ((tmp_path / left), *(tmp_path / left).iterdir()):
-            os.utime(path, (old, old))
-        write_text(tmp_path / "table.md", "again")
-        assert partials(tmp_path) == [left]  # however old: its process lives
-    finally:
-        living.kill()
-        living.wait()
-    assert not (tmp_path / "killed").exists()
+NAMES = ["77-abcd_123", "elsewhere.4026531836-1-abcd_123", "a-host-with-dashes.-77-00000000"]
+"""A name of this version, and names of earlier ones."""
 
 
-@pytest.mark.parametrize("name", ["elsewhere.4026531836-1-abcd_123", "a-host-with-dashes.-77-00000000"])
-def test_what_nobody_here_can_tell_of_is_swept_after_a_day(tmp_path, name):
-    left = tmp_path / f"{PARTIAL}{name}"
-    left.mkdir()
-    (left / "weights").write_text("half")
-    os.utime(left, (1, 1))
+@pytest.mark.parametrize("name", NAMES)
+def test_what_killed_processes_left_is_swept_after_a_day(tmp_path, name):
+    partial = tmp_path / f"{PARTIAL}{name}"
+    partial.mkdir()
+    (partial / "weights").write_text("half")
+    os.utime(partial, (1, 1))
     write_text(tmp_path / "table.md", "whole")
-    assert left.is_dir()  # its content is young: somebody is writing
-    os.utime(left / "weights", (1, 1))
-    os.utime(left, (1, 1))
+    assert partial.is_dir()  # its content is young: somebody is writing
+    os.utime(partial / "weights", (1, 1))
+    os.utime(partial, (1, 1))
     write_text(tmp_path / "table.md", "whole")
-    assert not left.exists()
+    assert not partial.exists()
+
+
+def test_a_partial_folder_has_such_a_name(tmp_path):
+    with written_whole(tmp_path / "table.md") as partial:
+        partial.write_text("half")
+        (name,) = partials(tmp_path)
+    assert is_partial(name)
+    assert not is_partial("table.md")
 
 
 @pytest.mark.parametrize(
@@ -76,6 +46,7 @@ def test_what_nobody_here_can_tell_of_is_swept_after_a_day(tmp_path, name):
         ".partial-notes",
         ".partial-elsewhere.4026531836-1-abcdefgh",
         f"{PARTIAL}notes",
+        f"{PARTIAL}notebook",
         f"{PARTIAL}elsewhere.1-1-abcdefghi",
         f"{PARTIAL}elsewhere.1-one-abcdefgh",
         f"{PARTIAL}elsewhere.1-1-abcdefgh.old",
@@ -100,7 +71,7 @@ def test_a_text_is_replaced_whole_or_stays(tmp_path):
     assert path.read_text() == "first"
     write_text(path, "third")
     assert path.read_text() == "third"
-    assert [each.name for each in tmp_path.iterdir()] == ["table.md"]
+    assert [path.name for path in tmp_path.iterdir()] == ["table.md"]
 
 
 def test_a_text_that_cannot_be_written_is_told_in_one_line(tmp_path, monkeypatch):

@@ -236,7 +236,7 @@ def test_edited_weights_are_fetched_once(crew):
 @pytest.mark.slow
 def test_a_memory_is_asked_by_the_process_that_has_it(arguments, tmp_path):
     """WISE changes no weight that would be sent."""
-    small = TrainingConfig(wise=WiseConfig(steps=5, shards=1, merged=1, lr=1.0))
+    small = TrainingConfig(wise=WiseConfig(n_iter=5, shards=1, merged=1, edit_lr=1.0))
     config = EditTableConfig(**{**arguments, "slice": "0:3"}, methods=("wise",), training=small)
     by_one_and_by_two(run_job, config, tmp_path)
     found = open_run(tmp_path / "two")

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 from helpers.commands import options
+from helpers.exact import load_exact
 from helpers.small import CONTEXTS, FAMILIES
 
 from jacobian_lab import cli
+from jacobian_lab.catalogue import METHODS
 from jacobian_lab.editing.anchors import AnchorSettings
-from jacobian_lab.editing.methods import METHODS
 from jacobian_lab.editing.rules import Problem, emmet
 from jacobian_lab.editing.schemes import damped_pullback
 from jacobian_lab.editor import Editor
@@ -22,7 +23,7 @@ from jacobian_lab.maps.jacobians import dense_jacobians, jvp, linear_operator, v
 from jacobian_lab.maps.replay import freeze, replay, replay_logits
 from jacobian_lab.model.loading import load_model
 from jacobian_lab.model.tokens import Prompt
-from jacobian_lab.store.run import open_run
+from jacobian_lab.store.run import config_of, open_run
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 PLACES = "cpu", "cuda"
@@ -37,7 +38,7 @@ def near(cuda, cpu, atol):
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def models(request, folders):
-    return [load_model(folders[request.param], dtype="float64", device=place, exact=True) for place in PLACES]
+    return [load_exact(folders[request.param], place) for place in PLACES]
 
 
 def test_auto_takes_the_card(folders):
@@ -126,7 +127,7 @@ def test_commands_store_the_same(command, further, arguments, tmp_path):
     for place in PLACES:
         cli.main([command, *options({**given, "device": place, "out": tmp_path / place}), *further])
     cpu, cuda = (open_run(tmp_path / place) for place in PLACES)
-    assert cuda.attrs["config"]["settings"]["device"] == "cuda"
+    assert config_of(cuda)["settings"]["device"] == "cuda"
     for name in cpu:
         ours, theirs = (run[name].values for run in (cuda, cpu))
         if ours.dtype.kind == "f" and name not in {"lambda_error", "unstored"}:

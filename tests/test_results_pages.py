@@ -36,7 +36,7 @@ def test_a_quote_is_filled_with_the_decimals_and_the_sign_of_the_prose(runs):
         "(+1.000<!--= zsre/gains :: memit+fe :: D_KL -->), 9 %<!--= zsre/gains :: memit, :: Top-10 -->."
     )
     right = filled(page)
-    assert [quote.shown for quote in quotes(right)] == ["0.2", "0.05", "−0.048", "80"]
+    assert [quote.quoted for quote in quotes(right)] == ["0.2", "0.05", "−0.048", "80"]
     assert "80 %<!--" in right
     assert filled(right) == right
 

@@ -1,4 +1,4 @@
-"""What whoever does the work has to be able to do, and this process doing it."""
+"""The interface of executors, and the one that works in this process."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ SHOWN = 3
 
 
 def untold(_failed: int, _next: int) -> None:
-    """Of pieces of one item nothing has to be told: one that does not fit ends the work."""
+    """Do nothing: a batch of one item cannot be split, so running out of memory on it is an error."""
 
 
 def called(piece: Piece, labels: Sequence[Any] | None = None) -> str:
@@ -29,7 +29,7 @@ def called(piece: Piece, labels: Sequence[Any] | None = None) -> str:
 
 @runtime_checkable
 class Crew(Protocol):
-    """Who does the work.
+    """An executor of work that is divided by facts.
 
     Attributes:
         here: Whether this process does, so that work can tell how it goes.
@@ -72,11 +72,11 @@ class Alone:
     free: int | None = None
 
     def of(self, layers: Layers) -> Crew:
-        """As `Crew` has it."""
+        """The same: nothing is sent to this process."""
         return self
 
     def release(self) -> None:
-        """As `Crew` has it."""
+        """Do nothing: there is nobody to let go."""
 
     def map(
         self,
@@ -85,7 +85,7 @@ class Alone:
         tell: Tell = untold,
         named: Callable[[Piece], str] = called,
     ) -> Iterator[tuple[Piece, Result]]:
-        """As `Crew` has it; in the order of the pieces."""
+        """Work on the pieces in their order."""
         return halving(pieces, work, tell)
 
 

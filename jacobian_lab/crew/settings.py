@@ -1,4 +1,4 @@
-"""How work is divided, as a user says it and as a plan has to know it."""
+"""Settings of how work is divided, and what plans have to know of them."""
 
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
@@ -29,7 +29,7 @@ UNSHARED = Load()
 
 @dataclass(frozen=True)
 class CrewSettings:
-    """Who does the work; changes no number beyond rounding.
+    """Choice of who does the work; changes no number beyond rounding.
 
     Attributes:
         workers: Processes that share the work on facts, each holding the model; 1: this process alone.
@@ -45,7 +45,7 @@ class CrewSettings:
     worker_gpus: Annotated[float, Gt(0)] | None = None
 
     def gpus(self, cards: int) -> float:
-        """How many cards a worker has."""
+        """Count the cards of a worker."""
         gpus = self.worker_gpus or float(cards)
         if gpus > 1 and gpus != int(gpus):
             raise InputError(f"expected ⟨worker_gpus⟩ up to 1, or a whole number, got {gpus:g}: choose {int(gpus)}")

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,7 +17,7 @@ from jacobian_lab.crew.cluster import ray_package, start
 from jacobian_lab.crew.crew import ALONE, Crew, Piece, Result, called, untold
 from jacobian_lab.crew.settings import CrewSettings
 from jacobian_lab.errors import InputError, first_line
-from jacobian_lab.memory import Tell, free_memory, out_of_memory
+from jacobian_lab.memory import BatchQueue, Tell, free_memory, out_of_memory
 from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.loading import load_model
 from jacobian_lab.progress import note
@@ -43,7 +43,7 @@ def hire(settings: CrewSettings, model: LanguageModel, layers: Layers, dtype: st
 
 
 def device_of(gpus: float) -> str:
-    """Where a worker has its model; Ray shows it its own cards alone."""
+    """Name a worker's device; Ray shows it its own cards alone."""
     if gpus > 1:
         return f"cuda:0-{int(gpus) - 1}"
     return "cuda" if gpus else "cpu"
@@ -76,20 +76,20 @@ class Workers:
         self._loaded = _copies(self.model, self.layers)
         self._sent: tuple[Mapping[int, Tensor], Any] | None = None
         self._actors: list[Any] = []
-        self._ours = False
+        self._owns_ray = False
 
     def of(self, layers: Layers) -> Crew:
-        """As `Crew` has it; to be asked for before anything is edited."""
+        """The same for other edited layers; to be asked for before anything is edited."""
         return replace(self, layers=layers)
 
     def release(self) -> None:
-        """As `Crew` has it."""
+        """End the workers, and Ray if it was started here."""
         ray, actors = ray_package(), self._actors
         self._actors, self._sent = [], None
         for actor in actors:
             ray.kill(actor)
-        if self._ours:
-            self._ours = False
+        if self._owns_ray:
+            self._owns_ray = False
             ray.shutdown()
 
     def map(
@@ -99,21 +99,17 @@ class Workers:
         tell: Tell = untold,
         named: Callable[[Piece], str] = called,
     ) -> Iterator[tuple[Piece, Result]]:
-        """As `Crew` has it; in the order in which they are finished."""
+        """Work on the pieces, in the order in which they are finished."""
         if not pieces:
             return
         ray, idle = ray_package(), list(self._hired())
-        given, weights = [ray.put(work)], self._weights()  # in a list nothing is unpacked before the model is there
-        waiting, size, running, longest = deque(pieces), max(map(len, pieces)), dict[Any, _Task](), 0.0
+        packed, weights = [ray.put(work)], self._weights()  # in a list nothing is unpacked before the model is there
+        queue, running, longest = BatchQueue(pieces, tell), dict[Any, _Task](), 0.0
         deaths = Counter[Piece]()
-        while waiting or running:
-            while idle and waiting:
-                piece = waiting.popleft()
-                if len(piece) > size:
-                    waiting.extendleft((piece[size:], piece[:size]))
-                    continue
-                actor = idle.pop()
-                running[actor.do.remote(given, piece, weights)] = _Task(actor, piece, max(SILENCE, SLOWER * longest))
+        while queue or running:
+            while idle and queue:
+                actor, piece = idle.pop(), queue.take()
+                running[actor.do.remote(packed, piece, weights)] = _Task(actor, piece, max(SILENCE, SLOWER * longest))
             ready = _first(running, named)
             task = running.pop(ready)
             piece, longest = task.piece, max(longest, task.age())
@@ -128,17 +124,14 @@ class Workers:
                     _revive(task.actor)
                     deaths[tuple(piece)] += 1
                 if cause is None and deaths[tuple(piece)] <= DEATHS:
-                    waiting.appendleft(piece)
+                    queue.put_back(piece)
                     continue
                 if len(piece) == 1:
                     raise InputError(
                         f"expected workers that stay alive, got {DEATHS + 1} that died of {named(piece)} "
                         f"({first_line(error)}): give each more memory, choose fewer ⟨workers⟩, or leave that out"
                     ) from error
-                if len(piece) <= size:  # else a smaller one did not fit meanwhile
-                    size = -(-len(piece) // 2)
-                    tell(len(piece), size)
-                waiting.appendleft(piece)
+                queue.halve(piece)
             else:
                 yield piece, result
 
@@ -151,14 +144,14 @@ class Workers:
         gpus = settings.gpus(self.model.cards)
         if not ray.is_initialized():
             start(settings, cpus)
-            self._ours = True
+            self._owns_ray = True
         _check_room(settings.workers, {"CPU": cpus, "GPU": gpus})
         ray.util.register_serializer(LanguageModel, serializer=_reference, deserializer=_resident)
         hired = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=-1)(_Worker)
         name = str(Path(self.model.name).resolve()) if Path(self.model.name).exists() else self.model.name
-        given = (name, self.dtype, device_of(gpus)), self.model.fingerprint, self.layers, cpus
+        arguments = (name, self.dtype, device_of(gpus)), self.model.fingerprint, self.layers, cpus
         note(f"{settings.workers} workers, {cpus} threads each")
-        self._actors = [hired.remote(*given) for _ in range(settings.workers)]
+        self._actors = [hired.remote(*arguments) for _ in range(settings.workers)]
         begun = [actor.ready.remote() for actor in self._actors]
         placed, waiting = ray.wait(begun, num_returns=len(begun), timeout=PATIENCE)
         if waiting:
@@ -169,7 +162,7 @@ class Workers:
         return self._actors
 
     def _weights(self) -> list[Any] | None:
-        """What goes with the work: the edited weights, or nothing where they are as loaded."""
+        """Weights that go with the work: the edited ones, or none where they are as loaded."""
         now = {layer: self.model.weight(layer) for layer in self.layers}
         if _same(now, self._loaded):
             return None
@@ -233,12 +226,12 @@ def _revive(actor: Any) -> None:
             return
 
 
-def _check_room(workers: int, each: Mapping[str, float], wait: float = 20.0) -> None:
+def _check_room(workers: int, shares: Mapping[str, float], wait: float = 20.0) -> None:
     """Refuse workers that Ray could not place; what others have just given back takes it a moment to see."""
     ray, end = ray_package(), time.monotonic() + wait
     while True:
         there = ray.available_resources()
-        lacking = [kind for kind, share in each.items() if there.get(kind, 0) < workers * share]
+        lacking = [kind for kind, share in shares.items() if there.get(kind, 0) < workers * share]
         if not lacking:
             return
         if time.monotonic() > end:
@@ -246,44 +239,44 @@ def _check_room(workers: int, each: Mapping[str, float], wait: float = 20.0) -> 
         time.sleep(0.2)
     kind = lacking[0]
     raise InputError(
-        f"expected {workers * each[kind]:g} free {kind}s for {workers} workers, got {there.get(kind, 0):g}: choose "
+        f"expected {workers * shares[kind]:g} free {kind}s for {workers} workers, got {there.get(kind, 0):g}: choose "
         f"fewer ⟨workers⟩ or a smaller ⟨worker_{kind.lower()}s⟩"
     )
 
 
 class _Worker:
-    """In a worker's process: the model, and work done with it."""
+    """The model in a worker's process, and work done with it."""
 
-    def __init__(self, given: tuple[str, str, str], fingerprint: str, layers: Layers, threads: int) -> None:
+    def __init__(self, source: tuple[str, str, str], fingerprint: str, layers: Layers, threads: int) -> None:
         torch.set_num_threads(threads)
-        self.given, self.fingerprint, self.layers = given, fingerprint, layers
+        self.source, self.fingerprint, self.layers = source, fingerprint, layers
         self.held: dict[str, Any] = {}
 
     def ready(self) -> bool:
-        """Whether the process has begun."""
+        """Tell that the process has begun."""
         return True
 
     @cached_property
     def loaded(self) -> dict[int, Float[Tensor, "d_model d_mlp"]]:
         """Weights of the layers that are edited, as loaded; the model is there from here on."""
-        model = load_model(*self.given)
+        model = load_model(*self.source)
         if model.fingerprint != self.fingerprint:
-            raise InputError(f"expected the same model on every machine, got another {self.given[0]!r}: copy it there")
+            raise InputError(f"expected the same model on every machine, got another {self.source[0]!r}: copy it there")
         _RESIDENT[self.fingerprint] = model
         return _copies(model, self.layers)
 
-    def do(self, given: Sequence[Any], piece: Piece, weights: Sequence[Any] | None) -> Any:
+    def do(self, packed: Sequence[Any], piece: Piece, weights: Sequence[Any] | None) -> Any:
         """Work on a piece."""
         loaded = self.loaded
         self._hold("weights", weights or (), lambda edited: self._put(loaded if edited is None else edited))
-        return self._hold("work", given)(piece)
+        return self._hold("work", packed)(piece)
 
-    def _hold(self, name: str, kept: Sequence[Any], use: Callable[[Any], Any] = lambda each: each) -> Any:
-        """What is kept elsewhere, fetched and used once; nothing is kept for what has no place."""
-        place = kept[0].hex() if kept else ""
+    def _hold(self, name: str, packed: Sequence[Any], use: Callable[[Any], Any] = lambda content: content) -> Any:
+        """Fetch what Ray stores and use it once; nothing is held for what Ray has not."""
+        place = packed[0].hex() if packed else ""
         if self.held.get(name, (None,))[0] != place:
             self.held.pop(name, None)
-            self.held[name] = place, use(ray_package().get(kept[0]) if kept else None)
+            self.held[name] = place, use(ray_package().get(packed[0]) if packed else None)
         return self.held[name][1]
 
     @torch.no_grad()
@@ -297,7 +290,7 @@ _RESIDENT: dict[str, LanguageModel] = {}
 
 
 def _reference(model: LanguageModel) -> tuple[str, Any]:
-    """What is sent in a model's place."""
+    """A reference that is sent in a model's place."""
     return model.fingerprint, model.chat
 
 
@@ -311,5 +304,5 @@ def _copies(model: LanguageModel, layers: Layers) -> dict[int, Float[Tensor, "d_
     return {layer: model.weight(layer).clone() for layer in layers}
 
 
-def _same(ours: Mapping[int, Tensor], theirs: Mapping[int, Tensor]) -> bool:
-    return all(torch.equal(weight, theirs[layer]) for layer, weight in ours.items())
+def _same(weights: Mapping[int, Tensor], others: Mapping[int, Tensor]) -> bool:
+    return all(torch.equal(weight, others[layer]) for layer, weight in weights.items())

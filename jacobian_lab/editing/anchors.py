@@ -14,6 +14,7 @@ from jacobian_lab.maps.hooks import decisive_states
 from jacobian_lab.maps.likelihood import answer_nll
 from jacobian_lab.maps.replay import Frozen, freeze, replay_outputs
 from jacobian_lab.memory import free_memory
+from jacobian_lab.model.footprint import descent_bytes, logit_bytes
 from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.rows import FactRows
 
@@ -254,10 +255,10 @@ def anchor_batches(
 
 def _tokens_together(model: LanguageModel, cards: int, free: int | None, dtype: torch.dtype) -> int:
     """Tokens that a batch may replay: each keeps its activations in every block, and its logits."""
-    kept = model.n_layers * (12 * model.d_model + 4 * model.d_mlp) * dtype.itemsize // max(1, cards)
-    logits = len(model.hf.get_output_embeddings().weight) * (2 * dtype.itemsize + 3 * torch.float64.itemsize)
+    activations = descent_bytes(model.n_layers, model.d_model, model.d_mlp, dtype.itemsize) // max(1, cards)
+    logits = len(model.hf.get_output_embeddings().weight) * logit_bytes(dtype.itemsize)
     free = free_memory(model.devices) if free is None else free
-    return min(CARD_TOKENS if cards else BATCH_TOKENS, int(SHARE * free) // (kept + logits))
+    return min(CARD_TOKENS if cards else BATCH_TOKENS, int(SHARE * free) // (activations + logits))
 
 
 class _Descent:

@@ -2,33 +2,40 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from jacobian_lab.catalogue import Scheme
 from jacobian_lab.crew.crew import ALONE, Crew, called
 from jacobian_lab.editing.rules import Kept, Problem, Rule, Update, memit
-from jacobian_lab.editing.schemes import DAMPING, Scheme, Targets, damped_pullback
-from jacobian_lab.editing.solving import factored
+from jacobian_lab.editing.schemes import DAMPING, Targets, damped_pullback
+from jacobian_lab.editing.solving import Factor, remembered_factor
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import Fact
-from jacobian_lab.maps.hooks import decisive_keys
 from jacobian_lab.maps.jacobians import dense_jacobians
 from jacobian_lab.maps.replay import FrozenGroups, freeze_groups
+from jacobian_lab.maps.stepwise import StepwisePass
+from jacobian_lab.memory import free_memory
 from jacobian_lab.model.edited import sole_edit
-from jacobian_lab.model.language_model import LanguageModel
+from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.rows import FactRows
 
 KEYS_AT_ONCE = 64
 """Facts whose keys are taken together."""
 
+CARRIED_SHARE = 0.25
+"""Share of the free memory that states on their way from one decisive layer to the next may take."""
+
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """What an edit is made with, whatever the method.
+    """Facts, second moments and weights of the solve that every method edits with.
+
+    `dataclasses.replace` hands the factors of C on, so that each is made once for all methods and values of λ.
 
     Attributes:
         rows: The facts as the model reads them, and the model.
@@ -36,6 +43,7 @@ class Setting:
         ridge: λ, the weight of C in the solve.
         damping: μ, for the schemes that pull residuals back through J.
         crew: Who takes the keys.
+        factor: Factors C, once a layer.
     """
 
     rows: FactRows
@@ -43,6 +51,7 @@ class Setting:
     ridge: float
     damping: float = DAMPING
     crew: Crew = ALONE
+    factor: Factor = field(default_factory=remembered_factor, repr=False)
 
     @property
     def model(self) -> LanguageModel:
@@ -54,26 +63,55 @@ class Setting:
         """The facts."""
         return self.rows.facts
 
-    def eases(self, layers: Sequence[int]) -> Float[Tensor, "fact layer"]:
+    def eases(self, layers: Layers) -> Float[Tensor, "fact layer"]:
         """kᵀC⁻¹k of every fact, on the model as it is now.
 
         Args:
-            layers: Decisive layers.
+            layers: Decisive layers, ascending.
 
         Returns:
-            `eases` of each.
+            `ease` of each.
         """
-        keys = (averaged_keys(self.rows, layer, self.crew) for layer in layers)
-        return torch.stack([eases(k, self.moments[layer]) for k, layer in zip(keys, layers, strict=True)], dim=1)
+        walk = KeyWalk(self.rows, layers, self.crew)
+        return torch.stack([self.ease(layer, walk.keys(layer)) for layer in layers], dim=1)
+
+    def ease(self, layer: int, keys: Float[Tensor, "fact d_mlp"]) -> Float[Tensor, " fact"]:
+        """kᵀC⁻¹k of some keys.
+
+        Args:
+            layer: The keys' layer.
+            keys: k of each fact, in float64.
+
+        Returns:
+            As `eases` has it; NaN where C is singular.
+        """
+        try:
+            return eases(keys, self.cholesky(layer))
+        except InputError:
+            return torch.full_like(keys[:, 0], torch.nan)
+
+    def cholesky(self, layer: int) -> Float[Tensor, "d_mlp d_mlp"]:
+        """L with C = L Lᵀ, computed once a layer.
+
+        Args:
+            layer: A decisive layer.
+
+        Returns:
+            L, on the host.
+
+        Raises:
+            InputError: If C is singular.
+        """
+        return self.factor(self.moments[layer], f"C at layer {layer}", self.model.device)
 
     def select(self, facts: Sequence[int]) -> "Setting":
-        """The same for some of the facts.
+        """Select some of the facts.
 
         Args:
             facts: Their indices.
 
         Returns:
-            What an edit of these is made with.
+            The setting of an edit of these.
         """
         return replace(self, rows=self.rows.select(facts))
 
@@ -134,8 +172,8 @@ def edit_layers(
 ) -> Iterator[LayerEdit]:
     """Edit all facts jointly, layer after layer, and leave the model edited (use within `restored`).
 
-    Keys and hidden states are measured anew after every layer's edit. A fact whose target is not
-    finite keeps its place and takes no part in the solve.
+    Keys and hidden states of a layer are those of the model as the layers before have left it. A fact whose target is
+    not finite keeps its place and takes no part in the solve.
 
     Args:
         setting: What the edit is made with.
@@ -153,7 +191,7 @@ def edit_layers(
     """
     model, rows = setting.model, setting.rows
     layers, last = scheme.edited(targets.layers), targets.layers[-1]
-    usable = targets.usable(scheme.kind)
+    usable, walk = targets.usable(scheme.kind), KeyWalk(rows, layers, setting.crew)
     for index, layer in enumerate(layers):
         site = scheme.read(layers, index)
         frozen = freeze_groups(model, rows.bare, sorted({layer, site, last}), last)
@@ -161,7 +199,7 @@ def edit_layers(
         given = wanted / scheme.divisor(index, len(layers))
         if scheme.pulls_back:
             given = _pulled_back(frozen, layer, last, given, setting.damping)
-        keys, old = averaged_keys(rows, layer, setting.crew), model.weight_at_home(layer)
+        keys, old = walk.keys(layer), model.weight_at_home(layer)
         problem = Problem(layer, keys[usable].T, given[usable].T, setting.moments[layer], old, setting.ridge)
         if kept is not None:
             problem = replace(problem, kept=kept.get(layer), goes_on=True)
@@ -207,8 +245,59 @@ def write_weight(
     }
 
 
+class KeyWalk:
+    """Keys of all facts at ascending layers, averaged over their contexts (methods.md §3), while layers are edited.
+
+    This process carries the states of a piece of facts from layer to layer, so that every block is run once. It runs a
+    piece anew for each layer where the states would take more than `CARRIED_SHARE` of the free memory. Workers, which
+    hold nothing between two layers, run all pieces anew.
+
+    Args:
+        rows: The facts.
+        layers: The layers whose keys are asked for, ascending. Their weights may change once the keys are taken.
+        crew: Who takes the keys.
+    """
+
+    def __init__(self, rows: FactRows, layers: Layers, crew: Crew = ALONE) -> None:
+        self.rows, self.last = rows, layers[-1]
+        self._pieces = [range(at, min(at + KEYS_AT_ONCE, len(rows))) for at in range(0, len(rows), KEYS_AT_ONCE)]
+        self._crew = crew if len(self._pieces) > 1 else ALONE  # for one piece weights need not be sent
+        self._room = int(CARRIED_SHARE * free_memory(rows.model.devices)) if len(layers) > 1 else 0
+        self._passes: dict[Sequence[int], StepwisePass] = {}
+
+    def keys(self, layer: int) -> Float[Tensor, "fact d_mlp"]:
+        """Take the keys of a layer, with the weights as they are now.
+
+        Args:
+            layer: The next of the layers.
+
+        Returns:
+            One key a fact, in float64.
+        """
+        rows = self.rows
+        work = partial(self._carried, layer) if self._crew.here else partial(_keys, rows, layer)
+        named = partial(called, labels=[fact.id for fact in rows.facts])
+        keys = torch.empty(len(rows), rows.model.d_mlp, dtype=torch.float64, device=rows.model.device)
+        for piece, averages in self._crew.map(self._pieces, work, self._drop, named):
+            keys[list(piece)] = averages.to(keys.device)
+        return keys
+
+    def _carried(self, layer: int, piece: Sequence[int]) -> Float[Tensor, "part d_mlp"]:
+        """Average the keys of a piece, going on from the layer before if its states are carried."""
+        if piece not in self._passes:
+            self._passes[piece] = _contexts(self.rows.select(piece))
+        stepwise = self._passes[piece]
+        carried = sum(other.size for other in self._passes.values() if other.resting or other is stepwise)
+        return _averaged(self.rows, stepwise.keys(layer, carry=layer != self.last and carried <= self._room))
+
+    def _drop(self, _failed: int, _next: int) -> None:
+        """Let all states go where memory does not suffice."""
+        self._passes.clear()
+        self._room = 0
+
+
 def averaged_keys(rows: FactRows, layer: int, crew: Crew = ALONE) -> Float[Tensor, "fact d_mlp"]:
-    """Keys averaged inside each template group, then over the groups (methods.md §3).
+    """Keys of one layer, averaged inside each template group, then over the groups (methods.md §3).
 
     Args:
         rows: The facts.
@@ -218,38 +307,33 @@ def averaged_keys(rows: FactRows, layer: int, crew: Crew = ALONE) -> Float[Tenso
     Returns:
         One key a fact, in float64.
     """
-    pieces = [range(start, min(start + KEYS_AT_ONCE, len(rows))) for start in range(0, len(rows), KEYS_AT_ONCE)]
-    keys = torch.empty(len(rows), rows.model.d_mlp, dtype=torch.float64, device=rows.model.device)
-    busy = crew if len(pieces) > 1 else ALONE  # for one piece weights need not be sent
-    named = partial(called, labels=[fact.id for fact in rows.facts])
-    for piece, found in busy.map(pieces, partial(_keys, rows, layer), named=named):
-        keys[list(piece)] = found.to(keys.device)
-    return keys
+    return KeyWalk(rows, (layer,), crew).keys(layer)
 
 
-@torch.no_grad()
-def _keys(rows: FactRows, layer: int, piece: Sequence[int]) -> Float[Tensor, "some d_mlp"]:
-    rows = rows.select(piece)
-    every = [row for contexts in rows.contexts for row in contexts]
-    keys = decisive_keys(rows.model, every, layer).double().view(len(rows), len(rows.weights), -1)
+def _keys(rows: FactRows, layer: int, piece: Sequence[int]) -> Float[Tensor, "part d_mlp"]:
+    return _averaged(rows, _contexts(rows.select(piece)).keys(layer, carry=False))
+
+
+def _contexts(rows: FactRows) -> StepwisePass:
+    return StepwisePass(rows.model, [row for contexts in rows.contexts for row in contexts])
+
+
+def _averaged(rows: FactRows, keys: Float[Tensor, "row d_mlp"]) -> Float[Tensor, "part d_mlp"]:
+    keys = keys.double().view(-1, len(rows.weights), keys.shape[-1])
     return torch.einsum("ftk,t->fk", keys, keys.new_tensor(rows.weights)).cpu()
 
 
-def eases(keys: Float[Tensor, "fact d_mlp"], second_moment: Float[Tensor, "d_mlp d_mlp"]) -> Float[Tensor, " fact"]:
+def eases(keys: Float[Tensor, "fact d_mlp"], factor: Float[Tensor, "d_mlp d_mlp"]) -> Float[Tensor, " fact"]:
     """kᵀC⁻¹k: the larger, the less a shift disturbs; the least ΔW with ΔW k = δ, weighed by C, costs ‖δ‖² over it.
 
     Args:
         keys: k of each fact, in float64.
-        second_moment: C of the layer.
+        factor: L with C = L Lᵀ.
 
     Returns:
-        A number for each fact, in tokens of the corpus per token; NaN where C is singular.
+        A number for each fact, in tokens of the corpus per token.
     """
-    try:
-        factor = factored(second_moment.to(keys.device), "C", "").factor
-    except InputError:
-        return torch.full_like(keys[:, 0], torch.nan)
-    return (torch.linalg.solve_triangular(factor, keys.T, upper=False) ** 2).sum(0)
+    return (torch.linalg.solve_triangular(factor.to(keys.device), keys.T, upper=False) ** 2).sum(0)
 
 
 def _pulled_back(

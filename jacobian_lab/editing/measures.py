@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jacobian_lab.editing.layers import LayerEdit, Setting, eases, edit_layers
+from jacobian_lab.catalogue import OPTIMISED, REPLAYED, Scheme
+from jacobian_lab.editing.layers import LayerEdit, Setting, edit_layers
 from jacobian_lab.editing.rules import Kept, Rule, memit
-from jacobian_lab.editing.schemes import OPTIMISED, REPLAYED, Scheme, Targets
+from jacobian_lab.editing.schemes import Targets
 from jacobian_lab.maps.conditions import cosine, eigen_residual, gain, rayleigh_quotient
 from jacobian_lab.maps.hooks import decisive_states
 from jacobian_lab.maps.jacobians import jvp
@@ -96,7 +97,7 @@ def observed_edits(
             last_after=last_after,
             linear=linear,
             replayed=ends[0] - ends[1],
-            ease=eases(edit.keys, setting.moments[layer]),
+            ease=setting.ease(layer, edit.keys),
         )
 
 

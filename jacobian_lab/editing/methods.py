@@ -10,126 +10,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from jacobian_lab.catalogue import SCHEMES, Method, Scheme
 from jacobian_lab.editing.deltas import delta_dtype, save_delta, save_model
 from jacobian_lab.editing.layers import Setting, edit_layers, write_weight
 from jacobian_lab.editing.measures import ObservedEdit, observed_edits
-from jacobian_lab.editing.rules import RULES, Kept, RuleSettings
-from jacobian_lab.editing.schemes import SCHEMES, Scheme, Targets
+from jacobian_lab.editing.rules import Kept, RuleSettings
+from jacobian_lab.editing.schemes import Targets
 from jacobian_lab.editing.solving import Eigh
-from jacobian_lab.errors import InputError
 from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.progress import note
 
-UNEDITED = "unedited"
-
 ILL_CONDITIONED = torch.finfo(torch.float32).eps / torch.finfo(torch.float64).eps
 """Above this condition number a solve in float64 leaves fewer digits than float32 has."""
-
-
-@dataclass(frozen=True)
-class Method:
-    """A target scheme with an update rule.
-
-    Attributes:
-        scheme: Its name in `SCHEMES`.
-        rule: Its name in `RULES`.
-        refit: Whether the last layer's anchor is optimised on the model as the edit of the first has left
-            it (the protocol of BLUE's authors) instead of the unedited one (the paper's).
-    """
-
-    scheme: str
-    rule: str
-    refit: bool = False
-
-
-METHODS: Mapping[str, Method] = {
-    "onelayer": Method("one-layer", "memit"),
-    "memit": Method("backward-dividing", "memit"),
-    "blue": Method("independent", "memit"),
-    "blue-refit": Method("independent", "memit", refit=True),
-    "prune": Method("backward-dividing", "prune"),
-    "rect": Method("backward-dividing", "rect"),
-    "alphaedit": Method("backward-dividing", "alphaedit"),
-    "memit+fe": Method("forward-replay", "memit"),
-    "prune+fe": Method("forward-replay", "prune"),
-    "rect+fe": Method("forward-replay", "rect"),
-    "alphaedit+fe": Method("forward-replay", "alphaedit"),
-    "emmet": Method("backward-dividing", "emmet"),
-    "emmet+fe": Method("forward-replay", "emmet"),
-    "memit+cr": Method("coordinated-replay", "memit"),
-    "prune+cr": Method("coordinated-replay", "prune"),
-    "rect+cr": Method("coordinated-replay", "rect"),
-    "alphaedit+cr": Method("coordinated-replay", "alphaedit"),
-    "emmet+cr": Method("coordinated-replay", "emmet"),
-}
-"""The paper's methods by name, and those with coordinated replay; any other pair is called ``rule@scheme``."""
-
-TABLE_METHODS = tuple(name for name in METHODS if name != "blue-refit")
-"""What a table has unless told otherwise: all but the other reading of BLUE."""
-
-TRAINED = ("wise", "rledit")
-"""The paper's methods that train, which are no pairs; they are at home in `jacobian_lab.training`."""
-
-PAIRS = tuple(f"{rule}@{scheme}" for rule in RULES for scheme in SCHEMES)
-ALIASES = {"fe": "memit+fe"}
-
-
-def method_name(text: str) -> str:
-    """The name under which a method is stored.
-
-    Args:
-        text: What a user calls it: a name in `METHODS` or `TRAINED`, ``fe``, or ``rule@scheme``; case does not
-            matter.
-
-    Returns:
-        The name.
-
-    Raises:
-        InputError: If there is no such method.
-    """
-    name = ALIASES.get(text.lower(), text.lower())
-    if name not in {*METHODS, *PAIRS, *TRAINED}:
-        raise InputError(
-            f"expected methods among {', '.join((*METHODS, *TRAINED))}, or a pair rule@scheme such as "
-            f"rect@backward-full, got {text!r}: choose among them"
-        )
-    return name
-
-
-def method(name: str) -> Method:
-    """A method that is a pair.
-
-    Args:
-        name: What `method_name` returned.
-
-    Returns:
-        The method.
-
-    Raises:
-        InputError: If it is one that trains.
-    """
-    if name in METHODS:
-        return METHODS[name]
-    if name in TRAINED:
-        raise InputError(
-            f"expected a target scheme with an update rule, got {name}, which trains: choose among {', '.join(METHODS)}"
-        )
-    rule, _, scheme = name.partition("@")
-    return Method(scheme, rule)
-
-
-def paired(rule: str, scheme: str) -> str:
-    """The name of a rule with a scheme.
-
-    Args:
-        rule: A name in `RULES`.
-        scheme: A name in `SCHEMES`.
-
-    Returns:
-        The one in `METHODS` if there is one, else ``rule@scheme``.
-    """
-    named = (name for name, each in METHODS.items() if each == Method(scheme, rule))
-    return next(named, f"{rule}@{scheme}")
 
 
 Refit = Callable[[int, Sequence[int]], Float[Tensor, "fact d_model"]]

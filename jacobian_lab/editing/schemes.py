@@ -2,103 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from jacobian_lab.catalogue import COORDINATED, OPTIMISED, Kind
 from jacobian_lab.errors import InputError
 from jacobian_lab.maps.hooks import decisive_states
 from jacobian_lab.maps.replay import Frozen, freeze_groups, replay
 from jacobian_lab.model.language_model import Layers
 from jacobian_lab.model.rows import FactRows
 
-Kind = Literal["optimised", "replayed", "coordinated"]
-OPTIMISED: Kind = "optimised"
-REPLAYED: Kind = "replayed"
-COORDINATED: Kind = "coordinated"
 DAMPING = 0.01
 """μ of the scheme ``jacobian-pullback`` unless told otherwise."""
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """How targets are made of anchors: two answers for the loop over layers (methods.md §4).
-
-    Attributes:
-        edits: Which of the decisive layers are edited: all, the last, or both ends.
-        reads: At which layer the hidden state is read, and compared with its target, when a layer is edited: at the
-            last one, or at its own.
-        divides: Whether a layer gets its share alone of the residual that it reads: one over the layers that are left.
-        kind: Whose target at the last layer is the scheme's own: optimised there, replayed from the anchor at the
-            first layer, or replayed with shifts at all of them.
-        pulls_back: Whether a layer's shift is solved from J_{l→L} (`damped_pullback`) instead of being the residual.
-    """
-
-    edits: Literal["all", "last", "ends"]
-    reads: Literal["last", "own"]
-    divides: bool
-    kind: Kind
-    pulls_back: bool = False
-
-    def edited(self, layers: Layers) -> Layers:
-        """The layers that are edited.
-
-        Args:
-            layers: The decisive layers, ascending.
-
-        Returns:
-            Those of them.
-        """
-        if self.edits == "all":
-            return layers
-        return layers[-1:] if self.edits == "last" or len(layers) == 1 else (layers[0], layers[-1])
-
-    def read(self, layers: Layers, index: int) -> int:
-        """Where the residual is read.
-
-        Args:
-            layers: The edited layers.
-            index: Which of them is edited now.
-
-        Returns:
-            The layer.
-        """
-        return layers[-1] if self.reads == "last" else layers[index]
-
-    def divisor(self, index: int, count: int) -> int:
-        """What the residual is divided by.
-
-        Args:
-            index: Which of the edited layers is edited now.
-            count: How many there are.
-
-        Returns:
-            The number of layers that are left, or 1.
-        """
-        return count - index if self.divides else 1
-
-
-SchemeName = Literal[
-    "backward-dividing",
-    "backward-full",
-    "one-layer",
-    "independent",
-    "forward-replay",
-    "coordinated-replay",
-    "jacobian-pullback",
-]
-SCHEMES: dict[str, Scheme] = {
-    "backward-dividing": Scheme("all", "last", divides=True, kind="optimised"),
-    "backward-full": Scheme("all", "last", divides=False, kind="optimised"),
-    "one-layer": Scheme("last", "last", divides=False, kind="optimised"),
-    "independent": Scheme("ends", "own", divides=False, kind="optimised"),
-    "forward-replay": Scheme("all", "own", divides=False, kind="replayed"),
-    "coordinated-replay": Scheme("all", "own", divides=False, kind="coordinated"),
-    "jacobian-pullback": Scheme("all", "last", divides=True, kind="optimised", pulls_back=True),
-}
-"""Any scheme goes with any update rule of `jacobian_lab.editing.rules`."""
 
 
 def damped_pullback(

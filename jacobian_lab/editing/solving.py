@@ -121,6 +121,20 @@ def factored(matrix: Matrix, name: str, hint: str) -> Factored:
     return Factored(name, hint, factor, 1 / reciprocal, none, none, matrix.new_zeros(0, 0))
 
 
+Factor = Callable[[Matrix, str, torch.device], Matrix]
+"""L of a second moment that messages call by a name; computed on a device."""
+
+
+def remembered_factor() -> Factor:
+    """A Cholesky factorisation that is made once of each second moment; L stays on the host, which holds several."""
+
+    @cache
+    def factor(second_moment: Matrix, name: str, device: torch.device) -> Matrix:
+        return factored(second_moment.to(device), name, advice(second_moment, 1.0)).factor.cpu()
+
+    return factor
+
+
 def damped_inverse(
     factor: Matrix, keys: Float[Tensor, "n k"], damping: float, name: str, hint: str
 ) -> tuple[Float[Tensor, "k n"], float]:

@@ -1,4 +1,4 @@
-"""Evaluation: what an edited model is asked, and the paper's metrics of what it answers.
+"""Evaluation: the questions that an edited model is asked, and the paper's metrics of its answers.
 
-Here lives what looks at a model from outside, by its predictions alone. Nothing here knows how it was edited.
+This package judges a model by its predictions alone, and does not know how it was edited.
 """

@@ -1,4 +1,4 @@
-"""How far an edit carries the decisive token, at the model's last block, on the way that its anchor would go."""
+"""Alignment of an edit's shift at the last block with the shift that the optimized anchor produces there."""
 
 from dataclasses import dataclass
 
@@ -13,12 +13,12 @@ from jacobian_lab.model.rows import FactRows
 
 @dataclass(frozen=True, eq=False)
 class Aim:
-    """Where anchors lead, for any method to be held against, wherever it edits.
+    """Shifts that anchors produce at the last block: a reference for any method, wherever it edits.
 
     Attributes:
         rows: The facts.
         before: Hidden states of the decisive tokens at the last block of the unedited model.
-        residual: From there to what the anchor at the last decisive layer makes of them.
+        residual: Shift from there that the anchor at the last decisive layer produces.
     """
 
     rows: FactRows
@@ -35,20 +35,20 @@ class Aim:
             anchors: The anchors.
 
         Returns:
-            The aim.
+            The reference shifts.
         """
         last = rows.model.n_layers - 1
         frozen, before = freeze_groups(rows.model, rows.bare, [layer], last), _states(rows)
         with torch.no_grad():
-            led = frozen.ask(lambda some, states: replay(some, layer, states, (last,)), anchors)[:, 0]
-        return cls(rows, before, led.double() - before)
+            after = frozen.ask(lambda part, states: replay(part, layer, states, (last,)), anchors)[:, 0]
+        return cls(rows, before, after.double() - before)
 
     def reached(self) -> dict[str, list[float]]:
-        """What the model as it is now has made of the decisive tokens.
+        """Compare the shift of the model as it is now with the reference.
 
         Returns:
-            Of each fact ``aim_cosine``, of the shift at the last block with the residual, NaN where nothing was
-            shifted, and ``aim_share``, how much of the residual the shift realises along it.
+            For each fact, ``aim_cosine`` is the cosine of the two shifts, NaN where nothing moved. ``aim_share`` is the
+            fraction of the reference that the shift covers along it.
         """
         shift = _states(self.rows) - self.before
         along, length = (shift * self.residual).sum(1), torch.linalg.vector_norm(self.residual, dim=1)
@@ -57,5 +57,5 @@ class Aim:
 
 
 def _states(rows: FactRows) -> Float[Tensor, "fact d_model"]:
-    """As the whole prompt is run, which a router judges."""
+    """Last-block states from a full forward pass, because WISE routes on the whole prompt."""
     return decisive_states(rows.model, rows.answered, [rows.model.n_layers - 1], cut=False)[:, 0].double()

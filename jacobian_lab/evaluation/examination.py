@@ -1,22 +1,32 @@
-"""One examination for every model: what is asked of it, and what the unedited model answered."""
+"""Evaluator of edited models: the same questions for each, made once, and the unedited model's answers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from jacobian_lab.crew.crew import ALONE, Crew, called
-from jacobian_lab.evaluation.metrics import check_questions, evaluate, greedy_matches, neighborhood_states
-from jacobian_lab.evaluation.questions import probe_groups, questions, style_of
+from jacobian_lab.evaluation.metrics import (
+    Rows,
+    check_questions,
+    evaluate,
+    greedy_matches,
+    neighborhood_states,
+    question_rows,
+)
+from jacobian_lab.evaluation.questions import Question, probe_groups, questions, style_of
 from jacobian_lab.facts.fact import Fact
 from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.tokens import Prompt
 
+Result = TypeVar("Result")
+
 FACTS_AT_ONCE = 32
-"""Facts whose final states are held at once while a model is evaluated."""
+"""Facts in a chunk: the final states of one chunk are held at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,8 +36,8 @@ class Examination:
     Attributes:
         model: The model.
         facts: The facts.
-        style: Whose definition of Success: ``"counterfact"`` or ``"zsre"``.
-        greedy: Whether Accuracy is checked by real greedy decoding.
+        style: The definition of Success: ``"counterfact"`` or ``"zsre"``.
+        greedy: Check Accuracy by real greedy decoding too.
     """
 
     model: LanguageModel
@@ -39,124 +49,140 @@ class Examination:
     def of(
         cls, model: LanguageModel, facts: Sequence[Fact], style: str | None = None, *, greedy: bool = False
     ) -> "Examination":
-        """Once it is clear that every question can be asked.
+        """Make an evaluator after checking every question.
 
         Args:
             model: The model.
             facts: The facts.
-            style: Whose definition of Success; by default the one that the facts allow.
-            greedy: Whether Accuracy is checked by real greedy decoding.
+            style: The definition of Success; by default the one that suits the facts.
+            greedy: Check Accuracy by real greedy decoding too.
 
         Returns:
-            The examination.
+            The evaluator.
 
         Raises:
-            InputError: Naming the first fact of which the metrics cannot be taken.
+            InputError: If the metrics cannot be computed for a fact, naming the first.
         """
+        rows: dict[Question, Prompt] = {}
         for fact in facts:
-            check_questions(model, fact)
-        return cls(model, facts, style or style_of(facts), greedy)
+            rows |= check_questions(model, fact)
+        evaluator = cls(model, facts, style or style_of(facts), greedy)
+        vars(evaluator)["question_rows"] = rows
+        return evaluator
 
     @cached_property
     def groups(self) -> list[str]:
-        """The groups of further questions."""
+        """Groups of the facts' further questions."""
         return probe_groups(self.facts)
 
     @cached_property
+    def question_rows(self) -> Rows:
+        """Token rows of all questions, made once and used for every model."""
+        return question_rows(self.model, self.facts, self.style)
+
+    @cached_property
     def before(self) -> list[Float[Tensor, "_ d_model"]]:
-        """Final states at the neighbourhood prompts, by fact, on the host; asked for before anything is edited."""
+        """Final states at the neighborhood prompts, by fact, on the host; to be computed before any edit."""
         return self._before(ALONE)
 
     def remember(self, crew: Crew) -> None:
-        """Have `before` taken by those who take what is after: rounding follows the number of threads.
+        """Compute `before` with the executor that evaluates later: rounding depends on the number of threads.
 
         Args:
-            crew: Who does it.
+            crew: The executor.
         """
         vars(self)["before"] = self._before(crew)
 
     def _before(self, crew: Crew) -> list[Float[Tensor, "_ d_model"]]:
-        found, parts = dict[int, list[Tensor]](), self._parts()
-        work, named = partial(_states, self, parts), partial(_named, self, parts)
-        for (number,), states in crew.map([[n] for n in range(len(parts))], work, named=named):
-            found[number] = states
-        return [state for number in sorted(found) for state in found[number]]
+        states = dict(self._mapped(crew, _states))
+        return [state for number in sorted(states) for state in states[number]]
+
+    def _mapped(self, crew: Crew, work: Callable[..., Result]) -> Iterator[tuple[int, Result]]:
+        """Run work on every chunk of the facts; chunks are never split: only then KL to the unedited model is exact."""
+        parts, _ = self._parts(), self.question_rows  # which go along, for no worker to make anew
+        for (number,), result in crew.map(
+            [[n] for n in range(len(parts))], partial(work, self, parts), named=partial(_named, self, parts)
+        ):
+            yield number, result
 
     def rows(self) -> list[list[Prompt]]:
-        """The rows that are asked.
+        """Rows of the questions.
 
         Returns:
-            Those of the facts that are asked about together, each once.
+            For each chunk of the facts its rows, each once.
         """
-        asked = ([each for fact in self.facts[part] for each in questions(fact, self.style)] for part in self._parts())
-        return [list(dict.fromkeys(self.model.text_prompt(*each) for each in some)) for some in asked]
+        return [list(dict.fromkeys(self._rows_of(self.facts[part]).values())) for part in self._parts()]
+
+    def _rows_of(self, facts: Sequence[Fact]) -> Rows:
+        return {question: self.question_rows[question] for fact in facts for question in questions(fact, self.style)}
 
     def decoded(self) -> list[Prompt]:
-        """The rows whose answers are decoded greedily.
+        """Rows whose answers are decoded greedily.
 
         Returns:
-            The rows; none where that is not asked for.
+            The rows; empty without `greedy`.
         """
         return self._answered(self.facts) if self.greedy else []
 
     def answers(self, crew: Crew = ALONE) -> Iterator[tuple[slice, list[dict[str, list[float]]]]]:
-        """Evaluate the model as it is, a part of the facts at a time.
+        """Evaluate the model as it is, chunk after chunk of the facts.
 
         Args:
-            crew: Who does it.
+            crew: The executor.
 
         Yields:
-            Which facts, and what `evaluate` says of each of them; ``efficacy_greedy`` and ``generalization_greedy``
-            beside it.
+            A chunk, and the metrics of each of its facts: those of `evaluate`, with ``efficacy_greedy`` and
+            ``generalization_greedy``.
         """
         parts, _ = self._parts(), self.before
-        work, named = partial(_answers, self, parts), partial(_named, self, parts)
-        for (number,), found in crew.map([[n] for n in range(len(parts))], work, named=named):
-            yield parts[number], found
+        for number, metrics in self._mapped(crew, _answers):
+            yield parts[number], metrics
 
     def means(self, crew: Crew = ALONE) -> dict[str, Float[Tensor, " fact"]]:
         """Evaluate the model as it is: Accuracy on paraphrases, and D_KL.
 
         Args:
-            crew: Who does it.
+            crew: The executor.
 
         Returns:
-            ``generalization_accuracy`` and ``kl``, a mean over the prompts of each fact; NaN where it has none.
+            ``generalization_accuracy`` and ``kl``, a mean over the prompts of each fact; NaN if it has none.
         """
-        found = [dict[str, list[float]]()] * len(self.facts)
+        metrics = [dict[str, list[float]]()] * len(self.facts)
         for part, values in self.answers(crew):
-            found[part] = values
+            metrics[part] = values
         names = ("generalization_accuracy", "kl")
-        return {n: torch.stack([torch.tensor(v.get(n, []), dtype=torch.float64).mean() for v in found]) for n in names}
+        return {
+            n: torch.stack([torch.tensor(v.get(n, []), dtype=torch.float64).mean() for v in metrics]) for n in names
+        }
 
     def answers_of(self, part: slice) -> list[dict[str, list[float]]]:
-        """Evaluate the model as it is on one part of the facts.
+        """Evaluate the model as it is on one chunk of the facts.
 
         Args:
-            part: Which part.
+            part: The chunk.
 
         Returns:
-            As `answers` has it.
+            The metrics of each of its facts, as `answers` yields them.
         """
         facts = self.facts[part]
         before = [states.to(self.model.device) for states in self.before[part]]
-        found = evaluate(self.model, facts, before, self.style, self.groups)
+        metrics = evaluate(self.model, facts, before, self.style, self.groups, self._rows_of(facts))
         if self.greedy:
-            for values, extra in zip(found, self._decoded(facts), strict=True):
+            for values, extra in zip(metrics, self._decoded(facts), strict=True):
                 values |= extra
-        return found
+        return metrics
 
     def _decoded(self, facts: Sequence[Fact]) -> list[dict[str, list[float]]]:
         """Accuracy by greedy decoding, prompt by prompt."""
         texts = [(fact.text, *fact.paraphrase_prompts) for fact in facts]
         rows = self._answered(facts)
-        verdicts = greedy_matches(self.model, rows).double().split([len(each) for each in texts])
+        verdicts = greedy_matches(self.model, rows).double().split([len(prompts) for prompts in texts])
         return [{"efficacy_greedy": v[:1].tolist(), "generalization_greedy": v[1:].tolist()} for v in verdicts]
 
     def _answered(self, facts: Sequence[Fact]) -> list[Prompt]:
-        """Every wording of facts, with the new answer."""
+        """Rows of every wording of facts, with the new answer."""
         return [
-            self.model.text_prompt(text, fact.target_new, fact.join)
+            self.question_rows[Question(text, fact.target_new, fact.join)]
             for fact in facts
             for text in (fact.text, *fact.paraphrase_prompts)
         ]
@@ -166,17 +192,18 @@ class Examination:
 
 
 def _answers(examination: Examination, parts: Sequence[slice], piece: Sequence[int]) -> list[dict[str, list[float]]]:
-    """Of the one part that a piece names: parts are not divided, lest a model be held against itself in other rows."""
+    """Evaluate one chunk."""
     return examination.answers_of(parts[piece[0]])
 
 
 def _named(examination: Examination, parts: Sequence[slice], piece: Sequence[int]) -> str:
-    """The facts of the one part that a piece names, in words."""
+    """Name the facts of one chunk."""
     ids = [fact.id for fact in examination.facts[parts[piece[0]]]]
     return called(range(len(ids)), ids)
 
 
 def _states(examination: Examination, parts: Sequence[slice], piece: Sequence[int]) -> list[Float[Tensor, "_ d_model"]]:
-    """Of the one part that a piece names, on the host."""
+    """Final states at the neighborhood prompts of one chunk, on the host."""
     facts = examination.facts[parts[piece[0]]]
-    return [each.cpu() for each in neighborhood_states(examination.model, facts, examination.style)]
+    rows = examination._rows_of(facts)
+    return [states.cpu() for states in neighborhood_states(examination.model, facts, examination.style, rows)]

@@ -1,4 +1,4 @@
-"""Does an edited model answer as it was edited to, in other words too, and is the rest left alone?"""
+"""Metrics of an edited model: Efficacy, Generalization, Specificity, and perplexity."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,19 +19,22 @@ from jacobian_lab.model.tokens import Prompt
 
 TOP = (1, 5, 10)
 ROWS_OF_LOGITS = 256
-"""Rows of logits that are held at once, as the model gives them."""
+"""Most rows of logits held at once, in the model's dtype."""
 
 ROWS_IN_DOUBLE = 16
-"""Rows of them that are held in float64 at once."""
+"""Most rows of logits held at once in float64."""
+
+Rows = Mapping[Question, Prompt]
+Values = Mapping[Question, float]
 
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """How a model takes some answers, teacher forced.
+    """Teacher-forced scores of answers.
 
     Attributes:
         nll: Mean −log P of each answer's tokens, ``[row]``, in float64.
-        share: Share of each answer's tokens that are the argmax at their position, ``[row]``, in float64.
+        share: Fraction of each answer's tokens that are the argmax at their position, ``[row]``, in float64.
     """
 
     nll: Float[Tensor, " row"]
@@ -39,57 +42,57 @@ class Answers:
 
 
 def hosts(rows: Sequence[Prompt]) -> list[Prompt]:
-    """The row that is run for each row.
+    """The row to run for each row.
 
-    Of rows with the same prompt that go on alike only the longest is run: by causality it holds the states of the
-    others, whatever a router makes of the prompt.
+    If rows share a prompt and one continues another, only the longest is run. By causality it holds the states of the
+    others, and a router, which sees the prompt alone, treats them alike.
 
     Args:
         rows: The rows.
 
     Returns:
-        For each the one that is run.
+        For each row the one to run.
     """
     ordered = sorted({(row.ids[: row.asked], row.ids) for row in rows})  # an extension follows what it extends
-    longest = {each: each for each in ordered}
-    for each, following in reversed(list(pairwise(ordered))):
-        if following[0] == each[0] and following[1][: len(each[1])] == each[1]:
-            longest[each] = longest[following]
-    found = []
+    longest = {key: key for key in ordered}
+    for key, following in reversed(list(pairwise(ordered))):
+        if following[0] == key[0] and following[1][: len(key[1])] == key[1]:
+            longest[key] = longest[following]
+    extended = []
     for row in rows:
         prompt, ids = longest[row.ids[: row.asked], row.ids]
         answer = (*ids[len(prompt) :], 0) if len(ids) > len(prompt) else ()  # the last token of it is not run
-        found.append(Prompt(ids, len(ids) - 1, answer))
-    return found
+        extended.append(Prompt(ids, len(ids) - 1, answer))
+    return extended
 
 
 @torch.no_grad()
 def predicting_states(
     model: LanguageModel, rows: Sequence[Prompt], *, whole: bool = False
 ) -> list[Float[Tensor, "_ d_model"]]:
-    """What the head makes logits of: final hidden states at the positions that predict each row's answer.
+    """Final hidden states at the positions that predict each row's answer: the head's inputs.
 
     Args:
         model: The model.
         rows: The rows.
-        whole: Whether a router is to judge each row whole, where there is no prompt.
+        whole: Have a router judge whole rows, for text that has no prompt.
 
     Returns:
-        For each row one state for each token of its answer, or that of its last token if it has none.
+        For each row one state per token of its answer; if it has no answer, the state of its last token.
     """
-    wanted: dict[Prompt, dict[int, Prompt]] = {}
-    for place, (row, host) in enumerate(zip(rows, hosts(rows), strict=True)):
-        wanted.setdefault(host, {})[place] = row
-    run = list(wanted)
-    found: dict[int, Tensor] = {}
+    hosted: dict[Prompt, dict[int, Prompt]] = {}
+    for index, (row, host) in enumerate(zip(rows, hosts(rows), strict=True)):
+        hosted.setdefault(host, {})[index] = row
+    run = list(hosted)
+    states: dict[int, Tensor] = {}
     for group in batches(run):
-        chosen = [run[i] for i in group]
-        hidden = forward(model, chosen, judged=[len(row.ids) for row in chosen] if whole else None)
+        batch = [run[i] for i in group]
+        hidden = forward(model, [Prompt(row.ids, row.decisive) for row in batch] if whole else batch)
         assert hidden is not None
-        for index, states in zip(group, hidden, strict=True):
-            for place, row in wanted[run[index]].items():
-                found[place] = states[len(row.ids) - max(1, len(row.answer)) : len(row.ids)].clone()
-    return [found[place] for place in range(len(rows))]
+        for host, outputs in zip(batch, hidden, strict=True):
+            for index, row in hosted[host].items():
+                states[index] = outputs[len(row.ids) - max(1, len(row.answer)) : len(row.ids)].clone()
+    return [states[index] for index in range(len(rows))]
 
 
 @torch.no_grad()
@@ -99,7 +102,7 @@ def answers(model: LanguageModel, rows: Sequence[Prompt], states: Sequence[Float
     Args:
         model: The model; only its head is used.
         rows: Rows with answers.
-        states: What `predicting_states` gave for them.
+        states: Their `predicting_states`.
 
     Returns:
         Both for each row.
@@ -109,8 +112,8 @@ def answers(model: LanguageModel, rows: Sequence[Prompt], states: Sequence[Float
     nll, hits = [], []
     for state, token in zip(torch.cat(list(states)).split(ROWS_OF_LOGITS), tokens.split(ROWS_OF_LOGITS), strict=True):
         logits = model.head(state)
-        for some, answered in zip(logits.split(ROWS_IN_DOUBLE), token.split(ROWS_IN_DOUBLE), strict=True):
-            nll.append(-some.double().log_softmax(-1).gather(-1, answered[:, None])[:, 0])
+        for part, answered in zip(logits.split(ROWS_IN_DOUBLE), token.split(ROWS_IN_DOUBLE), strict=True):
+            nll.append(-part.double().log_softmax(-1).gather(-1, answered[:, None])[:, 0])
         hits.append((logits.argmax(-1) == token).double())
     means = [[part.mean() for part in torch.cat(values).split(lengths)] for values in (nll, hits)]
     return Answers(*(torch.stack(values).cpu() for values in means))
@@ -120,9 +123,9 @@ def answers(model: LanguageModel, rows: Sequence[Prompt], states: Sequence[Float
 def specificity(
     model: LanguageModel, before: Float[Tensor, "prompt d_model"], after: Float[Tensor, "prompt d_model"]
 ) -> dict[str, Float[Tensor, " prompt"]]:
-    """How far next-token distributions moved: KL(p_before ‖ p_after) in nats, and shares of the top k that stayed.
+    """Change of next-token distributions: KL(p_before ‖ p_after) in nats, and the fraction of the top k that stayed.
 
-    The head is not edited, so that the unedited model's states say all that its logits did.
+    The head is not edited, so the unedited model's states determine its logits.
 
     Args:
         model: The model; only its head is used.
@@ -132,14 +135,14 @@ def specificity(
     Returns:
         ``kl``, ``top1``, ``top5``, ``top10``.
     """
-    found: dict[str, list[Tensor]] = {"kl": [], **{f"top{k}": [] for k in TOP}}
+    values: dict[str, list[Tensor]] = {"kl": [], **{f"top{k}": [] for k in TOP}}
     for old, new in zip(before.split(ROWS_OF_LOGITS), after.split(ROWS_OF_LOGITS), strict=True):
         p, q = model.head(old), model.head(new)
-        found["kl"] += map(_divergence, p.split(ROWS_IN_DOUBLE), q.split(ROWS_IN_DOUBLE))
+        values["kl"] += map(_divergence, p.split(ROWS_IN_DOUBLE), q.split(ROWS_IN_DOUBLE))
         for k in TOP:
             stayed = p.topk(k).indices[:, :, None] == q.topk(k).indices[:, None, :]
-            found[f"top{k}"].append(stayed.any(-1).double().mean(-1))
-    return {name: torch.cat(parts).cpu() for name, parts in found.items()}
+            values[f"top{k}"].append(stayed.any(-1).double().mean(-1))
+    return {name: torch.cat(parts).cpu() for name, parts in values.items()}
 
 
 def _divergence(p: Float[Tensor, "row vocab"], q: Float[Tensor, "row vocab"]) -> Float[Tensor, " row"]:
@@ -148,46 +151,70 @@ def _divergence(p: Float[Tensor, "row vocab"], q: Float[Tensor, "row vocab"]) ->
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
-def check_questions(model: LanguageModel, fact: Fact) -> None:
-    """Refuse a fact that the metrics cannot be taken of, by either definition of Success.
+def question_rows(model: LanguageModel, facts: Sequence[Fact], style: str) -> Rows:
+    """Tokenize the questions about facts, each once.
+
+    Args:
+        model: The model.
+        facts: The facts.
+        style: The definition of Success.
+
+    Returns:
+        The row of every question.
+    """
+    distinct = dict.fromkeys(question for fact in facts for question in questions(fact, style))
+    return {question: model.text_prompt(*question) for question in distinct}
+
+
+def check_questions(model: LanguageModel, fact: Fact) -> Rows:
+    """Refuse a fact if the metrics cannot be computed for it, by either definition of Success.
 
     Args:
         model: The model.
         fact: The fact.
 
+    Returns:
+        The row of every question.
+
     Raises:
-        InputError: If one of its prompts is too long, or the tokenizer makes nothing of it or of its answer.
+        InputError: If one of its prompts is too long, or has no tokens, or if an answer has none.
     """
-    for question in questions(fact, COUNTERFACT):  # which asks what zsRE's does, and more
+    rows: dict[Question, Prompt] = {}
+    for question in dict.fromkeys(questions(fact, COUNTERFACT)):  # zsRE's questions are among them
         try:
-            length = len(model.text_prompt(*question).ids)
+            rows[question] = model.text_prompt(*question)
         except InputError as error:
             what, _, todo = str(error).rpartition(": ")
             raise InputError(f"{what} in what is asked of fact {fact.id!r}: {todo}") from error
+        length = len(rows[question].ids)
         if length > model.max_tokens:
             raise InputError(
                 f"expected prompts of at most {model.max_tokens} tokens, got one of {length} in fact {fact.id!r}: "
                 "shorten it"
             )
+    return rows
 
 
-def neighborhood_states(model: LanguageModel, facts: Sequence[Fact], style: str) -> list[Float[Tensor, "_ d_model"]]:
-    """Final states at the last token of every neighbourhood prompt; take them before anything is edited.
+def neighborhood_states(
+    model: LanguageModel, facts: Sequence[Fact], style: str, rows: Rows | None = None
+) -> list[Float[Tensor, "_ d_model"]]:
+    """Final states at the last token of every neighborhood prompt, to be computed before any edit.
 
-    They are taken in the same rows, side by side with the same others, as `evaluate` takes them for these
-    facts: a model that has not been edited then equals itself to the last bit, whatever its dtype.
+    They come from the same batches as in `evaluate`. An unedited model therefore equals itself to the last bit, in
+    every dtype.
 
     Args:
         model: The model.
         facts: The facts.
-        style: Whose definition of Success.
+        style: The definition of Success.
+        rows: The facts' `question_rows`; made by default.
 
     Returns:
         For each fact one state a prompt.
     """
-    asked = _asked(model, facts, style)
+    _, states = _question_states(model, facts, style, rows)
     empty = torch.empty(0, model.d_model, dtype=model.dtype, device=model.device)
-    return [torch.cat([empty, *(asked[Question(text)][1] for text, _ in neighborhood(f))]) for f in facts]
+    return [torch.cat([empty, *(states[Question(text)] for text, _ in neighborhood(f))]) for f in facts]
 
 
 def evaluate(
@@ -196,49 +223,51 @@ def evaluate(
     before: Sequence[Float[Tensor, "_ d_model"]],
     style: str,
     groups: Sequence[str] = (),
+    rows: Rows | None = None,
 ) -> list[dict[str, list[float]]]:
-    """All teacher-forced metrics of metrics.md, prompt by prompt.
+    """Compute all teacher-forced metrics of metrics.md, prompt by prompt.
 
     Args:
         model: The model, edited or not.
         facts: The facts.
-        before: What `neighborhood_states` gave for the same facts together on the unedited model.
-        style: Whose definition of Success.
-        groups: Groups of further questions, in the order that their values are wanted in.
+        before: The unedited model's `neighborhood_states` for exactly these facts.
+        style: The definition of Success.
+        groups: Groups of further questions, in the order of their values.
+        rows: The facts' `question_rows`; made by default.
 
     Returns:
         For each fact, a value for each prompt of ``efficacy_success``, ``efficacy_accuracy``,
         ``generalization_success``, ``generalization_accuracy``, ``kl``, ``top1``, ``top5``, ``top10`` and
         ``neighborhood_success``, ``nll_new`` and ``nll_true`` of the rewriting prompt, and for each group
-        ``probe_accuracy``: the share of its questions that are answered, by any of their answers. NaN where there
-        is no answer to compare with.
+        ``probe_accuracy``: the fraction of its questions that are answered, by any of their answers. If there is no
+        answer to compare with, a value is NaN.
     """
-    asked = _asked(model, facts, style)
-    answered = [question for question in asked if question.answer]
-    taken = answers(model, *map(list, zip(*(asked[question] for question in answered), strict=True)))
-    nll = dict(zip(answered, taken.nll.tolist(), strict=True))
-    share = dict(zip(answered, taken.share.tolist(), strict=True))
-    found = []
+    rows, states = _question_states(model, facts, style, rows)
+    answered = [question for question in rows if question.answer]
+    scores = answers(model, [rows[question] for question in answered], [states[question] for question in answered])
+    nll = dict(zip(answered, scores.nll.tolist(), strict=True))
+    share = dict(zip(answered, scores.share.tolist(), strict=True))
+    metrics = []
     for fact, old in zip(facts, before, strict=True):
-        values = _told(fact, style, nll, share) | _around(fact, style, nll, share)
-        if around := neighborhood(fact):
-            now = torch.cat([asked[Question(text)][1] for text, _ in around])
+        values = _rewrite_metrics(fact, style, nll, share) | _neighborhood_success(fact, style, nll, share)
+        if prompts := neighborhood(fact):
+            now = torch.cat([states[Question(text)] for text, _ in prompts])
             values |= {name: moved.tolist() for name, moved in specificity(model, old, now).items()}
-        values["probe_accuracy"] = [_probed(fact, group, share) for group in groups]
-        found.append(values)
-    return found
+        values["probe_accuracy"] = [_probe_accuracy(fact, group, share) for group in groups]
+        metrics.append(values)
+    return metrics
 
 
 @torch.no_grad()
 def greedy_matches(model: LanguageModel, rows: Sequence[Prompt]) -> Bool[Tensor, " row"]:
-    """Accuracy by real greedy decoding: does the model, left to itself, write the whole answer?
+    """Accuracy by real greedy decoding: True if the model writes the whole answer by itself.
 
     Args:
         model: The model, edited or not.
         rows: Prompts with answers.
 
     Returns:
-        One verdict a row; teacher-forced Accuracy must agree with it, but for ties to rounding.
+        One verdict a row; teacher-forced Accuracy agrees with it, except for ties to rounding.
     """
     matches = torch.zeros(len(rows), dtype=torch.bool)
     by_length: dict[int, list[int]] = {}
@@ -257,7 +286,7 @@ def greedy_matches(model: LanguageModel, rows: Sequence[Prompt]) -> Bool[Tensor,
 
 @torch.no_grad()
 def perplexity(model: LanguageModel, rows: Sequence[Prompt]) -> float:
-    """Of a text that no edit speaks of, as a sign of damage.
+    """Perplexity of a text that no edit mentions: a measure of damage.
 
     Args:
         model: The model, edited or not.
@@ -266,18 +295,31 @@ def perplexity(model: LanguageModel, rows: Sequence[Prompt]) -> float:
     Returns:
         exp of the mean −log P over every token but the first of each row.
     """
-    told = [Prompt(row.ids[:-1], 0, row.ids[1:]) for row in rows if len(row.ids) > 1]
+    predicted = [Prompt(row.ids[:-1], 0, row.ids[1:]) for row in rows if len(row.ids) > 1]
     total = count = 0.0
-    for group in batches(told):
-        chosen = [told[i] for i in group]
-        taken = answers(model, chosen, predicting_states(model, chosen, whole=True))
-        lengths = torch.tensor([len(row.answer) for row in chosen])
-        total, count = total + float((taken.nll * lengths).sum()), count + float(lengths.sum())
+    for group in batches(predicted):
+        batch = [predicted[i] for i in group]
+        scores = answers(model, batch, predicting_states(model, batch, whole=True))
+        lengths = torch.tensor([len(row.answer) for row in batch])
+        total, count = total + float((scores.nll * lengths).sum()), count + float(lengths.sum())
     return math.exp(total / count)
 
 
+def accuracy(model: LanguageModel, rows: Sequence[Prompt]) -> Bool[Tensor, " row"]:
+    """Accuracy of rows: True if every token of the answer is the argmax, teacher forced.
+
+    Args:
+        model: The model, edited or not.
+        rows: Rows with answers, such as `FactRows.answered`.
+
+    Returns:
+        One verdict a row.
+    """
+    return answers(model, rows, predicting_states(model, rows)).share == 1
+
+
 def efficacy(model: LanguageModel, facts: Sequence[Fact]) -> Bool[Tensor, " fact"]:
-    """Accuracy on the rewriting prompt: every token of ``target_new`` is the argmax, teacher forced.
+    """Accuracy on the rewriting prompt with ``target_new``.
 
     Args:
         model: The model, edited or not.
@@ -286,35 +328,31 @@ def efficacy(model: LanguageModel, facts: Sequence[Fact]) -> Bool[Tensor, " fact
     Returns:
         One verdict a fact (metrics.md, Efficacy Accuracy).
     """
-    rows = [model.text_prompt(fact.text, fact.target_new, fact.join) for fact in facts]
-    return answers(model, rows, predicting_states(model, rows)).share == 1
+    return accuracy(model, [model.text_prompt(fact.text, fact.target_new, fact.join) for fact in facts])
 
 
-def _asked(
-    model: LanguageModel, facts: Sequence[Fact], style: str
-) -> dict[Question, tuple[Prompt, Float[Tensor, "_ d_model"]]]:
-    """Every question of the facts with its row, and the states that predict its answer."""
-    rows = {question: model.text_prompt(*question) for fact in facts for question in questions(fact, style)}
+def _question_states(
+    model: LanguageModel, facts: Sequence[Fact], style: str, rows: Rows | None
+) -> tuple[Rows, dict[Question, Float[Tensor, "_ d_model"]]]:
+    """Every question about the facts with its row, and the states that predict its answer."""
+    rows = question_rows(model, facts, style) if rows is None else rows
     states = predicting_states(model, list(rows.values()))
-    return {question: (row, state) for (question, row), state in zip(rows.items(), states, strict=True)}
+    return rows, dict(zip(rows, states, strict=True))
 
 
-Values = Mapping[Question, float]
-
-
-def _below(nll: Values, text: str, first: str, second: str, join: str | None) -> float:
-    """Whether one answer is likelier than another; NaN where either is missing."""
+def _likelier(nll: Values, text: str, first: str, second: str, join: str | None) -> float:
+    """1 if the first answer is likelier than the second, else 0; NaN if either is missing."""
     if not first or not second:
         return math.nan
     return float(nll[Question(text, first, join)] < nll[Question(text, second, join)])
 
 
-def _told(fact: Fact, style: str, nll: Values, share: Values) -> dict[str, list[float]]:
+def _rewrite_metrics(fact: Fact, style: str, nll: Values, share: Values) -> dict[str, list[float]]:
     """Success and Accuracy on the rewriting prompt and its paraphrases, and NLLs of the former."""
 
     def success(text: str) -> float:
         if style == COUNTERFACT:
-            return _below(nll, text, fact.target_new, fact.target_true, fact.join)
+            return _likelier(nll, text, fact.target_new, fact.target_true, fact.join)
         return share[Question(text, fact.target_new, fact.join)]
 
     values: dict[str, list[float]] = {}
@@ -326,19 +364,19 @@ def _told(fact: Fact, style: str, nll: Values, share: Values) -> dict[str, list[
     return values
 
 
-def _around(fact: Fact, style: str, nll: Values, share: Values) -> dict[str, list[float]]:
-    """Success of the neighbourhood prompts' own answers."""
+def _neighborhood_success(fact: Fact, style: str, nll: Values, share: Values) -> dict[str, list[float]]:
+    """Success of the neighborhood prompts' own answers."""
 
     def success(text: str, own: str) -> float:
         if style == COUNTERFACT:
-            return _below(nll, text, own, fact.target_new, fact.join)
+            return _likelier(nll, text, own, fact.target_new, fact.join)
         return share.get(Question(text, own, fact.join), math.nan)
 
     return {"neighborhood_success": [success(text, own) for text, own in neighborhood(fact)]}
 
 
-def _probed(fact: Fact, group: str, share: Values) -> float:
-    """Share of a group's questions that are answered, by any of their answers; NaN where the fact has none."""
-    asked = [probe for probe in fact.probes if probe.group == group]
-    hits = [any(share[Question(probe.prompt, answer, fact.join)] == 1 for answer in probe.answers) for probe in asked]
+def _probe_accuracy(fact: Fact, group: str, share: Values) -> float:
+    """Fraction of a group's questions that are answered, by any of their answers; NaN if the fact has none."""
+    probes = [probe for probe in fact.probes if probe.group == group]
+    hits = [any(share[Question(probe.prompt, answer, fact.join)] == 1 for answer in probe.answers) for probe in probes]
     return sum(hits) / len(hits) if hits else math.nan

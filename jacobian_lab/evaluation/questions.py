@@ -1,4 +1,4 @@
-"""What an edited model is asked of a fact: prompts as they stand, and the answers that are looked for."""
+"""Questions about a fact: complete prompts, and the answers that are looked for."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
@@ -9,16 +9,16 @@ from jacobian_lab.facts.fact import Fact
 
 COUNTERFACT, ZSRE = "counterfact", "zsre"
 STYLES = (COUNTERFACT, ZSRE)
-"""Whose definition of Success: the new answer before the true one, or the share of its tokens."""
+"""Definitions of Success: CounterFact's ranks the new answer before the true one, zsRE's counts its tokens."""
 
 
 class Question(NamedTuple):
-    """What a model is asked.
+    """Prompt with an answer.
 
     Attributes:
-        text: A prompt as it stands.
-        answer: An answer that is looked for after it; empty: the next-token distribution.
-        join: What the record says of how they are joined.
+        text: The complete prompt.
+        answer: The answer that is looked for; if empty, the question is the next-token distribution.
+        join: Text between the two, where the record gives one.
     """
 
     text: str
@@ -26,59 +26,59 @@ class Question(NamedTuple):
     join: str | None = None
 
 
-def style_of(facts: Sequence[Fact], wanted: str = "auto") -> str:
-    """Which definition of Success is used.
+def style_of(facts: Sequence[Fact], style: str = "auto") -> str:
+    """Choose a definition of Success.
 
     Args:
         facts: The facts.
-        wanted: One of `STYLES`, or ``"auto"``: CounterFact's where every fact has a true answer to compare with, else
+        style: One of `STYLES`, or ``"auto"``: if every fact has a true answer to compare with, CounterFact's, else
             zsRE's.
 
     Returns:
         One of `STYLES`.
 
     Raises:
-        InputError: If CounterFact's is wanted of facts without a true answer.
+        InputError: If ``"counterfact"`` is named and a fact has no true answer.
     """
     comparable = all(fact.target_true for fact in facts)
-    if wanted == "auto":
+    if style == "auto":
         return COUNTERFACT if comparable else ZSRE
-    if wanted == COUNTERFACT and not comparable:
-        raise InputError("expected a target_true in every fact for ⟨metrics⟩ counterfact, got some without: use zsre")
-    return wanted
+    if style == COUNTERFACT and not comparable:
+        raise InputError("expected a target_true in every fact for ⟨success⟩ counterfact, got some without: use zsre")
+    return style
 
 
 def neighborhood(fact: Fact) -> list[tuple[str, str]]:
-    """Prompts that an edit must leave alone, with their own answers.
+    """Neighborhood prompts, which an edit must leave alone, with their own answers.
 
     Args:
         fact: The fact.
 
     Returns:
-        Prompts with answers; an answer is empty where the data give none.
+        Prompts with answers; if the data give no answer, it is empty.
     """
     own = fact.neighborhood_answers or (fact.target_true,) * len(fact.neighborhood_prompts)
     return list(zip_longest(fact.neighborhood_prompts, own[: len(fact.neighborhood_prompts)], fillvalue=""))
 
 
 def probe_groups(facts: Iterable[Fact]) -> list[str]:
-    """Groups of the further questions that facts hold.
+    """Groups of the facts' further questions (`Fact.probes`).
 
     Args:
         facts: The facts.
 
     Returns:
-        Their names, in the order that they are met in.
+        Their names, in order of appearance.
     """
     return list(dict.fromkeys(probe.group for fact in facts for probe in fact.probes))
 
 
 def questions(fact: Fact, style: str) -> Iterator[Question]:
-    """Every prompt that is asked of a fact with every answer that is looked for; an empty one: the distribution.
+    """Every question about a fact: each prompt with each answer that is looked for.
 
     Args:
         fact: The fact.
-        style: Whose definition of Success.
+        style: The definition of Success, one of `STYLES`.
 
     Yields:
         The questions; one may come more than once.

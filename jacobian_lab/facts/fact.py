@@ -1,4 +1,4 @@
-"""What a fact is, and what is found in a file of facts."""
+"""Facts, and contents of a file of facts."""
 
 import html
 from collections.abc import Iterable, Mapping, Sequence
@@ -121,7 +121,7 @@ class Repeat:
 
 @dataclass(frozen=True)
 class FactFile:
-    """What was found in a file of facts.
+    """Contents of a file of facts: the facts, and records that are not used.
 
     Attributes:
         facts: The facts.
@@ -163,7 +163,7 @@ class FactFile:
         return [f"{what} ({listing(named)})" for what, named in lines.items() if named]
 
     def left_out(self) -> dict[str, list[str]]:
-        """What a run's record says of records that it did not use.
+        """Describe the records that are not used, for a run.
 
         Returns:
             ``skipped``, the bad records, ``repeats``, what was edited once, and ``unanswered``, how many further
@@ -201,7 +201,7 @@ def _plain(value: Any) -> Any:
 
 
 def repeated(repeat: Repeat) -> str:
-    """What a line says of a subject and prompt that come more than once.
+    """Describe a subject and prompt that come more than once.
 
     Args:
         repeat: Which.
@@ -220,7 +220,7 @@ def _unknown(name: str, count: int) -> str:
 
 
 def listing(named: Sequence[str], between: str = "; ") -> str:
-    """As many of some names as a line takes.
+    """List names, as many as a line takes.
 
     Args:
         named: All of them.

@@ -36,7 +36,7 @@ def checked_id(record: Mapping[str, Any], otherwise: int) -> int | str:
 
 
 def checked(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What `jacobian_lab.facts.fact.Fact` holds but its id, with types, emptiness and the subject's place checked.
+    """Check the fields of a fact but its id: types, emptiness and the subject's place.
 
     Spaces at the end of a prompt are taken off, and the answer is then joined by one; whatever else stands
     there, such as a line's end, belongs to the prompt. Answers are stripped, whatever they answer.
@@ -132,7 +132,7 @@ no spaces, or join particles to a name."""
 
 
 def _continues(text: str, at: int) -> int:
-    """What goes on over a place, an accent that is written by itself going with its letter."""
+    """Tell what goes on over a place, an accent that is written by itself going with its letter."""
     before = next((letter for letter in reversed(text[:at]) if not _accent(letter)), "")
     after = text[at : at + 1]
     if not (before.isalnum() and (after.isalnum() or _accent(after))):
@@ -173,7 +173,7 @@ def _probe(value: Any) -> dict[str, Any]:
 
 
 def _fault(text: str) -> str:
-    """What stands in a text and cannot be kept: UTF-8 has no halves of characters, and labels end at a NUL."""
+    """Name what cannot be written of a text: UTF-8 has no halves of characters, and labels end at a NUL."""
     if "\0" in text:
         return "a NUL"
     try:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from jacobian_lab.errors import InputError
 from jacobian_lab.facts.records import RecordError
-from jacobian_lab.facts.ripple import CRITERIA, read_edit
 
 Fields = Mapping[str, Any]
 
@@ -64,13 +64,13 @@ class Layout:
         name: Its name.
         matches: Whether a record has it.
         read: A record's facts, in our own fields; one of ``id`` and ``case_id`` holds for all of them.
-        known: Fields that are used, and those that are published but say nothing of an edit.
+        fields: Fields that are used, and those that are published but say nothing of an edit.
     """
 
     name: str
     matches: Callable[[Fields], bool]
     read: Callable[[Fields], list[dict[str, Any]]]
-    known: frozenset[str]
+    fields: frozenset[str]
 
     def unknown(self, record: Fields) -> list[str]:
         """Fields of a record that nothing uses.
@@ -81,9 +81,9 @@ class Layout:
         Returns:
             Their names, each once; inside another field as ``portability.answers``.
         """
-        held = self.known.intersection(INNER, record)
+        held = self.fields.intersection(INNER, record)
         inner = (f"{field}.{name}" for field in sorted(held) for name in _strange(record[field], field))
-        return list(dict.fromkeys([*(name for name in record if name not in self.known), *inner]))
+        return list(dict.fromkeys([*(name for name in record if name not in self.fields), *inner]))
 
 
 def layout_of(record: Fields) -> Layout:
@@ -174,37 +174,32 @@ def _zsre(record: Fields) -> list[dict[str, Any]]:
         "target_new": new,
         "target_true": true,
         "paraphrase_prompts": _listed(record.get("rephrase")),
-        "neighborhood_prompts": [_asked(question["prompt"]) for question in around],
+        "neighborhood_prompts": [_with_mark(question["prompt"]) for question in around],
         "neighborhood_prompts_answers": _own_answers(around),
     }
     return [fields | _answered(probes)]
 
 
-def _asked(text: Any) -> Any:
+def _with_mark(text: Any) -> Any:
     if not isinstance(text, str) or text.rstrip().endswith("?"):
         return text
     return text.rstrip() + "?"
 
 
-def _ripple(record: Fields) -> list[dict[str, Any]]:
-    """The conditions of a test are not looked at: all its questions are probes."""
-    probes, queries = [], []
-    for field, criterion in CRITERIA.items():
-        for test in _objects(record, field):
-            asked = list(_objects(test, "test_queries"))
-            queries += [*asked, *_objects(test, "condition_queries")]
-            probes += [_probe(f"ripple: {criterion}", q.get("prompt"), _answers(q.get("answers"))) for q in asked]
-    fact = read_edit(record["edit"], queries)
-    return [_own(record, "join") | fact | _answered(probes)]
+def _ripple(_record: Fields) -> list[dict[str, Any]]:
+    raise InputError(
+        "expected facts that name their subject, got records of RippleEdits, whose edits are sentences without one: "
+        "take the same facts from KnowEdit, or give each record subject, prompt and target_new"
+    )
 
 
 def _flat(record: Fields) -> list[dict[str, Any]]:
     """Our own layout, and those of KnowEdit, EasyEdit and QAEdit, which differ in names and in what they add."""
     fields = _own(record)
     for name, others in OTHER_NAMES.items():
-        found = next((record[other] for other in others if other in record), None)
-        if found is not None and name not in fields:
-            fields[name] = _listed(found) if name == "paraphrase_prompts" else _first(found)
+        value = next((record[other] for other in others if other in record), None)
+        if value is not None and name not in fields:
+            fields[name] = _listed(value) if name == "paraphrase_prompts" else _first(value)
     fields.setdefault("target_true", _other(record.get("ground_truth"), fields.get("target_new")))
     _add_neighbours(fields, record)
     further = _answered([*_probes("portability", record.get("portability")), *_pair("portability", record)])
@@ -219,18 +214,18 @@ def _other(answers: Any, new: Any) -> str:
 
 def _add_neighbours(fields: dict[str, Any], record: Fields) -> None:
     """Put what an edit must not change behind the neighbourhood prompts that there are."""
-    asked = [*_questions(record.get("locality")), *_pair("locality", record), *_questions(_short(record))]
-    if not asked:
+    around = [*_questions(record.get("locality")), *_pair("locality", record), *_questions(_short(record))]
+    if not around:
         return
     own = _listed(fields.get("neighborhood_prompts"))
     answers = _listed(fields.get("neighborhood_prompts_answers")) or [fields["target_true"]] * len(own)
-    fields["neighborhood_prompts"] = [*own, *(probe["prompt"] for probe in asked)]
-    fields["neighborhood_prompts_answers"] = [*answers, *_own_answers(asked)]
+    fields["neighborhood_prompts"] = [*own, *(probe["prompt"] for probe in around)]
+    fields["neighborhood_prompts_answers"] = [*answers, *_own_answers(around)]
 
 
-def _own_answers(asked: Iterable[Fields]) -> list[str]:
+def _own_answers(questions: Iterable[Fields]) -> list[str]:
     """Answers of neighbourhood prompts, one each; empty where there is none, which D_KL and Top-k do not need."""
-    return [question["answers"][0] if question["answers"] else "" for question in asked]
+    return [question["answers"][0] if question["answers"] else "" for question in questions]
 
 
 def _pair(what: str, record: Fields) -> list[dict[str, Any]]:
@@ -276,10 +271,10 @@ def _questions(value: Any, group: str = "") -> Iterator[dict[str, Any]]:
 
 def _paired(group: str, prompts: list[Any], answers: Any) -> Iterator[dict[str, Any]]:
     """One question with all the answers, or as many answers as questions."""
-    each = [answers] if len(prompts) == 1 else _listed(answers) or [None] * len(prompts)
-    if len(each) != len(prompts):
-        raise RecordError(f"expected as many answers as questions, got {len(each)} for {len(prompts)}", "mend them")
-    probes = (_probe(group, prompt, _answers(answer)) for prompt, answer in zip(prompts, each, strict=True))
+    groups = [answers] if len(prompts) == 1 else _listed(answers) or [None] * len(prompts)
+    if len(groups) != len(prompts):
+        raise RecordError(f"expected as many answers as questions, got {len(groups)} for {len(prompts)}", "mend them")
+    probes = (_probe(group, prompt, _answers(answer)) for prompt, answer in zip(prompts, groups, strict=True))
     yield from (probe for probe in probes if probe["prompt"])
 
 
@@ -307,7 +302,7 @@ def _objects(record: Fields, name: str) -> Iterator[Fields]:
 
 
 def _own(record: Fields, *names: str) -> dict[str, Any]:
-    """Those of our own fields that a record has, the target without its number in Wikidata."""
+    """Take our own fields from a record, the target without its number in Wikidata."""
     fields: dict[str, Any] = {name: record.get(name) for name in names or OWN}
     for name in ("target_new", "target_true"):
         if isinstance(fields.get(name), Mapping):
@@ -341,9 +336,9 @@ LAYOUTS = (
     Layout("CounterFact", lambda record: "requested_rewrite" in record, _counterfact, frozenset(OWN) | _COUNTERFACT),
     Layout(
         "RippleEdits",
-        lambda record: isinstance(record.get("edit"), Mapping),
+        lambda record: isinstance(record.get("edit"), Mapping) and "subject" not in record,
         _ripple,
-        frozenset({"id", "case_id", "join", "example_type", "edit", *CRITERIA}),
+        frozenset(),
     ),
     Layout(
         "zsRE",

@@ -89,10 +89,10 @@ def read_facts(
         InputError: If the file or one of its records cannot be used, or the slice is outside it.
     """
     check_choices(on_bad_record, on_repeat, also=(KEEP,))
-    found, unknown, unanswered = _read(source)
-    start, stop = parse_slice(slice, len(found))
-    refused = tuple(item for _, item in found[start:stop] if isinstance(item, Refused))
-    placed = [(place, item) for place, item in found[start:stop] if isinstance(item, Fact)]
+    items, unknown, unanswered = _read(source)
+    start, stop = parse_slice(slice, len(items))
+    refused = tuple(item for _, item in items[start:stop] if isinstance(item, Refused))
+    placed = [(place, item) for place, item in items[start:stop] if isinstance(item, Fact)]
     if refused and (on_bad_record == REFUSE or not (placed or on_repeat == KEEP)):
         raise InputError(refusal(refused, source, bool(placed)))
     groups = _grouped(placed)
@@ -106,7 +106,7 @@ def read_facts(
     duplicates = tuple(repeat for repeat in repeats if len(set(repeat.answers)) == 1)
     conflicts = tuple(repeat for repeat in repeats if len(set(repeat.answers)) > 1)
     places = {fact.id: place for place, fact in placed}
-    lacking = {place: unanswered[place] for place, _ in found[start:stop] if place in unanswered}
+    lacking = {place: unanswered[place] for place, _ in items[start:stop] if place in unanswered}
     return FactFile(tuple(facts), refused, duplicates, conflicts, unknown, on_repeat, places, lacking)
 
 
@@ -150,7 +150,7 @@ def _repeats(groups: Mapping[tuple[str, str], Sequence[tuple[str, Fact]]]) -> li
 
 
 def refusal(refused: Sequence[Refused], source: str | Path, others: bool) -> str:
-    """What to say of bad records; only one of them has the line for itself.
+    """Word the refusal of bad records; only one of them has the line for itself.
 
     Args:
         refused: The records.
@@ -180,9 +180,9 @@ def check_choices(on_bad_record: str, on_repeat: str, also: Sequence[str] = ()) 
         InputError: If one of them is unknown.
     """
     named = {"on_bad_record": (on_bad_record, ON_BAD_RECORD), "on_repeat": (on_repeat, (*ON_REPEAT, *also))}
-    for option, (chosen, choices) in named.items():
-        if chosen not in choices:
-            raise InputError(f"expected ⟨{option}⟩ of {', '.join(choices)}, got {chosen!r}: choose one of them")
+    for option, (value, choices) in named.items():
+        if value not in choices:
+            raise InputError(f"expected ⟨{option}⟩ of {', '.join(choices)}, got {value!r}: choose one of them")
 
 
 def _read(source: str | Path) -> tuple[list[tuple[str, Fact | Refused]], dict[str, int], dict[str, int]]:
@@ -191,24 +191,24 @@ def _read(source: str | Path) -> tuple[list[tuple[str, Fact | Refused]], dict[st
         records = [Record(f"record {index}", content) for index, content in enumerate(builtin_records())]
     else:
         records = read_records(Path(source))
-    found: list[tuple[str, Fact | Refused]] = []
+    items: list[tuple[str, Fact | Refused]] = []
     unknown, unanswered = Counter[str](), Counter[str]()
     for index, record in enumerate(records):
         try:
             content = present(_object(record))
             layout = layout_of(content)
             readings = layout.read(content)
-            found += [(record.place, fact) for fact in _facts(readings, content, index)]
+            items += [(record.place, fact) for fact in _facts(readings, content, index)]
             unknown.update(layout.unknown(content))
             unanswered[record.place] += sum(reading.get(UNANSWERED, 0) for reading in readings)
         except RecordError as error:
-            found.append((record.place, Refused(record.place, _own_id(record.content), str(error))))
-    return found, dict(unknown), dict(+unanswered)
+            items.append((record.place, Refused(record.place, _own_id(record.content), str(error))))
+    return items, dict(unknown), dict(+unanswered)
 
 
 def _own_id(content: Any) -> int | str | None:
-    given = content.get("id", content.get("case_id")) if isinstance(content, Mapping) else None
-    return given if isinstance(given, int | str) else None
+    name = content.get("id", content.get("case_id")) if isinstance(content, Mapping) else None
+    return name if isinstance(name, int | str) else None
 
 
 def _object(record: Record) -> Mapping[str, Any]:
@@ -239,22 +239,24 @@ def _repeat(group: Sequence[tuple[str, Fact]]) -> Repeat:
 def _once(
     facts: Sequence[Fact], groups: Mapping[tuple[str, str], Sequence[tuple[str, Fact]]], which: str
 ) -> list[Fact]:
-    """Of facts with the same subject and prompt the first or last, with the probes of those that agree with it."""
-    chosen: dict[int, Fact] = {}
+    """Keep the first or last fact of each subject and prompt, with the probes of those that agree with it."""
+    by_identity: dict[int, Fact] = {}
     for group in groups.values():
         same = [fact for _, fact in group]
-        kept = same[0] if which == FIRST else same[-1]
-        probes = dict.fromkeys(p for fact in same if fact.target_new == kept.target_new for p in fact.probes)
-        chosen[id(kept)] = replace(kept, probes=tuple(probes)) if len(same) > 1 else kept
-    return [chosen[id(fact)] for fact in facts if id(fact) in chosen]
+        representative = same[0] if which == FIRST else same[-1]
+        probes = dict.fromkeys(p for fact in same if fact.target_new == representative.target_new for p in fact.probes)
+        by_identity[id(representative)] = (
+            replace(representative, probes=tuple(probes)) if len(same) > 1 else representative
+        )
+    return [by_identity[id(fact)] for fact in facts if id(fact) in by_identity]
 
 
 def _check_unique(facts: Sequence[Fact], source: str | Path) -> None:
-    seen: set[str] = set()
+    names: set[str] = set()
     for fact in facts:
-        if str(fact.id) in seen:
+        if str(fact.id) in names:
             raise InputError(f"expected every fact to have its own id, got {fact.id!r} twice in {source}: rename one")
-        seen.add(str(fact.id))
+        names.add(str(fact.id))
 
 
 def _repeat_refusal(repeats: Sequence[Repeat], source: str | Path) -> str:

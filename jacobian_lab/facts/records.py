@@ -10,7 +10,7 @@ from jacobian_lab.errors import InputError
 
 
 class RecordError(Exception):
-    """What is wrong with one record, without its place.
+    """A fault of one record, without its place.
 
     Args:
         what: What was expected and what was got.

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from jacobian_lab.catalogue import METHODS, PAIRS, SCHEMES, TRAINED, UNEDITED, Method, method
 from jacobian_lab.crew.crew import ALONE, Crew
 from jacobian_lab.editing.layers import Setting
-from jacobian_lab.editing.methods import METHODS, PAIRS, TRAINED, UNEDITED, Method, Refit, method
-from jacobian_lab.editing.schemes import SCHEMES, Targets
+from jacobian_lab.editing.methods import Refit
+from jacobian_lab.editing.schemes import Targets
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.aims import Aim
 from jacobian_lab.evaluation.examination import Examination
@@ -38,7 +39,7 @@ from jacobian_lab.store.run import Run
 from jacobian_lab.store.schema import KINDS
 from jacobian_lab.training.lessons import strangers
 from jacobian_lab.training.methods import ONE_DEVICE, RLEDIT, Ready, ready
-from jacobian_lab.training.settings import UNTUNED, WiseSettings
+from jacobian_lab.training.settings import UNTUNED, WiseConfig
 
 Save = Callable[[Path, Mapping[str, Any]], Any]
 """Saves an edit, as a file or as a folder, with everything that decided it."""
@@ -108,9 +109,9 @@ class Comparison:
             InputError: If anything cannot be used.
         """
         check(config)
-        held_out = load_corpus(config.held_out, "held_out", config.seed)
-        experiment = prepare(config, asked=lambda fact: fact, progress=progress, sketch=sketch)
-        style = style_of(experiment.facts, config.metrics)
+        held_out = load_corpus(config.held_out, config.seed)
+        experiment = prepare(config, questions=lambda fact: fact, progress=progress, sketch=sketch)
+        style = style_of(experiment.facts, config.success)
         everyone = len(experiment.facts)
         asked_facts = sample(experiment.facts, config.evaluation_facts or everyone, config.seed)
         if len(asked_facts) < everyone:
@@ -124,7 +125,7 @@ class Comparison:
 
     @property
     def crew(self) -> Crew:
-        """Who asks models: this process if a method edits anything but decisive layers, which alone are sent."""
+        """Executor for evaluation: this process if a method edits more than decisive layers, which alone are sent."""
         return ALONE if self.trained else self.experiment.crew
 
     @property
@@ -143,11 +144,15 @@ class Comparison:
             "greedy": config.greedy,
             "held_out": {"digest": self.held_out.digest, "tokens": config.held_out_tokens} | length,
             **({"evaluation_facts": len(self.asked_facts)} if len(self.asked_facts) < everyone else {}),
-            **({"training": {name: each.decided_by for name, each in self.trained.items()}} if self.trained else {}),
+            **(
+                {"training": {name: ready_method.decided_by for name, ready_method in self.trained.items()}}
+                if self.trained
+                else {}
+            ),
         }
 
     def provenance(self) -> dict[str, Any]:
-        """What is worth knowing of a run: λ among it where something is solved."""
+        """Facts worth knowing of a run: λ among them where something is solved."""
         return self.experiment.solved() if self.methods else self.experiment.provenance()
 
     @cached_property
@@ -231,10 +236,10 @@ class Comparison:
         """Count the training of a method."""
         trained, rows, stage = self.trained[name], self.experiment.rows, f"training of {name}"
         settings = trained.settings
-        if isinstance(settings, WiseSettings):
-            return counts.training(stage, rows, settings.block, settings.steps, settings.shards + 4)
+        if isinstance(settings, WiseConfig):
+            return counts.training(stage, rows, settings.block, settings.n_iter, settings.shards + 4)
         matrices = len(settings.blocks) * (1 if settings.projections else counts.shape.inner)
-        steps = -(-trained.facts * (2 * settings.back + 1) // (len(rows) * len(rows.weights)))
+        steps = -(-trained.facts * (2 * settings.back_depth + 1) // (len(rows) * len(rows.weights)))
         return counts.training(stage, rows, min(settings.blocks), steps, 5 * matrices)
 
     def aimed(self, run: Run) -> Aimed:
@@ -262,7 +267,7 @@ class Comparison:
                 trainer = trained.train(done)
                 stack.enter_context(trainer.edited(done))
                 keep(trainer.save)
-                measured += self._told(trainer.told())
+                measured += self._training_values(trainer.diagnostics())
             else:
                 assert aimed is not None
                 size = self.config.edits_per_batch
@@ -280,9 +285,9 @@ class Comparison:
             measured.append(("perplexity", perplexity(experiment.model, self.text), {}))
         return measured
 
-    def _told(self, told: Mapping[str, Any]) -> Iterator[tuple[str, Any, Labels]]:
+    def _training_values(self, values_by_name: Mapping[str, Any]) -> Iterator[tuple[str, Any, Labels]]:
         """Store what a method that trains says of itself."""
-        for variable, values in told.items():
+        for variable, values in values_by_name.items():
             dims = KINDS["edit_table"][variable].dims
             yield variable, _padded(values, len(self.coordinates[dims[2]])) if len(dims) > 2 else values, {}
 
@@ -316,8 +321,8 @@ def _trained(
     if len(experiment.model.devices if sketch is None else sketch) > 1:
         raise InputError(ONE_DEVICE.format(names[0]))
     others = _others(config, experiment)
-    if RLEDIT in names and (known := config.protocol or experiment.model.known()).lower() in UNTUNED:
-        note(f"the paper has no rledit on {known}, for which no stable setting was found: the first published")
+    if RLEDIT in names and (family := config.protocol or experiment.model.known()).lower() in UNTUNED:
+        note(f"the paper has no rledit on {family}, for which no stable setting was found: the first published")
     training = config.training.suited(experiment.model, config.protocol, config.seed)
     return {name: ready(name, experiment.rows, others, training) for name in names}
 
@@ -333,7 +338,7 @@ def _held_out_rows(config: EvaluationConfig, experiment: Experiment, text: Corpu
 
 
 def _others(config: MethodsConfig, experiment: Experiment) -> list[Fact]:
-    """What methods that train may be taught with; records that cannot be used are left out, and named."""
+    """Facts that methods may train with; records that cannot be used are left out, and named."""
     file = read_facts(config.train_facts or config.facts, config.train_slice, on_bad_record="skip", on_repeat="first")
     for line in file.notes():
         note(f"of the facts to train with, {line}")

@@ -1,4 +1,4 @@
-"""What a user can say: settings with their choices and ranges, and the checks that need nothing loaded."""
+"""Settings of jobs with their choices and ranges, and the checks that need nothing loaded."""
 
 import math
 import types
@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from annotated_types import Gt, Le, Lt
 from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 
+from jacobian_lab.catalogue import TABLE_METHODS, SchemeName
 from jacobian_lab.crew.settings import CrewSettings
 from jacobian_lab.editing.anchors import AnchorSettings, CoordinationSettings
-from jacobian_lab.editing.methods import TABLE_METHODS
 from jacobian_lab.editing.rules import RuleSettings
-from jacobian_lab.editing.schemes import DAMPING, SchemeName
+from jacobian_lab.editing.schemes import DAMPING
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.reading import BUILTIN
 from jacobian_lab.maps.jacobians import MEMORY_BUDGET
@@ -27,10 +27,21 @@ Positive = Annotated[int, Gt(0)]
 Above = Annotated[float, Gt(0)]
 """A number above zero; any other float is one that is not negative."""
 SurveyName = Literal["auto", "dense", "lanczos"]
-"""How Jacobians are surveyed (`jacobian_lab.jobs.jacobians.Survey`)."""
+"""Method of a survey of Jacobians (`jacobian_lab.jobs.jacobians.Survey`)."""
+StudyName = Literal["theorem1", "step_size"]
+"""A study of edits as they are made (`jacobian_lab.jobs.studies.STUDIES`)."""
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 Count = Annotated[int, Gt(-1)]
 """A number of things, of which there may be none."""
+RARE = {"rare": True}
+"""Metadata of fields whose options stand in the whole help alone."""
+RENAMED = {
+    "batch_size": "anchors_per_batch",
+    "metrics": "success",
+    "most": "max_layers",
+    "memory": "sweep_memory",
+}
+"""Old names of fields and their options; they go on working in this version."""
 
 
 @dataclass(frozen=True)
@@ -40,18 +51,18 @@ class SubjectConfig:
     Attributes:
         model: An embedded model's name (smollm2-135m), a folder, a .gguf file, or a name on the hub.
         facts: "builtin", or a JSON or JSON Lines file of facts.
-        slice: Which of the facts, as A:B; all of them by default.
+        slice: Part of the facts, as A:B; all of them by default.
         on_bad_record: refuse the facts if a record cannot be used, or skip it.
         on_repeat: refuse facts that come more than once, or edit each once, as the first or last record says.
         layers: Decisive layers, the last of them L, as 4-8 or 4,6,8.
-        chat: Whether prompts are put into the model's own chat template, as the user's turn that the answer follows.
+        chat: Put prompts into the model's own chat template, as the user's turn that the answer follows.
         chat_option: Option of that template, as name=value, such as enable_thinking=false; may be given several times.
         chat_system: The system's turn; the template's own, if it has one, by default.
         chat_date: Day, or day and time, that a template is told which writes the date; the same on every day.
         protocol: Known model whose settings of the literature to use, such as gpt2-xl; the model's own by default.
         seed: Seed of all that is sampled: templates, the bootstrap, random directions, the facts of a survey.
         device: auto, cpu, cuda, cuda:N or, for a model divided over several cards, cuda:M-N.
-        dtype: What the weights are.
+        dtype: Dtype of the weights.
         out: Folder of the run; runs/<hash of the settings> by default.
     """
 
@@ -62,9 +73,9 @@ class SubjectConfig:
     on_repeat: Literal["refuse", "first", "last"] = "refuse"
     layers: str | None = None
     chat: bool = False
-    chat_option: UseAppendAction[tuple[str, ...]] = ()
-    chat_system: str | None = None
-    chat_date: str = DATE
+    chat_option: UseAppendAction[tuple[str, ...]] = field(default=(), metadata=RARE)
+    chat_system: str | None = field(default=None, metadata=RARE)
+    chat_date: str = field(default=DATE, metadata=RARE)
     protocol: str | None = None
     seed: Annotated[Count, Lt(2**63)] = 0
     device: str = "auto"
@@ -77,7 +88,7 @@ class ComputingConfig(SubjectConfig):
     """A subject, and who computes.
 
     Attributes:
-        crew: Who does the work that is divided by facts.
+        crew: Workers that share the work on facts.
     """
 
     crew: OmitArgPrefixes[CrewSettings] = field(default_factory=CrewSettings)
@@ -85,7 +96,7 @@ class ComputingConfig(SubjectConfig):
 
 @dataclass(frozen=True)
 class AnchorConfig:
-    """How anchors are optimised; what is not given suits the model at hand.
+    """Optimisation of anchors; what is not given suits the model at hand.
 
     Attributes:
         lr: Adam's learning rate.
@@ -107,7 +118,7 @@ class AnchorConfig:
 
 @dataclass(frozen=True)
 class EditingConfig(ComputingConfig):
-    """What edits of facts are made with.
+    """Ingredients of edits.
 
     Attributes:
         templates: File of context templates, [["{}"], ["... {}", ...]]; sampled from the seed by default.
@@ -120,24 +131,24 @@ class EditingConfig(ComputingConfig):
         ridge: Weight λ of the second moment in the solve; if it is not given, the literature's for the model, or that
             at which a fact alone realises nine tenths of what a layer is given.
         pullback_damping: Weight μ of the shift's norm in the scheme jacobian-pullback.
-        anchor: How anchors are optimised.
-        coordination: How coordinated-replay shares the effort over the decisive layers.
-        batch_size: Facts optimised side by side at the most, 16 on a processor by default and what memory holds on a
-            card; changes no number beyond rounding.
+        anchor: Optimisation of anchors.
+        coordination: Effort of coordinated-replay, shared over the decisive layers.
+        anchors_per_batch: Facts optimised side by side at the most, 16 on a processor by default and what memory holds
+            on a card; changes no number beyond rounding.
         anchors_from: Folder of another run of these facts, of some of them or of more of their file, whose anchors and
             shifts are taken instead of being optimised again.
     """
 
     templates: Path | None = None
     corpus: str = PYTHON_DOCS
-    corpus_length: Positive = 256
+    corpus_length: Positive = field(default=256, metadata=RARE)
     corpus_tokens: Positive | Literal["auto"] | None = None
     moments: Path | None = None
     ridge: float | None = None
-    pullback_damping: Above = DAMPING
+    pullback_damping: Above = field(default=DAMPING, metadata=RARE)
     anchor: AnchorConfig = field(default_factory=AnchorConfig)
-    coordination: CoordinationSettings = field(default_factory=CoordinationSettings)
-    batch_size: Positive | None = None
+    coordination: CoordinationSettings = field(default_factory=CoordinationSettings, metadata=RARE)
+    anchors_per_batch: Positive | None = None
     anchors_from: Path | None = None
 
 
@@ -147,14 +158,18 @@ class SchemesConfig(EditingConfig):
 
     Attributes:
         schemes: Target schemes to measure.
-        survey: How J is surveyed: dense (all eigenvalues of its symmetric part and singular values), lanczos (the
+        studies: Further measurements during the edits: theorem1 (angles to eigenvectors of J; takes long), step_size.
+        verdicts: Survey J; without, the same command can add that to the run later.
+        survey: Survey of J: dense (all eigenvalues of its symmetric part and singular values), lanczos (the
             extreme ones, by products alone), none, or auto: dense up to a width of 2048 (on a card 4096),
             lanczos above.
-        survey_facts: For how many facts, chosen by the seed, J's own eigenvectors are sought, from the matrix; 64 by
+        survey_facts: Number of facts, chosen by the seed, whose J's own eigenvectors are sought, from the matrix; 64 by
             default, 4 above a width of 2048 unless dense is asked for, none where lanczos is.
     """
 
     schemes: tuple[SchemeName, ...] = get_args(SchemeName)
+    studies: tuple[StudyName, ...] = ()
+    verdicts: bool = True
     survey: SurveyName | Literal["none"] = "auto"
     survey_facts: Count | None = None
 
@@ -165,7 +180,7 @@ class LayerCountConfig(EditingConfig):
 
     Attributes:
         schemes: Target schemes to measure.
-        most: Decisive layers at the most, counted from 1; 8, or as many as there are, by default.
+        max_layers: Decisive layers at the most, counted from 1; 8, or as many as there are, by default.
     """
 
     schemes: tuple[SchemeName, ...] = (
@@ -175,7 +190,7 @@ class LayerCountConfig(EditingConfig):
         "coordinated-replay",
         "jacobian-pullback",
     )
-    most: Positive | None = None
+    max_layers: Positive | None = None
 
 
 @dataclass(frozen=True)
@@ -195,43 +210,43 @@ class JacobianConfig(ComputingConfig):
 
     Attributes:
         site: residual (the stream behind a block) or mlp (what the block's MLP adds to it).
-        survey: How J is surveyed: dense (all eigenvalues of its symmetric part and singular values), lanczos (the
+        survey: Survey of J: dense (all eigenvalues of its symmetric part and singular values), lanczos (the
             extreme ones, by products alone), or auto: dense up to a width of 2048 (on a card 4096),
             lanczos above.
-        survey_facts: For how many facts, chosen by the seed, J's own eigenvectors are sought, from the matrix; 64 by
+        survey_facts: Number of facts, chosen by the seed, whose J's own eigenvectors are sought, from the matrix; 64 by
             default, 4 above a width of 2048 unless dense is asked for, none where lanczos is.
-        memory: GiB that a sweep may hold beside the model; changes no number beyond rounding.
+        sweep_memory: GiB that a sweep may hold beside the model; changes no number beyond rounding.
     """
 
     site: Site = "residual"
     survey: SurveyName = "auto"
     survey_facts: Count | None = None
-    memory: Above = MEMORY_BUDGET / 2**30
+    sweep_memory: Above = field(default=MEMORY_BUDGET / 2**30, metadata=RARE)
 
 
 @dataclass(frozen=True)
 class EvaluationConfig(EditingConfig):
-    """How methods edit, and how an edited model is evaluated.
+    """Edits, and the evaluation of edited models.
 
     Attributes:
-        rules: What the update rules leave open.
+        rules: Settings of the update rules.
         edits_per_batch: Facts that are edited jointly; all of them by default, else one batch after the other.
-        metrics: Whose definition of Success: counterfact (before the true answer), zsre (share of tokens), or auto:
+        success: Definition of Success: counterfact (before the true answer), zsre (share of tokens), or auto:
             counterfact where every fact has a true answer.
-        evaluation_facts: On how many of the edited facts, chosen by the seed, the edited models are evaluated; on all
-            of them by default.
-        greedy: Whether Accuracy is checked by real greedy decoding.
+        evaluation_facts: Number of edited facts, chosen by the seed, that the edited models are evaluated on; all of
+            them by default.
+        greedy: Check Accuracy by real greedy decoding too.
         held_out: Text whose perplexity is taken, named as corpus is.
         held_out_tokens: Tokens of it.
     """
 
-    rules: OmitArgPrefixes[RuleSettings] = field(default_factory=RuleSettings)
+    rules: OmitArgPrefixes[RuleSettings] = field(default_factory=RuleSettings, metadata=RARE)
     edits_per_batch: Positive | None = None
-    metrics: Literal["auto", "counterfact", "zsre"] = "auto"
+    success: Literal["auto", "counterfact", "zsre"] = "auto"
     evaluation_facts: Positive | None = None
     greedy: bool = True
-    held_out: str = DOCSTRINGS
-    held_out_tokens: Positive = 2048
+    held_out: str = field(default=DOCSTRINGS, metadata=RARE)
+    held_out_tokens: Positive = field(default=2048, metadata=RARE)
 
 
 @dataclass(frozen=True)
@@ -239,13 +254,13 @@ class MethodsConfig(EvaluationConfig):
     """Methods of any kind, those that train among them.
 
     Attributes:
-        training: How the methods train that do.
+        training: Settings of the methods that train.
         train_facts: "builtin", or a file, with the facts that these train with: those of other subjects than what is
             edited. By default the file of the facts, outside the slice.
-        train_slice: Which of them, as A:B; all of them by default.
+        train_slice: Part of them, as A:B; all of them by default.
     """
 
-    training: Annotated[TrainingConfig, arg(name="")] = field(default_factory=TrainingConfig)
+    training: Annotated[TrainingConfig, arg(name="")] = field(default_factory=TrainingConfig, metadata=RARE)
     train_facts: str | None = None
     train_slice: str | None = None
 
@@ -269,7 +284,7 @@ class FrontierConfig(EvaluationConfig):
         rule: The update rule; alphaedit has no λ.
         schemes: Target schemes; all but jacobian-pullback, whose dense J of every fact take long, by default.
         ridges: The values of λ; seven over three decades around the model's own by default.
-        greedy: Whether Accuracy is checked by real greedy decoding.
+        greedy: Check Accuracy by real greedy decoding too; off here, since there are many points.
     """
 
     rule: Literal["memit", "prune", "rect", "emmet"] = "memit"

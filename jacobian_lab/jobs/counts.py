@@ -6,9 +6,9 @@ from functools import cached_property
 
 import torch
 
+from jacobian_lab.catalogue import Scheme
 from jacobian_lab.editing.anchors import anchor_batches
 from jacobian_lab.editing.layers import KEYS_AT_ONCE
-from jacobian_lab.editing.schemes import Scheme
 from jacobian_lab.evaluation.metrics import ROWS_IN_DOUBLE, ROWS_OF_LOGITS, hosts
 from jacobian_lab.maps.hooks import TOKENS_PER_BATCH, batches
 from jacobian_lab.model.language_model import LanguageModel, Layers
@@ -128,7 +128,7 @@ class Counts:
         counted = [self._descend(rows.select(batch), first, steps) for batch in groups]
         alone = max((self._descend(rows.select([fact]), first, steps)[1] for fact in range(len(rows))), default=0)
         held = max((most for _, most in counted), default=0)
-        work = total(each for each, _ in counted)
+        work = total(batch_work for batch_work, _ in counted)
         return Stage(name, work, held + self._copied, least=alone + self._copied, shared=True)
 
     def _descend(self, rows: FactRows, first: int, steps: int) -> tuple[Work, int]:
@@ -239,15 +239,15 @@ class Counts:
         changes = layers * self.shape.d_model * n * (itemsize + 2 * DOUBLE)
         matrices = (3 + bool(projected and self.cards)) * DOUBLE * n**2
         states = self._states(rows, layers, layers if observed else 1)
-        asked, longest = (
+        rows_asked, longest = (
             max(map(len, parts), default=0),
             max((len(row.ids) for part in parts for row in part), default=0),
         )
-        single = 2 * max(SINGLE, itemsize) * min(asked, ROWS_OF_LOGITS)
-        logits = self.shape.vocabulary * (single + COMPARED * DOUBLE * min(asked, ROWS_IN_DOUBLE))
+        single = 2 * max(SINGLE, itemsize) * min(rows_asked, ROWS_OF_LOGITS)
+        logits = self.shape.vocabulary * (single + COMPARED * DOUBLE * min(rows_asked, ROWS_IN_DOUBLE))
         solving = matrices + changes + states if layers else 0  # no layer: nothing is solved
         held = max(solving, beside) + self._head(self.model.dtype) + logits
-        return Stage(name, work, held + (self._passing(longest) if asked else 0), host=projected * DOUBLE * n**2)
+        return Stage(name, work, held + (self._passing(longest) if rows_asked else 0), host=projected * DOUBLE * n**2)
 
     def _states(self, rows: FactRows, layers: int, remembered: int) -> int:
         """Bytes of all facts' targets, keys, states and frozen prompts, while some layers' edits are remembered."""

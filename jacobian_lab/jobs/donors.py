@@ -52,7 +52,7 @@ class Donor:
 
     @cached_property
     def finished(self) -> Finished:
-        """What it has finished.
+        """Cells that it has finished.
 
         Raises:
             InputError: If it cannot be read.
@@ -61,11 +61,11 @@ class Donor:
             raise self.gone
         return Finished.of(self.folder)
 
-    def check(self, ours: Settings, facts: Sequence[Fact], model: LanguageModel, *, planned: bool) -> None:
+    def check(self, own_settings: Settings, facts: Sequence[Fact], model: LanguageModel, *, planned: bool) -> None:
         """Hold the settings that decide its anchors against those of this job.
 
         Args:
-            ours: This job's settings.
+            own_settings: This job's settings.
             facts: The donor's facts, as this job reads them.
             model: This job's model.
             planned: Whether the model is without weights.
@@ -76,9 +76,9 @@ class Donor:
         if self.gone is not None:
             return
         names = [name for name in ANCHORS if not (planned and name in OF_WEIGHTS)]
-        ours = {**ours, "facts": content_key(describe(facts))}
-        theirs, here = ({n: settings[n] for n in names if n in settings} for settings in (self.settings, ours))
-        check_same(theirs, here, self.folder, "anchors_from")
+        own_settings = {**own_settings, "facts": content_key(describe(facts))}
+        donated, here = ({n: settings[n] for n in names if n in settings} for settings in (self.settings, own_settings))
+        check_same(donated, here, self.folder, "anchors_from")
         if self.provenance.get("splits") not in {None, splits_of(model, facts)}:  # none in runs of earlier versions
             versions = self.settings["versions"]
             raise InputError(
@@ -86,15 +86,15 @@ class Donor:
                 "transformers or tokenizers reads the tokenizer otherwise; take transformers "
                 f"{versions['transformers']} and tokenizers {versions['tokenizers']}, or another ⟨anchors_from⟩"
             )
-        made, here = ({name: settings[name] for name in ROUNDING} for settings in (self.settings, ours))
-        if made != here:
-            where = f"{made['device']} with torch {made['versions']['torch']}"
+        donated, here = ({name: settings[name] for name in ROUNDING} for settings in (self.settings, own_settings))
+        if donated != here:
+            where = f"{donated['device']} with torch {donated['versions']['torch']}"
             note(f"anchors of {self.folder} were made on {where}: they round otherwise")
 
-    def other_shifts(self, ours: Settings, weighted: bool) -> str:
+    def other_shifts(self, own_settings: Settings, weighted: bool) -> str:
         """Name the first setting that makes its coordinated shifts unusable here; '' if none does."""
         deciding = ("layers", "coordination", *(("corpus",) if weighted else ()))
-        here = json.loads(json.dumps({name: ours[name] for name in deciding}))
+        here = json.loads(json.dumps({name: own_settings[name] for name in deciding}))
         return next((name for name in deciding if here[name] != self.settings.get(name)), "")  # an older run lacks some
 
     def gives(self, name: str, where: Settings, labels: Sequence[Any]) -> list[bool]:
@@ -106,13 +106,13 @@ class Donor:
         done = {label for label, cell in zip(shared, cells, strict=True) if cell}
         return [label in done for label in labels]
 
-    def give(self, run: Run, name: str, ours: Settings, weighted: bool) -> None:
+    def give(self, run: Run, name: str, own_settings: Settings, weighted: bool) -> None:
         """Copy what it has finished of a descent into a run that lacks it, and say so."""
         if name == REFIT_ANCHOR or self.folder.resolve() == run.folder.resolve():
             return
         _ = self.finished
         plural = f"{name}s".replace("_", " ")
-        if name == SHIFT and (changed := self.other_shifts(ours, weighted)):
+        if name == SHIFT and (changed := self.other_shifts(own_settings, weighted)):
             note(f"{plural} are optimised anew: those of {self.folder} were made with another {changed}")
             return
         note(f"{run.take_over(self.folder, f'{name}_passes')} {plural} are those of {self.folder}")
@@ -141,7 +141,7 @@ def donor_of(config: EditingConfig, *, planned: bool) -> Donor | None:
 
 
 def facts_named(labels: Sequence[Any], facts: Sequence[Fact], source: str) -> list[Fact]:
-    """The facts that another run names, as far as there are such among ours, or else in the same file."""
+    """The facts that another run names, as far as there are such among own_settings, or else in the same file."""
     by_id = {str(fact.id): fact for fact in facts}
     if any(str(label) not in by_id for label in labels):
         whole = read_facts(source, on_bad_record="skip", on_repeat="first")

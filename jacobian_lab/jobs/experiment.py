@@ -57,7 +57,7 @@ class Experiment(Subject):
 
     @property
     def weighted(self) -> bool:
-        """Whether coordinated shifts depend on C."""
+        """Tells whether coordinated shifts depend on C."""
         return self.config.coordination.needs_eases
 
     def with_layers(self, layers: Layers) -> "Experiment":
@@ -137,7 +137,7 @@ class Experiment(Subject):
         return {"digest": self.corpus.digest, "length": self.config.corpus_length, "tokens": tokens} | drawn
 
     def provenance(self) -> dict[str, Any]:
-        """What else is worth knowing of a run."""
+        """Facts worth knowing of a run that decide no number."""
         donor = {} if self.config.anchors_from is None else {"anchors_from": str(self.config.anchors_from)}
         return super().provenance() | {
             "templates": str(self.config.templates or f"sampled with seed {self.config.seed}"),
@@ -179,7 +179,7 @@ def _moments(
 
 def prepare(
     config: EditingConfig,
-    asked: Callable[[Fact], Fact] | None = None,
+    questions: Callable[[Fact], Fact] | None = None,
     *,
     progress: bool = False,
     sketch: Places | None = None,
@@ -188,7 +188,7 @@ def prepare(
 
     Args:
         config: The configuration.
-        asked: What of a fact the edited model is examined on; by default it is not examined.
+        questions: The part of a fact that the edited model is examined on; by default it is not examined.
         progress: Whether to show progress bars.
         sketch: Where it would be done, if it is only to be planned: without weights, and with templates of the usual
             length.
@@ -212,8 +212,8 @@ def prepare(
 
         def whole(fact: Fact) -> None:
             check_contexts(model, contexts, fact)
-            if asked is not None:
-                check_questions(model, asked(fact))
+            if questions is not None:
+                check_questions(model, questions(fact))
 
         return whole
 
@@ -240,7 +240,7 @@ def prepare(
         rules=config.rules if isinstance(config, EvaluationConfig) else RuleSettings(),
         fixed_ridge=ridge,
         damping=config.pullback_damping,
-        batch_size=config.batch_size,
+        batch_size=config.anchors_per_batch,
         apart=frozenset(places[label] for label in (donor.labels if donor else ()) if label in places),
         crew=subject.crew,
         progress=progress,
@@ -255,8 +255,8 @@ def prepare(
         ridge=ridge,
     )
     if donor is not None:
-        theirs = facts_named(donor.labels, subject.facts, config.facts)
-        donor.check(experiment.settings(), theirs, model, planned=sketch is not None)
+        donated = facts_named(donor.labels, subject.facts, config.facts)
+        donor.check(experiment.settings(), donated, model, planned=sketch is not None)
     return experiment
 
 

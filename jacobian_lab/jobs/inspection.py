@@ -18,7 +18,7 @@ from jacobian_lab.facts.reading import read_facts
 from jacobian_lab.jobs.config import SubjectConfig
 from jacobian_lab.jobs.setup import check_options, open_model
 from jacobian_lab.maps.agreement import TOLERANCE, check_replay
-from jacobian_lab.maps.hooks import decisive_keys
+from jacobian_lab.maps.stepwise import decisive_keys
 from jacobian_lab.model.chat import chat_settings
 from jacobian_lab.model.devices import check_places, places_of
 from jacobian_lab.model.language_model import LanguageModel, Layers

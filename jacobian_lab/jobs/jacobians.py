@@ -60,7 +60,7 @@ matrix is asked for."""
 
 @dataclass(frozen=True)
 class Survey:
-    """How closely the Jacobians of a run are looked at.
+    """Choice of how closely the Jacobians of a run are examined.
 
     Eigenvalues of S and singular values come from the matrix, on the model's device, or by Lanczos from products alone.
     Eigenvectors of J come from the matrix on the CPU, where they take most of the time (its cube grows eightfold with
@@ -81,24 +81,26 @@ class Survey:
     def of(
         cls, config: JacobianConfig | SchemesConfig, width: int, facts: Sequence[Fact], device: torch.device
     ) -> "Survey":
-        """What a configuration means for a model and facts."""
-        wide, asked = width > (WIDEST_ON_CARD if device.type == "cuda" else WIDEST_DENSE), config.survey
-        kind: Literal["dense", "lanczos"] = "lanczos" if asked == "lanczos" or (wide and asked != "dense") else "dense"
-        many = SAMPLED if asked == "dense" or width <= WIDEST_DENSE else SAMPLED_WIDE
-        count = 0 if asked == "lanczos" else many
+        """Resolve a configuration for a model and facts."""
+        wide, choice = width > (WIDEST_ON_CARD if device.type == "cuda" else WIDEST_DENSE), config.survey
+        kind: Literal["dense", "lanczos"] = (
+            "lanczos" if choice == "lanczos" or (wide and choice != "dense") else "dense"
+        )
+        many = SAMPLED if choice == "dense" or width <= WIDEST_DENSE else SAMPLED_WIDE
+        count = 0 if choice == "lanczos" else many
         count = count if config.survey_facts is None else config.survey_facts
         return cls(kind, frozenset(sample(facts, count, config.seed)), config.seed)
 
     def forms(self, place: int) -> bool:
-        """Whether the matrix of a fact is formed."""
+        """Tell whether the matrix of a fact is formed."""
         return self.kind == "dense" or place in self.sample
 
     def settings(self) -> dict[str, Any]:
-        """What of it decides a number, as it stands in ``config.json``."""
+        """Settings that decide a number, as they stand in ``config.json``."""
         return {"survey": self.kind, "survey_facts": len(self.sample)}
 
     def formed(self, facts: int) -> int:
-        """Of how many facts the matrix is formed."""
+        """Count the facts whose matrix is formed."""
         return sum(self.forms(place) for place in range(facts))
 
     def say(self, facts: int) -> None:
@@ -132,7 +134,7 @@ def jacobian_job(config: JacobianConfig, *, progress: bool = True, sketch: Place
         raise InputError(f"expected at least two layers, l and L, got only {layers[0]}: give them as 4-8")
     bare = [model.fact_prompt(fact).cut() for fact in subject.facts]
     part = survey_part(
-        subject, how, bare, site=config.site, budget=int(config.memory * 2**30), progress=progress, say=True
+        subject, how, bare, site=config.site, budget=int(config.sweep_memory * 2**30), progress=progress, say=True
     )
     return Job(
         "jacobian",
@@ -222,15 +224,15 @@ def dense_conditions(
     double, matrix = in_double(J), to_numpy(J)
     singular = to_numpy(torch.linalg.svdvals(double))
     S = symmetric_part(double)
-    found, random = verdict_of(S, eps, singular[0]), _directions(seed, len(matrix))
-    conditions = _verdict(found) | _yardsticks(random, random @ matrix.T)
+    verdict, random = verdict_of(S, eps, singular[0]), _directions(seed, len(matrix))
+    conditions = _verdict(verdict) | _yardsticks(random, random @ matrix.T)
     conditions |= {
         "cholesky": float(is_positive_definite(S)),
-        "positive_share": positive_share(found.eigenvalues),
+        "positive_share": positive_share(verdict.eigenvalues),
         "sigma_max": singular[0],
         "sigma_min": singular[-1],
         "rotation": rotation(matrix),
-        "symmetric_eigenvalue": found.eigenvalues,
+        "symmetric_eigenvalue": verdict.eigenvalues,
         "singular_value": singular,
     }
     return conditions | (_eigen_conditions(matrix, eigenspaces(matrix), random) if eigenvectors else {})
@@ -239,7 +241,7 @@ def dense_conditions(
 def _eigen_conditions(
     J: Float[np.ndarray, "d d"], spaces: Eigenspaces, random: Float[np.ndarray, "direction d"]
 ) -> dict[str, Any]:
-    """What is stored of J's own eigenvalues and eigenvectors."""
+    """Compute what is stored of J's own eigenvalues and eigenvectors."""
     own = eigen_residual(spaces.lines, spaces.lines @ J.T)
     order = np.argsort(spaces.values.real)
     return {
@@ -256,14 +258,14 @@ def _eigen_conditions(
 
 
 def _matrix_free(frozen: Frozen, layer: int, last: int, seeds: tuple[int, int], site: Site) -> dict[str, Any]:
-    """What is stored of one Jacobian, from products alone; seeds are the run's and the fact's."""
+    """Compute what is stored of one Jacobian from products alone; seeds are the run's and the fact's."""
     J = linear_operator(frozen, 0, layer, last, site=site)
     norm = largest_singular_value(J, seed=seeds[0])
-    found = definiteness_matrix_free(J, norm, seed=seeds[0], eps=precision(frozen.model.dtype))
+    verdict = definiteness_matrix_free(J, norm, seed=seeds[0], eps=precision(frozen.model.dtype))
     random = _directions((*seeds, layer), J.shape[0])
     repeated = frozen.select(torch.zeros(RANDOM_DIRECTIONS, dtype=torch.long, device=frozen.start.device))
     pushed = jvp(repeated, layer, last, torch.from_numpy(random).to(frozen.start.device), site=site)
-    return _verdict(found) | _yardsticks(random, to_numpy(pushed)) | {"sigma_max": norm}
+    return _verdict(verdict) | _yardsticks(random, to_numpy(pushed)) | {"sigma_max": norm}
 
 
 def _directions(seed: int | Sequence[int], width: int) -> Float[np.ndarray, "direction d"]:
@@ -271,7 +273,7 @@ def _directions(seed: int | Sequence[int], width: int) -> Float[np.ndarray, "dir
 
 
 def _yardsticks(random: Float[np.ndarray, "direction d"], pushed: Float[np.ndarray, "direction d"]) -> dict[str, Any]:
-    """What J makes of random directions."""
+    """Yardsticks: what J makes of random directions."""
     return {
         "random_rayleigh": rayleigh_quotient(random, pushed).mean(),
         "random_gain": gain(random, pushed).mean(),

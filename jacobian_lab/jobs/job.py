@@ -213,7 +213,7 @@ class Record:
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """Whether to work, or only to say what it would take.
+    """Options of a plan, which says what the work would take instead of doing it.
 
     Attributes:
         plan: Whether to print what it would take, time and memory by stage, and stop; the model's weights are not read.
@@ -249,12 +249,12 @@ def planned(job: Callable[..., Job], config: Any, options: PlanOptions) -> str:
         check_places(devices, config.device)
     elif devices[0].type != "cuda":
         devices = (torch.device("cuda"),)
-    made, cards = job(config, progress=False, sketch=devices), len(devices) if devices[0].type == "cuda" else 0
+    whole, cards = job(config, progress=False, sketch=devices), len(devices) if devices[0].type == "cuda" else 0
     if card is None:
-        rates, memory = measured(made.model, devices), memory_of(devices)
+        rates, memory = measured(whole.model, devices), memory_of(devices)
     else:
-        rates, memory = card.of(made.model, cards), (ELSEWHERE, card.memory)
-    plan = made.planned(rates, memory, cards)
+        rates, memory = card.of(whole.model, cards), (ELSEWHERE, card.memory)
+    plan = whole.planned(rates, memory, cards)
     try:
         plan.check_fits(*memory)
         refused = None

@@ -46,6 +46,6 @@ def run_job(config: Any, *, progress: bool = True, **options: Any) -> Path:
         InputError: If anything cannot be used.
     """
     if type(config) not in JOBS:
-        names = ", ".join(each.__name__ for each in JOBS)
+        names = ", ".join(config_type.__name__ for config_type in JOBS)
         raise InputError(f"expected a configuration among {names}, got {type(config).__name__}: make one of these")
     return JOBS[type(config)](config, progress=progress, **options).carry_out()

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from jacobian_lab.catalogue import Scheme
 from jacobian_lab.editing.layers import Setting, restored
 from jacobian_lab.editing.measures import ObservedEdit, measure, observed_edits
-from jacobian_lab.editing.schemes import Scheme, Targets
+from jacobian_lab.editing.schemes import Targets
 from jacobian_lab.evaluation.metrics import efficacy
 from jacobian_lab.model.language_model import Layers
 
@@ -41,7 +42,7 @@ def measured_edit(
         answers = {"efficacy": efficacy(setting.model, setting.facts), **examine()}
     values = {name: value.cpu().numpy() for name, value in measure(edits, targets, scheme).items()}
     finite = targets.finite(scheme.kind)
-    return scheme.edited(targets.layers), values | {n: where_finite(each, finite) for n, each in answers.items()}
+    return scheme.edited(targets.layers), values | {n: where_finite(answer, finite) for n, answer in answers.items()}
 
 
 def where_finite(values: torch.Tensor, finite: torch.Tensor) -> np.ndarray:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from jacobian_lab.catalogue import TRAINED, UNEDITED, method_name
 from jacobian_lab.editing.deltas import DELTA, FOLDER
-from jacobian_lab.editing.methods import TRAINED, UNEDITED, method_name
 from jacobian_lab.errors import InputError
 from jacobian_lab.jobs.comparison import Comparison, Save
 from jacobian_lab.jobs.config import EditConfig, EditTableConfig, MethodsConfig

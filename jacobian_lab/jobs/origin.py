@@ -14,14 +14,14 @@ def origin() -> dict[str, str]:
     """Command and commit, as far as they are known."""
     program, *arguments = sys.argv
     path = Path(program)
-    known = {}
+    source = {}
     if path.stem == PROGRAM:
-        known["command"] = shlex.join([PROGRAM, *arguments])
+        source["command"] = shlex.join([PROGRAM, *arguments])
     elif path.suffix == ".py" and path.is_file():
-        known["command"] = shlex.join(["python", f"{path.resolve().parent.name}/{path.name}", *arguments])
+        source["command"] = shlex.join(["python", f"{path.resolve().parent.name}/{path.name}", *arguments])
     if (commit := _commit()) is not None:
-        known["commit"] = commit
-    return known
+        source["commit"] = commit
+    return source
 
 
 def _commit() -> str | None:
@@ -30,7 +30,7 @@ def _commit() -> str | None:
         return None
     describe = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
-        told = subprocess.run(describe, capture_output=True, text=True, check=True, timeout=SECONDS)
+        description = subprocess.run(describe, capture_output=True, text=True, check=True, timeout=SECONDS)
     except (OSError, subprocess.SubprocessError):
         return None
-    return told.stdout.strip()
+    return description.stdout.strip()

@@ -28,26 +28,26 @@ class Recorded:
 
     def __init__(self, run: Run, experiment: Experiment) -> None:
         self._run, self._experiment, self._labels = run, experiment, run.coordinates["fact"]
-        self._given: set[str] = set()
+        self._donated: set[str] = set()
 
     def missing(self, name: str, where: Labels, facts: Sequence[int]) -> list[int]:
-        """As `Recorder` has it."""
+        """List those of some facts that the run lacks, once what the donor has is copied."""
         lacking = self._lacking(name, where, facts)
-        if not lacking or name in self._given or self._experiment.donor is None:
+        if not lacking or name in self._donated or self._experiment.donor is None:
             return lacking
-        self._given.add(name)
+        self._donated.add(name)
         self._experiment.donor.give(self._run, name, self._experiment.settings(), self._experiment.weighted)
         return self._lacking(name, where, facts)
 
     def put(self, name: str, where: Labels, facts: Sequence[int], optimized: Optimized) -> None:
-        """As `Recorder` has it."""
+        """Write and seal a batch."""
         (states, loss, passes), labels = optimized, self._where(facts, where)
         self._run.write(name, states.double(), **self._within(name, labels))
         self._run.write(f"{name}_loss", loss, **self._within(f"{name}_loss", labels))
         self._run.seal(f"{name}_passes", passes, **self._within(f"{name}_passes", labels))
 
     def get(self, name: str, where: Labels, facts: Sequence[int]) -> Float[Tensor, "fact ..."]:
-        """As `Recorder` has it."""
+        """Read the states or shifts of some facts, in float64."""
         return torch.tensor(self._run.read(name, **self._within(name, self._where(facts, where))))
 
     def _lacking(self, name: str, where: Labels, facts: Sequence[int]) -> list[int]:
@@ -84,7 +84,7 @@ def work_of(counts: Counts, experiment: Experiment, cell: Cell) -> list[Stage]:
     layers = where.get("anchor_layer", experiment.layers)
     first, count = (layers, 1) if isinstance(layers, int) else (layers[0], len(layers))
     stage = f"coordinated shifts at {counted(count, 'layer')}" if name == SHIFT else f"anchors at layer {first}"
-    steps, size = experiment.session.anchor.steps, experiment.config.batch_size
+    steps, size = experiment.session.anchor.steps, experiment.config.anchors_per_batch
     return [counts.descent(stage, experiment.rows.select(left), first, steps, size)]
 
 

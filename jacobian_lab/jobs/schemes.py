@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 from functools import partial
 
+from jacobian_lab.catalogue import SCHEMES
 from jacobian_lab.editing.measures import ObservedEdit
-from jacobian_lab.editing.schemes import SCHEMES
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.metrics import efficacy
 from jacobian_lab.jobs.config import SchemesConfig
@@ -44,7 +44,7 @@ def schemes_job(
 
     Args:
         config: The configuration.
-        studies: Names in `STUDIES`: what to look at beside the tables while the schemes edit.
+        studies: Names in `STUDIES`, besides the configuration's: what to look at while the schemes edit.
         verdicts: Whether the unedited model's Jacobians are wanted too.
         progress: Whether to show progress bars.
         sketch: Where it would be done, if it is only to be planned.
@@ -55,6 +55,7 @@ def schemes_job(
     Raises:
         InputError: If anything cannot be used.
     """
+    studies, verdicts = (*studies, *config.studies), verdicts and config.verdicts
     for name in studies:
         if name not in STUDIES:
             raise InputError(f"expected studies among {', '.join(STUDIES)}, got {name!r}: choose among them")
@@ -103,15 +104,15 @@ def _edits(experiment: Experiment, schemes: Sequence[str], studies: Sequence[str
 
     def work(counts: Counts, cells: Sequence[Cell]) -> Iterable[Stage]:
         edits = [cell for cell in cells if cell != REPLAY]
-        made = total(counts.edit(rows, SCHEMES[name], layers, observed=True) for name, _ in edits)
+        edit_work = total(counts.edit(rows, SCHEMES[name], layers, observed=True) for name, _ in edits)
         studied: Work = total(
             work_of_study(study, counts, SCHEMES[name].edited(layers), how, len(rows))
             for name, new in edits
             for study in new
         )
-        asked = counts.evaluation([rows.answered]) * len(cells)
+        answers = counts.evaluation([rows.answered]) * len(cells)
         stage = f"edits under {counted(len(edits), 'scheme')}"
-        yield counts.editing(stage, made + asked + studied, len(layers), rows, observed=True)
+        yield counts.editing(stage, edit_work + answers + studied, len(layers), rows, observed=True)
 
     def compute(run: Run, cells: Sequence[Cell]) -> None:
         setting, targets = experiment.session.setting, experiment.session.targets(Recorded(run, experiment), schemes)

@@ -1,4 +1,4 @@
-"""What a configuration names, loaded and checked."""
+"""The subject of a run: a model, facts and layers, loaded and checked."""
 
 import importlib.metadata
 import platform
@@ -17,6 +17,7 @@ from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import REFUSE, Fact, FactFile, describe
 from jacobian_lab.facts.reading import read_facts, refusal
 from jacobian_lab.jobs.config import ComputingConfig, SubjectConfig, check
+from jacobian_lab.jobs.options import options_of
 from jacobian_lab.jobs.origin import origin
 from jacobian_lab.maps.agreement import check_replay
 from jacobian_lab.model.chat import DATE, Chat, chat_of, chat_options, chat_settings
@@ -35,7 +36,7 @@ _PACKAGES = ("jacobian_lab", "torch", "transformers", "tokenizers", "numpy", "sc
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """What a `SubjectConfig` names, loaded and checked.
+    """Model, facts and layers of a `SubjectConfig`, loaded and checked.
 
     Attributes:
         config: The configuration.
@@ -71,7 +72,7 @@ class Subject:
         }
 
     def provenance(self) -> dict[str, Any]:
-        """What else is worth knowing of a run."""
+        """Facts worth knowing of a run that decide no number."""
         config = self.config
         return {
             "model": config.model,
@@ -81,6 +82,7 @@ class Subject:
             "platform": platform.platform(),
             **({"tf32": torch.backends.cuda.matmul.allow_tf32} if self.model.device.type == "cuda" else {}),
             **origin(),
+            "options": options_of(config),
         }
 
     def labels(self) -> list[Any]:
@@ -103,7 +105,7 @@ def open_model(config: SubjectConfig, *, sketch: Places | None = None) -> tuple[
 
 
 def _chat(config: SubjectConfig, model: LanguageModel) -> Chat | None:
-    """How the chat template is to be filled in, if prompts are to be put into it."""
+    """Fill in the chat template, if prompts are to be put into it."""
     if not config.chat:
         return None
     return chat_of(
@@ -152,10 +154,10 @@ def load_subject(
 
 def _sorted_out(config: SubjectConfig, file: FactFile, check: Callable[[Fact], Any]) -> FactFile:
     """A file without the facts that do not pass a check, if it is to be used without them."""
-    taken, refused = sorted_out(file.facts, check, file.places)
-    if refused and (config.on_bad_record == REFUSE or not taken):
-        raise InputError(refusal(refused, config.facts, bool(taken)))
-    return replace(file, facts=taken, refused=file.refused + refused)
+    usable, refused = sorted_out(file.facts, check, file.places)
+    if refused and (config.on_bad_record == REFUSE or not usable):
+        raise InputError(refusal(refused, config.facts, bool(usable)))
+    return replace(file, facts=usable, refused=file.refused + refused)
 
 
 def parse_layers(text: str) -> Layers:

@@ -1,4 +1,4 @@
-"""What can be asked of a layer's edit beside the tables: theorem 1 along its shift, and other step sizes."""
+"""Studies of a layer's edit beside the tables: theorem 1 along its shift, and other step sizes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -44,15 +44,15 @@ FARTHEST = 64.0
 
 
 def theorem_1(edit: ObservedEdit, how: Survey, progress: bool = False) -> dict[str, Float[Tensor, " fact"]]:
-    """How near the layer's shift is to what theorem 1 asks for, and where it falls in the numerical range.
+    """Angle of a layer's shift to what theorem 1 asks for, and its place in the numerical range.
 
     J is taken at the state just before the edit, one fact at a time.
     """
-    found = {name: torch.full_like(edit.shift[:, 0], torch.nan) for name in _THEOREM_1}
+    values = {name: torch.full_like(edit.shift[:, 0], torch.nan) for name in _THEOREM_1}
     shifts, quotients = to_numpy(edit.shift), rayleigh_quotient(edit.shift, edit.linear).tolist()
-    with bar(len(shifts), f"theorem 1 at layer {edit.layer}", "fact", show=progress) as shown:
+    with bar(len(shifts), f"theorem 1 at layer {edit.layer}", "fact", show=progress) as progress_bar:
         for fact, row in edit.frozen.one_by_one():
-            shown.update()
+            progress_bar.update()
             if not np.isfinite(quotients[fact]):
                 continue
             if how.forms(fact):
@@ -61,12 +61,12 @@ def theorem_1(edit: ObservedEdit, how: Survey, progress: bool = False) -> dict[s
             else:
                 products = linear_operator(row, 0, edit.layer, edit.last)
                 extremes = definiteness_matrix_free(products, UNKNOWN, seed=how.seed)
-            found["range_position"][fact] = extremes.position(quotients[fact])
+            values["range_position"][fact] = extremes.position(quotients[fact])
             if fact in how.sample:
                 spaces = eigenspaces(to_numpy(J))
-                found["eigenvector_angle"][fact] = float(eigenvector_angle(spaces, shifts[fact]))
-                found["plane_angle"][fact] = float(plane_angle(spaces, shifts[fact]))
-    return found
+                values["eigenvector_angle"][fact] = float(eigenvector_angle(spaces, shifts[fact]))
+                values["plane_angle"][fact] = float(plane_angle(spaces, shifts[fact]))
+    return values
 
 
 _THEOREM_1 = ("eigenvector_angle", "plane_angle", "range_position")
@@ -141,7 +141,7 @@ def _through(edit: ObservedEdit, states: Float[Tensor, "fact d_model"]) -> Float
 def _least(
     function: Callable[[Tensor], Tensor], curve: Float[Tensor, "fact step"], unit: Float[Tensor, " fact"]
 ) -> Float[Tensor, " fact"]:
-    """Where a function of the step is least, up to the end of the curve, which brackets it."""
+    """Minimise a function of the step, up to the end of the curve, which brackets it."""
     best = curve.nan_to_num(torch.inf).argmin(dim=1)
     low, high = STEPS[1] * (best - 1).clamp(min=0), STEPS[1] * (best + 1).clamp(max=len(STEPS) - 1)
     ends = (best == 0) | (best == len(STEPS) - 1)
@@ -151,10 +151,10 @@ def _least(
     place = (STEPS[1] * best).to(unit)
     if len(facts):
         points: Any = tuple(to_numpy(x[facts].to(unit)) for x in (low, middle, high))
-        ours: Any = _by_fact(function, unit)
+        by_fact: Any = _by_fact(function, unit)
         which: Any = (to_numpy(facts.double()),)
-        found = elementwise.find_minimum(ours, points, args=which)
-        place[facts] = torch.from_numpy(found.x).to(unit)
+        result = elementwise.find_minimum(by_fact, points, args=which)
+        place[facts] = torch.from_numpy(result.x).to(unit)
     return place * unit
 
 
@@ -177,8 +177,8 @@ def _last_below(
     """The step at which a function that begins at zero first passes a limit; `reach` if not before, NaN if at all."""
     shares = [2.0**-halvings for halvings in range(HALVINGS, -1, -1)]
     above = torch.stack([function(share * reach) for share in shares], dim=1) > limit
-    told = (~above).cummax(dim=1).values  # the shortest steps are lost in rounding, which may be above the limit
-    passed = above & told
+    trusted = (~above).cummax(dim=1).values  # the shortest steps are lost in rounding, which may be above the limit
+    passed = above & trusted
     first = passed.int().argmax(dim=1)
     grid = torch.tensor(shares).to(reach)
     place = _root(
@@ -188,7 +188,7 @@ def _last_below(
         reach,
         passed.any(dim=1),
     )
-    return torch.where(told[:, -1], torch.where(passed.any(dim=1), place * reach, reach), torch.nan)
+    return torch.where(trusted[:, -1], torch.where(passed.any(dim=1), place * reach, reach), torch.nan)
 
 
 def _root(
@@ -198,13 +198,13 @@ def _root(
     unit: Float[Tensor, " fact"],
     bracketed: Bool[Tensor, " fact"],
 ) -> Float[Tensor, " fact"]:
-    """Where a function of the step is zero, in units of `unit`; NaN for facts without a bracket."""
+    """Find a zero of a function of the step, in units of `unit`; NaN for facts without a bracket."""
     place, facts = torch.full_like(unit, torch.nan), torch.nonzero(bracketed)[:, 0]
     if len(facts):
         points = (to_numpy(low[facts]), to_numpy(high[facts]))
-        ours: Any = _by_fact(function, unit)
-        found = elementwise.find_root(ours, points, args=(to_numpy(facts.double()),))
-        place[facts] = torch.from_numpy(found.x).to(unit)
+        by_fact: Any = _by_fact(function, unit)
+        result = elementwise.find_root(by_fact, points, args=(to_numpy(facts.double()),))
+        place[facts] = torch.from_numpy(result.x).to(unit)
     return place
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from jacobian_lab.editing.methods import paired
-from jacobian_lab.editing.schemes import SCHEMES, make_targets
+from jacobian_lab.catalogue import SCHEMES, paired
+from jacobian_lab.editing.schemes import make_targets
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.examination import Examination
 from jacobian_lab.evaluation.questions import style_of
@@ -50,11 +50,11 @@ def layer_count_job(config: LayerCountConfig, *, progress: bool = True, sketch: 
     Raises:
         InputError: If anything cannot be used.
     """
-    experiment = prepare(config, asked=_without_probes, progress=progress, sketch=sketch)
+    experiment = prepare(config, questions=_without_probes, progress=progress, sketch=sketch)
     last = experiment.layers[-1]
-    most = min(MOST, last + 1) if config.most is None else config.most
+    most = min(MOST, last + 1) if config.max_layers is None else config.max_layers
     if most > last + 1:
-        raise InputError(f"expected at most {last + 1} layers up to layer {last}, got ⟨most⟩ {most}: lower it")
+        raise InputError(f"expected at most {last + 1} layers up to layer {last}, got ⟨max_layers⟩ {most}: lower it")
     layers, counts_of_layers = tuple(range(last - most + 1, last + 1)), range(1, most + 1)
     if sketch is None:
         check_replay(experiment.model, experiment.facts, layers)
@@ -67,12 +67,13 @@ def layer_count_job(config: LayerCountConfig, *, progress: bool = True, sketch: 
 
     def work(counts: Counts, left: Sequence[Labels]) -> Iterable[Stage]:
         parts = examination.rows()
-        asked = counts.evaluation(parts)
-        made = total(
-            counts.edit(rows, SCHEMES[cell["scheme"]], layers[-cell["count"] :], observed=True) + asked for cell in left
+        answers = counts.evaluation(parts)
+        edit_work = total(
+            counts.edit(rows, SCHEMES[cell["scheme"]], layers[-cell["count"] :], observed=True) + answers
+            for cell in left
         )
         yield counts.editing(
-            f"{counted(len(left), 'edit')}, evaluated", made + asked, most, rows, observed=True, parts=parts
+            f"{counted(len(left), 'edit')}, evaluated", edit_work + answers, most, rows, observed=True, parts=parts
         )
 
     def compute(run: Run, left: Sequence[Labels]) -> None:
@@ -140,9 +141,9 @@ def damping_job(config: DampingConfig, *, progress: bool = True, sketch: Places 
     cells = [{"row": row} for row in edits]
 
     def work(counts: Counts, left: Sequence[Labels]) -> Iterable[Stage]:
-        asked = counts.evaluation([rows.answered])
-        made = total(counts.edit(rows, edits[cell["row"]][0], layers, observed=True) + asked for cell in left)
-        yield counts.editing(counted(len(left), "edit"), made, len(layers), rows, observed=True)
+        answers = counts.evaluation([rows.answered])
+        edit_work = total(counts.edit(rows, edits[cell["row"]][0], layers, observed=True) + answers for cell in left)
+        yield counts.editing(counted(len(left), "edit"), edit_work, len(layers), rows, observed=True)
 
     def compute(run: Run, left: Sequence[Labels]) -> None:
         targets = session.targets(Recorded(run, experiment), (*YARDSTICKS, "jacobian-pullback"))

@@ -64,7 +64,8 @@ def _keep_input(seen: Captured, layer: int, home: torch.device, _module: Any, in
     seen.keys[layer] = inputs[0].detach().to(home, copy=True)
 
 
-def _halt(*_: Any) -> None:
+def halt(*_: Any) -> None:
+    """End the pass of `forward` that calls this hook."""
     raise _StopError
 
 
@@ -73,7 +74,6 @@ def forward(
     rows: Sequence[Prompt],
     stop: int | None = None,
     cache: Any = None,
-    judged: Sequence[int] | None = None,
 ) -> Tensor | None:
     """Run rows through the model as it is, without its head.
 
@@ -82,18 +82,17 @@ def forward(
         rows: The rows; padded on the right.
         stop: Block after which to stop; the last by default.
         cache: A transformers cache to be filled.
-        judged: Tokens of each row that a router is to judge it by; its prompt's by default.
 
     Returns:
         The last block's output after the final norm, ``[row, token, d_model]``; `None` if stopped before.
     """
     ids = pad(rows).to(model.device)
 
-    handle = None if stop is None else model.blocks[stop].register_forward_hook(_halt)
+    handle = None if stop is None else model.blocks[stop].register_forward_hook(halt)
     try:
         ones = torch.ones_like(ids)  # every position counts: rows are padded on the right
         kept = {cache_name(model.trunk): cache, "use_cache": cache is not None}
-        with passing(judged or [row.asked for row in rows]):
+        with passing([row.asked for row in rows]):
             output = model.trunk(input_ids=ids, attention_mask=ones, **kept)
         return output.last_hidden_state
     except _StopError:
@@ -144,31 +143,11 @@ def decisive_states(
         with capture(model, hidden=layers) as seen:
             forward(model, [short[i] for i in group], stop=max(layers))
         for index, layer in enumerate(layers):
-            states[group, index] = _at_decisive(seen.hidden[layer], [short[i] for i in group])
+            states[group, index] = at_decisive(seen.hidden[layer], [short[i] for i in group])
     return states
 
 
-@torch.no_grad()
-def decisive_keys(model: LanguageModel, rows: Sequence[Prompt], layer: int) -> Float[Tensor, "row d_mlp"]:
-    """Keys of the decisive tokens.
-
-    Args:
-        model: The model.
-        rows: The rows; what follows the decisive token does not matter and is not run.
-        layer: Layer whose key to read.
-
-    Returns:
-        In the order of `rows`, in the model's dtype.
-    """
-    keys = torch.empty(len(rows), model.d_mlp, dtype=model.dtype, device=model.device)
-    short = [row.cut() for row in rows]
-    for group in batches(short):
-        with capture(model, keys=[layer]) as seen:
-            forward(model, [short[i] for i in group], stop=layer)
-        keys[group] = _at_decisive(seen.keys[layer], [short[i] for i in group])
-    return keys
-
-
-def _at_decisive(values: Float[Tensor, "row token width"], rows: Sequence[Prompt]) -> Float[Tensor, "row width"]:
+def at_decisive(values: Float[Tensor, "row token width"], rows: Sequence[Prompt]) -> Float[Tensor, "row width"]:
+    """Values at the decisive token of each row."""
     positions = torch.tensor([row.decisive for row in rows], device=values.device)
     return values[torch.arange(len(rows), device=values.device), positions]

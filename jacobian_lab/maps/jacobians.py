@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from jacobian_lab.errors import InputError
 from jacobian_lab.maps.merged_mlps import merged_mlps
 from jacobian_lab.maps.replay import RESIDUAL, Frozen, Site, trajectory
+from jacobian_lab.model.footprint import sweep_bytes
 
 MEMORY_BUDGET = 2**30
 """Bytes that a sweep may hold beside the model and its result, unless told otherwise."""
@@ -284,8 +285,7 @@ def _differentiable() -> AbstractContextManager[None]:
 
 
 def _bytes_per_cotangent(frozen: Frozen, blocks: int) -> int:
-    """A generous estimate of what a sweep holds for one cotangent: the gradients within a block, and the results."""
+    """Bytes that a sweep holds for one cotangent."""
     model = frozen.model
-    size = torch.empty(0, dtype=model.dtype).element_size()
     prefix = max((keys[0].numel() for keys, _ in frozen.prefix.values()), default=0)
-    return size * ((12 + 2 * blocks) * model.d_model + 6 * model.d_mlp + 8 * prefix)
+    return sweep_bytes(blocks, model.d_model, model.d_mlp, model.dtype.itemsize, prefix)

@@ -24,7 +24,7 @@ _SWITCHES = ("enable_thinking", "thinking")
 
 @dataclass(frozen=True)
 class Chat:
-    """How a model's chat template is filled in, beside the user's turn and the assistant's.
+    """Settings of a model's chat template, beside the user's turn and the assistant's.
 
     Attributes:
         options: Variables of the template's own, by name.
@@ -59,7 +59,7 @@ class Chat:
         return begun
 
     def place(self, tokenizer: Any, prompt: str, before: str, part: str, after: str) -> int:
-        """Where a part of the user's turn stands in the prompt."""
+        """Find the place of a part of the user's turn in the prompt."""
         head, _, tail = self.prompt(tokenizer, before + _QUESTION + after).partition(_QUESTION)
         if prompt != head + part + tail:
             raise InputError(
@@ -88,7 +88,7 @@ class Chat:
         return text
 
     def _lets_answer(self, tokenizer: Any) -> bool:
-        """Whether an answer follows the prompt at once, and not within the thinking."""
+        """Tell a template whose answers follow the prompt at once, and not within the thinking."""
         opened, closed = _THINKING
         try:
             prompt = self.prompt(tokenizer, _QUESTION)
@@ -127,7 +127,7 @@ def chat_of(
         )
     if not chat._lets_answer(tokenizer):
         off = (replace(chat, options={**chat.options, switch: False}) for switch in _SWITCHES)
-        switch = next((name for name, each in zip(_SWITCHES, off, strict=True) if each._lets_answer(tokenizer)), None)
+        switch = next((name for name, other in zip(_SWITCHES, off, strict=True) if other._lets_answer(tokenizer)), None)
         raise InputError(
             f"expected a chat template whose answers follow the prompt at once, got that of {name!r}, which ends a "
             f"prompt in {prompt[-20:]!r}: an answer would stand within its thinking, or where it never writes one; "
@@ -151,26 +151,26 @@ def chat_options(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def chat_settings(chat: Chat | None) -> dict[str, Any]:
-    """What is kept of a chat template with a run or a saved edit."""
+    """Describe a chat template for a run or a saved edit."""
     return {} if chat is None else {"chat": asdict(chat)}
 
 
 def kept_chat(settings: Mapping[str, Any], source: Any) -> Chat | None:
-    """What `chat_settings` has kept."""
-    kept = settings.get("chat")
-    if kept is None:
+    """Read what `chat_settings` wrote."""
+    stored = settings.get("chat")
+    if stored is None:
         return None
     names = set(asdict(Chat()))
-    if set(kept) != names:
+    if set(stored) != names:
         raise InputError(
-            f"expected the chat template's {', '.join(sorted(names))} in {source}, got {', '.join(sorted(kept))}, as "
+            f"expected the chat template's {', '.join(sorted(names))} in {source}, got {', '.join(sorted(stored))}, as "
             "an older version kept them: make it again"
         )
-    return Chat(**kept)
+    return Chat(**stored)
 
 
 def opens_turns(tokenizer: Any) -> bool:
-    """Whether the chat template opens every turn with the BOS, so that a prompt may hold more than one."""
+    """Tell a chat template that opens every turn with the BOS, so that a prompt may hold more than one."""
     if not getattr(tokenizer, "chat_template", None) or not tokenizer.bos_token:
         return False
     try:
@@ -190,11 +190,11 @@ def _value(text: str) -> Any:
 
 
 def _check_options(tokenizer: Any, options: Mapping[str, Any]) -> None:
-    ours = {*inspect.signature(tokenizer.apply_chat_template).parameters, "messages", _CLOCK}
+    reserved = {*inspect.signature(tokenizer.apply_chat_template).parameters, "messages", _CLOCK}
     code = " ".join(re.findall(r"{[{%].*?[%}]}", tokenizer.get_chat_template(), re.DOTALL))
     read = set(re.findall(r"\w+", re.sub(r"'[^']*'|\"[^\"]*\"", "", code)))
     for name in options:
-        if name in ours or name not in read:
+        if name in reserved or name not in read:
             raise InputError(
                 f"expected a variable of the chat template's own as ⟨chat_option⟩, got {name!r}, which it does not "
                 "read: look into the template"

@@ -66,14 +66,13 @@ class Corpus:
         return replace(self, documents=tuple(self.documents[place] for place in order))
 
 
-def load_corpus(name: str = PYTHON_DOCS, field: str = "corpus", seed: int = 0) -> Corpus:
+def load_corpus(name: str = PYTHON_DOCS, seed: int = 0) -> Corpus:
     """Read a corpus.
 
     Args:
         name: ``"python-docs"``, ``"python-docstrings"``, a UTF-8 text file with one document a line, or a
             Hugging Face data set with a ``text`` column (``name`` or ``name:configuration``; its ``train`` split). Of
             the last two `DRAWN` documents at the most are drawn, so that the rest is never held.
-        field: The setting that names it, for the message.
         seed: Seed of the drawing.
 
     Returns:
@@ -95,7 +94,7 @@ def load_corpus(name: str = PYTHON_DOCS, field: str = "corpus", seed: int = 0) -
         texts = _dataset(name, seed)
     documents = tuple(text for text in texts if text.strip())
     if not documents:
-        raise InputError(f"expected a corpus with text, got an empty one from {name!r}: give another ⟨{field}⟩")
+        raise InputError(f"expected a corpus with text, got an empty one from {name!r}: give another")
     digest = hashlib.sha256()
     for document in documents:
         digest.update(document.encode() + b"\0")
@@ -105,12 +104,11 @@ def load_corpus(name: str = PYTHON_DOCS, field: str = "corpus", seed: int = 0) -
 def token_rows(model: LanguageModel, corpus: Corpus, length: int, tokens: int | None) -> list[Prompt]:
     """Token rows of a corpus's documents."""
     rows: list[Prompt] = []
-    embedded = len(model.hf.get_input_embeddings().weight)
     left = float("inf") if tokens is None else tokens
     for ids in _encode(model, corpus.documents, length):
         ids = ids[: int(min(left, len(ids)))]
         if ids:
-            check_ids(model.tokenizer, ids, embedded)
+            check_ids(model.tokenizer, ids, model.vocab_size)
             rows.append(Prompt(tuple(ids), len(ids) - 1))
         left -= len(ids)
         if left <= 0:
@@ -147,7 +145,7 @@ def _docstrings() -> list[str]:
     """Docstrings of the standard library's modules, read without importing them."""
     library = Path(sysconfig.get_path("stdlib"))
     files = ((library / f"{name}.py", library / name / "__init__.py") for name in sorted(sys.stdlib_module_names))
-    paths = (next((path for path in each if path.is_file()), None) for each in files)
+    paths = (next((path for path in pair if path.is_file()), None) for pair in files)
     return [ast.get_docstring(ast.parse(path.read_bytes())) or "" for path in paths if path is not None]
 
 
@@ -164,28 +162,28 @@ def _lines(path: Path) -> Iterator[str]:
 
 def _drawn(texts: Iterable[str], seed: int) -> list[str]:
     """`DRAWN` texts at the most, one as likely as another, in their order; of the others none is held."""
-    kept: list[tuple[int, str]] = []
+    sample: list[tuple[int, str]] = []
     generator = np.random.default_rng(seed)
     for place, text in enumerate(text for text in texts if text.strip()):
-        if len(kept) < DRAWN:
-            kept.append((place, text))
+        if len(sample) < DRAWN:
+            sample.append((place, text))
         elif (at := int(generator.integers(place + 1))) < DRAWN:
-            kept[at] = place, text
-    return [text for _, text in sorted(kept)]
+            sample[at] = place, text
+    return [text for _, text in sorted(sample)]
 
 
 @contextmanager
 def _offline(datasets: Any) -> Iterator[None]:
     """Keep a package from asking the network within."""
     settings: tuple[Any, Any] = datasets.config, constants
-    before = [each.HF_HUB_OFFLINE for each in settings]
-    for each in settings:
-        each.HF_HUB_OFFLINE = True
+    before = [package.HF_HUB_OFFLINE for package in settings]
+    for package in settings:
+        package.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
-        for each, value in zip(settings, before, strict=True):
-            each.HF_HUB_OFFLINE = value
+        for package, value in zip(settings, before, strict=True):
+            package.HF_HUB_OFFLINE = value
 
 
 def _dataset(name: str, seed: int) -> list[str]:

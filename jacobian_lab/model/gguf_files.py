@@ -68,7 +68,7 @@ _BUFFER = ".attn_rot_embd.weight"
 
 @dataclass(frozen=True, eq=False)
 class Header:
-    """What a GGUF file says of its model, without the weights.
+    """A GGUF file's description of its model, without the weights.
 
     Attributes:
         path: The file.
@@ -231,12 +231,12 @@ def _smoothed(factors: np.ndarray, header: Header, base: float) -> dict[str, Any
 def _check_tensors(header: Header, names: Sequence[str], blocks: int) -> None:
     """Refuse a file that lacks tensors of the model, or holds others."""
     kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
-    theirs = gguf.get_tensor_name_map(kinds.get(header.kind, gguf.MODEL_ARCH.LLAMA), blocks)
-    wanted = [theirs.get_name(name, (".weight", ".bias")) or name for name in names]
-    missing = next((name for name in wanted if name not in header.tensors), None)
+    name_map = gguf.get_tensor_name_map(kinds.get(header.kind, gguf.MODEL_ARCH.LLAMA), blocks)
+    expected = [name_map.get_name(name, (".weight", ".bias")) or name for name in names]
+    missing = next((name for name in expected if name not in header.tensors), None)
     if missing:
         raise InputError(_lacking(header.path, missing))
-    others = header.tensors.keys() - set(wanted) - {_FACTORS}
+    others = header.tensors.keys() - set(expected) - {_FACTORS}
     surplus = min((name for name in others if not name.endswith(_BUFFER)), default=None)
     if surplus:
         raise InputError(

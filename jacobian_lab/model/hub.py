@@ -96,20 +96,24 @@ def check_network(name: str) -> None:
 
 
 def _problem() -> str | None:
-    """Why the hub does not answer; `None` if it does. Looking up a name heeds no timeout, hence the thread."""
-    found: list[str | None] = []
+    """Say why the hub does not answer; `None` if it does.
+
+    A thread asks, since looking up a name heeds no timeout. The hub's own downloads try for 24 s and more, whatever
+    their `etag_timeout`.
+    """
+    problems: list[str | None] = []
 
     def ask() -> None:
         try:
             get_session().head(constants.ENDPOINT, timeout=SECONDS)
-            found.append(None)
+            problems.append(None)
         except Exception as error:  # of whichever HTTP library
-            found.append(first_line(error))
+            problems.append(first_line(error))
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(SECONDS)
-    return found[0] if found else f"nothing within {SECONDS:g} seconds"
+    return problems[0] if problems else f"nothing within {SECONDS:g} seconds"
 
 
 @contextmanager
@@ -140,7 +144,7 @@ def _refusing(name: str) -> Iterator[None]:
 
 
 def _whole(folder: Path) -> bool:
-    """Whether a folder has a tokenizer and all of its weights."""
+    """Tell a folder with a tokenizer and all of its weights; the hub's library takes any snapshot for whole."""
     try:
         if (folder / WEIGHTS).is_file():
             shards = {WEIGHTS}

@@ -1,4 +1,4 @@
-"""How an answer is joined to the prompt before it in running text."""
+"""Joints of answers and the prompts before them in running text."""
 
 import unicodedata
 
@@ -23,11 +23,11 @@ _UNSPACED = (
     "MYANMAR",
     "TIBETAN",
 )
-"""How the names of characters begin whose script writes no spaces between words."""
+"""Beginnings of the names of characters whose script writes no spaces between words."""
 
 
 def joint(text: str, join: str | None = None) -> str:
-    """What stands between a prompt and its answer in running text."""
+    """Text between a prompt and its answer in running text."""
     if text[-1:].isspace():
         return ""
     if join is not None:
@@ -36,7 +36,7 @@ def joint(text: str, join: str | None = None) -> str:
 
 
 def _opens(text: str) -> bool:
-    """Whether a text ends in a quote or bracket that has just been opened."""
+    """Tell a text that ends in a quote or bracket that has just been opened."""
     last = text[-1:]
     if last in _CLOSED_BY:
         return _stands_open(text)
@@ -46,13 +46,13 @@ def _opens(text: str) -> bool:
 
 
 def _can_open(text: str, place: int) -> bool:
-    """Whether a mark that is the same for opening and closing opens: at the beginning, or behind what sets it off."""
+    """Tell a straight quote that opens: at the beginning, or behind what sets it off."""
     before = text[:place]
     return not before or before[-1].isspace() or _opens(before)
 
 
 def _stands_open(text: str) -> bool:
-    """Whether the quote at the end of a text opens: no quote before it that it would close stands open."""
+    """Tell a quote at the end of a text that opens: no quote before it that it would close stands open."""
     open_quotes: list[str] = []
     opens = False
     for place, mark in enumerate(text):
@@ -68,7 +68,7 @@ def _stands_open(text: str) -> bool:
 
 
 def _unspaced(text: str) -> bool:
-    """Whether the last letter is of a script that writes no spaces."""
+    """Tell a text whose last letter is of a script without spaces."""
     for letter in reversed(text):
         name = unicodedata.name(letter, "")
         if name.startswith(_UNSPACED):

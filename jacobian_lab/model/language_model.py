@@ -1,4 +1,4 @@
-"""A causal language model with names for the parts that editing needs; with `models`, all that knows architectures."""
+"""A causal language model with names for the parts that editing needs."""
 
 import copy
 import html
@@ -51,10 +51,10 @@ class LanguageModel:
     chat: Chat | None = None
 
     def __repr__(self) -> str:
-        dtype, known = str(self.dtype).removeprefix("torch."), self.known()
-        layers, away = self.defaults().layers, len(self.devices) - 1
-        place = f"{self.device}" + (f" and {away} more" if away else "")
-        settings = f"the literature's settings of {known}" if known else "educated guesses for settings"
+        dtype, entry = str(self.dtype).removeprefix("torch."), self.known_as()
+        layers, others = self.defaults().layers, len(self.devices) - 1
+        place = f"{self.device}" + (f" and {others} more" if others else "")
+        settings = f"the literature's settings of {entry}" if entry else "educated guesses for settings"
         return (
             f"{self.name}: {self.hf.config.model_type}, {self.n_layers} blocks of width {self.d_model}, keys of "
             f"{self.d_mlp}, {dtype} on {place}; decisive layers {layers[0]} to {layers[-1]}, {settings}"
@@ -84,23 +84,28 @@ class LanguageModel:
         return int(self.weight(0).shape[1])
 
     @property
+    def vocab_size(self) -> int:
+        """Number of tokens that have an embedding."""
+        return int(self.hf.get_input_embeddings().weight.shape[0])
+
+    @property
     def device(self) -> torch.device:
-        """Where the model is at home: where its embedding and its head are, and what its blocks hand on."""
+        """The primary device: of its embedding, its head, and what its blocks hand on."""
         return next(self.hf.parameters()).device
 
     @property
     def devices(self) -> list[torch.device]:
-        """Where its weights are: home, and where else its blocks are."""
+        """All devices that hold weights, the primary one first."""
         return list(dict.fromkeys([self.device, *(next(block.parameters()).device for block in self.blocks)]))
 
     @property
     def cards(self) -> int:
-        """On how many cards the model is; 0 where it is on none."""
+        """Number of cards that hold weights; 0 where none does."""
         return len(self.devices) if self.device.type == "cuda" else 0
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the weights are."""
+        """Dtype of the weights."""
         return next(self.hf.parameters()).dtype
 
     def cast(self, dtype: torch.dtype) -> "LanguageModel":
@@ -121,8 +126,8 @@ class LanguageModel:
             cast |= {id(b): b.float() for b in self.hf.buffers() if b.dtype == torch.float64}
             copies[dtype] = copy.deepcopy(self.hf, cast)
         with torch.no_grad():
-            for weight, ours in zip(copies[dtype].parameters(), self.hf.parameters(), strict=True):
-                weight.copy_(ours)
+            for copied, weight in zip(copies[dtype].parameters(), self.hf.parameters(), strict=True):
+                copied.copy_(weight)
         return replace(self, hf=copies[dtype])
 
     def drop_casts(self) -> None:
@@ -146,6 +151,19 @@ class LanguageModel:
             The row.
         """
         return self._embedded(tokens.fact_prompt(self.tokenizer, fact, template, answer=answer, chat=self.chat))
+
+    def fact_prompts(self, fact: Fact, template: str = BARE) -> tuple[Prompt, Prompt]:
+        """A fact's row, and its row with the answer to be learnt; see `jacobian_lab.model.tokens.fact_prompts`.
+
+        Args:
+            fact: The fact.
+            template: A context template, with one ``{}``.
+
+        Returns:
+            Both rows.
+        """
+        prompt, answered = tokens.fact_prompts(self.tokenizer, fact, template, chat=self.chat)
+        return self._embedded(prompt), self._embedded(answered)
 
     def kl_prompt(self, fact: Fact) -> Prompt:
         """The row of the KL term; see `jacobian_lab.model.tokens.kl_prompt`.
@@ -172,9 +190,8 @@ class LanguageModel:
         return self._embedded(tokens.text_prompt(self.tokenizer, text, answer, join, chat=self.chat))
 
     def _embedded(self, row: Prompt) -> Prompt:
-        embedding = self.hf.get_input_embeddings().weight
-        if not embedding.is_meta:  # a sketch may have another model's tokenizer
-            tokens.check_ids(self.tokenizer, row.ids + row.answer, len(embedding))
+        if self.device.type != "meta":  # a sketch may have another model's tokenizer
+            tokens.check_ids(self.tokenizer, row.ids + row.answer, self.vocab_size)
         return row
 
     def projection(self, layer: int) -> Any:
@@ -206,7 +223,7 @@ class LanguageModel:
             layer: The block's index.
 
         Returns:
-            A copy, where the model is at home.
+            A copy on the primary device.
         """
         return self.weight(layer).to(self.device, copy=True)
 
@@ -234,7 +251,7 @@ class LanguageModel:
 
     @property
     def max_tokens(self) -> int:
-        """How long a row may be; where frequencies follow the longest row of a batch, as long as they rest."""
+        """Tokens that a row may have; where frequencies follow the longest row of a batch, as long as they rest."""
         config = self.hf.config
         rotary = getattr(config, "rope_parameters", None) or {}
         resting = rotary.get("rope_type") in {"dynamic", "longrope"}
@@ -242,7 +259,7 @@ class LanguageModel:
         return int(min(config.max_position_embeddings, original or config.max_position_embeddings))
 
     def window(self, layer: int) -> int | None:
-        """How many tokens, itself counted, a token of this block attends to.
+        """Number of tokens, itself counted, that a token of this block attends to.
 
         Args:
             layer: The block's index.
@@ -258,7 +275,7 @@ class LanguageModel:
     def positional(
         self, hidden: Float[Tensor, "row token d_model"], positions: Int[Tensor, "row token"]
     ) -> dict[str, Any]:
-        """What the blocks are told of positions; the same for all blocks.
+        """Arguments of the blocks that depend on positions; the same for all blocks.
 
         Args:
             hidden: Any hidden states; only their dtype matters.
@@ -321,7 +338,7 @@ class LanguageModel:
         bias = None if head.bias is None else head.bias.to(dtype)
         return nn.functional.linear(hidden.to(dtype), head.weight.to(dtype), bias)
 
-    def known(self) -> str:
+    def known_as(self) -> str:
         """The model's name in `KNOWN`, by its shape.
 
         Returns:
@@ -333,10 +350,12 @@ class LanguageModel:
             self.n_layers,
             self.d_model,
             self.d_mlp,
-            config.vocab_size,
+            self.vocab_size,
             config.max_position_embeddings,
         )
-        return next((name for name, known in KNOWN.items() if known.shape == shape), "")
+        return next((name for name, entry in KNOWN.items() if entry.shape == shape), "")
+
+    known = known_as
 
     def defaults(self, protocol: str | None = None) -> Defaults:
         """Settings for this model: the literature's where it is known, else an educated guess.
@@ -348,7 +367,7 @@ class LanguageModel:
             For an unknown model five layers from an eighth of its depth on, as the paper has them
             in Llama-3-8B.
         """
-        name = protocol.lower() if protocol else self.known()
+        name = protocol.lower() if protocol else self.known_as()
         if name:
             return KNOWN[name].defaults
         first = min(self.n_layers // 8, max(self.n_layers - 5, 0))
@@ -360,7 +379,7 @@ CACHE_NAMES = ("cache", "past_key_values", "layer_past")
 
 
 def cache_name(module: nn.Module) -> str:
-    """What a block, or a model, calls its key-value cache."""
+    """Name of the key-value cache among the arguments of a block or a model."""
     parameters = inspect.signature(module.forward).parameters
     return next(name for name in CACHE_NAMES if name in parameters)
 

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from jacobian_lab.errors import InputError, first_line
 from jacobian_lab.memory import out_of_memory
 from jacobian_lab.model.devices import Places, check_places, divide, places_of, shares
-from jacobian_lab.model.families import Family, family_of
+from jacobian_lab.model.families import DEFAULT_MODEL, Family, family_of
 from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.quiet import Quiet
-from jacobian_lab.model.sources import DEFAULT_MODEL, Source, check_room, count_weights, find_source
+from jacobian_lab.model.sources import Source, check_room, count_weights, find_source
 
 # Versions of transformers have read one tokenizer in different ways: how this is split is part of a fingerprint.
 _PROBE = "The capital of France is Paris, 1413 km away.\n\u00c9t\u00e9 \u6771\u4eac"
@@ -63,8 +63,6 @@ def load_model(
     name: str | Path = DEFAULT_MODEL,
     dtype: str = "float32",
     device: str = "auto",
-    *,
-    exact: bool = False,
 ) -> LanguageModel:
     """Load a model for analysis.
 
@@ -73,9 +71,6 @@ def load_model(
         dtype: One of `DTYPES`.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or ``"auto"``: CUDA where there is one; ``"cuda:M-N"`` divides the
             model's blocks over all cards from M to N, all else on the first.
-        exact: With float64, compute in float64 throughout. transformers casts to float32 inside
-            RMS norms, rotary angles and GPT-J's attention whatever the dtype; that is left as it is by default, so
-            that the model is the one that everybody runs, and lifted where derivatives are compared.
 
     Returns:
         The model.
@@ -100,12 +95,9 @@ def load_model(
     with Quiet():
         hf, tokenizer = _from_pretrained(source.folder, DTYPES[dtype], family, places)
     hf.eval().requires_grad_(False)
-    lifted = exact and dtype == "float64"
-    if lifted:
-        _compute_in_float64(hf)
     divide(hf, family, places)
     _check_finite(hf, name)
-    return LanguageModel(hf, tokenizer, family, str(name), _fingerprint(source, hf, tokenizer, lifted))
+    return LanguageModel(hf, tokenizer, family, str(name), _fingerprint(source, hf, tokenizer))
 
 
 def sketch_model(name: str | Path = DEFAULT_MODEL, dtype: str = "float32") -> LanguageModel:
@@ -140,7 +132,7 @@ def check_layers(layers: tuple[int, ...], model: LanguageModel) -> None:
 
 
 def _count_skeleton(folder: Path) -> int:
-    """How many numbers a model has by its configuration: its weights, and tables as long as the rows that it takes."""
+    """Count a model's numbers by its configuration: its weights, and tables as long as the rows that it takes."""
     try:
         with Quiet():
             hf = _skeleton(folder, torch.float32)
@@ -180,10 +172,11 @@ def _from_pretrained(source: Path, dtype: torch.dtype, family: Family, places: P
     hf, report = loaded
     _check_report(report, hf, source)
     _check_fast(tokenizer, source)
-    words, rows = tokenizer.vocab_size, hf.get_input_embeddings().weight.shape[0]
-    if not tokenizer("a").input_ids or words > rows:
+    written, embedded = tokenizer.vocab_size, hf.get_input_embeddings().weight.shape[0]
+    if not tokenizer("a").input_ids or written > embedded:
         raise InputError(
-            f"expected a tokenizer of at most {rows} words, got one of {words} in {str(source)!r}: give the model's own"
+            f"expected a tokenizer of at most {embedded} words, got one of {written} in {str(source)!r}: "
+            "give the model's own"
         )
     return hf, tokenizer
 
@@ -215,62 +208,6 @@ def _check_fast(tokenizer: Any, source: Path) -> None:
         raise InputError(f"expected a fast tokenizer, got a slow one in {str(source)!r}: convert it to tokenizer.json")
 
 
-def _compute_in_float64(hf: nn.Module) -> None:
-    """Lift transformers' casts to float32, which guard half precision: in norms, rotary angles, GPT-J's attention."""
-    parents: list[Any] = list(hf.modules())
-    for parent in parents:
-        for name, module in parent.named_children():
-            if type(module).__name__.endswith("RMSNorm"):
-                eps = getattr(module, "variance_epsilon", None)
-                norm = nn.RMSNorm(module.weight.shape, eps=eps, dtype=torch.float64)
-                norm.weight = module.weight
-                setattr(parent, name, norm)
-            if hasattr(module, "inv_freq"):
-                setattr(parent, name, _Rotary(module))
-            if hasattr(module, "embed_positions"):  # of GPT-J, which has no other
-                module.embed_positions = _table_of_sines(*module.embed_positions.shape)
-            if type(module).__name__ == "GPTJAttention":
-                if hasattr(module, "_attn"):  # before transformers 5.24
-                    module._attn = _plain_attention
-                else:
-                    module.config._attn_implementation = "sdpa"
-
-
-class _Rotary(nn.Module):
-    """Cosines and sines of rotary angles in float64; one that changes its frequencies with the text's length goes on.
-
-    Args:
-        own: transformers' own module.
-    """
-
-    def __init__(self, own: Any) -> None:
-        super().__init__()
-        self.own = own
-
-    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """As transformers' own, but for the dtype."""
-        self.own(x, position_ids)
-        angles = position_ids[..., None].double() * self.own.inv_freq.double()
-        angles = torch.cat([angles, angles], dim=-1)
-        scale = self.own.attention_scaling
-        return (angles.cos() * scale).to(x.dtype), (angles.sin() * scale).to(x.dtype)
-
-
-def _table_of_sines(positions: int, width: int) -> Tensor:
-    """Sines and cosines of GPT-J's rotary angles in float64, from its frequencies in float32."""
-    frequencies = 1.0 / 10000 ** (torch.arange(0, width, 2) / width)
-    angles = torch.arange(positions)[:, None].double() * frequencies.double()
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
-
-
-def _plain_attention(
-    query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None
-) -> tuple[Tensor, None]:
-    """GPT-J's attention in the dtype of its inputs."""
-    mask = None if attention_mask is None else attention_mask[..., : key.shape[-2]]  # transformers 5.0 gives more
-    return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask), None
-
-
 def _check_finite(hf: nn.Module, name: str | Path) -> None:
     for key, weight in hf.named_parameters():
         if not torch.isfinite(weight).all():
@@ -279,10 +216,9 @@ def _check_finite(hf: nn.Module, name: str | Path) -> None:
             )
 
 
-def _fingerprint(source: Source, hf: Any, tokenizer: Any, exact: bool) -> str:
-    """SHA-256 over the model's own files, the weights as loaded, whether float64 is exact, and how a text is split."""
-    digest = hashlib.sha256(b"exact throughout" if exact else b"")
-    digest.update(json.dumps(tokenizer(_PROBE)["input_ids"]).encode())
+def _fingerprint(source: Source, hf: Any, tokenizer: Any) -> str:
+    """SHA-256 over the model's own files, the weights as loaded, and the way a text is split."""
+    digest = hashlib.sha256(json.dumps(tokenizer(_PROBE)["input_ids"]).encode())
     for name, content in _described(source, hf):
         digest.update(json.dumps([name, len(content)]).encode() + content)
     for key, weight in sorted(hf.named_parameters()):

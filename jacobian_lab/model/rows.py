@@ -58,7 +58,7 @@ def fact_rows(model: LanguageModel, facts: Sequence[Fact], templates: Templates 
         The rows.
 
     Raises:
-        InputError: If one is longer than the model takes, naming the first such fact.
+        InputError: If one cannot be edited or is longer than the model takes, naming the first such fact.
 
     Examples:
         >>> import jacobian_lab as jl
@@ -67,25 +67,60 @@ def fact_rows(model: LanguageModel, facts: Sequence[Fact], templates: Templates 
         [4, 7]
     """
     texts, weights = zip(*template_weights(templates), strict=True)
-    rows = FactRows(
-        model,
-        weights,
-        tuple(facts),
-        bare=tuple(model.fact_prompt(fact).cut() for fact in facts),
-        answered=tuple(model.fact_prompt(fact, answer=True) for fact in facts),
-        contexts=tuple(tuple(model.fact_prompt(fact, text).cut() for text in texts) for fact in facts),
-        answered_contexts=tuple(tuple(model.fact_prompt(fact, text, answer=True) for text in texts) for fact in facts),
-        kl=tuple(model.kl_prompt(fact).cut() for fact in facts),
-    )
-    for fact, answered in zip(facts, rows.answered_contexts, strict=True):
-        for row in answered:
-            _check_length(model, fact, row)
-    return rows
+    return _gathered(model, weights, [_rows_of(model, fact, texts) for fact in facts])
+
+
+def checked_rows(
+    model: LanguageModel, facts: Sequence[Fact], templates: Templates, places: Mapping[Any, str]
+) -> tuple[FactRows, tuple[Refused, ...]]:
+    """Make the token rows of the facts that a model takes, in every context, and tell the others.
+
+    Args:
+        model: The model.
+        facts: The facts.
+        templates: The context templates.
+        places: Places of the facts in their file, by id.
+
+    Returns:
+        The rows, and the other facts with the reasons.
+    """
+    texts, weights = zip(*template_weights(templates), strict=True)
+    rows, refused = [], []
+    for fact in facts:
+        try:
+            rows.append(_rows_of(model, fact, texts))
+        except InputError as error:
+            refused.append(Refused(places[fact.id], fact.id, str(error)))
+    return _gathered(model, weights, rows), tuple(refused)
+
+
+_OfFact = tuple[Fact, Prompt, Prompt, tuple[Prompt, ...], tuple[Prompt, ...], Prompt]
+"""One fact's share of `FactRows`."""
+
+
+def _rows_of(model: LanguageModel, fact: Fact, texts: Sequence[str]) -> _OfFact:
+    """Tokenise a fact in its contexts, each text once, and refuse a fact that cannot be edited."""
+    bare, answered = model.fact_prompts(fact)
+    _check_row(model, fact, answered)
+    pairs = {text: (bare, answered) if text == BARE else model.fact_prompts(fact, text) for text in texts}
+    contexts, answered_contexts = zip(*(pairs[text] for text in texts), strict=True)
+    for row in answered_contexts:
+        _check_length(model, fact, row)
+    cut = tuple(row.cut() for row in contexts)
+    return fact, bare.cut(), answered, cut, answered_contexts, model.kl_prompt(fact).cut()
+
+
+def _gathered(model: LanguageModel, weights: tuple[float, ...], rows: Sequence[_OfFact]) -> FactRows:
+    by_field: Any = zip(*rows, strict=True) if rows else ((),) * len(fields(FactRows)[2:])
+    return FactRows(model, weights, *by_field)
 
 
 def check_fact(model: LanguageModel, fact: Fact) -> None:
     """Refuse a fact that cannot be edited."""
-    row = model.fact_prompt(fact, answer=True)
+    _check_row(model, fact, model.fact_prompt(fact, answer=True))
+
+
+def _check_row(model: LanguageModel, fact: Fact, row: Prompt) -> None:
     check_tokens(model, fact, row)
     _check_lines(model, fact, row)
     _check_length(model, fact, row)
@@ -103,15 +138,15 @@ def sorted_out(
     facts: Sequence[Fact], check: Callable[[Fact], Any], places: Mapping[Any, str]
 ) -> tuple[tuple[Fact, ...], tuple[Refused, ...]]:
     """Tell facts that pass a check from those that do not."""
-    taken, refused = [], []
+    passing, refused = [], []
     for fact in facts:
         try:
             check(fact)
         except InputError as error:
             refused.append(Refused(places[fact.id], fact.id, str(error)))
         else:
-            taken.append(fact)
-    return tuple(taken), tuple(refused)
+            passing.append(fact)
+    return tuple(passing), tuple(refused)
 
 
 def _check_length(model: LanguageModel, fact: Fact, row: Prompt) -> None:

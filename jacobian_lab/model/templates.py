@@ -11,7 +11,7 @@ from transformers import GenerationConfig
 
 from jacobian_lab.errors import InputError
 from jacobian_lab.model.language_model import LanguageModel
-from jacobian_lab.model.tokens import BARE, going_on, passing
+from jacobian_lab.model.tokens import BARE, going_on
 
 Templates = tuple[tuple[str, ...], ...]
 """Groups of templates; keys are averaged inside each group, then over the groups."""
@@ -107,8 +107,7 @@ def write(model: LanguageModel, ids: Int[Tensor, "row token"], **settings: Any) 
     own, model.hf.generation_config = model.hf.generation_config, GenerationConfig()
     plain = GenerationConfig(pad_token_id=0, **settings)
     try:
-        with passing([ids.shape[1]] * len(ids)):
-            written: Tensor = model.hf.generate(ids, attention_mask=torch.ones_like(ids), generation_config=plain)
+        written: Tensor = model.hf.generate(ids, attention_mask=torch.ones_like(ids), generation_config=plain)
     finally:
         model.hf.generation_config = own
     return written

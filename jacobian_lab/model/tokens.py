@@ -1,4 +1,4 @@
-"""From a fact and a template to token ids, the decisive position and the answer's span.
+"""Token ids of facts and templates, the decisive position and the answer's span.
 
 Prompt and answer are tokenised together, as running text has them, and never again; the decisive token is
 found by the fast tokenizer's character offsets; nothing here depends on the tokenizer's padding side or on
@@ -44,9 +44,11 @@ class Prompt:
     answer: tuple[int, ...] = ()
 
     @property
-    def asked(self) -> int:
+    def prompt_length(self) -> int:
         """Tokens of the prompt, without the answer's."""
         return len(self.ids) - max(len(self.answer) - 1, 0)
+
+    asked = prompt_length
 
     @property
     def tail(self) -> int:
@@ -64,11 +66,11 @@ class Passing:
 
     Attributes:
         prompts: Tokens of each row that are its prompt.
-        kept: What a hook keeps for the passes that go on from this one, token by token.
+        routes: Decisions of a router, for the passes that go on from this one token by token.
     """
 
     prompts: Sequence[int]
-    kept: dict[Any, Any] = field(default_factory=dict)
+    routes: dict[Any, Any] = field(default_factory=dict)
 
 
 PASSING: ContextVar[Passing | None] = ContextVar("passing", default=None)
@@ -95,30 +97,38 @@ class _Encoded:
 
     def covering(self, place: int) -> int | None:
         """The last token that covers a character."""
-        found = [i for i, (start, end) in enumerate(self.offsets) if start <= place < end]
-        return found[-1] if found else None
+        covering = [i for i, (start, end) in enumerate(self.offsets) if start <= place < end]
+        return covering[-1] if covering else None
 
 
 def fact_prompt(
     tokenizer: Any, fact: Fact, template: str = BARE, *, answer: bool = False, chat: Chat | None = None
 ) -> Prompt:
     """Tokenise ``template(prompt(subject))``, with the answer to be learnt after it if asked for."""
-    before, _, after = template.partition("{}")
-    start, _, end = fact.prompt.partition("{}")
-    return _locate(tokenizer, before + start, fact, end + after, answer=answer, chat=chat)
+    return _locate(tokenizer, *_parts(fact, template), (answer,), chat)[0]
+
+
+def fact_prompts(
+    tokenizer: Any, fact: Fact, template: str = BARE, *, chat: Chat | None = None
+) -> tuple[Prompt, Prompt]:
+    """Tokenise ``template(prompt(subject))`` once, for the row without and the row with the answer to be learnt."""
+    prompt, answered = _locate(tokenizer, *_parts(fact, template), (False, True), chat)
+    return prompt, answered
 
 
 def kl_prompt(tokenizer: Any, fact: Fact, chat: Chat | None = None) -> Prompt:
     """Tokenise ``"{subject} is a"``."""
     before, _, after = KL_PROMPT.partition("{}")
-    return _locate(tokenizer, before, fact, after, answer=False, chat=chat)
+    return _locate(tokenizer, before, fact, after, (False,), chat)[0]
 
 
 def text_prompt(
     tokenizer: Any, text: str, answer: str = "", join: str | None = None, *, chat: Chat | None = None
 ) -> Prompt:
     """Tokenise a prompt as it stands, with an answer after it if one is given."""
-    prompt, following = _asked(tokenizer, text, answer or None, join, chat)
+    prompt, following = _prompt(tokenizer, text, chat), ()
+    if answer:
+        prompt, following = _answered(tokenizer, text, prompt, answer, join, chat)
     if not prompt.ids:
         raise InputError(f"expected a prompt with at least one token, got {text!r}: give another")
     return Prompt(prompt.ids + following[:-1], len(prompt.ids) - 1, following)
@@ -160,37 +170,55 @@ def going_on(ids: Sequence[int], added: Sequence[int]) -> list[int]:
 
 
 def ends_texts(tokenizer: Any) -> bool:
-    """Whether a tokenizer adds something behind a text, such as an EOS."""
+    """Tell a tokenizer that adds something behind a text, such as an EOS."""
     encoded = tokenizer("a", return_special_tokens_mask=True)
     return going_on(encoded["input_ids"], encoded["special_tokens_mask"]) != encoded["input_ids"]
 
 
-def _locate(tokenizer: Any, before: str, fact: Fact, after: str, *, answer: bool, chat: Chat | None) -> Prompt:
-    """Tokenise the three parts as one text; the decisive token covers the subject's last character."""
-    text, target = before + fact.subject + after, fact.target_new if answer else None
-    prompt, following = _asked(tokenizer, text, target, fact.join, chat)
-    first = len(before) if chat is None else chat.place(tokenizer, prompt.text, before, fact.subject, after)
+def _parts(fact: Fact, template: str) -> tuple[str, Fact, str]:
+    """The text before the subject, the fact, and the text after the subject."""
+    before, _, after = template.partition("{}")
+    start, _, end = fact.prompt.partition("{}")
+    return before + start, fact, end + after
+
+
+def _locate(
+    tokenizer: Any, before: str, fact: Fact, after: str, answers: Sequence[bool], chat: Chat | None
+) -> list[Prompt]:
+    """Tokenise the three parts as one text, for rows with and without the answer.
+
+    The decisive token covers the subject's last character.
+    """
+    text, rows = before + fact.subject + after, []
+    alone = _prompt(tokenizer, text, chat)
+    first = len(before) if chat is None else chat.place(tokenizer, alone.text, before, fact.subject, after)
     last = first + len(fact.subject) - 1
-    decisive = prompt.covering(last)
-    if decisive is None:
-        raise InputError(
-            f"expected the subject to appear among the tokens of its prompt, got none for {fact.subject!r} in "
-            f"{prompt.text!r}: the tokenizer drops it, or joins it with the answer; give another subject"
-        )
-    _check_plain(tokenizer, prompt, first, last, fact.subject)
-    return Prompt(prompt.ids + following[:-1], decisive, following)
+    for answer in answers:
+        prompt, following = alone, ()
+        if answer:
+            prompt, following = _answered(tokenizer, text, alone, fact.target_new, fact.join, chat)
+        decisive = prompt.covering(last)
+        if decisive is None:
+            raise InputError(
+                f"expected the subject to appear among the tokens of its prompt, got none for {fact.subject!r} in "
+                f"{prompt.text!r}: the tokenizer drops it, or joins it with the answer; give another subject"
+            )
+        _check_plain(tokenizer, prompt, first, last, fact.subject)
+        rows.append(Prompt(prompt.ids + following[:-1], decisive, following))
+    return rows
 
 
-def _asked(
-    tokenizer: Any, text: str, answer: str | None, join: str | None, chat: Chat | None
+def _prompt(tokenizer: Any, text: str, chat: Chat | None) -> _Encoded:
+    """A prompt by itself; a chat template writes the special tokens."""
+    return _encode(tokenizer, text if chat is None else chat.prompt(tokenizer, text), chat is None)
+
+
+def _answered(
+    tokenizer: Any, text: str, prompt: _Encoded, answer: str, join: str | None, chat: Chat | None
 ) -> tuple[_Encoded, tuple[int, ...]]:
-    """A prompt, by itself or with an answer after it, and the ids of the answer."""
-    own = chat is None  # a chat template writes the special tokens itself
-    prompt = _encode(tokenizer, text if chat is None else chat.prompt(tokenizer, text), own)
-    if answer is None:
-        return prompt, ()
+    """A prompt with an answer after it, and the ids of the answer."""
     whole = text + joint(text, join) + answer if chat is None else chat.answered(tokenizer, prompt.text, text, answer)
-    return _continue(tokenizer, prompt, _encode(tokenizer, whole, own), answer)
+    return _continue(tokenizer, prompt, _encode(tokenizer, whole, chat is None), answer)
 
 
 def _continue(tokenizer: Any, prompt: _Encoded, both: _Encoded, answer: str) -> tuple[_Encoded, tuple[int, ...]]:

@@ -98,7 +98,9 @@ class Plan:
 
     def lines(self) -> list[str]:
         """Give it to a person: a line a stage, the total, the disk and the smallest card."""
-        rows = [(each.name, spoken(self.seconds_of(each)), *map(_size, self.bytes_of(each))) for each in self.stages]
+        rows = [
+            (stage.name, spoken(self.seconds_of(stage)), *map(_size, self.bytes_of(stage))) for stage in self.stages
+        ]
         rows.append(("all", spoken(self.seconds), *map(_size, self.most())))
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
         table = [

@@ -39,7 +39,7 @@ class Work:
     moved: float = 0.0
 
     def __add__(self, other: "Work") -> "Work":
-        return Work(*(ours + others for ours, others in zip(astuple(self), astuple(other), strict=True)))
+        return Work(*(count + further for count, further in zip(astuple(self), astuple(other), strict=True)))
 
     def __mul__(self, times: float) -> "Work":
         return Work(*(count * times for count in astuple(self)))

@@ -1,4 +1,4 @@
-"""What captions say of a run: its model and facts, how it was made, what its columns are."""
+"""Sentences of captions: a run's model and facts, how it was made, and the meaning of its columns."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -6,11 +6,13 @@ from typing import Any
 
 import xarray as xr
 
+from jacobian_lab.store.run import config_of
+
 
 def facts_in_cells(total: int, counts: Iterable[Any]) -> str:
-    """What a caption says of how many facts a table is made of."""
-    held = {int(count) for count in counts}
-    fewest, most = min(held), max(held)
+    """Number of facts, and how many of them are in the cells of a table."""
+    numbers = {int(count) for count in counts}
+    fewest, most = min(numbers), max(numbers)
     if fewest == total:
         return f"{total} facts"
     return (
@@ -21,63 +23,58 @@ def facts_in_cells(total: int, counts: Iterable[Any]) -> str:
 
 
 def model_name(dataset: xr.Dataset) -> str:
-    """What a caption calls the model."""
-    return str(dataset.attrs["config"]["provenance"]["model"])
+    """Name of the model."""
+    return str(config_of(dataset)["provenance"]["model"])
 
 
-def facts_line(dataset: xr.Dataset, counts: Iterable[Any], middle: str = "median") -> str:
-    """What a caption says of model, facts, cells with medians, and how the run was made."""
+def facts_line(dataset: xr.Dataset, counts: Iterable[Any], detail: str = "", methods: Iterable[Any] = ()) -> str:
+    """Model, facts, some detail, and how the run was made."""
     facts = facts_in_cells(dataset.sizes["fact"], counts)
-    return f"{model_name(dataset)}, {facts}, mean [95 % bootstrap interval] ({middle}). {made_with(dataset)}"
+    circumstances = ", ".join(_circumstances(config_of(dataset), set(map(str, methods))))
+    return f"{model_name(dataset)}, {facts}{detail}. Made with {circumstances}."
 
 
-def facts_of(dataset: xr.Dataset, counts: Iterable[Any], methods: Iterable[str] | None = None) -> str:
-    """What a caption says of model, facts, cells, and how the run was made."""
-    source = Path(dataset.attrs["config"]["provenance"]["facts"]["source"]).name
-    facts = facts_in_cells(dataset.sizes["fact"], counts)
-    shown = dataset["edit"].values if methods is None else methods
-    return f"{model_name(dataset)}, {facts}, of {source}. {made_with(dataset, map(str, shown))}"
-
-
-def made_with(dataset: xr.Dataset, methods: Iterable[str] = ()) -> str:
-    """What a caption says of how a run was made, as far as its configuration says it: only what applies."""
-    return f"Made with {', '.join(_circumstances(dataset.attrs['config'], set(methods)))}."
+def facts_of(dataset: xr.Dataset, counts: Iterable[Any], methods: Iterable[Any] | None = None) -> str:
+    """`facts_line` of a table of methods, which says where its facts are from."""
+    source = Path(config_of(dataset)["provenance"]["facts"]["source"]).name
+    return facts_line(dataset, counts, f", of {source}", dataset["edit"].values if methods is None else methods)
 
 
 def _circumstances(config: dict[str, Any], methods: set[str]) -> Iterator[str]:
-    settings, known = config["settings"], config["provenance"]
+    """Settings that apply to a run, as far as its configuration has them."""
+    settings, provenance = config["settings"], config["provenance"]
     descents = settings.get("anchor", {}).get("dtype", settings["dtype"])
     yield settings["dtype"] + (f" (anchors in {descents})" if descents != settings["dtype"] else "")
     if "chat" in settings:
         yield "prompts in the model's chat template"
-    if "ridge" in known:
+    if "ridge" in provenance:
         if "ridges" not in settings:
-            yield f"λ = {known['ridge']:g}"
-        if "corpus" in known:
-            yield _moments(settings["corpus"], Path(known["corpus"]).name)
+            yield f"λ = {provenance['ridge']:g}"
+        if "corpus" in provenance:
+            yield _moments(settings["corpus"], Path(provenance["corpus"]).name)
     if "templates" in settings:
         count = sum(map(len, settings["templates"]))
-        yield f"{count} context template{'s' if count > 1 else ''} ({Path(known['templates']).name})"
+        yield f"{count} context template{'s' if count > 1 else ''} ({Path(provenance['templates']).name})"
     if "edits_per_batch" in settings:
         size = settings["edits_per_batch"]
         yield f"closed-form edits in {f'batches of {size}, measured after the last batch' if size else 'one batch'}"
     for name, training in settings.get("training", {}).items():
         if name in methods:
             size = training.get("edited_at_once")
-            each = "fact by fact" if size == 1 else f"in batches of {size or 'its own'}"
-            yield f"{name} {each}"
+            manner = "fact by fact" if size == 1 else f"in batches of {size or 'its own'}"
+            yield f"{name} {manner}"
 
 
 def _moments(settings: dict[str, Any], name: str) -> str:
-    """What a caption says of C."""
+    """Source of C."""
     if "published" in settings:
         return f"C as published ({name})"
     return f"C of {name} ({f'{tokens:,} tokens' if (tokens := settings['tokens']) else 'whole'})"
 
 
 def meanings(dataset: xr.Dataset) -> str:
-    """What a caption says of the columns of methods."""
-    counterfact = dataset.attrs["config"]["settings"]["metrics"] == "counterfact"
+    """Meaning of the columns of a table of methods."""
+    counterfact = config_of(dataset)["settings"]["metrics"] == "counterfact"
     success = "the new answer before the true one" if counterfact else "share of the answer's tokens, teacher forced"
     return (
         f"In the columns, success: {success}; accuracy: every token of the answer the argmax, teacher forced; D_KL and "

@@ -1,31 +1,31 @@
-"""What is known of a table or a figure before there is a run: of which kind it is, what it needs, what makes it."""
+"""Entries of the registry: kinds of run, caption, requirements, and the function that makes a table or a figure."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import xarray as xr
-from matplotlib.figure import FigureBase
 
 from jacobian_lab.report.writing import Table, below_last
 
 
 def nothing(_dataset: xr.Dataset) -> str:
-    """What a run lacks that lacks nothing."""
+    """Require nothing of a run."""
     return ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What is shown of a kind of run.
+    """A table or a figure of some kinds of run.
 
     Attributes:
         kinds: The kinds of run, among `KINDS`.
-        caption: What is in it.
+        caption: Its content.
         needs: Variables that the run must hold values of.
         made_by: The command that computes them, as Python spells it; options may follow.
         below: Whether they are needed below the last layer, where J says something.
-        lacking: What else a run lacks, in words; empty if nothing.
+        lacking: Names in words any further requirement that a run does not meet; empty if it meets all.
     """
 
     kinds: tuple[str, ...] = ("tables",)
@@ -36,9 +36,9 @@ class Entry:
     lacking: Callable[[xr.Dataset], str] = nothing
 
     def lacks(self, dataset: xr.Dataset) -> str:
-        """What a run of the kind would have to hold besides."""
-        shown = below_last(dataset) if self.below else dataset
-        missing = [name for name in self.needs if name not in shown or not np.isfinite(shown[name]).any()]
+        """Name the first requirement that a run of the kind does not meet; empty if it meets all."""
+        needed = below_last(dataset) if self.below else dataset
+        missing = [name for name in self.needs if name not in needed or not np.isfinite(needed[name]).any()]
         return missing[0] if missing else self.lacking(dataset)
 
 
@@ -47,14 +47,14 @@ class TableEntry(Entry):
     """A table; one without a caption goes to a CSV file alone.
 
     Attributes:
-        make: Computes it from an open run, and from the frame of the table that it uses.
-        uses: Another table that it is made of.
+        make: Computes it from an open run, and from the frame of `uses` if there is one.
+        uses: Computes a frame that several tables share.
         edits: Schemes or methods that the paper's table has: what its script edits with by default.
         model: The known model that the paper's table is of.
     """
 
     make: Callable[..., Table]
-    uses: str = ""
+    uses: Callable[[xr.Dataset], pd.DataFrame] | None = None
     edits: tuple[str, ...] = ()
     model: str = ""
 
@@ -65,10 +65,10 @@ class FigureEntry(Entry):
 
     Attributes:
         draw: Draws an open run on an empty figure.
-        panels: How many stand side by side, across the page; in one column if it is not said.
+        panels: Counts the panels side by side, across the page; one column without.
         height: Height of a panel over its width.
     """
 
-    draw: Callable[[FigureBase, xr.Dataset], None]
+    draw: Callable[..., None]
     panels: Callable[[xr.Dataset], int] | None = None
     height: float = 0.75

@@ -5,14 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from scipy import stats
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
 """Resamples of an interval, looked up at every call."""
 
 NUMBERS_AT_ONCE = 20_000_000
-"""What a batch of resamples may hold."""
+"""Largest batch of resamples."""
 
 
 def intervals(
@@ -20,21 +19,22 @@ def intervals(
 ) -> pd.DataFrame:
     """Means of many cells with their 95 % intervals, by the percentile bootstrap over facts.
 
-    Cells with values of the same facts are resampled together, each as it would be alone; a fact without a weight
+    Cells with values of the same facts are resampled together, each as it would be alone. A fact without a weight
     is in no resample.
     """
     part = np.isfinite(sums) & (weights > 0)
-    found = np.full((len(sums), 3), np.nan)
+    rows = np.full((len(sums), 3), np.nan)
     for mask in {row.tobytes(): row for row in part}.values():
         cells = np.flatnonzero((part == mask).all(axis=1))
         if mask.any():
-            found[cells] = _resampled(sums[np.ix_(cells, mask)], weights[np.ix_(cells, mask)], seed)
-    frame = pd.DataFrame(found, columns=["mean", "low", "high"])
+            rows[cells] = _resampled(sums[np.ix_(cells, mask)], weights[np.ix_(cells, mask)], seed)
+    frame = pd.DataFrame(rows, columns=["mean", "low", "high"])
     return frame.assign(count=part.sum(axis=1))
 
 
 def _resampled(sums: np.ndarray, weights: np.ndarray, seed: int) -> np.ndarray:
     """Mean, low and high of each cell, ``[cell, 3]``."""
+    from scipy import stats  # takes a second to import
 
     def mean(total: np.ndarray, weight: np.ndarray, axis: int = -1) -> np.ndarray:
         return np.asarray(total.sum(axis) / weight.sum(axis))
@@ -61,8 +61,8 @@ def summaries_of(values: Float[np.ndarray, "cells facts"], seed: int) -> pd.Data
     """Mean with its interval, and median, of what is finite in each cell."""
     values = np.where(np.isfinite(values), values, np.nan)
     frame = intervals(values, np.ones_like(values), seed)
-    kept = [row[~np.isnan(row)] for row in values]
-    frame.insert(3, "median", [float(np.median(row)) if len(row) else np.nan for row in kept])
+    finite = [row[~np.isnan(row)] for row in values]
+    frame.insert(3, "median", [float(np.median(row)) if len(row) else np.nan for row in finite])
     return frame
 
 

@@ -17,9 +17,9 @@ class Metric:
     """A column of the tables of methods.
 
     Attributes:
-        label: What it is called.
-        scale: What it is multiplied by: shares are given × 100.
-        best: Whether the largest (1) or the smallest (-1) is the best.
+        label: Its label.
+        scale: Factor of its values: shares are given × 100.
+        best: Direction of the better values: 1 up, -1 down, 0 neither.
         flat: Whether prompts are averaged at once, instead of each record's first.
     """
 
@@ -43,10 +43,10 @@ METRICS: Mapping[str, Metric] = {
 
 DATASETS = {"counterfact": "CounterFact", "zsre": "ZsRE"}
 FACTS = "2,000"
-"""How many facts the paper edits, in one batch, on every model and data set."""
+"""Number of facts that the paper edits, in one batch, on every model and data set."""
 
 _OF = ("table", "model", "dataset")
-"""What a row of numbers may say it is of."""
+"""Columns that say what a row of numbers is of."""
 
 
 def read_paper(path: Path) -> pd.DataFrame:
@@ -76,7 +76,7 @@ def paper_methods() -> pd.DataFrame:
 
 
 def rows_beside(numbers: pd.DataFrame, dataset: str, model: str, table: str = "") -> pd.DataFrame:
-    """The rows that stand in a table: those of its data set, model and number, as far as they say what they are of."""
+    """Select the rows of a table: those that name no other data set, model or number."""
     own = {"dataset": dataset, "model": model} | ({"table": table} if table else {})
     for column, value in own.items():
         numbers = numbers[numbers[column].isin(["", value])]
@@ -98,8 +98,14 @@ def paper_residuals(table: str, scheme: str, layers: int) -> np.ndarray:
     return row.set_index("layer")["value"].reindex(places).to_numpy()
 
 
+def paper_schemes(table: str) -> tuple[str, ...]:
+    """Target schemes of Table 1, 2 or 5 of the paper."""
+    numbers = _residuals()
+    return tuple(dict.fromkeys(numbers["scheme"][numbers["table"] == int(table.removeprefix("table"))]))
+
+
 def source_line(numbers: pd.DataFrame | None = None) -> str:
-    """What a caption says of the paper's rows."""
+    """Sentence of a caption about the paper's rows."""
     rows = _residuals() if numbers is None else numbers
     pairs = rows[["model", "dataset"]].drop_duplicates().to_numpy()
     named = [", ".join(filter(None, (model, DATASETS.get(dataset, dataset)))) for model, dataset in pairs]

@@ -1,34 +1,32 @@
-"""Every table and every figure once: of which kind of run, from which variables, made by which command, drawn by what.
+"""Registry of tables and figures: for each the kinds of run, the variables, the command and the function that make it.
 
-The same rows serve the command line, the scripts in ``analyses/`` and ``figures/``, and `Results`.
+The same rows serve the command line, the scripts in ``analyses/`` and ``figures/``, and `Results`. Figures are drawn by
+`jacobian_lab.report.figures`, which is imported when the first one is.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from importlib import import_module
+from typing import Any
 
 import xarray as xr
 
+from jacobian_lab.catalogue import CR, FE, METHODS
 from jacobian_lab.report.entries import FigureEntry, TableEntry, nothing
-from jacobian_lab.report.figures import compared, conditions, parts, schemes
-from jacobian_lab.report.figures import training as trained
-from jacobian_lab.report.tables import frontier, methods, residuals, theorems, training
-from jacobian_lab.report.tables.descents import descents
+from jacobian_lab.report.paper import paper_methods, paper_schemes
+from jacobian_lab.report.tables import convergence, frontier, methods, residuals, theorems, training
 from jacobian_lab.report.writing import Table
 from jacobian_lab.store.schema import KINDS
 
-_FIRST = ("onelayer", "memit", "blue", "prune", "rect", "alphaedit", "memit+fe")
-_FORWARD = ("prune+fe", "rect+fe", "alphaedit+fe")
-_COORDINATED = ("memit+cr", "prune+cr", "rect+cr", "alphaedit+cr")
-_PAIRS = ("prune", "prune+fe", "rect", "rect+fe", "alphaedit", "alphaedit+fe")
 
-
-def _residuals(name: str, caption: str, needs: str, *edits: str) -> TableEntry:
+def _residuals(name: str, caption: str, needs: str, *more: str) -> TableEntry:
+    """Table 1, 2 or 5 of the paper; `more` are our schemes beside those that it has."""
     return TableEntry(
         caption=caption,
         needs=(needs,),
         lacking=partial(residuals.lacking, name=name),
-        make=partial(residuals.shown, name=name),
-        edits=edits,
+        make=partial(residuals.as_table, name=name),
+        edits=(*paper_schemes(name), *more),
     )
 
 
@@ -40,13 +38,19 @@ def _account(name: str, caption: str, *needs: str, made_by: str = "", below: boo
         made_by=made_by or name,
         below=below,
         lacking=theorems.neither if name == "theorem2" else nothing,
-        make=partial(theorems.shown, name=name),
+        make=partial(theorems.as_table, name=name),
     )
 
 
-def _of_methods(caption: str, make: Callable[..., Table], uses: str = "metrics_intervals") -> TableEntry:
+def _of_methods(caption: str, make: Callable[..., Table], uses: Any = methods.summaries, **more: Any) -> TableEntry:
     return TableEntry(
-        kinds=("edit_table",), caption=caption, needs=("efficacy_success",), made_by="edit_table", make=make, uses=uses
+        kinds=("edit_table",),
+        caption=caption,
+        needs=("efficacy_success",),
+        made_by="edit_table",
+        make=make,
+        uses=uses,
+        **more,
     )
 
 
@@ -59,20 +63,24 @@ _CELLS = (
     "Shares × 100, D_KL in nats; mean [95 % bootstrap interval over facts]; best of each column in bold; the paper's "
     "row below ours."
 )
+_RULES = ("memit", "prune", "rect", "alphaedit")
+"""The paper's update rules."""
+_FORWARD, _COORDINATED = (tuple(rule + suffix for rule in _RULES) for suffix in (FE, CR))
+_BELOW_PAPER = {
+    "table3": _COORDINATED,
+    "table4": ("memit", *_FORWARD[:1], *_COORDINATED),
+    "table6": (*_FORWARD[1:], *_COORDINATED),
+    "table7": (*_FORWARD[1:], *_COORDINATED),
+}
+"""The paper's tables of methods, and our methods below its own."""
 
 
-def _methods(table: str, model: str, edits: tuple[str, ...], *more: str) -> TableEntry:
-    """A table of the paper; `more` are our methods below those that the paper has."""
-    return TableEntry(
-        kinds=("edit_table",),
-        caption=_CELLS,
-        needs=("efficacy_success",),
-        made_by="edit_table",
-        make=partial(methods.compared, table=table, model=model, ours=(*edits, *more)),
-        uses="metrics_intervals",
-        edits=(*edits, *more),
-        model=model,
-    )
+def _methods(name: str, *more: str) -> TableEntry:
+    rows = paper_methods()[paper_methods()["table"] == name]
+    edits = (*(method for method in dict.fromkeys(rows["method"]) if method in METHODS), *more)
+    (model,) = set(rows["model"])
+    make = partial(methods.compared, table=name, model=model, own_methods=edits)
+    return _of_methods(_CELLS, make, edits=edits, model=model)
 
 
 TABLES: Mapping[str, TableEntry] = {
@@ -80,16 +88,12 @@ TABLES: Mapping[str, TableEntry] = {
         "table1",
         "Cosine of the shift that an edit makes at its layer and the passive shift that this makes at the last layer.",
         "cosine",
-        "backward-dividing",
     ),
     "table2": _residuals(
         "table2",
         "Remaining residual at the last layer after the edit of each layer, over the initial one; the target is the "
         "anchor optimised at the last layer.",
         "residual_ratio",
-        "backward-dividing",
-        "backward-full",
-        "one-layer",
     ),
     "table5": _residuals(
         "table5",
@@ -97,7 +101,6 @@ TABLES: Mapping[str, TableEntry] = {
         "first, and with coordinated replay, whose is replayed with shifts at all; below, each scheme against the "
         "others' targets, and absolute norms.",
         "residual_ratio",
-        "forward-replay",
         "coordinated-replay",
     ),
     "efficacy": TableEntry(
@@ -111,7 +114,7 @@ TABLES: Mapping[str, TableEntry] = {
         caption="Descents: facts whose loss came below that which ends a descent; the loss at the last pass, in nats; "
         "passes until all facts were done.",
         needs=("anchor_loss",),
-        make=descents,
+        make=convergence.descents,
     ),
     "measurements": TableEntry(needs=("update_norm",), make=lambda dataset: Table(residuals.measurements(dataset))),
     "theorem1": _account(
@@ -184,7 +187,7 @@ TABLES: Mapping[str, TableEntry] = {
         needs=("efficacy_success",),
         made_by="frontier",
         lacking=frontier.no_halves,
-        make=frontier.own_ridges,
+        make=frontier.cross_validated,
     ),
     "jacobian": _account(
         "jacobian",
@@ -192,10 +195,7 @@ TABLES: Mapping[str, TableEntry] = {
         "lambda_min",
         below=False,
     ),
-    "table3": _methods("table3", "llama-3-8b-instruct", _FIRST, *_COORDINATED),
-    "table4": _methods("table4", "llama-3-8b-instruct", _PAIRS, "memit", "memit+fe", *_COORDINATED),
-    "table6": _methods("table6", "gpt2-xl", _FIRST, *_FORWARD, *_COORDINATED),
-    "table7": _methods("table7", "gpt-j-6b", _FIRST, *_FORWARD, *_COORDINATED),
+    **{name: _methods(name, *more) for name, more in _BELOW_PAPER.items()},
     "edit_table": _of_methods(f"All methods. {_CELLS}", methods.compared),
     "damage": _of_methods(
         "Damage and cost: neighbourhood success × 100, D_KL, perplexity of the held-out text, ‖ΔW‖/‖W‖, prompts where "
@@ -229,11 +229,20 @@ TABLES: Mapping[str, TableEntry] = {
         make=training.aims,
     ),
     "metrics": _of_methods("", methods.metrics_table),
-    "metrics_intervals": _of_methods("", lambda dataset: Table(methods.summaries(dataset)), uses=""),
-    "records": _of_methods("", lambda dataset: Table(methods.records(dataset)), uses=""),
-    "weights": _of_methods("", lambda dataset: Table(methods.weights(dataset)), uses=""),
+    "records": _of_methods("", lambda dataset: Table(methods.records(dataset)), uses=None),
+    "weights": _of_methods("", lambda dataset: Table(methods.weights(dataset)), uses=None),
 }
 """Tables by name: files, scripts in ``analyses/`` and, with a dash for the underscore, commands are called the same."""
+
+
+def _drawing(path: str) -> Callable[..., Any]:
+    """A function of `report.figures`, which is imported when it is called."""
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        module, name = path.split(".")
+        return getattr(import_module(f"jacobian_lab.report.figures.{module}"), name)(*arguments, **options)
+
+    return call
 
 
 def _gain(caption: str, step: methods.Step) -> FigureEntry:
@@ -243,7 +252,7 @@ def _gain(caption: str, step: methods.Step) -> FigureEntry:
         needs=("efficacy_success",),
         made_by="edit_table",
         lacking=partial(_no_pair, steps=(step,)),
-        draw=partial(compared.gain, step=step),
+        draw=partial(_drawing("compared.gain"), step=step),
         panels=lambda _dataset: 2,
     )
 
@@ -253,17 +262,17 @@ FIGURES: Mapping[str, FigureEntry] = {
         caption="Table 1 as a figure: how well an edit's shift keeps its direction on the way to the last layer.",
         needs=("cosine",),
         lacking=partial(residuals.lacking, name="table1"),
-        draw=schemes.cosine_by_layer,
+        draw=_drawing("schemes.cosine_by_layer"),
     ),
     "residual_by_layer": FigureEntry(
         caption="Tables 2 and 5 as a figure: the residual that each scheme leaves after each layer's edit.",
         needs=("residual_ratio",),
-        draw=schemes.residual_by_layer,
+        draw=_drawing("schemes.residual_by_layer"),
     ),
     "spread_by_fact": FigureEntry(
         caption="The remaining residual of every single fact under each scheme, and the median.",
         needs=("residual_ratio",),
-        draw=schemes.spread_by_fact,
+        draw=_drawing("schemes.spread_by_fact"),
         panels=lambda dataset: dataset.sizes["scheme"],
         height=1.2,
     ),
@@ -273,23 +282,23 @@ FIGURES: Mapping[str, FigureEntry] = {
         needs=("range_position",),
         made_by="theorem1",
         below=True,
-        draw=conditions.theorem1,
-        panels=lambda dataset: 1 + conditions.has_angles(dataset),
+        draw=_drawing("conditions.theorem1"),
+        panels=lambda dataset: 1 + _drawing("conditions.has_angles")(dataset),
         height=0.6,
     ),
     "theorem2": FigureEntry(
         caption="Theorem 2: the strict condition on S, and the milder one along the edits' own directions.",
         needs=("lambda_min", "linear_cosine"),
         below=True,
-        draw=conditions.theorem2,
+        draw=_drawing("conditions.theorem2"),
         panels=lambda _dataset: 3,
     ),
     "decomposition": FigureEntry(
         caption="What an edit does at the last layer: J·δ, curvature and leakage, scheme by scheme.",
         needs=("linear_norm",),
         below=True,
-        draw=schemes.decomposition,
-        panels=lambda dataset: len(parts.schemes_with(dataset, "linear_norm")),
+        draw=_drawing("schemes.decomposition"),
+        panels=lambda dataset: len(_drawing("axes.schemes_with")(dataset, "linear_norm")),
         height=1.2,
     ),
     "step_size": FigureEntry(
@@ -298,7 +307,7 @@ FIGURES: Mapping[str, FigureEntry] = {
         needs=("step_replayed",),
         made_by="step_size",
         below=True,
-        draw=schemes.step_size,
+        draw=_drawing("schemes.step_size"),
         panels=lambda dataset: dataset.sizes["layer"],
         height=1.0,
     ),
@@ -307,15 +316,15 @@ FIGURES: Mapping[str, FigureEntry] = {
         caption="The residual that is left, generalisation and D_KL against the number of decisive layers.",
         needs=("final_ratio",),
         made_by="layer_count",
-        draw=schemes.layer_count,
-        panels=lambda dataset: len(schemes.counted(dataset)),
+        draw=_drawing("schemes.layer_count"),
+        panels=lambda dataset: len(_drawing("schemes.counted")(dataset)),
     ),
     "jacobian": FigureEntry(
         kinds=("jacobian",),
         caption="Spectra of the Jacobians, and how far they are from normal against the distance.",
         needs=("singular_value",),
         made_by="jacobian --survey dense",
-        draw=conditions.jacobian,
+        draw=_drawing("conditions.jacobian"),
         panels=lambda _dataset: 4,
         height=1.0,
     ),
@@ -323,8 +332,8 @@ FIGURES: Mapping[str, FigureEntry] = {
         caption="Who carries what: each layer's share of the effort, its price, and its part of the change at the last "
         "layer, scheme by scheme.",
         needs=("effort", "price", "carried"),
-        draw=schemes.effort,
-        panels=lambda dataset: len(schemes.carriers(dataset)),
+        draw=_drawing("schemes.effort"),
+        panels=lambda dataset: len(_drawing("schemes.carriers")(dataset)),
         height=1.3,
     ),
     "efficacy_specificity": FigureEntry(
@@ -332,7 +341,7 @@ FIGURES: Mapping[str, FigureEntry] = {
         caption="Every method in the plane of what it edits and what it leaves alone, with and without replay.",
         needs=("efficacy_success",),
         made_by="edit_table",
-        draw=compared.efficacy_specificity,
+        draw=_drawing("compared.efficacy_specificity"),
         panels=lambda _dataset: 2,
     ),
     "routing": FigureEntry(
@@ -341,7 +350,7 @@ FIGURES: Mapping[str, FigureEntry] = {
         "the threshold.",
         needs=("distance",),
         made_by="edit_table --methods wise",
-        draw=trained.routing,
+        draw=_drawing("training.routing"),
         panels=lambda dataset: len(training.with_router(dataset)),
     ),
     "frontier": FigureEntry(
@@ -350,13 +359,13 @@ FIGURES: Mapping[str, FigureEntry] = {
         "curve a scheme; a ring marks its smallest λ, bars are 95 % intervals, D_KL is on a logarithmic axis.",
         needs=("efficacy_success",),
         made_by="frontier",
-        draw=compared.frontier,
+        draw=_drawing("compared.frontier"),
         panels=lambda _dataset: 2,
     ),
-    "fe_gain": _gain("What forward replay adds to each rule, paired over facts.", ("", methods.FORWARD)),
+    "fe_gain": _gain("What forward replay adds to each rule, paired over facts.", ("", FE)),
     "cr_gain": _gain(
         "What coordinated replay adds to forward replay, rule by rule, paired over facts.",
-        (methods.FORWARD, methods.COORDINATED),
+        (FE, CR),
     ),
 }
 """Figures by name: their files and the scripts in ``figures/`` are called the same."""

@@ -1,28 +1,27 @@
-"""What a run holds, to be looked at: tables as data frames, figures, and what each command writes beside the store."""
+"""Results of a run: tables as data frames, figures, and the files that each command writes beside the store."""
 
-import argparse
-import sys
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import pandas as pd
 import xarray as xr
-from matplotlib.figure import Figure
 
 from jacobian_lab.errors import InputError
 from jacobian_lab.report.captions import model_name
 from jacobian_lab.report.entries import Entry
-from jacobian_lab.report.figures.style import save, style
 from jacobian_lab.report.paper import read_paper
 from jacobian_lab.report.registry import FIGURES, TABLES
-from jacobian_lab.report.tables.descents import answered_facts, failed_facts, unmet_anchors, unmet_shifts
-from jacobian_lab.report.writing import Table, below_last, write_csv, write_table
-from jacobian_lab.store.run import open_run
+from jacobian_lab.report.tables.convergence import caveats
+from jacobian_lab.report.tables.residuals import headlines
+from jacobian_lab.report.writing import Table, markdown, write_csv, write_table
+from jacobian_lab.store.run import config_of, open_run
 from jacobian_lab.store.schema import command_of
+
+if TYPE_CHECKING:
+    import matplotlib.figure
 
 E = TypeVar("E", bound=Entry)
 
@@ -47,20 +46,21 @@ class Results:
         >>> run = Results("runs/reproduce")  # doctest: +SKIP
         >>> run.tables  # doctest: +SKIP
         ('table1', 'table2', 'table5', 'efficacy', 'measurements', 'theorem2', 'decomposition', 'conditions')
-        >>> run.table("table2")  # doctest: +SKIP
+        >>> run["table2"]  # the same as run.table("table2")  # doctest: +SKIP
         >>> run.figure("residual_by_layer").savefig("residual.pdf")  # doctest: +SKIP
     """
 
     def __init__(self, folder: Path | str, kind: str | None = None) -> None:
         self.folder = Path(folder)
         self.dataset: xr.Dataset = open_run(self.folder, kind)
-        self.config: dict[str, Any] = self.dataset.attrs["config"]
+        self.config: dict[str, Any] = config_of(self.dataset)
         self.kind: str = self.config["kind"]
-        self._made: dict[str, Table] = {}
+        self._tables: dict[str, Table] = {}
+        self._shared = functools.cache(lambda compute: compute(self.dataset))
 
     @property
     def facts(self) -> int:
-        """How many facts the run has."""
+        """Number of facts."""
         return self.dataset.sizes["fact"]
 
     @property
@@ -74,57 +74,74 @@ class Results:
         return self._held(FIGURES)
 
     def table(self, name: str) -> pd.DataFrame:
-        """A table as one reads it."""
+        """A table of texts, as it is read."""
         return self._table(name).frame.copy()
+
+    def __getitem__(self, name: str) -> pd.DataFrame:
+        return self.table(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.tables
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tables)
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self.tables)
 
     def numbers(self, name: str) -> pd.DataFrame:
         """A table as its CSV file has it: numbers, a row for each cell where it has intervals."""
-        made = self._table(name)
-        return (made.frame if made.numbers is None else made.numbers).copy()
+        return _numbers(self._table(name)).copy()
 
     def caption(self, name: str) -> str:
-        """What is in a table, of which model and facts, and of which the paper's rows are."""
+        """Caption of a table: its content, model, facts, and the source of the paper's rows."""
         return _caption(name, self._table(name))
 
-    def figure(self, name: str) -> Figure:
+    def text(self, name: str) -> str:
+        """A table in Markdown, below its caption."""
+        table = self._table(name)
+        return markdown(table.frame, _caption(name, table), table.bold)
+
+    def figure(self, name: str) -> "matplotlib.figure.Figure":
         """Draw a figure at ICML's sizes and with its fonts."""
-        entry = self._entry(FIGURES, name, "figure")
-        shown = below_last(self.dataset) if entry.below else self.dataset
-        column, panels = ("full", entry.panels(shown)) if entry.panels else ("half", 1)
-        with style(column, panels, entry.height):
-            figure = plt.figure()
-            try:
-                entry.draw(figure, self.dataset)
-                figure.draw_without_rendering()  # ticks take their fonts when they are first drawn
-            finally:
-                plt.close(figure)
-        return figure
+        from jacobian_lab.report.figures.style import drawn  # matplotlib takes a second
 
-    def save_figure(self, name: str, folder: Path | str | None = None) -> list[Path]:
-        """Draw a figure into files."""
-        figure = self.figure(name)
-        with style():
-            return save(figure, self.folder / "figures" if folder is None else Path(folder), name)
+        return drawn(self._entry(FIGURES, name, "figure"), self.dataset)
 
-    def write(self, *names: str, **given: Any) -> str:
-        """Write tables beside the store: Markdown, LaTeX and CSV, or CSV alone where there is no caption."""
+    def save_figure(self, name: str, out: Path | str | None = None) -> list[Path]:
+        """Draw a figure into a file, or into a folder as PDF and as PNG; by default into ``figures`` of the run."""
+        from jacobian_lab.report.figures.style import save
+
+        out = self.folder / "figures" if out is None else Path(out)
+        paths = [out] if out.suffix else [out / f"{name}.pdf", out / f"{name}.png"]
+        save(self.figure(name), *paths)
+        return paths
+
+    def write(self, *names: str, **options: Any) -> str:
+        """Write tables beside the store and return their text; those that the run has not are left out.
+
+        Files are Markdown, LaTeX and CSV, or CSV alone where there is no caption.
+        """
         texts = []
         for name in names:
             entry = TABLES[name]
             if self.kind not in entry.kinds or entry.lacks(self.dataset):
                 continue
-            made = self._make(name, **given) if given else self._table(name)
-            write_csv(self.folder / f"{name}.csv", made.frame if made.numbers is None else made.numbers)
+            table = self._make(name, **options) if options else self._table(name)
+            write_csv(self.folder / f"{name}.csv", _numbers(table))
             if entry.caption:
-                texts.append(write_table(self.folder / name, made.frame, _caption(name, made), made.bold))
+                texts.append(write_table(self.folder / name, table.frame, _caption(name, table), table.bold))
         return "\n\n".join(texts)
 
     def __repr__(self) -> str:
-        return "\n".join([
-            f"{type(self).__name__}({str(self.folder)!r}): {command_of(self.kind)}, {model_name(self.dataset)}, "
-            f"{self._facts_and_layers()}",
-            f"finished: {self._finished()}; tables: {', '.join(self.tables)}; figures: {', '.join(self.figures)}",
-        ])
+        subject, finished = self.summary()
+        shows = f"tables: {', '.join(self.tables)}; figures: {', '.join(self.figures)}"
+        return f"{type(self).__name__}({str(self.folder)!r}): {subject}\n{finished}; {shows}"
+
+    def summary(self) -> tuple[str, str]:
+        """Two lines: kind of run, model, facts and layers; and the parts that are finished."""
+        subject = f"{command_of(self.kind)}, {model_name(self.dataset)}, {self._facts_and_layers()}"
+        return subject, f"finished: {self._finished()}"
 
     def _repr_html_(self) -> str:
         rows = {
@@ -147,7 +164,7 @@ class Results:
         return f"{self.facts} facts{source}{part}, layers {', '.join(map(str, layers))}"
 
     def _finished(self) -> str:
-        """What has been measured, in words."""
+        """Measured schemes, methods, Jacobians and studies, in words."""
         dataset, parts = self.dataset, []
         for dim, plural in (("scheme", "schemes"), ("edit", "methods")):
             if dim in dataset.dims:
@@ -183,79 +200,64 @@ class Results:
 
     def _table(self, name: str) -> Table:
         self._entry(TABLES, name, "table")
-        if name not in self._made:
-            self._made[name] = self._make(name)
-        return self._made[name]
+        if name not in self._tables:
+            self._tables[name] = self._make(name)
+        return self._tables[name]
 
-    def _make(self, name: str, **given: Any) -> Table:
+    def _make(self, name: str, **options: Any) -> Table:
         entry = TABLES[name]
-        used = [self._table(entry.uses).frame] if entry.uses else []
-        return entry.make(self.dataset, *used, **given)
+        shared = [self._shared(entry.uses)] if entry.uses else []
+        return entry.make(self.dataset, *shared, **options)
 
 
-def _caption(name: str, made: Table) -> str:
+def _caption(name: str, table: Table) -> str:
     number = f"Table {name.removeprefix('table')}. " if name.removeprefix("table").isdecimal() else ""
-    return f"{number}{TABLES[name].caption} {made.note}".strip()
+    return f"{number}{TABLES[name].caption} {table.note}".strip()
 
 
-def figure_script(name: str) -> None:
-    """The whole of a script in ``figures/``: read a run, draw it, say where it went."""
-    entry = FIGURES[name]
-    made_by = command_of(entry.made_by)
-    parser = argparse.ArgumentParser(prog=f"{name}.py", description=entry.caption)
-    parser.add_argument("run", type=Path, help=f"folder of a run, as jacobian-lab {made_by} makes it")
-    parser.add_argument("--out", type=Path, help="where to write; the run's folder 'figures' by default")
-    arguments = parser.parse_args()
-    mpl.use("agg")
-    try:
-        paths = Results(arguments.run, entry.kinds[0]).save_figure(name, arguments.out)
-    except InputError as error:
-        sys.stderr.write(f"{name}.py: {error}\n")
-        sys.exit(2)
-    sys.stdout.write("\n".join(map(str, paths)) + "\n")
+def _numbers(table: Table) -> pd.DataFrame:
+    return table.frame if table.numbers is None else table.numbers
 
 
 SCHEMES = ("table1", "table2", "table5")
 """The paper's tables of schemes."""
 
 
+def write_schemes(folder: Path | str) -> tuple[str, list[str]]:
+    """Write every table of a run of schemes that its command makes, each once; their text, and its headlines."""
+    run = Results(folder, "tables")
+    text = run.write("measurements", "conditions", *SCHEMES, "efficacy", "theorem2")
+    run.write("descents", "decomposition", "effort")
+    return _joined(text, *caveats(run.dataset)), list(headlines(run.dataset))
+
+
 def write_reports(folder: Path | str, tables: Sequence[str] = SCHEMES) -> str:
-    """Write measurements, tables and efficacy of a run of tables."""
-    results = Results(folder, "tables")
-    text = results.write("measurements", *tables, "efficacy")
-    results.write("descents")
-    failed, answered = failed_facts(results.dataset), answered_facts(results.dataset)
-    lines = (
-        unmet_anchors(results.dataset),
-        unmet_shifts(results.dataset),
-        f"Facts without a finite anchor, left out of every mean: {', '.join(failed)}." if failed else "",
-        f"Facts that the model answers already, left out of ratios: {', '.join(answered)}." if answered else "",
-    )
-    return "\n\n".join(filter(None, (text, *lines)))
+    """Write measurements, some of the paper's tables of schemes, and efficacy."""
+    run = Results(folder, "tables")
+    text = run.write("measurements", *tables, "efficacy")
+    run.write("descents")
+    return _joined(text, *caveats(run.dataset))
 
 
 def write_account(folder: Path | str, name: str) -> str:
-    """Write one table of the theorems, of what an edit does, of step sizes, layer counts or Jacobians."""
-    results = Results(folder, TABLES[name].kinds[0])
-    results.write("descents")
-    text = results.write("conditions", name, *(("own_ridges",) if name == "frontier" else ()))
+    """Write one table of the theorems, of an edit's decomposition, of step sizes, layer counts or Jacobians."""
+    run = Results(folder, TABLES[name].kinds[0])
+    run.write("descents")
+    text = run.write("conditions", name, *(("own_ridges",) if name == "frontier" else ()))
     return text or f"{TABLES[name].caption} The run holds no such layer."
 
 
 def write_comparison(folder: Path | str, tables: Sequence[str] | None = None, paper: Path | None = None) -> str:
-    """Write tables of methods, ``metrics.csv``, intervals, records, weights and gains."""
-    given = {} if paper is None else {"paper": read_paper(paper)}
-    results = Results(folder, "edit_table")
+    """Write tables of methods, ``metrics.csv``, ``records.csv`` and gains."""
+    options = {} if paper is None else {"paper": read_paper(paper)}
+    run = Results(folder, "edit_table")
     if tables is None:
-        own = results.config["provenance"].get("protocol")
+        own = run.config["provenance"].get("protocol")
         tables = tuple(name for name, t in TABLES.items() if t.model and t.model == own) or ("table3", "table4")
-    results.write("metrics", "metrics_intervals", "records", "weights", "descents")
-    parts = [results.write(*tables, "edit_table", **given), results.write("damage", "training", "aims", "gains")]
-    parts += [
-        unmet_anchors(results.dataset),
-        unmet_anchors(results.dataset, "refit_anchor"),
-        unmet_shifts(results.dataset),
-    ]
-    if failed := failed_facts(results.dataset):
-        parts.append(f"Facts without a finite anchor, not edited, counted as they are: {', '.join(failed)}.")
-    return "\n\n".join(filter(None, parts))
+    run.write("metrics", "records", "descents")
+    texts = run.write(*tables, "edit_table", **options), run.write("damage", "training", "aims", "gains")
+    return _joined(*texts, *caveats(run.dataset))
+
+
+def _joined(*texts: str) -> str:
+    return "\n\n".join(filter(None, texts))

@@ -1,4 +1,4 @@
-"""Tables as files, each there whole or not at all."""
+"""Tables as text and as files, each of which is written whole or not at all."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from jacobian_lab.caching import write_text
+from jacobian_lab.store.run import config_of
 
 ESCAPES = str.maketrans({
     "\\": r"\textbackslash{}",
@@ -43,9 +44,9 @@ LETTERS = str.maketrans({
     "<": "$<$",
     ">": "$>$",
 })
-"""What pdfLaTeX has no letters for, or others in its oldest fonts."""
+"""Letters that pdfLaTeX lacks, or has otherwise in its oldest fonts."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""What a cell begins with that a spreadsheet takes for a formula."""
+"""Beginnings of a cell that a spreadsheet takes for a formula."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,10 +54,10 @@ class Table:
     """A table that has been computed.
 
     Attributes:
-        frame: As one reads it.
-        note: What its caption says of this run: model, facts, where the paper's rows are from.
-        numbers: The same as numbers, for the CSV file; the frame itself by default.
-        bold: Which of the frame's cells, then texts, stand in bold.
+        frame: The table as it is read.
+        note: Part of its caption that is this run's: model, facts, source of the paper's rows.
+        numbers: The same as numbers, for the CSV file; by default the frame.
+        bold: Mask of the cells, which are texts then, in bold.
     """
 
     frame: pd.DataFrame
@@ -75,12 +76,12 @@ def number(value: float, decimals: int | None = None, sign: str = "") -> str:
 
 
 def write_csv(path: Path, frame: pd.DataFrame) -> None:
-    """Write a table as CSV; a text that a spreadsheet would take for a formula gets an apostrophe before it."""
+    """Write a table as CSV."""
     write_text(path, frame.rename(columns=_literal).map(_literal).to_csv(index=False))
 
 
 def _literal(cell: Any) -> Any:
-    """A cell as a spreadsheet shows it and does not compute it; one apostrophe before it is to be taken off again."""
+    """Put an apostrophe before a text that a spreadsheet would compute, or that has one before such a text."""
     if not isinstance(cell, str) or not cell.lstrip("'").startswith(FORMULA):
         return cell
     try:
@@ -95,21 +96,26 @@ def _one_line(cell: Any) -> Any:
 
 
 def _relabelled(frame: pd.DataFrame, change: Callable[[Any], Any]) -> pd.DataFrame:
-    """A table with something done to its cells, labels and names."""
+    """Change cells, labels and names of a table."""
     return frame.map(change).rename(index=change, columns=change).rename_axis(index=change, columns=change)
 
 
 def write_table(stem: Path, frame: pd.DataFrame, caption: str, bold: pd.DataFrame | None = None) -> str:
-    """Write a table as Markdown and LaTeX."""
-    marked = frame if bold is None else frame.where(~bold, "**" + frame + "**")
-    text = f"{_one_line(caption)}\n\n{_relabelled(marked, _markdown).to_markdown()}\n"
-    write_text(stem.with_suffix(".md"), text)
+    """Write a table as Markdown, which is returned, and as LaTeX."""
+    text = markdown(frame, caption, bold)
+    write_text(stem.with_suffix(".md"), text + "\n")
     write_text(stem.with_suffix(".tex"), latex(frame, caption, bold))
-    return text.rstrip()
+    return text
+
+
+def markdown(frame: pd.DataFrame, caption: str, bold: pd.DataFrame | None = None) -> str:
+    """Caption and cells of a table in Markdown."""
+    marked = frame if bold is None else frame.where(~bold, "**" + frame + "**")
+    return f"{_one_line(caption)}\n\n{_relabelled(marked, _markdown).to_markdown()}".strip()
 
 
 def _markdown(cell: Any) -> Any:
-    """A cell of a Markdown table, which a bar or the end of a line would end."""
+    """Escape a bar or the end of a line, either of which would end a cell of a Markdown table."""
     return _one_line(cell).replace("|", r"\|") if isinstance(cell, str) else cell
 
 
@@ -128,11 +134,11 @@ DEGREES = 180 / np.pi
 
 
 def below_last(dataset: xr.Dataset) -> xr.Dataset:
-    """The layers l below the last decisive one, L, where J_{l→L} says something."""
-    last = max(dataset.attrs["config"]["settings"]["layers"])
+    """Select the layers l below the last decisive one, L, where J_{l→L} says something."""
+    last = max(config_of(dataset)["settings"]["layers"])
     return dataset.sel(layer=[layer for layer in dataset["layer"].values if layer < last])
 
 
 def seed_of(dataset: xr.Dataset) -> int:
     """The seed that a run was made with; its intervals are resampled with it too."""
-    return int(dataset.attrs["config"]["settings"]["seed"])
+    return int(config_of(dataset)["settings"]["seed"])

@@ -56,15 +56,15 @@ class InMemory:
         self._held: dict[str, dict[int, Tensor]] = {}
 
     def missing(self, name: str, where: Labels, facts: Sequence[int]) -> list[int]:
-        """As `Recorder` has it."""
+        """List those of some facts that are not held."""
         return [fact for fact in facts if fact not in self._at(name, where)]
 
     def put(self, name: str, where: Labels, facts: Sequence[int], optimized: Optimized) -> None:
-        """As `Recorder` has it."""
+        """Hold a batch."""
         self._at(name, where).update(zip(facts, optimized[0].double(), strict=True))
 
     def get(self, name: str, where: Labels, facts: Sequence[int]) -> Float[Tensor, "fact ..."]:
-        """As `Recorder` has it."""
+        """Give the states or shifts of some facts, in float64."""
         return torch.stack([self._at(name, where)[fact] for fact in facts])
 
     def _at(self, name: str, where: Labels) -> dict[int, Tensor]:
@@ -132,7 +132,7 @@ def _shifts(
 
 @dataclass(frozen=True)
 class Batching:
-    """How facts are put into batches, and who works on them.
+    """Facts, the batches that they are put into, and who works on them.
 
     Attributes:
         rows: The facts.

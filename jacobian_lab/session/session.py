@@ -1,8 +1,8 @@
 """A session: a model, facts and settings, with C, λ, anchors and targets, each made once when it is first needed."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -10,14 +10,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from jacobian_lab.catalogue import COORDINATED, SCHEMES, method
 from jacobian_lab.crew.crew import ALONE, Crew
 from jacobian_lab.editing.anchors import AnchorSettings, CoordinationSettings
 from jacobian_lab.editing.layers import Setting, restored
 from jacobian_lab.editing.measures import ObservedEdit
-from jacobian_lab.editing.methods import MethodEdit, Refit, edit_with, method
+from jacobian_lab.editing.methods import MethodEdit, Refit, edit_with
 from jacobian_lab.editing.rules import RuleSettings
-from jacobian_lab.editing.schemes import COORDINATED, DAMPING, SCHEMES, Targets, make_targets
+from jacobian_lab.editing.schemes import DAMPING, Targets, make_targets
 from jacobian_lab.editing.solving import Eigh, advice, factored, null_space, remembered_eigh, suited_ridge
+from jacobian_lab.errors import InputError
 from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.rows import FactRows
 from jacobian_lab.session.descents import (
@@ -92,20 +94,22 @@ class Session:
         if self.fixed_ridge is not None:
             return self.fixed_ridge
         self._check_factors(1.0)
-        return suited_ridge(self._setting(0.0).eases(self.layers))
+        return suited_ridge(self._unweighted.eases(self.layers))
 
     @cached_property
     def setting(self) -> Setting:
-        """What an edit of these facts is made with."""
-        return self._setting(self.ridge)
+        """Rows, C, λ and μ of an edit of these facts."""
+        return replace(self._unweighted, ridge=self.ridge)
+
+    @cached_property
+    def _unweighted(self) -> Setting:
+        """The same at λ = 0; all settings made of it share the factors of C."""
+        return Setting(self.rows, self.moments, 0.0, self.damping, self.crew)
 
     @cached_property
     def eigh(self) -> Eigh:
         """Eigendecomposition that remembers each C's."""
         return remembered_eigh(self.model.device)
-
-    def _setting(self, ridge: float) -> Setting:
-        return Setting(self.rows, self.moments, ridge, self.damping, self.crew)
 
     def check_solvable(self, columns: int) -> None:
         """Refuse a singular λC where it is to be solved with fewer keys than it is wide.
@@ -117,7 +121,12 @@ class Session:
             self._check_factors(self.ridge)
 
     def _check_factors(self, ridge: float) -> None:
+        """Factor C where λ is above zero, which every later solve reuses; only the message names λC."""
         for layer, matrix in self.moments.items():
+            with suppress(InputError):
+                self._unweighted.cholesky(layer)
+                if ridge > 0:
+                    continue
             factored(ridge * matrix.to(self.model.device), f"λC at layer {layer}", advice(matrix, ridge))
 
     def check_null_spaces(self, layers: Iterable[int]) -> None:

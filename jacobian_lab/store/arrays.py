@@ -24,18 +24,18 @@ FACTS_PER_CHUNK, CHUNK_BYTES = 16, 2**16
 long as reading a small one."""
 COMPRESSOR = Zstd(level=1, checksum=True)  # zarr's own choice, Blosc, reads beyond the end of a torn chunk
 UNREADABLE = (OSError, ValueError, KeyError, RuntimeError)
-"""What zarr and its codecs raise."""
+"""Exceptions of zarr and its codecs."""
 
 
 class Places:
-    """Where labels are along their dimensions.
+    """Indices of labels along their dimensions.
 
     Args:
         coordinates: The labels of each dimension.
     """
 
     def __init__(self, coordinates: Mapping[str, Sequence[Any]]) -> None:
-        self._places = {dim: {label: n for n, label in enumerate(each)} for dim, each in coordinates.items()}
+        self._places = {dim: {label: n for n, label in enumerate(labels)} for dim, labels in coordinates.items()}
 
     def index(self, dims: Sequence[str], labels: Mapping[str, Any]) -> tuple[Any, ...]:
         """Index of part of an array."""
@@ -43,14 +43,14 @@ class Places:
 
     def cells(self, dims: Sequence[str], labels: Mapping[str, Any]) -> tuple[np.ndarray, ...]:
         """The same for NumPy, with all dimensions kept."""
-        places = (self._along(self._places[dim], listed(labels.get(dim), self._places[dim])) for dim in dims)
-        return np.ix_(*(np.asarray(each, dtype=int) for each in places))
+        indices = (self._along(self._places[dim], listed(labels.get(dim), self._places[dim])) for dim in dims)
+        return np.ix_(*(np.asarray(index, dtype=int) for index in indices))
 
     @staticmethod
-    def _along(places: Mapping[Any, int], chosen: Any) -> Any:
-        if chosen is None:
+    def _along(places: Mapping[Any, int], labels: Any) -> Any:
+        if labels is None:
             return slice(None)
-        return [places[label] for label in chosen] if isinstance(chosen, list | tuple) else places[chosen]
+        return [places[label] for label in labels] if isinstance(labels, list | tuple) else places[labels]
 
 
 def along_facts(variable: Variable, facts: slice) -> tuple[slice, ...]:
@@ -58,15 +58,15 @@ def along_facts(variable: Variable, facts: slice) -> tuple[slice, ...]:
     return tuple(facts if dim == "fact" else slice(None) for dim in variable.dims)
 
 
-def listed(chosen: Any, every: Iterable[Any]) -> list[Any]:
-    """A choice of labels as a list."""
-    if chosen is None:
+def listed(labels: Any, every: Iterable[Any]) -> list[Any]:
+    """List labels: one, several, or every one if none is given."""
+    if labels is None:
         return list(every)
-    return list(chosen) if isinstance(chosen, list | tuple) else [chosen]
+    return list(labels) if isinstance(labels, list | tuple) else [labels]
 
 
 def exists(folder: Path) -> bool:
-    """Whether a folder holds a run."""
+    """Tell if a folder holds a run."""
     return (folder / CONFIG).is_file() and (folder / STORE).is_dir()
 
 
@@ -100,7 +100,7 @@ def write_config(
 
 
 def create_store(folder: Path, variables: Mapping[str, Variable], coordinates: Mapping[str, Sequence[Any]]) -> None:
-    """Make all arrays at their full size, empty: what is not written takes no place, neither on disk nor in memory."""
+    """Make all arrays at their full size, empty: an unwritten chunk takes no place, neither on disk nor in memory."""
     labelled = {name: (name, list(labels), {"long_name": COORDINATES[name]}) for name, labels in coordinates.items()}
     with written_whole(folder / STORE) as partial:
         encoding = {name: {"compressors": COMPRESSOR} for name in labelled}
@@ -136,7 +136,7 @@ class Opened:
     Attributes:
         arrays: The arrays as zarr has them, by name.
         labels: Labels of every dimension.
-        variables: What the arrays are.
+        variables: Their declarations.
     """
 
     arrays: Mapping[str, zarr.Array[Any]]
@@ -158,13 +158,13 @@ def arrays_of(
     folder: Path, kind: str, labels: Mapping[str, Sequence[Any]], held: Collection[object]
 ) -> dict[str, Variable]:
     """The arrays that a run was made with: an older one has fewer than its kind has now."""
-    made = labels.get("array", ())
-    if unknown := [name for name in made if name not in KINDS[kind]]:
+    names = labels.get("array", ())
+    if unknown := [name for name in names if name not in KINDS[kind]]:
         raise InputError(
             f"expected the arrays that this version stores, got a run with {unknown[0]!r} in {folder}, made by another "
             "one: choose another folder"
         )
-    variables = {name: each for name, each in KINDS[kind].items() if name.removesuffix(DIGEST) in made}
+    variables = {name: variable for name, variable in KINDS[kind].items() if name.removesuffix(DIGEST) in names}
     if missing := [name for name in variables if name not in held]:
         raise InputError(_broken(folder, f"no {missing[0]!r}"))
     return variables
@@ -186,7 +186,7 @@ def check_labels(folder: Path, config: Mapping[str, Any], labels: Mapping[str, S
 
 @contextmanager
 def reading(folder: Path) -> Iterator[None]:
-    """Say in one line what zarr cannot read."""
+    """Turn the exceptions of an unreadable store into one line."""
     try:
         yield
     except InputError:

@@ -1,4 +1,4 @@
-"""Whether what a run has finished is all there: a digest of each array for each finished part."""
+"""Digests of each array for each finished part of a run, and their check."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,16 +21,16 @@ FACTS_AT_ONCE = 256
 """Facts whose digests are taken at once; a multiple of the facts in a chunk."""
 
 SHOWN = 3
-"""How many of the things that are lost are named."""
+"""Number of lost things that are named."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """What the digests say of a part.
+    """Result of comparing a part with its digests.
 
     Attributes:
-        done: Which of its cells are finished and all there; a cell is a place in the mark.
-        lost: Which are not all there any more, and in which arrays, the names of these last.
+        done: Cells that are finished and complete; a cell is a place in the mark.
+        lost: Finished cells that are no longer complete, by the name of the array.
     """
 
     done: Bool[np.ndarray, "*cells"]
@@ -50,17 +50,17 @@ def sealed(variables: Variables) -> list[str]:
 def part_digests(variables: Variables, mark: str, labels: Labels, read: Read) -> UInt64[np.ndarray, "*cells array"]:
     """Digests of the arrays of a part, cell by cell."""
     names, dims = sealed(variables), variables[mark].dims
-    found = np.zeros((*(len(labels[dim]) for dim in dims), len(names)), dtype=np.uint64)
+    digests = np.zeros((*(len(labels[dim]) for dim in dims), len(names)), dtype=np.uint64)
     for place, name in enumerate(names):
         variable = variables[name]
         if variable.mark != mark:
             continue
         if not variable.study:
-            found[..., place] = _cell_digests(read(name), variable.dims, dims)
+            digests[..., place] = _cell_digests(read(name), variable.dims, dims)
         elif variable.study in labels["study"]:
             study = labels["study"].index(variable.study)
-            found[study, ..., place] = _cell_digests(read(name), variable.dims, dims[1:])
-    return found
+            digests[study, ..., place] = _cell_digests(read(name), variable.dims, dims[1:])
+    return digests
 
 
 def _cell_digests(values: np.ndarray, dims: Sequence[str], over: Sequence[str]) -> UInt64[np.ndarray, "*cells"]:
@@ -69,19 +69,19 @@ def _cell_digests(values: np.ndarray, dims: Sequence[str], over: Sequence[str]) 
     if front.dtype.kind == "f":
         front = np.where(np.isnan(front), np.nan, front)  # there are many NaN, and a store keeps only one
     rows = np.ascontiguousarray(front).reshape(*front.shape[: len(over)], -1)
-    found = np.empty(rows.shape[:-1], dtype=np.uint64)
-    for cell in np.ndindex(found.shape):
-        found[cell] = int.from_bytes(hashlib.sha256(rows[cell].tobytes()).digest()[:8], "little")
-    return found
+    digests = np.empty(rows.shape[:-1], dtype=np.uint64)
+    for cell in np.ndindex(digests.shape):
+        digests[cell] = int.from_bytes(hashlib.sha256(rows[cell].tobytes()).digest()[:8], "little")
+    return digests
 
 
 def check(variables: Variables, mark: str, coordinates: Labels, read: ReadFacts) -> Check:
-    """Compare a part with its digests; what is not finished is not read."""
+    """Compare a part with its digests, reading its finished cells alone."""
     values, stored = (read(name, slice(None)) for name in (mark, f"{mark}{DIGEST}"))
     finished = (values != 0) | (stored != 0).any(-1)
     wrong = np.zeros(stored.shape, dtype=bool)
     for at, facts in _finished(finished, variables[mark].dims):
-        labels = {dim: each[facts] if dim == "fact" else each for dim, each in coordinates.items()}
+        labels = {dim: every[facts] if dim == "fact" else every for dim, every in coordinates.items()}
         now = part_digests(variables, mark, labels, lambda name: read(name, facts))  # noqa: B023 - called at once
         wrong[at] = finished[at][..., None] & (now != stored[at])
     undigested = finished & (stored == 0).all(-1)
@@ -93,7 +93,7 @@ def check(variables: Variables, mark: str, coordinates: Labels, read: ReadFacts)
 
 
 def _finished(finished: Bool[np.ndarray, "*cells"], dims: Sequence[str]) -> Iterator[tuple[tuple[slice, ...], slice]]:
-    """Where something is finished: places in the mark, all of them or those of some facts, and these facts."""
+    """Blocks with a finished cell: their places in the mark, all of them or those of some facts, and these facts."""
     if "fact" not in dims:
         if finished.any():
             yield (), slice(None)
@@ -106,21 +106,21 @@ def _finished(finished: Bool[np.ndarray, "*cells"], dims: Sequence[str]) -> Iter
             yield at, facts
 
 
-def described(variables: Variables, coordinates: Labels, found: Mapping[str, Check]) -> str:
-    """Say in words what is lost."""
+def described(variables: Variables, coordinates: Labels, checks: Mapping[str, Check]) -> str:
+    """Describe lost cells in words."""
     parts = []
-    for mark, each in found.items():
-        if each.lost:
-            cells = np.logical_or.reduce(list(each.lost.values()))
+    for mark, verdict in checks.items():
+        if verdict.lost:
+            cells = np.logical_or.reduce(list(verdict.lost.values()))
             where = [
-                f"{dim} {_some(coordinates[dim][i] for i in np.unique(places))}"
+                f"{dim} {_first(coordinates[dim][i] for i in np.unique(places))}"
                 for dim, places in zip(variables[mark].dims, cells.nonzero(), strict=True)
             ]
-            parts.append(f"{_some(each.lost)} of {', '.join(where)}")
+            parts.append(f"{_first(verdict.lost)} of {', '.join(where)}")
     return "; ".join(parts)
 
 
-def _some(names: Iterable[Any]) -> str:
+def _first(names: Iterable[Any]) -> str:
     texts = list(map(str, names))
     more = f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
     return ", ".join(texts[:SHOWN]) + more

@@ -1,4 +1,4 @@
-"""What of a run is finished: read once from a folder, new or not, and asked as often as one likes."""
+"""Completion of a run, part by part, as its digests confirm it."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -13,14 +13,14 @@ from jacobian_lab.store.digests import Check, ReadFacts, check, described, marks
 from jacobian_lab.store.schema import Variable
 
 LOOKS, PAUSE = 3, 0.2
-"""How often it is looked whether something is lost, and seconds between: a writer may be at it."""
+"""Checks before something counts as lost, and seconds between them: a writer may be at work."""
 
 
 class Finished:
-    """What of a run is finished and all there, part by part; a part is called by its mark.
+    """Finished and complete cells of a run, part by part; a part is called by its mark.
 
-    A part is compared with its digests when it is first asked about. `Run` keeps one, and `Run.seal` tells it what
-    has been added; `Finished.of` reads one from a folder, where there need not be a run yet.
+    A part is compared with its digests on its first use. `Run` holds one, to which `Run.seal` adds cells;
+    `Finished.of` reads one from a folder, where there need not be a run yet.
 
     Args:
         variables: The arrays of the kind of run; none where there is no run.
@@ -42,12 +42,12 @@ class Finished:
 
     @classmethod
     def nothing(cls) -> "Finished":
-        """What is finished where there is no run: nothing."""
+        """Make one without a finished cell, for a folder without a run."""
         return cls({}, {}, lambda _name, _facts: np.zeros(0))
 
     @classmethod
     def of(cls, folder: Path | str) -> "Finished":
-        """What is finished in a folder."""
+        """Read one from a folder."""
         folder = Path(folder)
         if not exists(folder):
             return cls.nothing()
@@ -65,24 +65,24 @@ class Finished:
         return dims == {"fact", *labels} and all(label in self._labels[dim] for dim, label in labels.items())
 
     def cells(self, mark: str, **labels: Any) -> Bool[np.ndarray, "..."]:
-        """Which cells of a part are finished and all there."""
+        """Mask of the cells of a part that are finished and complete."""
         if not self._variables:
-            return np.zeros([len(listed(chosen, [])) for chosen in labels.values()] or [1], dtype=bool)
+            return np.zeros([len(listed(label, [])) for label in labels.values()] or [1], dtype=bool)
         return self._check(mark).done[self._places.cells(self._variables[mark].dims, labels)]
 
     def all(self, mark: str, **labels: Any) -> bool:
-        """Whether nothing of a part is left to do."""
+        """Tell if nothing of a part is left to do."""
         return bool(self._variables) and bool(self.cells(mark, **labels).all())
 
     def lost(self, *parts: str) -> str:
-        """What had been finished and is not all there any more."""
+        """Describe what had been finished and is no longer complete; empty if nothing."""
         if not self._variables:
             return ""
         checks = {mark: self._check(mark) for mark in parts or marks(self._variables)}
         return described(self._variables, self._labels, checks)
 
     def add(self, mark: str, **labels: Any) -> None:
-        """Take note that cells have been sealed."""
+        """Add cells that have been sealed."""
         self._check(mark).done[self._places.cells(self._variables[mark].dims, labels)] = True
 
     def _check(self, mark: str) -> Check:
@@ -91,7 +91,7 @@ class Finished:
         return self._checks[mark]
 
     def _looked_at(self, mark: str) -> Check:
-        """What the digests say, once nobody can be between the writes of a digest and of its mark."""
+        """Check a part again until no writer can be between a digest and its mark."""
         for _ in range(LOOKS - 1):
             verdict = check(self._variables, mark, self._labels, self._read)
             if not verdict.lost:

@@ -1,8 +1,8 @@
 """A run: a folder with its configuration and its stored arrays, that can be left and resumed.
 
 ``config.json`` holds everything that decides a number; ``data.zarr`` opens as one
-`xarray.Dataset`. A folder made with other settings is refused by name. What is finished is sealed with digests:
-where something of it is missing, a reader is told, and a writer does it again.
+`xarray.Dataset`. A folder made with other settings is refused, and the setting named. Finished parts are sealed with
+digests: if something of them is missing, a reader refuses the run, and a writer computes it again.
 """
 
 import itertools
@@ -62,7 +62,7 @@ class Run:
         coordinates: Labels of each dimension.
 
     Attributes:
-        finished: What of it is finished and all there.
+        finished: Its finished and complete parts.
 
     Raises:
         InputError: If the folder cannot be written, holds something else, or was made with other
@@ -100,7 +100,7 @@ class Run:
         opened = open_arrays(folder, "r+")
         self._arrays, labels = opened.arrays, opened.labels
         self._places = Places(labels)
-        if changed := [name for name, each in self.coordinates.items() if labels.get(name) != each]:
+        if changed := [name for name, every in self.coordinates.items() if labels.get(name) != every]:
             raise InputError(
                 f"expected a run of this version, got other {changed[0]}s in {folder}: choose another folder"
             )
@@ -147,7 +147,7 @@ class Run:
         )
 
     def seal(self, mark: str, values: Any = 1, **labels: Any) -> None:
-        """Set marks, after all that they stand for has been written, and the digests of that.
+        """Set the marks of a part that has been written, and its digests.
 
         Args:
             mark: The part's mark.
@@ -156,14 +156,14 @@ class Run:
         """
         dims = self.variables[mark].dims
         cells = {dim: listed(labels.get(dim), self.coordinates[dim]) for dim in dims}
-        shape = [len(each) for each in cells.values()]
-        given = np.full(math.prod(shape), np.ravel(values), self.variables[mark].dtype).reshape(shape)
+        shape = [len(every) for every in cells.values()]
+        marks = np.full(math.prod(shape), np.ravel(values), self.variables[mark].dtype).reshape(shape)
 
         def read(name: str) -> np.ndarray:
-            return given if name == mark else self.read(name, **cells)
+            return marks if name == mark else self.read(name, **cells)
 
         self.write(f"{mark}{DIGEST}", part_digests(self.variables, mark, cells, read), **cells)
-        self.write(mark, given, **cells)  # last: it says that all is there
+        self.write(mark, marks, **cells)  # last: it says that all is there
         self.finished.add(mark, **cells)
 
     def done(self, mark: str, **labels: Any) -> np.ndarray:
@@ -179,7 +179,7 @@ class Run:
         return self.finished.cells(mark, **labels)
 
     def take_over(self, donor: Path, mark: str) -> int:
-        """Copy what another run has finished of a part, where this one lacks it.
+        """Copy the finished cells of a part that this run lacks from another one.
 
         Args:
             donor: Its folder. It may be of another kind; nothing is taken unless that has the part in the same
@@ -187,31 +187,31 @@ class Run:
             mark: The part's mark, whose first dimension is the facts.
 
         Returns:
-            How many cells were taken.
+            The number of copied cells.
 
         Raises:
             InputError: If the other run cannot be read.
         """
         opened, dims = open_arrays(donor, "r"), self.variables[mark].dims
-        theirs, labels = opened.variables, opened.labels
-        if mark not in theirs or theirs[mark].dims != dims:
+        variables, labels = opened.variables, opened.labels
+        if mark not in variables or variables[mark].dims != dims:
             return 0
-        finished, places, taken = Finished.of(donor), Places(labels), 0
+        finished, places, count = Finished.of(donor), Places(labels), 0
 
-        def made(name: str, **cells: Any) -> np.ndarray:
-            return np.asarray(opened.arrays[name].oindex[places.index(theirs[name].dims, cells)])
+        def read(name: str, **cells: Any) -> np.ndarray:
+            return np.asarray(opened.arrays[name].oindex[places.index(variables[name].dims, cells)])
 
-        facts, *along = ([each for each in self.coordinates[dim] if each in labels[dim]] for dim in dims)
+        facts, *along = ([label for label in self.coordinates[dim] if label in labels[dim]] for dim in dims)
         for cell in itertools.product(*along):
             where = dict(zip(dims[1:], cell, strict=True))
-            wanted = finished.cells(mark, fact=facts, **where) & ~self.done(mark, fact=facts, **where)
-            if some := [fact for fact, each in zip(facts, wanted.ravel(), strict=True) if each]:
+            lacking = finished.cells(mark, fact=facts, **where) & ~self.done(mark, fact=facts, **where)
+            if ids := [fact for fact, lacks in zip(facts, lacking.ravel(), strict=True) if lacks]:
                 with reading(donor):
                     for name in (name for name, variable in self.variables.items() if variable.mark == mark != name):
-                        self.write(name, made(name, fact=some, **where), fact=some, **where)
-                    self.seal(mark, made(mark, fact=some, **where), fact=some, **where)
-                taken += len(some)
-        return taken
+                        self.write(name, read(name, fact=ids, **where), fact=ids, **where)
+                    self.seal(mark, read(mark, fact=ids, **where), fact=ids, **where)
+                count += len(ids)
+        return count
 
     def _read_facts(self, name: str, facts: slice) -> np.ndarray:
         with reading(self.folder):
@@ -227,9 +227,9 @@ def open_run(folder: Path | str, kind: str | None = None, part: str | None = Non
         part: The mark of the only part that is wanted; all of them by default.
 
     Returns:
-        Its dataset, with the schemes or methods that have been measured; the configuration is in ``attrs["config"]``.
-        What has one of the dimensions `WIDE` is read when it is asked for. An array that an older run was not made
-        with is there as if nothing of it had been measured.
+        Its dataset, with the schemes or methods that have been measured; ``attrs["config"]`` is its configuration as
+        JSON text, which `config_of` reads. Arrays with one of the dimensions `WIDE` are read on access. An array that
+        an older run was not made with has the values of nothing measured.
 
     Raises:
         InputError: If there is no run, or not of this kind, or something that it had finished is missing.
@@ -243,29 +243,34 @@ def open_run(folder: Path | str, kind: str | None = None, part: str | None = Non
         )
     with reading(folder):
         dataset = xr.open_zarr(folder / STORE, consolidated=True, chunks=None)
-        labels = {str(name): each.values.tolist() for name, each in dataset.coords.items()}
+        labels = {str(name): every.values.tolist() for name, every in dataset.coords.items()}
         check_labels(folder, config, labels)
         variables = arrays_of(folder, config["kind"], labels, set(dataset))
         finished = Finished(
             variables, labels, lambda name, facts: dataset[name][along_facts(variables[name], facts)].values
         )
         lost = finished.lost(*([part] if part else []))
-        declared = {name: each for name, each in KINDS[config["kind"]].items() if part in {None, each.mark}}
-        loaded = dataset[[name for name in declared if name in variables]]
+        declared = {name: variable for name, variable in KINDS[config["kind"]].items() if part in {None, variable.mark}}
+        loaded = dataset[[name for name in declared if name in variables and not name.endswith(DIGEST)]]
         loaded = loaded.assign(loaded[[name for name in loaded if not WIDE & set(loaded[name].dims)]].load())
     if lost:
         raise InputError(f"expected all that a run had finished, got {folder} without {lost}: give its command again")
     newer = [name for name in declared if name not in variables and not name.endswith(DIGEST)]
     loaded = loaded.assign({name: unmeasured(declared[name], dataset.sizes) for name in newer})
-    loaded.attrs["config"] = config
+    loaded.attrs["config"] = json.dumps(config, ensure_ascii=False)  # a netCDF file takes text
     for name, variable in declared.items():
         if variable.study:
             loaded[name] = loaded[name].where(loaded["studied"].sel(study=variable.study, drop=True) == 1)
     if "measured" in loaded:
-        made = loaded["measured"] == 1
-        measured, *others = made.dims
-        loaded = loaded.isel({measured: np.flatnonzero(made.any(others).values)})
+        done = loaded["measured"] == 1
+        dim, *others = done.dims
+        loaded = loaded.isel({dim: np.flatnonzero(done.any(others).values)})
     return loaded
+
+
+def config_of(dataset: xr.Dataset) -> dict[str, Any]:
+    """Configuration of an opened run."""
+    return dict(json.loads(dataset.attrs["config"]))
 
 
 def check_folder(folder: Path, kind: str, settings: Mapping[str, Any]) -> None:
@@ -297,7 +302,7 @@ def check_folder(folder: Path, kind: str, settings: Mapping[str, Any]) -> None:
 
 
 def _join(folder: Path, new: Mapping[str, Any]) -> None:
-    """Take the settings of methods that a run has not had into its configuration."""
+    """Add the settings of new methods to the configuration of a run."""
     config = read_config(folder)
     held = config["settings"].get(GROWING, {})
     if new.keys() - held.keys():
@@ -306,7 +311,7 @@ def _join(folder: Path, new: Mapping[str, Any]) -> None:
 
 
 def check_same(old: Any, new: Any, folder: Path, field: str = "out") -> None:
-    """Hold the settings of a run against those of a command."""
+    """Check that the settings of a run are those of a command."""
     before, now = _flat(old), _flat(json.loads(json.dumps(new)))
     for name in sorted(before.keys() | now.keys()):
         if name.startswith(f"{GROWING}.") and not (name in before and name in now):

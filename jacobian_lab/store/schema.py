@@ -1,4 +1,4 @@
-"""What the stores of runs hold: every array with its dimensions, its meaning and its units."""
+"""Schema of stored runs: every array with its dimensions, its meaning and its units."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Variable:
-    """What a stored array is.
+    """Declaration of a stored array.
 
     Attributes:
         dims: Its dimensions.
-        long_name: What it is, in words.
+        long_name: Its meaning, in words.
         units: Its units; "1" for ratios.
         dtype: Its NumPy dtype. Floats begin as NaN, integers as 0.
-        study: The study that it comes from; what an interrupted study has left is not shown.
+        study: The study that it comes from; values of an interrupted study are not shown.
         mark: The part of a run that it belongs to, named by the array that is set when the part is finished.
     """
 
@@ -44,7 +44,7 @@ COORDINATES = {
     "rank": "place in a spectrum",
     "array": "array that a digest is of",
 }
-"""Dimensions with labels, and what these are."""
+"""Dimensions with labels, and the meaning of these."""
 
 _ANCHORS = {
     "anchor": Variable(("fact", "anchor_layer", "d_model"), "anchor: optimised hidden state", "activation"),
@@ -269,13 +269,13 @@ _TRAINED = {
 }
 
 _FRONTIER = {
-    name: replace(variable, dims=tuple(each for dim in variable.dims for each in _ALONG.get(dim, (dim,))))
+    name: replace(variable, dims=tuple(inner for dim in variable.dims for inner in _ALONG.get(dim, (dim,))))
     for name, variable in _EDIT_TABLE.items()
 }
-"""What an edit table has, at several λ."""
+"""Arrays of an edit table, at several λ."""
 
 DIGEST = "_digest"
-"""What the name of a mark's digests ends with."""
+"""Suffix of the name of a mark's digests."""
 
 
 def _part(mark: str, variables: Mapping[str, Variable]) -> dict[str, Variable]:
@@ -311,11 +311,11 @@ KINDS: dict[str, dict[str, Variable]] = {
 
 
 def command_of(name: str) -> str:
-    """What a kind of run, a study or a table is called on the command line: the same name with dashes."""
+    """Name of a kind of run, a study or a table on the command line: with dashes."""
     return name.replace("_", "-")
 
 
 RANDOM_DIRECTIONS = 64
 """Random directions that serve as a yardstick for each Jacobian; `random_positive` is a share of these."""
 DECISIONS = {"definite": 1, "undecided": 0, "indefinite": -1}
-"""How the verdict of theorem 2 is stored."""
+"""Stored values of theorem 2's verdict."""

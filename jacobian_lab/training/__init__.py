@@ -1,5 +1,5 @@
 """Methods that train: WISE's side memory, and RLEdit's hypernetwork.
 
-Here live what is trained, its losses and loops, and the router by which a side memory serves rows. Nothing here reads
-configurations, writes runs, or knows the closed-form rules.
+The package holds their settings, losses and loops, and the router of a side memory. It writes no runs, and does not
+know the closed-form rules.
 """

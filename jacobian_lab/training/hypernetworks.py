@@ -14,11 +14,11 @@ NEAR_ZERO = 1.2e-7
 """What is added to a standard deviation."""
 
 
-class Normaliser:
-    """Mean and standard deviation of all rows seen, whatever the batches that they came in.
+class Normalizer:
+    """Mean and standard deviation of all rows so far, independent of their batches.
 
-    The published code adds the unbiased variance of each batch, which is too much for small ones and NaN for ever after
-    one of a single row.
+    The published code adds the unbiased variance of each batch. For small batches that is too much; after a batch of
+    one row it is NaN for ever.
 
     Attributes:
         count: Rows seen.
@@ -42,7 +42,7 @@ class Normaliser:
         self.count = count
 
     def __call__(self, rows: Float[Tensor, "row width"]) -> Float[Tensor, "row width"]:
-        """Rows less the mean, over the standard deviation; as they are before two have been seen."""
+        """Subtract the mean and divide by the standard deviation; rows stay as they are until there are two."""
         if self.count < 2:
             return rows
         return (rows - self.mean) / ((self.squares / (self.count - 1)).sqrt() + NEAR_ZERO)
@@ -96,7 +96,7 @@ class Hypernetwork(nn.Module):
     def forward(
         self, number: int, keys: Float[Tensor, "token in"], standard: Float[Tensor, "token width"]
     ) -> Float[Tensor, "token out"]:
-        """What each token asks of a matrix: v = −η ⟨k, k̃⟩ g̃."""
+        """Value that each token wants of a matrix: v = −η ⟨k, k̃⟩ g̃."""
         hidden = standard
         for block in range(len(self.down)):
             inner = hidden @ self.down[block] @ self.up[block] + self.bias[block]
@@ -107,7 +107,7 @@ class Hypernetwork(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Solve:
-    """The least-squares change that realises what tokens ask: Δ = (KᵀK + e^λ I)⁻¹ KᵀV, ``[in, out]``.
+    """Least-squares change that realizes the tokens' values V: Δ = (KᵀK + e^λ I)⁻¹ KᵀV, ``[in, out]``.
 
     Attributes:
         keys: K, a row a token.
@@ -117,13 +117,13 @@ class Solve:
     keys: Float[Tensor, "token in"]
     ridge: Float[Tensor, ""]
 
-    def change(self, asked: Float[Tensor, "token out"]) -> Float[Tensor, "in out"]:
-        """Δ of what is asked; by whichever of the two equal forms is smaller."""
+    def change(self, values: Float[Tensor, "token out"]) -> Float[Tensor, "in out"]:
+        """Δ of V, by the smaller of two equal forms."""
         K, (tokens, inputs) = self.keys, self.keys.shape
         if tokens < inputs:
             gram = K @ K.T + self.ridge * torch.eye(tokens, dtype=K.dtype, device=K.device)
-            return K.T @ torch.cholesky_solve(asked, torch.linalg.cholesky(gram))
-        return self._over(K.T @ asked)
+            return K.T @ torch.cholesky_solve(values, torch.linalg.cholesky(gram))
+        return self._over(K.T @ values)
 
     def pull(self, gradient: Float[Tensor, "in out"]) -> Float[Tensor, "token out"]:
         """∂L/∂V of ∂L/∂Δ: K (KᵀK + e^λ I)⁻¹ G."""
@@ -134,7 +134,7 @@ class Solve:
         return -self.ridge * (self._over(gradient) * change).sum()
 
     def _over(self, right: Float[Tensor, "in out"]) -> Float[Tensor, "in out"]:
-        """(KᵀK + e^λ I)⁻¹ of something, by Woodbury where there are fewer tokens than inputs."""
+        """(KᵀK + e^λ I)⁻¹ of a matrix, by Woodbury where there are fewer tokens than inputs."""
         K, (tokens, inputs) = self.keys, self.keys.shape
         if tokens < inputs:
             gram = K @ K.T + self.ridge * torch.eye(tokens, dtype=K.dtype, device=K.device)
@@ -151,14 +151,14 @@ def pull_back(
     gradient: Float[Tensor, "in out"],
     penalty: float = 0.0,
 ) -> None:
-    """Add to the network's gradients what a loss's gradient with regard to one matrix's change says of them."""
-    asked = network(number, keys, standard)
+    """Carry a loss's gradient with regard to one matrix's change back to the network, and add it there."""
+    values = network(number, keys, standard)
     with torch.no_grad():
         solve = Solve(keys, network.log_ridge[number].exp())
-        change = solve.change(asked)
+        change = solve.change(values)
         whole = gradient + 2 * penalty * change
         pulled, ridge = solve.pull(whole), solve.pull_ridge(whole, change)
-    asked.backward(pulled)
+    values.backward(pulled)
     if network.log_ridge.grad is None:
         network.log_ridge.grad = torch.zeros_like(network.log_ridge)
     network.log_ridge.grad[number] += ridge
@@ -167,7 +167,7 @@ def pull_back(
 def total_norm(networks: Sequence[Hypernetwork]) -> Float[Tensor, ""]:
     """Norm of all gradients together."""
     gradients = [p.grad for network in networks for p in network.parameters() if p.grad is not None]
-    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(each) for each in gradients]))
+    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]))
 
 
 def changes_by_block(
@@ -176,23 +176,23 @@ def changes_by_block(
     before: Mapping[str, Tensor],
     deltas: Mapping[str, Tensor],
 ) -> dict[str, list[float]]:
-    """How much each block has changed, and at which rank."""
+    """Size and rank of each block's change, and the share of it that its dtype lost."""
     names = ("changed_norm", "changed_rank", "changed_unstored")
-    found = {name: [math.nan] * model.n_layers for name in names}
+    changes = {name: [math.nan] * model.n_layers for name in names}
     for layer in range(model.n_layers):
         own = {model.projection(layer), *model.inner(layer)}
-        chosen = [name for name, module in modules.items() if module in own]
-        if not chosen:
+        changed = [name for name, module in modules.items() if module in own]
+        if not changed:
             continue
-        asked = [deltas[name].double() for name in chosen]
-        stored = [matrix(modules[name]).double() - before[name].double() for name in chosen]
-        length = _size(asked)
-        found["changed_norm"][layer] = length / _size(before[name] for name in chosen)
-        found["changed_rank"][layer] = float(max(torch.linalg.matrix_rank(each) for each in asked))
-        lost = _size(each - now for each, now in zip(asked, stored, strict=True))
-        found["changed_unstored"][layer] = lost / length if length else 0.0
-    return found
+        exact = [deltas[name].double() for name in changed]
+        stored = [matrix(modules[name]).double() - before[name].double() for name in changed]
+        length = _size(exact)
+        changes["changed_norm"][layer] = length / _size(before[name] for name in changed)
+        changes["changed_rank"][layer] = float(max(torch.linalg.matrix_rank(delta) for delta in exact))
+        lost = _size(delta - now for delta, now in zip(exact, stored, strict=True))
+        changes["changed_unstored"][layer] = lost / length if length else 0.0
+    return changes
 
 
 def _size(tensors: Iterable[Tensor]) -> float:
-    return math.sqrt(sum(float(each.double().square().sum()) for each in tensors))
+    return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors))

@@ -1,4 +1,4 @@
-"""What methods that train are taught with: facts that are neither edited nor share a subject with one that is."""
+"""Training examples: facts that are not edited and share no subject or prompt with those that are."""
 
 import random
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Lesson:
-    """What one fact is trained or edited with.
+    """Rows that one training fact contributes.
 
     Attributes:
         edit: The rewriting prompt with the new answer.
@@ -31,38 +31,38 @@ class Lesson:
 
 
 def strangers(edited: Sequence[Fact], others: Sequence[Fact]) -> list[Fact]:
-    """Facts that have nothing to do with those that are edited, as far as can be told."""
+    """Facts that share neither subject (case-insensitive) nor any prompt with an edited fact."""
     subjects = {_folded(fact.subject) for fact in edited}
-    asked = {_folded(text) for fact in edited for text in _texts(fact)}
+    prompts = {_folded(text) for fact in edited for text in _texts(fact)}
     return [
         fact
         for fact in others
-        if _folded(fact.subject) not in subjects and not asked & {_folded(text) for text in _texts(fact)}
+        if _folded(fact.subject) not in subjects and not prompts & {_folded(text) for text in _texts(fact)}
     ]
 
 
 def unrelated_rows(model: LanguageModel, count: int, others: Sequence[Fact]) -> list[Prompt]:
-    """A row unrelated to each edit, from the last of the others backwards, over again if need be."""
-    found = _taken(
+    """A row unrelated to each edit, from the last of the others backwards; they are repeated if they are too few."""
+    rows = _made_of(
         reversed(others), lambda fact: [_row(model, fact.text, fact.target_true, fact.join)], count, "unrelated rows"
     )
-    if not found:
+    if not rows:
         raise InputError(
             f"expected facts beside those that are edited, got none of {len(others)} that the model takes: name some "
             "by ⟨train_facts⟩, of other subjects"
         )
-    return [found[place % len(found)] for place in range(count)]
+    return [rows[place % len(rows)] for place in range(count)]
 
 
 def lessons(model: LanguageModel, others: Sequence[Fact], seed: int, count: int) -> list[Lesson]:
-    """Training examples of a hypernetwork: a rewrite, one of its other wordings, one prompt beside it, by seed."""
+    """Training examples of a hypernetwork: a rewrite with a paraphrase and a neighborhood prompt, drawn by the seed."""
 
     def lesson(fact: Fact) -> list[Lesson]:
         beside = [(text, own) for text, own in neighborhood(fact) if own]
         if not (beside and fact.paraphrase_prompts):
             return []
-        chosen = random.Random(f"{seed} {fact.id!r}")
-        other, (text, own) = chosen.choice(fact.paraphrase_prompts), chosen.choice(beside)
+        generator = random.Random(f"{seed} {fact.id!r}")
+        other, (text, own) = generator.choice(fact.paraphrase_prompts), generator.choice(beside)
         return [
             Lesson(
                 _row(model, fact.text, fact.target_new, fact.join),
@@ -71,30 +71,30 @@ def lessons(model: LanguageModel, others: Sequence[Fact], seed: int, count: int)
             )
         ]
 
-    found = _taken(others, lesson, count, "lessons")
-    if not found:
+    examples = _made_of(others, lesson, count, "lessons")
+    if not examples:
         raise InputError(
             "expected facts to train on that have a paraphrase and a neighbourhood prompt with its answer, got none "
             f"among {len(others)}: name others by ⟨train_facts⟩"
         )
-    if len(found) < count:
-        note(f"{len(found)} facts to train with instead of {count}: there are no more")
-    return found
+    if len(examples) < count:
+        note(f"{len(examples)} facts to train with instead of {count}: there are no more")
+    return examples
 
 
-def _taken(facts: Iterable[Fact], make: Callable[[Fact], list[T]], count: int, what: str) -> list[T]:
-    """What is made of facts, so many at the most, without those that the model does not take."""
-    found, refused = list[T](), list[str]()
+def _made_of(facts: Iterable[Fact], make: Callable[[Fact], list[T]], count: int, what: str) -> list[T]:
+    """Make at most `count` items of facts; those that the model refuses are passed over with a note."""
+    items, refused = list[T](), list[str]()
     for fact in facts:
-        if len(found) >= count:
+        if len(items) >= count:
             break
         try:
-            found += make(fact)
+            items += make(fact)
         except InputError as error:
             refused.append(f"{fact.id!r}: {error}")
     if refused:
         note(f"{len(refused)} facts are passed over for {what}, the first {refused[0]}")
-    return found
+    return items
 
 
 def _row(model: LanguageModel, text: str, answer: str, join: str | None) -> Prompt:

@@ -1,4 +1,4 @@
-"""WISE's side memory: matrices beside one of an MLP, and the router that says which of them serves a row."""
+"""WISE's side memory: side matrices of an MLP, and the router that chooses the one to serve a row."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,23 +24,23 @@ from jacobian_lab.model.tokens import PASSING, Prompt
 
 FORMAT = "jacobian_lab memory 1"
 ORIGINAL = -1
-"""The side that is none: the model's own matrix serves."""
+"""Route to the model's own matrix."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """The matrix that a memory stands beside.
+    """Main matrix that a memory stands beside.
 
     Attributes:
         block: Its block.
-        entrance: Whether it is the map at the MLP's entrance, of MLPs that have one, instead of the output projection.
+        entrance: True for the map at the MLP's entrance, if there is exactly one, instead of the output projection.
     """
 
     block: int
     entrance: bool = False
 
     def module(self, model: LanguageModel) -> nn.Module:
-        """The module that holds it."""
+        """Module that holds the matrix."""
         if not 0 <= self.block < model.n_layers:
             raise InputError(
                 f"expected ⟨wise.block⟩ of 0 to {model.n_layers - 1}, got {self.block}: choose one of them"
@@ -58,11 +58,11 @@ class Place:
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """A matrix of a memory.
+    """Side matrix of a memory.
 
     Attributes:
         weight: W', in the place of the model's own.
-        threshold: The distance from which on it may serve a row.
+        threshold: Least distance at which it may serve a row.
     """
 
     weight: Float[Tensor, "out in"]
@@ -71,14 +71,14 @@ class Side:
 
 @dataclass(frozen=True, eq=False)
 class Memory:
-    """Matrices beside the model's own, one of which serves a row if the router finds it far enough from the own one.
+    """Side matrices; one of them serves a row if the router finds it far enough from the model's own matrix.
 
-    The router judges a row by its prompt, once, and the rest of the row goes the same way: so the logits at a place do
-    not depend on what follows it, as they do in the published code, which judges prompt, answer and padding together.
+    The router judges a row once, by its prompt, and the rest of the row goes the same way. So logits never depend on
+    later tokens. In the published code they do: it judges prompt, answer and padding together.
 
     Attributes:
-        place: Which matrix they stand beside.
-        sides: The matrices; of two at the same distance the first serves.
+        place: The main matrix.
+        sides: The side matrices; of two at the same distance the first serves.
     """
 
     place: Place
@@ -87,23 +87,22 @@ class Memory:
     @contextmanager
     def serving(self, model: LanguageModel) -> Iterator[None]:
         """Serve every pass within."""
-        activation, asked = activation_of(model), _Asked(model)
+        activation, bare = activation_of(model), _BarePasses(model)
 
         def serve(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             passed = PASSING.get()
-            kept = asked.kept if passed is None else passed.kept
+            routes = bare.routes if passed is None else passed.routes
             sided = [beside(module, inputs[0], side.weight) for side in self.sides]
-            if self not in kept:
-                counted = asked.counted(output) if passed is None else first_tokens(passed.prompts, output)
-                found = [distances(activation, output, other, counted) for other in sided]
-                kept[self] = self.route(torch.stack(found))
+            if self not in routes:
+                counted = bare.counted(output) if passed is None else first_tokens(passed.prompts, output)
+                routes[self] = self.route(torch.stack([distances(activation, output, o, counted) for o in sided]))
             for number, other in enumerate(sided):
-                output = torch.where((kept[self] == number)[:, None, None], other, output)
+                output = torch.where((routes[self] == number)[:, None, None], other, output)
             return output
 
         with sole_edit(model):
             handles = [
-                model.trunk.register_forward_pre_hook(asked.begin, with_kwargs=True),
+                model.trunk.register_forward_pre_hook(bare.begin, with_kwargs=True),
                 self.place.module(model).register_forward_hook(serve),
             ]
             try:
@@ -112,74 +111,62 @@ class Memory:
                 for handle in handles:
                     handle.remove()
 
-    def route(self, found: Float[Tensor, "side row"]) -> Int[Tensor, " row"]:
-        """Which side serves each row: the farthest of those that are far enough."""
-        found = found.double()
-        far = found >= self._thresholds(found)
-        return torch.where(far.any(0), torch.where(far, found, -torch.inf).argmax(0), ORIGINAL)
+    def route(self, apart: Float[Tensor, "side row"]) -> Int[Tensor, " row"]:
+        """Route each row to the farthest of the sides whose distance reaches their threshold."""
+        apart = apart.double()
+        far = apart >= self._thresholds(apart)
+        return torch.where(far.any(0), torch.where(far, apart, -torch.inf).argmax(0), ORIGINAL)
 
-    def reach(self, found: Float[Tensor, "row side"]) -> Float[Tensor, " row"]:
-        """How far rows are on the way to being served: from 1 on a side serves."""
+    def reach(self, apart: Float[Tensor, "row side"]) -> Float[Tensor, " row"]:
+        """Routing ratio: largest distance over threshold; from 1 on a side serves."""
         if not self.sides:
-            return found.new_zeros(len(found)).double()
-        thresholds = self._thresholds(found)[:, 0]
-        return torch.where(thresholds > 0, found.double() / thresholds, torch.inf).amax(1)
+            return apart.new_zeros(len(apart)).double()
+        thresholds = self._thresholds(apart)[:, 0]
+        return torch.where(thresholds > 0, apart.double() / thresholds, torch.inf).amax(1)
 
-    def _thresholds(self, found: Tensor) -> Float[Tensor, "side 1"]:
+    def _thresholds(self, apart: Tensor) -> Float[Tensor, "side 1"]:
         thresholds = [side.threshold for side in self.sides]
-        return torch.tensor(thresholds, dtype=torch.float64, device=found.device)[:, None]
+        return torch.tensor(thresholds, dtype=torch.float64, device=apart.device)[:, None]
 
     @torch.no_grad()
     def judge(self, model: LanguageModel, rows: Sequence[Prompt]) -> Float[Tensor, "row side"]:
-        """How far each side is from the model's own matrix, on the prompts of some rows."""
-        activation, found = activation_of(model), torch.empty(len(rows), len(self.sides), dtype=torch.float64)
-        prompts = [Prompt(row.ids[: row.asked], row.asked - 1) for row in rows]
-        seen: list[tuple[Tensor, Tensor]] = []
-        module = self.place.module(model)
-        handle = module.register_forward_hook(  # before one that serves
-            lambda _m, inputs, output: seen.append((inputs[0], output)), prepend=True
-        )
-        try:
-            for group in batches(prompts):
-                seen.clear()
-                forward(model, [prompts[i] for i in group], stop=self.place.block)
-                ((entering, output),) = seen
-                counted = first_tokens([len(prompts[i].ids) for i in group], output)
-                for number, side in enumerate(self.sides):
-                    other = beside(module, entering, side.weight)
-                    found[group, number] = distances(activation, output, other, counted).double().cpu()
-        finally:
-            handle.remove()
-        return found
+        """Distance of each side from the model's own matrix, on the prompts of rows."""
+        activation, module = activation_of(model), self.place.module(model)
+        apart = torch.empty(len(rows), len(self.sides), dtype=torch.float64)
+        for group, entering, output, counted in prompt_passes(model, self.place, rows):
+            for number, side in enumerate(self.sides):
+                other = beside(module, entering, side.weight)
+                apart[group, number] = distances(activation, output, other, counted).double().cpu()
+        return apart
 
 
-class _Asked:
-    """What a pass of the bare model is asked, where nobody has said it: the prompt is what comes without a cache.
+class _BarePasses:
+    """Prompts of passes outside `passing`: a pass with an empty cache is the prompt.
 
-    What goes on with a cache, as `generate` does token by token, goes the way of what filled it.
+    Tokens that follow with a filled cache, as in `generate`, go the way of their prompt.
     """
 
     def __init__(self, model: LanguageModel) -> None:
         self.cache = cache_name(model.trunk)
         self.mask: Tensor | None = None
-        self.kept: dict[Any, Any] = {}
+        self.routes: dict[Any, Any] = {}
 
     def begin(self, _module: Any, _args: Any, kwargs: Mapping[str, Any]) -> None:
-        """Take note of a pass."""
+        """Note the padding of a pass that begins a prompt."""
         cache = kwargs.get(self.cache)
         if cache is None or not cache.get_seq_length():
             mask = kwargs.get("attention_mask")
-            self.mask, self.kept = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None, {}
+            self.mask, self.routes = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None, {}
 
     def counted(self, output: Float[Tensor, "row token out"]) -> Bool[Tensor, "row token"]:
-        """The tokens that count: those that are not padding."""
+        """True at tokens that are not padding."""
         if self.mask is None or self.mask.shape != output.shape[:2]:
             return torch.ones(output.shape[:2], dtype=torch.bool, device=output.device)
         return self.mask.bool().to(output.device)
 
 
 def activation_of(model: LanguageModel) -> nn.Module:
-    """The activation of a model's MLPs."""
+    """Activation function of a model's MLPs."""
     config = model.hf.config
     return ACT2FN[getattr(config, "activation_function", None) or config.hidden_act]
 
@@ -187,15 +174,15 @@ def activation_of(model: LanguageModel) -> nn.Module:
 def beside(
     module: nn.Module, entering: Float[Tensor, "row token in"], weight: Float[Tensor, "out in"]
 ) -> Float[Tensor, "row token out"]:
-    """What a linear module would give with another matrix and its own bias."""
+    """Output of a linear module with another matrix and its own bias."""
     bias: Any = module.bias
     return nn.functional.linear(entering, weight.to(entering.dtype), bias)
 
 
 def first_tokens(lengths: Sequence[int], output: Float[Tensor, "row token out"]) -> Bool[Tensor, "row token"]:
-    """Which tokens of each row count: so many of the first."""
-    places = torch.arange(output.shape[1], device=output.device)
-    return places < torch.tensor(list(lengths), device=output.device)[:, None]
+    """True at the first tokens of each row, as many as its length."""
+    positions = torch.arange(output.shape[1], device=output.device)
+    return positions < torch.tensor(list(lengths), device=output.device)[:, None]
 
 
 def distances(
@@ -204,10 +191,29 @@ def distances(
     other: Float[Tensor, "row token out"],
     counted: Bool[Tensor, "row token"],
 ) -> Float[Tensor, " row"]:
-    """How far two matrices' outputs are apart: ‖σ(Wa + b) − σ(W'a + b)‖, the mean over the tokens that count."""
+    """Distance of two matrices' outputs: ‖σ(Wa + b) − σ(W'a + b)‖, the mean over the tokens that count."""
     wide = torch.promote_types(own.dtype, torch.float32)
     apart = torch.linalg.vector_norm(activation(own).to(wide) - activation(other).to(wide), dim=-1)
     return (apart * counted).sum(1) / counted.sum(1)
+
+
+def prompt_passes(
+    model: LanguageModel, place: Place, rows: Sequence[Prompt]
+) -> Iterator[tuple[list[int], Tensor, Tensor, Bool[Tensor, "row token"]]]:
+    """Run the prompts of rows, and yield each batch: its rows, the module's input and output, the tokens that count."""
+    prompts = [Prompt(row.ids[: row.asked], row.asked - 1) for row in rows]
+    passes: list[tuple[Tensor, Tensor]] = []
+    handle = place.module(model).register_forward_hook(  # before one that serves
+        lambda _m, inputs, output: passes.append((inputs[0], output)), prepend=True
+    )
+    try:
+        for group in batches(prompts):
+            passes.clear()
+            forward(model, [prompts[i] for i in group], stop=place.block)
+            ((entering, output),) = passes
+            yield group, entering, output, first_tokens([len(prompts[i].ids) for i in group], output)
+    finally:
+        handle.remove()
 
 
 def save_memory(path: Path, model: LanguageModel, memory: Memory, config: Mapping[str, Any]) -> None:
@@ -223,14 +229,14 @@ def save_memory(path: Path, model: LanguageModel, memory: Memory, config: Mappin
         "config": json.dumps(config, ensure_ascii=False),
     }
     if not all(torch.isfinite(side.weight).all() for side in memory.sides):
-        raise InputError("expected finite weights to save, got NaN or infinity in WISE's memory: lower ⟨wise.lr⟩")
+        raise InputError("expected finite weights to save, got NaN or infinity in WISE's memory: lower ⟨wise.edit_lr⟩")
     tensors = {f"side.{n}": side.weight.cpu().contiguous() for n, side in enumerate(memory.sides)}
     with written_whole(path) as partial:
         save_file(tensors, partial, metadata=metadata)
 
 
 def memory_metadata(path: Path | str) -> dict[str, str] | None:
-    """What a memory says of itself."""
+    """Metadata of a saved memory; `None` for another file."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -1,4 +1,4 @@
-"""WISE's loss beside the answer's, and how its shards are merged: pure functions of what a memory is made of."""
+"""WISE's margin loss, and the merge of its shards by TIES."""
 
 from collections.abc import Sequence
 
@@ -13,8 +13,8 @@ def margin(
     """L_a = ⟨d_out − d_in + γ⟩₊ + ⟨d_out − α⟩₊ + ⟨β − d_in⟩₊, each the mean over those rows where it is above zero."""
 
     def above(values: Tensor) -> Tensor:
-        kept = values[values > 0]
-        return kept.mean() if len(kept) else values.sum() * 0
+        positive = values[values > 0]
+        return positive.mean() if len(positive) else values.sum() * 0
 
     return above(outside - inside + gamma) + above(outside - alpha) + above(beta - inside)
 
@@ -38,7 +38,7 @@ def _largest(delta: Tensor, density: float) -> Tensor:
     count = int(density * delta.numel())
     if count >= delta.numel():
         return delta
-    kept = torch.zeros_like(delta).flatten()
+    largest = torch.zeros_like(delta).flatten()
     places = delta.abs().flatten().topk(count).indices
-    kept[places] = delta.flatten()[places]
-    return kept.view_as(delta)
+    largest[places] = delta.flatten()[places]
+    return largest.view_as(delta)

@@ -19,22 +19,22 @@ from jacobian_lab.model.language_model import LanguageModel, matrix
 from jacobian_lab.model.tokens import Prompt
 from jacobian_lab.training.hypernetworks import (
     Hypernetwork,
-    Normaliser,
+    Normalizer,
     Solve,
     changes_by_block,
     pull_back,
     total_norm,
 )
 from jacobian_lab.training.lessons import Lesson
-from jacobian_lab.training.settings import RLEditSettings
+from jacobian_lab.training.settings import RLEditConfig
 
 Shape = tuple[int, int]
-_LOWER = "lower ⟨rledit.rate⟩ or ⟨rledit.meta_lr⟩, or give ⟨dtype⟩ float32"
+_LOWER = "lower ⟨rledit.lr⟩ or ⟨rledit.meta_lr⟩, or give ⟨dtype⟩ float32"
 
 
 @dataclass(frozen=True, eq=False)
-class _Told:
-    """What some rows say of the changed matrices: their loss, and its gradients."""
+class _Pass:
+    """Loss of rows, with inputs of the changed matrices and gradients at their outputs."""
 
     loss: Tensor
     inputs: Mapping[str, Tensor]
@@ -43,26 +43,26 @@ class _Told:
 
 @dataclass(eq=False)
 class RLEdit:
-    """A hypernetwork for a model, and what it has learnt so far.
+    """A hypernetwork for a model, and its training so far.
 
     Attributes:
         model: The model; edited in place, within `edited`.
-        lessons: What it is trained with, in batches one after the other.
-        rows: What it edits: the rewriting prompts with the new answers.
-        settings: How it is trained and edits.
+        lessons: Its training examples, batch after batch.
+        rows: Rows to edit: the rewriting prompts with the new answers.
+        settings: The settings, resolved.
         networks: One for each shape of matrix.
-        normalisers: Likewise.
-        losses: Of every batch of the training: what the edit should do, and the divergence that it causes.
-        changed: The matrices as the trajectory that is gone through has left them; none where it begins.
+        normalizers: One for each shape of matrix.
+        losses: Loss of the answers, and divergence, of every batch of the training.
+        changed: The matrices as the trajectory has left them so far; empty at its beginning.
         deltas: ΔW by module, of the last `edited`, in `delta_dtype`.
         before: The matrices before it.
-        learnt: The loss of each fact's answer just after its own batch was edited.
+        learnt: Loss of each fact's answer just after the edit of its batch.
     """
 
     model: LanguageModel
     lessons: Sequence[Lesson]
     rows: Sequence[Prompt]
-    settings: RLEditSettings
+    settings: RLEditConfig
     losses: list[tuple[float, float]] = field(default_factory=list)
     changed: dict[str, Tensor] = field(default_factory=dict)
     deltas: dict[str, Tensor] = field(default_factory=dict)
@@ -77,26 +77,26 @@ class RLEdit:
             outputs, inputs = matrix(module).shape
             shapes.setdefault((inputs, outputs), []).append(name)
         dtype, device = torch.promote_types(self.model.dtype, torch.float32), self.model.device
-        chosen = self.settings
+        settings = self.settings
         self.networks = {
             shape: Hypernetwork(
                 len(names),
                 *shape,
-                rank=chosen.rank,
-                blocks=chosen.depth,
-                rate=chosen.rate,
-                seed=chosen.seed,
+                rank=settings.rank,
+                blocks=settings.n_blocks,
+                rate=settings.lr,
+                seed=settings.seed,
                 dtype=dtype,
             ).to(device)
             for shape, names in shapes.items()
         }
-        self.normalisers = {shape: Normaliser(sum(shape), dtype, device) for shape in shapes}
+        self.normalizers = {shape: Normalizer(sum(shape), dtype, device) for shape in shapes}
         self.places = {name: (shape, number) for shape, names in shapes.items() for number, name in enumerate(names)}
         self.dtype = dtype
-        parts = 3 * (chosen.back + 1) * -(-chosen.facts_at_once // chosen.rows_at_once)
+        parts = 3 * (settings.back_depth + 1) * -(-settings.n_edits // settings.batch_size)
         self._below = lru_cache(parts)(self._run_below)
         self.adam = torch.optim.Adam(
-            [p for network in self.networks.values() for p in network.parameters()], chosen.meta_lr
+            [p for network in self.networks.values() for p in network.parameters()], settings.meta_lr
         )
 
     @contextmanager
@@ -110,19 +110,18 @@ class RLEdit:
                 self._put(before)
 
     def train(self, advance: Callable[[int], Any] = lambda _: None) -> Iterator[None]:
-        """Go through the lessons in sequences of edits, as often as is set, and learn from what the edits do.
+        """Edit with the training examples, batch after batch in sequences, and learn from the outcome.
 
-        Between two batches nothing is left on the model but what `state` holds too, so that it can be put away there
-        and gone on from.
+        Between two batches `state` is all there is to continue from.
         """
         settings = self.settings
-        batches = _parts(self.lessons, settings.facts_at_once)[: settings.batches]
-        while len(self.losses) < settings.epochs * len(batches):
+        batches = self._batches()
+        while len(self.losses) < settings.n_epochs * len(batches):
             number = len(self.losses) % len(batches)
             with self.changing():
                 self._put(self.changed)
-                seen = batches[max(0, number + 1 - settings.back) : number + 1]
-                told = self._learn(list(reversed(seen)))
+                recent = batches[max(0, number + 1 - settings.back_depth) : number + 1]
+                losses = self._learn(list(reversed(recent)))
                 self.changed = {name: matrix(module).clone() for name, module in self.modules.items()}
             if settings.clipped == "each":
                 self._clip()
@@ -130,46 +129,49 @@ class RLEdit:
                 self.changed = {}
             if settings.step == "batch" or not self.changed:
                 self._step()
-            self.losses.append(told)
+            self.losses.append(losses)
             advance(len(batches[number]))
             yield
 
     @property
     def finished(self) -> int:
-        """Facts that the network is trained with."""
-        batches = _parts(self.lessons, self.settings.facts_at_once)[: self.settings.batches]
+        """Number of facts in the training so far."""
+        batches = self._batches()
         return sum(len(batches[number % len(batches)]) for number in range(len(self.losses)))
 
+    def _batches(self) -> list[Sequence[Lesson]]:
+        return _parts(self.lessons, self.settings.n_edits)[: self.settings.num_seq]
+
     def state(self) -> dict[str, Tensor]:
-        """All that goes from one batch to the next, as tensors: what `restore` goes on from."""
-        found = {"losses": torch.tensor(self.losses, dtype=torch.float64).reshape(-1, 2)}
-        found |= {f"changed.{name}": weight for name, weight in self.changed.items()}
-        for number, normaliser in enumerate(self.normalisers.values()):
-            found |= {f"normaliser.{number}.{name}": each for name, each in normaliser.state().items()}
+        """State between two batches, as tensors, for `restore`."""
+        state = {"losses": torch.tensor(self.losses, dtype=torch.float64).reshape(-1, 2)}
+        state |= {f"changed.{name}": weight for name, weight in self.changed.items()}
+        for number, normalizer in enumerate(self.normalizers.values()):
+            state |= {f"normaliser.{number}.{name}": value for name, value in normalizer.state().items()}
         for name, parameter in self._parameters():
-            found[name] = parameter.detach()
+            state[name] = parameter.detach()
             if parameter.grad is not None:
-                found[f"{name}.grad"] = parameter.grad
-            found |= {f"{name}.adam.{key}": each for key, each in self.adam.state[parameter].items()}
-        return found
+                state[f"{name}.grad"] = parameter.grad
+            state |= {f"{name}.adam.{key}": value for key, value in self.adam.state[parameter].items()}
+        return state
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Become what another was that was made with the same model, lessons and settings."""
+        """Take the state of another that was made with the same model, examples and settings."""
         self.losses = [(first, second) for first, second in state["losses"].tolist()]
         self.changed = {
             name: state[f"changed.{name}"].to(matrix(module))
             for name, module in self.modules.items()
             if f"changed.{name}" in state
         }
-        for number, normaliser in enumerate(self.normalisers.values()):
-            normaliser.restore({name: state[f"normaliser.{number}.{name}"] for name in normaliser.state()})
+        for number, normalizer in enumerate(self.normalizers.values()):
+            normalizer.restore({name: state[f"normaliser.{number}.{name}"] for name in normalizer.state()})
         for name, parameter in self._parameters():
             parameter.data.copy_(state[name])
-            kept, moments = state.get(f"{name}.grad"), f"{name}.adam."
-            parameter.grad = None if kept is None else kept.to(parameter, copy=True)
+            gradient, moments = state.get(f"{name}.grad"), f"{name}.adam."
+            parameter.grad = None if gradient is None else gradient.to(parameter, copy=True)
             self.adam.state[parameter] = {
-                key.removeprefix(moments): each.clone() if each.dim() == 0 else each.to(parameter, copy=True)
-                for key, each in state.items()
+                key.removeprefix(moments): value.clone() if value.dim() == 0 else value.to(parameter, copy=True)
+                for key, value in state.items()
                 if key.startswith(moments)
             }
 
@@ -180,40 +182,40 @@ class RLEdit:
 
     @contextmanager
     def edited(self, advance: Callable[[int], Any] = lambda _: None) -> Iterator[None]:
-        """The model edited within, batch after batch as trained, and bit for bit as it was without."""
-        kept = [(normaliser, normaliser.state()) for normaliser in self.normalisers.values()]
+        """Edit the model within, batch after batch, and put it back bit for bit on leaving."""
+        normalizers = [(normalizer, normalizer.state()) for normalizer in self.normalizers.values()]
         self.before = before = {name: matrix(module).detach().clone() for name, module in self.modules.items()}
-        asked = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in before.items()}
+        sums = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in before.items()}
         self.learnt = []
         try:
             with self.changing():
-                for some in _parts(self.rows, self.settings.edited_at_once):
-                    for name, change in self._changes(self._told_of(some)).items():
-                        asked[name] += change.T
-                        self._write(name, before[name], asked[name])  # rounded once, not batch by batch
-                    self.learnt += self._losses(some)
-                    advance(len(some))
+                for rows in _parts(self.rows, self.settings.edited_at_once):
+                    for name, change in self._changes(self._keys_and_standardized(rows)).items():
+                        sums[name] += change.T
+                        self._write(name, before[name], sums[name])  # rounded once, not batch by batch
+                    self.learnt += self._losses(rows)
+                    advance(len(rows))
                 dtype = delta_dtype(self.model)
-                self.deltas = {name: each.to(dtype) for name, each in asked.items()}
+                self.deltas = {name: total.to(dtype) for name, total in sums.items()}
                 for name, delta in self.deltas.items():  # what is saved is what is measured
                     self._write(name, before[name], delta)
                 yield
         finally:
-            for normaliser, state in kept:
-                normaliser.restore(state)
+            for normalizer, state in normalizers:
+                normalizer.restore(state)
 
     @torch.no_grad()
     def _write(self, name: str, before: Tensor, change: Tensor) -> None:
         weight = matrix(self.modules[name])
         weight.copy_(before.double() + change.double())
 
-    def told(self) -> dict[str, Any]:
-        """How much each block changed, at which rank, and what its dtype did not take; what each fact's edit left."""
-        found = changes_by_block(self.model, self.modules, self.before, self.deltas)
-        return found | {"training_steps": [1.0] * len(self.rows), "training_loss": list(self.learnt)}
+    def diagnostics(self) -> dict[str, Any]:
+        """Size, rank and rounding loss of each block's change, and the loss that each fact's edit left."""
+        changes = changes_by_block(self.model, self.modules, self.before, self.deltas)
+        return changes | {"training_steps": [1.0] * len(self.rows), "training_loss": list(self.learnt)}
 
     def save(self, path: Path, config: Mapping[str, Any]) -> None:
-        """Write what `edited` changed last, as a delta, or the model as it is now."""
+        """Save the last change as a delta, or the model as it is now."""
         if path.suffix == ".safetensors":
             save_delta(path, self.model, self._placed(self.deltas), config)
         else:
@@ -224,56 +226,56 @@ class RLEdit:
         layers = {self.model.projection(layer): layer for layer in range(self.model.n_layers)}
         return {layers.get(self.modules[name], name): delta for name, delta in deltas.items()}
 
-    def _learn(self, seen: Sequence[Sequence[Lesson]]) -> tuple[float, float]:
-        """Edit the newest of some batches, and take the gradients of what that does to all of them."""
+    def _learn(self, batches: Sequence[Sequence[Lesson]]) -> tuple[float, float]:
+        """Edit the first batch, the newest, and compute the gradients of the loss on all of them."""
         settings = self.settings
         parts = [
-            (settings.discount**age, some)
-            for age, batch in enumerate(seen)
-            for some in _parts(batch, settings.rows_at_once)
+            (settings.time_decay**age, examples)
+            for age, batch in enumerate(batches)
+            for examples in _parts(batch, settings.batch_size)
         ]
-        before = [self._log_p([each.unrelated for each in some]) for _, some in parts]
-        told = self._told_of([each.edit for each in seen[0]])
-        self._add(self._changes(told))
+        before = [self._log_p([example.unrelated for example in examples]) for _, examples in parts]
+        keys_and_standardized = self._keys_and_standardized([example.edit for example in batches[0]])
+        self._add(self._changes(keys_and_standardized))
         totals = {name: torch.zeros_like(matrix(module).T, dtype=self.dtype) for name, module in self.modules.items()}
         losses = [0.0, 0.0]
-        for (weight, some), reference in zip(parts, before, strict=True):
-            for which, found, factor in (
-                (0, self._told([each.other for each in some]), weight),
-                (1, self._told([each.unrelated for each in some], reference), settings.local * weight),
+        for (weight, examples), reference in zip(parts, before, strict=True):
+            for which, passed, factor in (
+                (0, self._pass([example.other for example in examples]), weight),
+                (1, self._pass([example.unrelated for example in examples], reference), settings.loc_coef * weight),
             ):
-                losses[which] += factor * float(found.loss)
+                losses[which] += factor * float(passed.loss)
                 for name, total in totals.items():
-                    inputs, gradients = found.inputs[name].flatten(0, 1), found.gradients[name].flatten(0, 1)
+                    inputs, gradients = passed.inputs[name].flatten(0, 1), passed.gradients[name].flatten(0, 1)
                     total += factor * (inputs.T @ gradients)
-        penalty = settings.penalty if settings.penalised else 0.0
-        for name, (keys, standard) in told.items():
+        penalty = settings.reg_coef if settings.penalized else 0.0
+        for name, (keys, standard) in keys_and_standardized.items():
             shape, number = self.places[name]
             pull_back(self.networks[shape], number, keys, standard, totals[name], penalty)
         return losses[0], losses[1]
 
-    def _told_of(self, rows: Sequence[Prompt]) -> dict[str, tuple[Tensor, Tensor]]:
-        """Keys and standardised keys and gradients at the answers' tokens, by module."""
-        found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in self.modules}
-        for some in _parts(rows, self.settings.rows_at_once):
-            told = self._told(some)
-            lengths = [(len(row.ids) - len(row.answer), len(row.ids)) for row in some]
+    def _keys_and_standardized(self, rows: Sequence[Prompt]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Keys, and standardised keys with gradients, at the answers' tokens, by module."""
+        by_module: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in self.modules}
+        for part in _parts(rows, self.settings.batch_size):
+            passed = self._pass(part)
+            lengths = [(len(row.ids) - len(row.answer), len(row.ids)) for row in part]
             for name in self.modules:
-                keys = torch.cat([told.inputs[name][n, a:b] for n, (a, b) in enumerate(lengths)])
-                gradients = torch.cat([told.gradients[name][n, a:b] for n, (a, b) in enumerate(lengths)])
-                found[name].append((keys, gradients))
-                self.normalisers[self.places[name][0]].see(torch.cat([keys, gradients], dim=1))
+                keys = torch.cat([passed.inputs[name][n, a:b] for n, (a, b) in enumerate(lengths)])
+                gradients = torch.cat([passed.gradients[name][n, a:b] for n, (a, b) in enumerate(lengths)])
+                by_module[name].append((keys, gradients))
+                self.normalizers[self.places[name][0]].see(torch.cat([keys, gradients], dim=1))
         whole = {}
-        for name, parts in found.items():
-            keys, gradients = (torch.cat(each) for each in zip(*parts, strict=True))
-            normaliser = self.normalisers[self.places[name][0]]
-            whole[name] = keys, normaliser(torch.cat([keys, gradients], dim=1))
+        for name, parts in by_module.items():
+            keys, gradients = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+            normalizer = self.normalizers[self.places[name][0]]
+            whole[name] = keys, normalizer(torch.cat([keys, gradients], dim=1))
         return whole
 
     @torch.no_grad()
-    def _changes(self, told: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Float[Tensor, "in out"]]:
+    def _changes(self, by_module: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Float[Tensor, "in out"]]:
         changes = {}
-        for name, (keys, standard) in told.items():
+        for name, (keys, standard) in by_module.items():
             shape, number = self.places[name]
             network = self.networks[shape]
             if not (torch.isfinite(keys).all() and torch.isfinite(standard).all()):
@@ -294,8 +296,8 @@ class RLEdit:
             weight = matrix(self.modules[name])
             weight.copy_(weight.double() + change.T.double())
 
-    def _told(self, rows: Sequence[Prompt], reference: Tensor | None = None) -> _Told:
-        """The loss of some rows' answers, or the divergence from a reference, and what it says of the matrices."""
+    def _pass(self, rows: Sequence[Prompt], reference: Tensor | None = None) -> _Pass:
+        """Compute the loss of rows' answers, or their divergence from a reference, and its gradients."""
         frozen, hidden = self._above(rows)
         inputs: dict[str, Tensor] = {}
         outputs: dict[str, Tensor] = {}
@@ -308,17 +310,17 @@ class RLEdit:
         finally:
             for handle in handles:
                 handle.remove()
-        told = frozen.answer >= 0
+        answered = frozen.answer >= 0
         if reference is None:
-            loss = -log_p.gather(-1, frozen.answer.clamp(min=0)[..., None])[..., 0][told].mean()
+            loss = -log_p.gather(-1, frozen.answer.clamp(min=0)[..., None])[..., 0][answered].mean()
         else:
-            loss = (reference[told].exp() * (reference[told] - log_p[told])).sum(-1).mean()
+            loss = (reference[answered].exp() * (reference[answered] - log_p[answered])).sum(-1).mean()
         names = list(outputs)
         gradients = torch.autograd.grad(loss, [outputs[name] for name in names])
-        return _Told(
+        return _Pass(
             loss.detach(),
             {name: inputs[name].detach().to(self.dtype) for name in names},
-            {name: each.to(self.dtype) for name, each in zip(names, gradients, strict=True)},
+            {name: gradient.to(self.dtype) for name, gradient in zip(names, gradients, strict=True)},
         )
 
     @torch.no_grad()
@@ -330,11 +332,11 @@ class RLEdit:
 
     def _losses(self, rows: Sequence[Prompt]) -> list[float]:
         """Mean −log P of each row's answer."""
-        found = []
-        for some in _parts(rows, self.settings.rows_at_once):
-            for row, log_p in zip(some, self._log_p(some), strict=True):
-                found.append(float(-log_p[range(len(row.answer)), list(row.answer)].mean()))
-        return found
+        losses = []
+        for part in _parts(rows, self.settings.batch_size):
+            for row, log_p in zip(part, self._log_p(part), strict=True):
+                losses.append(float(-log_p[range(len(row.answer)), list(row.answer)].mean()))
+        return losses
 
     def _above(self, rows: Sequence[Prompt]) -> tuple[Frozen, Float[Tensor, "row token d_model"]]:
         """Rows from the lowest changed block on."""
@@ -342,12 +344,12 @@ class RLEdit:
         return frozen, frozen.tails[self.start].clone()
 
     def _run_below(self, rows: tuple[Prompt, ...]) -> Frozen:
-        """Rows below the lowest changed block, where nothing ever changes; kept while they are looked back on."""
+        """Run rows below the lowest changed block, which never changes; cached while losses look back on them."""
         return freeze(self.model, [Prompt(row.ids, 0, row.answer) for row in rows], [self.start])
 
     def _clip(self) -> None:
         networks = list(self.networks.values())
-        factor = self.settings.clip / (float(total_norm(networks)) + 1e-6)
+        factor = self.settings.max_grad_norm / (float(total_norm(networks)) + 1e-6)
         if factor < 1:
             for network in networks:
                 for parameter in network.parameters():
@@ -362,11 +364,11 @@ class RLEdit:
 
 
 def _remember(
-    inputs: dict[str, Tensor], outputs: dict[str, Tensor], name: str, _module: Any, given: Any, output: Tensor
+    inputs: dict[str, Tensor], outputs: dict[str, Tensor], name: str, _module: Any, entering: Any, output: Tensor
 ) -> None:
-    inputs[name], outputs[name] = given[0], output
+    inputs[name], outputs[name] = entering[0], output
 
 
 def _parts(rows: Sequence[Any], size: int) -> list[Sequence[Any]]:
-    """Rows, so many at a time."""
+    """Split rows into parts of a size."""
     return [rows[start : start + size] for start in range(0, len(rows), size)]

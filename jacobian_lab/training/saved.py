@@ -1,4 +1,4 @@
-"""Saved edits of any kind, put on their base model and asked."""
+"""Saved edits of any kind, loaded with their base model."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -40,7 +40,7 @@ class Loaded:
 
     @torch.no_grad()
     def continuation(self, text: str, tokens: int) -> str:
-        """What the edited model says after a prompt, greedily, whatever its own generation settings are."""
+        """Greedy continuation of a prompt by the edited model; its own generation settings are ignored."""
         row = self.model.text_prompt(text)
         ids = torch.tensor([row.ids], device=self.model.device)
         with self.serving():
@@ -50,10 +50,10 @@ class Loaded:
 
     def _served(self, row: Prompt) -> str:
         assert self.memory is not None
-        found = self.memory.judge(self.model, [row])
-        (side,) = self.memory.route(found.T).tolist() if self.memory.sides else (ORIGINAL,)
+        distances = self.memory.judge(self.model, [row])
+        (side,) = self.memory.route(distances.T).tolist() if self.memory.sides else (ORIGINAL,)
         what = "the model's own matrix served" if side == ORIGINAL else "the memory served"
-        return f"{what}: distance over the threshold {float(self.memory.reach(found)):.3g}"
+        return f"{what}: distance over the threshold {float(self.memory.reach(distances)):.3g}"
 
 
 def load_edited(paths: Sequence[Path], model: str, device: str) -> Loaded:

@@ -1,4 +1,4 @@
-"""What every method that trains can do, and its training carried on from where a killed process left it."""
+"""Protocol of the methods that train, and training that resumes after a kill."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,51 +15,50 @@ from jacobian_lab.errors import InputError
 from jacobian_lab.progress import note
 
 SECONDS = 30.0
-"""Training is put away when this has passed since it was last, and at its end."""
-
+"""Seconds between saves of a training; it is saved at its end too."""
 
 FORMAT = "jacobian_lab training 1"
 
 
 def _nobody(_count: int) -> None:
-    """Hears of facts, and does nothing."""
+    """Ignore progress."""
 
 
 class Trainer(Protocol):
-    """A method that trains, at work on a model, facts and settings."""
+    """A method that trains, with its model, facts and settings."""
 
     def train(self, advance: Callable[[int], Any] = ...) -> Iterator[Any]:
-        """Train on what is left."""
+        """Train on the facts that are left."""
         ...
 
     @property
     def finished(self) -> int:
-        """Facts that are trained on, or with, so far."""
+        """Number of facts in the training so far."""
         ...
 
     def state(self) -> dict[str, Tensor]:
-        """All that goes on, as tensors."""
+        """State of the training, as tensors."""
         ...
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Become what another was that was made alike."""
+        """Take the state of another that was made with the same arguments."""
         ...
 
     def edited(self, advance: Callable[[int], Any] = ...) -> AbstractContextManager[None]:
         """The model edited within, and bit for bit as it was without."""
         ...
 
-    def told(self) -> dict[str, Any]:
-        """What is to be known of the training and of the edit, within `edited`."""
+    def diagnostics(self) -> dict[str, Any]:
+        """Diagnostics of the training and of the edit, within `edited`."""
         ...
 
     def save(self, path: Path, config: Mapping[str, Any]) -> None:
-        """Write what was made, for `jacobian-lab apply`."""
+        """Save the edit, for `jacobian-lab apply`."""
         ...
 
 
 def carry_on(trainer: Trainer, path: Path, about: Mapping[str, str], advance: Callable[[int], Any] = _nobody) -> None:
-    """Train to the end, from what is there of an earlier start."""
+    """Train to the end, from the state that an earlier start left."""
     if path.is_file():
         try:
             load_training(trainer, path, about)
@@ -75,7 +74,7 @@ def carry_on(trainer: Trainer, path: Path, about: Mapping[str, str], advance: Ca
 
 
 def save_training(trainer: Trainer, path: Path, about: Mapping[str, str]) -> None:
-    """Put away all that was trained."""
+    """Save everything that was trained."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in trainer.state().items()}
     with written_whole(path) as partial:
@@ -83,15 +82,15 @@ def save_training(trainer: Trainer, path: Path, about: Mapping[str, str]) -> Non
 
 
 def load_training(trainer: Trainer, path: Path, about: Mapping[str, str]) -> None:
-    """Have a method become what another was that was made alike."""
+    """Restore a training that was saved with the same arguments."""
     with safe_open(path, framework="pt") as file:
-        told = file.metadata() or {}
+        metadata = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dictionary
-    if told.get("format") != FORMAT:
+    if metadata.get("format") != FORMAT:
         raise InputError(f"expected what a method was trained to, got another file, {path}: give another")
-    if changed := [name for name, value in about.items() if told.get(name) != value]:
+    if changed := [name for name, value in about.items() if metadata.get(name) != value]:
         raise InputError(
-            f"expected a training with the same {changed[0]}, got {told.get(changed[0])!r} in {path} instead of "
+            f"expected a training with the same {changed[0]}, got {metadata.get(changed[0])!r} in {path} instead of "
             f"{about[changed[0]]!r}: give the model, facts and settings that it was made with"
         )
     trainer.restore(tensors)

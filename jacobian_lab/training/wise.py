@@ -13,7 +13,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from jacobian_lab.errors import InputError
-from jacobian_lab.maps.hooks import batches, forward
 from jacobian_lab.maps.likelihood import answer_nll
 from jacobian_lab.maps.replay import Frozen, freeze, tail_outputs
 from jacobian_lab.model.language_model import matrix
@@ -26,24 +25,25 @@ from jacobian_lab.training.memories import (
     beside,
     distances,
     first_tokens,
+    prompt_passes,
     save_memory,
 )
 from jacobian_lab.training.merging import margin, ties
-from jacobian_lab.training.settings import WiseSettings
+from jacobian_lab.training.settings import WiseConfig
 
 FIRST_WEIGHT, LATER_WEIGHT, OLD_WEIGHT = 1.0, 0.4, 0.6
-"""What shards weigh together in the first merge, and in later ones, beside what was merged before."""
+"""Weights of all new shards in the first merge and in later ones, and of the merged memory there."""
 
 STILL, LOW = 1e-4, 0.02
-"""An edit is done when the loss before its last step is at most `LOW` and has moved by at most `STILL`."""
+"""An edit ends once the loss before its last step is at most `LOW` and has moved by at most `STILL`."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What became of one fact.
+    """Outcome of one fact's training.
 
     Attributes:
-        steps: Steps that were taken.
+        steps: Number of steps.
         loss: The loss at the last pass.
         inside: Mean distance of its prompts at the last pass.
         outside: Distance of the unrelated row there.
@@ -57,23 +57,23 @@ class Trained:
 
 @dataclass(eq=False)
 class Wise:
-    """A side memory in training: all that goes from one fact to the next.
+    """A side memory in training.
 
     Attributes:
         rows: The facts.
-        unrelated: For each fact a row that it has nothing to do with.
-        settings: How to train.
-        done: What became of the facts so far.
-        side: W' as it is.
+        unrelated: For each fact an unrelated row.
+        settings: The settings, resolved.
+        done: Outcomes of the facts so far.
+        side: The present W'.
         mask: The entries that the present shard trains.
-        merged: The merged matrices with their thresholds: the last served alone, unless they stay apart.
+        merged: Merged matrices with their thresholds; with `retrieve` all of them serve, else the last.
         shards: Finished shards that are not merged yet.
-        least: The least distance of an edited prompt so far; of those since the last merge where memories stay apart.
+        least: Least distance of an edited prompt so far; with `retrieve`, since the last merge.
     """
 
     rows: FactRows
     unrelated: Sequence[Prompt]
-    settings: WiseSettings
+    settings: WiseConfig
     done: list[Trained] = field(default_factory=list)
     shards: list[Tensor] = field(default_factory=list)
     merged: list[Side] = field(default_factory=list)
@@ -112,20 +112,20 @@ class Wise:
         return len(self.done)
 
     def state(self) -> dict[str, Tensor]:
-        """All that goes from one fact to the next, as tensors: what `restore` goes on from."""
-        told = [[float(each.steps), each.loss, each.inside, each.outside] for each in self.done]
-        found = {
-            "done": torch.tensor(told, dtype=torch.float64).reshape(-1, len(fields(Trained))),
+        """State between two facts, as tensors, for `restore`."""
+        outcomes = [[float(fact.steps), fact.loss, fact.inside, fact.outside] for fact in self.done]
+        state = {
+            "done": torch.tensor(outcomes, dtype=torch.float64).reshape(-1, len(fields(Trained))),
             "side": self.side,
             "mask": self.mask,
             "least": torch.tensor(self.least, dtype=torch.float64),
             "thresholds": torch.tensor([side.threshold for side in self.merged], dtype=torch.float64),
         }
-        found |= {f"shard.{n}": shard for n, shard in enumerate(self.shards)}
-        return found | {f"merged.{n}": side.weight for n, side in enumerate(self.merged)}
+        state |= {f"shard.{n}": shard for n, shard in enumerate(self.shards)}
+        return state | {f"merged.{n}": side.weight for n, side in enumerate(self.merged)}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Become what another was that was made with the same facts and settings."""
+        """Take the state of another that was made with the same facts and settings."""
 
         def like_own(tensor: Tensor) -> Tensor:
             return torch.empty_like(self.own).copy_(tensor)  # as the matrix lies in memory: products may round by that
@@ -134,10 +134,10 @@ class Wise:
         self.side, self.mask = like_own(state["side"]), state["mask"].to(self.own.device)
         self.least, thresholds = float(state["least"]), state["thresholds"].tolist()
         self.shards = [like_own(state[f"shard.{n}"]) for n in range(sum(name.startswith("shard.") for name in state))]
-        self.merged = [Side(like_own(state[f"merged.{n}"]), each) for n, each in enumerate(thresholds)]
+        self.merged = [Side(like_own(state[f"merged.{n}"]), least) for n, least in enumerate(thresholds)]
 
     def memory(self) -> Memory:
-        """The memory as it serves now: what was merged, and the side matrix in training."""
+        """Memory as it serves now: the merged matrices, and the side matrix in training."""
         threshold, sides = self.settings.act_ratio * self.least, list(reversed(self.merged))
         if not self.settings.retrieve:  # the least distance is that of all edits
             sides = [replace(side, threshold=threshold) for side in sides]
@@ -147,24 +147,24 @@ class Wise:
 
     @contextmanager
     def edited(self, advance: Callable[[int], Any] = lambda _: None) -> Iterator[None]:
-        """The model with the memory beside it within, and as it was without."""
+        """Serve the memory within."""
         advance(len(self.rows))
         with self.memory().serving(self.rows.model):
             yield
 
-    def told(self) -> dict[str, Any]:
-        """What became of the facts, and how far the memory is from serving what they are asked."""
+    def diagnostics(self) -> dict[str, Any]:
+        """Outcomes of the facts, and the routing ratios of their prompts."""
         model, memory, facts = self.rows.model, self.memory(), self.rows.facts
 
         def distance(texts: Sequence[Sequence[str]]) -> list[list[float]]:
-            rows = [model.text_prompt(text) for each in texts for text in each]
-            reached = memory.reach(memory.judge(model, rows))
-            return [each.tolist() for each in reached.split([len(each) for each in texts])]
+            rows = [model.text_prompt(text) for prompts in texts for text in prompts]
+            ratios = memory.reach(memory.judge(model, rows))
+            return [part.tolist() for part in ratios.split([len(prompts) for prompts in texts])]
 
         return {
-            "training_steps": [float(each.steps) for each in self.done],
-            "training_loss": [each.loss for each in self.done],
-            "distance": [found for (found,) in distance([[fact.text] for fact in facts])],
+            "training_steps": [float(fact.steps) for fact in self.done],
+            "training_loss": [fact.loss for fact in self.done],
+            "distance": [ratio for (ratio,) in distance([[fact.text] for fact in facts])],
             "distance_paraphrase": distance([fact.paraphrase_prompts for fact in facts]),
             "distance_neighbor": distance([fact.neighborhood_prompts for fact in facts]),
             "threshold": min((side.threshold for side in memory.sides), default=math.inf),
@@ -183,10 +183,10 @@ class Wise:
         side, losses = self.side.clone().requires_grad_(), list[float]()
         inside = outside = side.new_zeros(())
         last = math.nan
-        for number in range(settings.steps):
+        for number in range(settings.n_iter):
             served = edited.served(side)
             inside, outside = edited.distances(served), unrelated.distances(unrelated.served(side))
-            limits = (self.scale * each for each in (settings.alpha, settings.beta, settings.gamma))
+            limits = (self.scale * share for share in (settings.alpha, settings.beta, settings.gamma))
             loss = edited.loss(served) + margin(inside, outside, *limits)
             last = loss.item()
             if not math.isfinite(last):  # the fact is left out, as one without a finite anchor is
@@ -206,16 +206,16 @@ class Wise:
     def _step(self, side: Tensor, gradient: Tensor) -> None:
         """One masked step, with decay, clamped."""
         settings = self.settings
-        shrunk = settings.decay * side
+        shrunk = settings.weight_decay * side
         if settings.decayed == "none":
             shrunk = torch.zeros_like(side)
         elif settings.decayed == "masked":
             shrunk = shrunk * self.mask
-        side -= settings.lr * (gradient * self.mask + shrunk)
-        side.clamp_(self.own - settings.clamp, self.own + settings.clamp)
+        side -= settings.edit_lr * (gradient * self.mask + shrunk)
+        side.clamp_(self.own - settings.norm_constraint, self.own + settings.norm_constraint)
 
     def _close_shard(self) -> None:
-        """Put the side matrix away, and merge if it is time."""
+        """End the shard, and merge if enough are finished."""
         self.shards.append(self.side)
         self.side = self.own.clone()
         if len(self.shards) < self.settings.merged and len(self.done) < len(self.rows):
@@ -224,7 +224,7 @@ class Wise:
         shards, weights = list(self.shards), [FIRST_WEIGHT / count] * count
         if self.merged and not self.settings.retrieve:
             shards, weights = [*shards, self.merged[-1].weight], [*([LATER_WEIGHT / count] * count), OLD_WEIGHT]
-        merged = Side(ties(self.own, shards, weights, self.settings.density), threshold)
+        merged = Side(ties(self.own, shards, weights, self.settings.densities), threshold)
         if self.settings.retrieve:
             self.merged.append(merged)
             self.least = math.inf
@@ -233,31 +233,23 @@ class Wise:
         self.shards = []
 
     def _drawn(self, number: int) -> Bool[Tensor, "out in"]:
-        """The mask of the shard that begins at a fact."""
+        """Mask of the shard that begins at a fact."""
         generator = torch.Generator().manual_seed(random.Random(f"{self.settings.seed} {number}").getrandbits(32))
         return (torch.rand(self.own.shape, generator=generator) < self.settings.mask_ratio).to(self.own.device)
 
     @torch.no_grad()
     def _size(self) -> float:
         """Mean size of the matrix's own activations over the facts' prompts, contexts before them."""
-        model, total, count = self.rows.model, 0.0, 0.0
-        rows = [Prompt(row.ids[: row.asked], 0) for each in self.rows.answered_contexts for row in each]
-        seen: list[Tensor] = []
-        handle = self.module.register_forward_hook(lambda _m, _inputs, output: seen.append(output))
-        try:
-            for group in batches(rows):
-                seen.clear()
-                forward(model, [rows[i] for i in group], stop=self.place.block)
-                counted = first_tokens([len(rows[i].ids) for i in group], seen[0])
-                sizes = torch.linalg.vector_norm(self.activation(seen[0]).double(), dim=-1)
-                total, count = total + float((sizes * counted).sum()), count + float(counted.sum())
-        finally:
-            handle.remove()
+        total = count = 0.0
+        rows = [row for contexts in self.rows.answered_contexts for row in contexts]
+        for _, _, output, counted in prompt_passes(self.rows.model, self.place, rows):
+            sizes = torch.linalg.vector_norm(self.activation(output).double(), dim=-1)
+            total, count = total + float((sizes * counted).sum()), count + float(counted.sum())
         return total / count
 
 
 class _Seen:
-    """Some rows as the block sees them; all but the side matrix is constant over the steps."""
+    """Rows at the memory's block; all but the side matrix is constant over the steps."""
 
     def __init__(self, wise: Wise, rows: Sequence[Prompt]) -> None:
         model, block = wise.rows.model, wise.place.block
@@ -274,11 +266,11 @@ class _Seen:
         self.counted = first_tokens([row.asked for row in rows], self.output)
 
     def served(self, side: Float[Tensor, "out in"]) -> Float[Tensor, "row token out"]:
-        """What the module gives with the side matrix."""
+        """Output of the module with the side matrix."""
         return beside(self.wise.module, self.entering, side)
 
     def distances(self, served: Float[Tensor, "row token out"]) -> Float[Tensor, " row"]:
-        """How far that is from the own matrix's, on the prompts."""
+        """Distance of that from the own matrix's output, on the prompts."""
         return distances(self.wise.activation, self.output, served, self.counted)
 
     def loss(self, served: Float[Tensor, "row token out"]) -> Float[Tensor, ""]:

@@ -7,9 +7,10 @@ import torch
 from helpers.reference import Plain, prompt
 from helpers.small import CONTEXTS
 
+from jacobian_lab.catalogue import SCHEMES
 from jacobian_lab.editing import anchors as descent
 from jacobian_lab.editing.anchors import AnchorSettings, anchor_batches, coordinate_shifts, optimise_anchors
-from jacobian_lab.editing.schemes import SCHEMES, replay_targets
+from jacobian_lab.editing.schemes import replay_targets
 from jacobian_lab.maps.hooks import decisive_states
 from jacobian_lab.model.loading import load_model
 from jacobian_lab.model.rows import fact_rows

@@ -7,6 +7,7 @@ import torch
 from helpers.reference import Plain, prompt
 from helpers.small import CONTEXTS
 
+from jacobian_lab.catalogue import SCHEMES
 from jacobian_lab.editing.anchors import (
     AnchorSettings,
     CoordinationSettings,
@@ -16,7 +17,7 @@ from jacobian_lab.editing.anchors import (
 )
 from jacobian_lab.editing.layers import Setting, eases, restored
 from jacobian_lab.editing.measures import measure, observed_edits
-from jacobian_lab.editing.schemes import SCHEMES, make_targets, replay_targets
+from jacobian_lab.editing.schemes import make_targets, replay_targets
 from jacobian_lab.model.rows import fact_rows
 
 LAYERS = (1, 2, 4)
@@ -150,14 +151,18 @@ def test_ease_is_the_least_disturbance_of_a_shift():
     """min tr(ΔW C ΔWᵀ) with ΔW k = δ, by its Lagrange conditions, is ‖δ‖² / (kᵀC⁻¹k)."""
     C = random(6, 9)
     C, keys, delta = C @ C.T, random(2, 6, seed=1), random(3, seed=2)
-    for key, ease in zip(keys, eases(keys, C), strict=True):
+    for key, ease in zip(keys, eases(keys, torch.linalg.cholesky(C)), strict=True):
         system = torch.zeros(7, 7, dtype=torch.float64)  # of each row w of ΔW: 2 C w + μ k = 0, kᵀ w = δ_i
         system[:6, :6], system[:6, 6], system[6, :6] = 2 * C, key, key
         right = torch.zeros(7, 3, dtype=torch.float64)
         right[6] = delta
         change = torch.linalg.solve(system, right)[:6].T
         torch.testing.assert_close(torch.trace(change @ C @ change.T), delta @ delta / ease)
-    assert eases(keys, torch.zeros(6, 6, dtype=torch.float64)).isnan().all()
+
+
+def test_a_singular_second_moment_says_nothing_of_the_disturbance(tiny, rows):
+    keys = random(2, tiny.d_mlp)
+    assert Setting(rows, {1: torch.zeros(tiny.d_mlp, tiny.d_mlp, dtype=torch.float64)}, 1.0).ease(1, keys).isnan().all()
 
 
 def test_a_solve_that_realises_everything_meets_every_target(tiny, rows):

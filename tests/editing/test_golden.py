@@ -7,10 +7,11 @@ import torch
 from helpers.reference import Plain
 from safetensors.torch import load_file
 
+from jacobian_lab.catalogue import SCHEMES
 from jacobian_lab.editing.anchors import AnchorSettings, optimise_anchors
 from jacobian_lab.editing.layers import Setting, restored
 from jacobian_lab.editing.measures import measure, observed_edits
-from jacobian_lab.editing.schemes import SCHEMES, make_targets
+from jacobian_lab.editing.schemes import make_targets
 from jacobian_lab.editing.second_moments import second_moments
 from jacobian_lab.evaluation.metrics import efficacy
 from jacobian_lab.facts.reading import load_facts

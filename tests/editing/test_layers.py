@@ -8,12 +8,13 @@ import torch
 from helpers.reference import Plain, prompt
 from helpers.small import CONTEXTS
 
+from jacobian_lab.catalogue import SCHEMES
 from jacobian_lab.editing import measures
 from jacobian_lab.editing.anchors import AnchorSettings, coordinate_shifts, optimise_anchors
 from jacobian_lab.editing.layers import Setting, restored
 from jacobian_lab.editing.measures import measure, observed_edits
 from jacobian_lab.editing.rules import memit
-from jacobian_lab.editing.schemes import SCHEMES, Targets, make_targets
+from jacobian_lab.editing.schemes import Targets, make_targets
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.metrics import efficacy
 from jacobian_lab.maps.hooks import decisive_states

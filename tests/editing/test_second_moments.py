@@ -21,7 +21,7 @@ from jacobian_lab.model import corpus as corpora
 from jacobian_lab.model import hub
 from jacobian_lab.model.corpus import load_corpus, token_rows
 from jacobian_lab.model.loading import load_model
-from jacobian_lab.store.run import open_run
+from jacobian_lab.store.run import config_of, open_run
 
 LAYERS = (1, 3)
 
@@ -263,7 +263,7 @@ def test_a_number_of_tokens_is_of_documents_drawn_by_the_seed(tiny, corpus_file)
 def test_auto_is_ten_tokens_for_every_neuron(arguments, tmp_path):
     config = SchemesConfig(**arguments, corpus_tokens="auto", schemes=("one-layer",), out=tmp_path / "run")
     run = open_run(run_job(config, progress=False))
-    assert run.attrs["config"]["settings"]["corpus"]["tokens"] == 10 * 64
+    assert config_of(run)["settings"]["corpus"]["tokens"] == 10 * 64
     with pytest.raises(InputError, match="above zero"):
         run_job(replace(config, corpus_tokens=0), progress=False)
 

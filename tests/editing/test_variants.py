@@ -5,19 +5,20 @@ from functools import partial
 
 import pytest
 import torch
+from helpers.exact import load_exact
 from helpers.reference import Plain
 from helpers.small import CONTEXTS, ROTARY, SMALL, make_folder
 from transformers import GPTNeoXConfig, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
+from jacobian_lab.catalogue import SCHEMES
 from jacobian_lab.editing.layers import Setting, restored
 from jacobian_lab.editing.measures import measure, observed_edits
-from jacobian_lab.editing.schemes import SCHEMES, make_targets
+from jacobian_lab.editing.schemes import make_targets
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import Fact
 from jacobian_lab.maps.agreement import check_replay
 from jacobian_lab.maps.jacobians import dense_jacobians
 from jacobian_lab.maps.replay import freeze, replay, replay_logits
-from jacobian_lab.model.loading import load_model
 from jacobian_lab.model.rows import fact_rows
 
 WINDOW = {"sliding_window": 4, "max_window_layers": 0}
@@ -35,7 +36,7 @@ LAYERS = (1, 2, 4)
 @pytest.fixture(scope="module", params=VARIANTS)
 def variant(request, tmp_path_factory):
     folder = make_folder(tmp_path_factory.mktemp("variants") / "m", VARIANTS[request.param])
-    model = load_model(folder, dtype="float64", device="cpu", exact=True)
+    model = load_exact(folder)
     assert {model.window(layer) for layer in range(model.n_layers)} == {4 if request.param.endswith("on") else None}
     return model
 
@@ -117,7 +118,7 @@ def test_an_edit_is_the_plain_ways(name, variant, facts):
 def test_rows_that_would_change_others_frequencies_are_refused(rotary, longest, facts, tmp_path):
     """Where frequencies follow the longest row of a batch, rows are as long as they rest; then nobody moves them."""
     config = LlamaConfig(**ROTARY | {"max_position_embeddings": 32}, rope_parameters={"rope_theta": 10000.0, **rotary})
-    model = load_model(make_folder(tmp_path / "m", config), dtype="float64", device="cpu", exact=True)
+    model = load_exact(make_folder(tmp_path / "m", config))
     assert model.max_tokens == longest
     long = Fact("long", "Ada Lovelace", "In the " + "old " * 30 + "book {} wrote about", "poetry")
     with pytest.raises(InputError, match=f"at most {longest} tokens, got one of .* in fact 'long'"):

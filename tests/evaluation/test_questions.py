@@ -1,4 +1,4 @@
-"""Portability, multi-hop questions and ripple criteria are evaluated as further columns."""
+"""Portability and multi-hop questions are evaluated as further columns."""
 
 import json
 

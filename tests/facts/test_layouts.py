@@ -6,17 +6,15 @@ import pytest
 from helpers.published import (
     COUNTERFACT,
     KNOWEDIT,
-    MOTHER,
     MQUAKE,
     PUBLISHED,
     QAEDIT,
     RIPPLE,
     WILD,
     ZSRE,
-    query,
-    ripple,
 )
 
+from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.questions import neighborhood
 from jacobian_lab.facts.fact import Probe
 from jacobian_lab.facts.layouts import layout_of, meant
@@ -144,11 +142,11 @@ def test_answers_of_neighbourhood_prompts_are_stripped(tmp_path, prompt):
 
 
 def test_neighbourhood_prompts_need_no_answer(tmp_path):
-    asked = {
+    questions = {
         "Forgetfulness": [{"prompt": "B is in", "ground_truth": []}, {"prompt": "C is in", "ground_truth": ["Oslo"]}]
     }
     lists = {"Forgetfulness": {"prompt": ["B is in", "C is in"], "ground_truth": [None, "Oslo"]}}
-    for locality in (asked, lists):
+    for locality in (questions, lists):
         (fact,) = facts_of(tmp_path, KNOWEDIT | {"locality": locality})
         assert fact.neighborhood_prompts == ("B is in", "C is in")
         assert fact.neighborhood_answers == ("", "Oslo")
@@ -160,13 +158,12 @@ def test_neighbourhood_prompts_need_no_answer(tmp_path):
 def test_further_questions_without_an_answer_are_counted_with_their_place(tmp_path):
     path = tmp_path / "f.json"
     hop = {"question": "who?", "answer": None, "answer_alias": []}
-    ripples = ripple("AUTHOR", "The name of the author of X is Mira.", None, [query("The gender of X is")])
-    records = [KNOWEDIT, ZSRE, MQUAKE | {"new_single_hops": [hop, hop]}, ripples]
+    records = [KNOWEDIT, ZSRE, MQUAKE | {"new_single_hops": [hop, hop]}]
     path.write_text(json.dumps(records), "utf-8")
     file = read_facts(path)
-    assert file.unanswered == {"record 0": 1, "record 2": 2, "record 3": 1}
-    assert file.left_out() == {"unanswered": ["record 0: 1", "record 2: 2", "record 3: 1"]}
-    assert file.notes() == ["further questions without an answer, not asked: 4 (record 0: 1; record 2: 2; record 3: 1)"]
+    assert file.unanswered == {"record 0": 1, "record 2": 2}
+    assert file.left_out() == {"unanswered": ["record 0: 1", "record 2: 2"]}
+    assert file.notes() == ["further questions without an answer, not asked: 3 (record 0: 1; record 2: 2)"]
     assert read_facts(path, "1:3").unanswered == {"record 2": 2}
 
 
@@ -257,65 +254,14 @@ def test_wild_as_easyedit_has_it(tmp_path):
     assert (fact.neighborhood_prompts, fact.neighborhood_answers) == (("who sang the tune",), ("Ana",))
 
 
-def test_rippleedits_as_published(tmp_path):
-    (fact,) = facts_of(tmp_path, RIPPLE)
-    assert fact.subject == "Mira Vale"
-    assert fact.prompt == "The name of the country of citizenship of {} is"
-    assert (fact.target_new, fact.target_true) == ("United Arab Emirates", "United States of America")
-    answers = ("Ana", "Ana the elder", "Bea", "Bea the elder")
-    assert fact.probes == (Probe("ripple: Relation_Specificity", MOTHER["prompt"], answers),)
-
-
-@pytest.mark.parametrize(
-    ("relation", "prompt", "queries", "subject", "target"),
-    [
-        ("AUTHOR", "The name of the author of House of Cards is Mira.", (), "House of Cards", "Mira"),
-        ("AUTHOR", "The name of the author of X is Mira.", [query("The gender of X is", "a")], "X", "Mira"),
-        ("COUNTRY", "The name of the country which Bo is associated with is Peru.", (), "Bo", "Peru"),
-        ("CONTINENT", "The name of the continent which Bo is part of is Asia.", (), "Bo", "Asia"),
-        ("FOLLOWED_BY", "The Blue Cup is followed by The Red Cup.", (), "The Blue Cup", "The Red Cup"),
-        ("FOLLOWS", "Cup of 2003 follows Cup of 2002.", (), "Cup of 2003", "Cup of 2002"),
-        ("SIBLING", "The names of the siblings of Mira are Tom.", (), "Mira", "Tom"),
-        ("AWARD_RECEIVED", "The name of the award Mira Vale won is Blue Medal.", (), "Mira Vale", "Blue Medal"),
-        ("NUMBER_OF_CHILDREN", "The number of children Mira Vale has is 4.", (), "Mira Vale", "4"),
-        ("POSITION_HELD", "The name of the position held by Mira is mayor of Bern.", (), "Mira", "mayor of Bern"),
-        ("SEX_OR_GENDER", "The gender of Mira is female.", (), "Mira", "female"),
-        (
-            "UNHEARD_OF",
-            "The best food of the house of Mira is soup.",
-            [query("The aunt of Mira is", "a")],
-            "Mira",
-            "soup",
-        ),
-    ],
-)
-def test_rippleedits_subjects_are_found(tmp_path, relation, prompt, queries, subject, target):
-    (fact,) = facts_of(tmp_path, ripple(relation, prompt, None, queries))
-    assert (fact.subject, fact.target_new) == (subject, target)
-    assert f"{fact.text} {target}." == prompt
-
-
-@pytest.mark.parametrize(
-    ("relation", "prompt", "original", "queries"),
-    [
-        ("UNHEARD_OF", "The best food of Mira is soup.", None, ()),
-        ("AUTHOR", "The name of the author of What is Love is Mira.", None, ()),
-        ("AUTHOR", "Mira wrote it.", None, ()),
-        ("AUTHOR", "The name of the author of X is Mira.", "The name of the author of Y is Mira.", ()),
-        ("AUTHOR", "The name of the author of X is Mira.", None, [query("The gender of Y is", "a")]),
-    ],
-)
-def test_rippleedits_records_that_do_not_tell_their_subject_are_refused(tmp_path, relation, prompt, original, queries):
-    assert "where its subject and its object stand" in reason_of(tmp_path, ripple(relation, prompt, original, queries))
-
-
-def test_rippleedits_original_fact_decides_between_two_verbs(tmp_path):
-    prompt, original = (
-        "The name of the author of What is Love is Mira.",
-        "The name of the author of What is Love is Tom.",
-    )
-    (fact,) = facts_of(tmp_path, ripple("AUTHOR", prompt, original))
-    assert (fact.subject, fact.target_new, fact.target_true) == ("What is Love", "Mira", "Tom")
+@pytest.mark.parametrize("on_bad_record", ["refuse", "skip"])
+def test_rippleedits_own_records_are_refused_in_one_line(tmp_path, on_bad_record):
+    path = tmp_path / "f.json"
+    path.write_text(json.dumps([RIPPLE] * 30), "utf-8")
+    with pytest.raises(InputError, match=r"got records of RippleEdits, .*: take the same facts from KnowEdit"):
+        read_facts(path, on_bad_record=on_bad_record)
+    (fact,) = facts_of(tmp_path, RIPPLE | {"subject": "Mira", "prompt": "{} lives in", "target_new": "Rome"})
+    assert fact.subject == "Mira"
 
 
 def test_one_s_own_probes(tmp_path):
@@ -336,7 +282,6 @@ def test_one_s_own_probes(tmp_path):
         (WILD | {"probes": [{"group": "why", "prompt": "what?", "answers": []}]}, "answers for a probe"),
         (WILD | {"probes": ["text"]}, "probes with group, prompt and answers"),
         (WILD | {"probes": "text"}, "list of objects in the field 'probes'"),
-        (RIPPLE | {"edit": {}}, "a sentence as the edit's prompt"),
         (WILD | {"neighborhood_prompts": ["a", "b"], "neighborhood_prompts_answers": ["c"]}, "an answer for each"),
     ],
 )

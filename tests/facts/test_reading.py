@@ -215,7 +215,7 @@ def test_a_subject_stands_as_words_of_its_own_where_words_are_spelled_apart(tmp_
 
 
 @pytest.mark.parametrize(
-    ("prompt", "given", "kept", "join"),
+    ("prompt", "own_join", "read", "join"),
     [
         ("{} lives in", None, "{} lives in", None),
         ("{} lives in ", None, "{} lives in", " "),
@@ -225,11 +225,11 @@ def test_a_subject_stands_as_words_of_its_own_where_words_are_spelled_apart(tmp_
         ("{}\t", " ", "{}\t", " "),
     ],
 )
-def test_only_spaces_are_taken_off_the_end_of_a_prompt_and_then_join_the_answer(tmp_path, prompt, given, kept, join):
+def test_only_spaces_are_taken_off_the_end_of_a_prompt_and_then_join_the_answer(tmp_path, prompt, own_join, read, join):
     others = {"paraphrase_prompts": ["one ", "two\n"], "neighborhood_prompts": ["three \n "]}
-    record = {**RECORD, "prompt": prompt, **others} | ({} if given is None else {"join": given})
+    record = {**RECORD, "prompt": prompt, **others} | ({} if own_join is None else {"join": own_join})
     (fact,) = load_facts(write(tmp_path / "f.json", [record]))
-    assert (fact.prompt, fact.join) == (kept, join)
+    assert (fact.prompt, fact.join) == (read, join)
     assert (fact.paraphrase_prompts, fact.neighborhood_prompts) == (("one", "two\n"), ("three \n",))
 
 
@@ -255,10 +255,10 @@ def test_every_bad_record_is_named_with_its_line_and_reason(tmp_path):
     path = write(tmp_path / "f.jsonl", BAD_LINES)
     with pytest.raises(InputError, match="got 2 records that cannot be used") as caught:
         load_facts(path)
-    told = str(caught.value)
-    assert "line 2: expected an object" in told
-    assert "line 4: expected text in the field 'subject', got nothing: add the words of the prompt" in told
-    assert told.endswith("or go on without by on_bad_record skip")
+    message = str(caught.value)
+    assert "line 2: expected an object" in message
+    assert "line 4: expected text in the field 'subject', got nothing: add the words of the prompt" in message
+    assert message.endswith("or go on without by on_bad_record skip")
 
 
 def test_the_others_are_used_where_bad_records_are_skipped(tmp_path):
@@ -325,16 +325,16 @@ def test_duplicates_are_told_from_conflicts(tmp_path):
     file = read_facts(path, on_repeat="last")
     assert [fact.id for fact in file.facts] == [1, 2]
     assert (file.duplicates[0].places, file.conflicts) == (("record 0", "record 2"), ())
-    kept = read_facts(path, on_repeat="keep")
-    assert (len(kept.facts), kept.duplicates) == (3, file.duplicates)
+    all_of_them = read_facts(path, on_repeat="keep")
+    assert (len(all_of_them.facts), all_of_them.duplicates) == (3, file.duplicates)
 
 
 @pytest.mark.parametrize("name", ["counterfact_2000.json", "zsre_2000.json"])
 def test_shared_records_with_their_subject_written_out_are_the_same_facts(shared, tmp_path, name):
     records = json.loads((shared / "data" / name).read_text("utf-8"))
     written = [{**record, "prompt": record["prompt"].replace("{}", record["subject"])} for record in records]
-    found = read_facts(write(tmp_path / "f.json", written))
-    assert (len(found.facts), found.facts) == (2000, load_facts(shared / "data" / name))
+    file = read_facts(write(tmp_path / "f.json", written))
+    assert (len(file.facts), file.facts) == (2000, load_facts(shared / "data" / name))
 
 
 FACT = Fact("ada", "Ada", "{} lives in", "Rome", "Bath", ("Ada's home is",), ("Bea lives in",), ("Oslo",))
@@ -411,17 +411,17 @@ def test_a_hundred_thousand_records_with_one_bad_among_them(tmp_path):
     lines = [json.dumps({**RECORD, "id": i, "subject": f"Ada {i}"}) for i in range(100_000)]
     lines[77_777] = lines[77_777][:-5]
     path = write(tmp_path / "f.jsonl", "\n".join(lines))
-    told = subprocess.run([sys.executable, "-c", COUNT, path], capture_output=True, text=True, check=True)
-    assert told.stdout.split() == ["99999", "line", "77778"]
+    process = subprocess.run([sys.executable, "-c", COUNT, path], capture_output=True, text=True, check=True)
+    assert process.stdout.split() == ["99999", "line", "77778"]
 
 
 def test_the_command_says_on_stderr_what_it_skipped_and_lists_the_others(tmp_path, capsys):
     path = write(tmp_path / "f.jsonl", BAD_LINES)
     facts_command(str(path), on_bad_record="skip")
-    told = capsys.readouterr()
-    assert [line.split("\t")[1] for line in told.out.splitlines()] == ["Ada lives in", "Cleo lives in"]
-    assert "records skipped: 2 (line 2: " in told.err
-    assert told.err.count("\n") == 1
+    captured = capsys.readouterr()
+    assert [line.split("\t")[1] for line in captured.out.splitlines()] == ["Ada lives in", "Cleo lives in"]
+    assert "records skipped: 2 (line 2: " in captured.err
+    assert captured.err.count("\n") == 1
 
 
 def test_a_run_says_which_records_it_left_out(tmp_path, folders):
@@ -430,9 +430,9 @@ def test_a_run_says_which_records_it_left_out(tmp_path, folders):
     config = ComputingConfig(
         model=str(folders["llama"]), facts=str(path), layers="2-4", on_bad_record="skip", on_repeat="first"
     )
-    found = load_subject(config).provenance()["facts"]
-    assert found["count"] == 2
-    assert found["skipped"] == [
+    provenance = load_subject(config).provenance()["facts"]
+    assert provenance["count"] == 2
+    assert provenance["skipped"] == [
         f"record 3: {read_facts(path, on_bad_record='skip', on_repeat='keep').refused[0].reason}"
     ]
-    assert found["repeats"] == ["'Ada lives in' -> Rome / Oslo / Rome in record 0, record 1, record 2"]
+    assert provenance["repeats"] == ["'Ada lives in' -> Rome / Oslo / Rome in record 0, record 1, record 2"]

@@ -98,29 +98,16 @@ WILD = {
     "locality_prompt": "who sang the tune",
     "locality_ground_truth": "Ana",
 }
-
-
-def query(prompt, *answers, subject="Q5", relation="MOTHER", kind="regular"):
-    told = [{"value": value, "aliases": [value + " the elder"]} for value in answers]
-    return {"prompt": prompt, "answers": told, "query_type": kind, "subject_id": subject, "relation": relation}
-
-
-def ripple(relation, prompt, original=None, queries=()):
-    edit = {"prompt": prompt, "subject_id": "Q5", "relation": relation, "target_id": "Q9"}
-    if original:
-        edit["original_fact"] = {"prompt": original, "subject_id": "Q5", "relation": relation, "target_id": "Q8"}
-    tests = [{"test_queries": [asked], "test_condition": "OR", "condition_queries": [asked]} for asked in queries]
-    empty = dict.fromkeys(("Logical_Generalization", "Subject_Aliasing", "Compositionality_II", "Forgetfulness"), ())
-    return {"example_type": "popular", "edit": edit, "Relation_Specificity": tests, "Compositionality_I": []} | empty
-
-
-MOTHER = query("The name of the mother of Mira Vale is", "Ana", "Bea")
-RIPPLE = ripple(
-    "COUNTRY_OF_CITIZENSHIP",
-    "The name of the country of citizenship of Mira Vale is United Arab Emirates.",
-    "The name of the country of citizenship of Mira Vale is United States of America.",
-    [MOTHER],
-)
+RIPPLE = {
+    "example_type": "popular",
+    "edit": {
+        "prompt": "The name of the country of citizenship of Mira Vale is United Arab Emirates.",
+        "subject_id": "Q5",
+        "relation": "COUNTRY_OF_CITIZENSHIP",
+        "target_id": "Q9",
+    },
+    "Relation_Specificity": [],
+}
 PUBLISHED = {
     "CounterFact": COUNTERFACT,
     "zsRE": ZSRE,
@@ -128,5 +115,4 @@ PUBLISHED = {
     "MQuAKE": MQUAKE,
     "QAEdit": QAEDIT,
     "WILD": WILD,
-    "RippleEdits": RIPPLE,
 }

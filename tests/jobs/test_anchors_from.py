@@ -21,7 +21,7 @@ from jacobian_lab.jobs.config import (
 )
 from jacobian_lab.jobs.kinds import run_job
 from jacobian_lab.session import descents as bench
-from jacobian_lab.store.run import open_run
+from jacobian_lab.store.run import config_of, open_run
 
 SCHEMES = ("forward-replay", "coordinated-replay")
 QUICK = {"held_out_tokens": 64, "corpus_length": 64, "greedy": False, "methods": ("memit+fe", "memit+cr")}
@@ -60,7 +60,7 @@ def test_they_are_taken_over_to_the_bit(arguments, donor, tmp_path, descents):
     run_job(config, progress=False)
     assert not descents
     found = same(tmp_path / "run", donor, "anchor", "anchor_loss", "anchor_passes", "coordinated_shift")
-    assert found.attrs["config"]["provenance"]["anchors_from"] == str(donor)
+    assert config_of(found)["provenance"]["anchors_from"] == str(donor)
     run_job(replace(config, anchors_from=None, out=tmp_path / "alone"), progress=False)
     assert set(descents) == {"optimise_anchors", "coordinate_shifts"}
     same(tmp_path / "alone", tmp_path / "run", "kl", "efficacy_accuracy", "nll_new", "coordinated_shift_passes")

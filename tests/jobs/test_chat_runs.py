@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import jacobian_lab as jl
 from jacobian_lab import cli
 from jacobian_lab.model.chat import Chat
-from jacobian_lab.store.run import open_run
+from jacobian_lab.store.run import config_of, open_run
 from jacobian_lab.training.saved import saved_chat
 
 TEMPLATE = (
@@ -57,7 +57,7 @@ def run(given, tmp_path_factory):
 
 def test_a_template_that_writes_the_time_is_gone_on_with_later(run, given, tmp_path, capsys):
     made = open_run(run)
-    assert made.attrs["config"]["settings"]["chat"] == {"options": {}, "system": None, "date": "2026-11-29T12:00:01"}
+    assert config_of(made)["settings"]["chat"] == {"options": {}, "system": None, "date": "2026-11-29T12:00:01"}
     time.sleep(1.1)  # the template writes seconds
     cli.main(["edit", *given, *DATED, "--method", "memit", "--out", str(run)])
     cli.main(["edit-table", *given, *DATED, "--methods", "memit", "--anchors-from", str(run), "--out", str(tmp_path)])
@@ -156,7 +156,7 @@ def test_an_editors_saved_edit_keeps_its_chat(model, tmp_path, capsys, monkeypat
 @pytest.mark.parametrize("more", [(), DATED])
 def test_a_memory_serves_the_prompt_that_it_was_trained_on(more, given, model, tmp_path, capsys):
     facts = jl.load_facts("builtin", "0:1")
-    training = ["--wise.steps", "6", "--wise.lr", "0.5"]
+    training = ["--wise.n-iter", "6", "--wise.edit-lr", "0.5"]
     one = [*given, "--slice", "0:1", *more, *training]
     cli.main(["edit", *one, "--method", "wise", "--out", str(tmp_path / "out")])
     capsys.readouterr()

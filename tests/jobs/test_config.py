@@ -7,8 +7,8 @@ import pytest
 from helpers.commands import holding
 
 from jacobian_lab import cli
+from jacobian_lab.catalogue import SCHEMES, SchemeName
 from jacobian_lab.editing.rules import RECT_KEPT, RULES, RuleSettings
-from jacobian_lab.editing.schemes import SCHEMES, SchemeName
 from jacobian_lab.errors import InputError
 from jacobian_lab.jobs.config import (
     AnchorConfig,

@@ -12,9 +12,10 @@ import xarray as xr
 from helpers.commands import options
 
 from jacobian_lab import cli
+from jacobian_lab.catalogue import SCHEMES
 from jacobian_lab.editing.layers import Setting, averaged_keys, restored
 from jacobian_lab.editing.measures import measure, observed_edits
-from jacobian_lab.editing.schemes import SCHEMES, Targets
+from jacobian_lab.editing.schemes import Targets
 from jacobian_lab.editing.solving import REALISED, suited_ridge
 from jacobian_lab.errors import InputError
 from jacobian_lab.jobs.config import EditTableConfig, FrontierConfig
@@ -22,7 +23,7 @@ from jacobian_lab.jobs.kinds import run_job
 from jacobian_lab.model.rows import fact_rows
 from jacobian_lab.report.paper import METRICS
 from jacobian_lab.report.results import Results, write_account
-from jacobian_lab.report.tables.frontier import no_halves, own_ridges
+from jacobian_lab.report.tables.frontier import cross_validated, no_halves
 from jacobian_lab.session import descents as bench_module
 from jacobian_lab.store.run import open_run
 
@@ -90,7 +91,7 @@ def test_no_fact_chooses_the_ridge_that_it_is_reported_at(finished):
     for name in ("generalization_accuracy", "kl"):  # so that the halves choose differently, and ties are broken
         values = dataset[name].values
         dataset[name].values[:] = np.where(np.isnan(values), np.nan, rng.integers(0, 2, values.shape))
-    table = own_ridges(dataset)
+    table = cross_validated(dataset)
     assert set(results.tables) >= {"frontier", "own_ridges"}
     found = table.numbers[table.numbers["against"].isna()].set_index(["method", "metric"])
     ridges, expected = set(), {}
@@ -121,7 +122,7 @@ def test_facts_that_were_not_asked_about_choose_no_ridge(finished):
     asked = xr.DataArray([False, True, True], dims="fact")
     records = [name for name in dataset if {"edit", "ridge", "fact"} <= set(dataset[name].dims)]
     sampled = dataset.assign({name: dataset[name].where(asked) for name in records})
-    ours, theirs = own_ridges(sampled).numbers, own_ridges(dataset.isel(fact=[1, 2])).numbers
+    ours, theirs = cross_validated(sampled).numbers, cross_validated(dataset.isel(fact=[1, 2])).numbers
     pd.testing.assert_frame_equal(ours, theirs)
     assert no_halves(sampled.assign({n: sampled[n].where(dataset["fact"] == dataset["fact"][1]) for n in records}))
 

@@ -7,10 +7,11 @@ from helpers.commands import options
 from helpers.small import CONTEXTS
 
 from jacobian_lab import cli
+from jacobian_lab.catalogue import SCHEMES
 from jacobian_lab.editing.anchors import AnchorSettings, optimise_anchors
 from jacobian_lab.editing.layers import Setting, restored
 from jacobian_lab.editing.measures import measure, observed_edits
-from jacobian_lab.editing.schemes import SCHEMES, make_targets
+from jacobian_lab.editing.schemes import make_targets
 from jacobian_lab.facts.reading import load_facts
 from jacobian_lab.maps.replay import freeze, replay_logits
 from jacobian_lab.model.loading import load_model

@@ -17,13 +17,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPTJConfig, LlamaConfig
 
 from jacobian_lab import cli
+from jacobian_lab.catalogue import METHODS, SCHEMES, method, method_name
 from jacobian_lab.editing.anchors import coordinate_shifts, optimise_anchors
 from jacobian_lab.editing.deltas import DELTA, FOLDER, add_delta, load_delta, save_delta, save_model
 from jacobian_lab.editing.layers import Setting, edit_layers, restored
 from jacobian_lab.editing.measures import observed_edits
-from jacobian_lab.editing.methods import METHODS, edit_with, method, method_name
+from jacobian_lab.editing.methods import edit_with
 from jacobian_lab.editing.rules import RuleSettings, Update, memit
-from jacobian_lab.editing.schemes import SCHEMES, Targets, make_targets
+from jacobian_lab.editing.schemes import Targets, make_targets
 from jacobian_lab.editing.solving import largest_singular_value, shrink
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation import examination
@@ -41,7 +42,7 @@ from jacobian_lab.report.results import write_comparison
 from jacobian_lab.report.tables.methods import gains_of, summaries
 from jacobian_lab.session import descents as bench_module
 from jacobian_lab.session import session as session_module
-from jacobian_lab.store.run import open_run
+from jacobian_lab.store.run import config_of, open_run
 
 RULES = RuleSettings(alphaedit_threshold=1.0, alphaedit_relative=True)
 QUICK = {"rules": RULES, "held_out_tokens": 64, "corpus_length": 64}
@@ -153,8 +154,8 @@ def test_a_model_may_be_evaluated_on_a_sample_of_what_was_edited(quick, finished
     np.testing.assert_array_equal(some["neighbor_edited"].sel(fact=asked), whole["neighbor_edited"].sel(fact=asked))
     np.testing.assert_array_equal(some["update_norm"], whole["update_norm"].sel(edit=some["edit"]))
     assert dict(some.sizes) == dict(whole.sel(edit=some["edit"]).sizes)
-    assert some.attrs["config"]["settings"]["evaluation_facts"] == 2
-    assert "evaluation_facts" not in whole.attrs["config"]["settings"]
+    assert config_of(some)["settings"]["evaluation_facts"] == 2
+    assert "evaluation_facts" not in config_of(whole)["settings"]
     write_comparison(folder)
     assert "2 of 6 facts in each cell" in (folder / "edit_table.md").read_text()
 

@@ -7,7 +7,7 @@ from helpers.commands import options
 
 from jacobian_lab import cli
 from jacobian_lab.jobs import setup
-from jacobian_lab.store.run import open_run
+from jacobian_lab.store.run import config_of, open_run
 
 GOOD = {
     "subject": "Mira Vale",
@@ -56,7 +56,7 @@ def test_what_a_command_cannot_use_is_listed_or_left_out(command, more, left, gi
     told = capsys.readouterr().err
     dataset = open_run(tmp_path / "run")
     assert list(dataset["fact"].values) == left
-    skipped = dataset.attrs["config"]["provenance"]["facts"]["skipped"]
+    skipped = config_of(dataset)["provenance"]["facts"]["skipped"]
     assert [line.partition(":")[0] for line in skipped] == [
         "record 4",
         *(f"record {place}" for place, record in enumerate(RECORDS) if record["id"] not in (*left, "special")),

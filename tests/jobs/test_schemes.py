@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import OPTConfig
 
 from jacobian_lab import cli
-from jacobian_lab.editing.schemes import SCHEMES
+from jacobian_lab.catalogue import SCHEMES
 from jacobian_lab.errors import InputError
 from jacobian_lab.jobs.config import AnchorConfig, SchemesConfig
 from jacobian_lab.jobs.kinds import run_job
@@ -24,7 +24,7 @@ from jacobian_lab.model import sources
 from jacobian_lab.report.registry import TABLES
 from jacobian_lab.report.tables.residuals import measurements
 from jacobian_lab.session import descents as bench
-from jacobian_lab.store.run import open_run
+from jacobian_lab.store.run import config_of, open_run
 
 COMMAND = [sys.executable, "-c", "from jacobian_lab.cli import main; main()", "tables"]
 
@@ -46,7 +46,7 @@ def test_a_run_holds_every_scheme_layer_and_fact(finished):
     assert list(frame.columns[:5]) == ["fact", "scheme", "layer", "residual_ratio", "cosine"]
     last = frame[frame["layer"] == 3]
     np.testing.assert_allclose(last["cosine"], 1.0)
-    settings = dataset.attrs["config"]["settings"]
+    settings = config_of(dataset)["settings"]
     assert settings["anchor"]["lr"] == 0.1
     assert settings["versions"]["torch"]
     assert len(settings["model"]) == 64

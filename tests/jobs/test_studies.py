@@ -13,9 +13,10 @@ from helpers.small import CONTEXTS
 from scipy.optimize import minimize_scalar
 
 from jacobian_lab import cli
+from jacobian_lab.catalogue import SCHEMES
 from jacobian_lab.editing.layers import Setting, restored
 from jacobian_lab.editing.measures import measure, observed_edits
-from jacobian_lab.editing.schemes import SCHEMES, Targets
+from jacobian_lab.editing.schemes import Targets
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.reading import load_facts
 from jacobian_lab.jobs import jacobians as surveys

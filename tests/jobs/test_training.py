@@ -21,8 +21,8 @@ from jacobian_lab.training.settings import RLEditConfig, TrainingConfig, WiseCon
 from jacobian_lab.training.wise import Wise
 
 TRAINING = TrainingConfig(
-    WiseConfig(steps=4, lr=0.5, shards=2, merged=2),
-    RLEditConfig(blocks=(2, 3), rank=4, depth=2, rate=1e-3, facts_at_once=4, batches=2),
+    WiseConfig(n_iter=4, edit_lr=0.5, shards=2, merged=2),
+    RLEditConfig(blocks=(2, 3), rank=4, n_blocks=2, lr=1e-3, n_edits=4, num_seq=2),
 )
 
 
@@ -169,7 +169,7 @@ def test_the_seed_reaches_what_is_trained(config, tmp_path):
 
 def test_what_a_networks_dtype_does_not_take_is_told(config):
     """In bfloat16 a small change is mostly lost; the table of damages says so."""
-    small = replace(TRAINING, rledit=replace(TRAINING.rledit, rate=1e-9))
+    small = replace(TRAINING, rledit=replace(TRAINING.rledit, lr=1e-9))
     folder = run_job(replace(config, methods=("rledit",), training=small, dtype="bfloat16", ridge=None), progress=False)
     lost = open_run(folder)["changed_unstored"].sel(edit="rledit")
     assert float(lost.max()) > 0.9
@@ -290,7 +290,7 @@ def test_an_editor_edits_by_training_and_puts_all_back(tiny, facts, tmp_path, mo
     plain = None
     for name, words in (("wise", "side memory"), ("rledit", "blocks 2-3")):
         with editor.edit(name) as edit:
-            frame, told = edit.evaluate(), edit.told
+            frame, told = edit.evaluate(), edit.training
             path = edit.save(tmp_path / f"{name}.safetensors")
             assert words in repr(edit)
             assert edit._repr_html_()

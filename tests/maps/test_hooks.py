@@ -3,7 +3,8 @@
 import torch
 from helpers.reference import Plain, prompt
 
-from jacobian_lab.maps.hooks import batches, capture, decisive_keys, decisive_states, forward
+from jacobian_lab.maps.hooks import batches, capture, decisive_states, forward
+from jacobian_lab.maps.stepwise import decisive_keys
 from jacobian_lab.model.tokens import Prompt, fact_prompt
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from helpers.exact import load_exact
 from helpers.reference import Plain, output_of, prompt
 from scipy.sparse.linalg import LinearOperator
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -13,7 +14,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from jacobian_lab.maps.definiteness import definiteness
 from jacobian_lab.maps.jacobians import dense_jacobians, jvp, layer_factors, linear_operator, to_numpy, vjp
 from jacobian_lab.maps.replay import freeze, freeze_groups, replay, trajectory
-from jacobian_lab.model.loading import load_model
 from jacobian_lab.model.tokens import Prompt, fact_prompt
 
 PAIRS = [(1, 4), (0, 5), (2, 3), (4, 5)]
@@ -212,7 +212,7 @@ def test_layers_above_the_last_are_refused(tiny, facts):
 
 
 def test_the_error_of_float32_is_within_what_the_verdict_allows(real, facts):
-    exact = load_model(dtype="float64", device="cpu", exact=True)
+    exact = load_exact()
     for model in (real, exact):
         frozen = frozen_facts(model, facts[1:2], [4], 8)
         J = to_numpy(dense_jacobians(frozen, [4], 8)[0, 0])

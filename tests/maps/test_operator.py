@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers.exact import load_exact
 from helpers.matrices import random
 from helpers.reference import Plain
 
@@ -73,7 +74,9 @@ KINDS = {
 def test_vectors_of_any_type_and_layout(kind, dtype, folders, facts, monkeypatch):
     """Across a block of columns, too."""
     monkeypatch.setattr(jacobians, "COLUMNS", 20)
-    J = Jacobian(load_model(folders["llama"], dtype=dtype, device="cpu", exact=dtype == "float64"), facts[1], 1, 4)
+    llama = folders["llama"]
+    model = load_exact(llama) if dtype == "float64" else load_model(llama, dtype=dtype, device="cpu")
+    J = Jacobian(model, facts[1], 1, 4)
     vectors, tolerance = KINDS[kind](np.eye(32)), 10 * float(torch.finfo(J.model.dtype).eps) * np.abs(J.dense()).max()
     products = [(J @ vectors, J.dense()), (J.T @ vectors, J.dense().T)]
     if isinstance(vectors, np.ndarray):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.exact import load_exact
 from helpers.reference import Plain, prompt
 from helpers.small import CONTEXTS, FAMILIES, make_folder, make_tokenizer
 from transformers import LlamaConfig
@@ -86,10 +87,9 @@ def test_replay_equals_the_model_in_float32_for_either_padding_side(family, side
 
 @pytest.mark.real
 @torch.no_grad()
-@pytest.mark.parametrize(("dtype", "exact", "tolerance"), [("float32", False, 1e-5), ("float64", True, 1e-10)])
-def test_replay_equals_the_real_model(dtype, exact, tolerance, facts):
-    model = load_model(dtype=dtype, device="cpu", exact=exact)
-    assert_replay_is_the_model(model, facts[:3], (4, 8), tolerance)
+@pytest.mark.parametrize(("load", "tolerance"), [(load_model, 1e-5), (load_exact, 1e-10)])
+def test_replay_equals_the_real_model(load, tolerance, facts):
+    assert_replay_is_the_model(load(device="cpu"), facts[:3], (4, 8), tolerance)
 
 
 @pytest.mark.real

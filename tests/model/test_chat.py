@@ -14,7 +14,7 @@ from jacobian_lab.facts.fact import describe
 from jacobian_lab.facts.reading import load_facts
 from jacobian_lab.jobs.config import AnchorConfig
 from jacobian_lab.model.chat import Chat
-from jacobian_lab.store.run import open_run
+from jacobian_lab.store.run import config_of, open_run
 
 TEMPLATE = (
     "{% for m in messages %}<bos>{{ m.role }}\n{{ m.content }}<eos>\n{% endfor %}"
@@ -45,25 +45,25 @@ def test_chat_is_the_template_around_every_prompt(command, chatting, arguments, 
         }
         for record in records
     ]
-    given = {
+    arguments_of_all = {
         **arguments,
         "model": folder,
         "templates": tmp_path / "templates.json",
         "anchor": AnchorConfig(lr=0.1, steps=4, kl_factor=0.0),
     }
-    del given["slice"]
+    del arguments_of_all["slice"]
     last = ["--methods", "memit", "memit+fe"] if command == "edit-table" else ["--schemes", "forward-replay"]
     for name, facts, more in (("chat", records, ["--chat"]), ("hand", written, [])):
         (tmp_path / f"{name}.json").write_text(json.dumps(facts))
         where = {"facts": tmp_path / f"{name}.json", "out": tmp_path / name}
         cli.main([command, *options({**given, **where}), *more, *last])
     ours, theirs = (open_run(tmp_path / name) for name in ("chat", "hand"))
-    assert ours.attrs["config"]["settings"]["chat"] == asdict(Chat())
-    assert "chat" not in theirs.attrs["config"]["settings"]
+    assert config_of(ours)["settings"]["chat"] == asdict(Chat())
+    assert "chat" not in config_of(theirs)["settings"]
     for variable in ours:
         if not variable.startswith("random_") and not variable.endswith("_digest"):  # seeds come from the facts' text
-            np.testing.assert_array_equal(ours[variable], theirs[variable], err_msg=variable)
-    assert np.isfinite(ours["anchor"]).all()
+            np.testing.assert_array_equal(in_chat[variable], by_hand[variable], err_msg=variable)
+    assert np.isfinite(in_chat["anchor"]).all()
     capsys.readouterr()
 
 

@@ -57,13 +57,13 @@ AWKWARD = (
 
 
 def chatting(template: str, bos: bool = False):
-    made = make_tokenizer(bos=bos)
-    made.chat_template = template
-    return made
+    chatty = make_tokenizer(bos=bos)
+    chatty.chat_template = template
+    return chatty
 
 
 def rendered(tokenizer, chat: Chat, *turns: str) -> str:
-    """What transformers makes of a conversation."""
+    """The rendering of a conversation by transformers."""
     contents = [] if chat.system is None else [("system", chat.system)]
     contents += zip(("user", "assistant"), turns, strict=False)
     messages = [{"role": role, "content": content} for role, content in contents]
@@ -80,60 +80,60 @@ def ids_of(tokenizer, text: str) -> tuple[int, ...]:
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_ids_are_those_of_the_templates_own_rendering(name, bos, facts):
     template, chat = TEMPLATES[name]
-    made = chatting(template, bos)
-    assert chat_of(made, "m", chat.options, chat.system) == chat
+    chatty = chatting(template, bos)
+    assert chat_of(chatty, "m", chat.options, chat.system) == chat
     for fact in facts + AWKWARD:
         for context in ("{}", "The weather was fine. {}"):
             text = context.replace("{}", fact.text)
-            row = fact_prompt(made, fact, context, answer=True, chat=chat)
-            whole = rendered(made, chat, text, fact.target_new)
+            row = fact_prompt(chatty, fact, context, answer=True, chat=chat)
+            whole = rendered(chatty, chat, text, fact.target_new)
             begun = whole[: whole.rindex(fact.target_new) + len(fact.target_new)]
-            assert row.ids + row.answer[-1:] == ids_of(made, begun)
-            assert row.ids[: row.asked] == ids_of(made, rendered(made, chat, text))
-            assert made.decode(row.answer).strip() == fact.target_new
-            upto = made.decode(row.ids[: row.decisive + 1])
+            assert row.ids + row.answer[-1:] == ids_of(chatty, begun)
+            assert row.ids[: row.prompt_length] == ids_of(chatty, rendered(chatty, chat, text))
+            assert chatty.decode(row.answer).strip() == fact.target_new
+            upto = chatty.decode(row.ids[: row.decisive + 1])
             before = (context.replace("{}", fact.prompt).partition("{}")[0] + fact.subject).lstrip()
             assert upto.endswith(before) or upto.startswith(before, upto.rindex(before))
-            assert fact_prompt(made, fact, context, chat=chat).ids == row.ids[: row.asked]
-            asked = text_prompt(made, text, fact.target_new, chat=chat)
-            assert (asked.ids, asked.answer) == (row.ids, row.answer)
-        kl = kl_prompt(made, fact, chat)
-        assert kl.ids == ids_of(made, rendered(made, chat, f"{fact.subject} is a"))
+            assert fact_prompt(chatty, fact, context, chat=chat).ids == row.ids[: row.prompt_length]
+            question = text_prompt(chatty, text, fact.target_new, chat=chat)
+            assert (question.ids, question.answer) == (row.ids, row.answer)
+        kl = kl_prompt(chatty, fact, chat)
+        assert kl.ids == ids_of(chatty, rendered(chatty, chat, f"{fact.subject} is a"))
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "unigram"])
 def test_on_every_kind_of_tokenizer(kind, facts):
-    made = tokenizer_of(kind)
-    made.chat_template = BRACKETS.replace("{{ bos_token }}", "<s>").replace("{{ eos_token }}", "</s>")
-    chat = chat_of(made, "m")
+    chatty = tokenizer_of(kind)
+    chatty.chat_template = BRACKETS.replace("{{ bos_token }}", "<s>").replace("{{ eos_token }}", "</s>")
+    chat = chat_of(chatty, "m")
     for fact in facts:
-        row = fact_prompt(made, fact, answer=True, chat=chat)
-        prompt = rendered(made, chat, fact.text)
-        backend = made.backend_tokenizer
+        row = fact_prompt(chatty, fact, answer=True, chat=chat)
+        prompt = rendered(chatty, chat, fact.text)
+        backend = chatty.backend_tokenizer
         backend.no_padding()
         backend.no_truncation()
-        assert row.ids + row.answer[-1:] == ids_of(made, f"{prompt} {fact.target_new}")
-        assert made.decode(row.ids[: row.decisive + 1]).endswith(fact.subject)
+        assert row.ids + row.answer[-1:] == ids_of(chatty, f"{prompt} {fact.target_new}")
+        assert chatty.decode(row.ids[: row.decisive + 1]).endswith(fact.subject)
 
 
 @pytest.mark.parametrize("template", [DATED, INDENTED])
 def test_the_date_is_fixed(template, facts):
-    made = chatting(template)
-    chat = chat_of(made, "m")
+    chatty = chatting(template)
+    chat = chat_of(chatty, "m")
     assert chat.date == DATE
-    assert chat.prompt(made, "Hi").lstrip().startswith("Today: 26 Jul 2024, 0:00:00, 100%\n<bos>user\nHi")
-    later = chat_of(made, "m", date="2026-11-29T07:05:09")
-    assert "Today: 29 Nov 2026, 7:05:09, 100%" in later.prompt(made, "Hi")
-    assert fact_prompt(made, facts[0], chat=chat) != fact_prompt(made, facts[0], chat=later)
+    assert chat.prompt(chatty, "Hi").lstrip().startswith("Today: 26 Jul 2024, 0:00:00, 100%\n<bos>user\nHi")
+    later = chat_of(chatty, "m", date="2026-11-29T07:05:09")
+    assert "Today: 29 Nov 2026, 7:05:09, 100%" in later.prompt(chatty, "Hi")
+    assert fact_prompt(chatty, facts[0], chat=chat) != fact_prompt(chatty, facts[0], chat=later)
 
 
 def test_a_fixed_date_changes_nothing_else():
     """Against transformers' own clock, up to what it writes."""
     for template in (DATED, INDENTED, "  \n" + DATED, "\n\n" + DATED, "  {% if true %}\n" + DATED + "{% endif %}"):
         day_only = template.replace(", %-H:%M:%S", "")
-        made = chatting(day_only)
+        chatty = chatting(day_only)
         now = Chat(date=datetime.now().date().isoformat())
-        assert now.prompt(made, "Hi") == rendered(made, now, "Hi")
+        assert now.prompt(chatty, "Hi") == rendered(chatty, now, "Hi")
 
 
 def test_what_a_template_changes_of_subject_or_answer_is_refused():
@@ -152,21 +152,21 @@ def test_what_a_template_changes_of_subject_or_answer_is_refused():
 
 
 def test_marks_that_eat_blanks_beside_them():
-    """As Phi's, whose rstrip takes the blanks after them into the mark."""
-    made = chatting("{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}<|assistant|>\n")
+    """Phi's template does so, whose rstrip takes the blanks after them into the mark."""
+    chatty = chatting("{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}<|assistant|>\n")
     marks = [AddedToken(f"<|{name}|>", rstrip=True, special=True) for name in ("user", "assistant", "end")]
-    made.add_special_tokens({"additional_special_tokens": marks})
-    made.chat_template = made.chat_template.replace(
+    chatty.add_special_tokens({"additional_special_tokens": marks})
+    chatty.chat_template = chatty.chat_template.replace(
         "<|assistant|>\n", "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
     )
-    chat = chat_of(made, "m")
+    chat = chat_of(chatty, "m")
     for answer in ("Rome", " Rome", "\nRome", "\n\n Rome and Paris"):
-        row = fact_prompt(made, Fact(0, "Ada Lovelace", "{} wrote about", answer), answer=True, chat=chat)
+        row = fact_prompt(chatty, Fact(0, "Ada Lovelace", "{} wrote about", answer), answer=True, chat=chat)
         text = f"<|user|>\nAda Lovelace wrote about<|end|>\n<|assistant|>\n{answer}"
-        assert row.ids + row.answer[-1:] == ids_of(made, text)
-        assert row.answer == ids_of(made, answer.strip())
+        assert row.ids + row.answer[-1:] == ids_of(chatty, text)
+        assert row.answer == ids_of(chatty, answer.strip())
     with pytest.raises(InputError, match="expected plain text"):
-        fact_prompt(made, Fact(0, "Ada", "{} wrote", "<|end|> x"), answer=True, chat=chat)
+        fact_prompt(chatty, Fact(0, "Ada", "{} wrote", "<|end|> x"), answer=True, chat=chat)
 
 
 def test_an_answer_within_the_thinking_is_refused_and_the_switch_offered():
@@ -224,13 +224,15 @@ def test_what_is_kept_is_what_was_asked():
 
 def test_a_prompt_that_is_written_as_a_chat_is_taken_where_turns_open_with_the_bos():
     written = Fact(0, "Mira Vale", "<bos>user\nWhere was {} born?<eos>\n<bos>assistant\n", "Rome")
-    asked = Fact(0, "Mira Vale", "Where was {} born?", "Rome")
-    made = chatting(PLAIN)
-    assert opens_turns(made)
+    question = Fact(0, "Mira Vale", "Where was {} born?", "Rome")
+    chatty = chatting(PLAIN)
+    assert opens_turns(chatty)
     assert not opens_turns(chatting(BRACKETS))
-    assert fact_prompt(made, written, answer=True) == fact_prompt(made, asked, answer=True, chat=chat_of(made, "m"))
+    assert fact_prompt(chatty, written, answer=True) == fact_prompt(
+        chatty, question, answer=True, chat=chat_of(chatty, "m")
+    )
     doubled = Fact(0, "Mira Vale", "<bos>" + written.prompt, "Rome")
     with pytest.raises(InputError, match="one BOS at most, got 3"):
-        fact_prompt(made, doubled)
+        fact_prompt(chatty, doubled)
     with pytest.raises(InputError, match="one BOS at most, got 2"):
         fact_prompt(make_tokenizer(), written)

@@ -11,12 +11,13 @@ from helpers.away import AWAY, two_devices
 from helpers.small import CONTEXTS
 from transformers import AutoModelForCausalLM
 
+from jacobian_lab.catalogue import METHODS, SCHEMES
 from jacobian_lab.editing.anchors import AnchorSettings, coordinate_shifts, optimise_anchors
 from jacobian_lab.editing.layers import Setting, restored
 from jacobian_lab.editing.measures import observed_edits
-from jacobian_lab.editing.methods import METHODS, edit_with
+from jacobian_lab.editing.methods import edit_with
 from jacobian_lab.editing.rules import RuleSettings
-from jacobian_lab.editing.schemes import SCHEMES, make_targets
+from jacobian_lab.editing.schemes import make_targets
 from jacobian_lab.editing.second_moments import sums_of_keys
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.examination import Examination
@@ -51,18 +52,18 @@ def test_what_a_device_means():
 
 def test_cards_hold_about_as_much(family_model):
     places = tuple(torch.device("meta", index) for index in range(3))
-    found = shares(family_model.hf, family_model.family, places)
+    device_map = shares(family_model.hf, family_model.family, places)
     held = {place: {} for place in places}
-    for name, place in found.items():
-        held[place] |= {id(each): each.numel() for each in family_model.hf.get_submodule(name).parameters()}
-    weights = {place: sum(each.values()) for place, each in held.items()}
-    block = sum(each.numel() for each in family_model.blocks[0].parameters())
+    for name, place in device_map.items():
+        held[place] |= {id(weight): weight.numel() for weight in family_model.hf.get_submodule(name).parameters()}
+    weights = {place: sum(sizes.values()) for place, sizes in held.items()}
+    block = sum(weight.numel() for weight in family_model.blocks[0].parameters())
     beside = sum(weight.numel() for weight in family_model.hf.parameters()) - block * family_model.n_layers
     assert max(weights.values()) <= max(beside, sum(weights.values()) / 3) + block
-    of_blocks = [found[f"{family_model.family.blocks}.{index}"].index for index in range(family_model.n_layers)]
+    of_blocks = [device_map[f"{family_model.family.blocks}.{index}"].index for index in range(family_model.n_layers)]
     assert of_blocks == sorted(of_blocks)
     assert of_blocks[-1] == 2
-    assert {each for some in held.values() for each in some} == {id(each) for each in family_model.hf.parameters()}
+    assert {key for sizes in held.values() for key in sizes} == {id(weight) for weight in family_model.hf.parameters()}
 
 
 def test_blocks_are_away_and_all_else_is_at_home(divided):
@@ -80,51 +81,51 @@ def test_what_transformers_has_divided_is_divided_anew(family_model):
         divide(hf, family_model.family, (HOME, AWAY))
         blocks = replace(family_model, hf=hf).blocks
         assert all(block._hf_hook.io_same_device for block in blocks)
-        beside = [each for block in blocks for each in block.modules() if each is not block]
-        assert not any(hasattr(each, "_hf_hook") for each in [*beside, hf, hf.get_output_embeddings()])
+        beside = [part for block in blocks for part in block.modules() if part is not block]
+        assert not any(hasattr(part, "_hf_hook") for part in [*beside, hf, hf.get_output_embeddings()])
 
 
 def numbers(model, facts):
-    """What of a model the analysis asks, before, in and after an edit."""
+    """Numbers that the analysis takes from a model, before, in and after an edit."""
     rows = fact_rows(model, facts[:2], CONTEXTS)
     settings = AnchorSettings(lr=0.1, steps=2)
-    found = {f"anchors {layer}": optimise_anchors(rows, layer, settings).states for layer in (1, 3)}
-    found["shifts"] = coordinate_shifts(rows, LAYERS, settings).shifts
+    results = {f"anchors {layer}": optimise_anchors(rows, layer, settings).states for layer in (1, 3)}
+    results["shifts"] = coordinate_shifts(rows, LAYERS, settings).shifts
     frozen = freeze(model, rows.bare, [1])
     for site in (RESIDUAL, MLP):
-        found[f"J {site}"] = dense_jacobians(frozen, [1, 2], 3, site=site)
-        found[f"jvp {site}"] = jvp(frozen, 1, 3, found["anchors 1"], site=site)
-        found[f"vjp {site}"] = vjp(frozen, 1, 3, found["anchors 1"], site=site)
-    found["operator"] = torch.from_numpy(linear_operator(frozen, 0, 1, 3) @ found["anchors 1"][0].numpy())
+        results[f"J {site}"] = dense_jacobians(frozen, [1, 2], 3, site=site)
+        results[f"jvp {site}"] = jvp(frozen, 1, 3, results["anchors 1"], site=site)
+        results[f"vjp {site}"] = vjp(frozen, 1, 3, results["anchors 1"], site=site)
+    results["operator"] = torch.from_numpy(linear_operator(frozen, 0, 1, 3) @ results["anchors 1"][0].numpy())
     moments = sums_of_keys(model, rows.answered, LAYERS)
-    found |= {f"C {layer}": each for layer, each in moments.items()}
-    moments = {layer: each + torch.eye(len(each), dtype=each.dtype) for layer, each in moments.items()}
+    results |= {f"C {layer}": moment for layer, moment in moments.items()}
+    moments = {layer: moment + torch.eye(len(moment), dtype=moment.dtype) for layer, moment in moments.items()}
     setting = Setting(rows, moments, 1.0)
-    anchors = {layer: found[f"anchors {layer}"] for layer in (1, 3)}
-    targets = make_targets(rows, LAYERS, anchors, found["shifts"])
-    asked = Examination.of(model, facts[:2], greedy=True)
+    anchors = {layer: results[f"anchors {layer}"] for layer in (1, 3)}
+    targets = make_targets(rows, LAYERS, anchors, results["shifts"])
+    evaluation = Examination.of(model, facts[:2], greedy=True)
     for name in ("prune+fe", "rect+cr"):
         with restored(model, LAYERS):
-            made = edit_with(METHODS[name], setting, targets, RuleSettings())
-            found |= {f"{name} {layer}": delta for layer, delta in made.deltas.items()}
-            found[f"{name} kl"] = asked.means()["kl"]
+            edit = edit_with(METHODS[name], setting, targets, RuleSettings())
+            results |= {f"{name} {layer}": delta for layer, delta in edit.deltas.items()}
+            results[f"{name} kl"] = evaluation.means()["kl"]
     with restored(model, LAYERS):
         for edit in observed_edits(setting, SCHEMES["jacobian-pullback"], targets):
-            found[f"observed {edit.layer}"] = edit.update.delta
-    found["as before"] = asked.means()["kl"]
-    return found
+            results[f"observed {edit.layer}"] = edit.update.delta
+    results["as before"] = evaluation.means()["kl"]
+    return results
 
 
 @pytest.mark.parametrize("family_model", ["gpt2", "gptj", "llama"], indirect=True)
 def test_the_numbers_are_the_same(divided, family_model, facts):
     """But for rounding: the host has an attention kernel of its own."""
-    ours = numbers(divided, facts)
-    theirs = numbers(family_model, facts)
-    assert set(ours) == set(theirs)
-    for name in theirs:
-        assert ours[name].device == HOME, name
+    over_two = numbers(divided, facts)
+    on_one = numbers(family_model, facts)
+    assert set(over_two) == set(on_one)
+    for name in on_one:
+        assert over_two[name].device == HOME, name
         near = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-12, equal_nan=True)
-        near(ours[name], theirs[name], msg=lambda told, name=name: f"{name}: {told}")
+        near(over_two[name], on_one[name], msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_an_anchor_s_copy_in_another_dtype_is_divided_too(divided, facts):
@@ -136,12 +137,12 @@ def test_an_anchor_s_copy_in_another_dtype_is_divided_too(divided, facts):
 
 def test_weights_are_read_into_their_places(folders, monkeypatch):
     """Two names of this host: weights go by the map, as if each were a card."""
-    one, asked = load_model(folders["llama"], "float32", "cpu"), {}
+    one, keywords = load_model(folders["llama"], "float32", "cpu"), {}
     monkeypatch.setattr(loading, "places_of", lambda _: (HOME, HOME))
     read = AutoModelForCausalLM.from_pretrained
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *a, **k: asked.update(k) or read(*a, **k))
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *a, **k: keywords.update(k) or read(*a, **k))
     two = load_model(folders["llama"], "float32", "cpu")
-    assert set(asked["device_map"]) == set(shares(one.hf, one.family, (HOME, HOME)))
+    assert set(keywords["device_map"]) == set(shares(one.hf, one.family, (HOME, HOME)))
     assert two.fingerprint == one.fingerprint
     assert two.blocks[-1]._hf_hook.execution_device == HOME
     assert not hasattr(one.blocks[-1], "_hf_hook")

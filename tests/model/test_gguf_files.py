@@ -28,7 +28,7 @@ def wide(path):
 
 
 def llama_3_factors(width=64, base=500000.0, factor=8.0, original=8192):
-    """As llama.cpp's converter writes them."""
+    """Factors of rotary frequencies, by the formula of llama.cpp's converter."""
     factors = []
     for frequency in (1.0 / base ** (torch.arange(0, width, 2) / width)).tolist():
         wave = 2 * np.pi / frequency
@@ -42,13 +42,13 @@ def llama_3_factors(width=64, base=500000.0, factor=8.0, original=8192):
 def assert_is_the_files(path):
     """Logits and tensors of `load_model` are the independent reader's, on a row as long as the model takes."""
     model, plain = load_model(path, device="cpu"), read_plainly(path)
-    theirs = dict(plain.named_parameters())
-    assert all(torch.equal(weight, theirs.pop(name)) for name, weight in model.hf.named_parameters())
-    assert not theirs
+    unread = dict(plain.named_parameters())
+    assert all(torch.equal(weight, unread.pop(name)) for name, weight in model.hf.named_parameters())
+    assert not unread
     ids = torch.randint(3, 500, (1, 200), generator=torch.Generator().manual_seed(0))
-    ours, own = model.hf.model.rotary_emb, plain.model.rotary_emb
-    torch.testing.assert_close(ours.inv_freq, own.inv_freq, rtol=1e-6, atol=0)
-    assert ours.attention_scaling == pytest.approx(own.attention_scaling, rel=1e-12)
+    rotary, own = model.hf.model.rotary_emb, plain.model.rotary_emb
+    torch.testing.assert_close(rotary.inv_freq, own.inv_freq, rtol=1e-6, atol=0)
+    assert rotary.attention_scaling == pytest.approx(own.attention_scaling, rel=1e-12)
     torch.testing.assert_close(model.hf(ids).logits, plain(ids).logits, rtol=0, atol=5e-4)
     return model
 

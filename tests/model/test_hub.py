@@ -24,7 +24,7 @@ def refused(words, name=NAME):
 
 @pytest.fixture(autouse=True)
 def online(monkeypatch, tmp_path):
-    """As without HF_HUB_OFFLINE, with an empty cache and a network that says it was touched."""
+    """Do without HF_HUB_OFFLINE, with an empty cache and a network that says it was touched."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(hub, "get_session", lambda: pytest.fail("the network was touched"))

@@ -1,4 +1,4 @@
-"""How an answer is joined to what stands before it: the quotes of every language."""
+"""Joints of answers and what stands before them: the quotes of every language."""
 
 import pytest
 

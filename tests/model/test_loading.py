@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers.exact import load_exact
 from helpers.small import CONFIGS, FAMILIES, GPT, ROTARY, VOCABULARY, make_folder, make_tokenizer
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
@@ -42,7 +43,7 @@ def test_logits_are_the_untouched_models(family, folders):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_exact_float64_changes_only_rounding(family, folders):
     ids = torch.arange(3, 40)[None]
-    exact = load_model(folders[family], dtype="float64", device="cpu", exact=True).hf(ids).logits
+    exact = load_exact(folders[family]).hf(ids).logits
     as_is = load_model(folders[family], dtype="float64", device="cpu").hf(ids).logits
     torch.testing.assert_close(exact, as_is, rtol=1e-4, atol=1e-4)
     assert exact.dtype == torch.float64
@@ -64,8 +65,10 @@ def _rotary(model, positions=200):
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "gpt2"])
 @pytest.mark.parametrize("exact", [True, False])
 def test_exact_float64_has_rotary_angles_in_float64(exact, family, folders):
-    """In float32, as everybody runs them, they are off by its rounding, and by another on every device."""
-    cos, sin, frequencies = _rotary(load_model(folders[family], dtype="float64", device="cpu", exact=exact))
+    """Angles of the model that everybody runs are off by the rounding of float32, by another on every device."""
+    folder = folders[family]
+    model = load_exact(folder) if exact else load_model(folder, dtype="float64", device="cpu")
+    cos, sin, frequencies = _rotary(model)
     angles = np.arange(200)[:, None] * frequencies.numpy().astype(np.float64)
     off = max(abs(cos.numpy() - np.cos(angles)).max(), abs(sin.numpy() - np.sin(angles)).max())
     assert off < 1e-15 if exact else 1e-8 < off < 1e-4
@@ -83,11 +86,10 @@ def test_exact_float64_keeps_frequencies_that_follow_the_length_and_their_scale(
     config = LlamaConfig(**ROTARY | {"max_position_embeddings": 32}, rope_parameters={"rope_theta": 10000.0, **rope})
     folder = make_folder(tmp_path / "rope", config)
     ids = torch.arange(3, 63)[None]  # twice as long as what the frequencies are made for
-    exact, as_is = (
-        load_model(folder, dtype="float64", device="cpu", exact=exact).hf(ids).logits for exact in (True, False)
-    )
+    exact = load_exact(folder).hf(ids).logits
+    as_is = load_model(folder, dtype="float64", device="cpu").hf(ids).logits
     plain = make_folder(tmp_path / "plain", LlamaConfig(**ROTARY | {"max_position_embeddings": 32}))
-    other = load_model(plain, dtype="float64", device="cpu", exact=True).hf(ids).logits
+    other = load_exact(plain).hf(ids).logits
     torch.testing.assert_close(exact, as_is, rtol=1e-4, atol=1e-4)
     assert (exact - other).abs().max() > 1e-2
 
@@ -140,24 +142,22 @@ def test_fingerprint_does_not_change_with_how_a_tokenizer_is_written(folders, mo
 
 
 def test_fingerprint_tells_how_a_text_is_split(folders, monkeypatch):
-    """As when a version of transformers gives a second BOS to the tokenizer of a GGUF file."""
+    """A version of transformers gave a second BOS to the tokenizer of a GGUF file."""
     first = load_model(folders["gpt2"], device="cpu").fingerprint
     split = PreTrainedTokenizerBase.__call__
 
     def doubled(self, text, **keywords):
-        made = split(self, text, **keywords)
-        return made | {"input_ids": [*made["input_ids"][:1], *made["input_ids"]]}
+        encoded = split(self, text, **keywords)
+        return encoded | {"input_ids": [*encoded["input_ids"][:1], *encoded["input_ids"]]}
 
     monkeypatch.setattr(PreTrainedTokenizerBase, "__call__", doubled)
     assert load_model(folders["gpt2"], device="cpu").fingerprint != first
 
 
 def test_fingerprint_tells_what_is_computed_in(folders):
-    found = [load_model(folders["llama"], dtype=dtype, device="cpu").fingerprint for dtype in loading.DTYPES]
-    found.append(load_model(folders["llama"], dtype="float64", device="cpu", exact=True).fingerprint)
-    assert len(set(found)) == len(found)
-    same = load_model(folders["llama"], dtype="float32", device="cpu", exact=True).fingerprint
-    assert same == found[0]  # nothing is lifted there
+    fingerprints = [load_model(folders["llama"], dtype=dtype, device="cpu").fingerprint for dtype in loading.DTYPES]
+    fingerprints.append(load_exact(folders["llama"]).fingerprint)
+    assert len(set(fingerprints)) == len(fingerprints)
 
 
 def test_fingerprint_of_a_gguf_is_of_the_file_not_of_what_transformers_made_of_it(monkeypatch):
@@ -173,9 +173,9 @@ def test_half_precision(family, dtype, folders, facts):
     """Replay is the model itself, and what comes out is finite."""
     model = load_model(folders[family], dtype=dtype, device="cpu")
     assert model.dtype == loading.DTYPES[dtype]
-    seen = check_replay(model, facts, (1, 3))
-    assert 0 <= seen.states < TOLERANCE[model.dtype]
-    assert 0 <= seen.logits < TOLERANCE[model.dtype]
+    agreement = check_replay(model, facts, (1, 3))
+    assert 0 <= agreement.states < TOLERANCE[model.dtype]
+    assert 0 <= agreement.logits < TOLERANCE[model.dtype]
 
 
 def test_states_beyond_float16_are_refused_in_one_line(folders, facts, tmp_path):

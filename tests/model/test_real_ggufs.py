@@ -26,9 +26,9 @@ def test_tensors_and_logits_are_those_of_an_independent_reader(file, record_prop
         pytest.skip(f"no {file}: set JACOBIAN_LAB_REAL_MODELS to the folder that holds it")
     path = Path(FOLDER) / file if FOLDER and file else sources._embedded(sources.DEFAULT_MODEL)
     model, plain = load_model(path if file else sources.DEFAULT_MODEL, device="cpu"), read_plainly(path)
-    theirs = dict(plain.named_parameters())
-    tensors = max(float((weight - theirs.pop(name)).abs().max()) for name, weight in model.hf.named_parameters())
-    assert not theirs
+    unread = dict(plain.named_parameters())
+    tensors = max(float((weight - unread.pop(name)).abs().max()) for name, weight in model.hf.named_parameters())
+    assert not unread
     largest = size = 0.0
     for text in TEXTS:
         ids = torch.tensor([model.text_prompt(text).ids])

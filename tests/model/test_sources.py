@@ -1,4 +1,4 @@
-"""Where models come from, and what is refused before anything large is read."""
+"""Sources of models, and what is refused before anything large is read."""
 
 import json
 import shutil
@@ -142,7 +142,7 @@ def test_an_adapter_in_a_models_place_is_refused(whole, folders, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("classes", "taken"),
+    ("classes", "accepted"),
     [
         (["LlamaForSequenceClassification"], False),
         (["Qwen2ForRewardModel"], False),
@@ -152,11 +152,11 @@ def test_an_adapter_in_a_models_place_is_refused(whole, folders, tmp_path):
         (3, True),
     ],
 )
-def test_models_with_another_head_are_refused_before_weights_are_read(classes, taken, folders, tmp_path):
+def test_models_with_another_head_are_refused_before_weights_are_read(classes, accepted, folders, tmp_path):
     folder = shutil.copytree(folders["llama"], tmp_path / "other")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"architectures": classes}))
-    if taken:
+    if accepted:
         sources.find_source(str(folder))
     else:
         (folder / "model.safetensors").unlink()

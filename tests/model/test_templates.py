@@ -60,13 +60,13 @@ def test_a_context_has_ten_tokens_even_of_a_model_that_would_end_at_once(tmp_pat
         model.hf.transformer.ln_f.weight.zero_()
         model.hf.transformer.ln_f.bias.copy_(model.hf.transformer.wte.weight[special].sum(0))
         model.hf.transformer.wte.weight[special] *= 100
-    seen = []
+    decoded = []
     decode = tokenizer.decode
-    monkeypatch.setattr(tokenizer, "decode", lambda ids, **k: seen.append(ids.tolist()) or decode(ids, **k))
+    monkeypatch.setattr(tokenizer, "decode", lambda ids, **k: decoded.append(ids.tolist()) or decode(ids, **k))
     ((bare,), contexts) = sample_templates(model)
     assert bare == "{}"
     assert len(contexts) == len(OPENINGS)
-    for ids in seen:
+    for ids in decoded:
         assert len([token for token in ids if token not in special]) == LENGTH
 
 

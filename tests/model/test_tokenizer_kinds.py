@@ -37,7 +37,7 @@ FOREIGN = (
 
 @pytest.fixture(scope="module")
 def tokenizers(tmp_path_factory):
-    """As they are read from their files."""
+    """Read tokenizers from their files, as users do."""
     root = tmp_path_factory.mktemp("kinds")
     for kind in KINDS:
         tokenizer_of(kind).save_pretrained(root / kind)
@@ -45,7 +45,7 @@ def tokenizers(tmp_path_factory):
 
 
 def running_text(tokenizer, text: str) -> tuple[int, ...]:
-    """What the tokenizer itself makes of a text."""
+    """Ids that the tokenizer itself makes of a text."""
     backend = tokenizer.backend_tokenizer
     backend.no_padding()
     backend.no_truncation()
@@ -65,8 +65,8 @@ def test_prompt_and_answer_are_running_text(kind, tokenizers):
         assert row.ids + row.answer[-1:] == running_text(tokenizer, text), fact
         assert spelled(tokenizer, row.answer) == fact.target_new, fact
         assert "  " not in tokenizer.decode(row.ids + row.answer[-1:])
-        asked = text_prompt(tokenizer, fact.text, fact.target_new, fact.join)
-        assert (asked.ids, asked.answer) == (row.ids, row.answer)
+        as_text = text_prompt(tokenizer, fact.text, fact.target_new, fact.join)
+        assert (as_text.ids, as_text.answer) == (row.ids, row.answer)
 
 
 @pytest.mark.parametrize("kind", KINDS)

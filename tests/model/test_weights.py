@@ -83,8 +83,8 @@ def test_tokens_beyond_the_embedding_are_refused_where_a_fact_has_them(folders, 
         Fact("answer", "Ada", "{} lives in", "Zorvia"),
         Fact("plain", "Ada", "{} lives in", "Rome"),
     ]
-    taken, left = sorted_out(facts, partial(check_fact, model), {fact.id: "" for fact in facts})
-    assert [fact.id for fact in taken] == ["plain"]
+    accepted, left = sorted_out(facts, partial(check_fact, model), {fact.id: "" for fact in facts})
+    assert [fact.id for fact in accepted] == ["plain"]
     assert "512 rows for, got 'Mira Vale' with the id 512, of a tokenizer with 514" in left[0].reason
     assert "got 'Zorvia' with the id 513" in left[1].reason
     with pytest.raises(InputError, match="got 'Mira Vale' with the id 512"):

@@ -7,9 +7,10 @@ import torch
 from helpers.small import CONTEXTS
 from torch.utils.flop_counter import FlopCounterMode
 
+from jacobian_lab.catalogue import SCHEMES
 from jacobian_lab.editing.anchors import AnchorSettings, coordinate_shifts, optimise_anchors
 from jacobian_lab.editing.layers import Setting, edit_layers, restored
-from jacobian_lab.editing.schemes import SCHEMES, make_targets
+from jacobian_lab.editing.schemes import make_targets
 from jacobian_lab.editing.second_moments import sums_of_keys
 from jacobian_lab.evaluation import examination as examined
 from jacobian_lab.evaluation.examination import Examination

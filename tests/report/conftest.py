@@ -10,11 +10,11 @@ from jacobian_lab.report.results import Results
 @pytest.fixture(scope="session")
 def run_folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("stored")
-    given = {
+    values = {
         "edit_table": {"neighbor_edited": np.zeros((6, 3)), "probe_accuracy": np.full((6, len(METHODS), 1), np.nan)}
     }
-    given["frontier"] = {"probe_accuracy": np.full((6, 4, 2, 1), np.nan)}
-    return {kind: make_run(root / kind, kind, **given.get(kind, {})) for kind in COORDINATES}
+    values["frontier"] = {"probe_accuracy": np.full((6, 4, 2, 1), np.nan)}
+    return {kind: make_run(root / kind, kind, **values.get(kind, {})) for kind in COORDINATES}
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from jacobian_lab.report.tables.methods import means
 def test_every_cell_is_as_scipy_has_it_alone():
     values = np.random.default_rng(1).normal(size=(5, 12))
     values[1, 3] = values[3, :6] = values[4] = np.nan
-    found = summaries_of(values, seed=3)
-    for row, cell in zip(values, found.to_dict("records"), strict=True):
+    frame = summaries_of(values, seed=3)
+    for row, cell in zip(values, frame.to_dict("records"), strict=True):
         finite = row[np.isfinite(row)]
         assert cell["count"] == len(finite)
         if not len(finite):
@@ -46,10 +46,10 @@ def test_batches_change_nothing(monkeypatch):
 def test_the_interval_is_that_of_the_normal_for_many_facts(monkeypatch):
     monkeypatch.setattr(intervals, "RESAMPLES", 9999)
     values = np.random.default_rng(0).normal(5, 2, 2000)
-    found = summarise(values)
+    summary = summarise(values)
     half = 1.96 * values.std() / np.sqrt(len(values))
-    assert found["low"] == pytest.approx(values.mean() - half, abs=0.01)
-    assert found["high"] == pytest.approx(values.mean() + half, abs=0.01)
+    assert summary["low"] == pytest.approx(values.mean() - half, abs=0.01)
+    assert summary["high"] == pytest.approx(values.mean() + half, abs=0.01)
 
 
 def test_what_is_not_finite_is_left_out():

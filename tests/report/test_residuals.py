@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from jacobian_lab.report.captions import facts_in_cells
-from jacobian_lab.report.figures import conditions, parts
+from jacobian_lab.report.figures import axes, conditions
 from jacobian_lab.report.intervals import summaries_of
 from jacobian_lab.report.results import Results, write_reports
-from jacobian_lab.report.tables.descents import answered_facts, failed_facts, unmet_anchors
+from jacobian_lab.report.tables.convergence import answered_facts, failed_facts, unmet_anchors
 from jacobian_lab.report.tables.residuals import headlines, table
 from jacobian_lab.store.run import Run, open_run
 from jacobian_lab.store.schema import KINDS
@@ -119,10 +119,10 @@ def test_anchors_that_did_not_take_are_counted_by_layer(finished):
     line = "Anchors whose loss did not come below 0.05 nat in 25 passes: 2 of 3 at layer 8."
     assert unmet_anchors(open_run(finished)) == line
     assert line in write_reports(finished)
-    told = pd.read_csv(finished / "descents.csv").set_index("descent")
-    first, last = told.index
-    assert told.loc[last, ["facts", "below 0.05", "passes"]].tolist() == [3, 1, 59]
-    assert told.loc[first, ["median loss", "largest loss"]].tolist() == pytest.approx([0.0295, 0.049])
+    descents = pd.read_csv(finished / "descents.csv").set_index("descent")
+    first, last = descents.index
+    assert descents.loc[last, ["facts", "below 0.05", "passes"]].tolist() == [3, 1, 59]
+    assert descents.loc[first, ["median loss", "largest loss"]].tolist() == pytest.approx([0.0295, 0.049])
 
 
 def test_captions_say_how_many_facts_are_in_the_cells(finished):
@@ -137,7 +137,7 @@ def test_captions_say_how_many_facts_are_in_the_cells(finished):
 
 
 @pytest.mark.parametrize(
-    ("counts", "told"),
+    ("counts", "words"),
     [
         ([32, 32], "32 facts"),
         ([31, 31], "31 of 32 facts in each cell"),
@@ -145,8 +145,8 @@ def test_captions_say_how_many_facts_are_in_the_cells(finished):
         ([0, 32], "0 to 32 of 32 facts in a cell"),
     ],
 )
-def test_facts_in_cells_are_told_in_words(counts, told):
-    assert facts_in_cells(32, counts) == told
+def test_facts_in_cells_are_told_in_words(counts, words):
+    assert facts_in_cells(32, counts) == words
 
 
 def test_intervals_of_figures_are_resampled_with_the_runs_seed(finished, monkeypatch):
@@ -156,7 +156,7 @@ def test_intervals_of_figures_are_resampled_with_the_runs_seed(finished, monkeyp
         seeds.append(seed)
         return summaries_of(values, seed)
 
-    monkeypatch.setattr(parts, "summaries_of", noted)
+    monkeypatch.setattr(axes, "summaries_of", noted)
     conditions.theorem1(Figure(), open_run(finished))
     assert set(seeds) == {SETTINGS["seed"]}
 

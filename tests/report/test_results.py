@@ -8,17 +8,21 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 from helpers.commands import ROOT
 from helpers.runs import COORDINATES, METHODS, SCHEMES, TRAINED, make_run
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from jacobian_lab.errors import InputError
-from jacobian_lab.report.figures.parts import arms
+from jacobian_lab.report import results as module
+from jacobian_lab.report.figures.axes import arms
 from jacobian_lab.report.figures.style import RULE_COLORS, RULE_MARKERS, STYLES
 from jacobian_lab.report.registry import FIGURES, TABLES
-from jacobian_lab.report.results import Results
+from jacobian_lab.report.results import SCHEMES as SCHEMES_TABLES
+from jacobian_lab.report.results import Results, write_schemes
 from jacobian_lab.report.tables.training import AIMS, routed, with_router
+from jacobian_lab.store.run import config_of, open_run
 from jacobian_lab.store.schema import KINDS
 
 ENTRIES = [*TABLES.items(), *FIGURES.items()]
@@ -60,6 +64,40 @@ def test_a_table_is_a_copy(results):
     table = run.table("table2")
     table.iloc[:] = ""
     assert (run.table("table2") != "").any().any()
+
+
+def test_a_run_is_asked_for_tables_as_a_mapping_is(results):
+    run = results["tables"]
+    pd.testing.assert_frame_equal(run["table2"], run.table("table2"))
+    assert list(run) == list(run.tables) == run._ipython_key_completions_()
+    assert "table2" in run
+    assert "table9" not in run
+    with pytest.raises(InputError, match="got 'table9'"):
+        run["table9"]
+
+
+@pytest.mark.parametrize("kind", COORDINATES)
+def test_a_dataset_goes_through_netcdf(kind, results, tmp_path):
+    dataset = results[kind].dataset
+    dataset.to_netcdf(tmp_path / "run.nc")
+    with xr.open_dataset(tmp_path / "run.nc") as read:
+        xr.testing.assert_equal(read, dataset)
+        assert config_of(read) == results[kind].config
+        assert read["fact"].attrs == dataset["fact"].attrs
+
+
+def test_a_command_opens_its_run_once_and_writes_each_table_once(run_folders, monkeypatch):
+    opened, written = [], []
+    monkeypatch.setattr(module, "open_run", lambda *arguments: opened.append(arguments) or open_run(*arguments))
+    monkeypatch.setattr(module, "write_csv", lambda path, frame: written.append(path.stem))
+    monkeypatch.setattr(module, "write_table", lambda stem, *_: stem.name)
+    text, lines = write_schemes(run_folders["tables"])
+    assert len(opened) == 1
+    assert len(written) == len(set(written))
+    tables = [*SCHEMES_TABLES, "efficacy", "theorem2"]
+    assert set(written) == {*tables, "measurements", "conditions", "descents", "decomposition", "effort"}
+    assert [block for block in text.split("\n\n") if " " not in block] == tables
+    assert lines[0].startswith("6 facts of builtin edited in my_model")
 
 
 def test_table_2_by_hand(results):
@@ -217,15 +255,15 @@ def test_every_figure_is_drawn_in_the_house_style_and_by_its_script(name, result
 def test_a_router_serves_what_is_far_enough(results):
     """Shares by hand; neighbourhood prompts that are edited themselves do not count."""
     dataset = results["edit_table"].dataset
-    wise, found = dataset.sel(edit="wise"), routed(dataset, "wise")
+    wise, decisions = dataset.sel(edit="wise"), routed(dataset, "wise")
     assert with_router(dataset) == ["wise"]
     for kind, name in (("prompts", "distance"), ("paraphrases", "distance_paraphrase")):
-        assert found[kind].served == pytest.approx(float((wise[name] >= 1).mean()))
+        assert decisions[kind].served == pytest.approx(float((wise[name] >= 1).mean()))
     edited = dataset.copy(deep=True)
     edited["neighbor_edited"][0, 0] = 1
     assert routed(edited, "wise")["neighbourhood"].distances.size == wise["distance_neighbor"].size - 1
     table = results["edit_table"].table("training")
-    assert table.loc["served by the memory, prompts", "wise"] == f"{100 * found['prompts'].served:.1f}"
+    assert table.loc["served by the memory, prompts", "wise"] == f"{100 * decisions['prompts'].served:.1f}"
     assert table.loc["served by the memory, prompts", "rledit"] == ""
     assert table.loc["blocks that are changed", "rledit"] == "0 to 3"
 
@@ -241,7 +279,7 @@ def test_aims_are_means_over_facts(results):
 def test_a_run_from_before_there_were_aims_lacks_them_alone(tmp_path, monkeypatch):
     """And nothing else of it."""
     newer = [*AIMS, *TRAINED]
-    older = {name: each for name, each in KINDS["edit_table"].items() if name not in newer}
+    older = {name: variable for name, variable in KINDS["edit_table"].items() if name not in newer}
     with monkeypatch.context() as before:
         before.setitem(KINDS, "edit_table", older)
         make_run(tmp_path / "run", "edit_table", neighbor_edited=np.zeros((6, 3)))

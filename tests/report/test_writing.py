@@ -10,10 +10,10 @@ from jacobian_lab.report.writing import latex, number, write_csv, write_table
 
 
 def check_latex(text):
-    """What a LaTeX run would stumble over, but for pdfLaTeX itself."""
+    """Check all that a LaTeX run would stumble over, but for pdfLaTeX itself."""
     assert text.isascii()
     bare = re.sub(r"\\(textbackslash|textasciitilde|textasciicircum)\{\}", "", text)
-    bare = re.sub(r"\\[%&#$_{}|\\]", lambda found: "\n" if found[0] == r"\\" else "", bare)
+    bare = re.sub(r"\\[%&#$_{}|\\]", lambda match: "\n" if match[0] == r"\\" else "", bare)
     assert bare.count("{") == bare.count("}")
     assert not re.search(r"[%#~]", bare)
     assert bare.count("$") % 2 == 0
@@ -94,10 +94,10 @@ def test_a_text_of_a_csv_file_is_no_formula(tmp_path):
         "",
     ]
     write_csv(tmp_path / "f.csv", pd.DataFrame({"=id": texts, "value": -1.5}))
-    told = pd.read_csv(tmp_path / "f.csv", dtype=str, keep_default_na=False)
-    assert set(told["value"]) == {"-1.5"}
-    assert told.columns[0] == "'=id"
-    guarded = [text.removeprefix("'") for text in told["'=id"][:6]]
+    frame = pd.read_csv(tmp_path / "f.csv", dtype=str, keep_default_na=False)
+    assert set(frame["value"]) == {"-1.5"}
+    assert frame.columns[0] == "'=id"
+    guarded = [text.removeprefix("'") for text in frame["'=id"][:6]]
     assert guarded == texts[:6]
-    assert all(text.startswith("'") for text in told["'=id"][:6])
-    assert told["'=id"][6:].tolist() == texts[6:]
+    assert all(text.startswith("'") for text in frame["'=id"][:6])
+    assert frame["'=id"][6:].tolist() == texts[6:]

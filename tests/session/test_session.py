@@ -1,5 +1,6 @@
 """The engine by itself: descents in batches, kept by a recorder; and an editor that is one."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -82,7 +83,7 @@ def test_an_edit_is_undone_and_may_have_another_setting(session):
         assert set(edit.deltas) == set(session.layers)
         assert any(not torch.equal(model.weight(layer), before[layer]) for layer in session.layers)
     assert all(torch.equal(model.weight(layer), before[layer]) for layer in session.layers)
-    stronger = session._setting(1.0)
+    stronger = replace(session.setting, ridge=1.0)
     with session.edited("memit+fe", targets, setting=stronger) as other:
         assert all(other.values["update_norm"][i] > edit.values["update_norm"][i] for i in range(3))
 

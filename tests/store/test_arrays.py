@@ -61,7 +61,7 @@ def small_chunks():
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def finished_run(tmp_path_factory):
     """Every part but one scheme and one study."""
     folder = tmp_path_factory.mktemp("made") / "run"
     with create(folder) as run:
@@ -74,9 +74,15 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture
-def finished(made, tmp_path):
+def finished(finished_run, tmp_path):
     """A copy of it, to be damaged."""
-    return shutil.copytree(made, tmp_path / "run")
+    return shutil.copytree(finished_run, tmp_path / "run")
+
+
+def left(finished, mark, **labels):
+    """Labels whose cells are not finished."""
+    ((_, every),) = labels.items()
+    return [label for label, done in zip(every, finished.cells(mark, **labels), strict=True) if not done]
 
 
 def lose(folder, chunk):
@@ -104,26 +110,26 @@ LOSSES = [
 ]
 
 
-@pytest.mark.parametrize(("chunk", "mark", "told"), LOSSES)
-def test_a_lost_chunk_is_named_and_its_part_alone_is_done_again(finished, capsys, chunk, mark, told):
+@pytest.mark.parametrize(("chunk", "mark", "words"), LOSSES)
+def test_a_lost_chunk_is_named_and_its_part_alone_is_done_again(finished, capsys, chunk, mark, words):
     before = open_run(finished)
     lose(finished, chunk)
     for read in (open_run, write_reports):
-        with pytest.raises(InputError, match=f"got .*run without {told}.*: give its command again$") as caught:
+        with pytest.raises(InputError, match=f"got .*run without {words}.*: give its command again$") as caught:
             read(finished)
         assert "\n" not in str(caught.value)
     assert Finished.of(finished).lost(mark)
     with create(finished) as run:
         (line,) = capsys.readouterr().err.splitlines()
-        assert re.search(f"without {told}", line)
-        for each in ("anchor_passes", "replayed", "surveyed"):
-            assert run.done(each).all() == (each != mark)
-        for each, labels in (("measured", {}), ("studied", {"study": "theorem1"})):
-            done = run.done(each, scheme=DONE, **labels)
-            assert done.all() == (each != mark)
+        assert re.search(f"without {words}", line)
+        for part in ("anchor_passes", "replayed", "surveyed"):
+            assert run.done(part).all() == (part != mark)
+        for part, labels in (("measured", {}), ("studied", {"study": "theorem1"})):
+            done = run.done(part, scheme=DONE, **labels)
+            assert done.all() == (part != mark)
             for scheme, there in zip(DONE, done.ravel(), strict=True):
                 if not there:
-                    fill(run, each, scheme=scheme, **labels)
+                    fill(run, part, scheme=scheme, **labels)
         if mark not in {"measured", "studied"}:
             fill(run, mark)
     assert open_run(finished).identical(before)
@@ -135,7 +141,7 @@ def test_a_lost_chunk_leaves_the_facts_of_the_others_done(finished):
     with create(finished) as run:
         assert run.done("anchor_passes").all(1).tolist() == [True] * 16 + [False] * 4
     assert not Finished.of(finished).all("anchor_passes")
-    assert Finished.of(finished).left("surveyed", fact=FACTS) == []
+    assert left(Finished.of(finished), "surveyed", fact=FACTS) == []
     assert Finished.of(finished).all("measured", scheme=DONE)
 
 
@@ -143,7 +149,7 @@ def test_what_is_finished_is_read_once_and_asked_often(finished, tmp_path):
     lose(finished, "anchor/1.0.0")
     done = Finished.of(str(finished))
     shutil.rmtree(finished / "data.zarr" / "cosine")  # after it was opened, before it is asked
-    assert done.left("surveyed", fact=FACTS[14:18]) == []
+    assert left(done, "surveyed", fact=FACTS[14:18]) == []
     assert done.all("replayed")
     assert done.lost("replayed", "surveyed") == ""
     assert done.cells("anchor_passes", fact=["fact 15", "fact 16"]).tolist() == [[True, True], [False, False]]
@@ -153,7 +159,7 @@ def test_what_is_finished_is_read_once_and_asked_often(finished, tmp_path):
     assert done.all("surveyed")  # as it was when it was asked first
     assert not Finished.of(finished).all("surveyed")
     nothing = Finished.of(tmp_path / "nothing")
-    assert nothing.left("measured", scheme=DONE) == DONE
+    assert left(nothing, "measured", scheme=DONE) == DONE
     assert nothing.cells("studied", study="theorem1", scheme=DONE).tolist() == [[False, False]]
     assert not nothing.all("replayed")
     assert nothing.lost() == ""
@@ -171,10 +177,10 @@ def test_what_is_done_again_is_not_finished(finished, tmp_path):
 
 def test_what_is_sealed_is_finished_at_once(tmp_path):
     with create(tmp_path / "run") as run:
-        assert run.finished.left("measured", scheme=DONE) == DONE
+        assert left(run.finished, "measured", scheme=DONE) == DONE
         fill(run, "measured", scheme=DONE[0])
-        assert run.finished.left("measured", scheme=DONE) == DONE[1:]
-        assert Finished.of(tmp_path / "run").left("measured", scheme=DONE) == DONE[1:]
+        assert left(run.finished, "measured", scheme=DONE) == DONE[1:]
+        assert left(Finished.of(tmp_path / "run"), "measured", scheme=DONE) == DONE[1:]
 
 
 def test_an_empty_store_takes_no_memory_and_no_place(tmp_path):
@@ -204,7 +210,7 @@ def test_a_value_that_has_changed_is_noticed(finished):
         run.write("residual_ratio", [[7.0]], fact=["fact 3"], scheme="forward-replay", layer=[5])
     with pytest.raises(InputError, match="without residual_ratio of scheme forward-replay: give"):
         open_run(finished)
-    assert Finished.of(finished).left("measured", scheme=DONE) == ["forward-replay"]
+    assert left(Finished.of(finished), "measured", scheme=DONE) == ["forward-replay"]
 
 
 def test_what_is_not_finished_is_not_lost(tmp_path, capsys):
@@ -215,8 +221,8 @@ def test_what_is_not_finished_is_not_lost(tmp_path, capsys):
     with create(tmp_path / "run") as run:
         assert not run.done("measured").any()
     assert not capsys.readouterr().err
-    assert Finished.of(tmp_path / "run").left("measured", scheme=DONE) == DONE
-    assert Finished.of(tmp_path / "nothing").left("measured", scheme=DONE) == DONE
+    assert left(Finished.of(tmp_path / "run"), "measured", scheme=DONE) == DONE
+    assert left(Finished.of(tmp_path / "nothing"), "measured", scheme=DONE) == DONE
     assert not Finished.of(tmp_path / "nothing").lost("measured")
 
 
@@ -313,25 +319,25 @@ def test_tables_into_a_folder_that_cannot_be_written_end_in_one_line(finished, m
 
 
 def test_what_is_not_finished_is_not_read(tmp_path, monkeypatch):
-    """Of many facts, a part is compared with its digests where something of it is finished."""
+    """A part of many facts is compared with its digests at finished ones alone."""
     monkeypatch.setattr(digests, "FACTS_AT_ONCE", 4)
     with create(tmp_path / "run") as run:
         run.write("anchor", values(run, "anchor")[5:7, :1], fact=FACTS[5:7], anchor_layer=[4])
         run.seal("anchor_passes", fact=FACTS[5:7], anchor_layer=[4])
-    seen, original = [], arrays.along_facts
-    monkeypatch.setattr(finished_module, "along_facts", lambda v, facts: seen.append(facts) or original(v, facts))
-    found = Finished.of(tmp_path / "run")
-    assert found.cells("anchor_passes", anchor_layer=4).sum() == 2
-    assert set(map(repr, seen)) == {repr(slice(None)), repr(slice(4, 8))}
-    del seen[:]
-    assert not found.cells("surveyed").any()
-    assert len(seen) == 2  # the mark and its digests
+    slices, original = [], arrays.along_facts
+    monkeypatch.setattr(finished_module, "along_facts", lambda v, facts: slices.append(facts) or original(v, facts))
+    completion = Finished.of(tmp_path / "run")
+    assert completion.cells("anchor_passes", anchor_layer=4).sum() == 2
+    assert set(map(repr, slices)) == {repr(slice(None)), repr(slice(4, 8))}
+    del slices[:]
+    assert not completion.cells("surveyed").any()
+    assert len(slices) == 2  # the mark and its digests
     (tmp_path / "run" / "data.zarr" / "anchor" / "0.0.0").unlink()
     assert Finished.of(tmp_path / "run").lost().startswith("anchor of fact fact 5, fact 6")
 
 
-def test_wide_arrays_are_read_when_they_are_asked_for(made, monkeypatch):
-    dataset = open_run(made)
+def test_wide_arrays_are_read_when_they_are_asked_for(finished_run, monkeypatch):
+    dataset = open_run(finished_run)
     assert not dataset["anchor"].variable._in_memory
     assert dataset["residual_ratio"].variable._in_memory
-    np.testing.assert_array_equal(dataset["anchor"].values, zarr.open(made / "data.zarr")["anchor"][:])
+    np.testing.assert_array_equal(dataset["anchor"].values, zarr.open(finished_run / "data.zarr")["anchor"][:])

@@ -56,7 +56,7 @@ def studied(arguments, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("chunk", "told", "there"),
+    ("chunk", "words", "there"),
     [
         ("residual_ratio/0.0.0", "residual_ratio of scheme", ("optimise_anchors", "survey_one")),
         ("anchor/0.0.0", "anchor of fact", ("observed_edits", "survey_one")),
@@ -67,18 +67,18 @@ def studied(arguments, tmp_path_factory):
         ("lambda_min/0.0", "lambda_min of fact", ("optimise_anchors", "observed_edits")),
     ],
 )
-def test_tables(studied, tmp_path, monkeypatch, capsys, chunk, told, there):
+def test_tables(studied, tmp_path, monkeypatch, capsys, chunk, words, there):
     command, finished = studied
     before = open_run(finished)
     folder = lose(finished, tmp_path / "run", chunk)
     for report in (write_reports, lambda folder: write_account(folder, "theorem1")):
-        with pytest.raises(InputError, match=f"without {told}"):
+        with pytest.raises(InputError, match=f"without {words}"):
             report(folder)
     forbid(monkeypatch, *(name for name in there if name != "survey_one"))
     if "survey_one" in there:
         monkeypatch.setattr(surveys, "dense_jacobians", lambda *_a, **_k: pytest.fail("computed again"))
     command(folder)
-    assert told in capsys.readouterr().err
+    assert words in capsys.readouterr().err
     assert open_run(folder).identical(before)
     forbid(monkeypatch, "second_moments")
     command(folder)
@@ -94,9 +94,9 @@ def test_a_batch_that_has_lost_some_of_its_anchors_is_optimised_as_a_whole(argum
     folder = lose(finished, tmp_path / "run", "anchor/0.0.0")
     sizes, original = [], bench.optimise_anchors
 
-    def noted(rows, *given):
+    def noted(rows, *values):
         sizes.append(len(rows))
-        return original(rows, *given)
+        return original(rows, *values)
 
     monkeypatch.setattr(bench, "optimise_anchors", noted)
     run_job(replace(config, out=folder), progress=False)
@@ -123,8 +123,8 @@ def test_shifts(arguments, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_layer_count(arguments, tmp_path, monkeypatch):
     def command(folder):
-        given = {**arguments, "schemes": ("backward-full",), "most": 2}
-        return run_job(LayerCountConfig(**given, out=folder), progress=False)
+        values = {**arguments, "schemes": ("backward-full",), "most": 2}
+        return run_job(LayerCountConfig(**values, out=folder), progress=False)
 
     finished = command(tmp_path / "finished")
     folder = lose(finished, tmp_path / "run", "final_ratio/0.0.0")
@@ -142,16 +142,16 @@ def test_damping_and_frontier(arguments, tmp_path, monkeypatch):
         return run_job(DampingConfig(**arguments, dampings=(0.1,), out=folder), progress=False)
 
     def frontier(folder):
-        given = {**arguments, "schemes": ("one-layer",), "ridges": (3.0, 30.0), "held_out_tokens": 100}
-        return run_job(FrontierConfig(**given, out=folder), progress=False)
+        values = {**arguments, "schemes": ("one-layer",), "ridges": (3.0, 30.0), "held_out_tokens": 100}
+        return run_job(FrontierConfig(**values, out=folder), progress=False)
 
-    for command, chunk, told in (
+    for command, chunk, words in (
         (damping, "residual_ratio/0.0.0", "residual_ratio of row"),
         (frontier, "kl/0.0.0.0", "kl of edit"),
     ):
         finished = command(tmp_path / f"{command.__name__}-finished")
         folder = lose(finished, tmp_path / command.__name__, chunk)
-        with pytest.raises(InputError, match=f"without {told}"):
+        with pytest.raises(InputError, match=f"without {words}"):
             open_run(folder)
         forbid(monkeypatch, "optimise_anchors")
         assert open_run(command(folder)).identical(open_run(finished))
@@ -160,10 +160,10 @@ def test_damping_and_frontier(arguments, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_jacobian(arguments, tmp_path):
-    given = {name: value for name, value in arguments.items() if name in {"model", "layers", "device", "dtype"}}
+    values = {name: value for name, value in arguments.items() if name in {"model", "layers", "device", "dtype"}}
 
     def command(folder):
-        return run_job(JacobianConfig(**given, slice="0:2", out=folder), progress=False)
+        return run_job(JacobianConfig(**values, slice="0:2", out=folder), progress=False)
 
     finished = command(tmp_path / "finished")
     folder = lose(finished, tmp_path / "run", "singular_value/0.0.0")
@@ -175,37 +175,37 @@ def test_jacobian(arguments, tmp_path):
 @pytest.fixture(scope="module")
 def edited(arguments, tmp_path_factory):
     def command(folder):
-        given = {**arguments, "greedy": False, "held_out_tokens": 100, "methods": ("memit", "blue-refit")}
-        return run_job(EditTableConfig(**given, out=folder), progress=False)
+        values = {**arguments, "greedy": False, "held_out_tokens": 100, "methods": ("memit", "blue-refit")}
+        return run_job(EditTableConfig(**values, out=folder), progress=False)
 
     return command, command(tmp_path_factory.mktemp("runs") / "edited")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("chunk", "told", "methods"),
+    ("chunk", "words", "methods"),
     [
         ("refit_anchor/0.0.0", "refit_anchor of fact", {"blue-refit"}),
         ("kl/0.0.0", "kl of edit unedited, memit, blue-refit", {"memit", "blue-refit"}),
         ("neighbor_edited/0.0", "neighbor_edited of fact", set()),
     ],
 )
-def test_edit_table(edited, tmp_path, monkeypatch, chunk, told, methods):
+def test_edit_table(edited, tmp_path, monkeypatch, chunk, words, methods):
     command, finished = edited
     before = open_run(finished)
     folder = lose(finished, tmp_path / "run", chunk)
-    with pytest.raises(InputError, match=f"without {told}"):
+    with pytest.raises(InputError, match=f"without {words}"):
         write_comparison(folder)
-    made, original = [], methods_job.method
-    monkeypatch.setattr(methods_job, "edit_with", _noted(methods_job.edit_with, made))
+    edits, original = [], methods_job.method
+    monkeypatch.setattr(methods_job, "edit_with", _noted(methods_job.edit_with, edits))
     assert open_run(command(folder)).identical(before)
-    assert {name for name in ("memit", "blue-refit") if original(name) in made} == methods
+    assert {name for name in ("memit", "blue-refit") if original(name) in edits} == methods
 
 
-def _noted(work, made):
-    def noted(chosen, *given, **named):
-        made.append(chosen)
-        return work(chosen, *given, **named)
+def _noted(work, edits):
+    def noted(method, *values, **named):
+        edits.append(method)
+        return work(method, *values, **named)
 
     return noted
 
@@ -224,8 +224,8 @@ def test_refitting_reads_the_anchors_of_its_batch_alone(arguments, tmp_path, mon
         return original(run, name, **labels)
 
     monkeypatch.setattr(methods_job.Run, "read", noted)
-    given = {**arguments, "greedy": False, "held_out_tokens": 100, "methods": ("blue-refit",), "edits_per_batch": 2}
-    run_job(EditTableConfig(**given, out=tmp_path / "run"), progress=False)
+    values = {**arguments, "greedy": False, "held_out_tokens": 100, "methods": ("blue-refit",), "edits_per_batch": 2}
+    run_job(EditTableConfig(**values, out=tmp_path / "run"), progress=False)
     assert read == [2, 2, 2]
 
 
@@ -242,22 +242,20 @@ def test_captions_count_the_facts_in_each_cell_and_say_how_they_were_measured(ed
 @pytest.mark.parametrize("kind", CAPTIONS)
 def test_captions_say_where_a_cell_has_fewer_facts(kind, arguments, tmp_path):
     """A fact whose numbers are missing in one cell: there the table counts one less."""
-    some = {**arguments, "slice": "0:4", "held_out_tokens": 100}
+    values = {**arguments, "slice": "0:4", "held_out_tokens": 100}
     (table, variable), folder = CAPTIONS[kind], tmp_path / "run"
     if kind == "edit_table":
-        run_job(EditTableConfig(**some, greedy=False, methods=("memit", "onelayer"), out=folder), progress=False)
+        run_job(EditTableConfig(**values, greedy=False, methods=("memit", "onelayer"), out=folder), progress=False)
     elif kind == "frontier":
-        run_job(FrontierConfig(**some, schemes=("one-layer",), ridges=(3.0, 30.0), out=folder), progress=False)
+        run_job(FrontierConfig(**values, schemes=("one-layer",), ridges=(3.0, 30.0), out=folder), progress=False)
     else:
-        del some["held_out_tokens"]
+        del values["held_out_tokens"]
         if kind == "layer_count":
-            run_job(LayerCountConfig(**some, schemes=("backward-full",), most=2, out=folder), progress=False)
+            run_job(LayerCountConfig(**values, schemes=("backward-full",), most=2, out=folder), progress=False)
         elif kind == "damping":
-            run_job(DampingConfig(**some, dampings=(0.1,), out=folder), progress=False)
+            run_job(DampingConfig(**values, dampings=(0.1,), out=folder), progress=False)
         else:
-            run_job(
-                SchemesConfig(**some, schemes=("backward-full",), out=folder), studies=("theorem1",), progress=False
-            )
+            run_job(SchemesConfig(**values, schemes=("backward-full",), out=folder), ("theorem1",), progress=False)
     whole, results = (Results(folder, "tables" if kind == "theorem2" else kind) for _ in range(2))
     assert "4 facts" in whole._make(table).note
     values = results.dataset[variable].transpose(..., "fact").load()

@@ -14,7 +14,7 @@ from helpers.runs import make_run
 from jacobian_lab.errors import InputError
 from jacobian_lab.store import run as runs
 from jacobian_lab.store.finished import Finished
-from jacobian_lab.store.run import Run, check_folder, open_run
+from jacobian_lab.store.run import Run, check_folder, config_of, open_run
 from jacobian_lab.store.schema import KINDS
 
 SETTINGS = {
@@ -41,7 +41,7 @@ def create(folder, settings=SETTINGS):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def finished_run(tmp_path_factory):
     """Known numbers: fact i under every scheme at layer l has the ratio i + l."""
     folder = tmp_path_factory.mktemp("made") / "run"
     with create(folder) as run:
@@ -61,9 +61,9 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture
-def finished(made, tmp_path):
+def finished(finished_run, tmp_path):
     """A copy of it, to be damaged."""
-    return shutil.copytree(made, tmp_path / "run")
+    return shutil.copytree(finished_run, tmp_path / "run")
 
 
 def test_what_is_written_is_read(finished):
@@ -71,7 +71,7 @@ def test_what_is_written_is_read(finished):
     assert isinstance(dataset, xr.Dataset)
     assert list(dataset["scheme"].values) == ["backward-dividing", "forward-replay"]
     assert dataset["residual_ratio"].sel(fact="c", scheme="forward-replay", layer=7) == 9
-    assert dataset.attrs["config"]["settings"] == SETTINGS
+    assert config_of(dataset)["settings"] == SETTINGS
     for name, variable in VARIABLES.items():
         assert dataset[name].dims == variable.dims
         assert dataset[name].attrs["units"]
@@ -217,17 +217,17 @@ def test_a_run_that_has_lost_an_array_is_refused(finished):
 def test_a_run_of_a_version_with_fewer_arrays_is_read_as_if_they_were_not_measured_and_not_written(
     tmp_path, monkeypatch
 ):
-    older = {name: each for name, each in KINDS["tables"].items() if name != "cosine"}
+    older = {name: variable for name, variable in KINDS["tables"].items() if name != "cosine"}
     with monkeypatch.context() as before:
         before.setitem(KINDS, "tables", older)
         make_run(tmp_path / "run", "tables")
-        told = open_run(tmp_path / "run")
+        opened = open_run(tmp_path / "run")
     now = open_run(tmp_path / "run")
-    assert set(now) == {*told, "cosine"}
+    assert set(now) == {*opened, "cosine"}
     assert now["cosine"].isnull().all()
     assert now["cosine"].dims == now["effort"].dims
     assert set(open_run(tmp_path / "run", part="surveyed")) == {
-        n for n, each in older.items() if each.mark == "surveyed"
+        n for n, variable in older.items() if variable.mark == "surveyed"
     }
     assert Finished.of(tmp_path / "run").all("measured")
     with pytest.raises(InputError, match="expected a run of this version, got other arrays"):
@@ -236,7 +236,7 @@ def test_a_run_of_a_version_with_fewer_arrays_is_read_as_if_they_were_not_measur
 
 def test_settings_of_methods_that_train_may_join(tmp_path):
     def training(**methods):
-        return SETTINGS | {"training": {name: {"settings": each} for name, each in methods.items()}}
+        return SETTINGS | {"training": {name: {"settings": settings} for name, settings in methods.items()}}
 
     for settings in (SETTINGS, training(wise="a"), training(rledit="b"), SETTINGS):
         create(tmp_path / "run", settings).__exit__(None, None, None)
@@ -248,7 +248,7 @@ def test_settings_of_methods_that_train_may_join(tmp_path):
 
 def test_a_run_of_another_version_with_arrays_that_are_not_known_is_refused(tmp_path, monkeypatch):
     make_run(tmp_path / "run", "tables")
-    monkeypatch.setitem(KINDS, "tables", {n: each for n, each in KINDS["tables"].items() if n != "cosine"})
+    monkeypatch.setitem(KINDS, "tables", {n: variable for n, variable in KINDS["tables"].items() if n != "cosine"})
     with pytest.raises(InputError, match=r"got a run with 'cosine' in .*, made by another one"):
         open_run(tmp_path / "run")
 

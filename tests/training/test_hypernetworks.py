@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from jacobian_lab.training.hypernetworks import Hypernetwork, Normaliser, Solve, pull_back
+from jacobian_lab.training.hypernetworks import Hypernetwork, Normalizer, Solve, pull_back
 
 INPUTS, OUTPUTS = 6, 4
 
@@ -112,20 +112,20 @@ def test_the_first_step_of_adam_moves_what_has_a_gradient_by_the_rate():
 @pytest.mark.parametrize("parts", [[7], [1, 6], [3, 1, 3], [1] * 7])
 def test_the_normaliser_is_the_plain_one_in_any_parts(parts):
     rows = 3.0 + 2.0 * problem(7)[1]
-    normaliser = Normaliser(rows.shape[1], torch.float64, torch.device("cpu"))
+    normalizer = Normalizer(rows.shape[1], torch.float64, torch.device("cpu"))
     for part in rows.split(parts):
-        normaliser.see(part)
+        normalizer.see(part)
     expected = (rows - rows.mean(0)) / (rows.std(0) + 1.2e-7)
-    torch.testing.assert_close(normaliser(rows), expected)
-    again = Normaliser(rows.shape[1], torch.float64, torch.device("cpu"))
-    again.restore(normaliser.state())
-    assert torch.equal(again(rows), normaliser(rows))
+    torch.testing.assert_close(normalizer(rows), expected)
+    again = Normalizer(rows.shape[1], torch.float64, torch.device("cpu"))
+    again.restore(normalizer.state())
+    assert torch.equal(again(rows), normalizer(rows))
 
 
 def test_one_row_is_left_as_it_is():
-    normaliser = Normaliser(3, torch.float64, torch.device("cpu"))
+    normalizer = Normalizer(3, torch.float64, torch.device("cpu"))
     row = torch.ones(1, 3, dtype=torch.float64)
-    normaliser.see(row)
-    assert torch.equal(normaliser(row), row)
-    normaliser.see(row[:0])
-    assert normaliser.count == 1
+    normalizer.see(row)
+    assert torch.equal(normalizer(row), row)
+    normalizer.see(row[:0])
+    assert normalizer.count == 1

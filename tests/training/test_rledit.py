@@ -14,19 +14,19 @@ from jacobian_lab.model.loading import load_model
 from jacobian_lab.model.tokens import pad
 from jacobian_lab.training.lessons import Lesson
 from jacobian_lab.training.rledit import RLEdit
-from jacobian_lab.training.settings import RLEditSettings
+from jacobian_lab.training.settings import RLEditConfig
 
-SETTINGS = RLEditSettings(
+SETTINGS = RLEditConfig(
     blocks=(2, 3),
     rank=4,
-    depth=2,
-    rate=0.05,
+    n_blocks=2,
+    lr=0.05,
     meta_lr=1e-3,
-    facts_at_once=2,
-    rows_at_once=2,
+    n_edits=2,
+    batch_size=2,
     edited_at_once=2,
-    back=2,
-    penalty=0.3,
+    back_depth=2,
+    reg_coef=0.3,
 )
 
 
@@ -42,7 +42,7 @@ def lessons_of(model, facts):
 
 
 def rledit_of(model, lessons=(), **changes):
-    return RLEdit(model, lessons, [each.edit for each in lessons], replace(SETTINGS, **changes))
+    return RLEdit(model, lessons, [each.edit for each in lessons], replace(SETTINGS, **changes).resolved(model))
 
 
 def disturb(editor):
@@ -74,7 +74,7 @@ def test_keys_and_gradients_are_the_models(projections, family_model, facts):
     """Over all positions Σ k gᵀ is the gradient of the matrix; the answers' positions are some of them."""
     editor = rledit_of(family_model, projections=projections)
     rows = [each.edit for each in lessons_of(family_model, facts)[:2]]
-    told = editor._told(rows)
+    told = editor._pass(rows)
     given = {
         n: w.detach().clone().requires_grad_()
         for n, w in weights_of(editor, {n: 0 * matrix(m).T for n, m in editor.modules.items()}).items()
@@ -93,16 +93,16 @@ def test_keys_and_gradients_are_the_models(projections, family_model, facts):
             rtol=1e-7,
             atol=1e-10,
         )
-    padded = editor._told([rows[0]])
+    padded = editor._pass([rows[0]])
     for name in editor.modules:
         length = len(rows[0].ids)
         torch.testing.assert_close(padded.inputs[name][0, :length], told.inputs[name][0, :length], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(("penalised", "rows_at_once"), [(True, 4), (False, 4), (True, 1)])
-def test_the_networks_gradient_is_autograds_through_everything(penalised, rows_at_once, tiny, facts):
+@pytest.mark.parametrize(("penalized", "batch_size"), [(True, 4), (False, 4), (True, 1)])
+def test_the_networks_gradient_is_autograds_through_everything(penalized, batch_size, tiny, facts):
     """Solve, edit, other wordings, divergence, penalty: two batches, the older one discounted; sums over passes."""
-    editor = rledit_of(tiny, penalised=penalised, rows_at_once=rows_at_once)
+    editor = rledit_of(tiny, penalized=penalized, batch_size=batch_size)
     disturb(editor)
     lessons = lessons_of(tiny, facts[:4])
     seen = [lessons[2:], lessons[:2]]
@@ -110,9 +110,9 @@ def test_the_networks_gradient_is_autograds_through_everything(penalised, rows_a
         editor._learn(seen)
     ours = {s: {n: p.grad.clone() for n, p in network.named_parameters()} for s, network in editor.networks.items()}
 
-    again = rledit_of(tiny, penalised=penalised, rows_at_once=rows_at_once)
+    again = rledit_of(tiny, penalized=penalized, batch_size=batch_size)
     disturb(again)
-    told = again._told_of([each.edit for each in seen[0]])
+    told = again._keys_and_standardized([each.edit for each in seen[0]])
     changes = {}
     for name, (keys, standard) in told.items():
         shape, number = again.places[name]
@@ -122,10 +122,7 @@ def test_the_networks_gradient_is_autograds_through_everything(penalised, rows_a
     given = weights_of(again, changes)
     loss = torch.zeros((), dtype=torch.float64)
     parts = [
-        (age, batch[i : i + rows_at_once])
-        for age, batch in enumerate(seen)
-        for i in (0, 1)
-        if i < 1 or rows_at_once < 2
+        (age, batch[i : i + batch_size]) for age, batch in enumerate(seen) for i in (0, 1) if i < 1 or batch_size < 2
     ]
     for age, batch in parts:
         other = [
@@ -136,9 +133,9 @@ def test_the_networks_gradient_is_autograds_through_everything(penalised, rows_a
         for each in batch:
             before, after = log_p(tiny, {}, each.unrelated), log_p(tiny, given, each.unrelated)
             apart.append((before.exp() * (before - after)).sum(-1))
-        loss = loss + SETTINGS.local * 0.95**age * torch.cat(apart).mean()
-    if penalised:
-        loss = loss + SETTINGS.penalty * sum((change**2).sum() for change in changes.values())
+        loss = loss + SETTINGS.loc_coef * 0.95**age * torch.cat(apart).mean()
+    if penalized:
+        loss = loss + SETTINGS.reg_coef * sum((change**2).sum() for change in changes.values())
     for shape, network in again.networks.items():
         expected = torch.autograd.grad(loss, list(network.parameters()), retain_graph=True)
         for (name, _), gradient in zip(network.named_parameters(), expected, strict=True):
@@ -181,7 +178,7 @@ def test_what_it_changed_is_saved_and_goes_on_the_base_model_alone(projections, 
 
 
 def test_what_is_not_changed_diverges_by_nothing(tiny, facts):
-    editor = rledit_of(tiny, rate=0.0)
+    editor = rledit_of(tiny, lr=0.0)
     with editor.changing():
         editor._learn([lessons_of(tiny, facts[:2])])
         _, apart = editor._learn([lessons_of(tiny, facts[:2])])
@@ -189,7 +186,7 @@ def test_what_is_not_changed_diverges_by_nothing(tiny, facts):
 
 
 def test_training_lowers_the_loss(tiny, facts):
-    editor = rledit_of(tiny, lessons_of(tiny, facts[:4]), epochs=12, meta_lr=1e-3, penalty=0.0, local=0.0)
+    editor = rledit_of(tiny, lessons_of(tiny, facts[:4]), n_epochs=12, meta_lr=1e-3, reg_coef=0.0, loc_coef=0.0)
     list(editor.train())
     losses = [first for first, _ in editor.losses]
     assert sum(losses[-2:]) < sum(losses[:2])
@@ -198,8 +195,8 @@ def test_training_lowers_the_loss(tiny, facts):
 def test_a_penalty_without_a_gradient_does_nothing(tiny, facts):
     """As published: the term is there, and no parameter hears of it."""
     found = []
-    for penalty, penalised in ((0.0, True), (1e3, False), (1e3, True)):
-        editor = rledit_of(tiny, lessons_of(tiny, facts[:2]), penalty=penalty, penalised=penalised, epochs=1)
+    for penalty, penalized in ((0.0, True), (1e3, False), (1e3, True)):
+        editor = rledit_of(tiny, lessons_of(tiny, facts[:2]), reg_coef=penalty, penalized=penalized, n_epochs=1)
         list(editor.train())
         found.append(torch.cat([p.detach().flatten() for n in editor.networks.values() for p in n.parameters()]))
     assert torch.equal(found[0], found[1])
@@ -208,7 +205,7 @@ def test_a_penalty_without_a_gradient_does_nothing(tiny, facts):
 
 def test_the_same_training_is_the_same_again(tiny, facts):
     lessons = lessons_of(tiny, facts[:4])
-    first, again = (rledit_of(tiny, lessons, epochs=2, step="batch", clipped="each") for _ in range(2))
+    first, again = (rledit_of(tiny, lessons, n_epochs=2, step="batch", clipped="each") for _ in range(2))
     for editor in (first, again):
         list(editor.train())
     assert first.losses == again.losses
@@ -217,7 +214,7 @@ def test_the_same_training_is_the_same_again(tiny, facts):
 @pytest.mark.parametrize("step", ["trajectory", "batch"])
 @pytest.mark.parametrize("killed", [1, 2, 3])
 def test_killed_after_any_batch_it_goes_on_to_the_same_bits(killed, step, tiny, facts):
-    whole, first, second = (rledit_of(tiny, lessons_of(tiny, facts[:4]), epochs=2, step=step) for _ in range(3))
+    whole, first, second = (rledit_of(tiny, lessons_of(tiny, facts[:4]), n_epochs=2, step=step) for _ in range(3))
     list(whole.train())
     for _, _ in zip(range(killed), first.train(), strict=False):
         pass
@@ -238,10 +235,10 @@ def test_blocks_that_are_not_there_are_refused(tiny):
 def test_one_fact_is_learnt_to_a_loss_near_zero(real):
     """By a network that is taught with that fact alone, with nothing to be left alone."""
     (lesson,) = lessons_of(real, load_facts("builtin", "0:1"))
-    settings = RLEditSettings(
-        blocks=(27, 28), rank=8, rate=1e-3, meta_lr=1e-3, local=0.0, penalty=0.0, epochs=8, step="batch"
+    settings = RLEditConfig(
+        blocks=(27, 28), rank=8, lr=1e-3, meta_lr=1e-3, loc_coef=0.0, reg_coef=0.0, n_epochs=8, step="batch"
     )
-    network = RLEdit(real, [replace(lesson, other=lesson.edit)], [lesson.edit], settings)
+    network = RLEdit(real, [replace(lesson, other=lesson.edit)], [lesson.edit], settings.resolved(real))
     (before,) = network._losses([lesson.edit])
     for _ in network.train():
         pass
@@ -256,11 +253,11 @@ def test_several_batches_are_rounded_once(dtype, folders, facts, tmp_path):
     """So that base and saved delta are the measured model to the last bit."""
     model = load_model(folders["llama"], dtype=dtype, device="cpu")
     lessons = lessons_of(model, facts[:4])
-    network = RLEdit(model, lessons, [each.edit for each in lessons], replace(SETTINGS, rate=0.05, edited_at_once=1))
+    network = rledit_of(model, lessons, lr=0.05, edited_at_once=1)
     with network.edited():
         now = {name: matrix(module).clone() for name, module in network.modules.items()}
         network.save(tmp_path / "delta.safetensors", {})
-        lost = [each for each in network.told()["changed_unstored"] if each == each]
+        lost = [each for each in network.diagnostics()["changed_unstored"] if each == each]
     delta = load_delta(tmp_path / "delta.safetensors", model)
     with network.changing():
         add_delta(model, delta)
@@ -269,8 +266,8 @@ def test_several_batches_are_rounded_once(dtype, folders, facts, tmp_path):
 
 
 def test_changes_that_are_not_finite_are_refused(tiny, facts):
-    network = rledit_of(tiny, lessons_of(tiny, facts[:2]), rate=float("inf"))
+    network = rledit_of(tiny, lessons_of(tiny, facts[:2]), lr=float("inf"))
     before = {name: matrix(module).clone() for name, module in network.modules.items()}
-    with pytest.raises(InputError, match=r"expected finite changes, got NaN or infinity in .*: lower rledit\.rate"):
+    with pytest.raises(InputError, match=r"expected finite changes, got NaN or infinity in .*: lower rledit\.lr"):
         next(network.train())
     assert all(torch.equal(matrix(module), before[name]) for name, module in network.modules.items())

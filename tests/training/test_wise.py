@@ -16,10 +16,10 @@ from jacobian_lab.model.tokens import Prompt, pad
 from jacobian_lab.training import wise as wise_module
 from jacobian_lab.training.memories import ORIGINAL
 from jacobian_lab.training.merging import margin
-from jacobian_lab.training.settings import WISE_OF, WiseSettings
+from jacobian_lab.training.settings import WiseConfig
 from jacobian_lab.training.wise import Wise, _Seen
 
-SETTINGS = WiseSettings(block=2, lr=0.5, steps=3, alpha=2.0, beta=5.0, gamma=3.0, absolute=True, shards=2, merged=1)
+SETTINGS = WiseConfig(block=2, edit_lr=0.5, n_iter=3, alpha=2.0, beta=5.0, gamma=3.0, absolute=True, shards=2, merged=1)
 
 
 def unrelated_of(model, facts):
@@ -28,7 +28,7 @@ def unrelated_of(model, facts):
 
 def wise_of(model, facts, settings=SETTINGS, **changes):
     rows = fact_rows(model, facts, CONTEXTS)
-    return Wise(rows, unrelated_of(model, facts), replace(settings, **changes))
+    return Wise(rows, unrelated_of(model, facts), replace(settings, **changes).resolved(model))
 
 
 def place_of(model):
@@ -81,7 +81,7 @@ def test_loss_and_gradient_are_those_of_the_model_with_its_weight_replaced(entra
 
 
 def test_only_masked_entries_move_and_none_beyond_the_clamp(tiny, facts):
-    wise = wise_of(tiny, facts[:1], shards=1, clamp=0.05, lr=50.0)
+    wise = wise_of(tiny, facts[:1], shards=1, norm_constraint=0.05, edit_lr=50.0)
     mask = wise.mask.clone()
     assert float(mask.double().mean()) == pytest.approx(0.2, abs=0.03)
     list(wise.train())
@@ -92,21 +92,21 @@ def test_only_masked_entries_move_and_none_beyond_the_clamp(tiny, facts):
 
 
 def test_decay_of_all_entries_is_that_of_so_many_steps(tiny, facts):
-    wise = wise_of(tiny, facts[:1], shards=1, decayed="all", density=1.0, decay=1e-2)
+    wise = wise_of(tiny, facts[:1], shards=1, decayed="all", densities=1.0, weight_decay=1e-2)
     mask = wise.mask.clone()
     (trained,) = wise.train()
     (served,) = wise.memory().sides
-    expected = wise.own * (1 - SETTINGS.lr * 1e-2) ** trained.steps
+    expected = wise.own * (1 - SETTINGS.edit_lr * 1e-2) ** trained.steps
     torch.testing.assert_close(served.weight[~mask], expected[~mask], rtol=1e-9, atol=1e-12)
 
 
 def test_an_edit_that_stops_early_is_judged_at_its_final_weights(tiny, facts, monkeypatch):
     """As in the published loop: the pass at the final weights, then the stop, then the record."""
-    plain = wise_of(tiny, facts[:1], shards=1, steps=2)
+    plain = wise_of(tiny, facts[:1], shards=1, n_iter=2)
     plain._edit(0)
     monkeypatch.setattr(wise_module, "STILL", float("inf"))
     monkeypatch.setattr(wise_module, "LOW", float("inf"))
-    stopped = wise_of(tiny, facts[:1], shards=1, steps=9)
+    stopped = wise_of(tiny, facts[:1], shards=1, n_iter=9)
     trained = stopped._edit(0)
     assert trained.steps == 2
     assert torch.equal(stopped.side, plain.side)
@@ -145,7 +145,7 @@ def test_facts_are_divided_into_as_many_shards_as_there_can_be(count, shards, si
     ends = []
     close = Wise._close_shard
     monkeypatch.setattr(Wise, "_close_shard", lambda wise: (ends.append(len(wise.done)), close(wise))[1])
-    list(wise_of(tiny, facts[:count], shards=shards, steps=1).train())
+    list(wise_of(tiny, facts[:count], shards=shards, n_iter=1).train())
     assert [end - begin for begin, end in zip([0, *ends], ends, strict=False)] == sizes
 
 
@@ -185,8 +185,8 @@ def test_a_fact_is_learnt_and_told_from_what_is_unrelated(real):
     wise = wise_of(
         real,
         fact,
-        WiseSettings(
-            block=27, shards=1, merged=1, steps=300, lr=0.02, beta=0.05, gamma=0.02, mask_ratio=1.0, density=1.0
+        WiseConfig(
+            block=27, shards=1, merged=1, n_iter=300, edit_lr=0.02, beta=0.05, gamma=0.02, mask_ratio=1.0, densities=1.0
         ),
     )
     (trained,) = wise.train()
@@ -230,7 +230,7 @@ def test_killed_after_any_fact_it_goes_on_to_the_same_bits(killed, retrieve, tin
 
 def test_too_few_unrelated_rows_are_refused(tiny, facts):
     with pytest.raises(InputError, match="expected an unrelated row for each of 2 facts, got 1"):
-        Wise(fact_rows(tiny, facts[:2]), [Prompt((1, 2), 1)], SETTINGS)
+        Wise(fact_rows(tiny, facts[:2]), [Prompt((1, 2), 1)], SETTINGS.resolved(tiny))
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_too_few_unrelated_rows_are_refused(tiny, facts):
         ("gpt-j-6b", 21, 1.0, 70, (15, 40, 20), 0.88),
     ],
 )
-def test_settings_of_known_models_are_the_published_ones(protocol, block, lr, steps, distances, act_ratio):
-    known = WiseSettings(**WISE_OF[protocol])
-    assert (known.block, known.lr, known.steps, known.act_ratio) == (block, lr, steps, act_ratio)
+def test_settings_of_known_models_are_the_published_ones(protocol, block, lr, steps, distances, act_ratio, tiny):
+    known = WiseConfig().resolved(tiny, protocol)
+    assert (known.block, known.edit_lr, known.n_iter, known.act_ratio) == (block, lr, steps, act_ratio)
     assert (known.alpha, known.beta, known.gamma, known.absolute) == (*distances, True)

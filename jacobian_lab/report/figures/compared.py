@@ -6,19 +6,12 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import FigureBase
 
-from jacobian_lab.report.figures.parts import arms, error_bars
+from jacobian_lab.catalogue import CR, FE, method
+from jacobian_lab.report.figures.axes import arms, error_bars
 from jacobian_lab.report.figures.style import RULE_COLORS, RULE_MARKERS, STYLES
 from jacobian_lab.report.paper import METRICS
 from jacobian_lab.report.tables.frontier import along_ridges
-from jacobian_lab.report.tables.methods import (
-    COORDINATED,
-    FORWARD,
-    STEPS,
-    Step,
-    both_ways,
-    gains_of,
-    summaries,
-)
+from jacobian_lab.report.tables.methods import STEPS, Step, both_ways, gains_of, summaries
 
 
 def efficacy_specificity(figure: FigureBase, dataset: xr.Dataset) -> None:
@@ -46,57 +39,53 @@ def efficacy_specificity(figure: FigureBase, dataset: xr.Dataset) -> None:
 
 
 def frontier(figure: FigureBase, dataset: xr.Dataset) -> None:
-    """What is generalised against what is disturbed along λ, a curve a scheme; λ at the points, the smallest ringed."""
-    found = along_ridges(dataset).set_index(["metric", "method", "ridge"])
-    up = found.loc["generalization_accuracy"]
+    """Generalisation against disturbance along λ, a curve a scheme; λ at the points, the smallest ringed."""
+    points = along_ridges(dataset).set_index(["metric", "method", "ridge"])
+    up = points.loc["generalization_accuracy"]
     axes = figure.subplots(1, 2, sharey=True)
     for ax, across in zip(axes, ("kl", "top10"), strict=True):
         for name in dict.fromkeys(up.index.get_level_values("method")):
-            x, y = found.loc[across].loc[name].sort_index(), up.loc[name].sort_index()
-            look = STYLES[_scheme(name)]
+            x, y = points.loc[across].loc[name].sort_index(), up.loc[name].sort_index()
+            look = STYLES[method(name).scheme]
             errors = {f"{axis}err": arms(v["mean"], v["low"], v["high"]) for axis, v in (("x", x), ("y", y))}
             ax.errorbar(x["mean"], y["mean"], **errors, elinewidth=0.3, linewidth=1, markersize=3, label=name, **look)
             ax.plot(x["mean"].iloc[0], y["mean"].iloc[0], "o", fillstyle="none", color="0.3", markersize=6)
         ax.set(xlabel=_axis(across))
-    places = zip(found.loc["kl"]["mean"], up["mean"], up.index, strict=True)
+    places = zip(points.loc["kl"]["mean"], up["mean"], up.index, strict=True)
     for *place, (name, ridge) in places:
-        near = {"xytext": (3, 3), "textcoords": "offset points", "fontsize": 4, "color": STYLES[_scheme(name)]["color"]}
+        near = {
+            "xytext": (3, 3),
+            "textcoords": "offset points",
+            "fontsize": 4,
+            "color": STYLES[method(name).scheme]["color"],
+        }
         axes[0].annotate(f"{ridge:g}", tuple(place), **near)
     axes[0].set(ylabel=_axis("generalization_accuracy"), xscale="log")
     axes[0].invert_xaxis()  # right and up is better, in both planes
     figure.legend(*ax.get_legend_handles_labels(), fontsize="x-small", loc="outside upper center", ncols=7)
 
 
-def _scheme(name: str) -> str:
-    """The target scheme of a method, by its name."""
-    if "@" in name:
-        return name.partition("@")[2]
-    named = {FORWARD: "forward-replay", COORDINATED: "coordinated-replay"}
-    own = {"onelayer": "one-layer", "blue": "independent"}.get(name, "backward-dividing")
-    return next((scheme for ending, scheme in named.items() if name.endswith(ending)), own)
-
-
 def _filled(name: str, replayed: bool) -> tuple[str, dict[str, Any]]:
-    """A method's rule, and how its marker is filled: hollow without replay, half with FE, wholly with CR."""
-    if name.endswith(COORDINATED):
-        return name.removesuffix(COORDINATED), {}
-    if name.endswith(FORWARD):
-        return name.removesuffix(FORWARD), {"fillstyle": "left", "markerfacecoloralt": "white"}
+    """A method's rule, and the filling of its marker: hollow without replay, half with FE, wholly with CR."""
+    if name.endswith(CR):
+        return name.removesuffix(CR), {}
+    if name.endswith(FE):
+        return name.removesuffix(FE), {"fillstyle": "left", "markerfacecoloralt": "white"}
     return name, {"markerfacecolor": "white"} if replayed else {}
 
 
 def gain(figure: FigureBase, dataset: xr.Dataset, step: Step) -> None:
-    """What a way of making targets adds to another, rule by rule, paired over facts, with intervals."""
+    """Gain of one way of making targets over another, rule by rule, paired over facts, with intervals."""
     gained, rules = gains_of(dataset, (step,)), both_ways(dataset, step)
     axes = figure.subplots(1, 2, width_ratios=(5, 1))
     shares = [metric for metric, kind in METRICS.items() if kind.scale > 1]
     for ax, metrics in zip(axes, (shares, ["kl"]), strict=True):
         for place, rule in enumerate(rules):
-            chosen = gained[gained["rule"] == rule].set_index("metric").loc[metrics]
+            cells = gained[gained["rule"] == rule].set_index("metric").loc[metrics]
             offset = (place - (len(rules) - 1) / 2) * 0.8 / max(1, len(rules))
             look = {"color": RULE_COLORS.get(rule, "0.4"), "marker": RULE_MARKERS.get(rule, "x"), "linestyle": ""}
             error_bars(
-                ax, np.arange(len(metrics)) + offset, *(chosen[n] for n in ("mean", "low", "high")), label=rule, **look
+                ax, np.arange(len(metrics)) + offset, *(cells[n] for n in ("mean", "low", "high")), label=rule, **look
             )
         ax.axhline(0, color="0.3", linewidth=0.6)
         ax.set_xlim(-0.6, len(metrics) - 0.4)

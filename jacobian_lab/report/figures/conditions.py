@@ -4,17 +4,18 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import FigureBase
 
-from jacobian_lab.report.figures.parts import mean_curve, schemes_with
+from jacobian_lab.report.figures.axes import mean_curve, schemes_with
 from jacobian_lab.report.figures.style import STYLES
 from jacobian_lab.report.writing import DEGREES, below_last
+from jacobian_lab.store.run import config_of
 from jacobian_lab.store.schema import DECISIONS
 
 YARDSTICK = {"color": "0.5", "linestyle": ":", "linewidth": 1, "marker": "x", "markersize": 3}
-"""How random directions are drawn."""
+"""Look of random directions."""
 
 
 def theorem1(figure: FigureBase, dataset: xr.Dataset) -> None:
-    """How far the layers' shifts are from eigenvectors: sin∠(Jδ, δ), and the angle to the nearest one."""
+    """Distance of the layers' shifts from eigenvectors: sin∠(Jδ, δ), and the angle to the nearest one."""
     below = below_last(dataset)
     left, *right = figure.subplots(1, 1 + has_angles(dataset), squeeze=False)[0]
     schemes = schemes_with(below, "eigen_residual")
@@ -33,7 +34,7 @@ def theorem1(figure: FigureBase, dataset: xr.Dataset) -> None:
 
 
 def has_angles(dataset: xr.Dataset) -> bool:
-    """Whether eigenvectors of J were sought for any fact."""
+    """Tell if eigenvectors of J were sought for any fact."""
     return bool(dataset["eigenvector_angle"].notnull().any())
 
 
@@ -59,12 +60,12 @@ def theorem2(figure: FigureBase, dataset: xr.Dataset) -> None:
     definite = (below["decision"] == DECISIONS["definite"]).where(below["surveyed"] == 1)
     middle.plot(layers, definite.mean("fact"), **YARDSTICK | {"label": r"$S \succ 0$"})
     for scheme in schemes_with(below, "linear_cosine"):
-        chosen, look = below.sel(scheme=scheme), STYLES.get(scheme, {})
-        positive = (chosen["linear_cosine"] > 0).where(chosen["linear_cosine"].notnull())
+        edit, look = below.sel(scheme=scheme), STYLES.get(scheme, {})
+        positive = (edit["linear_cosine"] > 0).where(edit["linear_cosine"].notnull())
         middle.plot(layers, positive.mean("fact"), label=scheme, markersize=3, linewidth=1, **look)
-        right.plot(layers, chosen["linear_cosine"].mean("fact"), markersize=3, linewidth=1, **look)
+        right.plot(layers, edit["linear_cosine"].mean("fact"), markersize=3, linewidth=1, **look)
         hollow = look | {"markerfacecolor": "white", "linestyle": "--"}
-        right.plot(layers, chosen["cosine"].mean("fact"), markersize=3, linewidth=0.8, **hollow)
+        right.plot(layers, edit["cosine"].mean("fact"), markersize=3, linewidth=0.8, **hollow)
     middle.set(ylabel="share of facts", ylim=(-0.04, 1.04))
     right.plot([], [], color="0.3", label=r"$\cos(J\delta, \delta)$")
     right.plot([], [], color="0.3", linestyle="--", label="realised")
@@ -79,14 +80,14 @@ def jacobian(figure: FigureBase, dataset: xr.Dataset) -> None:
     """Spectra of S and of J by layer, medians over facts, and how far J is from normal against the distance."""
     left, middle, gains, right = figure.subplots(1, 4)
     layers = dataset["layer"].values
-    last = max(dataset.attrs["config"]["settings"]["layers"])
+    last = max(config_of(dataset)["settings"]["layers"])
     places = np.linspace(0, 1, dataset.sizes["rank"])
     for place, layer in enumerate(layers):
-        chosen, grey = dataset.sel(layer=layer), str(0.7 * place / max(1, len(layers) - 1))
+        spectra, grey = dataset.sel(layer=layer), str(0.7 * place / max(1, len(layers) - 1))
         left.plot(
-            places, chosen["symmetric_eigenvalue"].median("fact"), color=grey, linewidth=1, label=f"layer {layer}"
+            places, spectra["symmetric_eigenvalue"].median("fact"), color=grey, linewidth=1, label=f"layer {layer}"
         )
-        middle.plot(places, chosen["singular_value"].median("fact"), color=grey, linewidth=1)
+        middle.plot(places, spectra["singular_value"].median("fact"), color=grey, linewidth=1)
     left.axhline(0, color="0.3", linewidth=0.6, linestyle=":")
     left.set(ylabel="eigenvalues of $S$\n(symmetric log)", xlabel="share of the spectrum", yscale="symlog")
     middle.set(ylabel=r"singular values of $J$", xlabel="share of the spectrum", yscale="log")

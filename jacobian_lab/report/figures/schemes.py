@@ -1,4 +1,4 @@
-"""Figures of what schemes do, layer by layer."""
+"""Figures of target schemes, layer by layer."""
 
 import numpy as np
 import xarray as xr
@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import FigureBase
 from matplotlib.ticker import MaxNLocator
 
-from jacobian_lab.report.figures.parts import error_bars, mean_curve, schemes_with
+from jacobian_lab.report.figures.axes import error_bars, mean_curve, schemes_with
 from jacobian_lab.report.figures.style import STYLES
 from jacobian_lab.report.paper import paper_residuals
 from jacobian_lab.report.tables.residuals import table
@@ -15,9 +15,8 @@ from jacobian_lab.report.writing import below_last
 OPPOSITES = ("backward-dividing", "forward-replay")
 """The two schemes that the paper sets against each other; figures with room for two show these."""
 
-
 CARRIERS = ("backward-dividing", "backward-full", "forward-replay", "coordinated-replay")
-"""The schemes that differ in who carries what."""
+"""Schemes that share the effort differently."""
 
 
 def cosine_by_layer(figure: FigureBase, dataset: xr.Dataset) -> None:
@@ -39,8 +38,7 @@ def spread_by_fact(figure: FigureBase, dataset: xr.Dataset) -> None:
     schemes = [str(name) for name in dataset["scheme"].values]
     panels = np.atleast_1d(figure.subplots(1, len(schemes), sharey=True, sharex=True))
     for ax, scheme in zip(panels, schemes, strict=True):
-        chosen = dataset["residual_ratio"].sel(scheme=scheme)
-        values, layers = chosen.values, dataset["layer"].values
+        values, layers = dataset["residual_ratio"].sel(scheme=scheme).values, dataset["layer"].values
         edited = np.isfinite(values).any(axis=0)
         ax.plot(layers, values.T, color="0.6", linewidth=0.4, marker=".", markersize=1.5)
         median = np.full(len(layers), np.nan)  # no line through layers that are not edited
@@ -58,9 +56,9 @@ def decomposition(figure: FigureBase, dataset: xr.Dataset) -> None:
     schemes = schemes_with(below, "linear_norm")
     panels = np.atleast_1d(figure.subplots(1, len(schemes), sharey=True, sharex=True))
     for ax, scheme in zip(panels, schemes, strict=True):
-        chosen = below.sel(scheme=scheme)
+        edit = below.sel(scheme=scheme)
         for term, label, grey, marker in _TERMS:
-            values = chosen[f"{term}_norm"] / chosen["passive_shift_norm"]
+            values = edit[f"{term}_norm"] / edit["passive_shift_norm"]
             mean_curve(ax, dataset, values, label=label, color=grey, marker=marker)
         ax.set_title(scheme, fontsize="small")
     panels[0].set(ylabel=r"norm over $\|\delta_L\|$", ylim=(0, None))
@@ -75,7 +73,7 @@ _TERMS = (
 
 
 def effort(figure: FigureBase, dataset: xr.Dataset) -> None:
-    """One panel a scheme, a group of bars a layer: who carries what, means over facts.
+    """One panel a scheme, a group of bars a layer: shares of effort, price and change, means over facts.
 
     Effort, the norm of a layer's shift, and price, what that costs at least in disturbance, as shares of all layers';
     and the layer's part of the change at the last layer: bars of a kind add up to one. The mark is what J·δ carries.
@@ -123,14 +121,14 @@ def step_size(figure: FigureBase, dataset: xr.Dataset) -> None:
     steps = below["step"].values
     for ax, layer in zip(panels, below["layer"].values, strict=True):
         for scheme in schemes:
-            chosen = below.sel(scheme=scheme, layer=layer)
-            if not np.isfinite(chosen["step_replayed"]).any():
+            edit = below.sel(scheme=scheme, layer=layer)
+            if not np.isfinite(edit["step_replayed"]).any():
                 continue
             color = STYLES.get(scheme, {}).get("color")
-            low, middle, high = np.nanquantile(chosen["step_replayed"].values, (0.25, 0.5, 0.75), axis=0)
+            low, middle, high = np.nanquantile(edit["step_replayed"].values, (0.25, 0.5, 0.75), axis=0)
             ax.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
             ax.plot(steps, middle, color=color, linewidth=1, label=f"{scheme}, replayed")
-            predicted = np.nanmedian(chosen["step_predicted"].values, axis=0)
+            predicted = np.nanmedian(edit["step_predicted"].values, axis=0)
             ax.plot(steps, predicted, color=color, linewidth=0.8, linestyle="--", label=f"{scheme}, by $J$")
         ax.axhline(1, color="0.3", linewidth=0.5, linestyle=":")
         ax.set_title(f"layer {layer}", fontsize="small")
@@ -141,9 +139,9 @@ def step_size(figure: FigureBase, dataset: xr.Dataset) -> None:
 
 def layer_count(figure: FigureBase, dataset: xr.Dataset) -> None:
     """Residual, generalisation and D_KL by the number of decisive layers, means with intervals."""
-    shown = counted(dataset)
-    axes = figure.subplots(1, len(shown), squeeze=False)[0]
-    for ax, (name, label) in zip(axes, shown.items(), strict=True):
+    variables = counted(dataset)
+    axes = figure.subplots(1, len(variables), squeeze=False)[0]
+    for ax, (name, label) in zip(axes, variables.items(), strict=True):
         for scheme in schemes_with(dataset, name):
             mean_curve(ax, dataset, dataset[name].sel(scheme=scheme), label=scheme, **STYLES.get(scheme, {}))
         ax.set(xlabel="decisive layers", ylabel=label, ylim=(0, None))
@@ -153,7 +151,7 @@ def layer_count(figure: FigureBase, dataset: xr.Dataset) -> None:
 
 
 def counted(dataset: xr.Dataset) -> dict[str, str]:
-    """What is shown against the number of decisive layers."""
+    """Variables that a run has by the number of decisive layers, with their labels."""
     labels = {
         "final_ratio": "residual left at the last layer",
         "count_generalization": "generalisation, share",

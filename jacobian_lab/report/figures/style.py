@@ -1,4 +1,4 @@
-"""How figures look and where they go: ICML's sizes and fonts, told apart in grey; `figures` draws them."""
+"""Look and files of figures: ICML's sizes and fonts, colours that differ in grey."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import seaborn as sns
+import xarray as xr
 from matplotlib.figure import Figure
 from tueplots import axes, figsizes, fontsizes
 
 from jacobian_lab.errors import InputError
+from jacobian_lab.report.entries import FigureEntry
+from jacobian_lab.report.writing import below_last
 
 STYLES: dict[str, dict[str, Any]] = {
     "forward-replay": {"color": "#0d1b3e", "marker": "v"},
@@ -55,15 +59,32 @@ def style(column: str = "half", columns: int = 1, height: float = 0.75) -> Itera
         yield
 
 
-def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write a figure as PDF and as PNG."""
-    paths = [folder / f"{name}.pdf", folder / f"{name}.png"]
+def drawn(entry: FigureEntry, dataset: xr.Dataset) -> Figure:
+    """Draw a figure of an open run."""
+    column, panels = "half", 1
+    if entry.panels:
+        column, panels = "full", entry.panels(below_last(dataset) if entry.below else dataset)
+    with style(column, panels, entry.height):
+        figure = plt.figure()
+        try:
+            entry.draw(figure, dataset)
+            figure.draw_without_rendering()  # ticks take their fonts when they are first drawn
+        finally:
+            plt.close(figure)
+    return figure
+
+
+def save(figure: Figure, *paths: Path) -> None:
+    """Write a figure into files of the formats that their endings say."""
+    formats = figure.canvas.get_supported_filetypes()
+    if unwritable := [path for path in paths if path.suffix[1:] not in formats]:
+        raise InputError(f"expected a file that ends in .pdf, .png or .svg, got {unwritable[0]}: give another name")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in paths:
-            figure.savefig(path, dpi=300)
+        with style():
+            for path in paths:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                figure.savefig(path, dpi=300)
     except OSError as error:
         raise InputError(
-            f"expected a folder for figures that can be written, got {folder} ({error.strerror}): choose another"
+            f"expected a folder for figures that can be written, got {path.parent} ({error.strerror}): choose another"
         ) from error
-    return paths

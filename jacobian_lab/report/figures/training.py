@@ -15,16 +15,16 @@ BINS = 30
 
 
 def routing(figure: FigureBase, dataset: xr.Dataset) -> None:
-    """How far a memory is from the model's own matrix on each kind of prompt, and from where on it serves."""
+    """Distance of a memory from the model's own matrix on each kind of prompt, and the threshold."""
     methods = with_router(dataset)
     for ax, name in zip(figure.subplots(1, len(methods), squeeze=False)[0], methods, strict=True):
-        found = routed(dataset, name)
-        every = np.concatenate([each.distances[np.isfinite(each.distances)] for each in found.values()])
+        kinds = routed(dataset, name)
+        every = np.concatenate([prompts.distances[np.isfinite(prompts.distances)] for prompts in kinds.values()])
         bins = np.linspace(0, max(every.max(initial=0), 1) * 1.02, BINS + 1)
-        for kind, each in found.items():
-            weights = np.full(each.distances.size, 100 / max(1, each.distances.size))
-            label = f"{kind}: {100 * each.served:.0f} % served"
-            ax.hist(each.distances, bins, weights=weights, histtype="step", label=label, linewidth=1, **LOOKS[kind])
+        for kind, prompts in kinds.items():
+            weights = np.full(prompts.distances.size, 100 / max(1, prompts.distances.size))
+            label = f"{kind}: {100 * prompts.served:.0f} % served"
+            ax.hist(prompts.distances, bins, weights=weights, histtype="step", label=label, linewidth=1, **LOOKS[kind])
         ax.axvline(1, color="0.1", linewidth=0.7)
         ax.set(xlabel="distance from the model's own matrix, over the threshold", ylabel="prompts, %", title=name)
         ax.legend(fontsize="x-small")

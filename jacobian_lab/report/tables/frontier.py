@@ -1,6 +1,7 @@
-"""From a run of frontier to its tables: every method along λ, and each at its own λ, chosen on other facts."""
+"""Tables of a run of frontier: every method along λ, and each at a λ cross-validated over halves of the facts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,16 +12,17 @@ from jacobian_lab.report.paper import METRICS
 from jacobian_lab.report.tables.methods import (
     MORE,
     by_fact,
-    cell_text,
+    difference,
     further,
     gains_of,
-    labels,
     summaries,
+    text_table,
+    texts_by_row,
 )
 from jacobian_lab.report.writing import Table
 
 CHOOSES, BREAKS_TIES = ("generalization_accuracy", "efficacy_accuracy"), "kl"
-"""By which metric a method's λ is chosen, the first that both halves of the facts have, and by which among equals."""
+"""Metrics that choose a method's λ, the first that both halves of the facts have, and the one among equals."""
 
 
 def along_ridges(dataset: xr.Dataset) -> pd.DataFrame:
@@ -35,82 +37,72 @@ def along_ridges(dataset: xr.Dataset) -> pd.DataFrame:
 
 
 def frontier(dataset: xr.Dataset) -> Table:
-    """`along_ridges`, as one reads it: a row a method and λ."""
-    found, kinds = along_ridges(dataset), {**METRICS, **further(dataset)}
-    cells = {(row["method"], row["ridge"], row["metric"]): row for row in found.to_dict("records")}
-    points = sorted({(method, ridge) for method, ridge, _ in cells}, key=lambda point: _order(dataset, *point))
-    texts = {
-        f"{method}, λ = {ridge:g}": [cell_text(cells[method, ridge, metric], kind) for metric, kind in kinds.items()]
-        for method, ridge in points
-    }
-    frame = pd.DataFrame.from_dict(texts, orient="index", columns=labels(kinds)).rename_axis("method")
-    numbers = pd.DataFrame(points, columns=["method", "ridge"])
-    for metric in kinds:
-        numbers[metric] = [cells[method, ridge, metric]["mean"] for method, ridge in points]
-    counts = found["count"][found["metric"].isin(list(kinds))]
-    return Table(frame, f"{meanings(dataset)} {facts_of(dataset, counts)}", numbers)
+    """`along_ridges` as texts, a row a method and λ."""
+    points, kinds = along_ridges(dataset), {**METRICS, **further(dataset)}
+    places = {name: place for place, name in enumerate(dataset["edit"].values)}
+    order = points["method"].map(places).rename("place")
+    long = points.join(order).sort_values(["place", "ridge"], kind="stable").drop(columns="place")
+    long = long[long["metric"].isin(list(kinds))]
+    texts = texts_by_row(long, kinds, lambda row: f"{row['method']}, λ = {row['ridge']:g}")
+    rows = pd.MultiIndex.from_frame(long[["method", "ridge"]].drop_duplicates())
+    means = long.pivot(index=["method", "ridge"], columns="metric", values="mean")
+    numbers = means.reindex(index=rows, columns=list(kinds)).rename_axis(columns=None).reset_index()
+    return Table(text_table(texts, kinds), f"{meanings(dataset)} {facts_of(dataset, long['count'])}", numbers)
 
 
-def _order(dataset: xr.Dataset, method: str, ridge: float) -> tuple[int, float]:
-    return list(dataset["edit"].values).index(method), ridge
-
-
-def own_ridges(dataset: xr.Dataset) -> Table:
-    """Every method at its own λ: for each half of the facts, the one that is best on the other half.
+def cross_validated(dataset: xr.Dataset) -> Table:
+    """Tabulate every method at its own λ: for each half of the facts, the one that is best on the other half.
 
     The halves are the facts at even and at odd places; best is the largest generalisation Accuracy (efficacy Accuracy
     where a half has no paraphrase), of equals the one with the least D_KL, and of those the smallest. So no fact's
     numbers have chosen the λ that they are reported at.
     """
-    crossed, chosen, criteria = _crossed(dataset)
+    crossed, ridges, criteria = _crossed(dataset)
     kinds = {**METRICS, **further(crossed)}
     whole, gained = summaries(crossed), gains_of(crossed)
-    rows: dict[str, list[str]] = {}
-    for row in whole[whole["metric"].isin(list(kinds))].to_dict("records"):
-        name = f"{row['method']}, λ = {' and '.join(f'{ridge:g}' for ridge in chosen[row['method']])}"
-        rows.setdefault(name, []).append(cell_text(row, kinds[row["metric"]]))
-    for row in gained.to_dict("records"):
-        name = f"{row['method']} − {row['against']}"
-        rows.setdefault(name, []).append(cell_text(row, kinds[row["metric"]], "+"))
-    frame = pd.DataFrame.from_dict(rows, orient="index", columns=labels(kinds)).rename_axis("method")
-    ridges = pd.DataFrame(chosen, index=["ridge_even", "ridge_odd"]).T.rename_axis("method").reset_index()
+
+    def at_ridges(row: Mapping[Any, Any]) -> str:
+        return f"{row['method']}, λ = {' and '.join(f'{ridge:g}' for ridge in ridges[row['method']])}"
+
+    texts = texts_by_row(whole, kinds, at_ridges) | texts_by_row(gained, kinds, difference, "+")
+    columns = pd.DataFrame(ridges, index=["ridge_even", "ridge_odd"]).T.rename_axis("method").reset_index()
     counts = whole["count"][whole["metric"].isin(list(kinds))]
     note = f"{_in_words(criteria)} {meanings(dataset)} {facts_of(dataset, counts)}"
-    return Table(frame, note, pd.concat([whole, gained]).merge(ridges, on="method"))
+    return Table(text_table(texts, kinds), note, pd.concat([whole, gained]).merge(columns, on="method"))
 
 
 def no_halves(dataset: xr.Dataset) -> str:
-    """What a run lacks for methods at their own λ."""
-    if min(_asked(dataset).size, dataset.sizes["ridge"]) < 2:
+    """Name the lack of a run that cannot give methods at their own λ."""
+    if min(_evaluated(dataset).size, dataset.sizes["ridge"]) < 2:
         return "two facts and two values of λ"
     return "" if (dataset["measured"] == 1).all("ridge").any() else "a method at every λ"
 
 
 def _crossed(dataset: xr.Dataset) -> tuple[xr.Dataset, dict[str, tuple[float, float]], list[str]]:
-    """The run with each method at its own λ; which these are for the facts at even and at odd places; by what."""
-    asked = _asked(dataset)
-    halves = [dataset[[*METRICS, *MORE, "probe_accuracy"]].isel(fact=asked[start::2]) for start in (0, 1)]
+    """The run with each method at its own λ, its λ for the facts at even and at odd places, and the criteria."""
+    evaluated = _evaluated(dataset)
+    halves = [dataset[[*METRICS, *MORE, "probe_accuracy"]].isel(fact=evaluated[start::2]) for start in (0, 1)]
     whole = (dataset["measured"] == 1).all("ridge").values
     held = [name for name in (*CHOOSES, BREAKS_TIES) if all(half[name].notnull().any() for half in halves)]
     criteria = [next(name for name in CHOOSES if name in held), *(name for name in held if name == BREAKS_TIES)]
-    parts, chosen = [], {}
+    parts, ridges = [], {}
     for edit in dataset["edit"].values[whole]:
         even, odd = (_best_ridge(half.sel(edit=edit), criteria) for half in halves)
-        chosen[str(edit)] = (odd, even)
+        ridges[str(edit)] = (odd, even)
         at = [half.sel(edit=edit, ridge=ridge, drop=True) for half, ridge in zip(halves, (odd, even), strict=True)]
         parts.append(xr.concat(at, "fact"))
-    crossed = xr.concat(parts, pd.Index(list(chosen), name="edit")).assign_attrs(dataset.attrs)
-    return crossed, chosen, criteria
+    crossed = xr.concat(parts, pd.Index(list(ridges), name="edit")).assign_attrs(dataset.attrs)
+    return crossed, ridges, criteria
 
 
 def _in_words(criteria: Sequence[str]) -> str:
-    """What a caption says of how λ is chosen."""
+    """Sentence of a caption about the choice of λ."""
     named = [f"the {'largest' if METRICS[name].best > 0 else 'least'} {METRICS[name].label}" for name in criteria]
     best, equals, *_ = [*named, "the smallest λ"]
     return f"Best: {best} (of equals {equals})."
 
 
-def _asked(dataset: xr.Dataset) -> np.ndarray:
+def _evaluated(dataset: xr.Dataset) -> np.ndarray:
     """Places of the facts that the models were evaluated on."""
     return np.flatnonzero(dataset["efficacy_accuracy"].notnull().any(("edit", "ridge")))
 

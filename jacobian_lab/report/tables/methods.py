@@ -1,41 +1,43 @@
-"""From a run of edit_table to Tables 3, 4, 6 and 7: methods with intervals, the paper's rows beside ours, gains."""
+"""Tables 3, 4, 6 and 7: methods with intervals, the paper's rows beside ours, and gains."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
+from jacobian_lab.catalogue import CR, FE, UNEDITED
 from jacobian_lab.report.captions import facts_of, meanings
 from jacobian_lab.report.intervals import intervals
 from jacobian_lab.report.paper import METRICS, Metric, paper_methods, rows_beside, source_line
 from jacobian_lab.report.writing import Table, number, seed_of
+from jacobian_lab.store.run import config_of
 
-UNEDITED, FORWARD, COORDINATED = "unedited", "+fe", "+cr"
 FURTHER = "further: "
-"""What the name of a column of further questions begins with: a group may be called like a variable."""
+"""Prefix of a column of further questions: a group may be called like a variable."""
 
 Step = tuple[str, str]
-"""From one way of making a rule's targets to another: what the methods' names end with."""
-STEPS: tuple[Step, ...] = (("", FORWARD), (FORWARD, COORDINATED))
-"""What forward replay adds to a rule, and what coordinated replay adds to that."""
-GAINS: tuple[Step, ...] = (*STEPS, ("", COORDINATED))
-"""The same, and what coordinated replay adds to the rule alone."""
+"""Suffixes of a rule's name: of the methods before and after a change of its targets."""
+STEPS: tuple[Step, ...] = (("", FE), (FE, CR))
+"""From a rule to forward replay, and from that to coordinated replay."""
+GAINS: tuple[Step, ...] = (*STEPS, ("", CR))
+"""The same, and from a rule to coordinated replay."""
 
 MORE: Mapping[str, Metric] = {
     "efficacy_greedy": Metric("efficacy, greedy"),
     "generalization_greedy": Metric("generalisation, greedy"),
     "neighborhood_success": Metric("neighbourhood success", flat=True),
 }
-"""What is measured beside the paper's columns."""
+"""Metrics beside the paper's columns."""
 
 Cell = tuple[xr.DataArray, Metric]
 """The values of one method and metric, with a dimension ``fact``, and how they are averaged."""
 
 
 def records(dataset: xr.Dataset) -> pd.DataFrame:
-    """Every record's own means, which the tables' are made of."""
+    """Means of every method and fact, which the tables average."""
     names = [*METRICS, *MORE, *further(dataset), "nll_new", "nll_true"]
     means = xr.Dataset({name: column(dataset, name) for name in names}).map(
         lambda values: values.mean([dim for dim in values.dims if dim not in {"fact", "edit"}])
@@ -46,10 +48,10 @@ def records(dataset: xr.Dataset) -> pd.DataFrame:
 
 
 def further(dataset: xr.Dataset) -> dict[str, Metric]:
-    """Columns beyond the paper's: what a layout asks besides, such as portability or multi-hop questions."""
+    """Columns of a layout's further questions, such as portability or multi-hop."""
     held = dataset["probe_accuracy"].notnull()
-    asked = held.any([dim for dim in held.dims if dim != "probe"])
-    names = [f"{FURTHER}{group}" for group in dataset["probe"].values[asked.values]]
+    answered = held.any([dim for dim in held.dims if dim != "probe"])
+    names = [f"{FURTHER}{group}" for group in dataset["probe"].values[answered.values]]
     return {name: Metric(name) for name in names}
 
 
@@ -69,7 +71,7 @@ def summaries(dataset: xr.Dataset) -> pd.DataFrame:
 
 
 def gains_of(dataset: xr.Dataset, steps: Sequence[Step] = GAINS) -> pd.DataFrame:
-    """What a step adds to each rule: differences of the same facts, paired."""
+    """Paired differences that a step makes for each rule, over the same facts."""
     kinds = {**METRICS, **further(dataset)}
     keys = [
         (rule, rule + after, rule + before, metric)
@@ -95,7 +97,7 @@ def means(cells: Sequence[Cell], seed: int) -> pd.DataFrame:
 
 
 def by_fact(values: xr.DataArray, kind: Metric) -> tuple[np.ndarray, np.ndarray]:
-    """For each fact what it adds to the mean, and with which weight."""
+    """Sum and weight that each fact adds to the mean."""
     prompts = values.values.reshape(values.sizes["fact"], -1) * kind.scale
     sums, counts = np.nansum(prompts, axis=1), np.isfinite(prompts).sum(axis=1).astype(float)
     if kind.flat:
@@ -104,7 +106,7 @@ def by_fact(values: xr.DataArray, kind: Metric) -> tuple[np.ndarray, np.ndarray]
 
 
 def weights(dataset: xr.Dataset) -> pd.DataFrame:
-    """What each method did to each weight."""
+    """Change of each weight by each method."""
     names = [str(name) for name in dataset if dataset[name].dims == ("edit", "layer")]
     frame = dataset[names].to_dataframe(dim_order=["edit", "layer"]).reset_index().rename(columns={"edit": "method"})
     frame = frame[np.isfinite(frame["update_norm"])]
@@ -137,81 +139,83 @@ def compared(
     *,
     model: str = "",
     table: str = "",
-    ours: Sequence[str] = (),
+    own_methods: Sequence[str] = (),
     paper: pd.DataFrame | None = None,
 ) -> Table:
-    """Methods beside each other, the best of each column in bold, the paper's row below ours."""
-    style, kinds = dataset.attrs["config"]["settings"]["metrics"], {**METRICS, **further(dataset)}
-    model = model or _known(dataset)
+    """Compare methods, the best of each column in bold, the paper's row below ours."""
+    style, kinds = config_of(dataset)["settings"]["metrics"], {**METRICS, **further(dataset)}
+    model = model or _paper_model(dataset)
     printed = rows_beside(paper_methods(), style, model, table)
     beside = printed if paper is None else rows_beside(paper, style, model, table)
-    order = held = [str(name) for name in dataset["edit"].values]
+    order = measured = [str(name) for name in dataset["edit"].values]
     if table:
-        order = list(dict.fromkeys([UNEDITED, *printed.index, *beside.index[beside["table"] == table], *ours]))
-    methods, shown = [name for name in order if name in held], beside[beside.index.isin(order)]
-    cells = {(row["method"], row["metric"]): row for row in summed.to_dict("records")}
-    rows: dict[str, list[str]] = {}
+        order = list(dict.fromkeys([UNEDITED, *printed.index, *beside.index[beside["table"] == table], *own_methods]))
+    methods, references = [name for name in order if name in measured], beside[beside.index.isin(order)]
+    texts, rows = texts_by_row(summed, kinds, itemgetter("method")), {}
     for method in order:
-        if method in held:
-            rows[method] = [cell_text(cells[method, metric], kind) for metric, kind in kinds.items()]
-        if method in shown.index:
-            (source,) = shown.loc[[method]].to_dict("records")
+        if method in measured:
+            rows[method] = texts[method]
+        if method in references.index:
+            (source,) = references.loc[[method]].to_dict("records")
             name = f"{method}, paper" + (f" ({source['model']})" if source["model"] else "")
             rows[name] = [_number(source.get(metric, np.nan), kind) for metric, kind in kinds.items()]
-    frame = pd.DataFrame.from_dict(rows, orient="index", columns=labels(kinds)).rename_axis("method")
-    numbers = metrics_table(dataset, summed).frame.loc[methods]
-    counts = [cells[method, metric]["count"] for method in methods for metric in kinds]
-    told = source_line(shown) if paper is None else "The paper's rows: as the file that was given has them."
-    note = " ".join(filter(None, (meanings(dataset), facts_of(dataset, counts, methods), told)))
-    return Table(frame, note, numbers.reset_index(), _best(numbers, kinds, frame))
+    frame = text_table(rows, kinds)
+    numbers = summed[summed["method"].isin(methods)].sort_values(
+        "method", key=lambda c: c.map(methods.index), kind="stable"
+    )
+    counts = numbers["count"][numbers["metric"].isin(list(kinds))]
+    source_text = source_line(references) if paper is None else "The paper's rows: as the file that was given has them."
+    note = " ".join(filter(None, (meanings(dataset), facts_of(dataset, counts, methods), source_text)))
+    best = _best(metrics_table(dataset, summed).frame.loc[methods], kinds, frame)
+    return Table(frame, note, numbers.reset_index(drop=True), best)
 
 
 def _best(numbers: pd.DataFrame, kinds: Mapping[str, Metric], frame: pd.DataFrame) -> pd.DataFrame:
-    """Which cells of a table are the best of our methods in their column."""
+    """Mask of the cells that are the best of our methods in their column."""
     ranked = numbers.drop(index=UNEDITED, errors="ignore") * [kind.best for kind in kinds.values()]
     best = (ranked == ranked.max()).set_axis(frame.columns, axis=1)
     return best.reindex(frame.index, fill_value=False)
 
 
-def _known(dataset: xr.Dataset) -> str:
-    """The model whose numbers stand beside a run's: its own, or, if the paper has not edited it, the paper's first."""
-    known = list(dict.fromkeys(paper_methods()["model"]))
-    own = dataset.attrs["config"]["provenance"].get("protocol")
-    return str(own) if own in known else known[0]
+def _paper_model(dataset: xr.Dataset) -> str:
+    """Model whose numbers stand beside a run's: its own, or, if the paper has not edited it, the paper's first."""
+    models = list(dict.fromkeys(paper_methods()["model"]))
+    own = config_of(dataset)["provenance"].get("protocol")
+    return str(own) if own in models else models[0]
 
 
 def damage(dataset: xr.Dataset, summed: pd.DataFrame) -> Table:
-    """What the paper's columns leave out: the older literature's measure, perplexity, decoding, the weights."""
+    """Measures beyond the paper's columns: the older literature's, perplexity, decoding, the weights."""
     means = _wide_means(summed)
     rows = {}
     edited = dataset["neighbor_edited"]
     for name in dataset["edit"].values:
-        chosen = dataset.sel(edit=name)
-        told = [(chosen[f"{kind}_greedy"], chosen[f"{kind}_accuracy"]) for kind in ("efficacy", "generalization")]
-        differ = sum(int((greedy.notnull() & (greedy != forced)).sum()) for greedy, forced in told)
-        checked = sum(int(greedy.notnull().sum()) for greedy, _ in told)
+        edit = dataset.sel(edit=name)
+        pairs = [(edit[f"{kind}_greedy"], edit[f"{kind}_accuracy"]) for kind in ("efficacy", "generalization")]
+        differ = sum(int((greedy.notnull() & (greedy != forced)).sum()) for greedy, forced in pairs)
+        checked = sum(int(greedy.notnull().sum()) for greedy, _ in pairs)
         rows[str(name)] = {
             "neighbourhood success": _number(means.loc[name, "neighborhood_success"], MORE["neighborhood_success"]),
-            "D_KL, prompts not edited": _number(float(chosen["kl"].where(edited == 0).mean()), METRICS["kl"]),
-            "perplexity": f"{float(chosen['perplexity']):.2f}",
-            "largest change of a weight": f"{_largest(chosen, 'update_norm', 'changed_norm'):.3f}",
-            "of it not stored": f"{_largest(chosen, 'unstored', 'changed_unstored'):.1e}",
+            "D_KL, prompts not edited": _number(float(edit["kl"].where(edited == 0).mean()), METRICS["kl"]),
+            "perplexity": f"{float(edit['perplexity']):.2f}",
+            "largest change of a weight": f"{_largest(edit, 'update_norm', 'changed_norm'):.3f}",
+            "of it not stored": f"{_largest(edit, 'unstored', 'changed_unstored'):.1e}",
             "greedy decoding differs": f"{differ} of {checked}",
         }
-        space = chosen["null_space_rank"].values
+        space = edit["null_space_rank"].values
         if np.isfinite(space).any():
-            left = chosen["trace_left_out"].values
+            left = edit["trace_left_out"].values
             rows[str(name)]["null space"] = (
                 f"rank {np.nanmin(space):.0f}–{np.nanmax(space):.0f}, leaves out {np.nanmin(left):.2f}–"
                 f"{np.nanmax(left):.2f} of the trace"
             )
-        if float(chosen["shrunk_values"].sum()):
-            rows[str(name)]["shrunk singular values"] = f"{float(chosen['shrunk_values'].sum()):.0f}"
+        if float(edit["shrunk_values"].sum()):
+            rows[str(name)]["shrunk singular values"] = f"{float(edit['shrunk_values'].sum()):.0f}"
     frame = pd.DataFrame.from_dict(rows, orient="index").fillna("").rename_axis("method")
-    counterfact = dataset.attrs["config"]["settings"]["metrics"] == "counterfact"
+    counterfact = config_of(dataset)["settings"]["metrics"] == "counterfact"
     success = "the prompt's own answer before the new one" if counterfact else "share of its own answer's tokens"
-    shown = (dataset["neighborhood_success"], dataset["kl"].where(edited == 0))
-    counts = np.concatenate([values.notnull().any("neighbor").sum("fact") for values in shown])
+    columns = (dataset["neighborhood_success"], dataset["kl"].where(edited == 0))
+    counts = np.concatenate([values.notnull().any("neighbor").sum("fact") for values in columns])
     note = (
         f"Neighbourhood success: {success}; neighbourhood prompts that are edited themselves "
         f"({int((edited == 1).sum())} of {int(edited.notnull().sum())}) are left out of the second column. "
@@ -220,24 +224,42 @@ def damage(dataset: xr.Dataset, summed: pd.DataFrame) -> Table:
     return Table(frame, note, frame.reset_index())
 
 
-def _largest(chosen: xr.Dataset, *names: str) -> float:
+def _largest(edit: xr.Dataset, *names: str) -> float:
     """The largest value of some variables, one of them by layer, one by block; 0 where no weight was changed."""
-    values = np.concatenate([np.ravel(chosen[name].values) for name in names])
+    values = np.concatenate([np.ravel(edit[name].values) for name in names])
     return float(np.nanmax(values, initial=0.0, where=np.isfinite(values)))
 
 
 def gains(dataset: xr.Dataset) -> Table:
-    """`gains_of`, as one reads it."""
+    """`gains_of` as texts."""
     gained, kinds = gains_of(dataset), {**METRICS, **further(dataset)}
-    rows: dict[str, list[str]] = {}
-    for row in gained.to_dict("records"):
-        rows.setdefault(f"{row['method']} − {row['against']}", []).append(cell_text(row, kinds[row["metric"]], "+"))
-    frame = pd.DataFrame.from_dict(rows, orient="index", columns=labels(kinds)).rename_axis("difference")
-    return Table(frame, f"{meanings(dataset)} {facts_of(dataset, gained['count'], gained['method'])}", gained)
+    texts = texts_by_row(gained, kinds, difference, "+")
+    note = f"{meanings(dataset)} {facts_of(dataset, gained['count'], gained['method'])}"
+    return Table(text_table(texts, kinds, "difference"), note, gained)
+
+
+def difference(row: Mapping[Any, Any]) -> str:
+    """Label of a row of `gains_of`."""
+    return f"{row['method']} − {row['against']}"
+
+
+def texts_by_row(
+    long: pd.DataFrame, kinds: Mapping[str, Metric], label: Callable[[Mapping[Any, Any]], str], sign: str = ""
+) -> dict[str, list[str]]:
+    """Cells of a table, of one that has a row for each of them."""
+    texts: dict[str, list[str]] = {}
+    for row in long[long["metric"].isin(list(kinds))].to_dict("records"):
+        texts.setdefault(label(row), []).append(cell_text(row, kinds[row["metric"]], sign))
+    return texts
+
+
+def text_table(texts: Mapping[str, list[str]], kinds: Mapping[str, Metric], name: str = "method") -> pd.DataFrame:
+    """Table of texts with a column for each metric."""
+    return pd.DataFrame.from_dict(texts, orient="index", columns=labels(kinds)).rename_axis(name)
 
 
 def cell_text(row: Mapping[Any, Any], kind: Metric, sign: str = "") -> str:
-    """A mean with its interval, as one reads it."""
+    """Text of a mean with its interval."""
     interval = (
         "" if np.isnan(row["low"]) else f" [{_number(row['low'], kind, sign)}, {_number(row['high'], kind, sign)}]"
     )
@@ -249,5 +271,5 @@ def _number(value: float, kind: Metric, sign: str = "") -> str:
 
 
 def labels(metrics: Mapping[str, Metric]) -> list[str]:
-    """What columns are called, with an arrow to the better side."""
-    return [f"{kind.label} {'↑' if kind.best > 0 else '↓'}" for kind in metrics.values()]
+    """Labels of columns, with an arrow to the better side."""
+    return [f"{kind.label} {' ↑↓'[kind.best]}".strip() for kind in metrics.values()]

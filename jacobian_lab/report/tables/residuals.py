@@ -7,11 +7,13 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from jacobian_lab.report.captions import facts_in_cells, facts_line, made_with, model_name
+from jacobian_lab.catalogue import OPTIMISED, SCHEMES, UNEDITED
+from jacobian_lab.report.captions import facts_line, model_name
 from jacobian_lab.report.intervals import summaries_of
 from jacobian_lab.report.paper import paper_residuals, source_line
 from jacobian_lab.report.writing import Table, number, seed_of
-from jacobian_lab.store.schema import KINDS
+from jacobian_lab.store.run import config_of
+from jacobian_lab.store.schema import DECISIONS, KINDS
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Line:
     Attributes:
         scheme: The scheme.
         variable: The stored variable.
-        label: What the row is called.
+        label: Label of the row.
     """
 
     scheme: str
@@ -33,28 +35,26 @@ def _own(*schemes: str, variable: str = "residual_ratio") -> tuple[Line, ...]:
     return tuple(Line(scheme, variable, scheme) for scheme in schemes)
 
 
-_BACKWARD = ("backward-dividing", "backward-full", "one-layer", "independent", "jacobian-pullback")
+_BACKWARD = tuple(name for name, scheme in SCHEMES.items() if scheme.kind == OPTIMISED)
+_REPLAYING = tuple(name for name in SCHEMES if name not in _BACKWARD)
 ROWS: Mapping[str, tuple[Line, ...]] = {
     "table1": _own("backward-dividing", "jacobian-pullback", variable="cosine"),
     "table2": _own(*_BACKWARD),
     "table5": (
-        *_own("forward-replay", "coordinated-replay"),
-        Line("forward-replay", "residual_ratio_against_optimised", "forward-replay, against the optimised target"),
-        Line(
-            "coordinated-replay", "residual_ratio_against_optimised", "coordinated-replay, against the optimised target"
-        ),
+        *_own(*_REPLAYING),
+        *(Line(s, "residual_ratio_against_optimised", f"{s}, against the optimised target") for s in _REPLAYING),
         *(
             Line(s, "residual_ratio_against_replayed", f"{s}, against the replayed target")
             for s in ("coordinated-replay", *_BACKWARD)
         ),
-        *(Line(s, "residual_norm", f"{s}, norm") for s in ("forward-replay", "coordinated-replay", *_BACKWARD)),
+        *(Line(s, "residual_norm", f"{s}, norm") for s in (*_REPLAYING, *_BACKWARD)),
     ),
 }
 """Rows of the paper's tables, with schemes that it has not; those of schemes that a run lacks are left out."""
 
 
 def lacking(dataset: xr.Dataset, name: str) -> str:
-    """What a run would have to hold for a table to have a row."""
+    """Name the schemes of a table where a run has none of them."""
     schemes = dict.fromkeys(line.scheme for line in ROWS[name])
     return "" if set(schemes) & set(dataset["scheme"].values) else f"one of the schemes {', '.join(schemes)}"
 
@@ -66,27 +66,31 @@ def table(dataset: xr.Dataset, name: str) -> pd.DataFrame:
     for line in ROWS[name]:
         if line.scheme not in dataset["scheme"].values:
             continue
-        chosen = dataset.sel(scheme=line.scheme)
+        scheme = dataset.sel(scheme=line.scheme)
         own = line.label == line.scheme
         paper = paper_residuals(name, line.scheme if own else "", len(layers))
-        for place in np.flatnonzero(np.isfinite(chosen["update_norm"].values)):  # the layers that the scheme edits
+        for place in np.flatnonzero(np.isfinite(scheme["update_norm"].values)):  # the layers that the scheme edits
             heads.append((line.label, line.scheme, line.variable, layers[place], paper[place]))
-            cells.append(chosen[line.variable].values[:, place])
+            cells.append(scheme[line.variable].values[:, place])
     frame = pd.DataFrame(heads, columns=["row", "scheme", "variable", "layer", "paper"])
     values = np.array(cells).reshape(len(cells), dataset.sizes["fact"])
     frame = frame.join(summaries_of(values, seed_of(dataset)))
     return frame[["row", "scheme", "variable", "layer", "mean", "low", "high", "median", "count", "paper"]]
 
 
-def shown(dataset: xr.Dataset, name: str) -> Table:
-    """One of the paper's tables, as one reads it."""
+def as_table(dataset: xr.Dataset, name: str) -> Table:
+    """One of the paper's tables, with its texts."""
     long = table(dataset, name)
     beside = source_line() if long["paper"].notna().any() else ""
-    return Table(wide(long), f"{facts_line(dataset, long['count'])} {beside}".rstrip(), long)
+    return Table(wide(long), f"{facts_line(dataset, long['count'], MEANS)} {beside}".rstrip(), long)
+
+
+MEANS = ", mean [95 % bootstrap interval] (median)"
+"""Detail of a caption: the content of a cell."""
 
 
 def wide(long: pd.DataFrame) -> pd.DataFrame:
-    """A table as one reads it: layers side by side, the paper's row below ours."""
+    """Texts of a table in long form: layers side by side, the paper's row below ours."""
     dim = "layer" if "layer" in long else "count_of_layers"
     out: dict[str, dict[int, str]] = {}
     for row in long.to_dict("records"):
@@ -103,19 +107,18 @@ def wide(long: pd.DataFrame) -> pd.DataFrame:
 
 
 def efficacy_table(dataset: xr.Dataset) -> pd.DataFrame:
-    """Per scheme: efficacy and what its edit cost."""
+    """Efficacy and largest weight change of each scheme."""
     schemes = [str(name) for name in dataset["scheme"].values]
     values = np.stack([dataset["efficacy_unedited"].values, *dataset["efficacy"].values.T])
     frame = summaries_of(values, seed_of(dataset)).drop(columns="median").rename(columns={"mean": "efficacy"})
-    frame.insert(0, "scheme", ["unedited", *schemes])
+    frame.insert(0, "scheme", [UNEDITED, *schemes])
     return frame.assign(largest_update=[0.0, *dataset["update_norm"].max("layer").values])
 
 
 def efficacy_shown(dataset: xr.Dataset) -> Table:
-    """`efficacy_table`, as one reads it."""
+    """`efficacy_table` to three digits."""
     frame = efficacy_table(dataset)
-    note = f"{model_name(dataset)}, {facts_in_cells(dataset.sizes['fact'], frame['count'])}. {made_with(dataset)}"
-    return Table(frame.round(3).set_index("scheme"), note, frame)
+    return Table(frame.round(3).set_index("scheme"), facts_line(dataset, frame["count"]), frame)
 
 
 def measurements(dataset: xr.Dataset) -> pd.DataFrame:
@@ -128,9 +131,9 @@ def measurements(dataset: xr.Dataset) -> pd.DataFrame:
 
 
 def headlines(dataset: xr.Dataset) -> Iterator[str]:
-    """A run of tables in a few lines: what was measured, and the numbers that matter beside the paper's."""
+    """Lines that sum up a run of tables: its content, and the main numbers beside the paper's."""
     layers, schemes = [int(layer) for layer in dataset["layer"].values], list(map(str, dataset["scheme"].values))
-    facts = dataset.attrs["config"]["provenance"]["facts"]
+    facts = config_of(dataset)["provenance"]["facts"]
     yield (
         f"{dataset.sizes['fact']} facts of {facts['source']} edited in {model_name(dataset)} at layers {layers[0]} to "
         f"{layers[-1]}, under {len(schemes)} target schemes with the same anchors, keys and seed."
@@ -152,8 +155,9 @@ def headlines(dataset: xr.Dataset) -> Iterator[str]:
     if int(decided.notnull().sum()):
         along = below["linear_cosine"]
         shifts, forward = int(along.notnull().sum()), int((along > 0).sum())
+        definite = int((decided == DECISIONS["definite"]).sum())
         yield (
-            f"Theorem 2: S is positive definite for {int((decided == 1).sum())} of {int(decided.notnull().sum())} "
+            f"Theorem 2: S is positive definite for {definite} of {int(decided.notnull().sum())} "
             f"Jacobians; cos(Jδ, δ) > 0 along {forward:,} of the edits' {shifts:,} shifts."
         )
     answered = [f"{name} {100 * float(dataset['efficacy'].sel(scheme=name).mean()):.0f} %" for name in schemes]

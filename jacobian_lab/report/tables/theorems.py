@@ -1,4 +1,4 @@
-"""Tables of the theorems, of what an edit does, of step sizes and layer counts, from stored arrays."""
+"""Tables of the theorems, of an edit's decomposition and effort, of step sizes, layer counts and Jacobians."""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -8,15 +8,16 @@ import xarray as xr
 
 from jacobian_lab.report.captions import facts_line
 from jacobian_lab.report.intervals import summaries_of
-from jacobian_lab.report.tables.residuals import wide
+from jacobian_lab.report.tables.residuals import MEANS, wide
 from jacobian_lab.report.writing import DEGREES, Table, below_last, seed_of
+from jacobian_lab.store.run import config_of
 from jacobian_lab.store.schema import DECISIONS, RANDOM_DIRECTIONS
 
 Row = tuple[str, xr.DataArray] | tuple[str, xr.DataArray, xr.DataArray]
-"""What a row is called; its values, one a fact and layer (or number of layers); of shares, of how many each is one."""
+"""Label; values, one a fact and layer (or number of layers); for shares, the number of trials of each."""
 
 DECIDED = {DECISIONS["definite"]: "True", DECISIONS["indefinite"]: "False", DECISIONS["undecided"]: "undecided"}
-"""How ``conditions.csv`` says whether S is positive definite."""
+"""Verdicts on S in ``conditions.csv``."""
 
 CONDITIONS = (
     "lambda_min",
@@ -40,26 +41,28 @@ NOT_KNOWN = {
     "trust_share": "The step trusted to 10 % is not known: {dtype} rounds a replayed state by more than a tenth of the "
     "shortest steps; give --dtype float32."
 }
-"""What cannot be measured with half as many bits, and why."""
+"""Reasons why a variable cannot be measured with half as many bits."""
 
 CAUTIONS = {
     "decomposition": "In {dtype} curvature has the rounding of two replays in it, and is too large by that.",
     "step_size": "In {dtype} harm that begins below a tenth of t* is left out: rounding decides where.",
 }
-"""What has rounding in it with half as many bits, by table."""
+"""Cautions about rounding with half as many bits, by table."""
 
 
-def shown(dataset: xr.Dataset, name: str) -> Table:
-    """One of the tables, as one reads it."""
+def as_table(dataset: xr.Dataset, name: str) -> Table:
+    """One of the tables, with its texts."""
     long = summarised(dataset, name)
-    known = long["count"][long["count"] > 0]
-    middle = "median; of shares, how many of how many" if long["trials"].notna().any() else "median"
-    return Table(wide(long), " ".join([*_reasons(dataset, name), facts_line(dataset, known, middle)]), long)
+    counts = long["count"][long["count"] > 0]
+    cells = (
+        MEANS.replace("median", "median; of shares, how many of how many") if long["trials"].notna().any() else MEANS
+    )
+    return Table(wide(long), " ".join([*_reasons(dataset, name), facts_line(dataset, counts, cells)]), long)
 
 
 def summarised(dataset: xr.Dataset, name: str) -> pd.DataFrame:
     """One of the tables in long form."""
-    heads, cells, kept = [], [], []
+    heads, cells, rows = [], [], []
     dim = "layer"
     for label, values, *counted in ROWS[name](dataset):
         (dim,) = (str(dim) for dim in values.dims if dim != "fact")
@@ -68,29 +71,29 @@ def summarised(dataset: xr.Dataset, name: str) -> pd.DataFrame:
             sums = [(np.rint(np.nansum(cell * of)), np.nansum(of)) for of in trials] or [(np.nan, np.nan)]
             heads.append((label, place, *sums[0]))
             cells.append(cell)
-            kept.append(bool(np.isfinite(cell).any()) or _not_known(dataset, values))
+            rows.append(bool(np.isfinite(cell).any()) or _not_known(dataset, values))
     frame = pd.DataFrame(heads, columns=["row", "count_of_layers" if dim == "count" else dim, "hits", "trials"])
-    found = summaries_of(np.array(cells, dtype=float).reshape(len(cells), dataset.sizes["fact"]), seed_of(dataset))
+    means = summaries_of(np.array(cells, dtype=float).reshape(len(cells), dataset.sizes["fact"]), seed_of(dataset))
     counts = [frame.pop(name) for name in ("hits", "trials")]
-    return pd.concat([frame, found, *counts], axis=1)[np.array(kept, dtype=bool)].reset_index(drop=True)
+    return pd.concat([frame, means, *counts], axis=1)[np.array(rows, dtype=bool)].reset_index(drop=True)
 
 
 def _reasons(dataset: xr.Dataset, name: str) -> list[str]:
-    """Why some rows are not known, or not to be taken at their word."""
+    """Reasons why some rows are not known, or not to be taken at their word."""
     unknown = {values.name for _, values, *_ in ROWS[name](dataset) if _not_known(dataset, values)}
-    dtype = dataset.attrs["config"]["settings"]["dtype"]
+    dtype = config_of(dataset)["settings"]["dtype"]
     reasons = [reason for variable, reason in NOT_KNOWN.items() if variable in unknown]
     reasons += [caution for table, caution in CAUTIONS.items() if table == name and dtype in HALF]
     return [reason.format(dtype=dtype) for reason in reasons]
 
 
 def _not_known(dataset: xr.Dataset, values: xr.DataArray) -> bool:
-    return values.name in NOT_KNOWN and dataset.attrs["config"]["settings"]["dtype"] in HALF
+    return values.name in NOT_KNOWN and config_of(dataset)["settings"]["dtype"] in HALF
 
 
 def conditions(dataset: xr.Dataset) -> pd.DataFrame:
     """Spectra in numbers and the verdict of theorem 2, one row for each fact and layer below the last."""
-    last = max(dataset.attrs["config"]["settings"]["layers"])
+    last = max(config_of(dataset)["settings"]["layers"])
     names = [name for name in CONDITIONS if name in dataset]
     frame = dataset[[*names, "decision", "surveyed"]].to_dataframe(dim_order=["fact", "layer"]).reset_index()
     frame = frame[(frame["surveyed"] == 1) & (frame["layer"] < last)]
@@ -99,7 +102,7 @@ def conditions(dataset: xr.Dataset) -> pd.DataFrame:
 
 
 def neither(dataset: xr.Dataset) -> str:
-    """What theorem 2's table lacks: the verdicts, and the shifts."""
+    """Name the variables of theorem 2's table where a run has none of them."""
     below = below_last(dataset)
     held = any(np.isfinite(below[name]).any() for name in ("lambda_min", "linear_cosine"))
     return "" if held else "lambda_min or linear_cosine"
@@ -129,13 +132,13 @@ def _verdicts(dataset: xr.Dataset) -> Iterator[Row]:
 
 def _theorem_1(dataset: xr.Dataset) -> Iterator[Row]:
     dataset = below_last(dataset)
-    for scheme, chosen in _schemes(dataset):
-        yield f"{scheme}: eigen-residual sin∠(Jδ, δ)", chosen["eigen_residual"]
-        yield f"{scheme}: Rayleigh quotient β", chosen["rayleigh"]
-        yield f"{scheme}: cos(Jδ, δ)", chosen["linear_cosine"]
-        yield f"{scheme}: gain ‖Jδ‖/‖δ‖", chosen["gain"]
-        yield f"{scheme}: angle to the nearest eigenvector, °", chosen["eigenvector_angle"] * DEGREES
-        yield f"{scheme}: angle to the nearest invariant plane, °", chosen["plane_angle"] * DEGREES
+    for scheme, edit in _schemes(dataset):
+        yield f"{scheme}: eigen-residual sin∠(Jδ, δ)", edit["eigen_residual"]
+        yield f"{scheme}: Rayleigh quotient β", edit["rayleigh"]
+        yield f"{scheme}: cos(Jδ, δ)", edit["linear_cosine"]
+        yield f"{scheme}: gain ‖Jδ‖/‖δ‖", edit["gain"]
+        yield f"{scheme}: angle to the nearest eigenvector, °", edit["eigenvector_angle"] * DEGREES
+        yield f"{scheme}: angle to the nearest invariant plane, °", edit["plane_angle"] * DEGREES
     yield "random directions: eigen-residual", dataset["random_residual"]
     yield "random directions: Rayleigh quotient β", dataset["random_rayleigh"]
     yield "random directions: cos(Jv, v)", dataset["random_cosine"]
@@ -153,65 +156,65 @@ def _theorem_2(dataset: xr.Dataset) -> Iterator[Row]:
     yield "λ_min of S", dataset["lambda_min"]
     yield "positive eigenvalues of S, share", dataset["positive_share"]
     yield _random_positive(dataset)
-    for scheme, chosen in _schemes(dataset):
-        along = chosen["linear_cosine"]
+    for scheme, edit in _schemes(dataset):
+        along = edit["linear_cosine"]
         yield _share(f"{scheme}: share of facts with cos(Jδ, δ) > 0", along, along > 0)
-        yield f"{scheme}: cos(Jδ, δ), linear", chosen["linear_cosine"]
-        yield f"{scheme}: cos(δ_L, δ), realised", chosen["cosine"].where(chosen["linear_cosine"].notnull())
-        yield f"{scheme}: place of β between λ_min (0) and λ_max (1)", chosen["range_position"]
+        yield f"{scheme}: cos(Jδ, δ), linear", edit["linear_cosine"]
+        yield f"{scheme}: cos(δ_L, δ), realised", edit["cosine"].where(edit["linear_cosine"].notnull())
+        yield f"{scheme}: place of β between λ_min (0) and λ_max (1)", edit["range_position"]
 
 
 def _decomposition(dataset: xr.Dataset) -> Iterator[Row]:
     dataset = below_last(dataset)
-    for scheme, chosen in _schemes(dataset):
+    for scheme, edit in _schemes(dataset):
         for term, symbol in (("linear", "J·δ"), ("curvature", "curvature"), ("leakage", "leakage")):
-            yield f"{scheme}: ‖{symbol}‖ / ‖δ_L‖", chosen[f"{term}_norm"] / chosen["passive_shift_norm"]
-            yield f"{scheme}: cos({symbol}, R)", chosen[f"{term}_residual_cosine"]
+            yield f"{scheme}: ‖{symbol}‖ / ‖δ_L‖", edit[f"{term}_norm"] / edit["passive_shift_norm"]
+            yield f"{scheme}: cos({symbol}, R)", edit[f"{term}_residual_cosine"]
         for term in ("initial", "linear", "curvature", "leakage"):
-            yield f"{scheme}: share of {term} in the residual left", chosen[f"share_{term}"]
+            yield f"{scheme}: share of {term} in the residual left", edit[f"share_{term}"]
 
 
 def _effort(dataset: xr.Dataset) -> Iterator[Row]:
-    for scheme, chosen in _schemes(dataset):
-        price = chosen["price"]
-        yield f"{scheme}: share of the effort", chosen["effort"]
+    for scheme, edit in _schemes(dataset):
+        price = edit["price"]
+        yield f"{scheme}: share of the effort", edit["effort"]
         yield f"{scheme}: price", price
         yield f"{scheme}: share of the price", price / price.sum("layer", min_count=1)
-        yield f"{scheme}: carried to the last layer", chosen["carried"]
-        yield f"{scheme}: carried by J·δ", chosen["carried_linear"]
+        yield f"{scheme}: carried to the last layer", edit["carried"]
+        yield f"{scheme}: carried by J·δ", edit["carried_linear"]
 
 
 def _step_size(dataset: xr.Dataset) -> Iterator[Row]:
-    for scheme, chosen in _schemes(below_last(dataset)):
-        yield f"{scheme}: best step t*, by J", chosen["best_step"]
-        yield f"{scheme}: best step, replayed", chosen["best_step_replayed"]
-        yield f"{scheme}: residual after t*, replayed", chosen["best_residual"]
-        yield f"{scheme}: residual after the best replayed step", chosen["best_residual_replayed"]
-        yield _share(f"{scheme}: share of facts with t* > 0", chosen["best_step"], chosen["best_step"] > 0)
-        yield f"{scheme}: step beyond which J predicts harm", chosen["harm_bound"]
-        yield f"{scheme}: step beyond which replay shows harm, where there is one", chosen["harm_bound_replayed"]
-        harm = chosen["harm_bound_replayed"].notnull()
-        yield _share(f"{scheme}: share of facts with harm up to 3|t*|", chosen["best_step"], harm)
-        yield f"{scheme}: norm of the step trusted to 10 %, over ‖h‖", chosen["trust_share"]
+    for scheme, edit in _schemes(below_last(dataset)):
+        yield f"{scheme}: best step t*, by J", edit["best_step"]
+        yield f"{scheme}: best step, replayed", edit["best_step_replayed"]
+        yield f"{scheme}: residual after t*, replayed", edit["best_residual"]
+        yield f"{scheme}: residual after the best replayed step", edit["best_residual_replayed"]
+        yield _share(f"{scheme}: share of facts with t* > 0", edit["best_step"], edit["best_step"] > 0)
+        yield f"{scheme}: step beyond which J predicts harm", edit["harm_bound"]
+        yield f"{scheme}: step beyond which replay shows harm, where there is one", edit["harm_bound_replayed"]
+        harm = edit["harm_bound_replayed"].notnull()
+        yield _share(f"{scheme}: share of facts with harm up to 3|t*|", edit["best_step"], harm)
+        yield f"{scheme}: norm of the step trusted to 10 %, over ‖h‖", edit["trust_share"]
 
 
 def _layer_count(dataset: xr.Dataset) -> Iterator[Row]:
-    for scheme, chosen in _schemes(dataset):
-        yield f"{scheme}: residual left, own target", chosen["final_ratio"]
-        yield f"{scheme}: residual left, optimised target", chosen["final_ratio_against_optimised"]
-        yield f"{scheme}: efficacy", chosen["count_efficacy"]
-        yield f"{scheme}: generalisation", chosen["count_generalization"]
-        yield f"{scheme}: D_KL", chosen["count_kl"]
+    for scheme, edit in _schemes(dataset):
+        yield f"{scheme}: residual left, own target", edit["final_ratio"]
+        yield f"{scheme}: residual left, optimised target", edit["final_ratio_against_optimised"]
+        yield f"{scheme}: efficacy", edit["count_efficacy"]
+        yield f"{scheme}: generalisation", edit["count_generalization"]
+        yield f"{scheme}: D_KL", edit["count_kl"]
 
 
 def _damping(dataset: xr.Dataset) -> Iterator[Row]:
     last = int(dataset["layer"].values[-1])
     for row in dataset["row"].values:
-        chosen = dataset.sel(row=row)
-        yield f"{row}: residual left", chosen["residual_ratio"]
-        yield f"{row}: cos(J·δ, R)", chosen["linear_residual_cosine"].where(chosen["layer"] < last)
-        yield f"{row}: realised", chosen["realised"]
-        yield f"{row}: efficacy", chosen["efficacy"].expand_dims(layer=[last])
+        edit = dataset.sel(row=row)
+        yield f"{row}: residual left", edit["residual_ratio"]
+        yield f"{row}: cos(J·δ, R)", edit["linear_residual_cosine"].where(edit["layer"] < last)
+        yield f"{row}: realised", edit["realised"]
+        yield f"{row}: efficacy", edit["efficacy"].expand_dims(layer=[last])
 
 
 def _jacobian(dataset: xr.Dataset) -> Iterator[Row]:

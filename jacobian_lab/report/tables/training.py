@@ -1,7 +1,8 @@
-"""What is to be known of methods that train: how far they learnt, which prompts a memory serves, what was changed."""
+"""Tables of methods that train: their losses, the prompts that a memory serves, the change of the weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 import pandas as pd
@@ -9,22 +10,22 @@ import xarray as xr
 
 from jacobian_lab.report.captions import facts_of
 from jacobian_lab.report.paper import Metric
-from jacobian_lab.report.tables.methods import cell_text, means
+from jacobian_lab.report.tables.methods import means, text_table, texts_by_row
 from jacobian_lab.report.writing import Table, number, seed_of
 
 PROMPTS = {"distance": "prompts", "distance_paraphrase": "paraphrases", "distance_neighbor": "neighbourhood"}
-"""What a router judges, and what it is called."""
+"""Variables of a router's distances, and labels of their prompts."""
 
-AIMS = {"aim_cosine": Metric("cosine", scale=1.0), "aim_share": Metric("share realised", scale=1.0)}
-"""How far an edit goes where the anchors lead."""
+AIMS = {"aim_cosine": Metric("cosine", scale=1.0, best=0), "aim_share": Metric("share realised", scale=1.0, best=0)}
+"""Alignment of an edit with the anchors."""
 
 
 @dataclass(frozen=True, eq=False)
 class Routed:
-    """What a router makes of the prompts of one kind.
+    """Decisions of a router on the prompts of one kind.
 
     Attributes:
-        distances: How far the memory is from the model's own matrix over its threshold, one a prompt, in no order.
+        distances: Distance of the memory from the model's own matrix over its threshold, one a prompt, in no order.
     """
 
     distances: np.ndarray
@@ -36,16 +37,15 @@ class Routed:
 
 
 def routed(dataset: xr.Dataset, method: str) -> Mapping[str, Routed]:
-    """Where a method's router sends what."""
-    chosen = dataset.sel(edit=method)
-    found = {}
-    for name, called in PROMPTS.items():
-        values = chosen[name]
+    """Decisions of a method's router, by kind of prompt."""
+    edit, decisions = dataset.sel(edit=method), {}
+    for name, label in PROMPTS.items():
+        values = edit[name]
         if "neighbor" in values.dims:
-            values = values.where(chosen["neighbor_edited"] == 0)
+            values = values.where(edit["neighbor_edited"] == 0)
         flat = values.values.ravel()
-        found[called] = Routed(flat[~np.isnan(flat)])
-    return found
+        decisions[label] = Routed(flat[~np.isnan(flat)])
+    return decisions
 
 
 def with_router(dataset: xr.Dataset) -> list[str]:
@@ -54,7 +54,7 @@ def with_router(dataset: xr.Dataset) -> list[str]:
 
 
 def lacking(dataset: xr.Dataset) -> str:
-    """What a run lacks for `training`."""
+    """Name the lack of a run that cannot give `training`."""
     return "" if np.isfinite(dataset["changed_norm"]).any() or with_router(dataset) else "a method that trains"
 
 
@@ -62,22 +62,22 @@ def training(dataset: xr.Dataset) -> Table:
     """Each method that trains: its steps and losses, what its memory serves, or what its network changed."""
     columns: dict[str, dict[str, str]] = {}
     for name in with_router(dataset):
-        chosen, found = dataset.sel(edit=name), routed(dataset, name)
-        steps, loss = chosen["training_steps"].values, chosen["training_loss"].values
+        edit, kinds = dataset.sel(edit=name), routed(dataset, name)
+        steps, loss = edit["training_steps"].values, edit["training_loss"].values
         columns[name] = {
             "steps a fact, mean": number(float(steps.mean()), 1),
             "loss at a fact's last step, median": number(_median(loss), 3),
-            "threshold": number(float(chosen["threshold"]), 3),
-            **{f"median distance over it, {kind}": number(_median(each.distances), 3) for kind, each in found.items()},
-            **{f"served by the memory, {kind}": number(100 * each.served, 1) for kind, each in found.items()},
+            "threshold": number(float(edit["threshold"]), 3),
+            **{f"median distance over it, {kind}": number(_median(r.distances), 3) for kind, r in kinds.items()},
+            **{f"served by the memory, {kind}": number(100 * r.served, 1) for kind, r in kinds.items()},
         }
     for name in map(str, dataset["edit"].values):
-        chosen = dataset.sel(edit=name)
-        norm, rank = chosen["changed_norm"], chosen["changed_rank"].values
+        edit = dataset.sel(edit=name)
+        norm, rank = edit["changed_norm"], edit["changed_rank"].values
         if np.isfinite(norm).any():
-            blocks = chosen["block"].values[np.isfinite(norm.values)]
+            blocks = edit["block"].values[np.isfinite(norm.values)]
             columns[name] = {
-                "loss at a fact's last step, median": number(_median(chosen["training_loss"].values), 3),
+                "loss at a fact's last step, median": number(_median(edit["training_loss"].values), 3),
                 "blocks that are changed": f"{blocks.min()} to {blocks.max()}",
                 "largest ‖ΔW‖/‖W‖ of a block": number(float(norm.max()), 4),
                 "median of these": number(float(np.nanmedian(norm)), 4),
@@ -91,18 +91,14 @@ def training(dataset: xr.Dataset) -> Table:
 
 
 def aims(dataset: xr.Dataset) -> Table:
-    """How far every method carries the decisive token where the anchors lead."""
+    """Alignment of every method's shift at the last block with the shift to which its anchor leads."""
     methods = [str(name) for name in dataset["edit"].values if np.isfinite(dataset["aim_share"].sel(edit=name)).any()]
     keys = [(name, metric) for name in methods for metric in AIMS]
-    found = means([(dataset[metric].sel(edit=name), AIMS[metric]) for name, metric in keys], seed_of(dataset))
-    told = pd.DataFrame(keys, columns=["method", "metric"]).join(found)
-    rows: dict[str, list[str]] = {}
-    for row in told.to_dict("records"):
-        rows.setdefault(row["method"], []).append(cell_text(row, AIMS[row["metric"]]))
-    frame = pd.DataFrame.from_dict(rows, orient="index", columns=[each.label for each in AIMS.values()])
-    return Table(frame.rename_axis("method"), facts_of(dataset, told["count"]), told)
+    cells = means([(dataset[metric].sel(edit=name), AIMS[metric]) for name, metric in keys], seed_of(dataset))
+    long = pd.DataFrame(keys, columns=["method", "metric"]).join(cells)
+    frame = text_table(texts_by_row(long, AIMS, itemgetter("method")), AIMS)
+    return Table(frame, facts_of(dataset, long["count"]), long)
 
 
 def _median(values: np.ndarray) -> float:
-    kept = values[~np.isnan(values)]
-    return float(np.median(kept)) if kept.size else np.nan
+    return float(np.nanmedian(values)) if not np.isnan(values).all() else np.nan

@@ -1,4 +1,4 @@
-"""What several figures are made of."""
+"""Helpers that several figures draw with on their axes."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from jacobian_lab.report.writing import seed_of
 
 
 def schemes_with(dataset: xr.Dataset, variable: str) -> list[str]:
-    """Schemes that there is something to draw of."""
+    """Schemes with a value to draw."""
     return [str(name) for name in dataset["scheme"].values if np.isfinite(dataset[variable].sel(scheme=name)).any()]
 
 
@@ -21,8 +21,8 @@ def mean_curve(ax: Axes, dataset: xr.Dataset, values: xr.DataArray, **look: Any)
     places = values[dim].values
     if not np.isfinite(values).any():
         return
-    found = summaries_of(values.transpose(dim, "fact").values, seed_of(dataset))
-    error_bars(ax, places, *(found[name].to_numpy() for name in ("mean", "low", "high")), **look)
+    means = summaries_of(values.transpose(dim, "fact").values, seed_of(dataset))
+    error_bars(ax, places, *(means[name].to_numpy() for name in ("mean", "low", "high")), **look)
     ax.set(xlabel="layer", xticks=places)
 
 
@@ -32,5 +32,5 @@ def error_bars(ax: Axes, places: Any, mean: Any, low: Any, high: Any, **look: An
 
 
 def arms(mean: Any, low: Any, high: Any) -> np.ndarray:
-    """How far intervals reach, as matplotlib takes it."""
+    """Lengths of intervals below and above their means, as matplotlib takes them."""
     return np.nan_to_num([mean - low, high - mean]).clip(min=0)

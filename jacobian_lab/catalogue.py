@@ -1,0 +1,204 @@
+"""Names of target schemes, update rules and methods, and what each of them stands for.
+
+Runs store these names, commands take them, and reports put them into tables: nothing here needs torch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from jacobian_lab.errors import InputError
+
+Kind = Literal["optimised", "replayed", "coordinated"]
+OPTIMISED: Kind = "optimised"
+REPLAYED: Kind = "replayed"
+COORDINATED: Kind = "coordinated"
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """Recipe that turns anchors into layer targets (methods.md §4).
+
+    Attributes:
+        edits: Which of the decisive layers are edited: all, the last, or both ends.
+        reads: Layer whose hidden state is compared with its target when a layer is edited: the last, or its own.
+        divides: Whether a layer gets one share of the residual among the layers that are left, instead of all of it.
+        kind: Target at the last layer: optimised there, replayed from the anchor at the first layer, or replayed with
+            shifts at all of them.
+        pulls_back: Whether a layer's shift is solved from J_{l→L} (`damped_pullback`) instead of being the residual.
+    """
+
+    edits: Literal["all", "last", "ends"]
+    reads: Literal["last", "own"]
+    divides: bool
+    kind: Kind
+    pulls_back: bool = False
+
+    def edited(self, layers: tuple[int, ...]) -> tuple[int, ...]:
+        """Select the layers to edit.
+
+        Args:
+            layers: The decisive layers, ascending.
+
+        Returns:
+            Those of them.
+        """
+        if self.edits == "all":
+            return layers
+        return layers[-1:] if self.edits == "last" or len(layers) == 1 else (layers[0], layers[-1])
+
+    def read(self, layers: tuple[int, ...], index: int) -> int:
+        """Select the layer at which the residual is read.
+
+        Args:
+            layers: The edited layers.
+            index: Which of them is edited now.
+
+        Returns:
+            The layer.
+        """
+        return layers[-1] if self.reads == "last" else layers[index]
+
+    def divisor(self, index: int, count: int) -> int:
+        """Divisor of the residual.
+
+        Args:
+            index: Which of the edited layers is edited now.
+            count: Number of edited layers.
+
+        Returns:
+            The number of layers that are left, or 1.
+        """
+        return count - index if self.divides else 1
+
+
+SchemeName = Literal[
+    "backward-dividing",
+    "backward-full",
+    "one-layer",
+    "independent",
+    "forward-replay",
+    "coordinated-replay",
+    "jacobian-pullback",
+]
+SCHEMES: dict[str, Scheme] = {
+    "backward-dividing": Scheme("all", "last", divides=True, kind="optimised"),
+    "backward-full": Scheme("all", "last", divides=False, kind="optimised"),
+    "one-layer": Scheme("last", "last", divides=False, kind="optimised"),
+    "independent": Scheme("ends", "own", divides=False, kind="optimised"),
+    "forward-replay": Scheme("all", "own", divides=False, kind="replayed"),
+    "coordinated-replay": Scheme("all", "own", divides=False, kind="coordinated"),
+    "jacobian-pullback": Scheme("all", "last", divides=True, kind="optimised", pulls_back=True),
+}
+"""Any scheme goes with any update rule of `jacobian_lab.editing.rules`."""
+
+RULE_NAMES = ("memit", "prune", "rect", "alphaedit", "emmet")
+"""Update rules: the keys of `jacobian_lab.editing.rules.RULES`."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A target scheme with an update rule.
+
+    Attributes:
+        scheme: Its name in `SCHEMES`.
+        rule: Its name in `RULE_NAMES`.
+        refit: Whether the last layer's anchor is optimised on the model as the edit of the first has left
+            it (the protocol of BLUE's authors) instead of the unedited one (the paper's).
+    """
+
+    scheme: str
+    rule: str
+    refit: bool = False
+
+
+UNEDITED, FE, CR = "unedited", "+fe", "+cr"
+"""Name of the model before any edit; suffixes of a rule's name with forward and with coordinated replay."""
+
+METHODS: Mapping[str, Method] = {
+    "onelayer": Method("one-layer", "memit"),
+    "memit": Method("backward-dividing", "memit"),
+    "blue": Method("independent", "memit"),
+    "blue-refit": Method("independent", "memit", refit=True),
+    "prune": Method("backward-dividing", "prune"),
+    "rect": Method("backward-dividing", "rect"),
+    "alphaedit": Method("backward-dividing", "alphaedit"),
+    "memit+fe": Method("forward-replay", "memit"),
+    "prune+fe": Method("forward-replay", "prune"),
+    "rect+fe": Method("forward-replay", "rect"),
+    "alphaedit+fe": Method("forward-replay", "alphaedit"),
+    "emmet": Method("backward-dividing", "emmet"),
+    "emmet+fe": Method("forward-replay", "emmet"),
+    "memit+cr": Method("coordinated-replay", "memit"),
+    "prune+cr": Method("coordinated-replay", "prune"),
+    "rect+cr": Method("coordinated-replay", "rect"),
+    "alphaedit+cr": Method("coordinated-replay", "alphaedit"),
+    "emmet+cr": Method("coordinated-replay", "emmet"),
+}
+"""The paper's methods by name, and those with coordinated replay; any other pair is called ``rule@scheme``."""
+
+TABLE_METHODS = tuple(name for name in METHODS if name != "blue-refit")
+"""Default methods of a table: all but the other reading of BLUE."""
+
+TRAINED = ("wise", "rledit")
+"""The paper's methods that train, which are no pairs; `jacobian_lab.training` implements them."""
+
+PAIRS = tuple(f"{rule}@{scheme}" for rule in RULE_NAMES for scheme in SCHEMES)
+ALIASES = {"fe": "memit+fe"}
+
+
+def method_name(text: str) -> str:
+    """Look up the name under which a method is stored.
+
+    Args:
+        text: A name in `METHODS` or `TRAINED`, ``fe``, or ``rule@scheme``; case does not matter.
+
+    Returns:
+        The name.
+
+    Raises:
+        InputError: If there is no such method.
+    """
+    name = ALIASES.get(text.lower(), text.lower())
+    if name not in {*METHODS, *PAIRS, *TRAINED}:
+        raise InputError(
+            f"expected methods among {', '.join((*METHODS, *TRAINED))}, or a pair rule@scheme such as "
+            f"rect@backward-full, got {text!r}: choose among them"
+        )
+    return name
+
+
+def method(name: str) -> Method:
+    """Look up a method that is a pair.
+
+    Args:
+        name: A result of `method_name`.
+
+    Returns:
+        The method.
+
+    Raises:
+        InputError: If it is one that trains.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    if name in TRAINED:
+        raise InputError(
+            f"expected a target scheme with an update rule, got {name}, which trains: choose among {', '.join(METHODS)}"
+        )
+    rule, _, scheme = name.partition("@")
+    return Method(scheme, rule)
+
+
+def paired(rule: str, scheme: str) -> str:
+    """Name a rule with a scheme.
+
+    Args:
+        rule: A name in `RULE_NAMES`.
+        scheme: A name in `SCHEMES`.
+
+    Returns:
+        The one in `METHODS` if there is one, else ``rule@scheme``.
+    """
+    named = (name for name, pair in METHODS.items() if pair == Method(scheme, rule))
+    return next(named, f"{rule}@{scheme}")

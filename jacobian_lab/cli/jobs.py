@@ -1,0 +1,301 @@
+"""Commands that fill a run and write its tables, and the scripts in ``analyses/``."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+from tyro.conf import OmitArgPrefixes, Suppress, arg
+
+from jacobian_lab.caching import write_text
+from jacobian_lab.cli import say
+from jacobian_lab.cli.options import modern, words_of
+from jacobian_lab.cli.parsing import Runnable
+from jacobian_lab.errors import InputError
+from jacobian_lab.jobs.config import (
+    DampingConfig,
+    EditConfig,
+    EditTableConfig,
+    FrontierConfig,
+    JacobianConfig,
+    LayerCountConfig,
+    MethodsConfig,
+    SchemesConfig,
+)
+from jacobian_lab.jobs.job import PlanOptions, planned
+from jacobian_lab.jobs.kinds import JOBS, run_job
+from jacobian_lab.jobs.methods import saved_paths
+from jacobian_lab.report.paper import read_paper
+from jacobian_lab.report.registry import TABLES
+from jacobian_lab.report.results import SCHEMES, Results, write_account, write_comparison, write_reports
+from jacobian_lab.report.tables.residuals import headlines
+from jacobian_lab.training.reading import read_training
+from jacobian_lab.training.settings import TrainingConfig
+
+
+@dataclass(frozen=True)
+class Planning:
+    """Say what the work would take, instead of doing it.
+
+    Attributes:
+        plan: Print time and memory by stage, and stop; the model's weights are not read.
+        plan_json: Print the plan as JSON.
+        plan_card: Plan for this GPU instead of this machine.
+    """
+
+    plan: bool = False
+    plan_json: bool = False
+    plan_card: Literal["h100", "h200"] | None = None
+
+
+NO_PLAN = Planning()
+
+
+@dataclass(frozen=True)
+class JobCommand(Runnable):
+    """A command that fills a run.
+
+    Attributes:
+        options: YAML or JSON file of options by name, or the config.json of a run, whose options are taken; what the
+            command line gives wins.
+        planning: A plan in place of the work.
+    """
+
+    options: Annotated[Path | None, arg(name="config")] = None
+    planning: OmitArgPrefixes[Planning] = NO_PLAN
+
+    @classmethod
+    def modern(cls, words: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Replace old names of options; also say by what."""
+        return modern(words)
+
+    def completed(self, read: Callable[[Sequence[str]], Any]) -> Any:
+        """Take the options of a file, where the command line gives no other."""
+        return self if self.options is None else read(words_of(self.options, type(self)))
+
+    def job_config(self) -> Any:
+        """Configuration of the job."""
+        return vars(self)["config"]
+
+    def run(self) -> None:
+        """Do the work and say what came out, or plan it."""
+        config, planning = self.job_config(), self.planning
+        if planning != NO_PLAN:
+            say(planned(JOBS[type(config)], config, PlanOptions(True, planning.plan_json, planning.plan_card)))
+        else:
+            self.check()
+            say(self.report(run_job(config)))
+
+    def check(self) -> None:
+        """Refuse bad input before the long work."""
+
+    def report(self, folder: Path) -> str:
+        """Write the tables of a run, and say what is in it."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Schemes(JobCommand):
+    """Compare target schemes.
+
+    Attributes:
+        config: The job.
+        verbose: Print the tables too.
+    """
+
+    config: Annotated[SchemesConfig, arg(name="")] = field(default_factory=SchemesConfig)
+    verbose: bool = False
+
+    def report(self, folder: Path) -> str:
+        """Write all tables, and a summary."""
+        tables, results = write_reports(folder), Results(folder, "tables")
+        verdicts = results.write("conditions", "theorem2")
+        results.write("decomposition", "effort")
+        studies = results.write(*self.config.studies)
+        named = ", ".join(["table1, table2, table5, efficacy, theorem2, decomposition, effort", *self.config.studies])
+        files = (
+            f"Tables in {folder}: {named}: .md, .tex and .csv.",
+            f"Every measurement: {folder / 'measurements.csv'}; figures: jacobian-lab figure {folder} "
+            "residual_by_layer",
+        )
+        short = "\n".join([*headlines(results.dataset), *files])
+        write_text(folder / "summary.txt", short + "\n")
+        return "\n\n".join(filter(None, [*([tables, verdicts] if self.verbose else []), studies, short]))
+
+
+@dataclass(frozen=True)
+class PaperTable(JobCommand):
+    """Measure what one of Tables 1, 2 and 5 needs, into the run that all share.
+
+    Attributes:
+        config: The job.
+        table: The table.
+    """
+
+    config: Annotated[SchemesConfig, arg(name="")] = field(default_factory=SchemesConfig)
+    table: Suppress[str] = ""
+
+    def report(self, folder: Path) -> str:
+        """Write the table."""
+        return f"{write_reports(folder, (self.table,))}\n\nRun: {folder}"
+
+
+@dataclass(frozen=True)
+class Account(JobCommand):
+    """Compute what an analysis shows.
+
+    Attributes:
+        config: The job.
+        table: The analysis.
+    """
+
+    config: Annotated[Any, arg(name="")] = None
+    table: Suppress[str] = ""
+
+    def report(self, folder: Path) -> str:
+        """Write the table."""
+        return f"{write_account(folder, self.table)}\n\nRun: {folder}"
+
+
+@dataclass(frozen=True)
+class SchemesAccount(Account):
+    """Compute what an analysis of edits under target schemes shows, into the run that all share."""
+
+    config: Annotated[SchemesConfig, arg(name="")] = field(default_factory=SchemesConfig)
+
+
+@dataclass(frozen=True)
+class Frontier(Account):
+    """Compare schemes along λ."""
+
+    config: Annotated[FrontierConfig, arg(name="")] = field(default_factory=FrontierConfig)
+    table: Suppress[str] = "frontier"
+
+
+@dataclass(frozen=True)
+class Jacobians(Account):
+    """Measure Jacobians."""
+
+    config: Annotated[JacobianConfig, arg(name="")] = field(default_factory=JacobianConfig)
+    table: Suppress[str] = "jacobian"
+
+
+@dataclass(frozen=True)
+class LayerCounts(Account):
+    """Add decisive layers one by one."""
+
+    config: Annotated[LayerCountConfig, arg(name="")] = field(default_factory=LayerCountConfig)
+    table: Suppress[str] = "layer_count"
+
+
+@dataclass(frozen=True)
+class Dampings(Account):
+    """Edit at several μ."""
+
+    config: Annotated[DampingConfig, arg(name="")] = field(default_factory=DampingConfig)
+    table: Suppress[str] = "damping"
+
+
+@dataclass(frozen=True)
+class TrainingCommand(JobCommand):
+    """A command with methods that train.
+
+    Attributes:
+        training: YAML or JSON file with the settings of WISE and RLEdit.
+    """
+
+    training: Path | None = None
+
+    def job_config(self) -> Any:
+        """Configuration of the job, with the settings of the file."""
+        config: MethodsConfig = vars(self)["config"]
+        if self.training is None:
+            return config
+        if config.training != TrainingConfig():
+            raise InputError("expected ⟨training⟩ alone, got --wise.… or --rledit.… too: write them into the file")
+        return replace(config, training=read_training(self.training))
+
+
+@dataclass(frozen=True)
+class Methods(TrainingCommand):
+    """Compare methods.
+
+    Attributes:
+        config: The job.
+        paper: CSV file in the layout of metrics.csv, whose rows stand beside ours instead of the paper's.
+        only: The paper's tables that are written; those of the model by default.
+    """
+
+    config: Annotated[EditTableConfig, arg(name="")] = field(default_factory=EditTableConfig)
+    paper: Path | None = None
+    only: Suppress[tuple[str, ...] | None] = None
+
+    def check(self) -> None:
+        """Read the paper's numbers."""
+        if self.paper is not None:
+            read_paper(self.paper)
+
+    def report(self, folder: Path) -> str:
+        """Write the tables of methods."""
+        return f"{write_comparison(folder, self.only, self.paper)}\n\nRun: {folder}"
+
+
+@dataclass(frozen=True)
+class Edit(TrainingCommand):
+    """Edit with one method.
+
+    Attributes:
+        config: The job.
+    """
+
+    config: Annotated[EditConfig, arg(name="")] = field(default_factory=EditConfig)
+
+    def report(self, folder: Path) -> str:
+        """Say how it went, and where the edit is."""
+        paths = saved_paths(folder, self.config.method, self.config.save)
+        return f"{write_comparison(folder, ())}\n\nSaved: {', '.join(map(str, paths))}"
+
+
+SUITS = "What is not given suits the model at hand."
+
+
+def _analysis(name: str, default: Account) -> tuple[JobCommand, str]:
+    shared = "Goes into the same run as jacobian-lab schemes. " if "tables" in TABLES[name].kinds else ""
+    return replace(default, table=name), f"{TABLES[name].caption} {shared}{SUITS}"
+
+
+def _titled(name: str, text: str) -> str:
+    return f"{name.replace('table', 'Table ')}: {text}"
+
+
+SCRIPTS: Mapping[str, tuple[JobCommand, str]] = {
+    **{
+        name: _analysis(name, default)
+        for name, default in {
+            "theorem1": SchemesAccount(config=SchemesConfig(studies=("theorem1",))),
+            "theorem2": SchemesAccount(config=SchemesConfig(studies=("theorem1",))),
+            "decomposition": SchemesAccount(config=SchemesConfig(verdicts=False)),
+            "step_size": SchemesAccount(config=SchemesConfig(studies=("step_size",), verdicts=False)),
+            "layer_count": LayerCounts(),
+            "damping": Dampings(),
+            "frontier": Frontier(),
+            "jacobian": Jacobians(),
+        }.items()
+    },
+    **{
+        name: (
+            PaperTable(config=SchemesConfig(schemes=cast("Any", TABLES[name].edits), verdicts=False), table=name),
+            _titled(name, TABLES[name].caption),
+        )
+        for name in SCHEMES
+    },
+    **{
+        name: (
+            Methods(config=EditTableConfig(methods=entry.edits), only=(name,)),
+            _titled(name, f"{', '.join(entry.edits)} (the paper's are of {entry.model})."),
+        )
+        for name, entry in TABLES.items()
+        if entry.model
+    },
+}
+"""Scripts in ``analyses/`` by name: their defaults, and their help."""
