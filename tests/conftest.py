@@ -39,7 +39,6 @@ JOB = {"arguments"}
 
 settings.register_profile("default", derandomize=True, deadline=None)
 settings.register_profile("check", derandomize=True, deadline=None, max_examples=20)
-settings.register_profile("all", deadline=None, max_examples=200)
 settings.load_profile("default")
 
 
