@@ -161,7 +161,7 @@ def arguments(once, corpus_file, templates_file) -> dict[str, object]:
         "corpus": str(corpus_file),
         "ridge": 10.0,
         "anchor": AnchorConfig(lr=0.1, steps=4),
-        "batch_size": 2,
+        "anchors_per_batch": 2,
         "device": "cpu",
         "dtype": "float64",
     }

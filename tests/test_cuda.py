@@ -122,7 +122,7 @@ def test_half_precision_edits_and_puts_back(dtype, folders, facts, corpus_file):
 )
 def test_commands_store_the_same(command, further, arguments, tmp_path):
     """Floats to rounding, what is counted or decided exactly; what is rounding itself is left out."""
-    unused = {"jacobian": ("templates", "corpus", "ridge", "anchor", "batch_size"), "frontier": ("ridge",)}
+    unused = {"jacobian": ("templates", "corpus", "ridge", "anchor", "anchors_per_batch"), "frontier": ("ridge",)}
     given = {name: value for name, value in arguments.items() if name not in unused.get(command, ())}
     for place in PLACES:
         cli.main([command, *options({**given, "device": place, "out": tmp_path / place}), *further])

@@ -122,7 +122,7 @@ def test_a_run_at_other_layers_takes_the_anchors_that_it_shares(arguments, donor
     original, layers = bench.optimise_anchors, []
     monkeypatch.setattr(bench, "optimise_anchors", lambda *a: layers.append(a[1]) or original(*a))
     config = LayerCountConfig(
-        **arguments, schemes=("forward-replay",), most=2, anchors_from=donor, out=tmp_path / "run"
+        **arguments, schemes=("forward-replay",), max_layers=2, anchors_from=donor, out=tmp_path / "run"
     )
     run_job(config, progress=False)
     assert set(layers) == {2}

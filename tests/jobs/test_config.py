@@ -49,7 +49,7 @@ def test_choices_are_what_there_is():
         (SchemesConfig, {"ridge": float("nan")}, "not negative, got ridge nan"),
         (SchemesConfig, {"seed": -1}, "above -1, got seed -1"),
         (SchemesConfig, {"seed": 2**63}, "below 9223372036854775808, got seed"),
-        (SchemesConfig, {"batch_size": 0}, "above zero, got batch_size 0"),
+        (SchemesConfig, {"anchors_per_batch": 0}, "above zero, got anchors_per_batch 0"),
         (SchemesConfig, {"anchor__lr": 0.0}, "above zero, got anchor.lr 0"),
         (SchemesConfig, {"anchor__steps": 1}, "above 1, got anchor.steps 1"),
         (SchemesConfig, {"anchor__lr": float("nan")}, "not negative, got anchor.lr nan"),
@@ -66,10 +66,10 @@ def test_choices_are_what_there_is():
         (DampingConfig, {"dampings": (0.1, 0.0)}, "above zero, got dampings 0"),
         (FrontierConfig, {"ridges": (0.0,)}, "above zero, got ridges 0"),
         (FrontierConfig, {"ridges": (1.0, float("nan"))}, "not negative, got ridges nan"),
-        (JacobianConfig, {"memory": float("nan")}, "not negative, got memory nan"),
-        (JacobianConfig, {"memory": float("inf")}, "not negative, got memory inf"),
+        (JacobianConfig, {"sweep_memory": float("nan")}, "not negative, got sweep_memory nan"),
+        (JacobianConfig, {"sweep_memory": float("inf")}, "not negative, got sweep_memory inf"),
         (JacobianConfig, {"seed": -1}, "above -1, got seed -1"),
-        (LayerCountConfig, {"most": 0}, "above zero, got most 0"),
+        (LayerCountConfig, {"max_layers": 0}, "above zero, got max_layers 0"),
     ],
 )
 def test_the_field_is_named(config, values, words):

@@ -19,7 +19,7 @@ from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.planning.shape import Shape
 from jacobian_lab.planning.work import Stage, Work
 from jacobian_lab.store import arrays
-from jacobian_lab.store.run import GROWING, open_run
+from jacobian_lab.store.run import GROWING, config_of, open_run
 from jacobian_lab.store.schema import DIGEST, KINDS
 
 KIND = "layer_count"  # three parts, each with other dimensions
@@ -116,8 +116,8 @@ def test_every_part_is_computed_and_recorded(whole):
         if variable.mark not in {"", name}:
             for cell in cells_of(variable.mark):
                 np.testing.assert_array_equal(dataset[name].sel(cell), numbers(name, cell))
-    assert dataset.attrs["config"]["settings"] == SETTINGS
-    assert dataset.attrs["config"]["provenance"] == {"model": "none"}
+    config = config_of(dataset)
+    assert (config["settings"], config["provenance"]) == (SETTINGS, {"model": "none"})
     costs = json.loads((whole / COSTS).read_text())
     assert [part["stages"] for part in costs["parts"]] == [[], *([mark] for mark in MARKS)]
     assert all(part["took_seconds"] >= 0 for part in costs["parts"])

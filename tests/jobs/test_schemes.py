@@ -57,7 +57,7 @@ def test_the_same_command_gives_the_same_numbers(arguments, finished, tmp_path):
 
 
 def test_batch_size_and_order_change_nothing_beyond_rounding(arguments, finished, tmp_path):
-    run_job(SchemesConfig(**{**arguments, "batch_size": 6}, out=tmp_path / "other"), progress=False)
+    run_job(SchemesConfig(**{**arguments, "anchors_per_batch": 6}, out=tmp_path / "other"), progress=False)
     one, other = open_run(finished), open_run(tmp_path / "other")
     for name in ("anchor", "residual_ratio", "cosine"):
         np.testing.assert_allclose(one[name], other[name], rtol=1e-8, atol=1e-10)

@@ -40,7 +40,7 @@ def test_every_command_that_computes_can_be_planned(command, arguments, tmp_path
     folder = tmp_path / "sketch"
     shutil.copytree(arguments["model"], folder)
     (folder / "model.safetensors").unlink()
-    unused = ("templates", "corpus", "ridge", "anchor", "batch_size") if command == "jacobian" else ()
+    unused = ("templates", "corpus", "ridge", "anchor", "anchors_per_batch") if command == "jacobian" else ()
     used = {name: value for name, value in arguments.items() if name not in unused} | {"model": folder}
     before = sorted(tmp_path.rglob("*"))
     plan = read_plan(capsys, command, *options(used), "--card", "h200")

@@ -123,7 +123,7 @@ def test_shifts(arguments, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_layer_count(arguments, tmp_path, monkeypatch):
     def command(folder):
-        values = {**arguments, "schemes": ("backward-full",), "most": 2}
+        values = {**arguments, "schemes": ("backward-full",), "max_layers": 2}
         return run_job(LayerCountConfig(**values, out=folder), progress=False)
 
     finished = command(tmp_path / "finished")
@@ -251,7 +251,7 @@ def test_captions_say_where_a_cell_has_fewer_facts(kind, arguments, tmp_path):
     else:
         del values["held_out_tokens"]
         if kind == "layer_count":
-            run_job(LayerCountConfig(**values, schemes=("backward-full",), most=2, out=folder), progress=False)
+            run_job(LayerCountConfig(**values, schemes=("backward-full",), max_layers=2, out=folder), progress=False)
         elif kind == "damping":
             run_job(DampingConfig(**values, dampings=(0.1,), out=folder), progress=False)
         else:
