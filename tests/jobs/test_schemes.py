@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,10 +31,8 @@ COMMAND = [sys.executable, "-c", "from jacobian_lab.cli import main; main()", "t
 
 
 @pytest.fixture(scope="module")
-def finished(arguments, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    run_job(SchemesConfig(**arguments, out=folder), progress=False)
-    return folder
+def finished(tables_run, tmp_path_factory):
+    return shutil.copytree(tables_run, tmp_path_factory.mktemp("runs") / "run")
 
 
 def test_a_run_holds_every_scheme_layer_and_fact(finished):

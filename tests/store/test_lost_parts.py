@@ -46,12 +46,12 @@ def lose(finished, folder, chunk):
 
 
 @pytest.fixture(scope="module")
-def studied(arguments, tmp_path_factory):
+def studied(arguments, studied_run, tmp_path_factory):
     def command(folder):
         config = SchemesConfig(**arguments, schemes=("backward-dividing", "forward-replay"), out=folder)
         return run_job(config, studies=("theorem1",), progress=False)
 
-    return command, command(tmp_path_factory.mktemp("runs") / "studied")
+    return command, shutil.copytree(studied_run, tmp_path_factory.mktemp("runs") / "studied")
 
 
 @pytest.mark.slow
@@ -123,7 +123,7 @@ def test_shifts(arguments, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_layer_count(arguments, tmp_path, monkeypatch):
     def command(folder):
-        values = {**arguments, "schemes": ("backward-full",), "most": 2}
+        values = {**arguments, "schemes": ("backward-full",), "max_layers": 2}
         return run_job(LayerCountConfig(**values, out=folder), progress=False)
 
     finished = command(tmp_path / "finished")
