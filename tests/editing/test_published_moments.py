@@ -12,7 +12,6 @@ from jacobian_lab.editing.second_moments import second_moments, sums_of_keys
 from jacobian_lab.editor import Editor
 from jacobian_lab.errors import InputError
 from jacobian_lab.jobs import experiment as bench
-from jacobian_lab.jobs import setup
 from jacobian_lab.jobs.config import SchemesConfig
 from jacobian_lab.jobs.kinds import run_job
 from jacobian_lab.model.corpus import load_corpus, token_rows
@@ -172,7 +171,7 @@ def test_a_run_with_published_moments(arguments, tmp_path, monkeypatch):
     """C is the files', the run is known by them, and the corpus is not read."""
     arguments = {name: value for name, value in arguments.items() if name != "corpus"}
     monkeypatch.setattr(bench, "second_moments", lambda *_, **__: pytest.fail("C was computed"))
-    monkeypatch.setattr(setup, "load_corpus", lambda *_, **__: pytest.fail("the corpus was read"))
+    monkeypatch.setattr(bench, "load_corpus", lambda *_, **__: pytest.fail("the corpus was read"))
     moments_read = []
     original = Published.read
     monkeypatch.setattr(Published, "read", lambda *a: moments_read.append(original(*a)) or moments_read[-1])

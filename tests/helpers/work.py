@@ -2,7 +2,7 @@
 
 import pytest
 
-from jacobian_lab.jobs import comparison, experiment, measuring
+from jacobian_lab.jobs import comparison, experiment, measuring, sweeps
 from jacobian_lab.session import descents, session
 
 HOMES = {
@@ -12,6 +12,7 @@ HOMES = {
     "second_moments": experiment,
     "edit_with": session,
     "perplexity": comparison,
+    "measured_edit": sweeps,
 }
 
 

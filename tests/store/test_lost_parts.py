@@ -9,11 +9,11 @@ from helpers.commands import options
 from helpers.work import forbid
 
 from jacobian_lab import cli
+from jacobian_lab.catalogue import method
 from jacobian_lab.editing.anchors import CoordinationSettings, coordinate_shifts
 from jacobian_lab.errors import InputError
 from jacobian_lab.jobs import jacobians as surveys
 from jacobian_lab.jobs import methods as methods_job
-from jacobian_lab.jobs import sweeps
 from jacobian_lab.jobs.config import (
     DampingConfig,
     EditTableConfig,
@@ -26,6 +26,7 @@ from jacobian_lab.jobs.experiment import prepare
 from jacobian_lab.jobs.kinds import run_job
 from jacobian_lab.report.results import Results, write_account, write_comparison, write_reports
 from jacobian_lab.session import descents as bench
+from jacobian_lab.session import session
 from jacobian_lab.store import arrays
 from jacobian_lab.store.run import open_run
 
@@ -132,7 +133,7 @@ def test_layer_count(arguments, tmp_path, monkeypatch):
     assert open_run(command(folder)).identical(open_run(finished))
     monkeypatch.undo()
     folder = lose(finished, tmp_path / "other", "anchor/0.0.0")
-    forbid(monkeypatch, sweeps, "measured_edit")
+    forbid(monkeypatch, "measured_edit")
     assert open_run(command(folder)).identical(open_run(finished))
 
 
@@ -196,10 +197,10 @@ def test_edit_table(edited, tmp_path, monkeypatch, chunk, words, methods):
     folder = lose(finished, tmp_path / "run", chunk)
     with pytest.raises(InputError, match=f"without {words}"):
         write_comparison(folder)
-    edits, original = [], methods_job.method
-    monkeypatch.setattr(methods_job, "edit_with", _noted(methods_job.edit_with, edits))
+    edits = []
+    monkeypatch.setattr(session, "edit_with", _noted(session.edit_with, edits))
     assert open_run(command(folder)).identical(before)
-    assert {name for name in ("memit", "blue-refit") if original(name) in edits} == methods
+    assert {name for name in ("memit", "blue-refit") if method(name) in edits} == methods
 
 
 def _noted(work, edits):
@@ -255,7 +256,9 @@ def test_captions_say_where_a_cell_has_fewer_facts(kind, arguments, tmp_path):
         elif kind == "damping":
             run_job(DampingConfig(**values, dampings=(0.1,), out=folder), progress=False)
         else:
-            run_job(SchemesConfig(**values, schemes=("backward-full",), out=folder), ("theorem1",), progress=False)
+            run_job(
+                SchemesConfig(**values, schemes=("backward-full",), out=folder), studies=("theorem1",), progress=False
+            )
     whole, results = (Results(folder, "tables" if kind == "theorem2" else kind) for _ in range(2))
     assert "4 facts" in whole._make(table).note
     values = results.dataset[variable].transpose(..., "fact").load()
