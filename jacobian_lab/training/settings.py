@@ -101,11 +101,6 @@ class _Settings:
 
     method: ClassVar[str]
 
-    def __getattr__(self, name: str) -> Any:  # of a former name, for this version
-        if name not in RENAMED[self.method]:
-            raise AttributeError(f"{type(self).__name__} has no {name}")
-        return getattr(self, RENAMED[self.method][name])
-
     def stored(self) -> str:
         """JSON that identifies a training: byte for byte as it has always been, so that what was made is found."""
         former = {present: name for name, present in RENAMED[self.method].items()}
@@ -283,12 +278,6 @@ class TrainingConfig:
             wise=self.wise.resolved(model, protocol, seed),
             rledit=self.rledit.resolved(model, protocol, seed),
         )
-
-    suited = resolved  # its former name, for this version
-
-
-WiseSettings = WiseConfig  # former names, for this version
-RLEditSettings = RLEditConfig
 
 
 def _published(table: Mapping[str, Mapping[str, Any]], model: LanguageModel, protocol: str | None) -> dict[str, Any]:
