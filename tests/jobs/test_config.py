@@ -69,7 +69,7 @@ def test_choices_are_what_there_is():
         (JacobianConfig, {"sweep_memory": float("nan")}, "not negative, got sweep_memory nan"),
         (JacobianConfig, {"sweep_memory": float("inf")}, "not negative, got sweep_memory inf"),
         (JacobianConfig, {"seed": -1}, "above -1, got seed -1"),
-        (LayerCountConfig, {"most": 0}, "above zero, got most 0"),
+        (LayerCountConfig, {"max_layers": 0}, "above zero, got max_layers 0"),
     ],
 )
 def test_the_field_is_named(config, values, words):
