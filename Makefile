@@ -58,7 +58,7 @@ test: lint
 
 # The same and what takes long: Ray, killed processes, golden numbers, lost parts of every kind, all notebooks.
 test-all: test
-	$(PYTEST) --hypothesis-profile all -m slow
+	$(PYTEST) -m slow
 
 # The same tests with the oldest versions that pyproject.toml admits, and with the newest that there are.
 test-oldest:

@@ -19,7 +19,9 @@ from helpers.small import CONFIGS, CONTEXTS, FAMILIES, make_folder, make_tokeniz
 
 from jacobian_lab.facts.fact import Fact
 from jacobian_lab.jobs import job
-from jacobian_lab.jobs.config import AnchorConfig
+from jacobian_lab.jobs.config import AnchorConfig, SchemesConfig
+from jacobian_lab.jobs.kinds import run_job
+from jacobian_lab.jobs.studies import STUDIES
 from jacobian_lab.model.loading import load_model
 from jacobian_lab.model.templates import read_templates
 from jacobian_lab.planning.rates import Rates
@@ -37,10 +39,10 @@ JOB = {"arguments"}
 
 settings.register_profile("default", derandomize=True, deadline=None)
 settings.register_profile("check", derandomize=True, deadline=None, max_examples=20)
-settings.register_profile("all", deadline=None, max_examples=200)
 settings.load_profile("default")
 
 
+@pytest.hookimpl(tryfirst=True)  # before marks choose, and before groups are named
 def pytest_collection_modifyitems(items):
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
@@ -163,6 +165,23 @@ def arguments(once, corpus_file, templates_file) -> dict[str, object]:
         "device": "cpu",
         "dtype": "float64",
     }
+
+
+@pytest.fixture(scope="session")
+def tables_run(once, arguments) -> Path:
+    """All schemes, without a study; to be read, or copied."""
+    return once("tables", lambda folder: run_job(SchemesConfig(**arguments, out=folder), progress=False))
+
+
+@pytest.fixture(scope="session")
+def studied_run(once, arguments) -> Path:
+    """Two schemes with all studies; to be read, or copied."""
+    schemes = ("backward-dividing", "forward-replay")
+
+    def make(folder):
+        run_job(SchemesConfig(**arguments, schemes=schemes, out=folder), studies=tuple(STUDIES), progress=False)
+
+    return once("studied", make)
 
 
 @pytest.fixture(scope="session")

@@ -84,9 +84,9 @@ def by_one_and_by_two(run, config, folder):
 
 
 @pytest.mark.slow
-def test_tables(arguments, tmp_path):
+def test_tables(arguments, tables_run, tmp_path):
     """Anchors, shifts, keys and the survey are the workers'."""
-    by_one_and_by_two(run_job, SchemesConfig(**arguments), tmp_path)
+    same(run_job(SchemesConfig(**arguments, crew=TWO, out=tmp_path / "two"), progress=False), tables_run)
 
 
 @pytest.mark.slow

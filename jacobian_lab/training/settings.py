@@ -47,6 +47,9 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
 }
 """Former names of settings, which runs and trainings are stored under, with the present ones."""
 
+ADVANCED: Mapping[str, bool] = {"advanced": True}
+"""Mark of fields whose options a short help page leaves out."""
+
 WISE_OF: Mapping[str, Mapping[str, Any]] = {
     "llama-3-8b-instruct": {
         "block": 29,
@@ -270,8 +273,8 @@ class TrainingConfig:
         rledit: Settings of RLEdit.
     """
 
-    wise: WiseConfig = field(default_factory=WiseConfig)
-    rledit: RLEditConfig = field(default_factory=RLEditConfig)
+    wise: WiseConfig = field(default_factory=WiseConfig, metadata=ADVANCED)
+    rledit: RLEditConfig = field(default_factory=RLEditConfig, metadata=ADVANCED)
 
     def resolved(self, model: LanguageModel, protocol: str | None = None, seed: int = 0) -> Self:
         """Fill in what is unset for a model."""
@@ -281,10 +284,10 @@ class TrainingConfig:
             rledit=self.rledit.resolved(model, protocol, seed),
         )
 
-    suited = resolved
+    suited = resolved  # its former name, for this version
 
 
-WiseSettings = WiseConfig
+WiseSettings = WiseConfig  # former names, for this version
 RLEditSettings = RLEditConfig
 
 

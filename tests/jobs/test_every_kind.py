@@ -21,9 +21,9 @@ pytestmark = pytest.mark.smoke
 
 METHODS = {"held_out_tokens": 64, "corpus_length": 64, "greedy": False}
 KINDS = {
-    "schemes": (SchemesConfig, {"schemes": ("forward-replay",)}, "residual_ratio", "table2"),
+    "schemes": (SchemesConfig, {"schemes": ("backward-dividing", "forward-replay")}, "residual_ratio", "table2"),
     "jacobian": (JacobianConfig, {}, "singular_value", "jacobian"),
-    "layer-count": (LayerCountConfig, {"schemes": ("one-layer",), "most": 2}, "final_ratio", "layer_count"),
+    "layer-count": (LayerCountConfig, {"schemes": ("one-layer",), "max_layers": 2}, "final_ratio", "layer_count"),
     "damping": (DampingConfig, {"dampings": (0.1,)}, "residual_ratio", "damping"),
     "edit-table": (EditTableConfig, {**METHODS, "methods": ("memit+fe",)}, "kl", "metrics"),
     "edit": (EditConfig, {**METHODS, "method": "memit"}, "kl", "metrics"),

@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 from itertools import product
-from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -15,10 +15,11 @@ from jacobian_lab.crew.crew import ALONE
 from jacobian_lab.errors import InputError
 from jacobian_lab.jobs import job as jobs
 from jacobian_lab.jobs.job import COSTS, Job, Part, Preparation, each_cell, unfinished
+from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.planning.shape import Shape
 from jacobian_lab.planning.work import Stage, Work
 from jacobian_lab.store import arrays
-from jacobian_lab.store.run import GROWING, open_run
+from jacobian_lab.store.run import GROWING, config_of, open_run
 from jacobian_lab.store.schema import DIGEST, KINDS
 
 KIND = "layer_count"  # three parts, each with other dimensions
@@ -32,7 +33,7 @@ LABELS = {
 }
 ANCHORS, SHIFTS, COUNTED = MARKS = ("anchor_passes", "coordinated_shift_passes", "counted")
 SETTINGS = {"ridge": 2.0, "layers": [1, 3]}
-MODEL = SimpleNamespace(devices=(torch.device("cpu"),), cards=0, dtype=torch.float32)
+MODEL = Mock(spec=LanguageModel, devices=(torch.device("cpu"),), cards=0, dtype=torch.float32)
 
 
 def cells_of(mark, **labels):
@@ -115,8 +116,8 @@ def test_every_part_is_computed_and_recorded(whole):
         if variable.mark not in {"", name}:
             for cell in cells_of(variable.mark):
                 np.testing.assert_array_equal(dataset[name].sel(cell), numbers(name, cell))
-    assert dataset.attrs["config"]["settings"] == SETTINGS
-    assert dataset.attrs["config"]["provenance"] == {"model": "none"}
+    config = config_of(dataset)
+    assert (config["settings"], config["provenance"]) == (SETTINGS, {"model": "none"})
     costs = json.loads((whole / COSTS).read_text())
     assert [part["stages"] for part in costs["parts"]] == [[], *([mark] for mark in MARKS)]
     assert all(part["took_seconds"] >= 0 for part in costs["parts"])
@@ -133,11 +134,10 @@ def test_a_finished_run_computes_nothing(whole):
 
 @pytest.mark.parametrize("place", [0, 5, 6, 9, len(EVERY_CELL) - 1])
 def test_an_interrupted_run_goes_on_after_the_last_cell(place, whole, tmp_path):
-    released = []
-    crew = SimpleNamespace(load=ALONE.load, release=lambda: released.append(True))
+    crew = Mock(spec=ALONE, load=ALONE.load)
     with pytest.raises(KeyboardInterrupt):
         job(tmp_path / "run", Parts(end_at=EVERY_CELL[place], end=interrupt), crew=crew).carry_out()
-    assert released
+    assert crew.release.called
     again = Parts()
     job(tmp_path / "run", again).carry_out()
     assert again.counted == again.computed == EVERY_CELL[place:]

@@ -1,5 +1,6 @@
 """The theorems' commands on a small model: what they store against the plain way, resuming, figures, bad input."""
 
+import shutil
 import subprocess
 import sys
 
@@ -46,10 +47,8 @@ OF_EIGENVECTORS = ("henrici", "spectral_radius", "eigenvector_count", "random_ei
 
 
 @pytest.fixture(scope="module")
-def studied(arguments, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "studied"
-    config = SchemesConfig(**arguments, schemes=STUDIED, out=folder)
-    return run_job(config, studies=tuple(STUDIES), progress=False)
+def studied(studied_run, tmp_path_factory):
+    return shutil.copytree(studied_run, tmp_path_factory.mktemp("runs") / "studied")
 
 
 @pytest.fixture(scope="module")

@@ -194,12 +194,13 @@ class RunMachine(RuleBasedStateMachine):
             np.testing.assert_array_equal(dataset[name], rows, err_msg=name)
 
 
-def test_a_run_is_a_dictionary_that_knows_what_it_has_lost(tmp_path, monkeypatch):
+@pytest.mark.parametrize("times", [1, pytest.param(6, marks=pytest.mark.slow)])
+def test_a_run_is_a_dictionary_that_knows_what_it_has_lost(times, tmp_path, monkeypatch):
     monkeypatch.setattr(arrays, "FACTS_PER_CHUNK", 1)
     monkeypatch.setattr(arrays, "CHUNK_BYTES", 1)
     monkeypatch.setattr(finished, "PAUSE", 0)
     Run(tmp_path / "new", KIND, SETTINGS, {}, LABELS).__exit__(None, None, None)
-    examples = max(3, settings().max_examples // 10)
+    examples = times * max(3, settings().max_examples // 10)
     # ten steps are read as they are: to shrink them takes minutes
     how = settings(max_examples=examples, stateful_step_count=10, deadline=None, phases=[Phase.generate])
     run_state_machine_as_test(lambda: RunMachine(tmp_path), settings=how)
