@@ -1,4 +1,4 @@
-"""What an edit does at the last layer, split into J·δ, curvature and leakage."""
+"""The effect of an edit at the last layer, split into J·δ, curvature and leakage."""
 
 from jacobian_lab.cli import script
 

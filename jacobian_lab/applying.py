@@ -47,13 +47,13 @@ def apply(model: LanguageModel, path: str | Path) -> Iterator[LanguageModel]:
             yield model
         return
     deltas = load_delta(path, model)
-    with sole_edit(model), _kept(model, deltas):
+    with sole_edit(model), _restored(model, deltas):
         add_delta(model, deltas)
         yield model
 
 
 @contextmanager
-def _kept(model: LanguageModel, deltas: Deltas) -> Iterator[None]:
+def _restored(model: LanguageModel, deltas: Deltas) -> Iterator[None]:
     """Put the weights that deltas change back on leaving."""
     weights = [
         model.weight(place) if isinstance(place, int) else matrix(model.hf.get_submodule(place)) for place in deltas

@@ -144,7 +144,7 @@ def open_run(folder: str | Path) -> Results:
 def _changed(config: Config, settings: dict[str, Any]) -> Config:
     """Change fields of a configuration; paths may be strings, tuples lists, nested configurations mappings."""
     every: Any = config
-    names, hints = [each.name for each in fields(every)], get_type_hints(type(config))
+    names, hints = [item.name for item in fields(every)], get_type_hints(type(config))
     changes = {}
     for name, value in settings.items():
         if name in RENAMED and RENAMED[name] in names:

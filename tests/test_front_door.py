@@ -27,7 +27,7 @@ def test_importing_is_quick_and_brings_no_torch():
 
 def test_every_name_is_there_and_listed():
     assert set(NAMES) <= set(dir(jl))
-    assert 20 <= len(NAMES) <= 30
+    assert 20 <= len(NAMES) <= 42
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = jl.nothing
 
@@ -189,3 +189,62 @@ def test_unknown_settings_of_a_job_are_refused():
         jl.run_schemes(scheme="one-layer")
     with pytest.raises(jl.InputError, match="expected settings among lr, steps"):
         jl.run_schemes(anchor={"passes": 2})
+
+
+def test_unknown_kinds_and_old_names_of_a_job_are_told():
+    with pytest.raises(jl.InputError, match="expected a configuration among SchemesConfig"):
+        jl.run("schemes")
+    with (
+        pytest.warns(DeprecationWarning, match="batch_size is now called anchors_per_batch"),
+        pytest.raises(jl.InputError, match="above zero, got anchors_per_batch 0"),
+    ):
+        jl.run_schemes(batch_size=0)
+
+
+def test_a_job_runs_by_its_configuration(arguments, tmp_path):
+    given = {**arguments, "slice": "0:2", "out": str(tmp_path / "run")}
+    config = jl.SchemesConfig(**given, schemes=["one-layer"], studies=["step_size"], verdicts=False)
+    run = jl.run(config, progress=False)
+    assert run.folder == tmp_path / "run"
+    assert run.dataset["residual_ratio"].sel(scheme="one-layer", layer=3).notnull().all()
+    assert run.dataset["lambda_min"].isnull().all()
+    options = run.config["provenance"]["options"]
+    assert options["schemes"] == ["one-layer"]
+    assert options["studies"] == ["step_size"]
+    assert "out" not in options
+
+
+@pytest.mark.parametrize("name", ["memit+fe", "rledit", "wise"])
+def test_a_saved_edit_of_any_kind_is_put_back_and_undone(name, editor, tmp_path):
+    model, path = editor.model, tmp_path / "edit.safetensors"
+    prompt = torch.tensor([model.text_prompt(editor.facts[0].text).ids])
+
+    def logits():
+        with torch.no_grad():
+            return model.hf(prompt).logits
+
+    before = {place: weight.clone() for place, weight in model.hf.named_parameters()}
+    plain = logits()
+    with editor.edit(name) as edit:
+        edited = logits()
+        edit.save(path)
+        with pytest.raises(jl.InputError, match="the unedited model to put an edit on"), jl.apply(model, path):
+            pass
+    with jl.apply(model, path) as same:
+        assert same is model
+        torch.testing.assert_close(logits(), edited)
+        with pytest.raises(jl.InputError, match="the unedited model to put an edit on"), jl.apply(model, path):
+            pass
+    with pytest.raises(ZeroDivisionError), jl.apply(model, str(path)):
+        raise ZeroDivisionError
+    assert torch.equal(logits(), plain)
+    assert all(torch.equal(weight, before[place]) for place, weight in model.hf.named_parameters())
+
+
+def test_what_is_no_saved_edit_is_refused(editor, tmp_path):
+    (tmp_path / "not.safetensors").write_bytes(b"nothing")
+    for path, words in ((tmp_path, "got the folder .*: load a whole model"), (tmp_path / "not.safetensors", "a whole")):
+        with pytest.raises(jl.InputError, match=words), jl.apply(editor.model, path):
+            pass
+    with editor.edit("memit@one-layer"):  # and the model can be edited again
+        pass

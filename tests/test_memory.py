@@ -39,7 +39,7 @@ def test_lack_of_memory_ends_a_command_in_one_line(error, capsys):
     assert caught.value.code == 2
     assert message.count("\n") == 1
     assert message.startswith("jacobian-lab: expected memory")
-    assert "--batch-size" in message
+    assert "--anchors-per-batch" in message
 
 
 def test_other_faults_are_not_hidden():

@@ -164,7 +164,8 @@ def overview() -> str:
     lines = ["Why an edit of a language model's knowledge works, layer by layer.", "", f"usage: {PROGRAM} COMMAND …"]
     for group in GROUPS:
         lines += ["", f"{group.capitalize()}:"]
-        lines += [f"  {name:<{width}}  {each.summary}" for name, each in COMMANDS.items() if each.group == group]
+        members = [(name, command.summary) for name, command in COMMANDS.items() if command.group == group]
+        lines += [f"  {name:<{width}}  {summary}" for name, summary in members]
     return "\n".join([
         *lines,
         "",

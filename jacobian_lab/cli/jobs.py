@@ -27,10 +27,12 @@ from jacobian_lab.jobs.kinds import JOBS, run_job
 from jacobian_lab.jobs.methods import saved_paths
 from jacobian_lab.report.paper import read_paper
 from jacobian_lab.report.registry import TABLES
-from jacobian_lab.report.results import SCHEMES, Results, write_account, write_comparison, write_reports
-from jacobian_lab.report.tables.residuals import headlines
+from jacobian_lab.report.results import SCHEMES, write_account, write_comparison, write_reports, write_schemes
 from jacobian_lab.training.reading import read_training
 from jacobian_lab.training.settings import TrainingConfig
+
+NAMES = (*SCHEMES, "efficacy", "theorem2", "decomposition", "effort")
+"""Tables that every comparison of schemes writes."""
 
 
 @dataclass(frozen=True)
@@ -108,19 +110,17 @@ class Schemes(JobCommand):
 
     def report(self, folder: Path) -> str:
         """Write all tables, and a summary."""
-        tables, results = write_reports(folder), Results(folder, "tables")
-        verdicts = results.write("conditions", "theorem2")
-        results.write("decomposition", "effort")
-        studies = results.write(*self.config.studies)
-        named = ", ".join(["table1, table2, table5, efficacy, theorem2, decomposition, effort", *self.config.studies])
+        tables, lines = write_schemes(folder)
+        studies = [write_account(folder, name) for name in self.config.studies]
+        names = ", ".join([*NAMES, *self.config.studies])
         files = (
-            f"Tables in {folder}: {named}: .md, .tex and .csv.",
+            f"Tables in {folder}: {names}: .md, .tex and .csv.",
             f"Every measurement: {folder / 'measurements.csv'}; figures: jacobian-lab figure {folder} "
             "residual_by_layer",
         )
-        short = "\n".join([*headlines(results.dataset), *files])
+        short = "\n".join([*lines, *files])
         write_text(folder / "summary.txt", short + "\n")
-        return "\n\n".join(filter(None, [*([tables, verdicts] if self.verbose else []), studies, short]))
+        return "\n\n".join([*([tables] if self.verbose else []), *studies, short])
 
 
 @dataclass(frozen=True)

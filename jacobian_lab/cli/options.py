@@ -57,7 +57,7 @@ def words_of(path: Path, command: type) -> list[str]:
 def _names(command: type) -> dict[str, Option]:
     """Options of a command by every name that a file may have for them."""
     options = list(options_in(command))
-    names = {each.path.removeprefix("config."): each for each in options} | {each.name: each for each in options}
+    names = {o.path.removeprefix("config."): o for o in options} | {o.name: o for o in options}
     return names | {old: names[new] for old, new in RENAMED.items() if new in names}
 
 
@@ -74,13 +74,13 @@ def _content(path: Path) -> Mapping[str, Any]:
         raise InputError(f"expected options with values in ⟨config⟩ {file}, got {content!r:.60}: give a mapping")
     if not {"settings", "provenance"} <= content.keys():
         return content
-    made = content["provenance"]
-    if "options" not in made:
-        command = f" ({made['command']})" if "command" in made else ""
+    origin = content["provenance"]
+    if "options" not in origin:
+        command = f" ({origin['command']})" if "command" in origin else ""
         raise InputError(
             f"expected a run that keeps its options, got one of an older version in {file}{command}: give the options"
         )
-    return dict(made["options"])
+    return dict(origin["options"])
 
 
 def _flat(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -49,7 +49,7 @@ def parse(command: Any, words: Sequence[str], program: str, description: str) ->
 def required(kind: type) -> bool:
     """Say whether a dataclass has a field without a default."""
     every: Any = kind
-    return any(each.default is MISSING and each.default_factory is MISSING for each in fields(every))
+    return any(item.default is MISSING and item.default_factory is MISSING for item in fields(every))
 
 
 def shortened(command: Any) -> Any:

@@ -35,12 +35,7 @@ Count = Annotated[int, Gt(-1)]
 """A number of things, of which there may be none."""
 RARE = {"rare": True}
 """Metadata of fields whose options stand in the whole help alone."""
-RENAMED = {
-    "batch_size": "anchors_per_batch",
-    "metrics": "success",
-    "most": "max_layers",
-    "memory": "sweep_memory",
-}
+RENAMED = {"batch_size": "anchors_per_batch", "metrics": "success", "most": "max_layers", "memory": "sweep_memory"}
 """Old names of fields and their options; they go on working in this version."""
 
 
@@ -106,6 +101,11 @@ class AnchorConfig:
         clamp: Largest norm of the anchor's shift, as a share of the state's.
         dtype: Dtype of the copy of the model that the descent runs in; the model's own by default. Where the processor
             multiplies bfloat16 faster, so are anchors.
+
+    Examples:
+        >>> import jacobian_lab as jl
+        >>> jl.AnchorConfig(steps=10).steps
+        10
     """
 
     lr: Above | None = None
@@ -165,6 +165,11 @@ class SchemesConfig(EditingConfig):
             lanczos above.
         survey_facts: Number of facts, chosen by the seed, whose J's own eigenvectors are sought, from the matrix; 64 by
             default, 4 above a width of 2048 unless dense is asked for, none where lanczos is.
+
+    Examples:
+        >>> import jacobian_lab as jl
+        >>> jl.SchemesConfig(slice="0:4", anchor=jl.AnchorConfig(steps=10)).anchor.steps
+        10
     """
 
     schemes: tuple[SchemeName, ...] = get_args(SchemeName)
@@ -181,6 +186,11 @@ class LayerCountConfig(EditingConfig):
     Attributes:
         schemes: Target schemes to measure.
         max_layers: Decisive layers at the most, counted from 1; 8, or as many as there are, by default.
+
+    Examples:
+        >>> import jacobian_lab as jl
+        >>> jl.LayerCountConfig(slice="0:4", max_layers=3).max_layers
+        3
     """
 
     schemes: tuple[SchemeName, ...] = (
@@ -199,6 +209,11 @@ class DampingConfig(EditingConfig):
 
     Attributes:
         dampings: The values of μ.
+
+    Examples:
+        >>> import jacobian_lab as jl
+        >>> jl.DampingConfig(dampings=(0.01, 0.1)).dampings
+        (0.01, 0.1)
     """
 
     dampings: tuple[Above, ...] = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -216,6 +231,11 @@ class JacobianConfig(ComputingConfig):
         survey_facts: Number of facts, chosen by the seed, whose J's own eigenvectors are sought, from the matrix; 64 by
             default, 4 above a width of 2048 unless dense is asked for, none where lanczos is.
         sweep_memory: GiB that a sweep may hold beside the model; changes no number beyond rounding.
+
+    Examples:
+        >>> import jacobian_lab as jl
+        >>> jl.JacobianConfig(slice="0:4", layers="7-8").layers
+        '7-8'
     """
 
     site: Site = "residual"
@@ -271,6 +291,11 @@ class EditTableConfig(MethodsConfig):
 
     Attributes:
         methods: Methods, or pairs rule@scheme; the unedited model always comes first.
+
+    Examples:
+        >>> import jacobian_lab as jl
+        >>> jl.EditTableConfig(methods=("memit", "memit+fe")).methods
+        ('memit', 'memit+fe')
     """
 
     methods: tuple[str, ...] = TABLE_METHODS
@@ -285,6 +310,11 @@ class FrontierConfig(EvaluationConfig):
         schemes: Target schemes; all but jacobian-pullback, whose dense J of every fact take long, by default.
         ridges: The values of λ; seven over three decades around the model's own by default.
         greedy: Check Accuracy by real greedy decoding too; off here, since there are many points.
+
+    Examples:
+        >>> import jacobian_lab as jl
+        >>> jl.FrontierConfig(ridges=(150.0, 1500.0)).rule
+        'memit'
     """
 
     rule: Literal["memit", "prune", "rect", "emmet"] = "memit"
@@ -301,6 +331,11 @@ class EditConfig(MethodsConfig):
         method: The method, or a pair rule@scheme.
         save: delta (delta-<method>.safetensors, for jacobian-lab apply), folder (model-<method>, for transformers), or
             both.
+
+    Examples:
+        >>> import jacobian_lab as jl
+        >>> jl.EditConfig(method="alphaedit+fe").save
+        'delta'
     """
 
     method: str = "memit+fe"
@@ -310,13 +345,13 @@ class EditConfig(MethodsConfig):
 def check(config: Any, prefix: str = "") -> None:
     """Hold what is set against its type: its choices and its range, that floats are finite and lists not empty."""
     hints = get_type_hints(type(config), include_extras=True)
-    for each in fields(config):
-        value, name = getattr(config, each.name), prefix + each.name
+    for item in fields(config):
+        value, name = getattr(config, item.name), prefix + item.name
         if is_dataclass(value):
-            omitted = hasattr(hints[each.name], "__metadata__")  # options without the field's name
+            omitted = hasattr(hints[item.name], "__metadata__")  # options without the field's name
             check(value, prefix if omitted else f"{name}.")
-        elif value is not None and value != each.default:
-            _check(value, hints[each.name], name)
+        elif value is not None and value != item.default:
+            _check(value, hints[item.name], name)
 
 
 def _check(value: Any, hint: Any, name: str) -> None:

@@ -1,4 +1,4 @@
-"""What would be edited, before anything is: the model's own checks, the facts' tokens, what is known already."""
+"""A look before anything is edited: checks of the model, tokens of the facts, answers that it gives already."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -81,20 +81,21 @@ def inspect(config: CheckConfig) -> Report:
 def _look(report: Report, file: FactFile, model: LanguageModel, layers: Layers) -> None:
     """Add to a report what takes a model."""
     facts, refused = sorted_out(file.facts, partial(check_fact, model), file.places)
-    asked, unasked = sorted_out(facts, partial(check_questions, model), file.places)
+    evaluated, refused_questions = sorted_out(facts, partial(check_questions, model), file.places)
     rows = [model.fact_prompt(fact, answer=True) for fact in facts]
-    report["refused"] += [asdict(each) for each in refused]
-    report["unasked"] = [asdict(each) for each in unasked]
+    report["refused"] += [asdict(record) for record in refused]
+    report["unasked"] = [asdict(record) for record in refused_questions]
     report["model"] |= _described(model, layers) | _checked(model, layers, facts, len(refused))
     report["facts"] = [
-        _shown(model, fact, row) | known for fact, row, known in zip(facts, rows, _known(model, rows), strict=True)
+        _tokenised(model, fact, row) | answer
+        for fact, row, answer in zip(facts, rows, _present_answers(model, rows), strict=True)
     ]
     report["near"] = near_keys(model, facts, layers)
-    report["same_last_token"] = list(_same_last_token(model, asked))
+    report["same_last_token"] = list(_same_last_token(model, evaluated))
 
 
 def _judged(report: Report) -> Report:
-    """How much of each kind there is, and whether one can go on with it."""
+    """Counts of each kind, and the verdict."""
     failed = [check for check in report["model"]["checks"] if not check["passed"]]
     counts = {
         "facts": len(report["facts"]),
@@ -199,11 +200,10 @@ def _checked(model: LanguageModel, layers: Layers, facts: Sequence[Fact], refuse
     why = None
     if facts:
         try:
-            seen = check_replay(model, facts, layers)
-            told = (
-                f"states to {seen.states:.0e}, logits to {seen.logits:.0e}; {TOLERANCE[model.dtype]:.0e} is asked for"
-            )
-            checks.append(_check("replay", True, told))
+            error_of = check_replay(model, facts, layers)
+            states, logits, tolerance = error_of.states, error_of.logits, TOLERANCE[model.dtype]
+            detail = f"states to {states:.0e}, logits to {logits:.0e}; {tolerance:.0e} is asked for"
+            checks.append(_check("replay", True, detail))
         except InputError as error:
             why = str(error)
             checks.append(_check("replay", False, why))
@@ -214,8 +214,8 @@ def _check(name: str, passed: bool, detail: str) -> dict[str, Any]:
     return {"check": name, "passed": passed, "detail": detail}
 
 
-def _shown(model: LanguageModel, fact: Fact, row: Prompt) -> dict[str, Any]:
-    """A fact as its tokens have it."""
+def _tokenised(model: LanguageModel, fact: Fact, row: Prompt) -> dict[str, Any]:
+    """A fact in tokens."""
     prompt = row.ids[: len(row.ids) - len(row.answer) + 1]
     return {
         "id": fact.id,
@@ -231,7 +231,7 @@ def _shown(model: LanguageModel, fact: Fact, row: Prompt) -> dict[str, Any]:
 
 
 def _pieces(model: LanguageModel, ids: Sequence[int]) -> list[str]:
-    """What each token writes; the tokenizer's own name where that is no whole character or nothing at all."""
+    """Text of each token; the tokenizer's own name where that is no whole character or nothing at all."""
     pieces = []
     for token, name in zip(ids, model.tokenizer.convert_ids_to_tokens(list(ids)), strict=True):
         text = model.tokenizer.decode([token])
@@ -242,16 +242,16 @@ def _pieces(model: LanguageModel, ids: Sequence[int]) -> list[str]:
 
 
 @torch.no_grad()
-def _known(model: LanguageModel, rows: Sequence[Prompt]) -> Iterator[dict[str, Any]]:
-    """What the model makes of each answer now, teacher forced."""
-    with bar(len(rows), "facts", "fact") as shown:
+def _present_answers(model: LanguageModel, rows: Sequence[Prompt]) -> Iterator[dict[str, Any]]:
+    """The model's present view of each answer, teacher forced."""
+    with bar(len(rows), "facts", "fact") as progress:
         for part in (rows[start : start + ROWS_AT_ONCE] for start in range(0, len(rows), ROWS_AT_ONCE)):
             for row, states in zip(part, predicting_states(model, part), strict=True):
-                yield _taken(model, row, states)
-                shown.update()
+                yield _present_answer(model, row, states)
+                progress.update()
 
 
-def _taken(model: LanguageModel, row: Prompt, states: Float[Tensor, "answer d_model"]) -> dict[str, Any]:
+def _present_answer(model: LanguageModel, row: Prompt, states: Float[Tensor, "answer d_model"]) -> dict[str, Any]:
     log_p = model.head(states).double().log_softmax(-1)
     answer = torch.tensor(row.answer, device=log_p.device)
     own, likeliest = log_p.gather(-1, answer[:, None])[:, 0], log_p.argmax(-1)
@@ -268,9 +268,9 @@ def _repeat(repeat: Repeat) -> dict[str, Any]:
 
 
 def _findings(report: Report) -> Iterator[str]:
-    """What is wrong, or worth knowing, with the facts together."""
-    known = sum(fact["known"] for fact in report["facts"])
-    yield f"{len(report['facts'])} facts can be edited; the model gives the new answer already for {known}."
+    """Faults of the facts together, and what else is worth knowing."""
+    answered = sum(fact["known"] for fact in report["facts"])
+    yield f"{len(report['facts'])} facts can be edited; the model gives the new answer already for {answered}."
     for record in report["refused"]:
         yield f"  refused: {record['place']}: {record['reason']}"
     for record in report["unasked"]:

@@ -29,15 +29,15 @@ def options_in(kind: type, path: str = "", prefix: str = "") -> Iterator[Option]
     """Options of a dataclass, those of the dataclasses that it holds among them."""
     hints = get_type_hints(kind, include_extras=True)
     every: Any = kind
-    for each in fields(every):
-        hint = hints[each.name]
+    for item in fields(every):
+        hint = hints[item.name]
         inner, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
         if is_dataclass(inner) and isinstance(inner, type):
-            yield from options_in(inner, f"{path}{each.name}.", prefix if marks else f"{prefix}{each.name}.")
+            yield from options_in(inner, f"{path}{item.name}.", prefix if marks else f"{prefix}{item.name}.")
         else:
             names = [mark.name for mark in marks if getattr(mark, "name", None)]
-            name = prefix + (names[0] if names else each.name)
-            yield Option(path + each.name, name, UseAppendAction in marks)
+            name = prefix + (names[0] if names else item.name)
+            yield Option(path + item.name, name, UseAppendAction in marks)
 
 
 def options_of(config: Any) -> dict[str, Any]:

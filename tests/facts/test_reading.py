@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from helpers.commands import holding
 
-from jacobian_lab.cli import facts as facts_command
+from jacobian_lab.cli.listings import Facts
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import Fact, describe
 from jacobian_lab.facts.reading import BUILTIN, check_facts, load_facts, parse_slice, read_facts
@@ -417,7 +417,7 @@ def test_a_hundred_thousand_records_with_one_bad_among_them(tmp_path):
 
 def test_the_command_says_on_stderr_what_it_skipped_and_lists_the_others(tmp_path, capsys):
     path = write(tmp_path / "f.jsonl", BAD_LINES)
-    facts_command(str(path), on_bad_record="skip")
+    Facts(str(path), on_bad_record="skip").run()
     captured = capsys.readouterr()
     assert [line.split("\t")[1] for line in captured.out.splitlines()] == ["Ada lives in", "Cleo lives in"]
     assert "records skipped: 2 (line 2: " in captured.err

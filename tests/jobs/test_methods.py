@@ -165,7 +165,7 @@ def test_a_changed_setting_is_refused_by_name(quick, finished):
         ("rules", replace(RULES, emmet_epsilon=0.2), "rules.emmet_epsilon"),
         ("edits_per_batch", 2, "edits_per_batch"),
         ("held_out_tokens", 65, "held_out.tokens"),
-        ("metrics", "zsre", "metrics"),
+        ("success", "zsre", "metrics"),
     ):
         with pytest.raises(InputError, match=f"another {expected}"):
             run_job(EditTableConfig(**{**quick, name: value}, out=finished), progress=False)
@@ -602,7 +602,7 @@ def test_bad_input_ends_with_one_line(quick, capsys, tmp_path, monkeypatch):
         ("edit-table", {"methods": "rome"}, "expected methods among"),
         ("edit-table", {"methods": "unedited"}, "a method that edits"),
         ("edit-table", {"held_out": quick["corpus"]}, "held-out text"),
-        ("edit-table", {"facts": tmp_path / "facts.json", "slice": "0:1", "metrics": "counterfact"}, "target_true"),
+        ("edit-table", {"facts": tmp_path / "facts.json", "slice": "0:1", "success": "counterfact"}, "target_true"),
         ("edit-table", {"rules": replace(RULES, alphaedit_threshold=1e-12)}, "null space, got none"),
         ("edit-table", {"paper": tmp_path / "paper.csv"}, "with the columns method"),
         ("edit-table", {"protocol": "gpt9"}, "expected a protocol of"),

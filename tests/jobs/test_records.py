@@ -41,7 +41,7 @@ def given(arguments, tmp_path):
     [
         ("tables", ["--schemes", "one-layer", "--survey", "none"], ["good", "paraphrase", "neighbour", "probe"]),
         ("edit-table", ["--methods", "onelayer", "--held-out-tokens", "100"], ["good"]),
-        ("layer-count", ["--schemes", "backward-full", "--most", "1"], ["good", "probe"]),
+        ("layer-count", ["--schemes", "backward-full", "--max-layers", "1"], ["good", "probe"]),
     ],
 )
 def test_what_a_command_cannot_use_is_listed_or_left_out(command, more, left, given, tmp_path, capsys):

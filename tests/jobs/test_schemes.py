@@ -229,7 +229,7 @@ def test_a_disk_that_fails_ends_with_one_line(arguments, capsys, monkeypatch):
     def fail(*_a, **_k):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cli, "schemes_job", fail)
+    monkeypatch.setattr("jacobian_lab.cli.jobs.run_job", fail)
     assert "No space left" in bad(capsys, arguments)
 
 
@@ -244,7 +244,7 @@ def test_interruption_says_how_to_go_on(arguments, capsys, monkeypatch, tmp_path
     def interrupted(*_a, **_k):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "schemes_job", interrupted)
+    monkeypatch.setattr("jacobian_lab.cli.jobs.run_job", interrupted)
     with pytest.raises(SystemExit) as caught:
         cli.main(["tables", *options(arguments)])
     assert caught.value.code == 130

@@ -547,7 +547,7 @@ def test_bad_input_ends_with_one_line(arguments, surveyed, studied, capsys):
         ("jacobian", {**survey, "layers": "1-9"}, "layers from 0 to 5"),
         ("jacobian", {**survey, "out": studied}, "a folder of jacobian-lab jacobian, got one of tables"),
         ("theorem1", {**arguments, "out": surveyed}, "a folder of jacobian-lab tables, got one of jacobian"),
-        ("layer-count", {**arguments, "most": 9}, "at most 4 layers up to layer 3"),
+        ("layer-count", {**arguments, "max_layers": 9}, "at most 4 layers up to layer 3"),
     ]
     for command, changes, words in cases:
         with pytest.raises(SystemExit) as caught:
