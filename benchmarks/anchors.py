@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from jacobian_lab.editing.anchors import AnchorSettings, anchor_batches, optimise_anchors
+from jacobian_lab.editing.anchors import AnchorSettings, anchor_batches, optimize_anchors
 from jacobian_lab.facts.reading import load_facts
 from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.loading import load_model
@@ -52,7 +52,7 @@ def main() -> None:
     def batched() -> dict[int, Any]:
         states: dict[int, Any] = {}
         for batch in anchor_batches(rows, 16):
-            anchors = optimise_anchors(rows.select(batch), options.layer, settings)
+            anchors = optimize_anchors(rows.select(batch), options.layer, settings)
             states |= dict(zip(batch, anchors.states, strict=True))
         return states
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from timing import timed
 
-from jacobian_lab.editing.anchors import AnchorSettings, anchor_batches, coordinate_shifts, optimise_anchors
+from jacobian_lab.editing.anchors import AnchorSettings, anchor_batches, coordinate_shifts, optimize_anchors
 from jacobian_lab.facts.reading import load_facts
 from jacobian_lab.model.loading import load_model
 from jacobian_lab.model.rows import fact_rows
@@ -34,7 +34,7 @@ def main() -> None:
         return sum(int(descend(rows.select(batch)).passes.sum()) for batch in anchor_batches(rows, 16))
 
     ways: dict[str, Callable[[Any], Any]] = {
-        "one anchor": lambda rows: optimise_anchors(rows, defaults.layers[0], settings),
+        "one anchor": lambda rows: optimize_anchors(rows, defaults.layers[0], settings),
         "coordinated shifts": lambda rows: coordinate_shifts(rows, defaults.layers, settings),
     }
     times: dict[str, list[float]] = {name: [] for name in ways}

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from jacobian_lab.editing.anchors import AnchorSettings, anchor_batches, optimise_anchors
+from jacobian_lab.editing.anchors import AnchorSettings, anchor_batches, optimize_anchors
 from jacobian_lab.editing.rules import Problem, memit
 from jacobian_lab.editing.second_moments import sums_of_keys
 from jacobian_lab.facts.reading import load_facts
@@ -275,7 +275,7 @@ def anchors(rows: FactRows, layer: int, settings: AnchorSettings, size: int) -> 
         The states, fact by fact.
     """
     batches = anchor_batches(rows, size)
-    states = torch.cat([optimise_anchors(rows.select(batch), layer, settings).states for batch in batches])
+    states = torch.cat([optimize_anchors(rows.select(batch), layer, settings).states for batch in batches])
     return states[torch.argsort(torch.tensor([index for batch in batches for index in batch])).to(states.device)]
 
 

@@ -135,9 +135,9 @@ def main() -> None:
     def growing(rule: Rule) -> Iterator[Tensor]:
         carried = None
         for part in parts:
-            problem = Problem(LAYER, keys[:, part], residuals[:, part], C, weight, RIDGE, carried, goes_on=True)
+            problem = Problem(LAYER, keys[:, part], residuals[:, part], C, weight, RIDGE, carried, has_next=True)
             update = rule(problem)
-            carried = update.kept
+            carried = update.carried
             yield update.delta
 
     basis = vectors[:, values < 0.02]

@@ -4,6 +4,7 @@ The toolkit implements and extends "From Backward Spreading to Forward Replay" (
 is its public face; each name is imported when it is first asked for.
 """
 
+import warnings
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from jacobian_lab.editing.anchors import AnchorSettings as AnchorSettings
     from jacobian_lab.editing.anchors import CoordinationSettings as CoordinationSettings
     from jacobian_lab.editing.anchors import coordinate_shifts as coordinate_shifts
-    from jacobian_lab.editing.anchors import optimise_anchors as optimise_anchors
+    from jacobian_lab.editing.anchors import optimize_anchors as optimize_anchors
     from jacobian_lab.editing.deltas import load_delta as load_delta
     from jacobian_lab.editing.rules import RULES as RULES
     from jacobian_lab.editing.rules import RuleSettings as RuleSettings
@@ -85,7 +86,7 @@ _HOMES = {
     "load_model": "model.loading",
     "make_targets": "editing.schemes",
     "open_run": "runs",
-    "optimise_anchors": "editing.anchors",
+    "optimize_anchors": "editing.anchors",
     "replay": "maps.replay",
     "run": "runs",
     "run_jacobians": "runs",
@@ -97,8 +98,14 @@ _HOMES = {
 
 __all__ = sorted(_HOMES)
 
+_OLD_NAMES = {name.replace("ize_", "ise_"): name for name in ("optimize_anchors",)}
+"""Names of earlier versions, by the spelling that they had; they go on working with a warning that says the new one."""
+
 
 def __getattr__(name: str) -> Any:
+    if name in _OLD_NAMES:
+        warnings.warn(f"{name} is now {_OLD_NAMES[name]}", DeprecationWarning, stacklevel=2)
+        name = _OLD_NAMES[name]
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -113,7 +113,7 @@ class Editor:
         self.damping, self._batch_size = damping, batch_size
         self._ridge = defaults.ridge if ridge is None else ridge
         check(training or TrainingConfig())
-        self.training, self._train_facts = (training or TrainingConfig()).suited(model, seed=seed), train_facts
+        self.training, self._train_facts = (training or TrainingConfig()).resolved(model, seed=seed), train_facts
         self._templates, self._corpus, self._corpus_tokens = templates, corpus, corpus_tokens
         check_layers(self.layers, model)
         check_unedited(model, "make an editor of")

@@ -32,6 +32,11 @@ def test_every_name_is_there_and_listed():
         _ = jl.nothing
 
 
+def test_an_old_name_goes_on_working_and_says_the_new_one():
+    with pytest.warns(DeprecationWarning, match="^optimi[s]e_anchors is now optimize_anchors$"):
+        assert getattr(jl, "optimize_anchors".replace("z", "s", 1)) is jl.optimize_anchors
+
+
 @pytest.fixture(scope="module")
 def loaded():
     """The embedded model, read once for all examples."""

@@ -144,7 +144,7 @@ def test_anchors_that_do_not_fit_together_are_made_in_halves(arguments, tmp_path
     """The numbers are the same, one line says so, and the bar ends where it should."""
     config = {**arguments, "anchors_per_batch": 6, "schemes": ("backward-dividing",), "survey": "none"}
     whole = open_run(run_job(SchemesConfig(**config, out=tmp_path / "whole"), progress=False))
-    original, sizes, bars = bench.optimise_anchors, [], []
+    original, sizes, bars = bench.optimize_anchors, [], []
 
     def cramped(rows, *rest):
         sizes.append(len(rows))
@@ -155,7 +155,7 @@ def test_anchors_that_do_not_fit_together_are_made_in_halves(arguments, tmp_path
         return original(rows, *rest)
 
     real_bar = bench.bar
-    monkeypatch.setattr(bench, "optimise_anchors", cramped)
+    monkeypatch.setattr(bench, "optimize_anchors", cramped)
     monkeypatch.setattr(bench, "bar", lambda *a, **k: bars.append(real_bar(*a, **k)) or bars[-1])
     parts = open_run(run_job(SchemesConfig(**config, out=tmp_path / "parts"), progress=True))
     assert max(sizes) > 1

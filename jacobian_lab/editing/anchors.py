@@ -30,7 +30,7 @@ Progress = Callable[[int, float], None]
 
 @dataclass(frozen=True)
 class AnchorSettings:
-    """How an anchor is optimised (methods.md §2).
+    """Settings of an anchor's descent (methods.md §2).
 
     Attributes:
         lr: Adam's learning rate.
@@ -55,6 +55,19 @@ class AnchorSettings:
     clamp: float = 0.75
     stop_loss: float = 0.05
     dtype: str | None = None
+
+    @classmethod
+    def of(cls, model: LanguageModel) -> "AnchorSettings":
+        """Settings for a model: the literature's learning rate and passes where it is known, else an educated guess.
+
+        Args:
+            model: The model.
+
+        Returns:
+            The settings.
+        """
+        defaults = model.defaults()
+        return cls(lr=defaults.anchor_lr, steps=defaults.anchor_steps)
 
     def rows(self, rows: FactRows) -> FactRows:
         """Facts with the model that the descent runs in.
@@ -92,7 +105,7 @@ Decay = Literal["norm", "price"]
 
 @dataclass(frozen=True)
 class CoordinationSettings:
-    """How a coordinated descent shares the effort over the decisive layers (methods.md §4).
+    """Shares of the decisive layers in a coordinated descent (methods.md §4).
 
     Attributes:
         weighting: How far a step moves each layer: equal; front, falling evenly from the first layer to the last; or
@@ -115,11 +128,11 @@ class CoordinationSettings:
 
     @property
     def needs_eases(self) -> bool:
-        """Whether the descent has to be told kᵀC⁻¹k."""
+        """True if the descent depends on kᵀC⁻¹k."""
         return self.weighting == "eased" or self.decay == "price"
 
     def shares(self, eases: Float[Tensor, "fact layer"]) -> Float[Tensor, "fact layer"]:
-        """How far a step moves each layer, over how far it moves a single anchor; the squares add up to one.
+        """Step of each layer over the step of a single anchor; the squares add up to one.
 
         Args:
             eases: kᵀC⁻¹k of every fact and layer; for other weightings its shape alone matters.
@@ -152,7 +165,9 @@ class CoordinatedShifts:
     passes: Int[Tensor, " fact"]
 
 
-def optimise_anchors(rows: FactRows, layer: int, settings: AnchorSettings, progress: Progress | None = None) -> Anchors:
+def optimize_anchors(
+    rows: FactRows, layer: int, settings: AnchorSettings | None = None, progress: Progress | None = None
+) -> Anchors:
     """Find the states at `layer` that make the model give the new answers (methods.md §2).
 
     The facts are optimised side by side. Each has its own optimiser, its own stop, and leaves the
@@ -162,7 +177,7 @@ def optimise_anchors(rows: FactRows, layer: int, settings: AnchorSettings, progr
     Args:
         rows: The facts, of the unedited model; see `anchor_batches` for which of many to take together.
         layer: The anchor layer.
-        settings: How to optimise.
+        settings: How to optimise; by default as `AnchorSettings.of` has it for the model.
         progress: Told of every pass.
 
     Returns:
@@ -171,33 +186,38 @@ def optimise_anchors(rows: FactRows, layer: int, settings: AnchorSettings, progr
     Examples:
         >>> import jacobian_lab as jl
         >>> model, facts = jl.load_model(), jl.load_facts("builtin", "0:2")
-        >>> anchors = jl.optimise_anchors(jl.fact_rows(model, facts), 4, jl.AnchorSettings(steps=3))
+        >>> anchors = jl.optimize_anchors(jl.fact_rows(model, facts), 4, jl.AnchorSettings(steps=3))
         >>> anchors.states.shape, anchors.passes.tolist()
         (torch.Size([2, 576]), [3, 3])
     """
+    settings = settings or AnchorSettings.of(rows.model)
     descent = _Descent(settings.rows(rows), (layer,), settings)
     descent.run(progress)
     start = decisive_states(rows.model, rows.bare, [layer])[:, 0]
     return Anchors(layer, start + descent.shifts[:, 0], descent.loss, descent.passes)
 
 
+optimize_anchors = optimize_anchors
+"""The name under which the editor and the jobs still import it."""
+
+
 def coordinate_shifts(
     rows: FactRows,
     layers: Layers,
-    settings: AnchorSettings,
+    settings: AnchorSettings | None = None,
     coordination: CoordinationSettings | None = None,
     eases: Float[Tensor, "fact layer"] | None = None,
     progress: Progress | None = None,
 ) -> CoordinatedShifts:
     """Find shifts at all decisive layers that together make the model give the new answers (methods.md §4).
 
-    One descent over them all, with the passes, the loss and the stop of a single anchor's: `optimise_anchors` is the
+    One descent over them all, with the passes, the loss and the stop of a single anchor's: `optimize_anchors` is the
     case of one layer.
 
     Args:
         rows: The facts, of the unedited model.
         layers: The layers, ascending.
-        settings: How to optimise; a step is shared by the layers, and so is the clamp.
+        settings: How to optimise, as in `optimize_anchors`; a step is shared by the layers, and so is the clamp.
         coordination: How the effort is shared; equally by default.
         eases: kᵀC⁻¹k of every fact and layer, where `coordination` needs them (`Setting.eases`).
         progress: Told of every pass.
@@ -212,6 +232,7 @@ def coordinate_shifts(
         >>> found.shifts.shape, found.passes.tolist()
         (torch.Size([2, 3, 576]), [3, 3])
     """
+    settings = settings or AnchorSettings.of(rows.model)
     descent = _Descent(settings.rows(rows), layers, settings, coordination, eases)
     descent.run(progress)
     return CoordinatedShifts(layers, descent.shifts, descent.loss, descent.passes)
@@ -225,7 +246,7 @@ def anchor_batches(
     free: int | None = None,
     dtype: torch.dtype | None = None,
 ) -> list[list[int]]:
-    """Which facts to optimise together: those whose tails are about equally long, no more than memory holds.
+    """Batches of facts with tails of about the same length, no more than memory holds.
 
     Args:
         rows: The facts.

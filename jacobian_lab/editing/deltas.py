@@ -31,7 +31,7 @@ Deltas = Mapping[int, Float[Tensor, "out in"]] | Mapping[int | str, Float[Tensor
 
 
 def delta_dtype(model: LanguageModel) -> torch.dtype:
-    """In which dtype a model's deltas are kept.
+    """Dtype of a model's saved deltas.
 
     Args:
         model: The base model.
@@ -69,7 +69,7 @@ def save_delta(path: Path, model: LanguageModel, deltas: Deltas, config: Mapping
 
 
 def read_metadata(path: Path | str) -> dict[str, str]:
-    """What a delta says of itself.
+    """Metadata of a saved delta.
 
     Args:
         path: The file.
@@ -134,9 +134,9 @@ def note_other_chat(metadata: Mapping[str, str], model: LanguageModel, path: Pat
     """
     chat = chat_in(metadata, path)
     if chat != model.chat:
-        made, now = ("no chat template" if each is None else each for each in (chat, model.chat))
+        saved, now = ("no chat template" if one is None else one for one in (chat, model.chat))
         note(
-            f"{path} was made with {made}, {model.name} is asked with {now}: "
+            f"{path} was made with {saved}, {model.name} is asked with {now}: "
             "replace(model, chat=training.saved.saved_chat(path)) asks as the edit was made"
         )
 
@@ -196,7 +196,7 @@ def load_delta(path: Path | str, model: LanguageModel) -> dict[int | str, Float[
 
 
 def common_dtype(paths: Sequence[Path]) -> str:
-    """In which dtype a model is to be loaded for some deltas to be added up on it.
+    """Dtype to load a model in for some deltas to be added up on it.
 
     Args:
         paths: The files.

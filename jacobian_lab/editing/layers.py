@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jacobian_lab.catalogue import Scheme
 from jacobian_lab.crew.crew import ALONE, Crew, called
-from jacobian_lab.editing.rules import Kept, Problem, Rule, Update, memit
+from jacobian_lab.editing.rules import CarriedStates, Problem, Rule, Update, memit
 from jacobian_lab.editing.schemes import DAMPING, Targets, damped_pullback
 from jacobian_lab.editing.solving import Factor, remembered_factor
 from jacobian_lab.errors import InputError
@@ -124,8 +124,8 @@ class LayerEdit:
         layer: The layer l.
         last: The last decisive layer L.
         frozen: The facts' bare prompts, frozen just before the edit, from l to L.
-        wanted: Residuals before the scheme divided or pulled them back, ``[fact, d_model]``.
-        given: Residuals that the layer was given, ``[fact, d_model]``.
+        full_residual: Residuals before the scheme divided or pulled them back, ``[fact, d_model]``.
+        assigned_residual: Residuals that the layer was given, ``[fact, d_model]``.
         keys: k_l just before the edit, ``[fact, d_mlp]``, in float64.
         update: What the rule made of them.
         update_norm: ‖ΔW‖ / ‖W‖ in the Frobenius norm.
@@ -135,8 +135,8 @@ class LayerEdit:
     layer: int
     last: int
     frozen: FrozenGroups
-    wanted: Float[Tensor, "fact d_model"]
-    given: Float[Tensor, "fact d_model"]
+    full_residual: Float[Tensor, "fact d_model"]
+    assigned_residual: Float[Tensor, "fact d_model"]
     keys: Float[Tensor, "fact d_mlp"]
     update: Update
     update_norm: float
@@ -168,7 +168,11 @@ def restored(model: LanguageModel, layers: Sequence[int]) -> Iterator[None]:
 
 @torch.no_grad()
 def edit_layers(
-    setting: Setting, scheme: Scheme, targets: Targets, rule: Rule = memit, kept: dict[int, Kept] | None = None
+    setting: Setting,
+    scheme: Scheme,
+    targets: Targets,
+    rule: Rule = memit,
+    carried: CarriedStates | None = None,
 ) -> Iterator[LayerEdit]:
     """Edit all facts jointly, layer after layer, and leave the model edited (use within `restored`).
 
@@ -180,7 +184,7 @@ def edit_layers(
         scheme: Which residual each layer is given.
         targets: The targets, of the unedited model.
         rule: What is done with keys and residuals.
-        kept: Where these facts are one batch of several: what the rule handed on after the batch before, by
+        carried: Where these facts are one batch of several: what the rule handed on after the batch before, by
             layer; what it hands on now takes its place.
 
     Yields:
@@ -195,19 +199,19 @@ def edit_layers(
     for index, layer in enumerate(layers):
         site = scheme.read(layers, index)
         frozen = freeze_groups(model, rows.bare, sorted({layer, site, last}), last)
-        wanted = targets.of(scheme.kind, site).double() - frozen.states(site).double()
-        given = wanted / scheme.divisor(index, len(layers))
+        full = targets.of(scheme.kind, site).double() - frozen.states(site).double()
+        assigned = full / scheme.divisor(index, len(layers))
         if scheme.pulls_back:
-            given = _pulled_back(frozen, layer, last, given, setting.damping)
+            assigned = _pulled_back(frozen, layer, last, assigned, setting.damping)
         keys, old = walk.keys(layer), model.weight_at_home(layer)
-        problem = Problem(layer, keys[usable].T, given[usable].T, setting.moments[layer], old, setting.ridge)
-        if kept is not None:
-            problem = replace(problem, kept=kept.get(layer), goes_on=True)
+        problem = Problem(layer, keys[usable].T, assigned[usable].T, setting.moments[layer], old, setting.ridge)
+        if carried is not None:
+            problem = replace(problem, carried=carried.get(layer), has_next=True)
         update = rule(problem)
-        if kept is not None and update.kept is not None:
-            kept[layer] = update.kept
+        if carried is not None and update.carried is not None:
+            carried[layer] = update.carried
         stored = write_weight(model, layer, old, update.delta)
-        yield LayerEdit(layer, last, frozen, wanted, given, keys, update, **stored)
+        yield LayerEdit(layer, last, frozen, full, assigned, keys, update, **stored)
 
 
 def write_weight(

@@ -1,4 +1,4 @@
-"""What one pass of the loop over layers saw, and the quantities of Tables 1, 2 and 5 made of it."""
+"""Observations of one edit, layer by layer, and the quantities of Tables 1, 2 and 5."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from jacobian_lab.catalogue import OPTIMISED, REPLAYED, Scheme
 from jacobian_lab.editing.layers import LayerEdit, Setting, edit_layers
-from jacobian_lab.editing.rules import Kept, Rule, memit
+from jacobian_lab.editing.rules import CarriedStates, Rule, memit
 from jacobian_lab.editing.schemes import Targets
 from jacobian_lab.maps.conditions import cosine, eigen_residual, gain, rayleigh_quotient
 from jacobian_lab.maps.hooks import decisive_states
@@ -63,7 +63,11 @@ class ObservedEdit(LayerEdit):
 
 @torch.no_grad()
 def observed_edits(
-    setting: Setting, scheme: Scheme, targets: Targets, rule: Rule = memit, kept: dict[int, Kept] | None = None
+    setting: Setting,
+    scheme: Scheme,
+    targets: Targets,
+    rule: Rule = memit,
+    carried: CarriedStates | None = None,
 ) -> Iterator[ObservedEdit]:
     """Edit as `edit_layers` does, and observe what every layer's edit did (use within `restored`).
 
@@ -72,12 +76,12 @@ def observed_edits(
         scheme: Which residual each layer is given.
         targets: The targets, of the unedited model.
         rule: What is done with keys and residuals.
-        kept: As `edit_layers` has it.
+        carried: As `edit_layers` has it.
 
     Yields:
         Every layer's edit just after it.
     """
-    for edit in edit_layers(setting, scheme, targets, rule, kept):
+    for edit in edit_layers(setting, scheme, targets, rule, carried):
         layer, last, frozen = edit.layer, edit.last, edit.frozen
         now = decisive_states(setting.model, setting.rows.bare, [layer, last]).double()
         after, last_after = now.unbind(1)
@@ -132,14 +136,14 @@ def measure(edits: Sequence[ObservedEdit], targets: Targets, scheme: Scheme) -> 
         "condition_number": [edit.update.condition for edit in edits],
         "unstored": [edit.unstored for edit in edits],
     }
-    by_fact = {name: torch.cat([each[name] for each in measured]) for name in measured[0]}
-    return by_fact | {name: torch.tensor(each, dtype=torch.float64) for name, each in by_layer.items()}
+    by_fact = {name: torch.cat([part[name] for part in measured]) for name in measured[0]}
+    return by_fact | {name: torch.tensor(values, dtype=torch.float64) for name, values in by_layer.items()}
 
 
 def _measured(
     edits: Sequence[ObservedEdit], targets: Targets, scheme: Scheme, facts: slice
 ) -> dict[str, Float[Tensor, "fact layer"]]:
-    """What `measure` says of some facts."""
+    """Quantities of `measure` for a slice of the facts."""
 
     def over_layers(name: str) -> Float[Tensor, "fact layer ..."]:
         return torch.stack([getattr(edit, name)[facts] for edit in edits], dim=1)
@@ -147,11 +151,11 @@ def _measured(
     last, dtype = targets.layers[-1], edits[0].frozen.dtype
     shift, passive, linear = over_layers("shift"), over_layers("passive_shift"), over_layers("linear")
     last_before, last_after = over_layers("last_before"), over_layers("last_after")
-    wanted, given, initial = over_layers("wanted"), over_layers("given"), last_before[:, :1]
+    full, residual, initial = over_layers("full_residual"), over_layers("assigned_residual"), last_before[:, :1]
     values = {
         "cosine": torch.cosine_similarity(shift, passive, dim=-1),
-        "unrealised": norms(wanted - shift) / norms(wanted),
-        "realised": (shift * given).sum(-1) / (given**2).sum(-1),
+        "unrealised": norms(full - shift) / norms(full),
+        "realised": (shift * residual).sum(-1) / (residual**2).sum(-1),
         "shift_norm": norms(shift),
         "passive_shift_norm": norms(passive),
         "rayleigh": rayleigh_quotient(shift, linear),
@@ -167,14 +171,14 @@ def _measured(
     values["carried_linear"] = (linear * whole).sum(-1) / (whole**2).sum(-1)
     values["summed_cosine"] = cosine(summed, changed)
     values["summed_ratio"] = norms(summed) / norms(changed)
-    found = over_layers("residual")
-    left = found - passive
-    values["share_initial"] = (found * left).sum(-1) / (left**2).sum(-1)
+    before = over_layers("residual")
+    left = before - passive
+    values["share_initial"] = (before * left).sum(-1) / (left**2).sum(-1)
     replayed = over_layers("replayed")
     terms = {"linear": linear, "curvature": replayed - linear, "leakage": passive - replayed}
     for name, term in terms.items():
         values[f"{name}_norm"] = norms(term)
-        values[f"{name}_residual_cosine"] = torch.cosine_similarity(term, found, dim=-1)
+        values[f"{name}_residual_cosine"] = torch.cosine_similarity(term, before, dim=-1)
         values[f"share_{name}"] = -(term * left).sum(-1) / (left**2).sum(-1)
     for kind, name in ((OPTIMISED, "_against_optimised"), (REPLAYED, "_against_replayed"), (scheme.kind, "")):
         target = targets.of(kind, last)[facts].double()[:, None]

@@ -14,7 +14,7 @@ from jacobian_lab.catalogue import SCHEMES, Method, Scheme
 from jacobian_lab.editing.deltas import delta_dtype, save_delta, save_model
 from jacobian_lab.editing.layers import Setting, edit_layers, write_weight
 from jacobian_lab.editing.measures import ObservedEdit, observed_edits
-from jacobian_lab.editing.rules import Kept, RuleSettings
+from jacobian_lab.editing.rules import CarriedStates, RuleSettings
 from jacobian_lab.editing.schemes import Targets
 from jacobian_lab.editing.solving import Eigh
 from jacobian_lab.model.language_model import LanguageModel, Layers
@@ -30,7 +30,7 @@ Refit = Callable[[int, Sequence[int]], Float[Tensor, "fact d_model"]]
 
 @dataclass(frozen=True, eq=False)
 class MethodEdit:
-    """What editing with a method did to the weights.
+    """Change of the weights by an edit with a method.
 
     Attributes:
         deltas: ΔW of each edited layer as it was asked for, all batches together, rounded to `delta_dtype`: the
@@ -61,7 +61,7 @@ class MethodEdit:
 
 
 def edit_with(
-    chosen: Method,
+    pair: Method,
     setting: Setting,
     targets: Targets,
     rules: RuleSettings,
@@ -81,7 +81,7 @@ def edit_with(
     all this makes no difference.
 
     Args:
-        chosen: The method.
+        pair: The method.
         setting: What the edit is made with.
         targets: The targets of all facts.
         rules: What rules leave open.
@@ -92,64 +92,65 @@ def edit_with(
         look_on: Shown every layer's edit just after it; what that did is observed for it alone.
 
     Returns:
-        What it did.
+        The change.
 
     Raises:
         InputError: If no fact has a finite anchor, a solve is singular, or the model's dtype does not hold the edit.
     """
     model, count = setting.model, len(setting.facts)
-    scheme, rule = SCHEMES[chosen.scheme], rules.rule(chosen.rule, eigh)
+    scheme, rule = SCHEMES[pair.scheme], rules.rule(pair.rule, eigh)
     finite = targets.usable(scheme.kind).tolist()
     step = size or count
     original = {layer: model.weight_at_home(layer) for layer in scheme.edited(targets.layers)}
     deltas = {layer: torch.zeros_like(weight, dtype=torch.float64) for layer, weight in original.items()}
-    kept: dict[int, Kept] | None = {} if step < count else None
-    seen: dict[int, dict[str, float]] = {layer: {} for layer in original}
+    carried: CarriedStates | None = {} if step < count else None
+    by_layer: dict[int, dict[str, float]] = {layer: {} for layer in original}
     for batch in (range(start, min(start + step, count)) for start in range(0, count, step)):
-        some = setting.select(batch)
-        stages = _stages(chosen, scheme, targets.select(batch), batch, refit) if any(finite[i] for i in batch) else ()
-        for stage, wanted in stages:
+        batch_setting = setting.select(batch)
+        stages = _stages(pair, scheme, targets.select(batch), batch, refit) if any(finite[i] for i in batch) else ()
+        for stage, stage_targets in stages:
             loop = edit_layers if look_on is None else observed_edits
-            for edit in loop(some, stage, wanted, rule, kept):
+            for edit in loop(batch_setting, stage, stage_targets, rule, carried):
                 if look_on is not None:
                     look_on(cast("ObservedEdit", edit))
                 layer, update = edit.layer, edit.update
                 deltas[layer] += update.delta
                 write_weight(model, layer, original[layer], deltas[layer])  # rounded once, not batch by batch
-                worst = max(update.condition, seen[layer].get("condition_number", 0.0))
-                seen[layer] |= {**update.notes, "condition_number": worst}
+                worst = max(update.condition, by_layer[layer].get("condition_number", 0.0))
+                by_layer[layer] |= {**update.notes, "condition_number": worst}
         done(len(batch))
     for layer, weight in original.items():
-        total, notes = rules.finish(chosen.rule, deltas[layer], weight)
+        total, notes = rules.finish(pair.rule, deltas[layer], weight)
         deltas[layer] = total.to(delta_dtype(model))  # what is saved is what is measured
-        seen[layer] |= notes | write_weight(model, layer, weight, deltas[layer])
-    for doubt in _doubts(seen, model.d_mlp):
+        by_layer[layer] |= notes | write_weight(model, layer, weight, deltas[layer])
+    for doubt in _doubts(by_layer, model.d_mlp):
         note(doubt)
-    names = dict.fromkeys(name for values in seen.values() for name in values)
-    return MethodEdit(deltas, {name: [values.get(name, math.nan) for values in seen.values()] for name in names})
+    names = dict.fromkeys(name for values in by_layer.values() for name in values)
+    return MethodEdit(deltas, {name: [values.get(name, math.nan) for values in by_layer.values()] for name in names})
 
 
-def _doubts(seen: Mapping[int, Mapping[str, float]], d_mlp: int) -> Iterator[str]:
-    """What speaks against an edit, a line each, from what its rule has to say of the layers."""
-    whole = [layer for layer, values in seen.items() if values.get("null_space_rank") == d_mlp]
+def _doubts(by_layer: Mapping[int, Mapping[str, float]], d_mlp: int) -> Iterator[str]:
+    """Doubts about an edit, a line each, by its rule's notes on the layers."""
+    whole = [layer for layer, values in by_layer.items() if values.get("null_space_rank") == d_mlp]
     if whole:
         yield (
             f"AlphaEdit's null space of C is all {d_mlp} dimensions at layers {', '.join(map(str, whole))}, so that "
             "nothing is protected: the keys are small beside alphaedit_threshold; give alphaedit_relative"
         )
-    worst = max(seen, key=lambda layer: seen[layer]["condition_number"], default=None)
-    if worst is not None and seen[worst]["condition_number"] > ILL_CONDITIONED:
+    conditions = {layer: values["condition_number"] for layer, values in by_layer.items()}
+    worst = max(conditions, key=conditions.__getitem__, default=None)
+    if worst is not None and conditions[worst] > ILL_CONDITIONED:
         yield (
-            f"the solve at layer {worst} has the condition number {seen[worst]['condition_number']:.1e}: its change is "
-            "known to fewer digits than float32 has; raise what is added to K Kᵀ (ridge, alphaedit_l2)"
+            f"the solve at layer {worst} has the condition number {conditions[worst]:.1e}: its change is known to "
+            "fewer digits than float32 has; raise what is added to K Kᵀ (ridge, alphaedit_l2)"
         )
 
 
 def _stages(
-    chosen: Method, scheme: Scheme, targets: Targets, batch: Sequence[int], refit: Refit | None
+    pair: Method, scheme: Scheme, targets: Targets, batch: Sequence[int], refit: Refit | None
 ) -> Iterator[tuple[Scheme, Targets]]:
     """Edits to be made one after the other: one, or with refitting one a layer, the next target made after the last."""
-    if not chosen.refit:
+    if not pair.refit:
         yield scheme, targets
         return
     assert refit is not None
@@ -157,6 +158,6 @@ def _stages(
     usable = targets.finite()[:, None]
     for layer in layers:
         anchors = targets.optimised[layer] if layer == layers[0] else refit(layer, batch)
-        wanted = {layer: torch.where(usable, anchors, torch.nan)}
-        if torch.isfinite(wanted[layer]).all(-1).any():
-            yield SCHEMES["one-layer"], Targets((layer,), wanted, wanted)
+        states = {layer: torch.where(usable, anchors, torch.nan)}
+        if torch.isfinite(states[layer]).all(-1).any():
+            yield SCHEMES["one-layer"], Targets((layer,), states, states)

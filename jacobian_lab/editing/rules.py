@@ -26,8 +26,8 @@ RECT_KEPT = {"magnitude": 0.6, "relative": 0.2}
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
-    """What a rule hands on to a layer's next batch.
+class CarriedState:
+    """State that a rule carries from a layer's batch to the next one.
 
     Attributes:
         matrix: What it solved with: λC + S, or what the rule has in its place, with S = Σ K Kᵀ of all batches so far.
@@ -40,6 +40,10 @@ class Kept:
     basis: Float[Tensor, "d_mlp rank"] | None = None
 
 
+CarriedStates = dict[int, CarriedState]
+"""By layer."""
+
+
 @dataclass(frozen=True, eq=False)
 class Update:
     """A change of one weight.
@@ -49,18 +53,18 @@ class Update:
         condition: Condition number of the matrix that was factored, in the 1-norm, as LAPACK estimates it
             from the Cholesky factor.
         notes: What else a rule has to say, by the names under which runs store it.
-        kept: For the layer's next batch, where there is to be one.
+        carried: For the layer's next batch, where there is to be one.
     """
 
     delta: Float[Tensor, "d_model d_mlp"]
     condition: float
     notes: Mapping[str, float] = field(default_factory=dict)
-    kept: Kept | None = None
+    carried: CarriedState | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """What a rule is given at one layer; not every rule looks at all of it.
+    """Keys, residuals and matrices of one layer; not every rule reads them all.
 
     Attributes:
         layer: The layer, for messages.
@@ -69,8 +73,8 @@ class Problem:
         second_moment: C.
         weight: W.
         ridge: λ.
-        kept: What the rule handed on after the batch before this one.
-        goes_on: Whether there are to be further batches.
+        carried: What the rule handed on after the batch before this one.
+        has_next: Whether there are to be further batches.
     """
 
     layer: int
@@ -79,8 +83,8 @@ class Problem:
     second_moment: Float[Tensor, "d_mlp d_mlp"]
     weight: Float[Tensor, "d_model d_mlp"]
     ridge: float
-    kept: Kept | None = None
-    goes_on: bool = False
+    carried: CarriedState | None = None
+    has_next: bool = False
 
     def spread(self) -> Float[Tensor, "d_mlp d_mlp"]:
         """λC."""
@@ -112,15 +116,15 @@ def _regressed(
 ) -> Update:
     """``ΔW = R Kᵀ (M + S + K Kᵀ)⁻¹``, with M what `start` returns; in a basis if there is one."""
     keys = problem.keys if basis is None else basis.T @ problem.keys
-    if problem.kept is None:  # factored with the first batch's keys in it; later ones come as columns
+    if problem.carried is None:  # factored with the first batch's keys in it; later ones come as columns
         matrix = factored(start() + keys @ keys.T, f"{name} at layer {problem.layer}", hint)
         solved = matrix.solve(keys @ problem.residuals.T)
     else:
-        matrix = problem.kept.matrix.plus(keys)
+        matrix = problem.carried.matrix.plus(keys)
         solved = matrix.solve_newest(keys)
     solved = (solved if basis is None else basis @ solved).T
-    delta = solved if problem.kept is None else problem.residuals @ solved
-    return Update(delta, matrix.condition, kept=Kept(matrix) if problem.goes_on else None)
+    delta = solved if problem.carried is None else problem.residuals @ solved
+    return Update(delta, matrix.condition, carried=CarriedState(matrix) if problem.has_next else None)
 
 
 def prune(problem: Problem, *, kind: str = "log", base: float = 1.2) -> Update:
@@ -134,22 +138,22 @@ def prune(problem: Problem, *, kind: str = "log", base: float = 1.2) -> Update:
     Returns:
         The change, with the number of shrunk singular values as ``shrunk_values``.
     """
-    limit = problem.kept.limit if problem.kept else None
+    limit = problem.carried.limit if problem.carried else None
     limit = largest_singular_value(problem.weight) if limit is None else limit
     update = memit(problem)
     delta, count = shrink(update.delta, limit, kind, base)
-    kept = replace(update.kept, limit=limit) if update.kept else None
-    return replace(update, delta=delta, notes={"shrunk_values": float(count)}, kept=kept)
+    carried = replace(update.carried, limit=limit) if update.carried else None
+    return replace(update, delta=delta, notes={"shrunk_values": float(count)}, carried=carried)
 
 
-def rect(problem: Problem, *, by: str = "magnitude", kept: float | None = None) -> Update:
+def rect(problem: Problem, *, by: str = "magnitude", share: float | None = None) -> Update:
     """RECT: `memit`, then the smallest entries of the change are set to zero (methods.md §5).
 
     Args:
         problem: K, R, C, W, λ and S.
         by: ``"magnitude"`` ranks by |ΔW_ij|, as the paper's code does; ``"relative"`` by |ΔW_ij / W_ij|, as
             RECT's authors do.
-        kept: Share of the entries that stay; that of `RECT_KEPT` by default.
+        share: Share of the entries that stay; that of `RECT_KEPT` by default.
 
     Returns:
         The change, with the share of its squared norm that stayed as ``kept_energy``.
@@ -158,7 +162,7 @@ def rect(problem: Problem, *, by: str = "magnitude", kept: float | None = None) 
     size = update.delta.abs()
     if by == "relative":
         size = torch.nan_to_num(size / problem.weight.double().abs(), nan=0.0)
-    dropped = round((1 - (RECT_KEPT[by] if kept is None else kept)) * size.numel())
+    dropped = round((1 - (RECT_KEPT[by] if share is None else share)) * size.numel())
     if not dropped:
         return replace(update, notes={"kept_energy": 1.0})
     delta = torch.where(size > size.flatten().kthvalue(dropped).values, update.delta, 0.0)
@@ -189,16 +193,16 @@ def alphaedit(
     """
     moment = problem.second_moment
     space = null_space(moment, threshold, relative=relative, eigh=eigh, name=f"C at layer {problem.layer}")
-    held = problem.kept.basis if problem.kept else None
-    basis = space.basis.to(problem.keys.device) if held is None else held
+    basis = problem.carried.basis if problem.carried else None
+    basis = space.basis.to(problem.keys.device) if basis is None else basis
 
     def start() -> Float[Tensor, "rank rank"]:
         return l2 * torch.eye(basis.shape[1], dtype=basis.dtype, device=basis.device)
 
     update = _regressed(problem, start, "P K Kᵀ + L2·I", "raise ⟨alphaedit_l2⟩", basis)
     notes = {"null_space_rank": float(basis.shape[1]), "trace_left_out": space.trace_left_out}
-    kept = replace(update.kept, basis=basis) if update.kept else None
-    return replace(update, notes=notes, kept=kept)
+    carried = replace(update.carried, basis=basis) if update.carried else None
+    return replace(update, notes=notes, carried=carried)
 
 
 def emmet(problem: Problem, *, epsilon: float = 0.1) -> Update:
@@ -216,23 +220,23 @@ def emmet(problem: Problem, *, epsilon: float = 0.1) -> Update:
         without forming the latter; later ones, whose old keys stand beside A's factor, with it.
     """
     K, R, layer = problem.keys, problem.residuals, problem.layer
-    kept = (
-        problem.kept.matrix
-        if problem.kept
+    matrix = (
+        problem.carried.matrix
+        if problem.carried
         else factored(problem.spread(), f"λC at layer {layer}", advice(problem.second_moment, problem.ridge))
     )
     name, hint = f"Kᵀ A⁻¹ K + εI at layer {layer}", "raise ⟨emmet_epsilon⟩"
-    if kept.columns.shape[1]:
-        solved = kept.solve(K).T  # Kᵀ A⁻¹
+    if matrix.columns.shape[1]:
+        solved = matrix.solve(K).T  # Kᵀ A⁻¹
         inner = solved @ K
         inner = (inner + inner.T) / 2 + epsilon * torch.eye(len(inner), dtype=K.dtype, device=K.device)
         multipliers = factored(inner, name, hint)
         delta, condition = multipliers.solve(R.T).T @ solved, multipliers.condition
     else:
-        inverse, condition = damped_inverse(kept.factor, K, epsilon, name, hint)
+        inverse, condition = damped_inverse(matrix.factor, K, epsilon, name, hint)
         delta = R @ inverse
-    handed_on = Kept(kept.plus(K)) if problem.goes_on else None
-    return Update(delta, max(kept.condition, condition), kept=handed_on)
+    handed_on = CarriedState(matrix.plus(K)) if problem.has_next else None
+    return Update(delta, max(matrix.condition, condition), carried=handed_on)
 
 
 RULES: dict[str, Callable[..., Update]] = {
@@ -247,7 +251,7 @@ RULES: dict[str, Callable[..., Update]] = {
 
 @dataclass(frozen=True)
 class RuleSettings:
-    """What the rules leave open; the defaults are the paper's.
+    """Options of the rules; the defaults are the paper's.
 
     Attributes:
         prune_kind: How PRUNE shrinks.
@@ -290,7 +294,7 @@ class RuleSettings:
             return memit
         options: dict[str, dict[str, Any]] = {
             "prune": {"kind": self.prune_kind, "base": self.prune_base},
-            "rect": {"by": self.rect_by, "kept": self.rect_kept},
+            "rect": {"by": self.rect_by, "share": self.rect_kept},
             "alphaedit": {
                 "threshold": self.alphaedit_threshold,
                 "relative": self.alphaedit_relative,
@@ -304,7 +308,7 @@ class RuleSettings:
     def finish(
         self, name: str, delta: Float[Tensor, "d_model d_mlp"], weight: Float[Tensor, "d_model d_mlp"]
     ) -> tuple[Float[Tensor, "d_model d_mlp"], dict[str, float]]:
-        """What a rule does to a layer's total change after all edits: nothing, but for PRUNE on the total.
+        """Last step of a rule on a layer's total change after all edits: nothing, but for PRUNE on the total.
 
         Args:
             name: Its name in `RULES`.

@@ -84,7 +84,7 @@ class Targets:
         return torch.stack([torch.isfinite(states).all(-1) for states in every]).all(0)
 
     def usable(self, kind: Kind = OPTIMISED) -> Bool[Tensor, " fact"]:
-        """Which facts take part in a solve: those whose targets are finite.
+        """Facts that take part in a solve: those whose targets are finite.
 
         Args:
             kind: The scheme's own kind.
@@ -109,9 +109,9 @@ class Targets:
         Returns:
             These targets.
         """
-        chosen = list(facts)
+        indices = list(facts)
         kinds = (self.optimised, self.replayed, self.coordinated)
-        return Targets(self.layers, *({layer: states[chosen] for layer, states in each.items()} for each in kinds))
+        return Targets(self.layers, *({layer: states[indices] for layer, states in kind.items()} for kind in kinds))
 
 
 @torch.no_grad()
@@ -163,7 +163,7 @@ def make_targets(
     Examples:
         >>> import jacobian_lab as jl
         >>> rows = jl.fact_rows(jl.load_model(), jl.load_facts("builtin", "0:2"))
-        >>> anchors = {layer: jl.optimise_anchors(rows, layer, jl.AnchorSettings(steps=2)).states for layer in (4, 8)}
+        >>> anchors = {layer: jl.optimize_anchors(rows, layer, jl.AnchorSettings(steps=2)).states for layer in (4, 8)}
         >>> targets = jl.make_targets(rows, (4, 6, 8), anchors)
         >>> targets.of("replayed", 6).shape
         torch.Size([2, 576])

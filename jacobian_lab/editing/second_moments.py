@@ -66,8 +66,8 @@ def second_moments(
 
     Examples:
         >>> import jacobian_lab as jl
-        >>> found = jl.second_moments(jl.load_model(), jl.load_corpus(), [4], tokens=1600)
-        >>> found.matrices[4].shape, found.tokens
+        >>> moments = jl.second_moments(jl.load_model(), jl.load_corpus(), [4], tokens=1600)
+        >>> moments.matrices[4].shape, moments.tokens
         (torch.Size([1536, 1536]), 1600)
     """
     paths = _paths(model, corpus, layers, length, tokens)
@@ -81,11 +81,11 @@ def second_moments(
             with written_whole(paths[layer]) as partial:
                 save_file(tensors, partial, metadata={"digest": _digest(tensors)})
             loaded[layer] = tensors
-    found = {layer: stored for layer, stored in loaded.items() if stored is not None}
-    taken = int(next(iter(found.values()))["tokens"])
-    if tokens is not None and taken < tokens:
-        note(f"the corpus {corpus.name!r} has {taken} tokens, fewer than the {tokens} of corpus_tokens: all are taken")
-    return SecondMoment({layer: stored["second_moment"] for layer, stored in found.items()}, taken)
+    complete = {layer: stored for layer, stored in loaded.items() if stored is not None}
+    count = int(next(iter(complete.values()))["tokens"])
+    if tokens is not None and count < tokens:
+        note(f"the corpus {corpus.name!r} has {count} tokens, fewer than the {tokens} of corpus_tokens: all are taken")
+    return SecondMoment({layer: stored["second_moment"] for layer, stored in complete.items()}, count)
 
 
 def moment_rows(model: LanguageModel, corpus: Corpus, length: int = 256, tokens: int | None = None) -> list[Prompt]:
@@ -116,7 +116,7 @@ def moment_rows(model: LanguageModel, corpus: Corpus, length: int = 256, tokens:
 def moments_cached(
     model: LanguageModel, corpus: Corpus, layers: Sequence[int], length: int = 256, tokens: int | None = None
 ) -> bool:
-    """Whether the cache has what `second_moments` would give; that it is whole is not looked at.
+    """True if the cache has what `second_moments` would give; its contents are not checked.
 
     Args:
         model: The model.
@@ -148,7 +148,7 @@ def _paths(
 
 
 def _stored(path: Path, width: int) -> dict[str, Tensor] | None:
-    """What the cache holds, if it is whole; else it says so."""
+    """Contents of a file in the cache, if it is whole; else say so."""
     if not path.exists():
         return None
     try:
@@ -193,10 +193,10 @@ def fault(matrix: Tensor, width: int, asymmetry: float = ASYMMETRY) -> str:
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of all bytes."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name in sorted(tensors):
-        found.update(tensors[name].contiguous().numpy().data.cast("B"))
-    return found.hexdigest()
+        digest.update(tensors[name].contiguous().numpy().data.cast("B"))
+    return digest.hexdigest()
 
 
 @torch.no_grad()
@@ -224,17 +224,17 @@ def sums_of_keys(
     sums = {layer: torch.zeros(width, width, dtype=torch.float64, device=model.device) for layer in layers}
     total = sum(len(row.ids) for row in rows)
     with (
-        bar(total, "second moment", "token", show=progress) as shown,
-        capture(model, keys=layers) as seen,
+        bar(total, "second moment", "token", show=progress) as progress_bar,
+        capture(model, keys=layers) as record,
     ):
         for group in batches(rows):
-            chosen = [rows[i] for i in group]
-            forward(model, chosen, stop=max(layers))
-            lengths = torch.tensor([len(row.ids) for row in chosen], device=model.device)
+            group_rows = [rows[i] for i in group]
+            forward(model, group_rows, stop=max(layers))
+            lengths = torch.tensor([len(row.ids) for row in group_rows], device=model.device)
             real = torch.arange(int(lengths.max()), device=model.device) < lengths[:, None]
             for layer in layers:
-                keys = seen.keys[layer][real][:, :width]
+                keys = record.keys[layer][real][:, :width]
                 keys = keys.to(torch.promote_types(keys.dtype, torch.float32))
                 sums[layer] += keys.T @ keys
-            shown.update(int(lengths.sum()))
+            progress_bar.update(int(lengths.sum()))
     return {layer: matrix.cpu() for layer, matrix in sums.items()}

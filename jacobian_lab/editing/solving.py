@@ -192,7 +192,7 @@ def suited_ridge(eases: Float[Tensor, "fact layer"]) -> float:
 
 
 def advice(second_moment: Matrix, ridge: float) -> str:
-    """What to do where a matrix made of λC is singular.
+    """Advice where a matrix made of λC is singular.
 
     Args:
         second_moment: C.

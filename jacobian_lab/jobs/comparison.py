@@ -323,7 +323,7 @@ def _trained(
     others = _others(config, experiment)
     if RLEDIT in names and (family := config.protocol or experiment.model.known()).lower() in UNTUNED:
         note(f"the paper has no rledit on {family}, for which no stable setting was found: the first published")
-    training = config.training.suited(experiment.model, config.protocol, config.seed)
+    training = config.training.resolved(experiment.model, config.protocol, config.seed)
     return {name: ready(name, experiment.rows, others, training) for name in names}
 
 

@@ -11,7 +11,7 @@ from jacobian_lab.catalogue import Scheme
 from jacobian_lab.editing.layers import Setting, restored
 from jacobian_lab.editing.measures import ObservedEdit, measure, observed_edits
 from jacobian_lab.editing.schemes import Targets
-from jacobian_lab.evaluation.metrics import efficacy
+from jacobian_lab.evaluation.metrics import accuracy
 from jacobian_lab.model.language_model import Layers
 
 
@@ -39,7 +39,7 @@ def measured_edit(
         for edit in observed_edits(setting, scheme, targets):
             look_on(edit)
             edits.append(edit)
-        answers = {"efficacy": efficacy(setting.model, setting.facts), **examine()}
+        answers = {"efficacy": accuracy(setting.model, setting.rows.answered), **examine()}
     values = {name: value.cpu().numpy() for name, value in measure(edits, targets, scheme).items()}
     finite = targets.finite(scheme.kind)
     return scheme.edited(targets.layers), values | {n: where_finite(answer, finite) for n, answer in answers.items()}

@@ -6,7 +6,7 @@ from functools import partial
 from jacobian_lab.catalogue import SCHEMES
 from jacobian_lab.editing.measures import ObservedEdit
 from jacobian_lab.errors import InputError
-from jacobian_lab.evaluation.metrics import efficacy
+from jacobian_lab.evaluation.metrics import accuracy
 from jacobian_lab.jobs.config import SchemesConfig
 from jacobian_lab.jobs.counts import Counts
 from jacobian_lab.jobs.experiment import Experiment, prepare
@@ -126,7 +126,7 @@ def _edits(experiment: Experiment, schemes: Sequence[str], studies: Sequence[str
         if REPLAY in cells:
             for layer in layers:
                 run.write("replayed_target", targets.replayed[layer].cpu().double(), layer=layer)
-            unedited = efficacy(experiment.model, experiment.facts)
+            unedited = accuracy(experiment.model, rows.answered)
             run.write("efficacy_unedited", where_finite(unedited, targets.finite()))
             run.seal("replayed")
         edits = [cell for cell in cells if cell != REPLAY]

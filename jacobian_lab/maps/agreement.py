@@ -24,7 +24,7 @@ SAMPLE = 3
 
 @dataclass(frozen=True)
 class ReplayCheck:
-    """How far replay was from the model itself, on a sample.
+    """Differences between replay and the model itself, on a sample.
 
     Attributes:
         states: Largest relative difference of a hidden state, in the Euclidean norm.
@@ -78,10 +78,10 @@ def check_replay(model: LanguageModel, facts: Sequence[Fact], layers: Sequence[i
 def _own_logits(model: LanguageModel, rows: Sequence[Prompt]) -> list[Float[Tensor, "_ vocab"]]:
     """The model's own logits where each row's answer is predicted; of every token they would take gigabytes."""
     places = [range(len(row.ids) - len(row.answer), len(row.ids)) for row in rows]
-    kept = sorted(set().union(*places))
-    columns = torch.tensor(kept, device=model.device)
+    predicting = sorted(set().union(*places))
+    columns = torch.tensor(predicting, device=model.device)
     logits = model.hf(input_ids=pad(rows).to(model.device), logits_to_keep=columns, use_cache=False).logits
-    return [logits[index, [kept.index(place) for place in own]] for index, own in enumerate(places)]
+    return [logits[index, [predicting.index(place) for place in own]] for index, own in enumerate(places)]
 
 
 def _check_finite(

@@ -54,7 +54,7 @@ class Verdict:
 
     @property
     def error(self) -> float:
-        """How far off the eigenvalues may be."""
+        """Bound of the error of the eigenvalues."""
         return self.rounding + max(self.missed)
 
     @property
@@ -83,7 +83,7 @@ class Verdict:
         return float(np.maximum(0.0, -self.smallest))
 
     def position(self, quotient: float) -> float:
-        """Where a direction lies in the real numerical range [λ_min, λ_max].
+        """Place of a direction in the real numerical range [λ_min, λ_max].
 
         Args:
             quotient: Its Rayleigh quotient.
@@ -135,7 +135,7 @@ def symmetric_part(J: Float[Vectors, "d d"]) -> Float[Vectors, "d d"]:
 
 
 def is_positive_definite(S: Float[Vectors, "d d"]) -> bool:
-    """Whether a symmetric matrix has a Cholesky factor.
+    """True if a symmetric matrix has a Cholesky factor.
 
     Args:
         S: A symmetric matrix.
@@ -278,7 +278,7 @@ def positive_share(eigenvalues: Float[ndarray, " d"]) -> float:
 
 
 def _bounded(product: Product, runs: Sequence[Ritz], rounding: float) -> Definiteness:
-    """What Lanczos says from random starts, all of which miss an eigenvalue with probability `MISS`."""
+    """Verdict of Lanczos from random starts, all of which miss an eigenvalue with probability `MISS`."""
     miss = MISS ** (1 / len(runs))
     low = min(runs, key=lambda ritz: ritz.values[0]).lowest
     high = max(runs, key=lambda ritz: ritz.values[-1]).highest

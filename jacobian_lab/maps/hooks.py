@@ -23,7 +23,7 @@ class _StopError(Exception):
 
 @dataclass
 class Captured:
-    """What hooks saw, by layer.
+    """Record of hooks, by layer.
 
     Attributes:
         hidden: Block outputs, ``[row, token, d_model]``.
@@ -46,22 +46,22 @@ def capture(model: LanguageModel, hidden: Sequence[int] = (), keys: Sequence[int
     Yields:
         The record, overwritten by every pass; its tensors are copies.
     """
-    seen = Captured()
+    record = Captured()
     with ExitStack() as stack:
         for layer in hidden:
-            stack.callback(model.blocks[layer].register_forward_hook(partial(_keep_output, seen, layer)).remove)
+            stack.callback(model.blocks[layer].register_forward_hook(partial(_keep_output, record, layer)).remove)
         for layer in keys:
-            keep = partial(_keep_input, seen, layer, model.device)
+            keep = partial(_keep_input, record, layer, model.device)
             stack.callback(model.projection(layer).register_forward_pre_hook(keep).remove)
-        yield seen
+        yield record
 
 
-def _keep_output(seen: Captured, layer: int, _module: Any, _inputs: Any, output: Any) -> None:
-    seen.hidden[layer] = block_output(output).detach().clone()
+def _keep_output(record: Captured, layer: int, _module: Any, _inputs: Any, output: Any) -> None:
+    record.hidden[layer] = block_output(output).detach().clone()
 
 
-def _keep_input(seen: Captured, layer: int, home: torch.device, _module: Any, inputs: tuple[Tensor, ...]) -> None:
-    seen.keys[layer] = inputs[0].detach().to(home, copy=True)
+def _keep_input(record: Captured, layer: int, home: torch.device, _module: Any, inputs: tuple[Tensor, ...]) -> None:
+    record.keys[layer] = inputs[0].detach().to(home, copy=True)
 
 
 def halt(*_: Any) -> None:
@@ -91,9 +91,9 @@ def forward(
     handle = None if stop is None else model.blocks[stop].register_forward_hook(halt)
     try:
         ones = torch.ones_like(ids)  # every position counts: rows are padded on the right
-        kept = {cache_name(model.trunk): cache, "use_cache": cache is not None}
+        caching = {cache_name(model.trunk): cache, "use_cache": cache is not None}
         with passing([row.asked for row in rows]):
-            output = model.trunk(input_ids=ids, attention_mask=ones, **kept)
+            output = model.trunk(input_ids=ids, attention_mask=ones, **caching)
         return output.last_hidden_state
     except _StopError:
         return None
@@ -140,10 +140,10 @@ def decisive_states(
     states = torch.empty(len(rows), len(layers), model.d_model, dtype=model.dtype, device=model.device)
     short = [row.cut() for row in rows] if cut else rows
     for group in batches(short):
-        with capture(model, hidden=layers) as seen:
+        with capture(model, hidden=layers) as record:
             forward(model, [short[i] for i in group], stop=max(layers))
         for index, layer in enumerate(layers):
-            states[group, index] = at_decisive(seen.hidden[layer], [short[i] for i in group])
+            states[group, index] = at_decisive(record.hidden[layer], [short[i] for i in group])
     return states
 
 

@@ -39,7 +39,7 @@ Product = Callable[[Float[ndarray, " n"]], Float[ndarray, " n"]]
 
 @dataclass(frozen=True, eq=False)
 class Ritz:
-    """What Lanczos knows of S from one random start.
+    """Ritz values and vectors of S from one random start.
 
     Attributes:
         diagonal: α_1 to α_k.
@@ -67,7 +67,7 @@ class Ritz:
         return self._vector(len(self.diagonal) - 1)
 
     def below(self, miss: float = MISS) -> float:
-        """How far below the lowest Ritz value an eigenvalue may lie.
+        """Distance below the lowest Ritz value within which an eigenvalue may lie.
 
         Args:
             miss: The probability with which one may lie farther.
@@ -78,7 +78,7 @@ class Ritz:
         return _reach(self.values - self.values[0], self._limit(miss))
 
     def above(self, miss: float = MISS) -> float:
-        """How far above the highest Ritz value an eigenvalue may lie.
+        """Distance above the highest Ritz value within which an eigenvalue may lie.
 
         Args:
             miss: The probability with which one may lie farther.

@@ -1,4 +1,4 @@
-"""How likely a model takes answers to be, in float64 whatever its dtype, and no more logits than there are tokens."""
+"""Likelihood of answers, in float64 whatever the dtype; logits are made of the answers' tokens alone."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -11,12 +11,12 @@ def answer_nll(frozen: Frozen, outputs: Float[Tensor, "row answer d_model"]) -> 
 
     Args:
         frozen: The rows, each with an answer.
-        outputs: What the head makes their logits of (`jacobian_lab.maps.replay.tail_outputs`).
+        outputs: Input of the head at their tokens (`jacobian_lab.maps.replay.tail_outputs`).
 
     Returns:
         In float64; gradients flow through.
     """
-    told = frozen.answer >= 0
-    log_p = frozen.model.head(outputs[told]).double().log_softmax(-1)
-    found = -log_p.gather(-1, frozen.answer[told][:, None])[:, 0]
-    return found.new_zeros(told.shape).masked_scatter(told, found).sum(1) / told.sum(1)
+    answered = frozen.answer >= 0
+    log_p = frozen.model.head(outputs[answered]).double().log_softmax(-1)
+    nll = -log_p.gather(-1, frozen.answer[answered][:, None])[:, 0]
+    return nll.new_zeros(answered.shape).masked_scatter(answered, nll).sum(1) / answered.sum(1)

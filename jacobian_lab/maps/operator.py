@@ -11,7 +11,13 @@ from torch import Tensor
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import Fact
 from jacobian_lab.maps.conditions import Eigenspaces, Vectors, eigenspaces
-from jacobian_lab.maps.definiteness import WIDEST_DENSE, Definiteness, definiteness, definiteness_matrix_free
+from jacobian_lab.maps.definiteness import (
+    WIDEST_DENSE,
+    Definiteness,
+    definiteness,
+    definiteness_matrix_free,
+    positive_share,
+)
 from jacobian_lab.maps.jacobians import (
     by_columns,
     dense_jacobians,
@@ -24,7 +30,7 @@ from jacobian_lab.maps.jacobians import (
     vjp,
 )
 from jacobian_lab.maps.replay import MLP, RESIDUAL, Frozen, Site, freeze
-from jacobian_lab.maps.spectra import numerical_range
+from jacobian_lab.maps.spectra import henrici_departure, numerical_range, rotation
 from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.rows import check_tokens, fact_rows
 
@@ -68,6 +74,8 @@ class Jacobian:
         (True, True)
         >>> J.definiteness().decision
         'indefinite'
+        >>> 0 < J.positive_share() < 1, 0 < J.henrici() < 1, J.rotation() > 0
+        (True, True, True)
     """
 
     def __init__(
@@ -106,7 +114,7 @@ class Jacobian:
 
     @property
     def dtype(self) -> np.dtype:
-        """Of the arrays that it gives: float64 if the model is, else float32."""
+        """Dtype of the arrays that it gives: float64 if the model is, else float32."""
         return to_numpy(self.state[:0]).dtype
 
     @property
@@ -183,6 +191,32 @@ class Jacobian:
         """
         return eigenspaces(self.dense())
 
+    def positive_share(self) -> float:
+        """Share of the eigenvalues of S = (J + Jᵀ)/2 that are positive, from the matrix: 1 iff theorem 2 holds.
+
+        Returns:
+            Between 0 and 1.
+        """
+        J = self.dense().astype(np.float64)
+        return positive_share(np.linalg.eigvalsh((J + J.T) / 2))
+
+    def henrici(self) -> float:
+        """Henrici's departure from normality, (‖J‖_F² − Σ|λ|²)^½ / ‖J‖_F, from the matrix: 0 iff J is normal.
+
+        Returns:
+            Between 0 and 1.
+        """
+        J = self.dense().astype(np.float64)
+        return henrici_departure(J, np.linalg.eigvals(J))
+
+    def rotation(self) -> float:
+        """‖A‖_F / ‖S‖_F with A = (J − Jᵀ)/2, from the matrix: how much J turns, against how much it stretches.
+
+        Returns:
+            0 for a symmetric J; infinity for an antisymmetric one.
+        """
+        return rotation(self.dense())
+
     def numerical_range(self, points: int = 64) -> np.ndarray:
         """Boundary of the numerical range W(J), from the matrix.
 
@@ -202,14 +236,14 @@ class Jacobian:
         )
 
     def _repr_html_(self) -> str:
-        known = "not computed yet: <code>definiteness()</code>"
+        extremes = "not computed yet: <code>definiteness()</code>"
         if (verdict := self._verdict) is not None:
-            known = f"{verdict.decision}: λ ∈ [{verdict.smallest:.3g}, {verdict.largest:.3g}] ± {verdict.error:.1g}"
+            extremes = f"{verdict.decision}: λ ∈ [{verdict.smallest:.3g}, {verdict.largest:.3g}] ± {verdict.error:.1g}"
         lines = {
             "fact": escape(f"{self.fact.id}: {self.fact.text}"),
             "layers": f"{self.layer} → {self.last} of {escape(self.model.name)}, {self.site}",
             "matrix": f"{self.shape[0]} × {self.shape[1]}, {self._model_dtype}",
-            "symmetric part": known,
+            "symmetric part": extremes,
         }
         rows = "".join(f"<tr><th>{name}</th><td>{text}</td></tr>" for name, text in lines.items())
         return f"<table><caption>J<sub>{self.layer}→{self.last}</sub></caption>{rows}</table>"

@@ -74,7 +74,7 @@ class Frozen:
         """
         return replace(
             self,
-            prefix={layer: _rows_of(each, rows) for layer, each in self.prefix.items()},
+            prefix={layer: _rows_of(cached, rows) for layer, cached in self.prefix.items()},
             tails={layer: tail[rows] for layer, tail in self.tails.items()},
             start=self.start[rows],
             answer_at=self.answer_at[rows],
@@ -104,7 +104,7 @@ def freeze(model: LanguageModel, rows: Sequence[Prompt], starts: Sequence[int], 
     """
     last = model.n_layers - 1 if last is None else last
     cache = DynamicCache()
-    with capture(model, hidden=starts) as seen:
+    with capture(model, hidden=starts) as record:
         forward(model, rows, stop=last, cache=cache)
     start = torch.tensor([row.decisive for row in rows], device=model.device)
     width = max(row.decisive for row in rows)
@@ -115,7 +115,7 @@ def freeze(model: LanguageModel, rows: Sequence[Prompt], starts: Sequence[int], 
     }
     longest = max(row.tail for row in rows)
     columns = start[:, None] + torch.arange(longest, device=model.device)
-    tails = {layer: _gather(hidden, columns) for layer, hidden in seen.hidden.items()}
+    tails = {layer: _gather(hidden, columns) for layer, hidden in record.hidden.items()}
     answer_at, answer = _answers(rows)
     return Frozen(model, prefix, tails, start, answer_at.to(model.device), answer.to(model.device))
 
@@ -158,7 +158,7 @@ def trajectory(
     site: Site = RESIDUAL,
     shifts: Shifts = NO_SHIFTS,
 ) -> dict[int, Float[Tensor, "row 1 d_model"]]:
-    """What the blocks hand on to one another, so that derivatives by each of them can be taken.
+    """Hidden states of the decisive token behind each block, so that derivatives by each can be taken.
 
     Args:
         frozen: The rows.
@@ -203,7 +203,7 @@ def replay_logits(
 def replay_outputs(
     frozen: Frozen, start: int, states: Float[Tensor, "row d_model"], shifts: Shifts = NO_SHIFTS
 ) -> Float[Tensor, "row answer d_model"]:
-    """What the head makes logits of where the answer's tokens are predicted, given the decisive states at `start`.
+    """Input of the head where the answer's tokens are predicted, given the decisive states at `start`.
 
     Args:
         frozen: The rows.
@@ -221,7 +221,7 @@ def replay_outputs(
 def tail_outputs(
     frozen: Frozen, start: int, hidden: Float[Tensor, "row tail d_model"], shifts: Shifts = NO_SHIFTS
 ) -> Float[Tensor, "row answer d_model"]:
-    """What the head makes logits of, given the block output at `start` over the whole tail.
+    """Input of the head, given the block output at `start` over the whole tail.
 
     Args:
         frozen: The rows.
@@ -369,7 +369,7 @@ def _gather(hidden: Float[Tensor, "row token d_model"], columns: Int[Tensor, "ro
 
 
 def _answers(rows: Sequence[Prompt]) -> tuple[Int[Tensor, "row answer"], Int[Tensor, "row answer"]]:
-    """Where in the tail each answer token is predicted, and which it is."""
+    """Answer tokens, and the place in the tail where each is predicted."""
     width = max(1, *(len(row.answer) for row in rows))
     answer_at = torch.zeros(len(rows), width, dtype=torch.long)
     answer = torch.full((len(rows), width), -1)

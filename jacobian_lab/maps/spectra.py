@@ -1,4 +1,4 @@
-"""Where J = J_{l→L} lies in the complex plane beyond its eigenvalues, and how far it is from normal, in float64."""
+"""Numerical range of J = J_{l→L}, departure from normality and rotation, in float64."""
 
 import numpy as np
 import scipy.linalg

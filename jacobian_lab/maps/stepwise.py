@@ -58,7 +58,7 @@ class StepwisePass:
 
     @property
     def resting(self) -> bool:
-        """Whether it carries states now."""
+        """True while it carries states."""
         return bool(self._rests)
 
     @torch.no_grad()

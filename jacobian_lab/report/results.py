@@ -113,7 +113,7 @@ class Results:
         from jacobian_lab.report.figures.style import save
 
         out = self.folder / "figures" if out is None else Path(out)
-        paths = [out] if out.suffix else [out / f"{name}.pdf", out / f"{name}.png"]
+        paths = [out] if out.suffix and not out.is_dir() else [out / f"{name}.pdf", out / f"{name}.png"]
         save(self.figure(name), *paths)
         return paths
 

@@ -16,7 +16,7 @@ from jacobian_lab.editing.anchors import (
     Progress,
     anchor_batches,
     coordinate_shifts,
-    optimise_anchors,
+    optimize_anchors,
 )
 from jacobian_lab.memory import free_memory
 from jacobian_lab.model.language_model import Layers
@@ -112,7 +112,7 @@ def shift_descent(
 def _anchors(
     rows: FactRows, settings: AnchorSettings, layer: int, batch: Sequence[int], progress: Progress | None = None
 ) -> Optimized:
-    anchors = optimise_anchors(rows.select(batch), layer, settings, progress)
+    anchors = optimize_anchors(rows.select(batch), layer, settings, progress)
     return anchors.states.cpu(), anchors.loss.cpu(), anchors.passes.cpu()
 
 

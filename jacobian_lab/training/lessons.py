@@ -71,7 +71,7 @@ def lessons(model: LanguageModel, others: Sequence[Fact], seed: int, count: int)
             )
         ]
 
-    examples = _made_of(others, lesson, count, "lessons")
+    examples = _made_of(others, lesson, count, "training examples")
     if not examples:
         raise InputError(
             "expected facts to train on that have a paraphrase and a neighbourhood prompt with its answer, got none "

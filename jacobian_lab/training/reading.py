@@ -75,7 +75,7 @@ def read_fields(kind: type[T], content: Any, prefix: str = "") -> T:
 
 def _read(hint: Any, value: Any, name: str) -> Any:
     """One value, as the type of its field; numbers that YAML takes for text, such as 1e-5, become numbers."""
-    if is_dataclass(hint):
+    if isinstance(hint, type) and is_dataclass(hint):
         return read_fields(hint, value, f"{name}.")
     if NoneType in get_args(hint):
         (hint,) = (kind for kind in get_args(hint) if kind is not NoneType)

@@ -47,6 +47,9 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
 }
 """Former names of settings, which runs and trainings are stored under, with the present ones."""
 
+ADVANCED: Mapping[str, bool] = {"advanced": True}
+"""Mark of fields whose options a short help page leaves out."""
+
 WISE_OF: Mapping[str, Mapping[str, Any]] = {
     "llama-3-8b-instruct": {
         "block": 29,
@@ -97,11 +100,6 @@ class _Settings:
     """A method's settings: unset ones are None until a model is there."""
 
     method: ClassVar[str]
-
-    def __getattr__(self, name: str) -> Any:  # of a former name, for this version
-        if name not in RENAMED[self.method]:
-            raise AttributeError(f"{type(self).__name__} has no {name}")
-        return getattr(self, RENAMED[self.method][name])
 
     def stored(self) -> str:
         """JSON that identifies a training: byte for byte as it has always been, so that what was made is found."""
@@ -270,8 +268,8 @@ class TrainingConfig:
         rledit: Settings of RLEdit.
     """
 
-    wise: WiseConfig = field(default_factory=WiseConfig)
-    rledit: RLEditConfig = field(default_factory=RLEditConfig)
+    wise: WiseConfig = field(default_factory=WiseConfig, metadata=ADVANCED)
+    rledit: RLEditConfig = field(default_factory=RLEditConfig, metadata=ADVANCED)
 
     def resolved(self, model: LanguageModel, protocol: str | None = None, seed: int = 0) -> Self:
         """Fill in what is unset for a model."""
@@ -280,12 +278,6 @@ class TrainingConfig:
             wise=self.wise.resolved(model, protocol, seed),
             rledit=self.rledit.resolved(model, protocol, seed),
         )
-
-    suited = resolved
-
-
-WiseSettings = WiseConfig
-RLEditSettings = RLEditConfig
 
 
 def _published(table: Mapping[str, Mapping[str, Any]], model: LanguageModel, protocol: str | None) -> dict[str, Any]:

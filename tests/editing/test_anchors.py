@@ -9,9 +9,11 @@ from helpers.small import CONTEXTS
 
 from jacobian_lab.catalogue import SCHEMES
 from jacobian_lab.editing import anchors as descent
-from jacobian_lab.editing.anchors import AnchorSettings, anchor_batches, coordinate_shifts, optimise_anchors
+from jacobian_lab.editing.anchors import AnchorSettings, anchor_batches, coordinate_shifts, optimize_anchors
 from jacobian_lab.editing.schemes import replay_targets
 from jacobian_lab.maps.hooks import decisive_states
+from jacobian_lab.model.families import Defaults
+from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.loading import load_model
 from jacobian_lab.model.rows import fact_rows
 from jacobian_lab.model.tokens import fact_prompt
@@ -28,7 +30,7 @@ def plain(model):
 
 
 def test_anchors_agree_with_one_fact_at_a_time(family_model, facts):
-    anchors = optimise_anchors(fact_rows(family_model, facts, CONTEXTS), 2, SETTINGS)
+    anchors = optimize_anchors(fact_rows(family_model, facts, CONTEXTS), 2, SETTINGS)
     for index, fact in enumerate(facts):
         expected, loss, passes = plain(family_model).anchor(fact, 2, CONTEXTS, lr=0.1, steps=8)
         torch.testing.assert_close(anchors.states[index], expected, rtol=1e-8, atol=1e-8)
@@ -39,40 +41,40 @@ def test_anchors_agree_with_one_fact_at_a_time(family_model, facts):
 def test_batching_and_order_change_nothing(tiny, facts):
     """Facts leave at different passes; per-fact quantities must follow their fact."""
     settings = dataclasses.replace(SETTINGS, lr=0.4, steps=20, stop_loss=6.3)
-    together = optimise_anchors(rows(tiny, facts), 2, settings)
+    together = optimize_anchors(rows(tiny, facts), 2, settings)
     assert len(set(together.passes.tolist())) > 2
     order = [3, 0, 4, 2, 1]
-    shuffled = optimise_anchors(rows(tiny, facts).select(order), 2, settings)
+    shuffled = optimize_anchors(rows(tiny, facts).select(order), 2, settings)
     torch.testing.assert_close(shuffled.states, together.states[order], rtol=1e-9, atol=1e-9)
     for index, fact in enumerate(facts):
-        alone = optimise_anchors(rows(tiny, [fact]), 2, settings)
+        alone = optimize_anchors(rows(tiny, [fact]), 2, settings)
         torch.testing.assert_close(alone.states[0], together.states[index], rtol=1e-9, atol=1e-9)
         assert alone.passes[0] == together.passes[index]
 
 
 def test_a_descent_in_another_dtype_leaves_the_model_and_the_start_alone(tiny, facts):
     settings = dataclasses.replace(SETTINGS, dtype="float32")
-    own, other = (optimise_anchors(rows(tiny, facts), 2, each) for each in (SETTINGS, settings))
+    own, other = (optimize_anchors(rows(tiny, facts), 2, option) for option in (SETTINGS, settings))
     assert tiny.dtype == torch.float64
     torch.testing.assert_close(other.states, own.states, rtol=1e-4, atol=1e-4)
     assert not torch.equal(other.states, own.states)
-    still = optimise_anchors(rows(tiny, facts), 2, dataclasses.replace(settings, steps=1))
+    still = optimize_anchors(rows(tiny, facts), 2, dataclasses.replace(settings, steps=1))
     start = decisive_states(tiny, rows(tiny, facts).bare, [2])[:, 0]
     assert torch.equal(still.states, start)  # the copy's rounding is no shift
-    shifts = [coordinate_shifts(rows(tiny, facts), (1, 3), each).shifts for each in (SETTINGS, settings)]
+    shifts = [coordinate_shifts(rows(tiny, facts), (1, 3), option).shifts for option in (SETTINGS, settings)]
     torch.testing.assert_close(shifts[1].double(), shifts[0], rtol=1e-3, atol=1e-4)
 
 
 def test_the_clamp_holds(tiny, facts):
     settings = dataclasses.replace(SETTINGS, lr=5.0, clamp=0.2, stop_loss=0.0)
-    anchors = optimise_anchors(rows(tiny, facts), 2, settings)
+    anchors = optimize_anchors(rows(tiny, facts), 2, settings)
     starts = torch.stack([plain(tiny).states(*prompt(tiny.tokenizer, fact), [2])[1][2] for fact in facts])
     shift = (anchors.states - starts).norm(dim=1) / starts.norm(dim=1)
     torch.testing.assert_close(shift, torch.full_like(shift, 0.2), rtol=1e-9, atol=0)
 
 
 def test_one_pass_makes_no_update(tiny, facts):
-    anchors = optimise_anchors(rows(tiny, facts), 2, dataclasses.replace(SETTINGS, steps=1))
+    anchors = optimize_anchors(rows(tiny, facts), 2, dataclasses.replace(SETTINGS, steps=1))
     _, states = plain(tiny).states(*prompt(tiny.tokenizer, facts[0]), [2])
     torch.testing.assert_close(anchors.states[0], states[2], rtol=1e-12, atol=1e-12)
 
@@ -86,9 +88,9 @@ def test_a_fact_whose_loss_is_not_finite_keeps_its_place(tiny, facts, monkeypatc
             frozen.tails[2][len(these) // len(facts)] = float("nan")  # the first row of fact 1
         return frozen
 
-    expected = optimise_anchors(rows(tiny, facts), 2, SETTINGS)
+    expected = optimize_anchors(rows(tiny, facts), 2, SETTINGS)
     monkeypatch.setattr(descent, "freeze", poisoned)
-    anchors = optimise_anchors(rows(tiny, facts), 2, SETTINGS)
+    anchors = optimize_anchors(rows(tiny, facts), 2, SETTINGS)
     assert anchors.states[1].isnan().all()
     assert anchors.loss[1].isnan()
     assert int(anchors.passes[1]) == 1
@@ -97,16 +99,16 @@ def test_a_fact_whose_loss_is_not_finite_keeps_its_place(tiny, facts, monkeypatc
 
 
 def test_progress_counts_every_fact_once(tiny, facts):
-    told = []
-    optimise_anchors(rows(tiny, facts), 2, SETTINGS, lambda finished, loss: told.append((finished, loss)))
-    assert sum(finished for finished, _ in told) == len(facts)
-    assert len(told) <= SETTINGS.steps
+    calls = []
+    optimize_anchors(rows(tiny, facts), 2, SETTINGS, lambda finished, loss: calls.append((finished, loss)))
+    assert sum(finished for finished, _ in calls) == len(facts)
+    assert len(calls) <= SETTINGS.steps
 
 
 def test_replayed_targets_are_the_models_states(family_model, facts):
-    made = rows(family_model, facts)
-    anchors = optimise_anchors(made, 1, SETTINGS)
-    replayed = replay_targets(made, anchors.states, (1, 2, 4)).transpose(0, 1)
+    several_rows = rows(family_model, facts)
+    anchors = optimize_anchors(several_rows, 1, SETTINGS)
+    replayed = replay_targets(several_rows, anchors.states, (1, 2, 4)).transpose(0, 1)
     for index, fact in enumerate(facts):
         ids, position = prompt(family_model.tokenizer, fact)
         with torch.no_grad():
@@ -127,15 +129,15 @@ def test_batches_hold_every_fact_once_and_tails_of_about_a_length(tiny, facts):
 
 
 def test_a_batch_is_bounded_by_the_tokens_that_it_replays(tiny, facts, monkeypatch):
-    made = rows(tiny, [dataclasses.replace(f, id=i) for i, f in enumerate(facts * 6)])
-    tokens = [len(made.weights) * row.tail for row in made.answered]
+    several_rows = rows(tiny, [dataclasses.replace(f, id=i) for i, f in enumerate(facts * 6)])
+    tokens = [len(several_rows.weights) * row.tail for row in several_rows.answered]
     monkeypatch.setattr(descent, "BATCH_TOKENS", 2 * max(tokens))
-    groups = anchor_batches(made, 100)
-    assert sorted(i for group in groups for i in group) == list(range(len(made)))
+    groups = anchor_batches(several_rows, 100)
+    assert sorted(i for group in groups for i in group) == list(range(len(several_rows)))
     assert max(len(group) * max(tokens[i] for i in group) for group in groups) <= 2 * max(tokens)
     assert max(map(len, groups)) > 1
     monkeypatch.setattr(descent, "BATCH_TOKENS", 1)
-    assert [len(group) for group in anchor_batches(made, 100)] == [1] * len(made)
+    assert [len(group) for group in anchor_batches(several_rows, 100)] == [1] * len(several_rows)
 
 
 def test_a_copy_in_another_dtype_is_the_model_loaded_so(folders, facts):
@@ -144,7 +146,7 @@ def test_a_copy_in_another_dtype_is_the_model_loaded_so(folders, facts):
         model, loaded = (load_model(folders[family], dtype=dtype, device="cpu") for dtype in ("float32", "bfloat16"))
         copied = model.cast(torch.bfloat16)
         prompts = [model.fact_prompt(fact, answer=True) for fact in facts]
-        assert torch.equal(*(decisive_states(each, prompts, [1, 3]) for each in (copied, loaded)))
+        assert torch.equal(*(decisive_states(option, prompts, [1, 3]) for option in (copied, loaded)))
         with torch.no_grad():
             model.weight(2).mul_(2)
         assert model.cast(torch.bfloat16).hf is copied.hf
@@ -153,11 +155,11 @@ def test_a_copy_in_another_dtype_is_the_model_loaded_so(folders, facts):
 
 
 def test_little_memory_makes_small_batches(tiny, facts, monkeypatch):
-    made = rows(tiny, [dataclasses.replace(f, id=i) for i, f in enumerate(facts * 6)])
-    assert max(map(len, anchor_batches(made, 100))) > 1
-    assert max(map(len, anchor_batches(made))) <= descent.BATCH_FACTS
+    several_rows = rows(tiny, [dataclasses.replace(f, id=i) for i, f in enumerate(facts * 6)])
+    assert max(map(len, anchor_batches(several_rows, 100))) > 1
+    assert max(map(len, anchor_batches(several_rows))) <= descent.BATCH_FACTS
     monkeypatch.setattr(descent, "free_memory", lambda devices: 1)
-    assert [len(group) for group in anchor_batches(made, 100)] == [1] * len(made)
+    assert [len(group) for group in anchor_batches(several_rows, 100)] == [1] * len(several_rows)
 
 
 @pytest.mark.parametrize(
@@ -177,3 +179,14 @@ def test_the_schemes_answers(name, edited, read, divisors):
     assert layers == edited
     assert tuple(scheme.read(layers, i) for i in range(len(layers))) == read
     assert tuple(scheme.divisor(i, len(layers)) for i in range(len(layers))) == divisors
+
+
+def test_settings_are_the_models_own_by_default(tiny, facts, monkeypatch):
+    """Learning rate and passes of the literature, for the descents at one layer and at several."""
+    literature = Defaults((1, 2), None, 0.1, 3)
+    monkeypatch.setattr(LanguageModel, "defaults", lambda _: literature)
+    rows = fact_rows(tiny, facts[:2], CONTEXTS)
+    settings = AnchorSettings(lr=0.1, steps=3)
+    assert AnchorSettings.of(tiny) == settings
+    assert torch.equal(optimize_anchors(rows, 1).states, optimize_anchors(rows, 1, settings).states)
+    assert torch.equal(coordinate_shifts(rows, (1, 2)).shifts, coordinate_shifts(rows, (1, 2), settings).shifts)

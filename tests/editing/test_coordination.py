@@ -13,7 +13,7 @@ from jacobian_lab.editing.anchors import (
     CoordinationSettings,
     _Descent,
     coordinate_shifts,
-    optimise_anchors,
+    optimize_anchors,
 )
 from jacobian_lab.editing.layers import Setting, eases, restored
 from jacobian_lab.editing.measures import measure, observed_edits
@@ -38,14 +38,14 @@ def random(*shape, seed=0):
 
 
 def test_shifts_agree_with_one_fact_at_a_time(family_model, facts):
-    """Of facts whose answers all shifts reach: where a sliding window hides the subject, Adam steps by rounding."""
+    """Facts whose answers all shifts reach: where a sliding window hides the subject, Adam steps by rounding."""
     near = facts[1:4]
-    found = coordinate_shifts(fact_rows(family_model, near, CONTEXTS), LAYERS, SETTINGS)
+    coordinated = coordinate_shifts(fact_rows(family_model, near, CONTEXTS), LAYERS, SETTINGS)
     for index, fact in enumerate(near):
         expected, loss, passes = plain(family_model).shifts(fact, LAYERS, CONTEXTS, lr=0.1, steps=8)
-        torch.testing.assert_close(found.shifts[index], expected, rtol=1e-8, atol=1e-8)
-        assert float(found.loss[index]) == pytest.approx(loss, rel=1e-8)
-        assert int(found.passes[index]) == passes
+        torch.testing.assert_close(coordinated.shifts[index], expected, rtol=1e-8, atol=1e-8)
+        assert float(coordinated.loss[index]) == pytest.approx(loss, rel=1e-8)
+        assert int(coordinated.passes[index]) == passes
 
 
 @pytest.mark.parametrize("decay", ["norm", "price"])
@@ -102,13 +102,13 @@ def test_effort_at_the_first_layer_alone_is_forward_replay_to_the_last_bit(rows,
     def alone(_settings, eases):
         return torch.tensor([1.0, 0.0, 0.0]).to(eases).expand_as(eases)
 
-    anchors = optimise_anchors(rows, 1, SETTINGS)
+    anchors = optimize_anchors(rows, 1, SETTINGS)
     monkeypatch.setattr(CoordinationSettings, "shares", alone)
-    found = coordinate_shifts(rows, LAYERS, SETTINGS)
-    assert (found.shifts[:, 1:] == 0).all()
-    assert torch.equal(found.loss, anchors.loss)
+    coordinated = coordinate_shifts(rows, LAYERS, SETTINGS)
+    assert (coordinated.shifts[:, 1:] == 0).all()
+    assert torch.equal(coordinated.loss, anchors.loss)
     ends = {1: anchors.states, 4: anchors.states}
-    targets = make_targets(rows, LAYERS, ends, found.shifts)
+    targets = make_targets(rows, LAYERS, ends, coordinated.shifts)
     for layer in LAYERS:
         assert torch.equal(targets.of("coordinated", layer), targets.of("replayed", layer))
 
@@ -127,10 +127,10 @@ def test_facts_batches_and_order_change_nothing(tiny, facts, rows):
 @pytest.mark.parametrize("budget", ["shared", "each"])
 def test_the_budget_holds(budget, tiny, facts, rows):
     settings = replace(SETTINGS, lr=5.0, clamp=0.2, stop_loss=0.0)
-    found = coordinate_shifts(rows, LAYERS, settings, CoordinationSettings(budget=budget))
+    coordinated = coordinate_shifts(rows, LAYERS, settings, CoordinationSettings(budget=budget))
     states = [plain(tiny).states(*prompt(tiny.tokenizer, fact), LAYERS)[1] for fact in facts]
     sizes = torch.stack([torch.stack([state[layer].norm() for layer in LAYERS]) for state in states])
-    spent = found.shifts.norm(dim=-1) / sizes
+    spent = coordinated.shifts.norm(dim=-1) / sizes
     assert spent.min() > 0
     assert ((spent.sum(1) > 0.21) == (budget == "each")).all()
     spent = spent.sum(1) if budget == "shared" else spent.amax(1)
@@ -139,7 +139,7 @@ def test_the_budget_holds(budget, tiny, facts, rows):
 
 def test_how_the_effort_is_weighted():
     ease = torch.tensor([[4.0, 1.0, 1.0, 4.0], [1.0, 1.0, 1.0, 1.0]])
-    equal, front, eased = (CoordinationSettings(weighting=each).shares(ease) for each in ("equal", "front", "eased"))
+    equal, front, eased = (CoordinationSettings(weighting=name).shares(ease) for name in ("equal", "front", "eased"))
     torch.testing.assert_close(equal, torch.full_like(ease, 0.5))
     torch.testing.assert_close(front, torch.tensor([4.0, 3.0, 2.0, 1.0]).expand(2, 4) / 30**0.5)
     torch.testing.assert_close(
@@ -167,7 +167,7 @@ def test_a_singular_second_moment_says_nothing_of_the_disturbance(tiny, rows):
 
 def test_a_solve_that_realises_everything_meets_every_target(tiny, rows):
     shifts = coordinate_shifts(rows, LAYERS, SETTINGS).shifts
-    anchors = {layer: optimise_anchors(rows, layer, SETTINGS).states for layer in (1, 4)}
+    anchors = {layer: optimize_anchors(rows, layer, SETTINGS).states for layer in (1, 4)}
     bare = fact_rows(tiny, rows.facts, (("{}",),))
     setting = Setting(bare, {layer: torch.eye(tiny.d_mlp, dtype=torch.float64) for layer in LAYERS}, 1e-9)
     targets, scheme = make_targets(rows, LAYERS, anchors, shifts), SCHEMES["coordinated-replay"]
@@ -184,7 +184,7 @@ def test_a_solve_that_realises_everything_meets_every_target(tiny, rows):
 def test_a_fact_without_shifts_takes_no_part_in_its_own_scheme_alone(rows, tiny):
     shifts = coordinate_shifts(rows, LAYERS, SETTINGS).shifts
     shifts[1] = float("nan")
-    anchors = {layer: optimise_anchors(rows, layer, SETTINGS).states for layer in (1, 4)}
+    anchors = {layer: optimize_anchors(rows, layer, SETTINGS).states for layer in (1, 4)}
     targets = make_targets(rows, LAYERS, anchors, shifts)
     assert targets.finite().all()
     assert targets.finite("coordinated").tolist() == [True, False, True, True, True]

@@ -8,7 +8,7 @@ from helpers.reference import Plain
 from safetensors.torch import load_file
 
 from jacobian_lab.catalogue import SCHEMES
-from jacobian_lab.editing.anchors import AnchorSettings, optimise_anchors
+from jacobian_lab.editing.anchors import AnchorSettings, optimize_anchors
 from jacobian_lab.editing.layers import Setting, restored
 from jacobian_lab.editing.measures import measure, observed_edits
 from jacobian_lab.editing.schemes import make_targets
@@ -24,10 +24,10 @@ LAYERS = (4, 5, 6, 7, 8)
 
 @pytest.fixture(scope="module")
 def moments(real, shared):
-    """As the golden numbers were made: float32 activations, 256 tokens a line; kept in the tests' cache."""
-    found = second_moments(real, load_corpus(str(shared / "data" / "wikitext2_600.txt")), LAYERS, 256)
-    assert found.tokens == 90571
-    return found.matrices
+    """Second moments as the golden numbers have them: float32 activations, 256 tokens a line."""
+    results = second_moments(real, load_corpus(str(shared / "data" / "wikitext2_600.txt")), LAYERS, 256)
+    assert results.tokens == 90571
+    return results.matrices
 
 
 def of_golden_facts(shared, numbers):
@@ -44,7 +44,7 @@ def assert_near(states, expected, name, tolerance):
 def test_golden_anchors_of_one_fact(real, shared, golden):
     """Facts are optimised side by side, and none the less each by itself."""
     rows = fact_rows(real, of_golden_facts(shared, golden["numbers"])[1:2], golden["templates"])
-    anchors = {layer: optimise_anchors(rows, layer, AnchorSettings(lr=0.5, steps=25)).states for layer in (4, 8)}
+    anchors = {layer: optimize_anchors(rows, layer, AnchorSettings(lr=0.5, steps=25)).states for layer in (4, 8)}
     expected = load_file(golden["tensors"])
     replayed = make_targets(rows, LAYERS, anchors).replayed
     names = {"anchor_first": anchors[4], "anchor_last": anchors[8], "replayed_8": replayed[8]}
@@ -60,8 +60,8 @@ def test_golden_numbers(dtype, tolerance, limit, shared, golden, moments):
     facts = of_golden_facts(shared, numbers)
     settings = AnchorSettings(lr=0.5, steps=25)
     rows = fact_rows(model, facts, golden["templates"])
-    anchors = {layer: optimise_anchors(rows, layer, settings) for layer in (4, 8)}
-    targets = make_targets(rows, LAYERS, {layer: found.states for layer, found in anchors.items()})
+    anchors = {layer: optimize_anchors(rows, layer, settings) for layer in (4, 8)}
+    targets = make_targets(rows, LAYERS, {layer: results.states for layer, results in anchors.items()})
     setting = Setting(rows, moments, 15000.0)
     found = {"anchor_first": anchors[4].states, "anchor_last": anchors[8].states}
     found |= {f"replayed_{layer}": targets.replayed[layer] for layer in LAYERS[1:]}
@@ -89,14 +89,14 @@ def test_other_facts_agree_with_one_at_a_time_through_the_whole_model(file, slic
     facts, templates = load_facts(shared / "data" / file, slice), golden["templates"]
     settings, plain = AnchorSettings(lr=0.5, steps=3), Plain(real.hf, real.tokenizer, real.blocks)
     rows = fact_rows(real, facts, templates)
-    anchors = {layer: optimise_anchors(rows, layer, settings) for layer in (4, 8)}
-    for layer, found in anchors.items():
+    anchors = {layer: optimize_anchors(rows, layer, settings) for layer in (4, 8)}
+    for layer, results in anchors.items():
         for index, fact in enumerate(facts):
             expected, _, passes = plain.anchor(fact, layer, templates, lr=0.5, steps=3)
-            error = (found.states[index] - expected).norm() / expected.norm()
+            error = (results.states[index] - expected).norm() / expected.norm()
             assert error < 1e-4, (fact.id, layer, error)
-            assert int(found.passes[index]) == passes
-    targets = make_targets(rows, LAYERS, {layer: found.states for layer, found in anchors.items()})
+            assert int(results.passes[index]) == passes
+    targets = make_targets(rows, LAYERS, {layer: results.states for layer, results in anchors.items()})
     for name in ("backward-dividing", "forward-replay"):
         scheme = SCHEMES[name]
         with restored(real, LAYERS):

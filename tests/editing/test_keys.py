@@ -94,7 +94,7 @@ def test_a_piece_that_memory_does_not_hold_is_halved_and_run_anew(setting, monke
 
 
 def test_a_second_moment_is_factored_once(setting, monkeypatch):
-    """By all methods, values of λ and μ, and selections of facts."""
+    """Methods, values of λ and μ, and selections of facts share the factors."""
     factored, names = solving.factored, []
 
     def counting(matrix, name, hint):

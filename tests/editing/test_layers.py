@@ -10,7 +10,7 @@ from helpers.small import CONTEXTS
 
 from jacobian_lab.catalogue import SCHEMES
 from jacobian_lab.editing import measures
-from jacobian_lab.editing.anchors import AnchorSettings, coordinate_shifts, optimise_anchors
+from jacobian_lab.editing.anchors import AnchorSettings, coordinate_shifts, optimize_anchors
 from jacobian_lab.editing.layers import Setting, restored
 from jacobian_lab.editing.measures import measure, observed_edits
 from jacobian_lab.editing.rules import memit
@@ -26,17 +26,17 @@ LAYERS = (1, 2, 4)
 
 
 @pytest.fixture(scope="module")
-def made(tiny, facts):
+def edit_inputs(tiny, facts):
     """Targets, and a setting with well-conditioned second moments, for the small model."""
     rows, settings = fact_rows(tiny, facts, CONTEXTS), AnchorSettings(lr=0.1, steps=5)
-    anchors = {layer: optimise_anchors(rows, layer, settings) for layer in (1, 4)}
+    anchors = {layer: optimize_anchors(rows, layer, settings) for layer in (1, 4)}
     shifts = coordinate_shifts(rows, LAYERS, settings).shifts
     generator = torch.Generator().manual_seed(0)
     moments = {}
     for layer in LAYERS:
         keys = torch.randn(tiny.d_mlp, 300, generator=generator, dtype=torch.float64)
         moments[layer] = keys @ keys.T / 300
-    targets = make_targets(rows, LAYERS, {layer: found.states for layer, found in anchors.items()}, shifts)
+    targets = make_targets(rows, LAYERS, {layer: anchor.states for layer, anchor in anchors.items()}, shifts)
     return targets, Setting(rows, moments, 2.0)
 
 
@@ -60,7 +60,7 @@ def test_weights_come_back_bit_for_bit(family_model):
 
 
 def test_weight_is_the_map_from_key_to_output(family_model):
-    """Whether the module stores it transposed or not."""
+    """Stored transposed or not."""
     module = family_model.projection(2)
     key = random(3, family_model.d_mlp)
     bias = module.bias if getattr(module, "bias", None) is not None else 0.0
@@ -68,10 +68,10 @@ def test_weight_is_the_map_from_key_to_output(family_model):
 
 
 @pytest.mark.parametrize("name", SCHEMES)
-def test_the_loop_against_the_plain_way(name, tiny, facts, made, monkeypatch):
+def test_the_loop_against_the_plain_way(name, tiny, facts, edit_inputs, monkeypatch):
     """Keys, hidden states, residuals and shifts, recomputed one fact at a time with other hooks."""
     monkeypatch.setattr(measures, "FACTS_AT_ONCE", 2)
-    targets, setting = made
+    targets, setting = edit_inputs
     scheme = SCHEMES[name]
     with restored(tiny, LAYERS):
         edits = list(observed_edits(setting, scheme, targets))
@@ -94,8 +94,8 @@ def test_the_loop_against_the_plain_way(name, tiny, facts, made, monkeypatch):
         torch.testing.assert_close(measured[quantity], values, rtol=1e-7, atol=1e-9, msg=quantity)
 
 
-def test_residuals_against_both_targets(tiny, facts, made):
-    targets, setting = made
+def test_residuals_against_both_targets(tiny, facts, edit_inputs):
+    targets, setting = edit_inputs
     for name, own in (("backward-full", "optimised"), ("forward-replay", "replayed")):
         with restored(tiny, LAYERS):
             edits = list(observed_edits(setting, SCHEMES[name], targets))
@@ -109,8 +109,8 @@ def test_residuals_against_both_targets(tiny, facts, made):
 
 
 @pytest.mark.parametrize("layer", [1, 4])
-def test_a_fact_without_an_anchor_keeps_its_place_and_moves_nothing(layer, tiny, facts, made):
-    targets, setting = made
+def test_a_fact_without_an_anchor_keeps_its_place_and_moves_nothing(layer, tiny, facts, edit_inputs):
+    targets, setting = edit_inputs
     broken = {place: states.clone() for place, states in targets.optimised.items()}
     broken[layer][1] = float("nan")
     with_nan = Targets(LAYERS, broken, targets.replayed)
@@ -121,9 +121,9 @@ def test_a_fact_without_an_anchor_keeps_its_place_and_moves_nothing(layer, tiny,
         {layer: states[keep] for layer, states in targets.replayed.items()},
     )
     scheme, results = SCHEMES["backward-full"], []
-    for chosen, these in ((setting, with_nan), (setting.select(keep), without)):
+    for part, these in ((setting, with_nan), (setting.select(keep), without)):
         with restored(tiny, LAYERS):
-            results.append(measure(list(observed_edits(chosen, scheme, these)), these, scheme))
+            results.append(measure(list(observed_edits(part, scheme, these)), these, scheme))
     for name, values in results[0].items():
         if values.dim() == 2:  # by fact and layer
             assert values[1].isnan().all(), name
@@ -132,8 +132,8 @@ def test_a_fact_without_an_anchor_keeps_its_place_and_moves_nothing(layer, tiny,
             torch.testing.assert_close(values, results[1][name], rtol=1e-9, atol=1e-12)
 
 
-def test_a_residual_that_is_zero_from_the_beginning_has_no_ratio(tiny, facts, made):
-    targets, setting = made
+def test_a_residual_that_is_zero_from_the_beginning_has_no_ratio(tiny, facts, edit_inputs):
+    targets, setting = edit_inputs
     states = decisive_states(tiny, [fact_prompt(tiny.tokenizer, fact) for fact in facts], [4])[:, 0]
     optimised = {1: targets.optimised[1], 4: targets.optimised[4].clone()}
     optimised[4][2] = states[2] * (1 + 1e-9)
@@ -146,29 +146,29 @@ def test_a_residual_that_is_zero_from_the_beginning_has_no_ratio(tiny, facts, ma
     assert ratios[[0, 1, 3, 4]].isfinite().all()
 
 
-def test_what_a_bfloat16_weight_does_not_take_is_reported(folders, facts, made):
+def test_what_a_bfloat16_weight_does_not_take_is_reported(folders, facts, edit_inputs):
     """Against float64, where everything is taken."""
     model = load_model(folders["llama"], dtype="bfloat16", device="cpu")
     rows = fact_rows(model, facts, CONTEXTS)
-    anchors = {n: optimise_anchors(rows, n, AnchorSettings(lr=0.1, steps=3)).states for n in (1, 4)}
+    anchors = {n: optimize_anchors(rows, n, AnchorSettings(lr=0.1, steps=3)).states for n in (1, 4)}
     assert anchors[1].dtype == torch.float32
     targets, scheme = make_targets(rows, LAYERS, anchors), SCHEMES["forward-replay"]
     before = model.weight(1).clone()
     with restored(model, LAYERS):
-        edits = list(observed_edits(dataclasses.replace(made[1], rows=rows), scheme, targets))
-        taken = (model.weight(1).double() - before.double()).norm() / before.double().norm()
+        edits = list(observed_edits(dataclasses.replace(edit_inputs[1], rows=rows), scheme, targets))
+        stored = (model.weight(1).double() - before.double()).norm() / before.double().norm()
     measured = measure(edits, targets, scheme)
     assert 1e-4 < measured["unstored"][0] < 1
-    assert float(taken) == pytest.approx(float(measured["update_norm"][0]), abs=float(measured["unstored"][0]))
+    assert float(stored) == pytest.approx(float(measured["update_norm"][0]), abs=float(measured["unstored"][0]))
     assert torch.equal(model.weight(1), before)
     exact = load_model(folders["llama"], dtype="float64", device="cpu")
     with restored(exact, LAYERS):
-        doubled = dataclasses.replace(made[1], rows=fact_rows(exact, facts, CONTEXTS))
-        assert max(edit.unstored for edit in observed_edits(doubled, scheme, made[0])) < 1e-12
+        doubled = dataclasses.replace(edit_inputs[1], rows=fact_rows(exact, facts, CONTEXTS))
+        assert max(edit.unstored for edit in observed_edits(doubled, scheme, edit_inputs[0])) < 1e-12
 
 
-def test_an_edit_that_the_models_dtype_does_not_hold_is_refused(folders, facts, made):
-    targets, setting = made
+def test_an_edit_that_the_models_dtype_does_not_hold_is_refused(folders, facts, edit_inputs):
+    targets, setting = edit_inputs
     for dtype in ("float32", "bfloat16"):
         model = load_model(folders["llama"], dtype=dtype, device="cpu")
         before = model.weight(1).clone()
@@ -184,8 +184,8 @@ def test_an_edit_that_the_models_dtype_does_not_hold_is_refused(folders, facts, 
         assert torch.equal(model.weight(1), before)
 
 
-def test_no_usable_fact_is_refused(tiny, facts, made):
-    targets, setting = made
+def test_no_usable_fact_is_refused(tiny, facts, edit_inputs):
+    targets, setting = edit_inputs
     empty = Targets(
         LAYERS,
         {k: torch.full_like(v, float("nan")) for k, v in targets.optimised.items()},

@@ -12,7 +12,6 @@ from jacobian_lab.editing.second_moments import second_moments, sums_of_keys
 from jacobian_lab.editor import Editor
 from jacobian_lab.errors import InputError
 from jacobian_lab.jobs import experiment as bench
-from jacobian_lab.jobs import setup
 from jacobian_lab.jobs.config import SchemesConfig
 from jacobian_lab.jobs.kinds import run_job
 from jacobian_lab.model.corpus import load_corpus, token_rows
@@ -27,7 +26,7 @@ def name_of(model, layer):
 
 
 def publish(folder, model, sums, count, dtype=np.float32):
-    """As MEMIT's running statistics are saved."""
+    """Files as MEMIT's running statistics are saved."""
     folder.mkdir(exist_ok=True)
     for layer, matrix in sums.items():
         np.savez(
@@ -60,13 +59,13 @@ def read(folder, model, layers=LAYERS):
 def test_every_family_finds_its_files_and_reads_the_mean(family_model, tmp_path):
     rows = token_rows(family_model, load_corpus(), 64, 3000)
     sums, count = sums_of_keys(family_model, rows, LAYERS), sum(len(row.ids) for row in rows)
-    found = read(publish(tmp_path / "stats", family_model, sums, count), family_model)
-    assert found.tokens == count
+    result = read(publish(tmp_path / "stats", family_model, sums, count), family_model)
+    assert result.tokens == count
     for layer in LAYERS:
         expected = sums[layer] / count
-        assert found.matrices[layer].dtype == torch.float64
-        assert torch.equal(found.matrices[layer], found.matrices[layer].T)
-        torch.testing.assert_close(found.matrices[layer], expected, rtol=1e-5, atol=1e-6 * float(expected.max()))
+        assert result.matrices[layer].dtype == torch.float64
+        assert torch.equal(result.matrices[layer], result.matrices[layer].T)
+        torch.testing.assert_close(result.matrices[layer], expected, rtol=1e-5, atol=1e-6 * float(expected.max()))
 
 
 def test_safetensors_hold_the_sum_or_the_mean(tiny, tmp_path, counted):
@@ -75,9 +74,9 @@ def test_safetensors_hold_the_sum_or_the_mean(tiny, tmp_path, counted):
     save_file(tensors, tmp_path / f"{name_of(tiny, 1)}.safetensors")
     tensors = {"mom2.mom2": sums[2].float(), "mom2.count": torch.tensor(count)}
     save_file(tensors, tmp_path / f"{name_of(tiny, 2)}_wiki.safetensors")
-    found = read(tmp_path, tiny, (1, 2))
-    torch.testing.assert_close(found.matrices[1], sums[1] / count, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(found.matrices[2], sums[2] / count, rtol=1e-5, atol=1e-6)
+    result = read(tmp_path, tiny, (1, 2))
+    torch.testing.assert_close(result.matrices[1], sums[1] / count, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(result.matrices[2], sums[2] / count, rtol=1e-5, atol=1e-6)
 
 
 def asymmetric(path, model, sums, count):
@@ -112,7 +111,7 @@ def damaged(path, model, sums, count):
 
 
 def unbalanced(path, model, sums, count):
-    """In the header of an array: NumPy's reader then raises what Python's tokenizer does."""
+    """Damage in the header of an array: NumPy's reader then raises what Python's tokenizer does."""
     file = path / f"{name_of(model, 1)}_float32_mom2_100000.npz"
     np.savez(file, **{"mom2.mom2": sums[1].numpy(), "mom2.count": count})
     content = file.read_bytes()
@@ -147,7 +146,7 @@ def test_what_is_no_second_moment_of_the_layer_is_refused_in_one_line(folder, ti
 
 
 def test_another_layers_and_another_models_neurons_are_refused(family_model, tmp_path):
-    """Of every family: where keys are not negative, all neurons go together a little, whoever's they are."""
+    """Every family: where keys are not negative, all neurons go together a little, whoever's they are."""
     rows = token_rows(family_model, load_corpus(), 64, 4000)
     sums, count = sums_of_keys(family_model, rows, LAYERS), sum(len(row.ids) for row in rows)
     order = torch.randperm(family_model.d_mlp, generator=torch.Generator().manual_seed(1))
@@ -172,22 +171,22 @@ def test_a_run_with_published_moments(arguments, tmp_path, monkeypatch):
     """C is the files', the run is known by them, and the corpus is not read."""
     arguments = {name: value for name, value in arguments.items() if name != "corpus"}
     monkeypatch.setattr(bench, "second_moments", lambda *_, **__: pytest.fail("C was computed"))
-    monkeypatch.setattr(setup, "load_corpus", lambda *_, **__: pytest.fail("the corpus was read"))
-    seen = []
+    monkeypatch.setattr(bench, "load_corpus", lambda *_, **__: pytest.fail("the corpus was read"))
+    moments_read = []
     original = Published.read
-    monkeypatch.setattr(Published, "read", lambda *a: seen.append(original(*a)) or seen[-1])
+    monkeypatch.setattr(Published, "read", lambda *a: moments_read.append(original(*a)) or moments_read[-1])
     model = load_model(arguments["model"], dtype=arguments["dtype"], device="cpu")
     rows = token_rows(model, load_corpus(), 64, 4000)
     published = publish(tmp_path / "stats", model, sums_of_keys(model, rows, LAYERS), sum(len(row.ids) for row in rows))
     config = SchemesConfig(**arguments, schemes=("one-layer",), survey="none", moments=published, out=tmp_path / "run")
     run_job(config, progress=False)
-    assert list(seen[0].matrices) == list(LAYERS)
+    assert list(moments_read[0].matrices) == list(LAYERS)
     settings = read_config(tmp_path / "run")["settings"]
     assert settings["corpus"] == {"published": Published.of(model, published, LAYERS).digest}
     run_job(config, progress=False)
     with pytest.raises(InputError, match=r"expected moments, or corpus and corpus_tokens, got both"):
         run_job(replace(config, corpus_tokens=2000), progress=False)
-    publish(published, model, {2: 1000 * seen[0].matrices[2]}, 1000)
+    publish(published, model, {2: 1000 * moments_read[0].matrices[2]}, 1000)
     with pytest.raises(InputError, match="another corpus"):
         run_job(config, progress=False)
     with pytest.raises(InputError, match="expected a folder of second moments, got moments"):
@@ -200,12 +199,12 @@ def test_an_editor_takes_them_too(folder, tiny, facts, counted):
 
 
 def test_the_real_models_layers_are_told_apart_on_other_text(real, shared, tmp_path):
-    """From Wikipedia, as published ones are, while the comparison is by the Python documentation."""
+    """C is from Wikipedia, as published ones are, while the comparison is by the Python documentation."""
     corpus = load_corpus(str(shared / "data" / "wikitext2_600.txt"))
-    found = second_moments(real, corpus, (4, 5), 256, 8192)
-    sums = {layer: matrix * found.tokens for layer, matrix in found.matrices.items()}
-    publish(tmp_path, real, sums, found.tokens)
-    assert torch.allclose(read(tmp_path, real, (4, 5)).matrices[5], found.matrices[5], rtol=1e-4, atol=1e-6)
-    publish(tmp_path, real, {4: sums[5]}, found.tokens)
+    result = second_moments(real, corpus, (4, 5), 256, 8192)
+    sums = {layer: matrix * result.tokens for layer, matrix in result.matrices.items()}
+    publish(tmp_path, real, sums, result.tokens)
+    assert torch.allclose(read(tmp_path, real, (4, 5)).matrices[5], result.matrices[5], rtol=1e-4, atol=1e-6)
+    publish(tmp_path, real, {4: sums[5]}, result.tokens)
     with pytest.raises(InputError, match="file of this model and layer"):
         read(tmp_path, real, (4,))

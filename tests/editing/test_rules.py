@@ -28,8 +28,8 @@ OLD = random(D_MLP, 4, seed=8)
 
 def after(rule, keys, problem=PROBLEM):
     """The problem as a batch of these keys has left it."""
-    first = replace(problem, keys=keys, residuals=random(D_MODEL, keys.shape[1], seed=12), goes_on=True)
-    return replace(problem, kept=rule(first).kept)
+    first = replace(problem, keys=keys, residuals=random(D_MODEL, keys.shape[1], seed=12), has_next=True)
+    return replace(problem, carried=rule(first).carried)
 
 
 def singular_values(matrix):
@@ -72,7 +72,7 @@ def test_condition_number_is_an_estimate_of_the_dense_one():
 
 
 def test_old_keys_stay_in_the_solve():
-    """As further facts whose residual is zero."""
+    """Old keys are further facts whose residual is zero."""
     together = replace(PROBLEM, keys=torch.cat([K, OLD], 1), residuals=torch.cat([R, torch.zeros(D_MODEL, 4)], 1))
     close(memit(after(memit, OLD)).delta, memit(together).delta)
 
@@ -98,8 +98,8 @@ def test_prune_shrinks_what_is_above_the_weights_largest_singular_value(kind, ba
     weight, delta = with_singular_values([2.0, 1.0, 0.5], seed=9), with_singular_values([8.0, 3.0, 2.0, 1.5, 0.1])
     pruned, count = shrink(delta, largest_singular_value(weight), kind, base)
     assert count in {2, 3}  # 2.0 is the limit itself, where every kind gives 2.0
-    wanted = sorted([*(expected(s, 2.0) for s in (8.0, 3.0)), 2.0, 1.5, 0.1], reverse=True)
-    close(singular_values(pruned)[:5], wanted, 1e-9)
+    values_after = sorted([*(expected(s, 2.0) for s in (8.0, 3.0)), 2.0, 1.5, 0.1], reverse=True)
+    close(singular_values(pruned)[:5], values_after, 1e-9)
     left, sigma, right = np.linalg.svd(delta.numpy(), full_matrices=False)
     new = np.array([expected(s, 2.0) if s > 2.0 + 1e-9 else s for s in sigma])
     close(pruned, left @ np.diag(new) @ right, 1e-9)
@@ -143,16 +143,16 @@ def test_prune_is_memit_then_shrinking():
     assert update.notes["shrunk_values"] == count > 0
 
 
-@pytest.mark.parametrize(("by", "kept"), [("magnitude", 0.6), ("relative", 0.2), ("magnitude", 0.25)])
-def test_rect_keeps_the_largest_entries(by, kept):
+@pytest.mark.parametrize(("by", "share"), [("magnitude", 0.6), ("relative", 0.2), ("magnitude", 0.25)])
+def test_rect_keeps_the_largest_entries(by, share):
     full = memit(PROBLEM).delta.numpy()
     size = np.abs(full) if by == "magnitude" else np.abs(full / W.numpy())
     order = np.argsort(size, axis=None)
     expected = full.copy()
-    expected.flat[order[: round((1 - kept) * full.size)]] = 0
-    update = rect(PROBLEM, by=by, kept=kept)
+    expected.flat[order[: round((1 - share) * full.size)]] = 0
+    update = rect(PROBLEM, by=by, share=share)
     close(update.delta, expected)
-    assert np.count_nonzero(update.delta) == round(kept * full.size)
+    assert np.count_nonzero(update.delta) == round(share * full.size)
     assert update.notes["kept_energy"] == pytest.approx((expected**2).sum() / (full**2).sum())
     default = rect(PROBLEM, by=by).delta
     assert np.count_nonzero(default) == round({"magnitude": 0.6, "relative": 0.2}[by] * full.size)
@@ -161,16 +161,16 @@ def test_rect_keeps_the_largest_entries(by, kept):
 def low_rank():
     """A second moment with five directions that keys of a corpus never take, and keys that it is made of."""
     basis = torch.linalg.qr(random(D_MLP, D_MLP, seed=4))[0]
-    kept = basis[:, 5:] @ random(7, 60, seed=6)
-    return basis[:, :5], kept, kept @ kept.T / 60
+    corpus = basis[:, 5:] @ random(7, 60, seed=6)
+    return basis[:, :5], corpus, corpus @ corpus.T / 60
 
 
 def test_alphaedit_leaves_the_corpus_keys_alone():
-    space, kept, moment = low_rank()
+    space, corpus, moment = low_rank()
     update = alphaedit(replace(PROBLEM, second_moment=moment), threshold=1e-6)
     assert update.notes["null_space_rank"] == 5
     assert update.notes["trace_left_out"] == pytest.approx(1)
-    assert (update.delta @ kept).abs().max() < 1e-12
+    assert (update.delta @ corpus).abs().max() < 1e-12
     assert (update.delta @ K).abs().max() > 1e-3
     close(update.delta @ space @ space.T, update.delta, 1e-12)
 
@@ -213,8 +213,8 @@ def test_emmet_is_its_formula_and_meets_its_constraint_as_epsilon_vanishes():
     free = random(D_MODEL, D_MLP, seed=11)
     Z = free - free @ K @ torch.linalg.pinv(K)
     close((exact.delta @ torch.tensor(A) * Z).sum(), 0.0, 1e-6)
-    kept = emmet(replace(PROBLEM, second_moment=C + OLD @ OLD.T / 3.0))
-    close(emmet(after(emmet, OLD)).delta, kept.delta)
+    whole = emmet(replace(PROBLEM, second_moment=C + OLD @ OLD.T / 3.0))
+    close(emmet(after(emmet, OLD)).delta, whole.delta)
 
 
 @pytest.mark.parametrize("epsilon", [0.01, 0.1, 1.0])
@@ -225,13 +225,13 @@ def test_emmet_is_memit_at_ridge_times_epsilon(epsilon):
 
 @pytest.mark.parametrize("name", RULES)
 def test_rules_are_pure(name):
-    given = [K, R, C, W / 50]
-    copies = [tensor.clone() for tensor in given]
+    inputs = [K, R, C, W / 50]
+    copies = [tensor.clone() for tensor in inputs]
     rule = RuleSettings(alphaedit_relative=True, alphaedit_threshold=1.0).rule(name)
-    problem = Problem(4, *given, 3.0)
+    problem = Problem(4, *inputs, 3.0)
     first, second = rule(problem), rule(problem)
     assert torch.equal(first.delta, second.delta)
     later = after(rule, OLD, problem)
-    assert torch.equal(rule(later).delta, rule(replace(later, goes_on=True)).delta)
+    assert torch.equal(rule(later).delta, rule(replace(later, has_next=True)).delta)
     assert first.delta.dtype == torch.float64
-    assert all(torch.equal(a, b) for a, b in zip(given, copies, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(inputs, copies, strict=True))

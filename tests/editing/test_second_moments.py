@@ -59,21 +59,21 @@ def plain_sum(model, documents, layer, length, tokens=None):
 
 @pytest.mark.parametrize(("length", "tokens"), [(256, None), (8, None), (256, 200)])
 def test_second_moments_are_plain_sums(family_model, corpus, length, tokens):
-    found = second_moments(family_model, corpus, LAYERS, length, tokens)
+    moment = second_moments(family_model, corpus, LAYERS, length, tokens)
     documents = (corpus if tokens is None else corpus.shuffled()).documents
     for layer in LAYERS:
         expected, count = plain_sum(family_model, documents, layer, length, tokens)
-        assert found.tokens == count
-        torch.testing.assert_close(found.matrices[layer], expected, rtol=1e-10, atol=1e-12)
+        assert moment.tokens == count
+        torch.testing.assert_close(moment.matrices[layer], expected, rtol=1e-10, atol=1e-12)
 
 
 def test_products_in_float32_are_those_of_float64_to_rounding(folders, corpus):
     model = load_model(folders["llama"], device="cpu")
-    found = second_moments(model, corpus, LAYERS)
+    moment = second_moments(model, corpus, LAYERS)
     for layer in LAYERS:
         expected, _ = plain_sum(model, corpus.documents, layer, 256, None)
-        assert found.matrices[layer].dtype == torch.float64
-        assert (found.matrices[layer] - expected).abs().max() < 1e-6 * expected.diagonal().max()
+        assert moment.matrices[layer].dtype == torch.float64
+        assert (moment.matrices[layer] - expected).abs().max() < 1e-6 * expected.diagonal().max()
 
 
 def test_the_cache_is_keyed_by_content(tiny, corpus, monkeypatch):
@@ -94,8 +94,8 @@ def rewritten(path, change):
     """A cache entry with other content; its digest is made anew if the change does not say otherwise."""
     with safe_open(path, framework="pt") as file:
         tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
-    made = change(tensors)
-    save_file(tensors, path, metadata={"digest": moments._digest(tensors)} if made is None else metadata | made)
+    changed = change(tensors)
+    save_file(tensors, path, metadata={"digest": moments._digest(tensors)} if changed is None else metadata | changed)
 
 
 def changed(place, value):
@@ -128,9 +128,9 @@ def test_a_second_moment_that_is_not_one_is_computed_again_and_told(tiny, corpus
     first = second_moments(tiny, corpus, (1,))
     (path,) = (moments.cache_folder("second-moments")).glob("*.safetensors")
     rewritten(path, change)
-    found = second_moments(tiny, corpus, (1,))
-    assert torch.equal(found.matrices[1], first.matrices[1])
-    assert found.tokens == first.tokens
+    moment = second_moments(tiny, corpus, (1,))
+    assert torch.equal(moment.matrices[1], first.matrices[1])
+    assert moment.tokens == first.tokens
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert fault in line
     assert str(path) in line
@@ -148,14 +148,14 @@ def test_a_broken_cache_file_is_computed_again(tiny, corpus, capsys):
 
 def test_a_neuron_that_never_fires_has_a_second_moment_of_zero(tiny, corpus, capsys):
     weight = tiny.hf.model.layers[1].mlp.up_proj.weight
-    kept = weight.detach().clone()
+    original = weight.detach().clone()
     with torch.no_grad():
         weight[5] = 0
         try:
             first = second_moments(tiny, corpus, (1,))
             again = second_moments(tiny, corpus, (1,))
         finally:
-            weight.copy_(kept)
+            weight.copy_(original)
     assert first.matrices[1][5, 5] == 0
     assert torch.equal(again.matrices[1], first.matrices[1])
     assert not capsys.readouterr().err
@@ -187,7 +187,7 @@ def test_empty_unreadable_and_absent_corpora(tmp_path, monkeypatch):
 
 
 class Rows:
-    """What stands in for a data set, and counts the texts that are read."""
+    """Stand-in for a data set that counts the texts that are read."""
 
     def __init__(self, texts, read=None):
         self.texts, self.read = texts, [] if read is None else read
@@ -241,20 +241,20 @@ def test_more_tokens_than_a_corpus_has_are_all_and_that_is_told(tiny, corpus_fil
     every = second_moments(tiny, whole, [1], 32)
     assert "all are taken" not in capsys.readouterr().err
     for _ in range(2):  # computed, and out of the cache
-        asked = second_moments(tiny, whole, [1], 32, 10**6)
-        told = capsys.readouterr().err
-        assert f"has {every.tokens} tokens, fewer than the 1000000 of corpus_tokens" in told
-    assert asked.tokens == every.tokens
+        requested = second_moments(tiny, whole, [1], 32, 10**6)
+        message = capsys.readouterr().err
+        assert f"has {every.tokens} tokens, fewer than the 1000000 of corpus_tokens" in message
+    assert requested.tokens == every.tokens
 
 
 def test_a_number_of_tokens_is_of_documents_drawn_by_the_seed(tiny, corpus_file):
     whole = load_corpus(str(corpus_file))
-    some = [moment_rows(tiny, replace(whole, seed=seed), 32, 1000) for seed in (0, 0, 1)]
-    assert some[0] == some[1] != some[2]
-    assert sum(len(row.ids) for row in some[0]) == 1000
-    assert some[0] != token_rows(tiny, whole, 32, 1000)  # not the first ones
+    draws = [moment_rows(tiny, replace(whole, seed=seed), 32, 1000) for seed in (0, 0, 1)]
+    assert draws[0] == draws[1] != draws[2]
+    assert sum(len(row.ids) for row in draws[0]) == 1000
+    assert draws[0] != token_rows(tiny, whole, 32, 1000)  # not the first ones
     every = token_rows(tiny, whole, 32, None)
-    assert {row.ids for row in some[0][:-1]} <= {row.ids for row in every}
+    assert {row.ids for row in draws[0][:-1]} <= {row.ids for row in every}
     assert moment_rows(tiny, whole, 32) == every
     matrices = [second_moments(tiny, replace(whole, seed=seed), [1], 32, 1000).matrices[1] for seed in (0, 1)]
     assert not torch.equal(*matrices)
@@ -269,10 +269,10 @@ def test_auto_is_ten_tokens_for_every_neuron(arguments, tmp_path):
 
 
 def test_a_data_set_of_the_hub(monkeypatch):
-    asked = []
+    requested = []
 
     def load_dataset(name, configuration, split):
-        asked.append((name, configuration, split))
+        requested.append((name, configuration, split))
         if name == "broken":
             raise RuntimeError("no such thing\nand more")
         return Rows(["one", "", "two"])
@@ -280,7 +280,7 @@ def test_a_data_set_of_the_hub(monkeypatch):
     package = types.SimpleNamespace(load_dataset=load_dataset, config=types.SimpleNamespace(HF_HUB_OFFLINE=True))
     monkeypatch.setitem(sys.modules, "datasets", package)
     assert load_corpus("wikitext:raw").documents == ("one", "two")
-    assert asked == [("wikitext", "raw", "train")]
+    assert requested == [("wikitext", "raw", "train")]
     with pytest.raises(InputError, match="no such thing") as caught:
         load_corpus("broken")
     assert "\n" not in str(caught.value)
@@ -315,21 +315,21 @@ def test_without_a_network_a_data_set_is_looked_for_in_the_cache_and_else_said_a
 
 
 def test_of_a_very_long_line_the_beginning_alone_is_tokenised(tiny):
-    """In memory, a million words of which 256 tokens are kept took 0.7 GB."""
-    seen, tokenizer = [], tiny.tokenizer
+    """A million words of which 256 tokens are kept took 0.7 GB."""
+    lengths, tokenizer = [], tiny.tokenizer
 
     class Spy:
         num_special_tokens_to_add = staticmethod(tokenizer.num_special_tokens_to_add)
 
         def __call__(self, texts, **keywords):
-            seen.extend([texts] if isinstance(texts, str) else texts)
+            lengths.extend([texts] if isinstance(texts, str) else texts)
             return tokenizer(texts, **keywords)
 
     documents = ("Towers, rivers and old books. " * 30_000, "A short one.", " " * 3_000 + "wide")
     expected = [tokenizer(text, truncation=True, max_length=16)["input_ids"] for text in documents]
     rows = token_rows(replace(tiny, tokenizer=Spy()), corpora.Corpus("long", documents, ""), 16, None)
     assert [list(row.ids) for row in rows] == expected
-    assert max(map(len, seen)) <= max(16 * corpora.CHARACTERS_PER_TOKEN, len(documents[2]))
+    assert max(map(len, lengths)) <= max(16 * corpora.CHARACTERS_PER_TOKEN, len(documents[2]))
 
 
 def test_moments_of_texts_that_ended_in_an_eos_are_not_taken_from_the_cache(tiny):

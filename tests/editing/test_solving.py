@@ -13,7 +13,7 @@ from jacobian_lab.editing.solving import advice, factored
 from jacobian_lab.errors import InputError
 
 D_MODEL, D_MLP, FACTS, RIDGE = 9, 40, 24, 3.0
-WIDTH = 10  # of so many columns the last is still kept beside the factor
+WIDTH = 10  # of so many columns the last is still carried beside the factor
 
 
 def random(*shape, seed=0):
@@ -33,12 +33,12 @@ def moment(condition):
 
 def sequence(rule, C, size):
     """Each batch's update, its problem with what the batch before has handed on."""
-    kept = None
+    carried = None
     for start in range(0, FACTS, size):
         part = slice(start, start + size)
-        problem = Problem(4, KEYS[:, part], RESIDUALS[:, part], C, WEIGHT, RIDGE, kept, goes_on=True)
+        problem = Problem(4, KEYS[:, part], RESIDUALS[:, part], C, WEIGHT, RIDGE, carried, has_next=True)
         update = rule(problem)
-        kept = update.kept
+        carried = update.carried
         yield update
 
 
@@ -47,7 +47,7 @@ def dense_memit(C, S, K, R):
 
 
 def dense_emmet(C, S, K, R):
-    """As least squares in the eigenbasis of A, damped: the inverses of its formula would lose digits."""
+    """Least squares in the eigenbasis of A, damped: the inverses of its formula would lose digits."""
     values, vectors = np.linalg.eigh(RIDGE * C + S)
     roots, facts = np.sqrt(values), K.shape[1]
     stacked = np.vstack([(vectors.T @ K) / roots[:, None], np.sqrt(0.1) * np.eye(facts)])
@@ -72,7 +72,7 @@ SEQUENTIAL = {
 @pytest.mark.parametrize("size", [1, 3, WIDTH, WIDTH + 1, FACTS])
 @pytest.mark.parametrize("name", SEQUENTIAL)
 def test_batches_one_after_the_other_are_the_dense_solves_of_each(name, size, condition):
-    """Columns kept beside the factor, folded into it, and batches too wide to be kept."""
+    """Columns carried beside the factor, folded into it, and batches too wide to be carried."""
     rule, dense = SEQUENTIAL[name]
     C, S = moment(condition), np.zeros((D_MLP, D_MLP))
     for start, update in zip(range(0, FACTS, size), sequence(rule, C, size), strict=True):
@@ -99,8 +99,8 @@ def test_a_single_batch_is_a_cholesky_solve_to_the_last_bit():
     expected = torch.cholesky_solve(KEYS @ RESIDUALS.T, factor).T
     alone = Problem(4, KEYS, RESIDUALS, C, WEIGHT, RIDGE)
     assert torch.equal(memit(alone).delta, expected)
-    assert memit(alone).kept is None
-    assert torch.equal(memit(replace(alone, goes_on=True)).delta, expected)
+    assert memit(alone).carried is None
+    assert torch.equal(memit(replace(alone, has_next=True)).delta, expected)
 
 
 @pytest.mark.parametrize("matrix", [torch.zeros(3, 3), torch.diag(torch.tensor([1.0, 1.0, 1e-18])), -torch.eye(3)])

@@ -48,8 +48,8 @@ def test_replay_is_the_model_on_rows_longer_than_the_window(variant, facts):
     ]
     assert min(len(variant.fact_prompt(fact).ids) for fact in long) > 12
     for sample in (long[:3], long[2:]):
-        seen = check_replay(variant, sample, LAYERS)
-        assert max(seen.states, seen.logits) < 1e-10
+        record = check_replay(variant, sample, LAYERS)
+        assert max(record.states, record.logits) < 1e-10
 
 
 def test_jacobians_are_reverse_modes(variant, facts):
@@ -69,13 +69,13 @@ def test_the_mlps_own_map_is_the_residual_streams_less_what_attention_adds(varia
     frozen = freeze(variant, [row], [1], 4)
     J = dense_jacobians(frozen, [1], 4, site="mlp")[0, 0]
     direction = torch.randn(variant.d_model, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    plain, seen = Plain(variant.hf, variant.tokenizer, variant.blocks), []
-    handle = variant.mlp(4).register_forward_hook(lambda _m, _i, output: seen.append(output[0, -1]))
+    plain, record = Plain(variant.hf, variant.tokenizer, variant.blocks), []
+    handle = variant.mlp(4).register_forward_hook(lambda _m, _i, output: record.append(output[0, -1]))
     with torch.no_grad():
         for sign in (1, -1):
             plain.states(list(row.ids), row.decisive, [], 1, frozen.states(1)[0] + sign * 1e-5 * direction)
     handle.remove()
-    quotient = (seen[0] - seen[1]) / 2e-5
+    quotient = (record[0] - record[1]) / 2e-5
     assert (J @ direction - quotient).norm() < 1e-7 * quotient.norm()
 
 
@@ -85,7 +85,7 @@ def test_an_edit_is_the_plain_ways(name, variant, facts):
     rows = fact_rows(variant, facts[:3], CONTEXTS)
     generator = torch.Generator().manual_seed(0)
     keys = {layer: torch.randn(variant.d_mlp, 300, generator=generator, dtype=torch.float64) for layer in LAYERS}
-    setting = Setting(rows, {layer: some @ some.T / 300 for layer, some in keys.items()}, 2.0)
+    setting = Setting(rows, {layer: part @ part.T / 300 for layer, part in keys.items()}, 2.0)
     frozen = freeze(variant, rows.bare, [1, 4])
     states = {layer: 1.3 * frozen.states(layer) for layer in (1, 4)}
     targets, scheme = make_targets(rows, LAYERS, states, None), SCHEMES[name]
@@ -116,7 +116,7 @@ def test_an_edit_is_the_plain_ways(name, variant, facts):
     ],
 )
 def test_rows_that_would_change_others_frequencies_are_refused(rotary, longest, facts, tmp_path):
-    """Where frequencies follow the longest row of a batch, rows are as long as they rest; then nobody moves them."""
+    """Rows are as long as frequencies rest that follow the longest row of a batch; then nobody moves them."""
     config = LlamaConfig(**ROTARY | {"max_position_embeddings": 32}, rope_parameters={"rope_theta": 10000.0, **rotary})
     model = load_exact(make_folder(tmp_path / "m", config))
     assert model.max_tokens == longest
@@ -132,9 +132,9 @@ def test_rows_that_would_change_others_frequencies_are_refused(rotary, longest, 
         states = 1.1 * frozen.states(1)
         together, logits = replay(frozen, 1, states, (3, 5)), replay_logits(frozen, 1, states)
         for index, row in enumerate(rows):
-            some = frozen.select(torch.tensor([index]))  # as when the others leave the batch
+            part = frozen.select(torch.tensor([index]))  # as when the others leave the batch
             alone = freeze(model, [row], [1])
-            for single in (some, alone):
+            for single in (part, alone):
                 own = replay(single, 1, states[[index]], (3, 5))
                 torch.testing.assert_close(own[0], together[index], rtol=1e-12, atol=1e-12)
                 place = len(row.answer) - 1

@@ -2,16 +2,17 @@
 
 import pytest
 
-from jacobian_lab.jobs import comparison, experiment, measuring
+from jacobian_lab.jobs import comparison, experiment, measuring, sweeps
 from jacobian_lab.session import descents, session
 
 HOMES = {
-    "optimise_anchors": descents,
+    "optimize_anchors": descents,
     "coordinate_shifts": descents,
     "observed_edits": measuring,
     "second_moments": experiment,
     "edit_with": session,
     "perplexity": comparison,
+    "measured_edit": sweeps,
 }
 
 

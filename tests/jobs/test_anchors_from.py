@@ -42,7 +42,7 @@ def donor(arguments, tmp_path_factory):
 def descents(monkeypatch):
     """Which descents are made."""
     made = []
-    for name in ("optimise_anchors", "coordinate_shifts"):
+    for name in ("optimize_anchors", "coordinate_shifts"):
         original = getattr(bench, name)
         monkeypatch.setattr(bench, name, lambda *a, n=name, f=original: made.append(n) or f(*a))
     return made
@@ -62,7 +62,7 @@ def test_they_are_taken_over_to_the_bit(arguments, donor, tmp_path, descents):
     found = same(tmp_path / "run", donor, "anchor", "anchor_loss", "anchor_passes", "coordinated_shift")
     assert config_of(found)["provenance"]["anchors_from"] == str(donor)
     run_job(replace(config, anchors_from=None, out=tmp_path / "alone"), progress=False)
-    assert set(descents) == {"optimise_anchors", "coordinate_shifts"}
+    assert set(descents) == {"optimize_anchors", "coordinate_shifts"}
     same(tmp_path / "alone", tmp_path / "run", "kl", "efficacy_accuracy", "nll_new", "coordinated_shift_passes")
 
 
@@ -88,7 +88,7 @@ def test_a_run_that_has_taken_all_needs_no_donor(arguments, donor, tmp_path):
 def test_a_run_of_more_facts_takes_those_that_it_shares(arguments, donor, tmp_path, monkeypatch):
     """Only the others are optimised, in batches of their own; what the donor has lost, as it was there."""
     optimised = []
-    for name in ("optimise_anchors", "coordinate_shifts"):
+    for name in ("optimize_anchors", "coordinate_shifts"):
         original = getattr(bench, name)
         monkeypatch.setattr(
             bench, name, lambda rows, *a, f=original: optimised.extend(each.id for each in rows.facts) or f(rows, *a)
@@ -119,8 +119,8 @@ def test_shifts_that_other_settings_decide_are_made_anew(arguments, donor, tmp_p
 
 
 def test_a_run_at_other_layers_takes_the_anchors_that_it_shares(arguments, donor, tmp_path, monkeypatch):
-    original, layers = bench.optimise_anchors, []
-    monkeypatch.setattr(bench, "optimise_anchors", lambda *a: layers.append(a[1]) or original(*a))
+    original, layers = bench.optimize_anchors, []
+    monkeypatch.setattr(bench, "optimize_anchors", lambda *a: layers.append(a[1]) or original(*a))
     config = LayerCountConfig(
         **arguments, schemes=("forward-replay",), max_layers=2, anchors_from=donor, out=tmp_path / "run"
     )
@@ -202,7 +202,7 @@ def test_what_a_donor_has_lost_is_optimised(arguments, donor, tmp_path, descents
     (folder / "data.zarr" / "anchor" / "0.0.0").unlink()
     config = SchemesConfig(**arguments, corpus_length=64, schemes=SCHEMES, survey="none")
     run_job(replace(config, anchors_from=folder, out=tmp_path / "run"), progress=False)
-    assert set(descents) == {"optimise_anchors"}
+    assert set(descents) == {"optimize_anchors"}
     same(tmp_path / "run", donor, "anchor", "coordinated_shift", "residual_ratio")
     run_job(replace(config, anchors_from=folder, out=folder), progress=False)
     same(folder, donor, "anchor", "residual_ratio")

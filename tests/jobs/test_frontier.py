@@ -18,13 +18,14 @@ from jacobian_lab.editing.measures import measure, observed_edits
 from jacobian_lab.editing.schemes import Targets
 from jacobian_lab.editing.solving import REALISED, suited_ridge
 from jacobian_lab.errors import InputError
+from jacobian_lab.jobs import experiment as experiments
 from jacobian_lab.jobs.config import EditTableConfig, FrontierConfig
 from jacobian_lab.jobs.kinds import run_job
 from jacobian_lab.model.rows import fact_rows
 from jacobian_lab.report.paper import METRICS
 from jacobian_lab.report.results import Results, write_account
 from jacobian_lab.report.tables.frontier import cross_validated, no_halves
-from jacobian_lab.session import descents as bench_module
+from jacobian_lab.session import session
 from jacobian_lab.store.run import open_run
 
 QUICK = {"slice": "0:3", "held_out_tokens": 64, "corpus_length": 64}
@@ -79,7 +80,7 @@ def test_a_folder_of_another_kind_is_refused_before_lambda_is_sought(quick, monk
 
     config = EditTableConfig(**quick, methods=("memit",), greedy=False, out=tmp_path / "run")
     run_job(config, progress=False)
-    monkeypatch.setattr(bench_module, "suited_ridge", sought)
+    monkeypatch.setattr(session, "suited_ridge", sought)
     with pytest.raises(InputError, match="expected a folder of jacobian-lab frontier"):
         run_job(FrontierConfig(**{**quick, "ridge": None}, out=tmp_path / "run"), progress=False)
 
@@ -161,7 +162,7 @@ def test_the_ridge_that_was_chosen_is_told(quick, tmp_path, monkeypatch):
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["settings"]["ridge"] == f"realises {REALISED:g}"
     assert config["provenance"]["ridge"] > 0
-    monkeypatch.setattr(bench_module, "second_moments", lambda *_a, **_k: pytest.fail("computed again"))
+    monkeypatch.setattr(experiments, "second_moments", lambda *_a, **_k: pytest.fail("computed again"))
     run_job(EditTableConfig(**given, out=tmp_path / "run"), progress=False)
     monkeypatch.undo()
     given = {**given, "ridge": config["provenance"]["ridge"], "out": tmp_path / "same"}

@@ -8,7 +8,7 @@ from helpers.small import CONTEXTS
 
 from jacobian_lab import cli
 from jacobian_lab.catalogue import SCHEMES
-from jacobian_lab.editing.anchors import AnchorSettings, optimise_anchors
+from jacobian_lab.editing.anchors import AnchorSettings, optimize_anchors
 from jacobian_lab.editing.layers import Setting, restored
 from jacobian_lab.editing.measures import measure, observed_edits
 from jacobian_lab.editing.schemes import make_targets
@@ -31,7 +31,7 @@ def measured(model, scheme, parts, settings):
     """All measures of one edit of facts whose anchors were optimised part by part."""
     facts = [fact for part in parts for fact in part]
     anchors = {
-        layer: torch.cat([optimise_anchors(fact_rows(model, p, CONTEXTS), layer, settings).states for p in parts])
+        layer: torch.cat([optimize_anchors(fact_rows(model, p, CONTEXTS), layer, settings).states for p in parts])
         for layer in (1, 3)
     }
     rows = fact_rows(model, facts, CONTEXTS)

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPTJCo
 
 from jacobian_lab import cli
 from jacobian_lab.catalogue import METHODS, SCHEMES, method, method_name
-from jacobian_lab.editing.anchors import coordinate_shifts, optimise_anchors
+from jacobian_lab.editing.anchors import coordinate_shifts, optimize_anchors
 from jacobian_lab.editing.deltas import DELTA, FOLDER, add_delta, load_delta, save_delta, save_model
 from jacobian_lab.editing.layers import Setting, edit_layers, restored
 from jacobian_lab.editing.measures import observed_edits
@@ -66,7 +66,7 @@ def bench(quick):
     """An experiment with its targets, and what its edits are made with."""
     experiment = prepare(EditTableConfig(**quick))
     rows = experiment.rows
-    anchors = {layer: optimise_anchors(rows, layer, experiment.session.anchor).states for layer in (1, 3)}
+    anchors = {layer: optimize_anchors(rows, layer, experiment.session.anchor).states for layer in (1, 3)}
     shifts = coordinate_shifts(rows, experiment.layers, experiment.session.anchor).shifts
     return experiment, make_targets(rows, experiment.layers, anchors, shifts), experiment.session.setting
 
@@ -121,8 +121,8 @@ def test_what_speaks_against_an_edit_is_said_once(bench, capsys):
 
 
 def test_anchors_are_computed_once_and_shared(quick, finished, tmp_path, monkeypatch):
-    original, calls = bench_module.optimise_anchors, []
-    monkeypatch.setattr(bench_module, "optimise_anchors", lambda *a: calls.append(a[1]) or original(*a))
+    original, calls = bench_module.optimize_anchors, []
+    monkeypatch.setattr(bench_module, "optimize_anchors", lambda *a: calls.append(a[1]) or original(*a))
     folder = tmp_path / "run"
     run_job(EditTableConfig(**quick, methods=("memit", "rect+fe", "blue"), out=folder), progress=False)
     assert calls.count(1) == calls.count(3) > 0
@@ -291,7 +291,7 @@ def test_blues_two_protocols_differ_in_the_second_anchor(bench):
     model = experiment.model
 
     def refit(layer, batch):
-        return optimise_anchors(setting.rows.select(batch), layer, experiment.session.anchor).states
+        return optimize_anchors(setting.rows.select(batch), layer, experiment.session.anchor).states
 
     weights, _ = edited(bench, "blue-refit", refit=refit)
     with restored(model, experiment.layers):
@@ -411,7 +411,7 @@ def test_the_papers_protocols_by_name(name, table, quick, tmp_path, monkeypatch,
     del chosen["layers"], chosen["anchor"], chosen["ridge"]
     seen = []
     monkeypatch.setattr(
-        bench_module, "optimise_anchors", lambda *a, o=bench_module.optimise_anchors: seen.append(a[2]) or o(*a)
+        bench_module, "optimize_anchors", lambda *a, o=bench_module.optimize_anchors: seen.append(a[2]) or o(*a)
     )
     script = str(ROOT / "analyses" / f"{table}.py")
     monkeypatch.setattr(sys, "argv", [script, *options(chosen)])
@@ -595,7 +595,7 @@ def test_a_delta_that_was_lost_is_made_again(quick, tmp_path):
 
 
 def test_bad_input_ends_with_one_line(quick, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench_module, "optimise_anchors", lambda *_a, **_k: pytest.fail("long work begun"))
+    monkeypatch.setattr(bench_module, "optimize_anchors", lambda *_a, **_k: pytest.fail("long work begun"))
     (tmp_path / "facts.json").write_text('[{"subject": "Ada", "prompt": "{} is", "target_new": "old"}]')
     (tmp_path / "paper.csv").write_text("rank\n")
     cases = [
@@ -629,7 +629,7 @@ def silent_neurons(folder):
 
 @pytest.mark.parametrize(("ridge", "hint"), [(0, "raise --ridge"), (10, "5 of 64 neurons are silent on the corpus")])
 def test_silent_neurons_are_refused_with_the_layer(ridge, hint, quick, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(bench_module, "optimise_anchors", lambda *_a, **_k: pytest.fail("long work begun"))
+    monkeypatch.setattr(bench_module, "optimize_anchors", lambda *_a, **_k: pytest.fail("long work begun"))
     silent_neurons(make_folder(tmp_path / "model", CONFIGS["llama"]))
     given = {**quick, "model": tmp_path / "model", "ridge": ridge, "method": "emmet", "out": tmp_path / "run"}
     with pytest.raises(SystemExit):
@@ -641,7 +641,7 @@ def test_silent_neurons_are_refused_with_the_layer(ridge, hint, quick, tmp_path,
 
 @pytest.mark.parametrize("method", ["emmet", "memit"])
 def test_a_corpus_of_one_repeated_sentence_is_refused_with_the_layer(method, quick, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(bench_module, "optimise_anchors", lambda *_a, **_k: pytest.fail("long work begun"))
+    monkeypatch.setattr(bench_module, "optimize_anchors", lambda *_a, **_k: pytest.fail("long work begun"))
     (tmp_path / "corpus.txt").write_text("The old tower stands beside the river.\n" * 60)
     given = {**quick, "corpus": tmp_path / "corpus.txt", "method": method, "out": tmp_path / "run"}
     with pytest.raises(SystemExit):

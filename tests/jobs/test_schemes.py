@@ -67,8 +67,8 @@ def test_batch_size_and_order_change_nothing_beyond_rounding(arguments, finished
 def test_a_killed_run_goes_on(arguments, finished, tmp_path):
     """SIGKILL in the middle of the anchors; then the same command, in a new process."""
     folder = tmp_path / "run"
-    slow = "import jacobian_lab.session.descents as t, time; o = t.optimise_anchors\n"
-    slow += "t.optimise_anchors = lambda *a: (time.sleep(0.7), o(*a))[1]\n"
+    slow = "import jacobian_lab.session.descents as t, time; o = t.optimize_anchors\n"
+    slow += "t.optimize_anchors = lambda *a: (time.sleep(0.7), o(*a))[1]\n"
     command = [sys.executable, "-c", slow + COMMAND[2], "tables", *options(arguments), "--out", str(folder)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -203,7 +203,7 @@ def test_bad_input_ends_with_one_line(arguments, capsys, tmp_path, monkeypatch):
 
 
 def test_a_singular_solve_is_refused_before_the_long_work(arguments, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "optimise_anchors", lambda *_a, **_k: pytest.fail("long work begun"))
+    monkeypatch.setattr(bench, "optimize_anchors", lambda *_a, **_k: pytest.fail("long work begun"))
     with pytest.raises(SystemExit) as caught:
         cli.main(["tables", *options({**arguments, "ridge": 0, "out": tmp_path / "run"})])
     assert caught.value.code == 2

@@ -99,7 +99,7 @@ def test_a_killed_training_goes_on(killed, config, monkeypatch, tmp_path):
 
 
 def test_the_weights_are_back(config, monkeypatch):
-    from jacobian_lab.jobs import methods as job
+    from jacobian_lab.jobs import comparison as job
 
     seen = []
     prepare = job.prepare

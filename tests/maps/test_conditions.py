@@ -36,22 +36,22 @@ def test_theorem_1_on_rotations(theta, shape):
 @pytest.mark.parametrize("shape", [(5,), (4, 5), (2, 3, 5)])
 def test_tensors_are_measured_as_arrays_are(measure, shape):
     delta, image = random(*shape), random(*shape, seed=1)
-    ours, theirs = measure(torch.from_numpy(delta), torch.from_numpy(image)), measure(delta, image)
-    assert isinstance(ours, torch.Tensor)
-    assert isinstance(theirs, np.ndarray)
-    np.testing.assert_allclose(ours.numpy(), theirs, rtol=ROUNDING)
+    by_torch, by_numpy = measure(torch.from_numpy(delta), torch.from_numpy(image)), measure(delta, image)
+    assert isinstance(by_torch, torch.Tensor)
+    assert isinstance(by_numpy, np.ndarray)
+    np.testing.assert_allclose(by_torch.numpy(), by_numpy, rtol=ROUNDING)
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
 @pytest.mark.parametrize("shape", [(), (2,)])
 def test_zero_directions_give_nan_quietly_and_zero_images_zero(kind, shape):
-    nothing, some = kind(np.zeros((*shape, 3))), kind(random(*shape, 3))
+    nothing, values = kind(np.zeros((*shape, 3))), kind(random(*shape, 3))
     expected = {"rayleigh_quotient": (np.nan, 0.0), "gain": (np.nan, 0.0), "eigen_residual": (0.0, 0.0)}
     for name, (of_nothing, to_nothing) in (expected | {"cosine": (0.0, 0.0)}).items():
         measure = getattr(conditions, name)
         near(measure(nothing, nothing), of_nothing)
-        near(measure(some, nothing), to_nothing)
+        near(measure(values, nothing), to_nothing)
 
 
 @pytest.mark.parametrize("measure", MEASURES)

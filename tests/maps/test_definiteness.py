@@ -62,17 +62,17 @@ def test_definiteness_of_known_spectra(decision, values, turning):
 @pytest.mark.parametrize(
     "device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA"))]
 )
-@pytest.mark.parametrize("values", [values for each in SPECTRA.values() for values in each])
+@pytest.mark.parametrize("values", [values for group in SPECTRA.values() for values in group])
 def test_a_verdict_on_the_models_device(device, values):
     J = with_spectrum(values, turning=1.0)
     S = symmetric_part(torch.from_numpy(J).to(device))
-    found, known = verdict_of(S, EPS[np.float64], float(np.linalg.norm(J, 2))), definiteness(J)
-    near(found.eigenvalues, values)
-    assert (found.decision, found.error) == (known.decision, pytest.approx(known.error))
+    own_verdict, dense = verdict_of(S, EPS[np.float64], float(np.linalg.norm(J, 2))), definiteness(J)
+    near(own_verdict.eigenvalues, values)
+    assert (own_verdict.decision, own_verdict.error) == (dense.decision, pytest.approx(dense.error))
     S = symmetric_part(torch.from_numpy(J).to(device, torch.float32))
     assert (S.dtype, S.device.type) == (torch.float64, device)
-    if known.decision != "undecided":
-        assert is_positive_definite(symmetric_part(torch.from_numpy(J).to(device))) == (known.decision == "definite")
+    if dense.decision != "undecided":
+        assert is_positive_definite(symmetric_part(torch.from_numpy(J).to(device))) == (dense.decision == "definite")
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -167,7 +167,7 @@ FORMED = {"formed": 8192, "products alone": 0}
 
 @pytest.fixture(params=FORMED)
 def way(request, monkeypatch):
-    """Whether a matrix is formed where Lanczos shows no counterexample."""
+    """Form a matrix, or not, where Lanczos shows no counterexample."""
     monkeypatch.setattr(module, "WIDEST_FORMED", FORMED[request.param])
     return request.param
 

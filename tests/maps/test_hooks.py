@@ -20,20 +20,20 @@ def test_captured_states_and_keys_are_the_models(family_model, facts):
         _, own = plain.states(ids, position, layers)
         for place, layer in enumerate(layers):
             torch.testing.assert_close(states[index, place], own[layer], rtol=1e-10, atol=1e-10)
-            seen = []
-            handle = family_model.projection(layer).register_forward_pre_hook(lambda _m, i, s=seen: s.append(i[0]))
+            record = []
+            handle = family_model.projection(layer).register_forward_pre_hook(lambda _m, i, s=record: s.append(i[0]))
             family_model.hf(torch.tensor([ids]))
             handle.remove()
-            torch.testing.assert_close(keys[layer][index], seen[0][0, position], rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(keys[layer][index], record[0][0, position], rtol=1e-10, atol=1e-10)
 
 
 @torch.no_grad()
 def test_captured_tensors_are_copies_and_hooks_go(tiny, facts):
     rows = [fact_prompt(tiny.tokenizer, facts[0])]
-    with capture(tiny, hidden=[1], keys=[1]) as seen:
+    with capture(tiny, hidden=[1], keys=[1]) as record:
         expected = forward(tiny, rows)
-        seen.hidden[1].zero_()
-        seen.keys[1].zero_()
+        record.hidden[1].zero_()
+        record.keys[1].zero_()
     assert torch.equal(forward(tiny, rows), expected)
     assert not any(block._forward_hooks for block in tiny.blocks)
     assert not any(tiny.projection(layer)._forward_pre_hooks for layer in range(tiny.n_layers))

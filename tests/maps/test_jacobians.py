@@ -41,8 +41,8 @@ def test_against_central_differences(layer, last, site, family_model, facts):
             for side in (1, -1)
         ]
     quotient = torch.stack([(up - down) / (2 * step) for up, down in zip(columns[::2], columns[1::2], strict=True)], -1)
-    for ours, theirs in zip(J, quotient, strict=True):
-        assert (ours - theirs).norm() < 1e-7 * ours.norm()
+    for own, difference in zip(J, quotient, strict=True):
+        assert (own - difference).norm() < 1e-7 * own.norm()
 
 
 def test_against_reverse_mode_through_the_untouched_model(family_model, facts):
@@ -61,25 +61,27 @@ def test_mlp_site_against_hooks_on_the_mlps_themselves(family_model, facts):
     ids, position = prompt(family_model.tokenizer, fact)
 
     def through(shift):
-        seen = []
+        outputs = []
 
         def write(_module, _inputs, result):
             return result.index_put((torch.tensor(0), torch.tensor(position)), result[0, position] + shift)
 
         handles = [
             family_model.projection(1).register_forward_hook(write),
-            family_model.projection(4).register_forward_hook(lambda _m, _i, result: seen.append(result[0, position])),
+            family_model.projection(4).register_forward_hook(
+                lambda _m, _i, result: outputs.append(result[0, position])
+            ),
         ]
         try:
             family_model.hf(torch.tensor([ids]))
         finally:
             for handle in handles:
                 handle.remove()
-        return seen[0]
+        return outputs[0]
 
     expected = torch.func.jacrev(through)(torch.zeros(family_model.d_model, dtype=torch.float64))
-    ours = dense_jacobians(frozen_facts(family_model, [fact], [1], 4), [1], 4, site="mlp")[0, 0]
-    assert (ours - expected).norm() < 1e-10 * expected.norm()
+    own = dense_jacobians(frozen_facts(family_model, [fact], [1], 4), [1], 4, site="mlp")[0, 0]
+    assert (own - expected).norm() < 1e-10 * expected.norm()
 
 
 @pytest.mark.parametrize("site", ["residual", "mlp"])
@@ -93,9 +95,9 @@ def test_all_forms_agree(site, family_model, facts):
     for row in (0, 3):
         operator = linear_operator(frozen, row, 1, 4, site=site)
         assert isinstance(operator, LinearOperator)
-        some = vectors[:3].T.numpy()
-        np.testing.assert_allclose(operator.matmat(some), J[row] @ some, rtol=1e-10, atol=1e-11)
-        np.testing.assert_allclose(operator.H.matmat(some), J[row].T @ some, rtol=1e-10, atol=1e-11)
+        columns = vectors[:3].T.numpy()
+        np.testing.assert_allclose(operator.matmat(columns), J[row] @ columns, rtol=1e-10, atol=1e-11)
+        np.testing.assert_allclose(operator.H.matmat(columns), J[row].T @ columns, rtol=1e-10, atol=1e-11)
 
 
 def test_at_other_states(tiny, facts):
@@ -224,11 +226,11 @@ def test_the_error_of_float32_is_within_what_the_verdict_allows(real, facts):
 def test_reading_the_mlp_of_a_block(family_model, facts):
     """The MLP's output at the decisive token as the untouched model computes it."""
     ids, position = prompt(family_model.tokenizer, facts[0])
-    seen = []
-    handle = family_model.projection(3).register_forward_hook(lambda _m, _i, result: seen.append(output_of(result)))
+    outputs = []
+    handle = family_model.projection(3).register_forward_hook(lambda _m, _i, result: outputs.append(output_of(result)))
     with torch.no_grad():
         family_model.hf(torch.tensor([ids]))
     handle.remove()
     frozen = frozen_facts(family_model, facts[:1], [1], 4)
-    ours = trajectory(frozen, 1, frozen.states(1), 3, "mlp")[3][0, 0]
-    torch.testing.assert_close(ours, seen[0][0, position], rtol=1e-10, atol=1e-12)
+    own = trajectory(frozen, 1, frozen.states(1), 3, "mlp")[3][0, 0]
+    torch.testing.assert_close(own, outputs[0][0, position], rtol=1e-10, atol=1e-12)

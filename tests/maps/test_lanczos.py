@@ -34,7 +34,7 @@ def test_no_eigenvalue_lies_beyond_the_bounds(name, tolerance):
 
 
 def test_a_miss_is_as_rare_as_it_is_said_to_be(monkeypatch):
-    """With a probability that can be seen, and the steps too few to know the end."""
+    """The probability is large enough to be seen, and the steps are too few to know the end."""
     monkeypatch.setattr(module, "STEPS", 8)
     values = np.cos(np.linspace(0, np.pi, 400))
     ritz = [lanczos(lambda v: values * v, 400, seed, 0.0) for seed in range(200)]

@@ -14,9 +14,9 @@ def test_answers_of_different_lengths(tiny, facts):
     frozen = freeze(tiny, rows, [1])
     states = frozen.states(1)
     log_p = replay_logits(frozen, 1, states).log_softmax(-1)
-    wanted = [
+    expected = [
         -torch.stack([log_p[place, n, token] for n, token in enumerate(row.answer)]).mean()
         for place, row in enumerate(rows)
     ]
-    found = answer_nll(frozen, replay_outputs(frozen, 1, states))
-    torch.testing.assert_close(found, torch.stack(wanted), rtol=1e-12, atol=1e-12)
+    nll = answer_nll(frozen, replay_outputs(frozen, 1, states))
+    torch.testing.assert_close(nll, torch.stack(expected), rtol=1e-12, atol=1e-12)

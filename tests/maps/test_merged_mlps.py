@@ -28,10 +28,10 @@ class Sizes(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.seen = set()
+        self.shapes = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.seen.update(size for value in args if isinstance(value, torch.Tensor) for size in value.shape)
+        self.shapes.update(size for value in args if isinstance(value, torch.Tensor) for size in value.shape)
         return func(*args, **(kwargs or {}))
 
 
@@ -42,8 +42,8 @@ def test_cotangents_meet_no_matrix_of_the_mlp(family_model, state):
             output = mlp(state)
         with Sizes() as sizes:
             torch.autograd.grad(output, state, torch.ones_like(output))
-        assert family_model.d_model in sizes.seen
-        assert (family_model.d_mlp in sizes.seen) != merged
+        assert family_model.d_model in sizes.shapes
+        assert (family_model.d_mlp in sizes.shapes) != merged
 
 
 def test_mlps_are_as_they_were_afterwards(family_model):

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from helpers.exact import load_exact
 from helpers.matrices import random
@@ -44,8 +45,8 @@ def test_products_are_those_of_the_matrix_in_the_kind_they_came(site, shape, fam
         product, tensor = mine @ v, mine @ torch.from_numpy(v)
         assert isinstance(product, np.ndarray)
         assert isinstance(tensor, torch.Tensor)
-        for found in (product, tensor.numpy(), mine.to_scipy() @ v):
-            np.testing.assert_allclose(found, matrix @ v, **CLOSE)
+        for result in (product, tensor.numpy(), mine.to_scipy() @ v):
+            np.testing.assert_allclose(result, matrix @ v, **CLOSE)
 
 
 def test_columns_are_taken_in_chunks(J, monkeypatch):
@@ -127,17 +128,27 @@ def test_at_another_state(tiny, facts, J):
     frozen = freeze(tiny, [tiny.fact_prompt(facts[1]).cut()], [1], 4)
     expected = dense_jacobians(frozen, [1], 4, state[None])[0, 0].numpy()
     assert np.linalg.norm(expected - J.dense()) > 0.01 * np.linalg.norm(expected)
-    for given in (state, state.numpy()):
-        there, v = Jacobian(tiny, facts[1], 1, 4, state=given), random(32, seed=1)
+    for value in (state, state.numpy()):
+        there, v = Jacobian(tiny, facts[1], 1, 4, state=value), random(32, seed=1)
         by_factors = np.linalg.multi_dot([*there.factors()[::-1], v])
-        for found in (there @ v, there.dense() @ v, there.to_scipy() @ v, by_factors):
-            np.testing.assert_allclose(found, expected @ v, **CLOSE)
+        for result in (there @ v, there.dense() @ v, there.to_scipy() @ v, by_factors):
+            np.testing.assert_allclose(result, expected @ v, **CLOSE)
         np.testing.assert_allclose(there.T @ v, expected.T @ v, **CLOSE)
 
 
 def test_factors_are_the_blocks_between(J):
     assert len(J.factors()) == 3
     np.testing.assert_allclose(np.linalg.multi_dot(J.factors()[::-1]), J.dense(), **CLOSE)
+
+
+def test_shares_of_what_the_matrix_does(J):
+    """Its symmetric part against its antisymmetric one, and its departure from normality by its Schur form."""
+    matrix = J.dense()
+    S, A = (matrix + matrix.T) / 2, (matrix - matrix.T) / 2
+    assert J.positive_share() == (np.linalg.eigvalsh(S) > 0).mean()
+    assert J.rotation() == pytest.approx(np.linalg.norm(A) / np.linalg.norm(S), rel=1e-12)
+    upper = scipy.linalg.schur(matrix, output="complex")[0]
+    assert J.henrici() == pytest.approx(np.linalg.norm(np.triu(upper, 1)) / np.linalg.norm(upper), rel=1e-9)
 
 
 def test_spectra_are_those_of_the_matrix(J):
@@ -194,10 +205,10 @@ def test_what_has_no_jacobian_is_refused(tiny, facts, J):
         Jacobian(tiny, facts[1], 1, 4, site="stream")
     with pytest.raises(InputError, match="at most 256 tokens"):
         Jacobian(tiny, replace(facts[1], prompt="well, " * 300 + "{}"), 1, 4)
-    for given in (np.zeros(31), np.zeros((5, 32)), np.zeros((32, 2, 2)), np.zeros(())):
+    for value in (np.zeros(31), np.zeros((5, 32)), np.zeros((32, 2, 2)), np.zeros(())):
         for mine in (J, J.T):
             with pytest.raises(InputError, match=r"vector \[32\] or columns \[32, k\], got the shape"):
-                mine @ given
+                mine @ value
     with pytest.raises(InputError, match="the site residual for factors, got mlp"):
         Jacobian(tiny, facts[1], 1, 4, site="mlp").factors()
 
@@ -205,5 +216,5 @@ def test_what_has_no_jacobian_is_refused(tiny, facts, J):
 def test_the_real_model_in_float32(real, facts):
     J, v = Jacobian(real, facts[1], 4, 6), random(576)
     assert (J @ v).dtype == J.dense().dtype == J.dtype == np.float32
-    for found, expected in ((J @ v, J.dense() @ v), (J.T @ v, J.dense().T @ v)):
-        assert np.linalg.norm(found - expected) < 1e-4 * np.linalg.norm(expected)
+    for result, expected in ((J @ v, J.dense() @ v), (J.T @ v, J.dense().T @ v)):
+        assert np.linalg.norm(result - expected) < 1e-4 * np.linalg.norm(expected)

@@ -27,7 +27,7 @@ def rows_of(model, facts):
 
 
 def assert_replay_is_the_model(model, facts, starts, tolerance):
-    """From every start, with a state of its own in every row, against the model one row at a time."""
+    """Replay from every start, with a state of its own in every row, against the model one row at a time."""
     plain = Plain(model.hf, model.tokenizer, model.blocks)
     rows = rows_of(model, facts)
     frozen = freeze(model, [row for _, _, row in rows], starts)
@@ -67,7 +67,7 @@ def test_replay_with_shifts_equals_the_model_with_the_same(family_model, facts):
     states, shifts = frozen.states(1) + 0.3 * noise[0], {2: 0.3 * noise[1], 4: 0.3 * noise[2]}
     got, logits = replay(frozen, 1, states, (1, 3, 4), shifts), replay_logits(frozen, 1, states, shifts)
     for index, (fact, _, row) in enumerate(rows):
-        added = {layer: each[index] for layer, each in shifts.items()}
+        added = {layer: shift[index] for layer, shift in shifts.items()}
         own_logits, own = plain.states(list(row.ids), row.decisive, (1, 3, 4), 1, states[index], added)
         for place, layer in enumerate((1, 3, 4)):
             assert relative(got[index, place], own[layer]) < 1e-10, (layer, fact.id)
@@ -105,8 +105,8 @@ def test_rows_can_be_selected_in_any_order(tiny, facts):
     frozen = freeze(tiny, rows, [2])
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(1))
     whole = replay_logits(frozen, 2, frozen.states(2))
-    some = frozen.select(order)
-    torch.testing.assert_close(replay_logits(some, 2, some.states(2)), whole[order], rtol=1e-12, atol=1e-12)
+    part = frozen.select(order)
+    torch.testing.assert_close(replay_logits(part, 2, part.states(2)), whole[order], rtol=1e-12, atol=1e-12)
 
 
 def test_gradients_flow_through_replay(tiny, facts):

@@ -12,7 +12,7 @@ from helpers.small import CONTEXTS
 from transformers import AutoModelForCausalLM
 
 from jacobian_lab.catalogue import METHODS, SCHEMES
-from jacobian_lab.editing.anchors import AnchorSettings, coordinate_shifts, optimise_anchors
+from jacobian_lab.editing.anchors import AnchorSettings, coordinate_shifts, optimize_anchors
 from jacobian_lab.editing.layers import Setting, restored
 from jacobian_lab.editing.measures import observed_edits
 from jacobian_lab.editing.methods import edit_with
@@ -89,7 +89,7 @@ def numbers(model, facts):
     """Numbers that the analysis takes from a model, before, in and after an edit."""
     rows = fact_rows(model, facts[:2], CONTEXTS)
     settings = AnchorSettings(lr=0.1, steps=2)
-    results = {f"anchors {layer}": optimise_anchors(rows, layer, settings).states for layer in (1, 3)}
+    results = {f"anchors {layer}": optimize_anchors(rows, layer, settings).states for layer in (1, 3)}
     results["shifts"] = coordinate_shifts(rows, LAYERS, settings).shifts
     frozen = freeze(model, rows.bare, [1])
     for site in (RESIDUAL, MLP):
@@ -132,7 +132,7 @@ def test_an_anchor_s_copy_in_another_dtype_is_divided_too(divided, facts):
     cast = divided.cast(torch.float32)
     assert cast.devices == [HOME, AWAY]
     rows = fact_rows(cast, facts[:2], CONTEXTS)
-    assert optimise_anchors(rows, 1, AnchorSettings(steps=2)).states.isfinite().all()
+    assert optimize_anchors(rows, 1, AnchorSettings(steps=2)).states.isfinite().all()
 
 
 def test_weights_are_read_into_their_places(folders, monkeypatch):

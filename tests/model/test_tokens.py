@@ -1,10 +1,15 @@
 """Tokens: the decisive position, the answer's span, and the traps of both."""
 
+from collections import Counter
+from dataclasses import replace
+
 import pytest
-from helpers.small import make_tokenizer
+from helpers.small import CONTEXTS, make_tokenizer
+from transformers import PreTrainedTokenizerBase
 
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import Fact
+from jacobian_lab.model.rows import checked_rows, fact_rows
 from jacobian_lab.model.tokens import fact_prompt, kl_prompt, pad, text_prompt
 
 
@@ -104,3 +109,22 @@ def test_padding_is_on_the_right_whatever_the_tokenizer_says(facts):
     for row, line in zip(rows, ids, strict=True):
         assert tuple(line[: len(row.ids)].tolist()) == row.ids
         assert not line[len(row.ids) :].any()
+
+
+def test_each_text_of_a_fact_is_tokenised_once(tiny, facts, monkeypatch):
+    """Checking and making rows is one pass; a fact that is too long leaves the others as they are."""
+    texts, call = Counter(), PreTrainedTokenizerBase.__call__
+
+    def counting(self, text, **keywords):
+        texts[text] += 1
+        return call(self, text, **keywords)
+
+    monkeypatch.setattr(PreTrainedTokenizerBase, "__call__", counting)
+    long = replace(facts[0], id="long", prompt="word " * 300 + "{} is")
+    rows, refused = checked_rows(tiny, [long, *facts], CONTEXTS, {fact.id: fact.prompt for fact in (long, *facts)})
+    assert set(texts.values()) == {1}
+    assert [fact.id for fact in refused] == ["long"]
+    plain = fact_rows(tiny, facts, CONTEXTS)
+    assert rows.facts == tuple(facts)
+    for name in ("weights", "bare", "answered", "contexts", "answered_contexts", "kl"):
+        assert getattr(rows, name) == getattr(plain, name)

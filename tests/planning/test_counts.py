@@ -8,7 +8,7 @@ from helpers.small import CONTEXTS
 from torch.utils.flop_counter import FlopCounterMode
 
 from jacobian_lab.catalogue import SCHEMES
-from jacobian_lab.editing.anchors import AnchorSettings, coordinate_shifts, optimise_anchors
+from jacobian_lab.editing.anchors import AnchorSettings, coordinate_shifts, optimize_anchors
 from jacobian_lab.editing.layers import Setting, edit_layers, restored
 from jacobian_lab.editing.schemes import make_targets
 from jacobian_lab.editing.second_moments import sums_of_keys
@@ -73,7 +73,7 @@ def test_a_descent_runs_the_tokens_that_are_counted(layers, rows, ran, monkeypat
     one = rows.select([1])  # a batch of one fact, whose rows have one tail
     settings = AnchorSettings(steps=4, stop_loss=0.0)
     if len(layers) == 1:
-        optimise_anchors(one, 1, settings)
+        optimize_anchors(one, 1, settings)
     else:
         coordinate_shifts(one, layers, settings)
     work = Counts(rows.model).descent("anchors", one, 1, 4, 8).work

@@ -8,7 +8,7 @@ import torch
 from helpers.small import CONTEXTS
 
 import jacobian_lab as jl
-from jacobian_lab.editing.anchors import AnchorSettings, coordinate_shifts, optimise_anchors
+from jacobian_lab.editing.anchors import AnchorSettings, coordinate_shifts, optimize_anchors
 from jacobian_lab.editing.schemes import make_targets
 from jacobian_lab.model.rows import fact_rows
 from jacobian_lab.session import descents
@@ -33,13 +33,13 @@ def session(tiny, facts):
 @pytest.fixture
 def sizes(monkeypatch):
     """Sizes of the batches in which anchors are optimized."""
-    counted, original = [], descents.optimise_anchors
+    counted, original = [], descents.optimize_anchors
 
     def counting(rows, *rest):
         counted.append(len(rows))
         return original(rows, *rest)
 
-    monkeypatch.setattr(descents, "optimise_anchors", counting)
+    monkeypatch.setattr(descents, "optimize_anchors", counting)
     return counted
 
 
@@ -47,7 +47,7 @@ def test_anchors_in_batches_are_those_of_all_facts_at_once(session, sizes):
     states = session.anchors(InMemory(), (1,))[1]
     assert max(sizes) == 2
     assert sum(sizes) == len(session.rows)
-    torch.testing.assert_close(states, optimise_anchors(session.rows, 1, SETTINGS).states, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(states, optimize_anchors(session.rows, 1, SETTINGS).states, rtol=1e-9, atol=1e-11)
 
 
 def test_what_is_recorded_is_not_optimized_again(session, sizes):
@@ -67,7 +67,7 @@ def test_what_is_recorded_is_not_optimized_again(session, sizes):
 def test_targets_are_those_of_the_functions(session):
     targets = session.targets(InMemory(), ("forward-replay", "coordinated-replay"))
     rows, layers = session.rows, session.layers
-    anchors = {layer: optimise_anchors(rows, layer, SETTINGS).states for layer in (1, 3)}
+    anchors = {layer: optimize_anchors(rows, layer, SETTINGS).states for layer in (1, 3)}
     expected = make_targets(rows, layers, anchors, coordinate_shifts(rows, layers, SETTINGS).shifts)
     for kind, at in (("optimised", (1, 3)), ("replayed", layers), ("coordinated", layers)):
         for layer in at:
@@ -92,7 +92,7 @@ def test_an_edit_is_undone_and_may_have_another_setting(session):
 def test_an_editor_takes_facts_in_batches_and_halves_what_does_not_fit(size, tiny, facts, monkeypatch, capsys):
     """With 16 facts a batch by default, as jobs do it; the numbers are the same."""
     given = {"layers": (1, 2, 3), "ridge": 10.0, "anchor": SETTINGS, "templates": CONTEXTS, "progress": False}
-    whole, counted, original = jl.Editor(tiny, facts, **given).anchors(1), [], descents.optimise_anchors
+    whole, counted, original = jl.Editor(tiny, facts, **given).anchors(1), [], descents.optimize_anchors
 
     def cramped(rows, *rest):
         counted.append(len(rows))
@@ -100,7 +100,7 @@ def test_an_editor_takes_facts_in_batches_and_halves_what_does_not_fit(size, tin
             raise torch.OutOfMemoryError("CUDA out of memory")
         return original(rows, *rest)
 
-    monkeypatch.setattr(descents, "optimise_anchors", cramped)
+    monkeypatch.setattr(descents, "optimize_anchors", cramped)
     parts = jl.Editor(tiny, facts, **given, batch_size=size).anchors(1)
     assert counted[0] == 2  # tails of about one length go together
     assert counted[-1] == 1

@@ -9,11 +9,11 @@ from helpers.commands import options
 from helpers.work import forbid
 
 from jacobian_lab import cli
+from jacobian_lab.catalogue import method
 from jacobian_lab.editing.anchors import CoordinationSettings, coordinate_shifts
 from jacobian_lab.errors import InputError
 from jacobian_lab.jobs import jacobians as surveys
 from jacobian_lab.jobs import methods as methods_job
-from jacobian_lab.jobs import sweeps
 from jacobian_lab.jobs.config import (
     DampingConfig,
     EditTableConfig,
@@ -26,6 +26,7 @@ from jacobian_lab.jobs.experiment import prepare
 from jacobian_lab.jobs.kinds import run_job
 from jacobian_lab.report.results import Results, write_account, write_comparison, write_reports
 from jacobian_lab.session import descents as bench
+from jacobian_lab.session import session
 from jacobian_lab.store import arrays
 from jacobian_lab.store.run import open_run
 
@@ -58,13 +59,13 @@ def studied(arguments, studied_run, tmp_path_factory):
 @pytest.mark.parametrize(
     ("chunk", "words", "there"),
     [
-        ("residual_ratio/0.0.0", "residual_ratio of scheme", ("optimise_anchors", "survey_one")),
+        ("residual_ratio/0.0.0", "residual_ratio of scheme", ("optimize_anchors", "survey_one")),
         ("anchor/0.0.0", "anchor of fact", ("observed_edits", "survey_one")),
         ("anchor_passes_digest/0.0.0", "anchor_passes_digest of fact", ("observed_edits", "survey_one")),
-        ("replayed_target/0.0.0", "replayed_target of fact", ("observed_edits", "optimise_anchors", "survey_one")),
-        ("measured/0", "measured of scheme", ("optimise_anchors", "survey_one")),
-        ("eigenvector_angle/0.0.0", "eigenvector_angle of study theorem1", ("optimise_anchors", "survey_one")),
-        ("lambda_min/0.0", "lambda_min of fact", ("optimise_anchors", "observed_edits")),
+        ("replayed_target/0.0.0", "replayed_target of fact", ("observed_edits", "optimize_anchors", "survey_one")),
+        ("measured/0", "measured of scheme", ("optimize_anchors", "survey_one")),
+        ("eigenvector_angle/0.0.0", "eigenvector_angle of study theorem1", ("optimize_anchors", "survey_one")),
+        ("lambda_min/0.0", "lambda_min of fact", ("optimize_anchors", "observed_edits")),
     ],
 )
 def test_tables(studied, tmp_path, monkeypatch, capsys, chunk, words, there):
@@ -92,13 +93,13 @@ def test_a_batch_that_has_lost_some_of_its_anchors_is_optimised_as_a_whole(argum
     config = SchemesConfig(**arguments, schemes=("one-layer",), survey="none", out=tmp_path / "finished")
     finished = run_job(config, progress=False)
     folder = lose(finished, tmp_path / "run", "anchor/0.0.0")
-    sizes, original = [], bench.optimise_anchors
+    sizes, original = [], bench.optimize_anchors
 
     def noted(rows, *values):
         sizes.append(len(rows))
         return original(rows, *values)
 
-    monkeypatch.setattr(bench, "optimise_anchors", noted)
+    monkeypatch.setattr(bench, "optimize_anchors", noted)
     run_job(replace(config, out=folder), progress=False)
     assert sizes == [2, 2]  # one batch for each of the two anchor layers
     assert open_run(folder).identical(open_run(finished))
@@ -111,7 +112,7 @@ def test_shifts(arguments, tmp_path, monkeypatch):
     config = SchemesConfig(**arguments, schemes=("coordinated-replay",), survey="none", coordination=eased)
     finished = run_job(replace(config, out=tmp_path / "finished"), progress=False)
     folder = lose(finished, tmp_path / "run", "coordinated_shift/0.0.0")
-    forbid(monkeypatch, "optimise_anchors", "observed_edits")
+    forbid(monkeypatch, "optimize_anchors", "observed_edits")
     run_job(replace(config, out=folder), progress=False)
     assert open_run(folder).identical(open_run(finished))
     experiment = prepare(config)
@@ -128,11 +129,11 @@ def test_layer_count(arguments, tmp_path, monkeypatch):
 
     finished = command(tmp_path / "finished")
     folder = lose(finished, tmp_path / "run", "final_ratio/0.0.0")
-    forbid(monkeypatch, "optimise_anchors")
+    forbid(monkeypatch, "optimize_anchors")
     assert open_run(command(folder)).identical(open_run(finished))
     monkeypatch.undo()
     folder = lose(finished, tmp_path / "other", "anchor/0.0.0")
-    forbid(monkeypatch, sweeps, "measured_edit")
+    forbid(monkeypatch, "measured_edit")
     assert open_run(command(folder)).identical(open_run(finished))
 
 
@@ -153,7 +154,7 @@ def test_damping_and_frontier(arguments, tmp_path, monkeypatch):
         folder = lose(finished, tmp_path / command.__name__, chunk)
         with pytest.raises(InputError, match=f"without {words}"):
             open_run(folder)
-        forbid(monkeypatch, "optimise_anchors")
+        forbid(monkeypatch, "optimize_anchors")
         assert open_run(command(folder)).identical(open_run(finished))
         monkeypatch.undo()
 
@@ -196,10 +197,10 @@ def test_edit_table(edited, tmp_path, monkeypatch, chunk, words, methods):
     folder = lose(finished, tmp_path / "run", chunk)
     with pytest.raises(InputError, match=f"without {words}"):
         write_comparison(folder)
-    edits, original = [], methods_job.method
-    monkeypatch.setattr(methods_job, "edit_with", _noted(methods_job.edit_with, edits))
+    edits = []
+    monkeypatch.setattr(session, "edit_with", _noted(session.edit_with, edits))
     assert open_run(command(folder)).identical(before)
-    assert {name for name in ("memit", "blue-refit") if original(name) in edits} == methods
+    assert {name for name in ("memit", "blue-refit") if method(name) in edits} == methods
 
 
 def _noted(work, edits):
@@ -255,7 +256,9 @@ def test_captions_say_where_a_cell_has_fewer_facts(kind, arguments, tmp_path):
         elif kind == "damping":
             run_job(DampingConfig(**values, dampings=(0.1,), out=folder), progress=False)
         else:
-            run_job(SchemesConfig(**values, schemes=("backward-full",), out=folder), ("theorem1",), progress=False)
+            run_job(
+                SchemesConfig(**values, schemes=("backward-full",), out=folder), studies=("theorem1",), progress=False
+            )
     whole, results = (Results(folder, "tables" if kind == "theorem2" else kind) for _ in range(2))
     assert "4 facts" in whole._make(table).note
     values = results.dataset[variable].transpose(..., "fact").load()

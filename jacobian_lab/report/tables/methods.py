@@ -253,7 +253,7 @@ def texts_by_row(
     return texts
 
 
-def text_table(texts: Mapping[str, list[str]], kinds: Mapping[str, Metric], name: str = "method") -> pd.DataFrame:
+def text_table(texts: dict[str, list[str]], kinds: Mapping[str, Metric], name: str = "method") -> pd.DataFrame:
     """Table of texts with a column for each metric."""
     return pd.DataFrame.from_dict(texts, orient="index", columns=labels(kinds)).rename_axis(name)
 
