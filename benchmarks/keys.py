@@ -42,7 +42,7 @@ def main() -> None:
     model = load_model(options.model, dtype=options.dtype)
     rows = fact_rows(model, load_facts(options.facts, options.slice), sample_templates(model))
     layers = model.defaults().layers
-    keys = {layer: averaged_keys(rows, layer) for layer in layers}
+    keys: dict[str, Tensor] = {}
     ways: dict[str, Callable[[int], Tensor]] = {}
     seconds: dict[str, list[float]] = {"anew": [], "carried": []}
     peaks: dict[str, list[int]] = {"anew": [], "carried": []}

@@ -146,7 +146,7 @@ def _check_neurons(sample: Float[Tensor, "n n"], published: Float[Tensor, "d_mlp
             f"expected a mean over tokens in {path}, got neurons {scale:.2g} times what they are on a sample of text: "
             "check the number of tokens that goes with it"
         )
-    pairs = [_correlations(matrix) for matrix in (sample, published)]
+    pairs = [_correlations(matrix).numpy() for matrix in (sample, published)]
     likeness, needed = float(spearmanr(*pairs).statistic), DEVIATIONS / math.sqrt(len(pairs[0]))
     if not likeness > needed:
         raise InputError(

@@ -12,7 +12,6 @@ from jacobian_lab.editing.rules import RuleSettings
 from jacobian_lab.editing.second_moments import moment_rows, moments_cached, second_moments
 from jacobian_lab.editing.solving import REALISED
 from jacobian_lab.errors import InputError
-from jacobian_lab.evaluation.metrics import check_questions
 from jacobian_lab.facts.fact import Fact
 from jacobian_lab.jobs.config import EditingConfig, EvaluationConfig, check
 from jacobian_lab.jobs.counts import DOUBLE, Counts
@@ -22,7 +21,6 @@ from jacobian_lab.jobs.setup import Subject, load_subject
 from jacobian_lab.model.corpus import TOKENS_PER_NEURON, Corpus, load_corpus
 from jacobian_lab.model.devices import Places
 from jacobian_lab.model.language_model import LanguageModel, Layers
-from jacobian_lab.model.rows import FactRows, check_contexts, fact_rows
 from jacobian_lab.model.templates import USUAL_TEMPLATES, Templates, read_templates, sample_templates
 from jacobian_lab.planning.work import Stage
 from jacobian_lab.session.session import Moments, Session
@@ -35,7 +33,6 @@ class Experiment(Subject):
 
     Attributes:
         session: What the facts are edited with.
-        templates: The context templates.
         corpus: The corpus of the second moment, unless published ones take its place.
         published: Second moments that take the corpus's place, if there are any.
         donor: The run that anchors are taken from, if there is one.
@@ -44,16 +41,10 @@ class Experiment(Subject):
 
     config: EditingConfig
     session: Session
-    templates: Templates
     corpus: Corpus | None
     published: Published | None
     donor: Donor | None
     ridge: float | None
-
-    @property
-    def rows(self) -> FactRows:
-        """The facts as the model reads them."""
-        return self.session.rows
 
     @property
     def weighted(self) -> bool:
@@ -204,21 +195,12 @@ def prepare(
     corpus = _corpus(config)
     donor = donor_of(config, planned=sketch is not None)
 
-    def further(model: LanguageModel) -> Callable[[Fact], None]:
-        """Check what an edit needs of a fact beside its prompt: every context, every question of the evaluation."""
-        nonlocal templates
-        sampled = sample_templates(model, config.seed) if templates is None and sketch is None else USUAL_TEMPLATES
-        contexts = templates = templates or sampled
+    def contexts(model: LanguageModel) -> Templates:
+        if templates is not None:
+            return templates
+        return USUAL_TEMPLATES if sketch is not None else sample_templates(model, config.seed)
 
-        def whole(fact: Fact) -> None:
-            check_contexts(model, contexts, fact)
-            if questions is not None:
-                check_questions(model, questions(fact))
-
-        return whole
-
-    subject = load_subject(config, further, sketch=sketch)
-    assert templates is not None
+    subject = load_subject(config, contexts, questions, sketch=sketch)
     model, layers = subject.model, subject.layers
     defaults = model.defaults(config.protocol)
     if corpus is not None and config.corpus_length > model.max_tokens:
@@ -232,7 +214,7 @@ def prepare(
     published = _published(config, model, layers)
     places = {label: place for place, label in enumerate(subject.labels())}
     session = Session(
-        rows=fact_rows(model, subject.facts, templates),
+        rows=subject.rows,
         layers=layers,
         anchor=anchor,
         take_moments=partial(_moments, model, corpus, published, layers, config, progress),
@@ -248,7 +230,6 @@ def prepare(
     experiment = Experiment(
         **vars(subject),
         session=session,
-        templates=templates,
         corpus=corpus,
         published=published,
         donor=donor,

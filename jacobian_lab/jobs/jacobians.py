@@ -46,7 +46,6 @@ from jacobian_lab.maps.replay import RESIDUAL, Frozen, Site, freeze
 from jacobian_lab.maps.spectra import henrici_departure, rotation
 from jacobian_lab.model.devices import Places
 from jacobian_lab.model.language_model import LanguageModel, Layers
-from jacobian_lab.model.tokens import Prompt
 from jacobian_lab.planning.work import Stage
 from jacobian_lab.progress import bar, note
 from jacobian_lab.store.finished import Finished
@@ -132,9 +131,8 @@ def jacobian_job(config: JacobianConfig, *, progress: bool = True, sketch: Place
     how = Survey.of(config, model.d_model, subject.facts, subject.device)
     if len(layers) == 1:
         raise InputError(f"expected at least two layers, l and L, got only {layers[0]}: give them as 4-8")
-    bare = [model.fact_prompt(fact).cut() for fact in subject.facts]
     part = survey_part(
-        subject, how, bare, site=config.site, budget=int(config.sweep_memory * 2**30), progress=progress, say=True
+        subject, how, site=config.site, budget=int(config.sweep_memory * 2**30), progress=progress, say=True
     )
     return Job(
         "jacobian",
@@ -151,7 +149,6 @@ def jacobian_job(config: JacobianConfig, *, progress: bool = True, sketch: Place
 def survey_part(
     subject: Subject,
     how: Survey,
-    bare: Sequence[Prompt],
     *,
     site: Site = RESIDUAL,
     budget: int = MEMORY_BUDGET,
@@ -163,7 +160,6 @@ def survey_part(
     Args:
         subject: The unedited model, all facts of the run, layers l and, the last of them, L.
         how: How closely they are looked at.
-        bare: The facts' prompts.
         site: The residual stream or the MLPs' outputs.
         budget: Bytes that a sweep may hold.
         progress: Whether to show a progress bar.
@@ -179,7 +175,7 @@ def survey_part(
 
     def work(counts: Counts, places: Sequence[int]) -> Iterable[Stage]:
         formed, sampled = sum(map(how.forms, places)), len(how.sample & set(places))
-        yield counts.survey([bare[place] for place in places], layers, formed, sampled, budget)
+        yield counts.survey([subject.rows.bare[place] for place in places], layers, formed, sampled, budget)
 
     def compute(run: Run, places: Sequence[int]) -> None:
         if len(layers) == 1:  # J of the last layer to itself is the identity

@@ -65,7 +65,7 @@ def schemes_job(
     surveyed = verdicts and config.survey != "none"
     if surveyed or "theorem1" in studies:
         how.say(len(experiment.facts))
-    survey = [survey_part(experiment, how, experiment.rows.bare, progress=progress)] if surveyed else []
+    survey = [survey_part(experiment, how, progress=progress)] if surveyed else []
     shifted = list[Labels]([{}]) if any_coordinated(schemes) else list[Labels]()
     return Job(
         "tables",

@@ -4,7 +4,6 @@ import importlib.metadata
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +13,8 @@ from jacobian_lab.crew.cluster import check_workers
 from jacobian_lab.crew.crew import Alone, Crew
 from jacobian_lab.crew.workers import hire
 from jacobian_lab.errors import InputError
-from jacobian_lab.facts.fact import REFUSE, Fact, FactFile, describe
+from jacobian_lab.evaluation.metrics import check_questions
+from jacobian_lab.facts.fact import REFUSE, Fact, FactFile, Refused, describe
 from jacobian_lab.facts.reading import read_facts, refusal
 from jacobian_lab.jobs.config import ComputingConfig, SubjectConfig, check
 from jacobian_lab.jobs.options import options_of
@@ -25,7 +25,9 @@ from jacobian_lab.model.devices import Places
 from jacobian_lab.model.families import KNOWN
 from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.loading import check_layers, load_model, sketch_model
-from jacobian_lab.model.rows import check_fact, sorted_out
+from jacobian_lab.model.rows import FactRows, checked_rows, sorted_out
+from jacobian_lab.model.templates import Templates
+from jacobian_lab.model.tokens import BARE
 from jacobian_lab.progress import note
 
 DIGITS = 3
@@ -43,6 +45,8 @@ class Subject:
         model: The model.
         file: The facts, with what else was found where they were read.
         layers: The decisive layers.
+        templates: The context templates; the bare prompt alone where none are needed.
+        rows: The facts as the model reads them.
         device: Where the model is, or would be.
         crew: Who does the work that is divided by facts.
     """
@@ -51,6 +55,8 @@ class Subject:
     model: LanguageModel
     file: FactFile
     layers: Layers
+    templates: Templates
+    rows: FactRows
     device: torch.device
     crew: Crew
 
@@ -129,32 +135,48 @@ def check_options(config: SubjectConfig) -> Layers | None:
 
 def load_subject(
     config: ComputingConfig,
-    further: Callable[[LanguageModel], Callable[[Fact], Any]] | None = None,
+    templates: Callable[[LanguageModel], Templates] = lambda _: ((BARE,),),
+    questions: Callable[[Fact], Fact] | None = None,
     *,
     sketch: Places | None = None,
 ) -> Subject:
-    """Load and check model, facts and layers, and say on stderr what was found beside the facts."""
+    """Load and check model, facts and layers, and say on stderr what was found beside the facts.
+
+    Args:
+        config: The configuration.
+        templates: Gives the context templates of the facts' rows.
+        questions: The part of a fact that the edited model is examined on; by default it is not examined.
+        sketch: Where it would be done, if it is only to be planned, without the model's weights.
+
+    Returns:
+        The subject.
+
+    Raises:
+        InputError: If anything cannot be used.
+    """
     check(config)
     if sketch is None:
         check_workers(config.crew)
     file = read_facts(config.facts, config.slice, on_bad_record=config.on_bad_record, on_repeat=config.on_repeat)
     model, layers = open_model(config, sketch=sketch)
-    file = _sorted_out(config, file, partial(check_fact, model))
-    if further is not None:
-        file = _sorted_out(config, file, further(model))
+    contexts = templates(model)
+    rows, refused = checked_rows(model, file.facts, contexts, file.places)
+    file = _without(config, file, rows.facts, refused)
+    if questions is not None:
+        usable, refused = sorted_out(file.facts, lambda fact: check_questions(model, questions(fact)), file.places)
+        file, rows = _without(config, file, usable, refused), rows.select([rows.facts.index(fact) for fact in usable])
     for line in file.notes():
         note(line)
     if sketch is not None:
-        cards = len(sketch) if sketch[0].type == "cuda" else 0
-        return Subject(config, model, file, layers, sketch[0], Alone(config.crew.load(cards)))
+        alone = Alone(config.crew.load(len(sketch) if sketch[0].type == "cuda" else 0))
+        return Subject(config, model, file, layers, contexts, rows, sketch[0], alone)
     check_replay(model, file.facts, layers)
     crew = hire(config.crew, model, layers, config.dtype)
-    return Subject(config, model, file, layers, model.device, crew)
+    return Subject(config, model, file, layers, contexts, rows, model.device, crew)
 
 
-def _sorted_out(config: SubjectConfig, file: FactFile, check: Callable[[Fact], Any]) -> FactFile:
-    """A file without the facts that do not pass a check, if it is to be used without them."""
-    usable, refused = sorted_out(file.facts, check, file.places)
+def _without(config: SubjectConfig, file: FactFile, usable: tuple[Fact, ...], refused: tuple[Refused, ...]) -> FactFile:
+    """Leave refused facts out of a file, if it is to be used without them."""
     if refused and (config.on_bad_record == REFUSE or not usable):
         raise InputError(refusal(refused, config.facts, bool(usable)))
     return replace(file, facts=usable, refused=file.refused + refused)

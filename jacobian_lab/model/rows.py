@@ -126,14 +126,6 @@ def _check_row(model: LanguageModel, fact: Fact, row: Prompt) -> None:
     _check_length(model, fact, row)
 
 
-def check_contexts(model: LanguageModel, templates: Templates, fact: Fact) -> None:
-    """Refuse a fact that is too long in a context."""
-    row = model.fact_prompt(fact, answer=True)
-    for text, _ in template_weights(templates):
-        if len(row.ids) + len(text.encode()) > model.max_tokens:  # no text has more tokens than bytes
-            _check_length(model, fact, model.fact_prompt(fact, text, answer=True))
-
-
 def sorted_out(
     facts: Sequence[Fact], check: Callable[[Fact], Any], places: Mapping[Any, str]
 ) -> tuple[tuple[Fact, ...], tuple[Refused, ...]]:

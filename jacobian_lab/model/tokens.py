@@ -126,7 +126,7 @@ def text_prompt(
     tokenizer: Any, text: str, answer: str = "", join: str | None = None, *, chat: Chat | None = None
 ) -> Prompt:
     """Tokenise a prompt as it stands, with an answer after it if one is given."""
-    prompt, following = _prompt(tokenizer, text, chat), ()
+    prompt, following = _prompt(tokenizer, text, chat), tuple[int, ...]()
     if answer:
         prompt, following = _answered(tokenizer, text, prompt, answer, join, chat)
     if not prompt.ids:
@@ -194,7 +194,7 @@ def _locate(
     first = len(before) if chat is None else chat.place(tokenizer, alone.text, before, fact.subject, after)
     last = first + len(fact.subject) - 1
     for answer in answers:
-        prompt, following = alone, ()
+        prompt, following = alone, tuple[int, ...]()
         if answer:
             prompt, following = _answered(tokenizer, text, alone, fact.target_new, fact.join, chat)
         decisive = prompt.covering(last)
