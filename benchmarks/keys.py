@@ -22,6 +22,7 @@ from jacobian_lab.memory import peak_memory
 from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.loading import load_model
 from jacobian_lab.model.rows import FactRows, fact_rows
+from jacobian_lab.model.sources import DEFAULT_MODEL
 from jacobian_lab.model.templates import sample_templates
 
 RESET = Path("/proc/self/clear_refs")
@@ -31,14 +32,14 @@ RESET = Path("/proc/self/clear_refs")
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="")
+    parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--facts", default="builtin")
     parser.add_argument("--slice", default="0:64")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, help="a JSON file")
     options = parser.parse_args()
-    model = load_model(options.model or None, dtype=options.dtype)
+    model = load_model(options.model, dtype=options.dtype)
     rows = fact_rows(model, load_facts(options.facts, options.slice), sample_templates(model))
     layers = model.defaults().layers
     keys = {layer: averaged_keys(rows, layer) for layer in layers}

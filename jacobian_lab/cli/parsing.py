@@ -10,6 +10,7 @@ from tyro.conf import Suppress
 HELP, HELP_ALL = {"-h", "--help"}, "--help-all"
 RARE = "rare"
 """Key in a field's metadata: its option stands in the whole help alone."""
+HIDDEN: Any = Suppress
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def shortened(command: Any) -> Any:
     for field_of in fields(kind):
         name, value = field_of.name, getattr(values, field_of.name, None)
         if RARE in field_of.metadata:
-            hidden[name] = Suppress[hints[name]]
+            hidden[name] = HIDDEN[hints[name]]
         elif is_dataclass(value) and (short := shortened(value)) is not value:
             inner[name] = short
             marks = getattr(hints[name], "__metadata__", ())
