@@ -42,7 +42,7 @@ settings.register_profile("check", derandomize=True, deadline=None, max_examples
 settings.load_profile("default")
 
 
-@pytest.hookimpl(tryfirst=True)  # before marks choose, and before groups are named
+@pytest.hookimpl(tryfirst=True)  # before marks choose
 def pytest_collection_modifyitems(items):
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
@@ -52,14 +52,6 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.job)
         if item.path.suffix == ".ipynb" and not item.path.name.startswith("01"):
             item.add_marker(pytest.mark.slow)
-        if _has_fixtures_of_its_module(item):
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))
-
-
-def _has_fixtures_of_its_module(item) -> bool:
-    """Whether a test needs what is made once for its module, and so once for each process that runs tests of it."""
-    definitions = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {})
-    return any(each.scope == "module" for several in definitions.values() for each in several)
 
 
 @pytest.fixture(scope="session", autouse=True)
