@@ -22,21 +22,21 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	touch $@
 
 reproduce: install
-	$(BIN)/jacobian-lab tables $(ARGS) --out $(RUN) > /dev/null
+	$(BIN)/jacobian-lab schemes $(ARGS) --out $(RUN) > /dev/null
 	@for figure in $(FIGURES); do $(BIN)/python figures/$$figure.py $(RUN) > /dev/null || exit 1; done
 	@echo && cat $(RUN)/summary.txt
 
 laboratory: reproduce
-	$(BIN)/jacobian-lab theorem1 $(ARGS) --out $(RUN)
-	$(BIN)/jacobian-lab step-size $(ARGS) --out $(RUN)
-	$(BIN)/jacobian-lab jacobian $(ARGS) --out $(RUN)-jacobian
+	$(BIN)/jacobian-lab schemes --studies theorem1 $(ARGS) --out $(RUN)
+	$(BIN)/jacobian-lab schemes --studies step_size --no-verdicts $(ARGS) --out $(RUN)
+	$(BIN)/jacobian-lab jacobians $(ARGS) --out $(RUN)-jacobian
 	$(BIN)/jacobian-lab layer-count $(ARGS) --anchors-from $(RUN) --out $(RUN)-layer-count
 	for figure in theorem1 step_size; do $(BIN)/python figures/$$figure.py $(RUN) || exit 1; done
 	$(BIN)/python figures/jacobian.py $(RUN)-jacobian
 	$(BIN)/python figures/layer_count.py $(RUN)-layer-count
 
 methods: install
-	$(BIN)/jacobian-lab edit-table $(ARGS) --out $(RUN)-methods
+	$(BIN)/jacobian-lab methods $(ARGS) --out $(RUN)-methods
 	for figure in efficacy_specificity fe_gain cr_gain; do $(BIN)/python figures/$$figure.py $(RUN)-methods || exit 1; done
 
 lint: install

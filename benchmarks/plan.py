@@ -21,7 +21,7 @@ COMMANDS = (
     "tables --slice 0:8",
     "edit-table --slice 0:8 --methods memit alphaedit memit+fe memit+cr",
     "jacobian --slice 0:8",
-    "layer-count --slice 0:4 --most 3",
+    "layer-count --slice 0:4 --max-layers 3",
     "frontier --slice 0:8 --ridges 100 1000",
 )
 

@@ -147,7 +147,7 @@ def _check_neurons(sample: Float[Tensor, "n n"], published: Float[Tensor, "d_mlp
             "check the number of tokens that goes with it"
         )
     pairs = [_correlations(matrix).numpy() for matrix in (sample, published)]
-    likeness, needed = float(spearmanr(*pairs).statistic), DEVIATIONS / math.sqrt(len(pairs[0]))
+    likeness, needed = float(spearmanr(pairs[0], pairs[1]).statistic), DEVIATIONS / math.sqrt(len(pairs[0]))
     if not likeness > needed:
         raise InputError(
             f"expected neurons in {path} that go together as the model's at this layer do (rank correlation "

@@ -147,7 +147,7 @@ def test_what_cannot_be_taken_over_is_refused_by_name(arguments, donor, tmp_path
     assert not (tmp_path / "run").exists()
     given = {name: value for name, value in arguments.items() if name in {"model", "layers", "device", "dtype"}}
     surveyed = run_job(JacobianConfig(**given, slice="0:1", out=tmp_path / "jacobian"), progress=False)
-    with pytest.raises(InputError, match="expected a run with anchors, got one of jacobian"):
+    with pytest.raises(InputError, match="expected a run with anchors, got one of jacobians"):
         run_job(SchemesConfig(**{**arguments, "slice": "0:1"}, anchors_from=surveyed, out=tmp_path / "run"))
 
 

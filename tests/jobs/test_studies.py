@@ -529,9 +529,9 @@ def test_the_survey_can_be_done_by_lanczos_or_left_out(arguments, studied, tmp_p
 def test_figures_of_another_run_or_of_nothing_computed_are_refused(surveyed, arguments, tmp_path):
     folder = run_job(SchemesConfig(**arguments, schemes=("one-layer",), out=tmp_path / "run"), progress=False)
     for name, run, words in (
-        ("theorem2", surveyed, "expected a run of jacobian-lab tables, got one of jacobian"),
-        ("theorem1", folder, f"make it with jacobian-lab theorem1, to {folder}"),
-        ("step_size", folder, "make it with jacobian-lab step-size"),
+        ("theorem2", surveyed, "expected a run of jacobian-lab schemes, got one of jacobians"),
+        ("theorem1", folder, f"make it with jacobian-lab schemes --studies theorem1, to {folder}"),
+        ("step_size", folder, "make it with jacobian-lab schemes --studies step_size --no-verdicts"),
     ):
         command = [sys.executable, ROOT / "figures" / f"{name}.py", run, "--out", tmp_path / "figures"]
         result = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
@@ -545,8 +545,8 @@ def test_bad_input_ends_with_one_line(arguments, surveyed, studied, capsys):
     cases = [
         ("jacobian", {**survey, "layers": "3"}, "at least two layers"),
         ("jacobian", {**survey, "layers": "1-9"}, "layers from 0 to 5"),
-        ("jacobian", {**survey, "out": studied}, "a folder of jacobian-lab jacobian, got one of tables"),
-        ("theorem1", {**arguments, "out": surveyed}, "a folder of jacobian-lab tables, got one of jacobian"),
+        ("jacobian", {**survey, "out": studied}, "a folder of jacobian-lab jacobians, got one of schemes"),
+        ("theorem1", {**arguments, "out": surveyed}, "a folder of jacobian-lab schemes, got one of jacobians"),
         ("layer-count", {**arguments, "max_layers": 9}, "at most 4 layers up to layer 3"),
     ]
     for command, changes, words in cases:

@@ -132,7 +132,7 @@ def test_names_that_are_not_there_are_told_with_those_that_are(results, tmp_path
     with pytest.raises(InputError, match=r"expected a figure among jacobian, got 'step-size'"):
         run.figure("step-size")
     with pytest.raises(
-        InputError, match=r"jacobian-lab jacobian \(conditions, jacobian\), got table3, which is of edit"
+        InputError, match=r"jacobian-lab jacobians \(conditions, jacobian\), got table3, which is of edit"
     ):
         run.table("table3")
     nan = np.full((6, len(SCHEMES), 5), np.nan)
@@ -141,11 +141,11 @@ def test_names_that_are_not_there_are_told_with_those_that_are(results, tmp_path
     )
     assert "theorem1" not in {*bare.tables, *bare.figures}
     assert "step_size" not in {*bare.tables, *bare.figures}
-    with pytest.raises(InputError, match=r"holds range_position, got .* without: make it with jacobian-lab theorem1"):
+    with pytest.raises(InputError, match=r"holds range_position, got .* without: make it with jacobian-lab schemes --studies theorem1"):
         bare.table("theorem1")
-    with pytest.raises(InputError, match=r"make it with jacobian-lab step-size, to"):
+    with pytest.raises(InputError, match=r"make it with jacobian-lab schemes --studies step_size --no-verdicts, to"):
         bare.figure("step_size")
-    with pytest.raises(InputError, match="a run of jacobian-lab edit-table, got one of tables"):
+    with pytest.raises(InputError, match="a run of jacobian-lab methods, got one of schemes"):
         Results(bare.folder, "edit_table")
 
 

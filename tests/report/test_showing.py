@@ -58,7 +58,7 @@ def test_what_is_not_there_is_said_in_one_line(run_folders, tmp_path):
         (lambda: show(folder, ["table2"]), "which is of tables"),
         (lambda: show(tmp_path), "expected the folder of a run"),
         (lambda: draw(folder, "table2"), "expected a figure among jacobian, got 'table2'"),
-        (lambda: draw(folder, "routing"), "which is of edit-table"),
+        (lambda: draw(folder, "routing"), "which is of methods"),
         (lambda: draw(folder, "jacobian", tmp_path / "x.docx"), "expected a file that ends in .pdf, .png or .svg"),
     ):
         with pytest.raises(InputError, match=words) as caught:

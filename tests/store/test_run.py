@@ -132,9 +132,9 @@ def test_what_an_interrupted_study_left_is_not_shown(finished):
 
 
 def test_a_run_of_another_kind_is_refused(finished):
-    with pytest.raises(InputError, match="a folder of jacobian-lab jacobian, got one of tables"):
+    with pytest.raises(InputError, match="a folder of jacobian-lab jacobians, got one of schemes"):
         check_folder(finished, "jacobian", SETTINGS)
-    with pytest.raises(InputError, match="a run of jacobian-lab jacobian, got one of tables"):
+    with pytest.raises(InputError, match="a run of jacobian-lab jacobians, got one of schemes"):
         open_run(finished, "jacobian")
 
 
