@@ -18,7 +18,7 @@ import torch
 from jacobian_lab.catalogue import COORDINATED, OPTIMISED, REPLAYED, Scheme
 from jacobian_lab.editing.layers import edit_layers, restored
 from jacobian_lab.editing.schemes import Targets, make_targets
-from jacobian_lab.evaluation.examination import Examination
+from jacobian_lab.evaluation.evaluator import Evaluator
 from jacobian_lab.jobs.config import EditTableConfig
 from jacobian_lab.jobs.experiment import Experiment, prepare
 from jacobian_lab.progress import bar
@@ -56,8 +56,8 @@ def main() -> None:
         EditTableConfig(facts=options.facts, slice=options.slice, ridge=options.ridge, anchors_from=options.run)
     )
     session, targets = experiment.session, targets_of(options.run, experiment)
-    examination = Examination.of(experiment.model, experiment.facts)
-    _ = examination.before  # of the unedited model
+    evaluator = Evaluator.of(experiment.model, experiment.facts)
+    _ = evaluator.before  # of the unedited model
     edits = {
         (target, way): Scheme("all", reads, divides=divides, kind=kind)
         for target, kind in TARGETS.items()
@@ -70,7 +70,7 @@ def main() -> None:
             with restored(experiment.model, experiment.layers):
                 for _ in edit_layers(session.setting, scheme, targets):
                     pass
-                answers_by_way[name] = answers(examination)
+                answers_by_way[name] = answers(evaluator)
             progress.update()
     options.out.mkdir(parents=True, exist_ok=True)
     facts = pd.concat(
@@ -100,9 +100,9 @@ def targets_of(folder: Path, experiment: Experiment) -> Targets:
     return make_targets(rows, layers, anchors, tensor(stored["coordinated_shift"].values))
 
 
-def answers(examination: Examination) -> dict[str, list[float]]:
+def answers(evaluator: Evaluator) -> dict[str, list[float]]:
     """Each metric of each fact, the mean over its prompts."""
-    every = [values for _, part in examination.answers() for values in part]
+    every = [values for _, part in evaluator.answers() for values in part]
     return {name: [float(np.mean(values[name])) for values in every] for name in METRICS}
 
 

@@ -16,7 +16,9 @@ ONE, TWO = "one process of one thread", "two workers of one thread each"
 def main() -> None:
     """Run, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", nargs="?", default="tables --slice 0:16 --schemes forward-replay --anchors-per-batch 4")
+    parser.add_argument(
+        "command", nargs="?", default="tables --slice 0:16 --schemes forward-replay --anchors-per-batch 4"
+    )
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--out", type=Path, help="a JSON file")
     options = parser.parse_args()

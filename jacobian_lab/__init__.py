@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from jacobian_lab.runs import run_jacobians as run_jacobians
     from jacobian_lab.runs import run_methods as run_methods
     from jacobian_lab.runs import run_schemes as run_schemes
-    from jacobian_lab.training.memories import load_memory as load_memory
+    from jacobian_lab.training.wise_memory import load_wise as load_wise
 
 __version__ = version(__name__)
 
@@ -82,7 +82,7 @@ _HOMES = {
     "load_corpus": "model.corpus",
     "load_delta": "editing.deltas",
     "load_facts": "facts.reading",
-    "load_memory": "training.memories",
+    "load_wise": "training.memories",
     "load_model": "model.loading",
     "make_targets": "editing.schemes",
     "open_run": "runs",
@@ -98,8 +98,8 @@ _HOMES = {
 
 __all__ = sorted(_HOMES)
 
-_OLD_NAMES = {name.replace("ize_", "ise_"): name for name in ("optimize_anchors",)}
-"""Names of earlier versions, by the spelling that they had; they go on working with a warning that says the new one."""
+_OLD_NAMES = {"optimise_anchors": "optimize_anchors", "load_memory": "load_wise"}
+"""Names of earlier versions; they go on working, with a warning that says the new one."""
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ from jacobian_lab.editing.deltas import Deltas, add_delta, load_delta
 from jacobian_lab.errors import InputError
 from jacobian_lab.model.edited import check_unedited, sole_edit
 from jacobian_lab.model.language_model import LanguageModel, matrix
-from jacobian_lab.training.memories import load_memory, memory_metadata
+from jacobian_lab.training.wise_memory import load_wise, memory_metadata
 
 
 @contextmanager
@@ -43,7 +43,7 @@ def apply(model: LanguageModel, path: str | Path) -> Iterator[LanguageModel]:
             f"expected the file of a saved edit, got the folder {path}: load a whole model with load_model"
         )
     if memory_metadata(path) is not None:
-        with load_memory(path, model).serving(model):
+        with load_wise(path, model).serving(model):
             yield model
         return
     deltas = load_delta(path, model)

@@ -23,7 +23,7 @@ from jacobian_lab.editing.schemes import DAMPING, Targets
 from jacobian_lab.editing.second_moments import second_moments
 from jacobian_lab.edits import Edit, PairEdit, TrainedEdit, span
 from jacobian_lab.errors import InputError
-from jacobian_lab.evaluation.examination import Examination
+from jacobian_lab.evaluation.evaluator import Evaluator
 from jacobian_lab.facts.fact import Fact, describe
 from jacobian_lab.facts.reading import GIVEN, check_facts, load_facts, refusal
 from jacobian_lab.jobs.config import check
@@ -38,7 +38,7 @@ from jacobian_lab.model.templates import Templates, sample_templates
 from jacobian_lab.progress import bar
 from jacobian_lab.session.descents import ANCHOR, REFIT_ANCHOR, InMemory
 from jacobian_lab.session.session import Session
-from jacobian_lab.training.lessons import strangers
+from jacobian_lab.training.examples import disjoint_facts
 from jacobian_lab.training.methods import ready
 from jacobian_lab.training.settings import TrainingConfig
 
@@ -123,7 +123,7 @@ class Editor:
         if refused:
             raise InputError(refusal(refused, GIVEN, others=False))
         self._published = None if moments is None else Published.of(model, Path(moments), self.layers)
-        self.examination = Examination.of(model, self.facts, greedy=True)
+        self.evaluator = Evaluator.of(model, self.facts, greedy=True)
         check_replay(model, self.facts, self.layers)
         self._recorder = InMemory()
         for layer, states in (anchors or {}).items():
@@ -273,7 +273,7 @@ class Editor:
             return
         pair, _ = method(name), self.setting
         targets = self.targets_of(pair.scheme)
-        _ = self.examination.before  # of the unedited model
+        _ = self.evaluator.before  # of the unedited model
         edits: list[ObservedEdit] = []
 
         def refit(layer: int, facts: Sequence[int]) -> Tensor:
@@ -287,21 +287,21 @@ class Editor:
         with ExitStack() as stack:
             edited = self.session.edited(name, targets, refit=refit, look_on=edits.append)
             weights = stack.enter_context(edited)
-            edit = PairEdit(name, self.examination, partial(self._settings, name), weights, measured)
+            edit = PairEdit(name, self.evaluator, partial(self._settings, name), weights, measured)
             stack.callback(edit.leave)
             yield edit
 
     @contextmanager
     def _trained_edit(self, name: str) -> Iterator[Edit]:
-        others = strangers(self.facts, load_facts() if self._train_facts is None else self._train_facts)
+        others = disjoint_facts(self.facts, load_facts() if self._train_facts is None else self._train_facts)
         trained = ready(name, self.rows, others, self.training)
-        _ = self.examination.before  # of the unedited model
+        _ = self.evaluator.before  # of the unedited model
         with bar(trained.facts, f"{name}: training", "fact", show=self.progress) as progress_bar:
             trainer = trained.train(progress_bar.update)
         with ExitStack() as stack:
             stack.enter_context(trainer.edited())
             settings = partial(self._settings_of_training, name, trained.about)
-            edit = TrainedEdit(name, self.examination, settings, trainer)
+            edit = TrainedEdit(name, self.evaluator, settings, trainer)
             stack.callback(edit.leave)
             yield edit
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from jacobian_lab.editing.deltas import check_new_folder
 from jacobian_lab.editing.methods import MethodEdit
 from jacobian_lab.errors import InputError
-from jacobian_lab.evaluation.examination import Examination
+from jacobian_lab.evaluation.evaluator import Evaluator
 from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.store.schema import KINDS
 from jacobian_lab.training.trainers import Trainer
@@ -28,17 +28,17 @@ class Edit(ABC):
 
     Attributes:
         name: The method.
-        examination: What the edited model is asked.
+        evaluator: What the edited model is asked.
         settings: Everything that decided the edit, as JSON can hold it.
     """
 
-    def __init__(self, name: str, examination: Examination, settings: Callable[[], dict[str, Any]]) -> None:
-        self.name, self.examination, self.settings, self._inside = name, examination, settings, True
+    def __init__(self, name: str, evaluator: Evaluator, settings: Callable[[], dict[str, Any]]) -> None:
+        self.name, self.evaluator, self.settings, self._inside = name, evaluator, settings, True
 
     @property
     def model(self) -> LanguageModel:
         """The model."""
-        return self.examination.model
+        return self.evaluator.model
 
     @property
     @abstractmethod
@@ -54,7 +54,7 @@ class Edit(ABC):
         """Write the edit."""
 
     def __repr__(self) -> str:
-        count, state = len(self.examination.facts), "" if self._inside else ", put back"
+        count, state = len(self.evaluator.facts), "" if self._inside else ", put back"
         facts = f"{count} fact{'s' if count > 1 else ''}"
         return f"{self.name} on {facts} in {self.model.name}: {self._summary()}{state}"
 
@@ -75,17 +75,17 @@ class Edit(ABC):
             InputError: After the ``with`` block, when the model is itself again.
         """
         self._check_inside()
-        rows = [values for _, answers in self.examination.answers() for values in answers]
+        rows = [values for _, answers in self.evaluator.answers() for values in answers]
         names = dict.fromkeys(name for values in rows for name in values)
         means = [{name: _mean(values.get(name, [])) for name in names} for values in rows]
-        frame = pd.DataFrame(means, index=_ids(self.examination))
-        return frame.drop(columns=[] if self.examination.groups else ["probe_accuracy"])
+        frame = pd.DataFrame(means, index=_ids(self.evaluator))
+        return frame.drop(columns=[] if self.evaluator.groups else ["probe_accuracy"])
 
     def save(self, path: str | Path) -> Path:
         """Save the edit: for ``jacobian-lab apply``, or the whole model.
 
         Args:
-            path: A file that ends in ``.safetensors``, for `load_delta` (WISE's for `load_memory`); else a new folder,
+            path: A file that ends in ``.safetensors``, for `load_delta` (WISE's for `load_wise`); else a new folder,
                 for the model.
 
         Returns:
@@ -116,12 +116,12 @@ class PairEdit(Edit):
     def __init__(
         self,
         name: str,
-        examination: Examination,
+        evaluator: Evaluator,
         settings: Callable[[], dict[str, Any]],
         edit: MethodEdit,
         measured: Callable[[], Mapping[str, Tensor]],
     ) -> None:
-        super().__init__(name, examination, settings)
+        super().__init__(name, evaluator, settings)
         self.deltas, self._edit, self._measured = edit.deltas, edit, measured
 
     def _summary(self) -> str:
@@ -152,7 +152,7 @@ class PairEdit(Edit):
             )
             for name, values in values_by_name.items()
         }
-        labels = {"fact": _ids(self.examination), "layer": list(self.deltas)}
+        labels = {"fact": _ids(self.evaluator), "layer": list(self.deltas)}
         return xr.Dataset(arrays, coords=labels, attrs={"method": self.name, "model": self.model.name})
 
 
@@ -164,9 +164,9 @@ class TrainedEdit(Edit):
     """
 
     def __init__(
-        self, name: str, examination: Examination, settings: Callable[[], dict[str, Any]], trainer: Trainer
+        self, name: str, evaluator: Evaluator, settings: Callable[[], dict[str, Any]], trainer: Trainer
     ) -> None:
-        super().__init__(name, examination, settings)
+        super().__init__(name, evaluator, settings)
         self.training, self._trainer = trainer.diagnostics(), trainer
 
     def _summary(self) -> str:
@@ -188,7 +188,7 @@ class TrainedEdit(Edit):
     def facts(self) -> pd.DataFrame:
         """Training of each fact: a row a fact, by its id."""
         names = ("training_steps", "training_loss", "distance")
-        return pd.DataFrame({n: self.training[n] for n in names if n in self.training}, index=_ids(self.examination))
+        return pd.DataFrame({n: self.training[n] for n in names if n in self.training}, index=_ids(self.evaluator))
 
     @property
     def measures(self) -> xr.Dataset:
@@ -206,8 +206,8 @@ def span(layers: Sequence[int]) -> str:
     return f"{layers[0]}-{layers[-1]}" if whole else ",".join(map(str, layers))
 
 
-def _ids(examination: Examination) -> pd.Index:
-    return pd.Index([fact.id for fact in examination.facts], name="fact")
+def _ids(evaluator: Evaluator) -> pd.Index:
+    return pd.Index([fact.id for fact in evaluator.facts], name="fact")
 
 
 def _mean(values: Sequence[float]) -> float:

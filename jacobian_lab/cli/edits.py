@@ -9,8 +9,8 @@ from jacobian_lab.editing.deltas import check_new_folder, save_model
 from jacobian_lab.errors import InputError
 from jacobian_lab.model.sources import DEFAULT_MODEL
 from jacobian_lab.progress import note
-from jacobian_lab.training.memories import memory_metadata
 from jacobian_lab.training.saved import load_edited
+from jacobian_lab.training.wise_memory import memory_metadata
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 
 from jacobian_lab.caching import written_whole
 from jacobian_lab.errors import InputError
-from jacobian_lab.model.chat import Chat, kept_chat
+from jacobian_lab.model.chat import Chat, stored_chat
 from jacobian_lab.model.language_model import LanguageModel, matrix
 from jacobian_lab.progress import note
 
@@ -121,7 +121,7 @@ def chat_in(metadata: Mapping[str, str], path: Path | str) -> Chat | None:
     Returns:
         How it was filled in; `None` if prompts stood as they are.
     """
-    return kept_chat(json.loads(metadata.get("config", "{}")), path)
+    return stored_chat(json.loads(metadata.get("config", "{}")), path)
 
 
 def note_other_chat(metadata: Mapping[str, str], model: LanguageModel, path: Path | str) -> None:

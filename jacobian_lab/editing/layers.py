@@ -10,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jacobian_lab.catalogue import Scheme
-from jacobian_lab.crew.crew import ALONE, Crew, called
 from jacobian_lab.editing.rules import CarriedStates, Problem, Rule, Update, memit
 from jacobian_lab.editing.schemes import DAMPING, Targets, damped_pullback
 from jacobian_lab.editing.solving import Factor, remembered_factor
@@ -23,6 +22,7 @@ from jacobian_lab.memory import free_memory
 from jacobian_lab.model.edited import sole_edit
 from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.rows import FactRows
+from jacobian_lab.parallel.executor import SERIAL, Executor, called
 
 KEYS_AT_ONCE = 64
 """Facts whose keys are taken together."""
@@ -42,7 +42,7 @@ class Setting:
         moments: C of each decisive layer, ``[d_mlp, d_mlp]``.
         ridge: λ, the weight of C in the solve.
         damping: μ, for the schemes that pull residuals back through J.
-        crew: Who takes the keys.
+        executor: Who takes the keys.
         factor: Factors C, once a layer.
     """
 
@@ -50,7 +50,7 @@ class Setting:
     moments: Mapping[int, Float[Tensor, "d_mlp d_mlp"]]
     ridge: float
     damping: float = DAMPING
-    crew: Crew = ALONE
+    executor: Executor = SERIAL
     factor: Factor = field(default_factory=remembered_factor, repr=False)
 
     @property
@@ -72,7 +72,7 @@ class Setting:
         Returns:
             `ease` of each.
         """
-        walk = KeyWalk(self.rows, layers, self.crew)
+        walk = KeyWalk(self.rows, layers, self.executor)
         return torch.stack([self.ease(layer, walk.keys(layer)) for layer in layers], dim=1)
 
     def ease(self, layer: int, keys: Float[Tensor, "fact d_mlp"]) -> Float[Tensor, " fact"]:
@@ -195,7 +195,7 @@ def edit_layers(
     """
     model, rows = setting.model, setting.rows
     layers, last = scheme.edited(targets.layers), targets.layers[-1]
-    usable, walk = targets.usable(scheme.kind), KeyWalk(rows, layers, setting.crew)
+    usable, walk = targets.usable(scheme.kind), KeyWalk(rows, layers, setting.executor)
     for index, layer in enumerate(layers):
         site = scheme.read(layers, index)
         frozen = freeze_groups(model, rows.bare, sorted({layer, site, last}), last)
@@ -203,7 +203,7 @@ def edit_layers(
         assigned = full / scheme.divisor(index, len(layers))
         if scheme.pulls_back:
             assigned = _pulled_back(frozen, layer, last, assigned, setting.damping)
-        keys, old = walk.keys(layer), model.weight_at_home(layer)
+        keys, old = walk.keys(layer), model.copied_weight(layer)
         problem = Problem(layer, keys[usable].T, assigned[usable].T, setting.moments[layer], old, setting.ridge)
         if carried is not None:
             problem = replace(problem, carried=carried.get(layer), has_next=True)
@@ -259,13 +259,13 @@ class KeyWalk:
     Args:
         rows: The facts.
         layers: The layers whose keys are asked for, ascending. Their weights may change once the keys are taken.
-        crew: Who takes the keys.
+        executor: Who takes the keys.
     """
 
-    def __init__(self, rows: FactRows, layers: Layers, crew: Crew = ALONE) -> None:
+    def __init__(self, rows: FactRows, layers: Layers, executor: Executor = SERIAL) -> None:
         self.rows, self.last = rows, layers[-1]
         self._pieces = [range(at, min(at + KEYS_AT_ONCE, len(rows))) for at in range(0, len(rows), KEYS_AT_ONCE)]
-        self._crew = crew if len(self._pieces) > 1 else ALONE  # for one piece weights need not be sent
+        self._crew = executor if len(self._pieces) > 1 else SERIAL  # for one piece weights need not be sent
         self._room = int(CARRIED_SHARE * free_memory(rows.model.devices)) if len(layers) > 1 else 0
         self._passes: dict[Sequence[int], StepwisePass] = {}
 
@@ -300,18 +300,18 @@ class KeyWalk:
         self._room = 0
 
 
-def averaged_keys(rows: FactRows, layer: int, crew: Crew = ALONE) -> Float[Tensor, "fact d_mlp"]:
+def averaged_keys(rows: FactRows, layer: int, executor: Executor = SERIAL) -> Float[Tensor, "fact d_mlp"]:
     """Keys of one layer, averaged inside each template group, then over the groups (methods.md §3).
 
     Args:
         rows: The facts.
         layer: The layer.
-        crew: Who takes them.
+        executor: Who takes them.
 
     Returns:
         One key a fact, in float64.
     """
-    return KeyWalk(rows, (layer,), crew).keys(layer)
+    return KeyWalk(rows, (layer,), executor).keys(layer)
 
 
 def _keys(rows: FactRows, layer: int, piece: Sequence[int]) -> Float[Tensor, "part d_mlp"]:

@@ -101,7 +101,7 @@ def edit_with(
     scheme, rule = SCHEMES[pair.scheme], rules.rule(pair.rule, eigh)
     finite = targets.usable(scheme.kind).tolist()
     step = size or count
-    original = {layer: model.weight_at_home(layer) for layer in scheme.edited(targets.layers)}
+    original = {layer: model.copied_weight(layer) for layer in scheme.edited(targets.layers)}
     deltas = {layer: torch.zeros_like(weight, dtype=torch.float64) for layer, weight in original.items()}
     carried: CarriedStates | None = {} if step < count else None
     by_layer: dict[int, dict[str, float]] = {layer: {} for layer in original}

@@ -53,14 +53,14 @@ def hosts(rows: Sequence[Prompt]) -> list[Prompt]:
     Returns:
         For each row the one to run.
     """
-    ordered = sorted({(row.ids[: row.asked], row.ids) for row in rows})  # an extension follows what it extends
+    ordered = sorted({(row.ids[: row.prompt_length], row.ids) for row in rows})  # an extension follows what it extends
     longest = {key: key for key in ordered}
     for key, following in reversed(list(pairwise(ordered))):
         if following[0] == key[0] and following[1][: len(key[1])] == key[1]:
             longest[key] = longest[following]
     extended = []
     for row in rows:
-        prompt, ids = longest[row.ids[: row.asked], row.ids]
+        prompt, ids = longest[row.ids[: row.prompt_length], row.ids]
         answer = (*ids[len(prompt) :], 0) if len(ids) > len(prompt) else ()  # the last token of it is not run
         extended.append(Prompt(ids, len(ids) - 1, answer))
     return extended

@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 
 from jacobian_lab.catalogue import METHODS, PAIRS, SCHEMES, TRAINED, UNEDITED, Method, method
-from jacobian_lab.crew.crew import ALONE, Crew
 from jacobian_lab.editing.layers import Setting
 from jacobian_lab.editing.methods import Refit
 from jacobian_lab.editing.schemes import Targets
 from jacobian_lab.errors import InputError
-from jacobian_lab.evaluation.aims import Aim
-from jacobian_lab.evaluation.examination import Examination
+from jacobian_lab.evaluation.alignment import TargetAlignment
+from jacobian_lab.evaluation.evaluator import Evaluator
 from jacobian_lab.evaluation.metrics import perplexity
 from jacobian_lab.evaluation.questions import neighborhood, style_of
 from jacobian_lab.facts.fact import Fact
@@ -31,13 +30,14 @@ from jacobian_lab.jobs.recording import Recorded, descents, work_of
 from jacobian_lab.model.corpus import Corpus, load_corpus, token_rows
 from jacobian_lab.model.devices import Places
 from jacobian_lab.model.tokens import Prompt
+from jacobian_lab.parallel.executor import SERIAL, Executor
 from jacobian_lab.planning.work import Stage, Work, total
 from jacobian_lab.progress import counted, note
 from jacobian_lab.session.descents import REFIT_ANCHOR
 from jacobian_lab.session.session import any_coordinated
 from jacobian_lab.store.run import Run
 from jacobian_lab.store.schema import KINDS
-from jacobian_lab.training.lessons import strangers
+from jacobian_lab.training.examples import disjoint_facts
 from jacobian_lab.training.methods import ONE_DEVICE, RLEDIT, Ready, ready
 from jacobian_lab.training.settings import UNTUNED, WiseConfig
 
@@ -62,7 +62,7 @@ class Aimed:
     """
 
     targets: Targets
-    aim: Aim | None = None
+    aim: TargetAlignment | None = None
     setting: Setting | None = None
 
 
@@ -75,7 +75,7 @@ class Comparison:
         methods: The methods that are pairs, by name.
         trained: Those that train, ready for the facts.
         experiment: What the configuration names.
-        examination: The questions.
+        evaluator: The questions.
         asked_facts: Indices of the facts that are asked about.
         held_out: The held-out text.
         text: Its rows.
@@ -85,7 +85,7 @@ class Comparison:
     methods: Mapping[str, Method]
     trained: Mapping[str, Ready]
     experiment: Experiment
-    examination: Examination
+    evaluator: Evaluator
     asked_facts: Sequence[int]
     held_out: Corpus
     text: Sequence[Prompt]
@@ -117,16 +117,16 @@ class Comparison:
         if len(asked_facts) < everyone:
             note(f"edited models are evaluated on {len(asked_facts)} of {everyone} facts (evaluation_facts)")
         examined = [experiment.facts[fact] for fact in asked_facts]
-        examination = Examination(experiment.model, examined, style, config.greedy)
+        evaluator = Evaluator(experiment.model, examined, style, config.greedy)
         text = _held_out_rows(config, experiment, held_out)
         pairs = {name: method(name) for name in methods if name not in TRAINED}
         trained = _trained(config, experiment, [name for name in methods if name in TRAINED], sketch)
-        return cls(config, pairs, trained, experiment, examination, asked_facts, held_out, text)
+        return cls(config, pairs, trained, experiment, evaluator, asked_facts, held_out, text)
 
     @property
-    def crew(self) -> Crew:
+    def executor(self) -> Executor:
         """Executor for evaluation: this process if a method edits more than decisive layers, which alone are sent."""
-        return ALONE if self.trained else self.experiment.crew
+        return SERIAL if self.trained else self.experiment.executor
 
     @property
     def schemes(self) -> list[str]:
@@ -140,7 +140,7 @@ class Comparison:
         return self.experiment.settings() | {
             "rules": asdict(config.rules),
             "edits_per_batch": config.edits_per_batch,
-            "metrics": self.examination.style,
+            "metrics": self.evaluator.style,
             "greedy": config.greedy,
             "held_out": {"digest": self.held_out.digest, "tokens": config.held_out_tokens} | length,
             **({"evaluation_facts": len(self.asked_facts)} if len(self.asked_facts) < everyone else {}),
@@ -166,7 +166,7 @@ class Comparison:
             "block": range(experiment.model.n_layers),
             "anchor_layer": list(experiment.session.anchor_layers),
             "paraphrase": range(max(1, *(len(fact.paraphrase_prompts) for fact in experiment.facts))),
-            "probe": self.examination.groups or [NO_PROBES],
+            "probe": self.evaluator.groups or [NO_PROBES],
             "neighbor": range(max(1, *(len(neighborhood(fact)) for fact in experiment.facts))),
             "d_model": range(experiment.model.d_model),
         }
@@ -224,8 +224,8 @@ class Comparison:
             yield stage
         edits: Work = total(counts.edit(rows, SCHEMES[pair.scheme], layers, size, observed=False) for pair in pairs)
         text = [Prompt(row.ids[:-1], 0, row.ids[1:]) for row in self.text if len(row.ids) > 1]
-        parts = self.examination.rows()
-        asking = counts.evaluation(parts, self.examination.decoded())
+        parts = self.evaluator.rows()
+        asking = counts.evaluation(parts, self.evaluator.decoded())
         before = asking  # of the unedited model, which every other is held against
         work = edits + (asking + counts.evaluation([text])) * len(names) + before
         stage_name = f"{counted(len([name for name in names if name != UNEDITED]), 'edit')}, evaluated"
@@ -246,7 +246,7 @@ class Comparison:
         """Make the targets of all pairs, and where their anchors lead."""
         experiment, layer = self.experiment, self.experiment.layers[-1]
         targets = experiment.session.targets(Recorded(run, experiment), self.schemes)
-        return Aimed(targets, Aim.of(experiment.rows, layer, targets.optimised[layer]))
+        return Aimed(targets, TargetAlignment.of(experiment.rows, layer, targets.optimised[layer]))
 
     def measure(
         self,
@@ -295,7 +295,7 @@ class Comparison:
         """Examine the model as it is."""
         every, coordinates = self.experiment.labels(), self.coordinates
         labels = [every[fact] for fact in self.asked_facts]
-        for part, answers in self.examination.answers(self.crew):
+        for part, answers in self.evaluator.answers(self.executor):
             for variable in sorted({variable for values in answers for variable in values}):
                 lists = [values.get(variable, []) for values in answers]
                 dims = KINDS["edit_table"][variable].dims[2:]
@@ -309,7 +309,7 @@ class Comparison:
         edited = {fact.text for fact in facts}
         marks = [[float(text in edited) for text, _ in neighborhood(fact)] for fact in facts]
         run.write("neighbor_edited", _padded(marks, len(run.coordinates["neighbor"])))
-        run.seal("neighbors_compared")
+        run.commit("neighbors_compared")
 
 
 def _trained(
@@ -321,7 +321,7 @@ def _trained(
     if len(experiment.model.devices if sketch is None else sketch) > 1:
         raise InputError(ONE_DEVICE.format(names[0]))
     others = _others(config, experiment)
-    if RLEDIT in names and (family := config.protocol or experiment.model.known()).lower() in UNTUNED:
+    if RLEDIT in names and (family := config.protocol or experiment.model.known_as()).lower() in UNTUNED:
         note(f"the paper has no rledit on {family}, for which no stable setting was found: the first published")
     training = config.training.resolved(experiment.model, config.protocol, config.seed)
     return {name: ready(name, experiment.rows, others, training) for name in names}
@@ -342,7 +342,7 @@ def _others(config: MethodsConfig, experiment: Experiment) -> list[Fact]:
     file = read_facts(config.train_facts or config.facts, config.train_slice, on_bad_record="skip", on_repeat="first")
     for line in file.notes():
         note(f"of the facts to train with, {line}")
-    return strangers(experiment.facts, file.facts)
+    return disjoint_facts(experiment.facts, file.facts)
 
 
 def _padded(rows: Sequence[Sequence[float]], width: int) -> np.ndarray:

@@ -10,7 +10,6 @@ from annotated_types import Gt, Le, Lt
 from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 
 from jacobian_lab.catalogue import TABLE_METHODS, SchemeName
-from jacobian_lab.crew.settings import CrewSettings
 from jacobian_lab.editing.anchors import AnchorSettings, CoordinationSettings
 from jacobian_lab.editing.rules import RuleSettings
 from jacobian_lab.editing.schemes import DAMPING
@@ -21,6 +20,7 @@ from jacobian_lab.maps.replay import Site
 from jacobian_lab.model.chat import DATE
 from jacobian_lab.model.corpus import DOCSTRINGS, PYTHON_DOCS
 from jacobian_lab.model.sources import DEFAULT_MODEL
+from jacobian_lab.parallel.settings import ExecutorConfig
 from jacobian_lab.training.settings import TrainingConfig
 
 Positive = Annotated[int, Gt(0)]
@@ -83,10 +83,10 @@ class ComputingConfig(SubjectConfig):
     """A subject, and who computes.
 
     Attributes:
-        crew: Workers that share the work on facts.
+        executor: Workers that share the work on facts.
     """
 
-    crew: OmitArgPrefixes[CrewSettings] = field(default_factory=CrewSettings)
+    executor: OmitArgPrefixes[ExecutorConfig] = field(default_factory=ExecutorConfig)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.progress import note
 from jacobian_lab.session.descents import REFIT_ANCHOR, SHIFT
 from jacobian_lab.store.arrays import exists, open_arrays, read_config
-from jacobian_lab.store.finished import Finished
+from jacobian_lab.store.completion import Completion
 from jacobian_lab.store.run import Run, check_same
 from jacobian_lab.store.schema import KINDS, command_of
 
@@ -51,7 +51,7 @@ class Donor:
     gone: InputError | None = None
 
     @cached_property
-    def finished(self) -> Finished:
+    def finished(self) -> Completion:
         """Cells that it has finished.
 
         Raises:
@@ -59,7 +59,7 @@ class Donor:
         """
         if self.gone is not None:
             raise self.gone
-        return Finished.of(self.folder)
+        return Completion.of(self.folder)
 
     def check(self, own_settings: Settings, facts: Sequence[Fact], model: LanguageModel, *, planned: bool) -> None:
         """Hold the settings that decide its anchors against those of this job.
@@ -115,7 +115,7 @@ class Donor:
         if name == SHIFT and (changed := self.other_shifts(own_settings, weighted)):
             note(f"{plural} are optimised anew: those of {self.folder} were made with another {changed}")
             return
-        note(f"{run.take_over(self.folder, f'{name}_passes')} {plural} are those of {self.folder}")
+        note(f"{run.copy_from(self.folder, f'{name}_passes')} {plural} are those of {self.folder}")
 
 
 def donor_of(config: EditingConfig, *, planned: bool) -> Donor | None:

@@ -21,7 +21,7 @@ from jacobian_lab.jobs.setup import Subject, load_subject
 from jacobian_lab.model.corpus import TOKENS_PER_NEURON, Corpus, load_corpus
 from jacobian_lab.model.devices import Places
 from jacobian_lab.model.language_model import LanguageModel, Layers
-from jacobian_lab.model.templates import USUAL_TEMPLATES, Templates, read_templates, sample_templates
+from jacobian_lab.model.templates import TYPICAL_TEMPLATES, Templates, read_templates, sample_templates
 from jacobian_lab.planning.work import Stage
 from jacobian_lab.session.session import Moments, Session
 from jacobian_lab.store.arrays import exists, read_config
@@ -53,10 +53,10 @@ class Experiment(Subject):
 
     def with_layers(self, layers: Layers) -> "Experiment":
         """The same with other decisive layers."""
-        crew, published = self.crew.of(layers), _published(self.config, self.model, layers)
+        executor, published = self.executor.of(layers), _published(self.config, self.model, layers)
         take = partial(_moments, self.model, self.corpus, published, layers, self.config, self.session.progress)
-        session = replace(self.session, layers=layers, crew=crew, take_moments=take)
-        return replace(self, layers=layers, crew=crew, session=session, published=published)
+        session = replace(self.session, layers=layers, executor=executor, take_moments=take)
+        return replace(self, layers=layers, executor=executor, session=session, published=published)
 
     def preparation(self, columns: int | None = None, further: Preparation | None = None) -> Preparation:
         """Moments and λ, before any part; a singular λC is refused where it is solved with fewer keys than it is wide.
@@ -198,7 +198,7 @@ def prepare(
     def contexts(model: LanguageModel) -> Templates:
         if templates is not None:
             return templates
-        return USUAL_TEMPLATES if sketch is not None else sample_templates(model, config.seed)
+        return TYPICAL_TEMPLATES if sketch is not None else sample_templates(model, config.seed)
 
     subject = load_subject(config, contexts, questions, sketch=sketch)
     model, layers = subject.model, subject.layers
@@ -224,7 +224,7 @@ def prepare(
         damping=config.pullback_damping,
         batch_size=config.anchors_per_batch,
         apart=frozenset(places[label] for label in (donor.labels if donor else ()) if label in places),
-        crew=subject.crew,
+        executor=subject.executor,
         progress=progress,
     )
     experiment = Experiment(

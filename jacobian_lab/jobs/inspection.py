@@ -20,10 +20,10 @@ from jacobian_lab.jobs.setup import check_options, open_model
 from jacobian_lab.maps.agreement import TOLERANCE, check_replay
 from jacobian_lab.maps.stepwise import decisive_keys
 from jacobian_lab.model.chat import chat_settings
-from jacobian_lab.model.devices import check_places, places_of
+from jacobian_lab.model.devices import check_places, parse_device
 from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.rows import check_fact, sorted_out
-from jacobian_lab.model.sources import is_here
+from jacobian_lab.model.sources import is_on_disk
 from jacobian_lab.model.tokens import Prompt
 from jacobian_lab.progress import bar
 
@@ -53,7 +53,7 @@ class CheckConfig(SubjectConfig):
 def inspect(config: CheckConfig) -> Report:
     """Look at a model and at facts."""
     check_options(config)
-    check_places(places_of(config.device), config.device)
+    check_places(parse_device(config.device), config.device)
     file = read_facts(config.facts, config.slice, on_bad_record=SKIP, on_repeat=KEEP)
     report: Report = {
         "model": {"name": config.model, "checks": [], "refused": None},
@@ -70,7 +70,7 @@ def inspect(config: CheckConfig) -> Report:
     try:
         model, layers = open_model(config)
     except InputError as error:
-        if not is_here(config.model):
+        if not is_on_disk(config.model):
             raise
         report["model"]["refused"] = str(error)
     else:
@@ -175,7 +175,7 @@ def _close(directions: Float[Tensor, "fact d_mlp"]) -> Iterator[tuple[tuple[int,
 def _described(model: LanguageModel, layers: Layers) -> dict[str, Any]:
     return {
         "family": model.hf.config.model_type,
-        "known_as": model.known(),
+        "known_as": model.known_as(),
         "fingerprint": model.fingerprint,
         "blocks": model.n_layers,
         "d_model": model.d_model,

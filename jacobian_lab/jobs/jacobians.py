@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jacobian_lab.crew.crew import Piece, called
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import Fact
 from jacobian_lab.facts.sampling import sample
@@ -46,9 +45,10 @@ from jacobian_lab.maps.replay import RESIDUAL, Frozen, Site, freeze
 from jacobian_lab.maps.spectra import henrici_departure, rotation
 from jacobian_lab.model.devices import Places
 from jacobian_lab.model.language_model import LanguageModel, Layers
+from jacobian_lab.parallel.executor import Batch, called
 from jacobian_lab.planning.work import Stage
 from jacobian_lab.progress import bar, note
-from jacobian_lab.store.finished import Finished
+from jacobian_lab.store.completion import Completion
 from jacobian_lab.store.run import Run
 from jacobian_lab.store.schema import DECISIONS, RANDOM_DIRECTIONS
 
@@ -142,7 +142,7 @@ def jacobian_job(config: JacobianConfig, *, progress: bool = True, sketch: Place
         subject.provenance,
         {"fact": subject.labels(), "layer": list(layers[:-1]), "rank": range(model.d_model)},
         [part],
-        crew=subject.crew,
+        executor=subject.executor,
     )
 
 
@@ -170,7 +170,7 @@ def survey_part(
     """
     layers, labels = subject.layers, subject.labels()
 
-    def todo(done: Finished) -> list[int]:
+    def todo(done: Completion) -> list[int]:
         return [place for place, label in enumerate(labels) if not done.all("surveyed", fact=label)]
 
     def work(counts: Counts, places: Sequence[int]) -> Iterable[Stage]:
@@ -179,25 +179,25 @@ def survey_part(
 
     def compute(run: Run, places: Sequence[int]) -> None:
         if len(layers) == 1:  # J of the last layer to itself is the identity
-            run.seal("surveyed")
+            run.commit("surveyed")
             return
         if say:
             how.say(len(labels))
         named = partial(called, labels=labels)
         survey = partial(_surveyed, subject.model, subject.facts, layers, how, site, budget)
         with bar(len(places), "Jacobians", "fact", show=progress) as progress_bar:
-            for (place,), by_layer in subject.crew.map([[place] for place in places], survey, named=named):
+            for (place,), by_layer in subject.executor.map([[place] for place in places], survey, named=named):
                 for layer, conditions in zip(layers, by_layer, strict=False):
                     for name in conditions.keys() & run.variables.keys():
                         run.write(name, conditions[name], fact=labels[place], layer=layer)
-                run.seal("surveyed", fact=labels[place])
+                run.commit("surveyed", fact=labels[place])
                 progress_bar.update()
 
     return Part(todo, compute, work)
 
 
 def _surveyed(
-    model: LanguageModel, facts: Sequence[Fact], layers: Layers, how: Survey, site: Site, budget: int, piece: Piece
+    model: LanguageModel, facts: Sequence[Fact], layers: Layers, how: Survey, site: Site, budget: int, piece: Batch
 ) -> list[dict[str, Any]]:
     """All that is stored of one fact's Jacobians, layer by layer."""
     (place,) = piece

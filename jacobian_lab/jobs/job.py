@@ -12,18 +12,18 @@ from typing import Any, Literal
 import torch
 
 from jacobian_lab.caching import content_key, write_text
-from jacobian_lab.crew.crew import ALONE, Crew
 from jacobian_lab.errors import InputError
 from jacobian_lab.jobs.counts import DOUBLE, Counts
 from jacobian_lab.memory import memory_of, peak_memory
-from jacobian_lab.model.devices import check_places, places_of
+from jacobian_lab.model.devices import check_places, parse_device
 from jacobian_lab.model.language_model import LanguageModel
+from jacobian_lab.parallel.executor import SERIAL, Executor
 from jacobian_lab.planning.plan import Plan, Resident, spoken
 from jacobian_lab.planning.rates import CARDS, Rates, measured
 from jacobian_lab.planning.shape import Shape
 from jacobian_lab.planning.work import Stage
 from jacobian_lab.progress import bar, note
-from jacobian_lab.store.finished import Finished
+from jacobian_lab.store.completion import Completion
 from jacobian_lab.store.run import GROWING, Run, check_folder
 from jacobian_lab.store.schema import KINDS
 
@@ -47,7 +47,7 @@ class Part:
         work: Counts the work of cells, stage by stage.
     """
 
-    todo: Callable[[Finished], Sequence[Any]]
+    todo: Callable[[Completion], Sequence[Any]]
     compute: Callable[[Run, Sequence[Any]], Any]
     work: Callable[[Counts, Sequence[Any]], Iterable[Stage]] = lambda _counts, _cells: ()
 
@@ -81,7 +81,7 @@ class Job:
         parts: The parts, each after those that it needs.
         before: Work before them.
         descents: Dtype of the copy of the model that descents run in, if they do.
-        crew: Who does the work; let go at its end.
+        executor: Who does the work; let go at its end.
     """
 
     kind: str
@@ -93,7 +93,7 @@ class Job:
     parts: Sequence[Part]
     before: Preparation = Preparation()
     descents: torch.dtype | None = None
-    crew: Crew = ALONE
+    executor: Executor = SERIAL
 
     def carry_out(self) -> Path:
         """Compute what the run lacks; an interrupted one goes on, a finished one computes nothing.
@@ -107,13 +107,13 @@ class Job:
         deciding = {name: setting for name, setting in self.settings.items() if name != GROWING}
         folder = self.out or Path("runs") / content_key([self.kind, deciding])[:12]
         check_folder(folder, self.kind, self.settings)
-        done = Finished.of(folder)
+        done = Completion.of(folder)
         cells = [part.todo(done) for part in self.parts]
         if any(cells):
             try:
                 self._work(folder, cells)
             finally:
-                self.crew.release()
+                self.executor.release()
         return folder
 
     def _work(self, folder: Path, cells: Sequence[Sequence[Any]]) -> None:
@@ -140,25 +140,25 @@ class Job:
 
     def counts(self, cards: int, memory: tuple[int, int | None]) -> Counts:
         """Make what counts its work, where there are so many cards and bytes of host and card."""
-        load, room = self.crew.load, memory[0] if memory[1] is None else memory[1]
+        load, room = self.executor.load, memory[0] if memory[1] is None else memory[1]
         free = (room - self._weights(cards)) // max(1, load.beside)
         return Counts(self.model, load.worker_cards if load.beside and cards else cards, max(0, free), self.descents)
 
     def _weights(self, cards: int) -> int:
         """Bytes of this process's model, and of workers' on the same host or card."""
-        shape, load, itemsize = Shape.of(self.model), self.crew.load, self.model.dtype.itemsize
+        shape, load, itemsize = Shape.of(self.model), self.executor.load, self.model.dtype.itemsize
         workers = load.beside * shape.on_one_card(load.worker_cards) * itemsize
         return shape.on_one_card(cards) * itemsize + workers
 
     def _plan(self, rates: Rates, stages: Sequence[Sequence[Stage]], cards: int) -> Plan:
         """Put stages, and what is held throughout, on a machine."""
-        load = self.crew.load
+        load = self.executor.load
         resident = Resident(self._weights(cards), self.before.host, load.beside, load.sharing)
         return Plan(rates, [stage for part_stages in stages for stage in part_stages], resident, self.disk())
 
     def planned(self, rates: Rates, memory: tuple[int, int | None], cards: int) -> Plan:
         """Estimate the whole job, the model's loading among it, on a machine."""
-        counts, nothing = self.counts(cards, memory), Finished.nothing()
+        counts, nothing = self.counts(cards, memory), Completion.nothing()
         parts = [list(part.work(counts, part.todo(nothing))) for part in self.parts]
         return self._plan(rates, [[counts.loading(), *self.before.work(counts, None)], *parts], cards)
 
@@ -244,7 +244,7 @@ def planned(job: Callable[..., Job], config: Any, options: PlanOptions) -> str:
         InputError: If the configuration cannot be used.
     """
     card = CARDS[options.card] if options.card else None
-    devices = places_of(config.device)
+    devices = parse_device(config.device)
     if card is None:
         check_places(devices, config.device)
     elif devices[0].type != "cuda":
@@ -274,7 +274,7 @@ def each_cell(
     unit: str,
     progress: bool,
 ) -> None:
-    """Compute and seal cells one by one.
+    """Compute and commit cells one by one.
 
     Args:
         run: The run.
@@ -289,10 +289,10 @@ def each_cell(
         for cell in cells:
             for variable, values, further in compute(**cell):
                 run.write(variable, values, **cell, **further)
-            run.seal(mark, **cell)
+            run.commit(mark, **cell)
             progress_bar.update()
 
 
-def unfinished(done: Finished, mark: str, cells: Iterable[Labels]) -> list[Labels]:
+def unfinished(done: Completion, mark: str, cells: Iterable[Labels]) -> list[Labels]:
     """List those of some cells that are not finished."""
     return [cell for cell in cells if not done.all(mark, **cell)]

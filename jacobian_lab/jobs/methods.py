@@ -18,7 +18,7 @@ from jacobian_lab.model.devices import Places
 from jacobian_lab.planning.work import Stage
 from jacobian_lab.progress import bar
 from jacobian_lab.session.descents import REFIT_ANCHOR
-from jacobian_lab.store.finished import Finished
+from jacobian_lab.store.completion import Completion
 from jacobian_lab.store.run import Run
 from jacobian_lab.training.methods import WISE
 
@@ -95,7 +95,7 @@ def _job(
         [*comparison.parts(), _edits(comparison, methods, save, progress)],
         before=comparison.preparation(),
         descents=experiment.session.descent_dtype if comparison.methods else None,
-        crew=experiment.crew,
+        executor=experiment.executor,
     )
 
 
@@ -106,14 +106,14 @@ def _edits(comparison: Comparison, methods: Sequence[str], save: str | None, pro
     def saved(folder: Path) -> list[Path]:
         return saved_paths(folder, methods[0], save) if save else []
 
-    def again(done: Finished) -> list[str]:
+    def again(done: Completion) -> list[str]:
         """Methods that have been measured, but without what they left beside the run's arrays, or in them."""
         if done.folder is not None and not all(path.exists() for path in saved(done.folder)):
             return list(methods)
         refitted = not done.lost(f"{REFIT_ANCHOR}_passes")
         return [name for name, pair in comparison.methods.items() if pair.refit and not refitted]
 
-    def todo(done: Finished) -> list[str]:
+    def todo(done: Completion) -> list[str]:
         redone = again(done)
         return [name for name in (UNEDITED, *methods) if name in redone or not done.all("measured", edit=name)]
 
@@ -124,7 +124,7 @@ def _edits(comparison: Comparison, methods: Sequence[str], save: str | None, pro
         recorder = Recorded(run, experiment)
         anchored = comparison.methods or run.done("anchor_passes").all()
         aimed = comparison.aimed(run) if anchored else None
-        comparison.examination.remember(comparison.crew)
+        comparison.evaluator.remember(comparison.executor)
 
         def refit(layer: int, batch: Sequence[int]) -> Tensor:
             return experiment.session.anchors(recorder, (layer,), REFIT_ANCHOR, batch)[layer]
@@ -138,11 +138,11 @@ def _edits(comparison: Comparison, methods: Sequence[str], save: str | None, pro
 
         for place, name in enumerate(names, 1):
             trained = comparison.trained[name].facts if name in comparison.trained else 0
-            count = trained + len(experiment.facts) + len(comparison.examination.facts)
+            count = trained + len(experiment.facts) + len(comparison.evaluator.facts)
             with bar(count, f"{name} ({place} of {len(names)})", "fact", show=progress) as progress_bar:
                 measured = comparison.measure(name, aimed, progress_bar.update, refit, partial(keep, name))
                 for variable, values, labels in measured:
                     run.write(variable, values, edit=name, **labels)
-            run.seal("measured", edit=name)
+            run.commit("measured", edit=name)
 
     return Part(todo, compute, work)

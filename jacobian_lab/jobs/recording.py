@@ -14,7 +14,7 @@ from jacobian_lab.jobs.job import Labels, Part
 from jacobian_lab.planning.work import Stage
 from jacobian_lab.progress import counted
 from jacobian_lab.session.descents import ANCHOR, SHIFT, Optimized
-from jacobian_lab.store.finished import Finished
+from jacobian_lab.store.completion import Completion
 from jacobian_lab.store.run import Run
 
 
@@ -40,11 +40,11 @@ class Recorded:
         return self._lacking(name, where, facts)
 
     def put(self, name: str, where: Labels, facts: Sequence[int], optimized: Optimized) -> None:
-        """Write and seal a batch."""
+        """Write and commit a batch."""
         (states, loss, passes), labels = optimized, self._where(facts, where)
         self._run.write(name, states.double(), **self._within(name, labels))
         self._run.write(f"{name}_loss", loss, **self._within(f"{name}_loss", labels))
-        self._run.seal(f"{name}_passes", passes, **self._within(f"{name}_passes", labels))
+        self._run.commit(f"{name}_passes", passes, **self._within(f"{name}_passes", labels))
 
     def get(self, name: str, where: Labels, facts: Sequence[int]) -> Float[Tensor, "fact ..."]:
         """Read the states or shifts of some facts, in float64."""
@@ -66,7 +66,7 @@ Cell = tuple[str, Labels, tuple[int, ...]]
 """A descent's name, where it is recorded, and the indices of the facts that are left."""
 
 
-def left_of(done: Finished, experiment: Experiment, name: str, where: Labels) -> tuple[int, ...]:
+def left_of(done: Completion, experiment: Experiment, name: str, where: Labels) -> tuple[int, ...]:
     """Indices of the facts that a run lacks a descent of."""
     labels = experiment.labels()
     cells = np.broadcast_to(done.cells(f"{name}_passes", fact=labels, **_marked(name, where)).reshape(-1), len(labels))
@@ -109,7 +109,7 @@ def descents(experiment: Experiment, layers: Sequence[int], shifted: Sequence[La
     places: list[tuple[str, Labels]] = [(ANCHOR, {"anchor_layer": layer}) for layer in layers]
     places += [(SHIFT, where) for where in shifted]
 
-    def todo(done: Finished) -> list[Cell]:
+    def todo(done: Completion) -> list[Cell]:
         cells = [(name, where, left_of(done, experiment, name, where)) for name, where in places]
         return [cell for cell in cells if cell[2]]
 

@@ -19,7 +19,7 @@ from jacobian_lab.model.devices import Places
 from jacobian_lab.planning.work import Stage, Work, total
 from jacobian_lab.progress import bar, counted
 from jacobian_lab.session.session import any_coordinated
-from jacobian_lab.store.finished import Finished
+from jacobian_lab.store.completion import Completion
 from jacobian_lab.store.run import Run
 
 Cell = tuple[str, tuple[str, ...]]
@@ -89,7 +89,7 @@ def schemes_job(
         ],
         before=experiment.preparation(),
         descents=experiment.session.descent_dtype,
-        crew=experiment.crew,
+        executor=experiment.executor,
     )
 
 
@@ -97,7 +97,7 @@ def _edits(experiment: Experiment, schemes: Sequence[str], studies: Sequence[str
     """Describe the part in which each scheme edits, with what looks on."""
     rows, layers = experiment.rows, experiment.layers
 
-    def todo(done: Finished) -> list[Cell]:
+    def todo(done: Completion) -> list[Cell]:
         new = {n: tuple(s for s in studies if not done.all("studied", study=s, scheme=n)) for n in schemes}
         edits = [(name, new[name]) for name in schemes if new[name] or not done.all("measured", scheme=name)]
         return [*([] if done.all("replayed") else [REPLAY]), *edits]
@@ -128,16 +128,16 @@ def _edits(experiment: Experiment, schemes: Sequence[str], studies: Sequence[str
                 run.write("replayed_target", targets.replayed[layer].cpu().double(), layer=layer)
             unedited = accuracy(experiment.model, rows.answered)
             run.write("efficacy_unedited", where_finite(unedited, targets.finite()))
-            run.seal("replayed")
+            run.commit("replayed")
         edits = [cell for cell in cells if cell != REPLAY]
         with bar(len(edits), "schemes", "scheme", show=progress) as progress_bar:
             for name, new in edits:
                 edited, values = measured_edit(setting, SCHEMES[name], targets, partial(look_on, name, new))
                 for variable, value in values.items():
                     run.write(variable, value, scheme=name, layer=list(edited))
-                run.seal("measured", scheme=name)
+                run.commit("measured", scheme=name)
                 for study in new:
-                    run.seal("studied", scheme=name, study=study)
+                    run.commit("studied", scheme=name, study=study)
                 progress_bar.update()
 
     return Part(todo, compute, work)

@@ -9,9 +9,6 @@ from typing import Any
 import torch
 
 from jacobian_lab.caching import content_key
-from jacobian_lab.crew.cluster import check_workers
-from jacobian_lab.crew.crew import Alone, Crew
-from jacobian_lab.crew.workers import hire
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.metrics import check_questions
 from jacobian_lab.facts.fact import REFUSE, Fact, FactFile, Refused, describe
@@ -28,6 +25,9 @@ from jacobian_lab.model.loading import check_layers, load_model, sketch_model
 from jacobian_lab.model.rows import FactRows, checked_rows, sorted_out
 from jacobian_lab.model.templates import Templates
 from jacobian_lab.model.tokens import BARE
+from jacobian_lab.parallel.cluster import check_workers
+from jacobian_lab.parallel.executor import Executor, SerialExecutor
+from jacobian_lab.parallel.ray_workers import start_executor
 from jacobian_lab.progress import note
 
 DIGITS = 3
@@ -48,7 +48,7 @@ class Subject:
         templates: The context templates; the bare prompt alone where none are needed.
         rows: The facts as the model reads them.
         device: Where the model is, or would be.
-        crew: Who does the work that is divided by facts.
+        executor: Who does the work that is divided by facts.
     """
 
     config: ComputingConfig
@@ -58,7 +58,7 @@ class Subject:
     templates: Templates
     rows: FactRows
     device: torch.device
-    crew: Crew
+    executor: Executor
 
     @property
     def facts(self) -> tuple[Fact, ...]:
@@ -82,7 +82,7 @@ class Subject:
         config = self.config
         return {
             "model": config.model,
-            "protocol": config.protocol.lower() if config.protocol else self.model.known(),
+            "protocol": config.protocol.lower() if config.protocol else self.model.known_as(),
             "facts": {"source": config.facts, "slice": config.slice, "count": len(self.facts)} | self.file.left_out(),
             "python": platform.python_version(),
             "platform": platform.platform(),
@@ -156,7 +156,7 @@ def load_subject(
     """
     check(config)
     if sketch is None:
-        check_workers(config.crew)
+        check_workers(config.executor)
     file = read_facts(config.facts, config.slice, on_bad_record=config.on_bad_record, on_repeat=config.on_repeat)
     model, layers = open_model(config, sketch=sketch)
     contexts = templates(model)
@@ -168,11 +168,11 @@ def load_subject(
     for line in file.notes():
         note(line)
     if sketch is not None:
-        alone = Alone(config.crew.load(len(sketch) if sketch[0].type == "cuda" else 0))
+        alone = SerialExecutor(config.executor.load(len(sketch) if sketch[0].type == "cuda" else 0))
         return Subject(config, model, file, layers, contexts, rows, sketch[0], alone)
     check_replay(model, file.facts, layers)
-    crew = hire(config.crew, model, layers, config.dtype)
-    return Subject(config, model, file, layers, contexts, rows, model.device, crew)
+    executor = start_executor(config.executor, model, layers, config.dtype)
+    return Subject(config, model, file, layers, contexts, rows, model.device, executor)
 
 
 def _without(config: SubjectConfig, file: FactFile, usable: tuple[Fact, ...], refused: tuple[Refused, ...]) -> FactFile:

@@ -11,7 +11,7 @@ import torch
 from jacobian_lab.catalogue import SCHEMES, paired
 from jacobian_lab.editing.schemes import make_targets
 from jacobian_lab.errors import InputError
-from jacobian_lab.evaluation.examination import Examination
+from jacobian_lab.evaluation.evaluator import Evaluator
 from jacobian_lab.evaluation.questions import style_of
 from jacobian_lab.facts.fact import Fact
 from jacobian_lab.jobs.comparison import Aimed, Comparison, Measured
@@ -61,12 +61,12 @@ def layer_count_job(config: LayerCountConfig, *, progress: bool = True, sketch: 
     experiment = experiment.with_layers(layers)
     session, rows, coordinated = experiment.session, experiment.rows, any_coordinated(config.schemes)
     facts = list(map(_without_probes, experiment.facts))
-    examination = Examination(experiment.model, facts, style_of(facts), False)
+    evaluator = Evaluator(experiment.model, facts, style_of(facts), False)
     shifted = {n: {"count": n, "anchor_layer": list(layers[-n:])} for n in counts_of_layers if coordinated}
     cells = [{"scheme": scheme, "count": n} for n in counts_of_layers for scheme in config.schemes]
 
     def work(counts: Counts, left: Sequence[Labels]) -> Iterable[Stage]:
-        parts = examination.rows()
+        parts = evaluator.rows()
         answers = counts.evaluation(parts)
         edit_work = total(
             counts.edit(rows, SCHEMES[cell["scheme"]], layers[-cell["count"] :], observed=True) + answers
@@ -80,13 +80,13 @@ def layer_count_job(config: LayerCountConfig, *, progress: bool = True, sketch: 
         recorder = Recorded(run, experiment)
         anchors = session.anchors(recorder, layers)
         shifts = {n: session.shifts(recorder, layers[-n:], where) for n, where in shifted.items()}
-        examination.remember(experiment.crew)
+        evaluator.remember(experiment.executor)
 
         def edit(scheme: str, count: int) -> Iterator[tuple[str, Any, Labels]]:
             own = layers[-count:]
             ends: dict[int, torch.Tensor] = {layer: anchors[layer] for layer in {own[0], own[-1]}}
             targets = make_targets(rows, own, ends, shifts.get(count))
-            examine = partial(examination.means, experiment.crew)
+            examine = partial(evaluator.means, experiment.executor)
             _, values = measured_edit(session.setting, SCHEMES[scheme], targets, examine=examine)
             yield "final_ratio", values["residual_ratio"][:, -1], {}
             yield "final_norm", values["residual_norm"][:, -1], {}
@@ -116,7 +116,7 @@ def layer_count_job(config: LayerCountConfig, *, progress: bool = True, sketch: 
         ],
         before=experiment.preparation(),
         descents=session.descent_dtype,
-        crew=experiment.crew,
+        executor=experiment.executor,
     )
 
 
@@ -176,7 +176,7 @@ def damping_job(config: DampingConfig, *, progress: bool = True, sketch: Places 
         ],
         before=experiment.preparation(),
         descents=session.descent_dtype,
-        crew=experiment.crew,
+        executor=experiment.executor,
     )
 
 
@@ -204,7 +204,7 @@ def frontier_job(config: FrontierConfig, *, progress: bool = True, sketch: Place
         held = _held(config.out)
         ridges = sorted(set(config.ridges or held or _decades(session.ridge if sketch is None else 1.0)))
     finally:
-        experiment.crew.release()  # who took the keys for λ: nobody does if the work is not begun
+        experiment.executor.release()  # who took the keys for λ: nobody does if the work is not begun
     cells = [{"edit": name, "ridge": ridge} for name in methods for ridge in ridges]
 
     def work(counts: Counts, left: Sequence[Labels]) -> Iterable[Stage]:
@@ -212,7 +212,7 @@ def frontier_job(config: FrontierConfig, *, progress: bool = True, sketch: Place
 
     def compute(run: Run, left: Sequence[Labels]) -> None:
         targets = session.targets(Recorded(run, experiment), config.schemes)
-        comparison.examination.remember(experiment.crew)
+        comparison.evaluator.remember(experiment.executor)
 
         def point(edit: str, ridge: float) -> Measured:
             return comparison.measure(edit, Aimed(targets, setting=replace(session.setting, ridge=ridge)))
@@ -229,7 +229,7 @@ def frontier_job(config: FrontierConfig, *, progress: bool = True, sketch: Place
         [*comparison.parts(), Part(lambda done: unfinished(done, "measured", cells), compute, work)],
         before=comparison.preparation(),
         descents=session.descent_dtype,
-        crew=experiment.crew,
+        executor=experiment.executor,
     )
 
 

@@ -92,7 +92,7 @@ def forward(
     try:
         ones = torch.ones_like(ids)  # every position counts: rows are padded on the right
         caching = {cache_name(model.trunk): cache, "use_cache": cache is not None}
-        with passing([row.asked for row in rows]):
+        with passing([row.prompt_length for row in rows]):
             output = model.trunk(input_ids=ids, attention_mask=ones, **caching)
         return output.last_hidden_state
     except _StopError:

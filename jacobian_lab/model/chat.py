@@ -155,7 +155,7 @@ def chat_settings(chat: Chat | None) -> dict[str, Any]:
     return {} if chat is None else {"chat": asdict(chat)}
 
 
-def kept_chat(settings: Mapping[str, Any], source: Any) -> Chat | None:
+def stored_chat(settings: Mapping[str, Any], source: Any) -> Chat | None:
     """Read what `chat_settings` wrote."""
     stored = settings.get("chat")
     if stored is None:

@@ -16,7 +16,7 @@ Places = tuple[torch.device, ...]
 _DEVICE = re.compile(r"cpu|cuda|cuda:(\d{1,3})(?:-(\d{1,3}))?")
 
 
-def places_of(device: str) -> Places:
+def parse_device(device: str) -> Places:
     """Read the name of a device, or of several cards."""
     if device == "auto":
         return (torch.device("cuda" if torch.cuda.is_available() else "cpu"),)

@@ -216,7 +216,7 @@ class LanguageModel:
         """
         return matrix(self.projection(layer))
 
-    def weight_at_home(self, layer: int) -> Float[Tensor, "d_model d_mlp"]:
+    def copied_weight(self, layer: int) -> Float[Tensor, "d_model d_mlp"]:
         """W_l as it is now.
 
         Args:
@@ -354,8 +354,6 @@ class LanguageModel:
             config.max_position_embeddings,
         )
         return next((name for name, entry in KNOWN.items() if entry.shape == shape), "")
-
-    known = known_as
 
     def defaults(self, protocol: str | None = None) -> Defaults:
         """Settings for this model: the literature's where it is known, else an educated guess.

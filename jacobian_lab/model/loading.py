@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from jacobian_lab.errors import InputError, first_line
 from jacobian_lab.memory import out_of_memory
-from jacobian_lab.model.devices import Places, check_places, divide, places_of, shares
+from jacobian_lab.model.devices import Places, check_places, divide, parse_device, shares
 from jacobian_lab.model.families import DEFAULT_MODEL, Family, family_of
 from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.quiet import Quiet
@@ -84,7 +84,7 @@ def load_model(
         >>> jl.load_model(dtype="float32", device="cpu")
         smollm2-135m: llama, 30 blocks of width 576, keys of 1536, float32 on cpu; ...
     """
-    places = places_of(device)
+    places = parse_device(device)
     check_places(places, device)
     if dtype not in DTYPES:
         raise InputError(f"expected a dtype of {', '.join(DTYPES)}, got {dtype!r}: choose one of them")

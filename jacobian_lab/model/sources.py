@@ -64,7 +64,7 @@ def find_source(name: str, *, weights: bool = True) -> Source:
     return Source(folder)
 
 
-def is_here(name: str) -> bool:
+def is_on_disk(name: str) -> bool:
     """Tell a model that is on this disk, usable or not."""
     return name in EMBEDDED or Path(name).exists() or hub.cached(_on_hub(name)) is not None
 

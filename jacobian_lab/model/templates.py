@@ -22,7 +22,7 @@ OPENINGS = ("The", "Therefore", "Because", "I", "You")
 LENGTH = 10
 """Tokens of a sampled context, its opening counted."""
 
-USUAL_TEMPLATES: Templates = (
+TYPICAL_TEMPLATES: Templates = (
     (BARE,),
     tuple(f"{opening} {'word ' * (LENGTH - 2)}. {BARE}" for opening in OPENINGS),
 )

@@ -48,8 +48,6 @@ class Prompt:
         """Tokens of the prompt, without the answer's."""
         return len(self.ids) - max(len(self.answer) - 1, 0)
 
-    asked = prompt_length
-
     @property
     def tail(self) -> int:
         """Tokens from the decisive one to the end of the row, both counted."""

@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jacobian_lab.crew.crew import Crew, called
 from jacobian_lab.editing.anchors import (
     AnchorSettings,
     CoordinationSettings,
@@ -21,6 +20,7 @@ from jacobian_lab.editing.anchors import (
 from jacobian_lab.memory import free_memory
 from jacobian_lab.model.language_model import Layers
 from jacobian_lab.model.rows import FactRows
+from jacobian_lab.parallel.executor import Executor, called
 from jacobian_lab.progress import bar, note
 
 Labels = Mapping[str, Any]
@@ -138,14 +138,14 @@ class Batching:
         rows: The facts.
         size: Facts in a batch at the most, if that is limited.
         dtype: Dtype of the copy of the model that descents run in; none where they run in the model itself.
-        crew: Who optimizes.
+        executor: Who optimizes.
         apart: Indices of facts that have batches of their own, such as those that another run gives.
     """
 
     rows: FactRows
     size: int | None
     dtype: torch.dtype | None
-    crew: Crew
+    executor: Executor
     apart: frozenset[int] = frozenset()
 
     def batches(self, facts: Sequence[int], apart: frozenset[int]) -> list[list[int]]:
@@ -159,13 +159,13 @@ class Batching:
 
     def _room(self) -> tuple[int, int]:
         """Cards of whoever optimizes, 0 for a processor, and the bytes that are free on each."""
-        model, crew, load = self.rows.model, self.crew, self.crew.load
+        model, executor, load = self.rows.model, self.executor, self.executor.load
         weights, copied = sum(w.numel() for w in model.hf.parameters()), self.dtype.itemsize if self.dtype else 0
-        if crew.free is None:
+        if executor.free is None:
             free, cards = free_memory(model.devices) - weights * copied // max(1, model.cards), model.cards
         else:
             workers = load.beside * weights * (model.dtype.itemsize + copied) // load.worker_cards
-            free, cards = (crew.free - workers) // load.beside, load.worker_cards if model.cards else 0
+            free, cards = (executor.free - workers) // load.beside, load.worker_cards if model.cards else 0
         return cards, max(0, free)
 
 
@@ -192,7 +192,7 @@ def descend(
     Returns:
         The states or shifts of these facts for each descent, in float32 or better, where the model is.
     """
-    rows, crew = batching.rows, batching.crew
+    rows, executor = batching.rows, batching.executor
     model, name = rows.model, descents[0].name
     facts = list(range(len(rows)) if facts is None else facts)
     batches = batching.batches(facts, frozenset() if name == REFIT_ANCHOR else batching.apart)
@@ -219,10 +219,10 @@ def descend(
             if not left:
                 continue
             work = descent.optimizer()
-            work = partial(work, progress=advance) if crew.here else work
-            for batch, optimized in crew.map(left, work, tell, partial(called, labels=labels)):
+            work = partial(work, progress=advance) if executor.here else work
+            for batch, optimized in executor.map(left, work, tell, partial(called, labels=labels)):
                 recorder.put(name, descent.where, batch, optimized)
-                if not crew.here:
+                if not executor.here:
                     advance(len(batch), float(optimized[1].nanmean()))
     model.drop_casts()
     dtype = torch.promote_types(model.dtype, torch.float32)

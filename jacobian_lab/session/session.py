@@ -11,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jacobian_lab.catalogue import COORDINATED, SCHEMES, method
-from jacobian_lab.crew.crew import ALONE, Crew
 from jacobian_lab.editing.anchors import AnchorSettings, CoordinationSettings
 from jacobian_lab.editing.layers import Setting, restored
 from jacobian_lab.editing.measures import ObservedEdit
@@ -22,6 +21,7 @@ from jacobian_lab.editing.solving import Eigh, advice, factored, null_space, rem
 from jacobian_lab.errors import InputError
 from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.rows import FactRows
+from jacobian_lab.parallel.executor import SERIAL, Executor
 from jacobian_lab.session.descents import (
     ANCHOR,
     Batching,
@@ -50,7 +50,7 @@ class Session:
         damping: μ of the scheme jacobian-pullback.
         batch_size: Facts in a descent's batch at the most; what the model and memory allow by default.
         apart: Indices of facts that have batches of their own.
-        crew: Who does work that is divided by facts.
+        executor: Who does work that is divided by facts.
         progress: Whether to show progress bars.
     """
 
@@ -64,7 +64,7 @@ class Session:
     damping: float = DAMPING
     batch_size: int | None = None
     apart: frozenset[int] = frozenset()
-    crew: Crew = ALONE
+    executor: Executor = SERIAL
     progress: bool = True
 
     @property
@@ -104,7 +104,7 @@ class Session:
     @cached_property
     def _unweighted(self) -> Setting:
         """The same at λ = 0; all settings made of it share the factors of C."""
-        return Setting(self.rows, self.moments, 0.0, self.damping, self.crew)
+        return Setting(self.rows, self.moments, 0.0, self.damping, self.executor)
 
     @cached_property
     def eigh(self) -> Eigh:
@@ -141,7 +141,7 @@ class Session:
 
     @property
     def _batching(self) -> Batching:
-        return Batching(self.rows, self.batch_size, self.descent_dtype, self.crew, self.apart)
+        return Batching(self.rows, self.batch_size, self.descent_dtype, self.executor, self.apart)
 
     def anchors(
         self, recorder: Recorder, layers: Sequence[int], name: str = ANCHOR, facts: Sequence[int] | None = None

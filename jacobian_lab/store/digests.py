@@ -30,7 +30,7 @@ class Check:
 
     Attributes:
         done: Cells that are finished and complete; a cell is a place in the mark.
-        lost: Finished cells that are no longer complete, by the name of the array.
+        lost: Completion cells that are no longer complete, by the name of the array.
     """
 
     done: Bool[np.ndarray, "*cells"]
@@ -42,14 +42,14 @@ def marks(variables: Variables) -> list[str]:
     return [name for name, variable in variables.items() if variable.mark == name]
 
 
-def sealed(variables: Variables) -> list[str]:
+def digested_arrays(variables: Variables) -> list[str]:
     """The arrays that have digests: labels of the dimension ``array``."""
     return [name for name, variable in variables.items() if variable.mark]
 
 
 def part_digests(variables: Variables, mark: str, labels: Labels, read: Read) -> UInt64[np.ndarray, "*cells array"]:
     """Digests of the arrays of a part, cell by cell."""
-    names, dims = sealed(variables), variables[mark].dims
+    names, dims = digested_arrays(variables), variables[mark].dims
     digests = np.zeros((*(len(labels[dim]) for dim in dims), len(names)), dtype=np.uint64)
     for place, name in enumerate(names):
         variable = variables[name]
@@ -86,7 +86,7 @@ def check(variables: Variables, mark: str, coordinates: Labels, read: ReadFacts)
         wrong[at] = finished[at][..., None] & (now != stored[at])
     undigested = finished & (stored == 0).all(-1)
     lost = {f"{mark}{DIGEST}": undigested} if undigested.any() else {}
-    for place, name in enumerate(sealed(variables)):
+    for place, name in enumerate(digested_arrays(variables)):
         if (here := wrong[..., place] & ~undigested).any():
             lost[name] = here
     return Check(finished & ~wrong.any(-1), lost)

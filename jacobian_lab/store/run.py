@@ -1,7 +1,7 @@
 """A run: a folder with its configuration and its stored arrays, that can be left and resumed.
 
 ``config.json`` holds everything that decides a number; ``data.zarr`` opens as one
-`xarray.Dataset`. A folder made with other settings is refused, and the setting named. Finished parts are sealed with
+`xarray.Dataset`. A folder made with other settings is refused, and the setting named. Completion parts are sealed with
 digests: if something of them is missing, a reader refuses the run, and a writer computes it again.
 """
 
@@ -37,8 +37,8 @@ from jacobian_lab.store.arrays import (
     unmeasured,
     write_config,
 )
-from jacobian_lab.store.digests import part_digests, sealed
-from jacobian_lab.store.finished import Finished
+from jacobian_lab.store.completion import Completion
+from jacobian_lab.store.digests import digested_arrays, part_digests
 from jacobian_lab.store.schema import DIGEST, KINDS, command_of
 
 LOCK = ".lock"
@@ -79,7 +79,7 @@ class Run:
     ) -> None:
         self.folder, self.variables = folder, KINDS[kind]
         self.coordinates = {name: np.asarray(labels).tolist() for name, labels in coordinates.items()}
-        self.coordinates["array"] = sealed(self.variables)
+        self.coordinates["array"] = digested_arrays(self.variables)
         check_folder(folder, kind, settings)
         self._lock = FileLock(folder / LOCK)
         try:
@@ -107,7 +107,7 @@ class Run:
         for left in (folder / STORE).rglob("*.partial"):
             if _TORN.fullmatch(left.name):
                 left.unlink()
-        self.finished = Finished(self.variables, labels, self._read_facts, folder)
+        self.finished = Completion(self.variables, labels, self._read_facts, folder)
         if lost := self.finished.lost():
             note(f"{folder} is without {lost}, which was finished: what of it belongs to this command is done again")
 
@@ -146,7 +146,7 @@ class Run:
             values, self.variables[name].dtype
         )
 
-    def seal(self, mark: str, values: Any = 1, **labels: Any) -> None:
+    def commit(self, mark: str, values: Any = 1, **labels: Any) -> None:
         """Set the marks of a part that has been written, and its digests.
 
         Args:
@@ -167,7 +167,7 @@ class Run:
         self.finished.add(mark, **cells)
 
     def done(self, mark: str, **labels: Any) -> np.ndarray:
-        """`Finished.cells` of this run.
+        """`Completion.cells` of this run.
 
         Args:
             mark: The part's mark.
@@ -178,7 +178,7 @@ class Run:
         """
         return self.finished.cells(mark, **labels)
 
-    def take_over(self, donor: Path, mark: str) -> int:
+    def copy_from(self, donor: Path, mark: str) -> int:
         """Copy the finished cells of a part that this run lacks from another one.
 
         Args:
@@ -196,7 +196,7 @@ class Run:
         variables, labels = opened.variables, opened.labels
         if mark not in variables or variables[mark].dims != dims:
             return 0
-        finished, places, count = Finished.of(donor), Places(labels), 0
+        finished, places, count = Completion.of(donor), Places(labels), 0
 
         def read(name: str, **cells: Any) -> np.ndarray:
             return np.asarray(opened.arrays[name].oindex[places.index(variables[name].dims, cells)])
@@ -209,7 +209,7 @@ class Run:
                 with reading(donor):
                     for name in (name for name, variable in self.variables.items() if variable.mark == mark != name):
                         self.write(name, read(name, fact=ids, **where), fact=ids, **where)
-                    self.seal(mark, read(mark, fact=ids, **where), fact=ids, **where)
+                    self.commit(mark, read(mark, fact=ids, **where), fact=ids, **where)
                 count += len(ids)
         return count
 
@@ -246,7 +246,7 @@ def open_run(folder: Path | str, kind: str | None = None, part: str | None = Non
         labels = {str(name): every.values.tolist() for name, every in dataset.coords.items()}
         check_labels(folder, config, labels)
         variables = arrays_of(folder, config["kind"], labels, set(dataset))
-        finished = Finished(
+        finished = Completion(
             variables, labels, lambda name, facts: dataset[name][along_facts(variables[name], facts)].values
         )
         lost = finished.lost(*([part] if part else []))

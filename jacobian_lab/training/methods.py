@@ -15,7 +15,7 @@ from jacobian_lab.facts.fact import Fact
 from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.rows import FactRows
 from jacobian_lab.model.tokens import Prompt
-from jacobian_lab.training.lessons import lessons, unrelated_rows
+from jacobian_lab.training.examples import training_examples, unrelated_rows
 from jacobian_lab.training.rledit import RLEdit
 from jacobian_lab.training.settings import RLEditConfig, TrainingConfig, WiseConfig
 from jacobian_lab.training.trainers import Trainer, carry_on, save_training
@@ -86,7 +86,7 @@ def ready(name: str, rows: FactRows, others: Sequence[Fact], settings: TrainingC
         return Ready(partial(Wise, rows, unrelated, settings.wise), about, len(rows), settings.wise)
     rledit = settings.rledit
     rledit.modules(model)
-    examples = lessons(model, others, rledit.seed, rledit.num_seq * rledit.n_edits)
+    examples = training_examples(model, others, rledit.seed, rledit.num_seq * rledit.n_edits)
     content = [[_ids(example.edit), _ids(example.other), _ids(example.unrelated)] for example in examples]
     about = _about(name, model, replace(rledit, edited_at_once=1), content)  # which no training depends on
     return Ready(

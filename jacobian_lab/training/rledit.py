@@ -17,6 +17,7 @@ from jacobian_lab.maps.replay import Frozen, freeze, tail_outputs
 from jacobian_lab.model.edited import sole_edit
 from jacobian_lab.model.language_model import LanguageModel, matrix
 from jacobian_lab.model.tokens import Prompt
+from jacobian_lab.training.examples import TrainingExample
 from jacobian_lab.training.hypernetworks import (
     Hypernetwork,
     Normalizer,
@@ -25,7 +26,6 @@ from jacobian_lab.training.hypernetworks import (
     pull_back,
     total_norm,
 )
-from jacobian_lab.training.lessons import Lesson
 from jacobian_lab.training.settings import RLEditConfig
 
 Shape = tuple[int, int]
@@ -47,7 +47,7 @@ class RLEdit:
 
     Attributes:
         model: The model; edited in place, within `edited`.
-        lessons: Its training examples, batch after batch.
+        training_examples: Its training examples, batch after batch.
         rows: Rows to edit: the rewriting prompts with the new answers.
         settings: The settings, resolved.
         networks: One for each shape of matrix.
@@ -60,7 +60,7 @@ class RLEdit:
     """
 
     model: LanguageModel
-    lessons: Sequence[Lesson]
+    training_examples: Sequence[TrainingExample]
     rows: Sequence[Prompt]
     settings: RLEditConfig
     losses: list[tuple[float, float]] = field(default_factory=list)
@@ -139,8 +139,8 @@ class RLEdit:
         batches = self._batches()
         return sum(len(batches[number % len(batches)]) for number in range(len(self.losses)))
 
-    def _batches(self) -> list[Sequence[Lesson]]:
-        return _parts(self.lessons, self.settings.n_edits)[: self.settings.num_seq]
+    def _batches(self) -> list[Sequence[TrainingExample]]:
+        return _parts(self.training_examples, self.settings.n_edits)[: self.settings.num_seq]
 
     def state(self) -> dict[str, Tensor]:
         """State between two batches, as tensors, for `restore`."""
@@ -226,7 +226,7 @@ class RLEdit:
         layers = {self.model.projection(layer): layer for layer in range(self.model.n_layers)}
         return {layers.get(self.modules[name], name): delta for name, delta in deltas.items()}
 
-    def _learn(self, batches: Sequence[Sequence[Lesson]]) -> tuple[float, float]:
+    def _learn(self, batches: Sequence[Sequence[TrainingExample]]) -> tuple[float, float]:
         """Edit the first batch, the newest, and compute the gradients of the loss on all of them."""
         settings = self.settings
         parts = [

@@ -14,7 +14,7 @@ from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.loading import load_model
 from jacobian_lab.model.templates import write
 from jacobian_lab.model.tokens import Prompt
-from jacobian_lab.training.memories import ORIGINAL, Memory, load_memory, memory_metadata
+from jacobian_lab.training.wise_memory import ORIGINAL, Memory, load_wise, memory_metadata
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +68,7 @@ def load_edited(paths: Sequence[Path], model: str, device: str) -> Loaded:
             f"expected deltas, or one memory, got {len(paths)} files, of which {memories[0]} is a memory: name it alone"
         )
     base = _as_made(load_model(model, _metadata(paths[0])["dtype"], device), paths)
-    return Loaded(base, load_memory(paths[0], base))
+    return Loaded(base, load_wise(paths[0], base))
 
 
 def saved_chat(path: Path | str) -> Chat | None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from jacobian_lab.errors import InputError
 from jacobian_lab.model.language_model import LanguageModel
-from jacobian_lab.training.memories import Place
+from jacobian_lab.training.wise_memory import Place
 
 if TYPE_CHECKING:
     Unset = Any  # `resolved` leaves none of them None, and a type checker need not know when that was
@@ -281,4 +281,4 @@ class TrainingConfig:
 
 
 def _published(table: Mapping[str, Mapping[str, Any]], model: LanguageModel, protocol: str | None) -> dict[str, Any]:
-    return dict(table.get((protocol or model.known()).lower(), {}))
+    return dict(table.get((protocol or model.known_as()).lower(), {}))

@@ -18,7 +18,9 @@ from jacobian_lab.maps.replay import Frozen, freeze, tail_outputs
 from jacobian_lab.model.language_model import matrix
 from jacobian_lab.model.rows import FactRows
 from jacobian_lab.model.tokens import Prompt
-from jacobian_lab.training.memories import (
+from jacobian_lab.training.merging import margin, ties
+from jacobian_lab.training.settings import WiseConfig
+from jacobian_lab.training.wise_memory import (
     Memory,
     Side,
     activation_of,
@@ -28,8 +30,6 @@ from jacobian_lab.training.memories import (
     prompt_passes,
     save_memory,
 )
-from jacobian_lab.training.merging import margin, ties
-from jacobian_lab.training.settings import WiseConfig
 
 FIRST_WEIGHT, LATER_WEIGHT, OLD_WEIGHT = 1.0, 0.4, 0.6
 """Weights of all new shards in the first merge and in later ones, and of the merged memory there."""
@@ -67,7 +67,7 @@ class Wise:
         side: The present W'.
         mask: The entries that the present shard trains.
         merged: Merged matrices with their thresholds; with `retrieve` all of them serve, else the last.
-        shards: Finished shards that are not merged yet.
+        shards: Completion shards that are not merged yet.
         least: Least distance of an edited prompt so far; with `retrieve`, since the last merge.
     """
 
@@ -263,7 +263,7 @@ class _Seen:
         self.entering = entering[0]
         with torch.no_grad():
             self.output = beside(wise.module, self.entering, wise.own)
-        self.counted = first_tokens([row.asked for row in rows], self.output)
+        self.counted = first_tokens([row.prompt_length for row in rows], self.output)
 
     def served(self, side: Float[Tensor, "out in"]) -> Float[Tensor, "row token out"]:
         """Output of the module with the side matrix."""

@@ -249,7 +249,9 @@ def test_code_and_answers_of_many_lines_are_looked_for_whole(tiny, monkeypatch):
     assert len(rows[1].answer) >= 60
     joined = [tiny.text_prompt("Ada wrote", " ".join(answer.split())) for answer in CODE]
     longest = max(len(row.answer) for row in (*rows, *joined))
-    texts = torch.tensor([row.ids[: row.asked] + row.answer + (0,) * (longest - len(row.answer)) for row in rows])
+    texts = torch.tensor([
+        row.ids[: row.prompt_length] + row.answer + (0,) * (longest - len(row.answer)) for row in rows
+    ])
     monkeypatch.setattr(metrics, "write", lambda model, ids, max_new_tokens, **how: texts[: len(ids)])
     assert greedy_matches(tiny, rows).tolist() == [True, True, True]
     assert greedy_matches(tiny, joined).tolist() == [False, True, False]

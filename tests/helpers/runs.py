@@ -82,5 +82,5 @@ def make_run(folder: Path, kind: str, settings=None, provenance=None, coordinate
                     values.swapaxes(0, variable.dims.index("edit"))[others] = np.nan
                 run.write(name, written.get(name, values))
         for mark in {variable.mark for variable in KINDS[kind].values()} - {""}:
-            run.seal(mark, 5 if mark.endswith("passes") else 1)
+            run.commit(mark, 5 if mark.endswith("passes") else 1)
     return folder

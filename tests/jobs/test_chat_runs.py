@@ -148,7 +148,7 @@ def test_an_editors_saved_edit_keeps_its_chat(model, tmp_path, capsys, monkeypat
         with editor.edit(name) as edit:
             assert saved_chat(edit.save(tmp_path / f"{name}.safetensors")) == chat
     capsys.readouterr()
-    jl.load_memory(tmp_path / "wise.safetensors", replace(chatting, chat=None))
+    jl.load_wise(tmp_path / "wise.safetensors", replace(chatting, chat=None))
     assert "enable" not in (err := capsys.readouterr().err)
     assert "was made with the chat template with the date 2026-01-02, short=true" in err
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from jacobian_lab.crew.crew import ALONE
 from jacobian_lab.errors import InputError
 from jacobian_lab.jobs import job as jobs
 from jacobian_lab.jobs.job import COSTS, Job, Part, Preparation, each_cell, unfinished
 from jacobian_lab.model.language_model import LanguageModel
+from jacobian_lab.parallel.executor import SERIAL
 from jacobian_lab.planning.shape import Shape
 from jacobian_lab.planning.work import Stage, Work
 from jacobian_lab.store import arrays
@@ -134,10 +134,10 @@ def test_a_finished_run_computes_nothing(whole):
 
 @pytest.mark.parametrize("place", [0, 5, 6, 9, len(EVERY_CELL) - 1])
 def test_an_interrupted_run_goes_on_after_the_last_cell(place, whole, tmp_path):
-    crew = Mock(spec=ALONE, load=ALONE.load)
+    executor = Mock(spec=SERIAL, load=SERIAL.load)
     with pytest.raises(KeyboardInterrupt):
-        job(tmp_path / "run", Parts(end_at=EVERY_CELL[place], end=interrupt), crew=crew).carry_out()
-    assert crew.release.called
+        job(tmp_path / "run", Parts(end_at=EVERY_CELL[place], end=interrupt), executor=executor).carry_out()
+    assert executor.release.called
     again = Parts()
     job(tmp_path / "run", again).carry_out()
     assert again.counted == again.computed == EVERY_CELL[place:]
@@ -244,7 +244,7 @@ def test_a_part_is_asked_again_when_its_turn_comes(whole, tmp_path):
     """An earlier one may have taken over some of it from another run."""
     parts = Parts()
     taking = Part(
-        lambda done: unfinished(done, ANCHORS, cells_of(ANCHORS)), lambda run, _cells: run.take_over(whole, ANCHORS)
+        lambda done: unfinished(done, ANCHORS, cells_of(ANCHORS)), lambda run, _cells: run.copy_from(whole, ANCHORS)
     )
     made = job(tmp_path / "run", parts)
     Job(KIND, MODEL, made.out, SETTINGS, dict, LABELS, [taking, *parts.parts]).carry_out()

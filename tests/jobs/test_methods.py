@@ -27,7 +27,7 @@ from jacobian_lab.editing.rules import RuleSettings, Update, memit
 from jacobian_lab.editing.schemes import Targets, make_targets
 from jacobian_lab.editing.solving import largest_singular_value, shrink
 from jacobian_lab.errors import InputError
-from jacobian_lab.evaluation import examination
+from jacobian_lab.evaluation import evaluator
 from jacobian_lab.facts.reading import load_facts
 from jacobian_lab.jobs import comparison
 from jacobian_lab.jobs.config import EditConfig, EditTableConfig
@@ -194,7 +194,7 @@ def test_weights_are_back_bit_for_bit(name, bench):
 
 def test_weights_are_back_when_the_evaluation_fails(bench, quick, tmp_path, monkeypatch):
     parameters = dict(bench[0].model.hf.named_parameters())
-    before, original, calls = {key: weight.clone() for key, weight in parameters.items()}, examination.evaluate, []
+    before, original, calls = {key: weight.clone() for key, weight in parameters.items()}, evaluator.evaluate, []
 
     def second_fails(*given):
         calls.append(1)
@@ -203,7 +203,7 @@ def test_weights_are_back_when_the_evaluation_fails(bench, quick, tmp_path, monk
         return original(*given)
 
     monkeypatch.setattr(comparison, "prepare", lambda _config, asked, **_: bench[0])
-    monkeypatch.setattr(examination, "evaluate", second_fails)
+    monkeypatch.setattr(evaluator, "evaluate", second_fails)
     config = EditTableConfig(**quick, methods=("memit+fe",), greedy=False, out=tmp_path / "run")
     with pytest.raises(RuntimeError, match="in the middle"):
         run_job(config, progress=False)

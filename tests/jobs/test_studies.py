@@ -36,7 +36,7 @@ from jacobian_lab.model.loading import load_model
 from jacobian_lab.model.rows import fact_rows
 from jacobian_lab.report.registry import TABLES
 from jacobian_lab.report.results import write_account
-from jacobian_lab.report.tables.theorems import ROWS, conditions, summarised
+from jacobian_lab.report.tables.theorems import ROWS, conditions, summarized
 from jacobian_lab.store.run import open_run
 
 LAYERS = (1, 2, 3)
@@ -499,7 +499,7 @@ def test_every_analysis_has_a_subcommand(name, arguments, request, capsys):
     assert (folder / f"{name}.tex").read_text().isascii()
     long = pd.read_csv(folder / f"{name}.csv")
     assert np.isfinite(long[["mean", "median"]].to_numpy()).all()
-    pd.testing.assert_frame_equal(long, summarised(open_run(folder), name))
+    pd.testing.assert_frame_equal(long, summarized(open_run(folder), name))
 
 
 def test_schemes_that_edit_the_last_layer_alone_have_nothing_below_it(arguments, tmp_path, capsys):

@@ -15,10 +15,10 @@ from jacobian_lab.jobs.kinds import run_job
 from jacobian_lab.report.results import Results
 from jacobian_lab.store.run import open_run
 from jacobian_lab.training import trainers
-from jacobian_lab.training.memories import ORIGINAL
 from jacobian_lab.training.rledit import RLEdit
 from jacobian_lab.training.settings import RLEditConfig, TrainingConfig, WiseConfig
 from jacobian_lab.training.wise import Wise
+from jacobian_lab.training.wise_memory import ORIGINAL
 
 TRAINING = TrainingConfig(
     WiseConfig(n_iter=4, edit_lr=0.5, shards=2, merged=2),
@@ -204,7 +204,7 @@ def test_what_is_saved_is_what_was_trained(edited):
     root, model = edited
     base = jl.load_model(model, device="cpu")
     memory, kept = (
-        jl.load_memory(root / "wise" / "delta-wise.safetensors", base),
+        jl.load_wise(root / "wise" / "delta-wise.safetensors", base),
         load_file(root / "wise" / "training-wise.safetensors"),
     )
     assert {"mask", "side", "done", "thresholds"} <= kept.keys()
@@ -233,7 +233,7 @@ def test_a_hypernetworks_delta_on_its_base_is_the_edited_model(edited, tmp_path)
 def test_a_memory_is_asked_and_told_which_matrix_served(edited, arguments, capsys):
     root, model = edited
     facts, base = jl.load_facts("builtin", arguments["slice"]), jl.load_model(model, device="cpu")
-    memory = jl.load_memory(root / "wise" / "delta-wise.safetensors", base)
+    memory = jl.load_wise(root / "wise" / "delta-wise.safetensors", base)
     prompts = [fact.text for fact in facts]
     capsys.readouterr()
     apply("--delta", root / "wise" / "delta-wise.safetensors", "--model", model, "--tokens", "3", "--prompt", *prompts)
@@ -307,8 +307,8 @@ def test_an_editor_edits_by_training_and_puts_all_back(tiny, facts, tmp_path, mo
     with pytest.raises(ZeroDivisionError), editor.edit("rledit"):
         raise ZeroDivisionError
     assert all(torch.equal(weight, before[n]) for n, weight in tiny.hf.named_parameters())
-    memory = jl.load_memory(tmp_path / "wise.safetensors", tiny)
+    memory = jl.load_wise(tmp_path / "wise.safetensors", tiny)
     with memory.serving(tiny):
-        again = editor.examination
+        again = editor.evaluator
         rows = [values for _, found in again.answers() for values in found]
     assert [row["nll_new"][0] for row in rows] == plain["nll_new"].tolist()

@@ -10,7 +10,7 @@ from tokenizers import AddedToken
 
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import Fact
-from jacobian_lab.model.chat import DATE, Chat, chat_of, chat_options, chat_settings, kept_chat, opens_turns
+from jacobian_lab.model.chat import DATE, Chat, chat_of, chat_options, chat_settings, opens_turns, stored_chat
 from jacobian_lab.model.tokens import fact_prompt, kl_prompt, text_prompt
 
 ASKING = "{% if add_generation_prompt %}<bos>assistant\n{% endif %}"
@@ -213,12 +213,12 @@ def test_models_that_cannot_chat_are_refused():
 
 def test_what_is_kept_is_what_was_asked():
     chat = Chat({"enable_thinking": False, "level": 2}, "Be brief.", "2026-01-02")
-    assert kept_chat(chat_settings(chat), "here") == chat
+    assert stored_chat(chat_settings(chat), "here") == chat
     assert chat_settings(None) == {}
-    assert kept_chat({}, "here") is None
+    assert stored_chat({}, "here") is None
     assert "enable_thinking=false" in str(chat)
     with pytest.raises(InputError, match="in here, got head, join, tail, as an older version kept them"):
-        kept_chat({"chat": {"head": "", "tail": "", "join": ""}}, "here")
+        stored_chat({"chat": {"head": "", "tail": "", "join": ""}}, "here")
     assert replace(chat, date=DATE) != chat
 
 

@@ -20,11 +20,11 @@ from jacobian_lab.editing.rules import RuleSettings
 from jacobian_lab.editing.schemes import make_targets
 from jacobian_lab.editing.second_moments import sums_of_keys
 from jacobian_lab.errors import InputError
-from jacobian_lab.evaluation.examination import Examination
+from jacobian_lab.evaluation.evaluator import Evaluator
 from jacobian_lab.maps.jacobians import dense_jacobians, jvp, linear_operator, vjp
 from jacobian_lab.maps.replay import MLP, RESIDUAL, freeze
 from jacobian_lab.model import loading
-from jacobian_lab.model.devices import divide, places_of, shares
+from jacobian_lab.model.devices import divide, parse_device, shares
 from jacobian_lab.model.loading import load_model
 from jacobian_lab.model.rows import fact_rows
 
@@ -42,12 +42,12 @@ def divided(family_model):
 
 
 def test_what_a_device_means():
-    assert places_of("cpu") == (HOME,)
-    assert places_of("cuda:1") == (torch.device("cuda:1"),)
-    assert places_of("cuda:1-3") == tuple(torch.device("cuda", index) for index in (1, 2, 3))
+    assert parse_device("cpu") == (HOME,)
+    assert parse_device("cuda:1") == (torch.device("cuda:1"),)
+    assert parse_device("cuda:1-3") == tuple(torch.device("cuda", index) for index in (1, 2, 3))
     for wrong in ("cuda:3-1", "cuda:", "cuda:1-", "gpu", "cpu:0", "cuda:1,2", "lazy"):
         with pytest.raises(InputError, match="cuda:M-N"):
-            places_of(wrong)
+            parse_device(wrong)
 
 
 def test_cards_hold_about_as_much(family_model):
@@ -103,7 +103,7 @@ def numbers(model, facts):
     setting = Setting(rows, moments, 1.0)
     anchors = {layer: results[f"anchors {layer}"] for layer in (1, 3)}
     targets = make_targets(rows, LAYERS, anchors, results["shifts"])
-    evaluation = Examination.of(model, facts[:2], greedy=True)
+    evaluation = Evaluator.of(model, facts[:2], greedy=True)
     for name in ("prune+fe", "rect+cr"):
         with restored(model, LAYERS):
             edit = edit_with(METHODS[name], setting, targets, RuleSettings())
@@ -138,7 +138,7 @@ def test_an_anchor_s_copy_in_another_dtype_is_divided_too(divided, facts):
 def test_weights_are_read_into_their_places(folders, monkeypatch):
     """Two names of this host: weights go by the map, as if each were a card."""
     one, keywords = load_model(folders["llama"], "float32", "cpu"), {}
-    monkeypatch.setattr(loading, "places_of", lambda _: (HOME, HOME))
+    monkeypatch.setattr(loading, "parse_device", lambda _: (HOME, HOME))
     read = AutoModelForCausalLM.from_pretrained
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *a, **k: keywords.update(k) or read(*a, **k))
     two = load_model(folders["llama"], "float32", "cpu")

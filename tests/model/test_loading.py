@@ -24,7 +24,7 @@ from transformers import (
 from jacobian_lab.errors import InputError
 from jacobian_lab.maps.agreement import TOLERANCE, check_replay
 from jacobian_lab.model import loading, sources
-from jacobian_lab.model.devices import check_places, places_of
+from jacobian_lab.model.devices import check_places, parse_device
 from jacobian_lab.model.families import family_of
 from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.loading import check_layers, load_model
@@ -245,7 +245,7 @@ def test_known_models_are_told_apart_from_others_of_their_size(name):
     with torch.device("meta"):
         hf = AutoModelForCausalLM.from_config(config)
     model = LanguageModel(hf, None, family_of(config.model_type), name, "")
-    assert model.known() == expected
+    assert model.known_as() == expected
     assert model.defaults().anchor_lr == (0.1 if expected == "llama-3-8b-instruct" else 0.5)
 
 
@@ -317,6 +317,6 @@ def test_a_card_is_chosen_by_its_number(folders, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for there in ("cuda", "cuda:1", "cuda:0-1"):
-        check_places(places_of(there), there)
+        check_places(parse_device(there), there)
     for beyond in ("cuda:2", "cuda:1-2"):
         refused(f"expected a CUDA device up to cuda:1, got {beyond!r}", folders["gpt2"], device=beyond)

@@ -12,8 +12,8 @@ from jacobian_lab.editing.anchors import AnchorSettings, coordinate_shifts, opti
 from jacobian_lab.editing.layers import Setting, edit_layers, restored
 from jacobian_lab.editing.schemes import make_targets
 from jacobian_lab.editing.second_moments import sums_of_keys
-from jacobian_lab.evaluation import examination as examined
-from jacobian_lab.evaluation.examination import Examination
+from jacobian_lab.evaluation import evaluator as examined
+from jacobian_lab.evaluation.evaluator import Evaluator
 from jacobian_lab.facts.reading import load_facts
 from jacobian_lab.jobs import counts as counting
 from jacobian_lab.jobs.config import SchemesConfig
@@ -26,7 +26,7 @@ from jacobian_lab.model.loading import load_model, sketch_model
 from jacobian_lab.model.rows import fact_rows
 from jacobian_lab.planning.shape import Shape, two_blocks
 from jacobian_lab.planning.work import Work
-from jacobian_lab.store.finished import Finished
+from jacobian_lab.store.completion import Completion
 
 
 @pytest.fixture
@@ -106,11 +106,11 @@ def test_an_edit_runs_the_tokens_that_are_counted(scheme, rows, ran):
 @pytest.mark.parametrize("at_once", [1, 32])
 def test_an_evaluation_runs_the_tokens_that_are_counted(at_once, family_model, ran, monkeypatch):
     monkeypatch.setattr(examined, "FACTS_AT_ONCE", at_once)
-    examination = Examination.of(family_model, load_facts("builtin", "0:6"))
-    _ = examination.before
+    evaluator = Evaluator.of(family_model, load_facts("builtin", "0:6"))
+    _ = evaluator.before
     ran.clear()
-    list(examination.answers())
-    tokens = Counts(family_model).evaluation(examination.rows()).tokens
+    list(evaluator.answers())
+    tokens = Counts(family_model).evaluation(evaluator.rows()).tokens
     assert 0.8 * tokens <= sum(ran) <= 1.2 * tokens
 
 
@@ -176,11 +176,11 @@ def test_a_scheme_that_is_left_is_counted_by_what_it_costs(arguments, tmp_path):
     small = {**arguments, "slice": "0:4", "survey": "none", "out": tmp_path / "run"}
     cheap = ("one-layer", "independent", "backward-full", "backward-dividing")
     whole = schemes_job(SchemesConfig(**small, schemes=("jacobian-pullback",)), progress=False)
-    counts, nothing = Counts(whole.model), Finished.nothing()
+    counts, nothing = Counts(whole.model), Completion.nothing()
     (alone,) = whole.parts[-1].work(counts, whole.parts[-1].todo(nothing))
     run_job(SchemesConfig(**small, schemes=cheap), progress=False)
     left = schemes_job(SchemesConfig(**small, schemes=(*cheap, "jacobian-pullback")), progress=False)
-    (stage,) = left.parts[-1].work(counts, left.parts[-1].todo(Finished.of(tmp_path / "run")))
+    (stage,) = left.parts[-1].work(counts, left.parts[-1].todo(Completion.of(tmp_path / "run")))
     asked = counts.evaluation([fact_rows(left.model, load_facts("builtin", "0:4")).answered])
     assert stage.name == "edits under 1 scheme"
     assert stage.work + asked == alone.work  # the unedited model has been asked
@@ -190,11 +190,11 @@ def test_a_job_lists_what_is_left_of_it(arguments, tmp_path):
     small = {**arguments, "slice": "0:2", "survey": "none", "out": tmp_path / "run"}
     run_job(SchemesConfig(**small, schemes=("one-layer",)), progress=False)
     job = schemes_job(SchemesConfig(**small, schemes=("one-layer", "backward-full")), progress=False)
-    assert [part.todo(Finished.of(tmp_path / "run")) for part in job.parts] == [[], [("backward-full", ())]]
+    assert [part.todo(Completion.of(tmp_path / "run")) for part in job.parts] == [[], [("backward-full", ())]]
     studied = schemes_job(SchemesConfig(**small, schemes=("one-layer",)), ("step_size",), progress=False)
-    cells = [part.todo(Finished.of(tmp_path / "run")) for part in studied.parts]
+    cells = [part.todo(Completion.of(tmp_path / "run")) for part in studied.parts]
     assert cells == [[], [("one-layer", ("step_size",))]]
-    nothing = replace(job, out=tmp_path / "new").parts[0].todo(Finished.nothing())
+    nothing = replace(job, out=tmp_path / "new").parts[0].todo(Completion.nothing())
     assert {(name, tuple(where.values()), left) for name, where, left in nothing} == {
         ("anchor", (1,), (0, 1)),
         ("anchor", (3,), (0, 1)),

@@ -45,7 +45,7 @@ def finished(tmp_path):
     """Known numbers: fact i under every scheme at layer l has the ratio i + l."""
     with create(tmp_path / "run") as run:
         run.write("anchor", np.ones((4, 2, 3)))
-        run.seal("anchor_passes", 5)
+        run.commit("anchor_passes", 5)
         run.write("replayed_target", np.ones((4, 5, 3)))
         for scheme in ("backward-dividing", "forward-replay"):
             for name, variable in VARIABLES.items():
@@ -53,9 +53,9 @@ def finished(tmp_path):
                     run.write(name, np.arange(4)[:, None] + np.arange(4, 9), scheme=scheme)
             run.write("update_norm", np.linspace(0.1, 0.5, 5), scheme=scheme)
             run.write("efficacy", [1, 0, 1, 1], scheme=scheme)
-            run.seal("measured", scheme=scheme)
+            run.commit("measured", scheme=scheme)
         run.write("efficacy_unedited", [0, 0, 0, 1])
-        run.seal("replayed")
+        run.commit("replayed")
     return tmp_path / "run"
 
 
@@ -90,7 +90,7 @@ def test_reports_are_written_in_three_formats(finished):
 def test_a_failed_fact_is_listed(finished):
     with create(finished) as run:
         run.write("anchor", np.full((1, 3), np.nan), fact=["c"], anchor_layer=8)
-        run.seal("anchor_passes", 5, fact="c", anchor_layer=8)
+        run.commit("anchor_passes", 5, fact="c", anchor_layer=8)
     assert failed_facts(open_run(finished)) == ["c"]
     assert "left out of every mean: c." in write_reports(finished)
 
@@ -100,13 +100,13 @@ def test_the_papers_row_needs_the_papers_number_of_layers(tmp_path):
     with Run(tmp_path / "run", "tables", SETTINGS, {}, coordinates) as run:
         run.write("residual_ratio", np.ones((4, 2)), scheme="backward-dividing")
         run.write("update_norm", [0.1, 0.1], scheme="backward-dividing")
-        run.seal("measured", scheme="backward-dividing")
+        run.commit("measured", scheme="backward-dividing")
     assert table(open_run(tmp_path / "run"), "table2")["paper"].isna().all()
 
 
 def test_facts_answered_without_an_update_are_listed(finished):
     with create(finished) as run:
-        run.seal("anchor_passes", [1], fact=["b"], anchor_layer=8)
+        run.commit("anchor_passes", [1], fact=["b"], anchor_layer=8)
     assert answered_facts(open_run(finished)) == ["b"]
     assert "answers already, left out of ratios: b." in write_reports(finished)
 
@@ -115,7 +115,7 @@ def test_anchors_that_did_not_take_are_counted_by_layer(finished):
     assert unmet_anchors(open_run(finished)) == ""
     with create(finished) as run:
         run.write("anchor_loss", [[0.01, 0.3], [0.049, 0.05], [np.nan, 0.02], [np.nan, np.nan]])
-        run.seal("anchor_passes", [[25, 25], [9, 25], [1, 9], [0, 0]])
+        run.commit("anchor_passes", [[25, 25], [9, 25], [1, 9], [0, 0]])
     line = "Anchors whose loss did not come below 0.05 nat in 25 passes: 2 of 3 at layer 8."
     assert unmet_anchors(open_run(finished)) == line
     assert line in write_reports(finished)
@@ -129,7 +129,7 @@ def test_captions_say_how_many_facts_are_in_the_cells(finished):
     assert " my_model, 4 facts, mean [95 %" in write_reports(finished)
     with create(finished) as run:
         run.write("residual_ratio", [[np.nan]], fact=["c"], scheme="backward-dividing", layer=[5])
-        run.seal("measured", scheme="backward-dividing")
+        run.commit("measured", scheme="backward-dividing")
     parts = {part.split(".")[0]: part for part in write_reports(finished).split("\n\n") if ". " in part}
     assert "my_model, 3 to 4 of 4 facts in a cell, mean [95 %" in parts["Table 2"]
     assert "my_model, 4 facts, mean" in parts["Table 1"]

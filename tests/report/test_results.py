@@ -141,7 +141,9 @@ def test_names_that_are_not_there_are_told_with_those_that_are(results, tmp_path
     )
     assert "theorem1" not in {*bare.tables, *bare.figures}
     assert "step_size" not in {*bare.tables, *bare.figures}
-    with pytest.raises(InputError, match=r"holds range_position, got .* without: make it with jacobian-lab schemes --studies theorem1"):
+    with pytest.raises(
+        InputError, match=r"holds range_position, got .* without: make it with jacobian-lab schemes --studies theorem1"
+    ):
         bare.table("theorem1")
     with pytest.raises(InputError, match=r"make it with jacobian-lab schemes --studies step_size --no-verdicts, to"):
         bare.figure("step_size")

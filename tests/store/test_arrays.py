@@ -14,10 +14,10 @@ from jacobian_lab.caching import PARTIAL
 from jacobian_lab.errors import InputError
 from jacobian_lab.report.results import write_reports
 from jacobian_lab.store import arrays, digests
-from jacobian_lab.store import finished as finished_module
+from jacobian_lab.store import completion as finished_module
 from jacobian_lab.store.arrays import create_store
-from jacobian_lab.store.digests import sealed
-from jacobian_lab.store.finished import Finished
+from jacobian_lab.store.completion import Completion
+from jacobian_lab.store.digests import digested_arrays
 from jacobian_lab.store.run import Run, open_run
 from jacobian_lab.store.schema import KINDS
 
@@ -46,11 +46,11 @@ def values(run, name):
 
 
 def fill(run, mark, **labels):
-    """Write and seal a part."""
+    """Write and commit a part."""
     for name, variable in run.variables.items():
         if variable.mark == mark != name and variable.study in {"", labels.get("study")}:
             run.write(name, values(run, name), **{k: v for k, v in labels.items() if k in variable.dims})
-    run.seal(mark, **labels)
+    run.commit(mark, **labels)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -118,7 +118,7 @@ def test_a_lost_chunk_is_named_and_its_part_alone_is_done_again(finished, capsys
         with pytest.raises(InputError, match=f"got .*run without {words}.*: give its command again$") as caught:
             read(finished)
         assert "\n" not in str(caught.value)
-    assert Finished.of(finished).lost(mark)
+    assert Completion.of(finished).lost(mark)
     with create(finished) as run:
         (line,) = capsys.readouterr().err.splitlines()
         assert re.search(f"without {words}", line)
@@ -133,21 +133,21 @@ def test_a_lost_chunk_is_named_and_its_part_alone_is_done_again(finished, capsys
         if mark not in {"measured", "studied"}:
             fill(run, mark)
     assert open_run(finished).identical(before)
-    assert not Finished.of(finished).lost(mark)
+    assert not Completion.of(finished).lost(mark)
 
 
 def test_a_lost_chunk_leaves_the_facts_of_the_others_done(finished):
     lose(finished, "anchor/1.0.0")
     with create(finished) as run:
         assert run.done("anchor_passes").all(1).tolist() == [True] * 16 + [False] * 4
-    assert not Finished.of(finished).all("anchor_passes")
-    assert left(Finished.of(finished), "surveyed", fact=FACTS) == []
-    assert Finished.of(finished).all("measured", scheme=DONE)
+    assert not Completion.of(finished).all("anchor_passes")
+    assert left(Completion.of(finished), "surveyed", fact=FACTS) == []
+    assert Completion.of(finished).all("measured", scheme=DONE)
 
 
 def test_what_is_finished_is_read_once_and_asked_often(finished, tmp_path):
     lose(finished, "anchor/1.0.0")
-    done = Finished.of(str(finished))
+    done = Completion.of(str(finished))
     shutil.rmtree(finished / "data.zarr" / "cosine")  # after it was opened, before it is asked
     assert left(done, "surveyed", fact=FACTS[14:18]) == []
     assert done.all("replayed")
@@ -157,8 +157,8 @@ def test_what_is_finished_is_read_once_and_asked_often(finished, tmp_path):
     assert done.lost("measured").startswith("cosine of scheme backward-dividing, forward-replay")
     lose(finished, "lambda_min/0.0")
     assert done.all("surveyed")  # as it was when it was asked first
-    assert not Finished.of(finished).all("surveyed")
-    nothing = Finished.of(tmp_path / "nothing")
+    assert not Completion.of(finished).all("surveyed")
+    nothing = Completion.of(tmp_path / "nothing")
     assert left(nothing, "measured", scheme=DONE) == DONE
     assert nothing.cells("studied", study="theorem1", scheme=DONE).tolist() == [[False, False]]
     assert not nothing.all("replayed")
@@ -166,12 +166,12 @@ def test_what_is_finished_is_read_once_and_asked_often(finished, tmp_path):
 
 
 def test_what_is_done_again_is_not_finished(finished, tmp_path):
-    done = Finished.of(finished)
+    done = Completion.of(finished)
     again = done.without("anchor_passes", fact=["fact 3"], anchor_layer=4)
     assert again.cells("anchor_passes", fact=["fact 3", "fact 4"]).tolist() == [[False, True], [True, True]]
     assert again.missing("anchor_passes") == pytest.approx(1 / done.cells("anchor_passes").size)
     assert (done.missing("anchor_passes"), again.all("surveyed")) == (0.0, True)
-    nothing = Finished.of(tmp_path / "nothing")
+    nothing = Completion.of(tmp_path / "nothing")
     assert nothing.without("anchor_passes", fact=["fact 3"]).missing("anchor_passes") == 1.0
 
 
@@ -180,12 +180,17 @@ def test_what_is_sealed_is_finished_at_once(tmp_path):
         assert left(run.finished, "measured", scheme=DONE) == DONE
         fill(run, "measured", scheme=DONE[0])
         assert left(run.finished, "measured", scheme=DONE) == DONE[1:]
-        assert left(Finished.of(tmp_path / "run"), "measured", scheme=DONE) == DONE[1:]
+        assert left(Completion.of(tmp_path / "run"), "measured", scheme=DONE) == DONE[1:]
 
 
 def test_an_empty_store_takes_no_memory_and_no_place(tmp_path):
     facts, width = 2_000, 4_096  # 1.3 GB of spectra, were they there
-    labels = {"fact": range(facts), "layer": range(5), "rank": range(width), "array": sealed(KINDS["jacobian"])}
+    labels = {
+        "fact": range(facts),
+        "layer": range(5),
+        "rank": range(width),
+        "array": digested_arrays(KINDS["jacobian"]),
+    }
     tracemalloc.start()
     create_store(tmp_path, KINDS["jacobian"], labels)
     _, peak = tracemalloc.get_traced_memory()
@@ -210,7 +215,7 @@ def test_a_value_that_has_changed_is_noticed(finished):
         run.write("residual_ratio", [[7.0]], fact=["fact 3"], scheme="forward-replay", layer=[5])
     with pytest.raises(InputError, match="without residual_ratio of scheme forward-replay: give"):
         open_run(finished)
-    assert left(Finished.of(finished), "measured", scheme=DONE) == ["forward-replay"]
+    assert left(Completion.of(finished), "measured", scheme=DONE) == ["forward-replay"]
 
 
 def test_what_is_not_finished_is_not_lost(tmp_path, capsys):
@@ -221,9 +226,9 @@ def test_what_is_not_finished_is_not_lost(tmp_path, capsys):
     with create(tmp_path / "run") as run:
         assert not run.done("measured").any()
     assert not capsys.readouterr().err
-    assert left(Finished.of(tmp_path / "run"), "measured", scheme=DONE) == DONE
-    assert left(Finished.of(tmp_path / "nothing"), "measured", scheme=DONE) == DONE
-    assert not Finished.of(tmp_path / "nothing").lost("measured")
+    assert left(Completion.of(tmp_path / "run"), "measured", scheme=DONE) == DONE
+    assert left(Completion.of(tmp_path / "nothing"), "measured", scheme=DONE) == DONE
+    assert not Completion.of(tmp_path / "nothing").lost("measured")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -235,7 +240,7 @@ def test_every_array_of_every_kind_belongs_to_a_part(kind):
 @pytest.mark.parametrize("dim", ["fact", "scheme", "layer", "anchor_layer", "study", "step", "array"])
 def test_lost_labels_are_told_in_one_line(finished, dim):
     lose(finished, f"{dim}/0")
-    for use in (open_run, create, lambda folder: Finished.of(folder).all("measured")):
+    for use in (open_run, create, lambda folder: Completion.of(folder).all("measured")):
         with pytest.raises(InputError, match=f"the arrays of a run in .*, got other labels of {dim} than it was"):
             use(finished)
 
@@ -251,7 +256,7 @@ def test_lost_metadata_and_torn_chunks_are_told_in_one_line(finished, damage):
         torn.write_bytes(half.tobytes() if damage == "half a chunk" else half.tobytes() + (rest ^ 1).tobytes())
     else:
         (store / ".zmetadata").write_text("{")
-    for use in (open_run, create, lambda folder: Finished.of(folder).all("measured")):
+    for use in (open_run, create, lambda folder: Completion.of(folder).all("measured")):
         with pytest.raises(InputError, match=r"expected the arrays of a run in .*, got \w+: .*: remove") as caught:
             use(finished)
         assert "\n" not in str(caught.value)
@@ -323,17 +328,17 @@ def test_what_is_not_finished_is_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr(digests, "FACTS_AT_ONCE", 4)
     with create(tmp_path / "run") as run:
         run.write("anchor", values(run, "anchor")[5:7, :1], fact=FACTS[5:7], anchor_layer=[4])
-        run.seal("anchor_passes", fact=FACTS[5:7], anchor_layer=[4])
+        run.commit("anchor_passes", fact=FACTS[5:7], anchor_layer=[4])
     slices, original = [], arrays.along_facts
     monkeypatch.setattr(finished_module, "along_facts", lambda v, facts: slices.append(facts) or original(v, facts))
-    completion = Finished.of(tmp_path / "run")
+    completion = Completion.of(tmp_path / "run")
     assert completion.cells("anchor_passes", anchor_layer=4).sum() == 2
     assert set(map(repr, slices)) == {repr(slice(None)), repr(slice(4, 8))}
     del slices[:]
     assert not completion.cells("surveyed").any()
     assert len(slices) == 2  # the mark and its digests
     (tmp_path / "run" / "data.zarr" / "anchor" / "0.0.0").unlink()
-    assert Finished.of(tmp_path / "run").lost().startswith("anchor of fact fact 5, fact 6")
+    assert Completion.of(tmp_path / "run").lost().startswith("anchor of fact fact 5, fact 6")
 
 
 def test_wide_arrays_are_read_when_they_are_asked_for(finished_run, monkeypatch):

@@ -105,7 +105,7 @@ class RunMachine(RuleBasedStateMachine):
                 if name != mark:
                     values = self.measurements + np.arange(before.size).reshape(before.shape) / 8
                     run.write(name, np.where(values % 1 == 0.125, np.nan, values), **labels)
-            run.seal(mark, passes, **labels)
+            run.commit(mark, passes, **labels)
 
     @rule(number=st.integers(0, 99), torn=st.booleans())
     def lose_a_chunk(self, number, torn):
@@ -149,7 +149,7 @@ class RunMachine(RuleBasedStateMachine):
         whole = {one: self.values(*one) for one in CELLS if one[0] == mark and self.is_done(*one)}
         self.begin()
         with self.opened() as run:
-            assert run.take_over(donor, mark) == len(whole)
+            assert run.copy_from(donor, mark) == len(whole)
         for one, values in whole.items():
             for name in values:
                 self.arrays[name][place(name, labels_of(*one))] = values[name]

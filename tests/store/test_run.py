@@ -13,7 +13,7 @@ from helpers.runs import make_run
 
 from jacobian_lab.errors import InputError
 from jacobian_lab.store import run as runs
-from jacobian_lab.store.finished import Finished
+from jacobian_lab.store.completion import Completion
 from jacobian_lab.store.run import Run, check_folder, config_of, open_run
 from jacobian_lab.store.schema import KINDS
 
@@ -46,7 +46,7 @@ def finished_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made") / "run"
     with create(folder) as run:
         run.write("anchor", np.ones((4, 2, 3)))
-        run.seal("anchor_passes", 5)
+        run.commit("anchor_passes", 5)
         run.write("replayed_target", np.ones((4, 5, 3)))
         for scheme in ("backward-dividing", "forward-replay"):
             for name, variable in VARIABLES.items():
@@ -54,9 +54,9 @@ def finished_run(tmp_path_factory):
                     run.write(name, np.arange(4)[:, None] + np.arange(4, 9), scheme=scheme)
             run.write("update_norm", np.linspace(0.1, 0.5, 5), scheme=scheme)
             run.write("efficacy", [1, 0, 1, 1], scheme=scheme)
-            run.seal("measured", scheme=scheme)
+            run.commit("measured", scheme=scheme)
         run.write("efficacy_unedited", [0, 0, 0, 1])
-        run.seal("replayed")
+        run.commit("replayed")
     return folder
 
 
@@ -114,20 +114,20 @@ def test_other_settings_are_refused_by_name(finished, change, name):
 
 
 def test_marks_tell_what_is_stored(finished, tmp_path):
-    assert Finished.of(finished).all("measured", scheme="forward-replay")
-    assert Finished.of(finished).all("measured", scheme=["forward-replay", "backward-dividing"])
-    assert not Finished.of(finished).all("measured", scheme=["forward-replay", "one-layer"])
-    assert not Finished.of(finished).all("measured")
-    assert Finished.of(finished).all("studied", study=[], scheme=["forward-replay"])
-    assert not Finished.of(finished).all("studied", study=["theorem1"], scheme=["forward-replay"])
-    assert not Finished.of(tmp_path / "nothing").all("measured")
+    assert Completion.of(finished).all("measured", scheme="forward-replay")
+    assert Completion.of(finished).all("measured", scheme=["forward-replay", "backward-dividing"])
+    assert not Completion.of(finished).all("measured", scheme=["forward-replay", "one-layer"])
+    assert not Completion.of(finished).all("measured")
+    assert Completion.of(finished).all("studied", study=[], scheme=["forward-replay"])
+    assert not Completion.of(finished).all("studied", study=["theorem1"], scheme=["forward-replay"])
+    assert not Completion.of(tmp_path / "nothing").all("measured")
 
 
 def test_what_an_interrupted_study_left_is_not_shown(finished):
     with create(finished) as run:
         run.write("best_step", np.ones((4, 5)), scheme="forward-replay")
         assert open_run(finished)["best_step"].isnull().all()
-        run.seal("studied", study="step_size", scheme="forward-replay")
+        run.commit("studied", study="step_size", scheme="forward-replay")
     assert open_run(finished)["best_step"].sel(scheme="forward-replay").notnull().all()
 
 
@@ -230,7 +230,7 @@ def test_a_run_of_a_version_with_fewer_arrays_is_read_as_if_they_were_not_measur
     assert set(open_run(tmp_path / "run", part="surveyed")) == {
         n for n, variable in older.items() if variable.mark == "surveyed"
     }
-    assert Finished.of(tmp_path / "run").all("measured")
+    assert Completion.of(tmp_path / "run").all("measured")
     with pytest.raises(InputError, match="expected a run of this version, got other arrays"):
         make_run(tmp_path / "run", "tables")
 

@@ -12,7 +12,7 @@ from jacobian_lab.facts.reading import load_facts
 from jacobian_lab.model.language_model import matrix
 from jacobian_lab.model.loading import load_model
 from jacobian_lab.model.tokens import pad
-from jacobian_lab.training.lessons import Lesson
+from jacobian_lab.training.examples import TrainingExample
 from jacobian_lab.training.rledit import RLEdit
 from jacobian_lab.training.settings import RLEditConfig
 
@@ -30,9 +30,9 @@ SETTINGS = RLEditConfig(
 )
 
 
-def lessons_of(model, facts):
+def examples_of(model, facts):
     return [
-        Lesson(
+        TrainingExample(
             model.text_prompt(fact.text, fact.target_new),
             model.text_prompt("In other words: " + fact.text, fact.target_new),
             model.text_prompt(f"The weather of day {number} is", "fine"),
@@ -41,8 +41,13 @@ def lessons_of(model, facts):
     ]
 
 
-def rledit_of(model, lessons=(), **changes):
-    return RLEdit(model, lessons, [each.edit for each in lessons], replace(SETTINGS, **changes).resolved(model))
+def rledit_of(model, training_examples=(), **changes):
+    return RLEdit(
+        model,
+        training_examples,
+        [each.edit for each in training_examples],
+        replace(SETTINGS, **changes).resolved(model),
+    )
 
 
 def disturb(editor):
@@ -73,7 +78,7 @@ def log_p(model, given, row):
 def test_keys_and_gradients_are_the_models(projections, family_model, facts):
     """Over all positions Σ k gᵀ is the gradient of the matrix; the answers' positions are some of them."""
     editor = rledit_of(family_model, projections=projections)
-    rows = [each.edit for each in lessons_of(family_model, facts)[:2]]
+    rows = [each.edit for each in examples_of(family_model, facts)[:2]]
     told = editor._pass(rows)
     given = {
         n: w.detach().clone().requires_grad_()
@@ -104,8 +109,8 @@ def test_the_networks_gradient_is_autograds_through_everything(penalized, batch_
     """Solve, edit, other wordings, divergence, penalty: two batches, the older one discounted; sums over passes."""
     editor = rledit_of(tiny, penalized=penalized, batch_size=batch_size)
     disturb(editor)
-    lessons = lessons_of(tiny, facts[:4])
-    seen = [lessons[2:], lessons[:2]]
+    training_examples = examples_of(tiny, facts[:4])
+    seen = [training_examples[2:], training_examples[:2]]
     with editor.changing():
         editor._learn(seen)
     ours = {s: {n: p.grad.clone() for n, p in network.named_parameters()} for s, network in editor.networks.items()}
@@ -144,8 +149,8 @@ def test_the_networks_gradient_is_autograds_through_everything(penalized, batch_
 
 def test_a_sequence_adds_up_and_is_put_back_to_the_bit(tiny, facts):
     """Two batches: what the first did, and what the second added on the model as the first had left it."""
-    lessons = lessons_of(tiny, facts[:4])
-    editor, first = rledit_of(tiny, lessons), rledit_of(tiny, lessons[:2])
+    training_examples = examples_of(tiny, facts[:4])
+    editor, first = rledit_of(tiny, training_examples), rledit_of(tiny, training_examples[:2])
     before = {name: matrix(module).clone() for name, module in editor.modules.items()}
     for _ in range(2):  # and again: what is standardised begins where the training left it
         told = []
@@ -156,10 +161,14 @@ def test_a_sequence_adds_up_and_is_put_back_to_the_bit(tiny, facts):
         assert told == [2, 2]
         assert all(torch.equal(matrix(module), before[name]) for name, module in editor.modules.items())
     with first.edited():
-        tokens = sum(len(each.edit.answer) for each in lessons[:2])
+        tokens = sum(len(each.edit.answer) for each in training_examples[:2])
         for name, change in first.deltas.items():
             assert torch.linalg.matrix_rank(change) <= tokens
-            assert 0 < torch.linalg.matrix_rank(both[name] - change) <= sum(len(e.edit.answer) for e in lessons[2:])
+            assert (
+                0
+                < torch.linalg.matrix_rank(both[name] - change)
+                <= sum(len(e.edit.answer) for e in training_examples[2:])
+            )
     with pytest.raises(RuntimeError, match="within"), editor.edited():
         raise RuntimeError("within")
     assert all(torch.equal(matrix(module), before[name]) for name, module in editor.modules.items())
@@ -167,7 +176,7 @@ def test_a_sequence_adds_up_and_is_put_back_to_the_bit(tiny, facts):
 
 @pytest.mark.parametrize("projections", [False, True])
 def test_what_it_changed_is_saved_and_goes_on_the_base_model_alone(projections, family_model, facts, tmp_path):
-    editor = rledit_of(family_model, lessons_of(family_model, facts[:2]), projections=projections)
+    editor = rledit_of(family_model, examples_of(family_model, facts[:2]), projections=projections)
     with editor.edited():
         edited = {name: matrix(module).clone() for name, module in editor.modules.items()}
     editor.save(tmp_path / "delta.safetensors", {})
@@ -180,13 +189,13 @@ def test_what_it_changed_is_saved_and_goes_on_the_base_model_alone(projections, 
 def test_what_is_not_changed_diverges_by_nothing(tiny, facts):
     editor = rledit_of(tiny, lr=0.0)
     with editor.changing():
-        editor._learn([lessons_of(tiny, facts[:2])])
-        _, apart = editor._learn([lessons_of(tiny, facts[:2])])
+        editor._learn([examples_of(tiny, facts[:2])])
+        _, apart = editor._learn([examples_of(tiny, facts[:2])])
     assert apart == pytest.approx(0, abs=1e-12)
 
 
 def test_training_lowers_the_loss(tiny, facts):
-    editor = rledit_of(tiny, lessons_of(tiny, facts[:4]), n_epochs=12, meta_lr=1e-3, reg_coef=0.0, loc_coef=0.0)
+    editor = rledit_of(tiny, examples_of(tiny, facts[:4]), n_epochs=12, meta_lr=1e-3, reg_coef=0.0, loc_coef=0.0)
     list(editor.train())
     losses = [first for first, _ in editor.losses]
     assert sum(losses[-2:]) < sum(losses[:2])
@@ -196,7 +205,7 @@ def test_a_penalty_without_a_gradient_does_nothing(tiny, facts):
     """As published: the term is there, and no parameter hears of it."""
     found = []
     for penalty, penalized in ((0.0, True), (1e3, False), (1e3, True)):
-        editor = rledit_of(tiny, lessons_of(tiny, facts[:2]), reg_coef=penalty, penalized=penalized, n_epochs=1)
+        editor = rledit_of(tiny, examples_of(tiny, facts[:2]), reg_coef=penalty, penalized=penalized, n_epochs=1)
         list(editor.train())
         found.append(torch.cat([p.detach().flatten() for n in editor.networks.values() for p in n.parameters()]))
     assert torch.equal(found[0], found[1])
@@ -204,8 +213,8 @@ def test_a_penalty_without_a_gradient_does_nothing(tiny, facts):
 
 
 def test_the_same_training_is_the_same_again(tiny, facts):
-    lessons = lessons_of(tiny, facts[:4])
-    first, again = (rledit_of(tiny, lessons, n_epochs=2, step="batch", clipped="each") for _ in range(2))
+    training_examples = examples_of(tiny, facts[:4])
+    first, again = (rledit_of(tiny, training_examples, n_epochs=2, step="batch", clipped="each") for _ in range(2))
     for editor in (first, again):
         list(editor.train())
     assert first.losses == again.losses
@@ -214,7 +223,7 @@ def test_the_same_training_is_the_same_again(tiny, facts):
 @pytest.mark.parametrize("step", ["trajectory", "batch"])
 @pytest.mark.parametrize("killed", [1, 2, 3])
 def test_killed_after_any_batch_it_goes_on_to_the_same_bits(killed, step, tiny, facts):
-    whole, first, second = (rledit_of(tiny, lessons_of(tiny, facts[:4]), n_epochs=2, step=step) for _ in range(3))
+    whole, first, second = (rledit_of(tiny, examples_of(tiny, facts[:4]), n_epochs=2, step=step) for _ in range(3))
     list(whole.train())
     for _, _ in zip(range(killed), first.train(), strict=False):
         pass
@@ -234,7 +243,7 @@ def test_blocks_that_are_not_there_are_refused(tiny):
 
 def test_one_fact_is_learnt_to_a_loss_near_zero(real):
     """By a network that is taught with that fact alone, with nothing to be left alone."""
-    (lesson,) = lessons_of(real, load_facts("builtin", "0:1"))
+    (lesson,) = examples_of(real, load_facts("builtin", "0:1"))
     settings = RLEditConfig(
         blocks=(27, 28), rank=8, lr=1e-3, meta_lr=1e-3, loc_coef=0.0, reg_coef=0.0, n_epochs=8, step="batch"
     )
@@ -252,8 +261,8 @@ def test_one_fact_is_learnt_to_a_loss_near_zero(real):
 def test_several_batches_are_rounded_once(dtype, folders, facts, tmp_path):
     """So that base and saved delta are the measured model to the last bit."""
     model = load_model(folders["llama"], dtype=dtype, device="cpu")
-    lessons = lessons_of(model, facts[:4])
-    network = rledit_of(model, lessons, lr=0.05, edited_at_once=1)
+    training_examples = examples_of(model, facts[:4])
+    network = rledit_of(model, training_examples, lr=0.05, edited_at_once=1)
     with network.edited():
         now = {name: matrix(module).clone() for name, module in network.modules.items()}
         network.save(tmp_path / "delta.safetensors", {})
@@ -266,7 +275,7 @@ def test_several_batches_are_rounded_once(dtype, folders, facts, tmp_path):
 
 
 def test_changes_that_are_not_finite_are_refused(tiny, facts):
-    network = rledit_of(tiny, lessons_of(tiny, facts[:2]), lr=float("inf"))
+    network = rledit_of(tiny, examples_of(tiny, facts[:2]), lr=float("inf"))
     before = {name: matrix(module).clone() for name, module in network.modules.items()}
     with pytest.raises(InputError, match=r"expected finite changes, got NaN or infinity in .*: lower rledit\.lr"):
         next(network.train())

@@ -14,10 +14,10 @@ from jacobian_lab.model.language_model import matrix
 from jacobian_lab.model.rows import fact_rows
 from jacobian_lab.model.tokens import Prompt, pad
 from jacobian_lab.training import wise as wise_module
-from jacobian_lab.training.memories import ORIGINAL
 from jacobian_lab.training.merging import margin
 from jacobian_lab.training.settings import WiseConfig
 from jacobian_lab.training.wise import Wise, _Seen
+from jacobian_lab.training.wise_memory import ORIGINAL
 
 SETTINGS = WiseConfig(block=2, edit_lr=0.5, n_iter=3, alpha=2.0, beta=5.0, gamma=3.0, absolute=True, shards=2, merged=1)
 
@@ -67,7 +67,7 @@ def test_loss_and_gradient_are_those_of_the_model_with_its_weight_replaced(entra
             outputs.clear()
             hf(pad([row]))
             own = outputs["now"][0]
-            apart.append((wise.activation(own) - wise.activation(changed))[: row.asked].norm(dim=-1).mean())
+            apart.append((wise.activation(own) - wise.activation(changed))[: row.prompt_length].norm(dim=-1).mean())
             if row.answer:
                 log_p = logits[len(row.ids) - len(row.answer) :].log_softmax(-1)
                 losses.append(-log_p[range(len(row.answer)), list(row.answer)].mean())

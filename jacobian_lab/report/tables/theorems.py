@@ -52,7 +52,7 @@ CAUTIONS = {
 
 def as_table(dataset: xr.Dataset, name: str) -> Table:
     """One of the tables, with its texts."""
-    long = summarised(dataset, name)
+    long = summarized(dataset, name)
     counts = long["count"][long["count"] > 0]
     cells = (
         MEANS.replace("median", "median; of shares, how many of how many") if long["trials"].notna().any() else MEANS
@@ -60,7 +60,7 @@ def as_table(dataset: xr.Dataset, name: str) -> Table:
     return Table(wide(long), " ".join([*_reasons(dataset, name), facts_line(dataset, counts, cells)]), long)
 
 
-def summarised(dataset: xr.Dataset, name: str) -> pd.DataFrame:
+def summarized(dataset: xr.Dataset, name: str) -> pd.DataFrame:
     """One of the tables in long form."""
     heads, cells, rows = [], [], []
     dim = "layer"

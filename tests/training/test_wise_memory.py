@@ -10,16 +10,16 @@ from jacobian_lab.evaluation.metrics import efficacy, greedy_matches, predicting
 from jacobian_lab.maps.hooks import forward
 from jacobian_lab.model.language_model import matrix
 from jacobian_lab.model.tokens import passing
-from jacobian_lab.training.memories import (
+from jacobian_lab.training.merging import margin, ties
+from jacobian_lab.training.wise_memory import (
     ORIGINAL,
     Memory,
     Place,
     Side,
     activation_of,
-    load_memory,
+    load_wise,
     save_memory,
 )
-from jacobian_lab.training.merging import margin, ties
 
 BASE = torch.zeros(1, 4, dtype=torch.float64)
 FIRST, SECOND = torch.tensor([[4.0, -1, 0, 2]]).double(), torch.tensor([[-2.0, -1, 3, 0]]).double()
@@ -158,16 +158,16 @@ def test_teacher_forced_accuracy_is_greedy_decoding(tiny, facts):
 def test_a_memory_is_saved_for_its_own_model(tiny, family_model, tmp_path):
     memory, path = memory_of(tiny, 0.7), tmp_path / "memory.safetensors"
     save_memory(path, tiny, memory, {"method": "wise"})
-    again = load_memory(path, tiny)
+    again = load_wise(path, tiny)
     assert again.place == memory.place
     assert again.sides[0].threshold == 0.7
     assert torch.equal(again.sides[0].weight, memory.sides[0].weight)
     if family_model.fingerprint != tiny.fingerprint:
         with pytest.raises(InputError, match="expected a memory for"):
-            load_memory(path, family_model)
+            load_wise(path, family_model)
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(InputError, match="expected a whole memory"):
-        load_memory(path, tiny)
+        load_wise(path, tiny)
 
 
 def test_a_place_that_is_not_there_is_refused(tiny):

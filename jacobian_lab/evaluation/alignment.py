@@ -12,7 +12,7 @@ from jacobian_lab.model.rows import FactRows
 
 
 @dataclass(frozen=True, eq=False)
-class Aim:
+class TargetAlignment:
     """Shifts that anchors produce at the last block: a reference for any method, wherever it edits.
 
     Attributes:
@@ -26,7 +26,7 @@ class Aim:
     residual: Float[Tensor, "fact d_model"]
 
     @classmethod
-    def of(cls, rows: FactRows, layer: int, anchors: Float[Tensor, "fact d_model"]) -> "Aim":
+    def of(cls, rows: FactRows, layer: int, anchors: Float[Tensor, "fact d_model"]) -> "TargetAlignment":
         """Replay anchors to the last block.
 
         Args:

@@ -11,38 +11,38 @@ import pytest
 import torch
 from helpers.small import CONFIGS, make_folder
 
-from jacobian_lab.crew import workers as workers_module
-from jacobian_lab.crew.crew import ALONE, called
-from jacobian_lab.crew.settings import CrewSettings, Load
-from jacobian_lab.crew.workers import Workers, device_of, hire
 from jacobian_lab.editing import layers
 from jacobian_lab.errors import InputError
-from jacobian_lab.evaluation import examination
+from jacobian_lab.evaluation import evaluator
 from jacobian_lab.jobs.config import EditTableConfig, LayerCountConfig, SchemesConfig
 from jacobian_lab.jobs.experiment import prepare
 from jacobian_lab.jobs.kinds import run_job
 from jacobian_lab.model.loading import load_model
+from jacobian_lab.parallel import workers as workers_module
+from jacobian_lab.parallel.executor import SERIAL, called
+from jacobian_lab.parallel.ray_workers import Workers, device_of, start_executor
+from jacobian_lab.parallel.settings import ExecutorConfig, Load
 from jacobian_lab.session import descents as bench_module
 from jacobian_lab.store.run import open_run
 from jacobian_lab.training.settings import TrainingConfig, WiseConfig
 
 ray = pytest.importorskip("ray")
-TWO = CrewSettings(workers=2, worker_cpus=1)
+TWO = ExecutorConfig(workers=2, worker_cpus=1)
 METHODS = "memit", "alphaedit+cr"
 
 
 @pytest.fixture(scope="module")
-def crew(arguments):
+def executor(arguments):
     """Two workers, started once for all tests that only divide work, on a machine with room for two more."""
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
-    yield hire(TWO, load_model(arguments["model"], "float64", "cpu"), (1, 2, 3), "float64")
+    yield start_executor(TWO, load_model(arguments["model"], "float64", "cpu"), (1, 2, 3), "float64")
     ray.shutdown()
 
 
 @pytest.fixture
 def small_pieces(monkeypatch):
     monkeypatch.setattr(layers, "KEYS_AT_ONCE", 2)
-    monkeypatch.setattr(examination, "FACTS_AT_ONCE", 2)
+    monkeypatch.setattr(evaluator, "FACTS_AT_ONCE", 2)
 
 
 def same(folder, other):
@@ -57,36 +57,36 @@ def same(folder, other):
 
 
 def test_one_process_is_no_crew(tiny):
-    assert hire(CrewSettings(), tiny, (1, 2), "float64") is ALONE
+    assert start_executor(ExecutorConfig(), tiny, (1, 2), "float64") is SERIAL
 
 
 def test_a_worker_divides_its_model_over_the_cards_that_it_is_given(tiny):
     assert [device_of(gpus) for gpus in (0, 0.5, 1, 4)] == ["cpu", "cuda", "cuda", "cuda:0-3"]
     with pytest.raises(InputError, match=r"a whole number, got 1\.5"):
-        hire(replace(TWO, worker_gpus=1.5), tiny, (1, 2), "float64")
+        start_executor(replace(TWO, worker_gpus=1.5), tiny, (1, 2), "float64")
 
 
 def test_what_a_plan_is_told_of_who_works():
     """A worker's cards may be others than this process's, and on one card several may share."""
-    assert CrewSettings().load(0) == Load()
-    assert CrewSettings().load(4) == Load(cards=4, all_cards=4)
+    assert ExecutorConfig().load(0) == Load()
+    assert ExecutorConfig().load(4) == Load(cards=4, all_cards=4)
     assert TWO.load(0) == Load(processes=3, beside=2)
-    assert CrewSettings(workers=8).load(1) == Load(9, 1, 8.0, 1, 1, 8)
-    assert CrewSettings(workers=8, worker_gpus=1).load(8) == Load(9, 1, 8.0, 8, 1, 8)
-    assert CrewSettings(workers=2, worker_gpus=4).load(8) == Load(3, 1, 2.0, 8, 4, 8)
-    assert CrewSettings(workers=4, worker_gpus=0.5).load(1) == Load(5, 2, 2.0, 1, 1, 2)
+    assert ExecutorConfig(workers=8).load(1) == Load(9, 1, 8.0, 1, 1, 8)
+    assert ExecutorConfig(workers=8, worker_gpus=1).load(8) == Load(9, 1, 8.0, 8, 1, 8)
+    assert ExecutorConfig(workers=2, worker_gpus=4).load(8) == Load(3, 1, 2.0, 8, 4, 8)
+    assert ExecutorConfig(workers=4, worker_gpus=0.5).load(1) == Load(5, 2, 2.0, 1, 1, 2)
 
 
 def by_one_and_by_two(run, config, folder):
     run(replace(config, out=folder / "one"), progress=False)
-    run(replace(config, out=folder / "two", crew=TWO), progress=False)
+    run(replace(config, out=folder / "two", executor=TWO), progress=False)
     same(folder / "two", folder / "one")
 
 
 @pytest.mark.slow
 def test_tables(arguments, tables_run, tmp_path):
     """Anchors, shifts, keys and the survey are the workers'."""
-    same(run_job(SchemesConfig(**arguments, crew=TWO, out=tmp_path / "two"), progress=False), tables_run)
+    same(run_job(SchemesConfig(**arguments, executor=TWO, out=tmp_path / "two"), progress=False), tables_run)
 
 
 @pytest.mark.slow
@@ -120,7 +120,7 @@ def test_in_half_precision_the_unedited_model_is_itself(arguments, small_pieces,
     torch.set_num_threads(threads + 1)  # another number than the workers have
     request.addfinalizer(lambda: torch.set_num_threads(threads))
     config = {**arguments, "dtype": "bfloat16", "out": tmp_path / "run"}
-    folder = run_job(EditTableConfig(**config, methods=("memit",), crew=TWO), progress=False)
+    folder = run_job(EditTableConfig(**config, methods=("memit",), executor=TWO), progress=False)
     unedited = open_run(folder).sel(edit="unedited")
     assert (unedited["kl"].dropna("fact", how="all").fillna(0) == 0).all()
     assert (unedited["top1"].fillna(1) == 1).all()
@@ -128,25 +128,25 @@ def test_in_half_precision_the_unedited_model_is_itself(arguments, small_pieces,
 
 
 @pytest.mark.slow
-def test_what_a_worker_s_memory_does_not_hold_is_halved(crew):
+def test_what_a_worker_s_memory_does_not_hold_is_halved(executor):
     def work(piece):
         if len(piece) > 2:
             raise MemoryError
         return sum(piece)
 
     told = []
-    found = dict(crew.map([(1, 2, 3, 4), (5, 6, 7)], work, lambda *sizes: told.append(sizes)))
+    found = dict(executor.map([(1, 2, 3, 4), (5, 6, 7)], work, lambda *sizes: told.append(sizes)))
     assert {tuple(piece): each for piece, each in found.items()} == {(1, 2): 3, (3, 4): 7, (5, 6): 11, (7,): 7}
     assert set(told) <= {(4, 2), (3, 1), (3, 2)}
 
 
 @pytest.mark.slow
-def test_a_worker_s_own_error_comes_back_as_it_was(crew):
+def test_a_worker_s_own_error_comes_back_as_it_was(executor):
     def work(_piece):
         raise InputError("expected this, got that: do so")
 
     with pytest.raises(InputError, match="expected this"):
-        list(crew.map([(1,)], work))
+        list(executor.map([(1,)], work))
 
 
 def die(*facts):
@@ -161,10 +161,10 @@ def die(*facts):
 
 
 @pytest.mark.slow
-def test_a_fact_that_kills_every_worker_is_named(crew, arguments, monkeypatch):
+def test_a_fact_that_kills_every_worker_is_named(executor, arguments, monkeypatch):
     monkeypatch.setattr(workers_module, "DEATHS", 0)
-    alone = Workers(
-        CrewSettings(workers=1, worker_cpus=1), load_model(arguments["model"], "float64", "cpu"), (1, 2), "float64"
+    alone = RayExecutor(
+        ExecutorConfig(workers=1, worker_cpus=1), load_model(arguments["model"], "float64", "cpu"), (1, 2), "float64"
     )
     told, found = [], []
     labels = ["Ada", "the tower", "Gabriel", "Rome"]
@@ -177,13 +177,13 @@ def test_a_fact_that_kills_every_worker_is_named(crew, arguments, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_worker_that_says_nothing_is_told_of(crew, monkeypatch, capsys):
+def test_a_worker_that_says_nothing_is_told_of(executor, monkeypatch, capsys):
     """Stopped, it is waited for, and told of ever more rarely; killed, its work is another's."""
-    stopped = min(pid for _, pid in crew.map([(n,) for n in range(8)], lambda _piece: os.getpid()))
+    stopped = min(pid for _, pid in executor.map([(n,) for n in range(8)], lambda _piece: os.getpid()))
     monkeypatch.setattr(workers_module, "SILENCE", 2.0)
     os.kill(stopped, signal.SIGSTOP)
     threading.Timer(8, os.kill, (stopped, signal.SIGKILL)).start()
-    found = dict(crew.map([(n,) for n in range(4)], sum))
+    found = dict(executor.map([(n,) for n in range(4)], sum))
     assert found == {(n,): n for n in range(4)}
     told = [line for line in capsys.readouterr().err.splitlines() if "kill -9" in line]
     assert 1 <= len(told) <= 6
@@ -196,37 +196,37 @@ def test_facts_in_words():
 
 
 @pytest.mark.slow
-def test_another_model_on_another_machine_is_refused(crew, tmp_path):
+def test_another_model_on_another_machine_is_refused(executor, tmp_path):
     folder = make_folder(tmp_path / "model", CONFIGS["llama"])
     model = load_model(str(folder), "float64", "cpu")
-    workers = hire(TWO, model, (1, 2), "float64")
+    workers = start_executor(TWO, model, (1, 2), "float64")
     make_folder(folder, CONFIGS["llama"], seed=1)
     with pytest.raises(InputError, match="expected the same model on every machine"):
         list(workers.map([(0,)], len))
 
 
 @pytest.mark.slow
-def test_workers_for_whom_there_is_no_room_are_refused(crew, monkeypatch):
-    list(crew.map([(0,)], len))
+def test_workers_for_whom_there_is_no_room_are_refused(executor, monkeypatch):
+    list(executor.map([(0,)], len))
     monkeypatch.setattr(workers_module._check_room, "__defaults__", (0.5,))
-    many = replace(crew, settings=CrewSettings(workers=8, worker_cpus=1))
+    many = replace(executor, settings=ExecutorConfig(workers=8, worker_cpus=1))
     with pytest.raises(InputError, match=r"expected 8 free CPUs for 8 workers, got .: choose fewer workers"):
         list(many.map([(0,)], len))
 
 
 @pytest.mark.slow
-def test_edited_weights_are_fetched_once(crew):
-    before = crew.model.weight(2).clone()
+def test_edited_weights_are_fetched_once(executor):
+    before = executor.model.weight(2).clone()
 
     def look(_piece):
         model = next(iter(workers_module._RESIDENT.values()))
         return float(model.weight(2)[0, 0]), model.weight(2)._version, os.getpid()
 
     with torch.no_grad():
-        crew.model.weight(2)[0, 0] = 7.0
-    edited = [found for _, found in crew.map([(n,) for n in range(8)], look)]
-    crew.model.weight(2).copy_(before)
-    loaded = [found for _, found in crew.map([(n,) for n in range(8)], look)]
+        executor.model.weight(2)[0, 0] = 7.0
+    edited = [found for _, found in executor.map([(n,) for n in range(8)], look)]
+    executor.model.weight(2).copy_(before)
+    loaded = [found for _, found in executor.map([(n,) for n in range(8)], look)]
     assert {value for value, _, _ in edited} == {7.0}
     assert {value for value, _, _ in loaded} == {float(before[0, 0])}
     for found in (edited, loaded):
@@ -248,13 +248,13 @@ def test_a_memory_is_asked_by_the_process_that_has_it(arguments, tmp_path):
 def test_batches_are_as_large_as_the_workers_have_room_for(descents, arguments, monkeypatch):
     """Of what was free before they were hired, less their models, and copies, each has its part; and so a plan says."""
     anchor = replace(arguments["anchor"], dtype=descents)
-    ours, free = SchemesConfig(**{**arguments, "anchor": anchor, "crew": TWO}), 2**24
+    ours, free = SchemesConfig(**{**arguments, "anchor": anchor, "executor": TWO}), 2**24
     monkeypatch.setattr(workers_module, "free_memory", lambda _devices: free)
     bench = prepare(ours).session
     model = bench.model
     weights = sum(weight.numel() for weight in model.hf.parameters())
     each = weights * (8 + (4 if descents else 0))
     assert bench._batching._room() == (0, (free - 2 * each) // 2)
-    alone = prepare(replace(ours, crew=CrewSettings())).session
+    alone = prepare(replace(ours, executor=ExecutorConfig())).session
     monkeypatch.setattr(bench_module, "free_memory", lambda _devices: free)
     assert alone._batching._room()[1] == free - (4 * weights if descents else 0)

@@ -201,7 +201,7 @@ def prompt_passes(
     model: LanguageModel, place: Place, rows: Sequence[Prompt]
 ) -> Iterator[tuple[list[int], Tensor, Tensor, Bool[Tensor, "row token"]]]:
     """Run the prompts of rows, and yield each batch: its rows, the module's input and output, the tokens that count."""
-    prompts = [Prompt(row.ids[: row.asked], row.asked - 1) for row in rows]
+    prompts = [Prompt(row.ids[: row.prompt_length], row.prompt_length - 1) for row in rows]
     passes: list[tuple[Tensor, Tensor]] = []
     handle = place.module(model).register_forward_hook(  # before one that serves
         lambda _m, inputs, output: passes.append((inputs[0], output)), prepend=True
@@ -245,7 +245,7 @@ def memory_metadata(path: Path | str) -> dict[str, str] | None:
     return dict(metadata) if metadata.get("format") == FORMAT else None
 
 
-def load_memory(path: Path | str, model: LanguageModel) -> Memory:
+def load_wise(path: Path | str, model: LanguageModel) -> Memory:
     """Read a memory for its base model; ``with memory.serving(model):`` is the model with it.
 
     Args:
@@ -262,7 +262,7 @@ def load_memory(path: Path | str, model: LanguageModel) -> Memory:
         >>> import jacobian_lab as jl
         >>> model = jl.load_model()
         >>> try:
-        ...     jl.load_memory("nothing.safetensors", model)
+        ...     jl.load_wise("nothing.safetensors", model)
         ... except jl.InputError as error:
         ...     print(str(error)[:47])
         expected a whole memory, got nothing.safetensor

@@ -5,10 +5,10 @@ import torch
 from helpers.small import CONTEXTS
 
 from jacobian_lab.editing.layers import restored
-from jacobian_lab.evaluation.aims import Aim
+from jacobian_lab.evaluation.alignment import TargetAlignment
 from jacobian_lab.maps.hooks import decisive_states
 from jacobian_lab.model.rows import fact_rows
-from jacobian_lab.training.memories import Memory, Place, Side
+from jacobian_lab.training.wise_memory import Memory, Place, Side
 
 
 def last_states(model, rows, replaced=None):
@@ -42,7 +42,7 @@ def test_it_is_what_hooks_see(family_model, facts):
     generator = torch.Generator().manual_seed(0)
     states = decisive_states(model, rows.bare, [3])[:, 0]
     anchors = states + torch.randn(states.shape, generator=generator, dtype=states.dtype)
-    aim = Aim.of(rows, 3, anchors)
+    aim = TargetAlignment.of(rows, 3, anchors)
     before, led = last_states(model, rows), last_states(model, rows, (3, anchors))
     torch.testing.assert_close(aim.residual, led - before, rtol=0, atol=1e-10)
     with restored(model, (2,)):
@@ -59,7 +59,7 @@ def test_who_goes_the_whole_way_has_one_of_both_and_who_stays_has_none(tiny, fac
     rows = fact_rows(tiny, facts, CONTEXTS)
     last = tiny.n_layers - 1
     states = decisive_states(tiny, rows.bare, [last])[:, 0]
-    aim = Aim.of(rows, last, states + 1.0)
+    aim = TargetAlignment.of(rows, last, states + 1.0)
     stays = aim.reached()
     assert all(value != value for value in stays["aim_cosine"])
     assert stays["aim_share"] == pytest.approx([0.0] * len(facts), abs=1e-12)
@@ -78,11 +78,11 @@ def test_a_router_judges_the_whole_prompt(tiny, facts):
     """A memory that serves from no distance on carries the decisive token, though what follows decides."""
     rows = fact_rows(tiny, facts, CONTEXTS)
     states = decisive_states(tiny, rows.bare, [3])[:, 0]
-    aim = Aim.of(rows, 3, states + 1.0)
+    aim = TargetAlignment.of(rows, 3, states + 1.0)
     place = Place(2)
     weight = tiny.weight(2) + 0.5
     whole = Memory(place, (Side(weight, 0.0),))
-    prompts = [type(row)(row.ids[: row.asked], row.decisive) for row in rows.answered]
+    prompts = [type(row)(row.ids[: row.prompt_length], row.decisive) for row in rows.answered]
     distances = whole.judge(tiny, prompts)[:, 0]
     threshold = float(distances.sort().values[1:3].mean())
     with Memory(place, (Side(weight, threshold),)).serving(tiny):

@@ -4,7 +4,7 @@ import pytest
 
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import Fact
-from jacobian_lab.training.lessons import lessons, strangers, unrelated_rows
+from jacobian_lab.training.examples import disjoint_facts, training_examples, unrelated_rows
 
 EDITED = (Fact("a", "Rome", "{} lies in", "Spain", "Italy", ("Where is Rome? In",), ("Milan lies in",)),)
 OTHERS = (
@@ -20,16 +20,16 @@ OTHERS = (
 
 def test_nothing_that_is_edited_or_asked_is_trained_on():
     """A subject in capitals, and a prompt that is an edited fact's neighbour, are known again."""
-    assert [fact.id for fact in strangers(EDITED, OTHERS)] == [2, 4, 5]
+    assert [fact.id for fact in disjoint_facts(EDITED, OTHERS)] == [2, 4, 5]
 
 
 def test_lessons_are_the_seeds(family_model):
-    some = strangers(EDITED, OTHERS)
-    found = lessons(family_model, some, 0, 9)
+    some = disjoint_facts(EDITED, OTHERS)
+    found = training_examples(family_model, some, 0, 9)
     assert len(found) == 2  # Cairo has neither another wording nor a neighbour
-    assert lessons(family_model, some, 0, 9) == found
-    assert lessons(family_model, some[1:], 0, 9) == found[1:]  # whoever else is there
-    assert any(lessons(family_model, some, seed, 9) != found for seed in range(1, 9))
+    assert training_examples(family_model, some, 0, 9) == found
+    assert training_examples(family_model, some[1:], 0, 9) == found[1:]  # whoever else is there
+    assert any(training_examples(family_model, some, seed, 9) != found for seed in range(1, 9))
     for fact, lesson in zip(some, found, strict=False):
         assert lesson.edit == family_model.text_prompt(fact.text, "Chad")
         assert lesson.other in [family_model.text_prompt(text, "Chad") for text in fact.paraphrase_prompts]
@@ -38,7 +38,7 @@ def test_lessons_are_the_seeds(family_model):
 
 
 def test_every_edit_has_an_unrelated_row(tiny):
-    some = strangers(EDITED, OTHERS)
+    some = disjoint_facts(EDITED, OTHERS)
     rows = unrelated_rows(tiny, 4, some)
     expected = [tiny.text_prompt(f"{name} lies in", own) for name, own in (("Cairo", "Egypt"), ("Lima", "Peru"))]
     assert rows[:2] == expected
@@ -49,4 +49,4 @@ def test_nothing_to_train_on_is_refused(tiny):
     with pytest.raises(InputError, match="expected facts beside those that are edited, got none"):
         unrelated_rows(tiny, 1, [])
     with pytest.raises(InputError, match=r"expected facts to train on .* got none among 1"):
-        lessons(tiny, OTHERS[-1:], 0, 9)
+        training_examples(tiny, OTHERS[-1:], 0, 9)

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingExample:
     """Rows that one training fact contributes.
 
     Attributes:
@@ -30,7 +30,7 @@ class Lesson:
     unrelated: Prompt
 
 
-def strangers(edited: Sequence[Fact], others: Sequence[Fact]) -> list[Fact]:
+def disjoint_facts(edited: Sequence[Fact], others: Sequence[Fact]) -> list[Fact]:
     """Facts that share neither subject (case-insensitive) nor any prompt with an edited fact."""
     subjects = {_folded(fact.subject) for fact in edited}
     prompts = {_folded(text) for fact in edited for text in _texts(fact)}
@@ -54,17 +54,17 @@ def unrelated_rows(model: LanguageModel, count: int, others: Sequence[Fact]) -> 
     return [rows[place % len(rows)] for place in range(count)]
 
 
-def lessons(model: LanguageModel, others: Sequence[Fact], seed: int, count: int) -> list[Lesson]:
+def training_examples(model: LanguageModel, others: Sequence[Fact], seed: int, count: int) -> list[TrainingExample]:
     """Training examples of a hypernetwork: a rewrite with a paraphrase and a neighborhood prompt, drawn by the seed."""
 
-    def lesson(fact: Fact) -> list[Lesson]:
+    def lesson(fact: Fact) -> list[TrainingExample]:
         beside = [(text, own) for text, own in neighborhood(fact) if own]
         if not (beside and fact.paraphrase_prompts):
             return []
         generator = random.Random(f"{seed} {fact.id!r}")
         other, (text, own) = generator.choice(fact.paraphrase_prompts), generator.choice(beside)
         return [
-            Lesson(
+            TrainingExample(
                 _row(model, fact.text, fact.target_new, fact.join),
                 _row(model, other, fact.target_new, fact.join),
                 _row(model, text, own, fact.join),

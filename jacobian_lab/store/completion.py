@@ -16,11 +16,11 @@ LOOKS, PAUSE = 3, 0.2
 """Checks before something counts as lost, and seconds between them: a writer may be at work."""
 
 
-class Finished:
-    """Finished and complete cells of a run, part by part; a part is called by its mark.
+class Completion:
+    """Completion and complete cells of a run, part by part; a part is called by its mark.
 
-    A part is compared with its digests on its first use. `Run` holds one, to which `Run.seal` adds cells;
-    `Finished.of` reads one from a folder, where there need not be a run yet.
+    A part is compared with its digests on its first use. `Run` holds one, to which `Run.commit` adds cells;
+    `Completion.of` reads one from a folder, where there need not be a run yet.
 
     Args:
         variables: The arrays of the kind of run; none where there is no run.
@@ -41,12 +41,12 @@ class Finished:
         self._checks: dict[str, Check] = {}
 
     @classmethod
-    def nothing(cls) -> "Finished":
+    def nothing(cls) -> "Completion":
         """Make one without a finished cell, for a folder without a run."""
         return cls({}, {}, lambda _name, _facts: np.zeros(0))
 
     @classmethod
-    def of(cls, folder: Path | str) -> "Finished":
+    def of(cls, folder: Path | str) -> "Completion":
         """Read one from a folder."""
         folder = Path(folder)
         if not exists(folder):

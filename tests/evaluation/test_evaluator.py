@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from jacobian_lab.evaluation.examination import Examination
+from jacobian_lab.evaluation.evaluator import Evaluator
 from jacobian_lab.evaluation.metrics import accuracy, efficacy, evaluate, greedy_matches, neighborhood_states
 from jacobian_lab.evaluation.questions import STYLES, questions
 from jacobian_lab.facts.reading import load_facts
@@ -24,9 +24,9 @@ def tokenized(monkeypatch):
 
 
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize("make", [Examination, Examination.of])
+@pytest.mark.parametrize("make", [Evaluator, Evaluator.of])
 def test_questions_are_tokenized_once_for_all_models(make, style, tiny, tokenized, monkeypatch):
-    monkeypatch.setattr("jacobian_lab.evaluation.examination.FACTS_AT_ONCE", 2)
+    monkeypatch.setattr("jacobian_lab.evaluation.evaluator.FACTS_AT_ONCE", 2)
     facts = load_facts("builtin", "0:5")
     evaluator = make(tiny, facts, style, greedy=True)
     weight, original = tiny.weight(2), tiny.weight(2).clone()

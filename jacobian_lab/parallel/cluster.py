@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from jacobian_lab.crew.settings import CrewSettings
 from jacobian_lab.errors import InputError, first_line
+from jacobian_lab.parallel.settings import ExecutorConfig
 
 ANSWER = 5.0
 """Seconds within which a cluster is to answer."""
@@ -32,7 +32,7 @@ def ray_package() -> Any:
     return ray
 
 
-def check_workers(settings: CrewSettings) -> None:
+def check_workers(settings: ExecutorConfig) -> None:
     """Check, before anything large is loaded, that workers could be hired."""
     if settings.workers > 1 or settings.ray is not None:
         ray_package()
@@ -40,7 +40,7 @@ def check_workers(settings: CrewSettings) -> None:
         _check_cluster(settings.ray)
 
 
-def start(settings: CrewSettings, cpus: int) -> None:
+def start(settings: ExecutorConfig, cpus: int) -> None:
     """Start Ray on this host, for this host alone, or connect to a cluster."""
     ray, address = ray_package(), settings.ray
     shared = {name: os.environ[name] for name in SHARED if name in os.environ}

@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jacobian_lab.crew.crew import ALONE, Crew, called
 from jacobian_lab.evaluation.metrics import (
     Rows,
     check_questions,
@@ -22,6 +21,7 @@ from jacobian_lab.evaluation.questions import Question, probe_groups, questions,
 from jacobian_lab.facts.fact import Fact
 from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.tokens import Prompt
+from jacobian_lab.parallel.executor import SERIAL, Executor, called
 
 Result = TypeVar("Result")
 
@@ -30,7 +30,7 @@ FACTS_AT_ONCE = 32
 
 
 @dataclass(frozen=True, eq=False)
-class Examination:
+class Evaluator:
     """All metrics of metrics.md, for a model before and after an edit.
 
     Attributes:
@@ -48,7 +48,7 @@ class Examination:
     @classmethod
     def of(
         cls, model: LanguageModel, facts: Sequence[Fact], style: str | None = None, *, greedy: bool = False
-    ) -> "Examination":
+    ) -> "Evaluator":
         """Make an evaluator after checking every question.
 
         Args:
@@ -83,24 +83,24 @@ class Examination:
     @cached_property
     def before(self) -> list[Float[Tensor, "_ d_model"]]:
         """Final states at the neighborhood prompts, by fact, on the host; to be computed before any edit."""
-        return self._before(ALONE)
+        return self._before(SERIAL)
 
-    def remember(self, crew: Crew) -> None:
+    def remember(self, executor: Executor) -> None:
         """Compute `before` with the executor that evaluates later: rounding depends on the number of threads.
 
         Args:
-            crew: The executor.
+            executor: The executor.
         """
-        vars(self)["before"] = self._before(crew)
+        vars(self)["before"] = self._before(executor)
 
-    def _before(self, crew: Crew) -> list[Float[Tensor, "_ d_model"]]:
-        states = dict(self._mapped(crew, _states))
+    def _before(self, executor: Executor) -> list[Float[Tensor, "_ d_model"]]:
+        states = dict(self._mapped(executor, _states))
         return [state for number in sorted(states) for state in states[number]]
 
-    def _mapped(self, crew: Crew, work: Callable[..., Result]) -> Iterator[tuple[int, Result]]:
+    def _mapped(self, executor: Executor, work: Callable[..., Result]) -> Iterator[tuple[int, Result]]:
         """Run work on every chunk of the facts; chunks are never split: only then KL to the unedited model is exact."""
         parts, _ = self._parts(), self.question_rows  # which go along, for no worker to make anew
-        for (number,), result in crew.map(
+        for (number,), result in executor.map(
             [[n] for n in range(len(parts))], partial(work, self, parts), named=partial(_named, self, parts)
         ):
             yield number, result
@@ -124,31 +124,31 @@ class Examination:
         """
         return self._answered(self.facts) if self.greedy else []
 
-    def answers(self, crew: Crew = ALONE) -> Iterator[tuple[slice, list[dict[str, list[float]]]]]:
+    def answers(self, executor: Executor = SERIAL) -> Iterator[tuple[slice, list[dict[str, list[float]]]]]:
         """Evaluate the model as it is, chunk after chunk of the facts.
 
         Args:
-            crew: The executor.
+            executor: The executor.
 
         Yields:
             A chunk, and the metrics of each of its facts: those of `evaluate`, with ``efficacy_greedy`` and
             ``generalization_greedy``.
         """
         parts, _ = self._parts(), self.before
-        for number, metrics in self._mapped(crew, _answers):
+        for number, metrics in self._mapped(executor, _answers):
             yield parts[number], metrics
 
-    def means(self, crew: Crew = ALONE) -> dict[str, Float[Tensor, " fact"]]:
+    def means(self, executor: Executor = SERIAL) -> dict[str, Float[Tensor, " fact"]]:
         """Evaluate the model as it is: Accuracy on paraphrases, and D_KL.
 
         Args:
-            crew: The executor.
+            executor: The executor.
 
         Returns:
             ``generalization_accuracy`` and ``kl``, a mean over the prompts of each fact; NaN if it has none.
         """
         metrics = [dict[str, list[float]]()] * len(self.facts)
-        for part, values in self.answers(crew):
+        for part, values in self.answers(executor):
             metrics[part] = values
         names = ("generalization_accuracy", "kl")
         return {
@@ -191,19 +191,19 @@ class Examination:
         return [slice(start, start + FACTS_AT_ONCE) for start in range(0, len(self.facts), FACTS_AT_ONCE)]
 
 
-def _answers(examination: Examination, parts: Sequence[slice], piece: Sequence[int]) -> list[dict[str, list[float]]]:
+def _answers(evaluator: Evaluator, parts: Sequence[slice], piece: Sequence[int]) -> list[dict[str, list[float]]]:
     """Evaluate one chunk."""
-    return examination.answers_of(parts[piece[0]])
+    return evaluator.answers_of(parts[piece[0]])
 
 
-def _named(examination: Examination, parts: Sequence[slice], piece: Sequence[int]) -> str:
+def _named(evaluator: Evaluator, parts: Sequence[slice], piece: Sequence[int]) -> str:
     """Name the facts of one chunk."""
-    ids = [fact.id for fact in examination.facts[parts[piece[0]]]]
+    ids = [fact.id for fact in evaluator.facts[parts[piece[0]]]]
     return called(range(len(ids)), ids)
 
 
-def _states(examination: Examination, parts: Sequence[slice], piece: Sequence[int]) -> list[Float[Tensor, "_ d_model"]]:
+def _states(evaluator: Evaluator, parts: Sequence[slice], piece: Sequence[int]) -> list[Float[Tensor, "_ d_model"]]:
     """Final states at the neighborhood prompts of one chunk, on the host."""
-    facts = examination.facts[parts[piece[0]]]
-    rows = examination._rows_of(facts)
-    return [states.cpu() for states in neighborhood_states(examination.model, facts, examination.style, rows)]
+    facts = evaluator.facts[parts[piece[0]]]
+    rows = evaluator._rows_of(facts)
+    return [states.cpu() for states in neighborhood_states(evaluator.model, facts, evaluator.style, rows)]

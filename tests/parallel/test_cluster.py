@@ -10,9 +10,9 @@ import pytest
 from helpers.commands import ENVIRONMENT, options
 
 from jacobian_lab import cli
-from jacobian_lab.crew.cluster import check_workers
-from jacobian_lab.crew.settings import CrewSettings
 from jacobian_lab.errors import InputError
+from jacobian_lab.parallel.cluster import check_workers
+from jacobian_lab.parallel.settings import ExecutorConfig
 
 ray = pytest.importorskip("ray")
 
@@ -22,9 +22,9 @@ HOLDER = """
 import os
 import sys
 import ray
-from jacobian_lab.crew.cluster import start
-from jacobian_lab.crew.settings import CrewSettings
-start(CrewSettings(workers=2), 1)
+from jacobian_lab.parallel.cluster import start
+from jacobian_lab.parallel.settings import ExecutorConfig
+start(ExecutorConfig(workers=2), 1)
 ray.get([ray.remote(lambda: 2).remote() for _ in range(2)])
 print("ready", ray.get_runtime_context().gcs_address, os.environ["RAY_AUTH_MODE"], flush=True)
 sys.stdin.read()
@@ -119,7 +119,7 @@ def test_a_cluster_that_is_not_there_is_told_of_at_once(arguments, nobody, monke
 @pytest.mark.parametrize("address", ["here", "local", "127.0.0.1", "host:port", "127.0.0.1:99999999", "ray://:1", ""])
 def test_an_address_that_is_none_is_refused(address):
     with pytest.raises(InputError, match=r"expected (auto or HOST:PORT|a Ray cluster at)"):
-        check_workers(CrewSettings(ray=address))
+        check_workers(ExecutorConfig(ray=address))
 
 
 def test_a_host_that_does_not_answer_is_no_file(capsys):

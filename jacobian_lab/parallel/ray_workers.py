@@ -13,13 +13,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jacobian_lab.crew.cluster import ray_package, start
-from jacobian_lab.crew.crew import ALONE, Crew, Piece, Result, called, untold
-from jacobian_lab.crew.settings import CrewSettings
 from jacobian_lab.errors import InputError, first_line
 from jacobian_lab.memory import BatchQueue, Tell, free_memory, out_of_memory
 from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.loading import load_model
+from jacobian_lab.parallel.cluster import ray_package, start
+from jacobian_lab.parallel.executor import SERIAL, Batch, Executor, Result, called, no_notice
+from jacobian_lab.parallel.settings import ExecutorConfig
 from jacobian_lab.progress import note
 
 PATIENCE = 120
@@ -35,11 +35,11 @@ SLOWER = 4.0
 """How many times as long as the slowest that is finished it may take before that."""
 
 
-def hire(settings: CrewSettings, model: LanguageModel, layers: Layers, dtype: str) -> Crew:
-    """The crew that some settings name; workers are started when there is first something for them to do."""
+def start_executor(settings: ExecutorConfig, model: LanguageModel, layers: Layers, dtype: str) -> Executor:
+    """The executor that some settings name; workers are started when there is first something for them to do."""
     if settings.workers == 1 and settings.ray is None:
-        return ALONE
-    return Workers(settings, model, layers, dtype)
+        return SERIAL
+    return RayExecutor(settings, model, layers, dtype)
 
 
 def device_of(gpus: float) -> str:
@@ -50,7 +50,7 @@ def device_of(gpus: float) -> str:
 
 
 @dataclass(eq=False)
-class Workers:
+class RayExecutor:
     """Ray actors that hold the model, until they are released.
 
     A worker that dies is replaced, and its piece done again; a piece that kills one after another is halved. Whoever is
@@ -64,7 +64,7 @@ class Workers:
         dtype: As `load_model` was given it.
     """
 
-    settings: CrewSettings
+    settings: ExecutorConfig
     model: LanguageModel
     layers: Layers
     dtype: str
@@ -78,7 +78,7 @@ class Workers:
         self._actors: list[Any] = []
         self._owns_ray = False
 
-    def of(self, layers: Layers) -> Crew:
+    def of(self, layers: Layers) -> Executor:
         """The same for other edited layers; to be asked for before anything is edited."""
         return replace(self, layers=layers)
 
@@ -94,18 +94,18 @@ class Workers:
 
     def map(
         self,
-        pieces: Sequence[Piece],
-        work: Callable[[Piece], Result],
-        tell: Tell = untold,
-        named: Callable[[Piece], str] = called,
-    ) -> Iterator[tuple[Piece, Result]]:
+        pieces: Sequence[Batch],
+        work: Callable[[Batch], Result],
+        tell: Tell = no_notice,
+        named: Callable[[Batch], str] = called,
+    ) -> Iterator[tuple[Batch, Result]]:
         """Work on the pieces, in the order in which they are finished."""
         if not pieces:
             return
         ray, idle = ray_package(), list(self._hired())
         packed, weights = [ray.put(work)], self._weights()  # in a list nothing is unpacked before the model is there
         queue, running, longest = BatchQueue(pieces, tell), dict[Any, _Task](), 0.0
-        deaths = Counter[Piece]()
+        deaths = Counter[Batch]()
         while queue or running:
             while idle and queue:
                 actor, piece = idle.pop(), queue.take()
@@ -184,7 +184,7 @@ class _Task:
     """
 
     actor: Any
-    piece: Piece
+    piece: Batch
     patience: float
     begun: float = field(default_factory=time.monotonic)
 
@@ -193,7 +193,7 @@ class _Task:
         return time.monotonic() - self.begun
 
 
-def _first(running: Mapping[Any, _Task], named: Callable[[Piece], str]) -> Any:
+def _first(running: Mapping[Any, _Task], named: Callable[[Batch], str]) -> Any:
     """The first piece that is finished; what is not for long is told meanwhile, ever more rarely."""
     while True:
         soonest = min(task.patience - task.age() for task in running.values())
@@ -265,7 +265,7 @@ class _Worker:
         _RESIDENT[self.fingerprint] = model
         return _copies(model, self.layers)
 
-    def do(self, packed: Sequence[Any], piece: Piece, weights: Sequence[Any] | None) -> Any:
+    def do(self, packed: Sequence[Any], piece: Batch, weights: Sequence[Any] | None) -> Any:
         """Work on a piece."""
         loaded = self.loaded
         self._hold("weights", weights or (), lambda edited: self._put(loaded if edited is None else edited))

@@ -28,7 +28,7 @@ UNSHARED = Load()
 
 
 @dataclass(frozen=True)
-class CrewSettings:
+class ExecutorConfig:
     """Choice of who does the work; changes no number beyond rounding.
 
     Attributes:
