@@ -11,11 +11,7 @@ NEIGHBOURS = 8
 
 
 def builtin_records() -> list[dict[str, Any]]:
-    """The built-in facts, relations and their answers taking turns.
-
-    Returns:
-        One record a fact.
-    """
+    """The built-in facts, relations and their answers taking turns."""
     table = json.loads(resources.files("jacobian_lab.facts").joinpath("data/builtin.json").read_text("utf-8"))
     records = _in_turns(_in_turns(_of_relation(name, relation)) for name, relation in table["relations"].items())
     prompts: dict[str, list[tuple[str, str]]] = {}

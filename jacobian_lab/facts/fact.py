@@ -144,12 +144,7 @@ class FactFile:
     unanswered: Mapping[str, int] = field(default_factory=dict)
 
     def notes(self) -> list[str]:
-        """Lines on what a user should hear of before the facts are used.
-
-        Returns:
-            One line on unknown fields, one on skipped records, one on repeats and one on questions without an answer,
-            where there are any.
-        """
+        """Lines on what a user should hear of before the facts are used."""
         fields = [_unknown(name, count) for name, count in self.unknown.items()]
         left_out = self.left_out()
         skipped, repeats, unanswered = (left_out.get(name, []) for name in ("skipped", "repeats", "unanswered"))
@@ -163,12 +158,7 @@ class FactFile:
         return [f"{what} ({listing(named)})" for what, named in lines.items() if named]
 
     def left_out(self) -> dict[str, list[str]]:
-        """Describe the records that are not used, for a run.
-
-        Returns:
-            ``skipped``, the bad records, ``repeats``, what was edited once, and ``unanswered``, how many further
-            questions have no answer; each where there are some.
-        """
+        """Describe the records that are not used, for a run."""
         named = {
             "skipped": [f"{record.place}: {record.reason}" for record in self.refused],
             "repeats": [repeated(repeat) for repeat in (*self.conflicts, *self.duplicates)],
@@ -178,14 +168,7 @@ class FactFile:
 
 
 def describe(facts: Iterable[Fact]) -> list[dict[str, Any]]:
-    """Records of facts as JSON can hold them, all that decides a number.
-
-    Args:
-        facts: The facts.
-
-    Returns:
-        One dictionary a fact, without ``join`` and ``probes`` where it has none.
-    """
+    """Records of facts as JSON can hold them, all that decides a number."""
     return [
         {name: _plain(value) for name, value in vars(fact).items() if (name, value) not in _ABSENT} for fact in facts
     ]
@@ -201,14 +184,7 @@ def _plain(value: Any) -> Any:
 
 
 def repeated(repeat: Repeat) -> str:
-    """Describe a subject and prompt that come more than once.
-
-    Args:
-        repeat: Which.
-
-    Returns:
-        Its text, its answers and its places.
-    """
+    """Describe a subject and prompt that come more than once."""
     answers = " / ".join(repeat.answers[:LISTED])
     return f"{repeat.prompt.replace('{}', repeat.subject)!r:.90} -> {answers} in {listing(repeat.places, ', ')}"
 
@@ -220,28 +196,13 @@ def _unknown(name: str, count: int) -> str:
 
 
 def listing(named: Sequence[str], between: str = "; ") -> str:
-    """List names, as many as a line takes.
-
-    Args:
-        named: All of them.
-        between: What stands between two.
-
-    Returns:
-        The first `LISTED`, and how many more there are.
-    """
+    """List names, as many as a line takes."""
     more = f"{between}and {len(named) - LISTED} more" if len(named) > LISTED else ""
     return between.join(named[:LISTED]) + more
 
 
 def on_one_line(text: str) -> str:
-    """A text where a line or a column of its own is all the room there is.
-
-    Args:
-        text: Anything, such as a prompt of several lines.
-
-    Returns:
-        The same with signs in place of line ends and tabs.
-    """
+    """A text where a line or a column of its own is all the room there is."""
     return text.translate(_SIGNS)
 
 

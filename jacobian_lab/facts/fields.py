@@ -15,18 +15,7 @@ NO_SUBJECT = "add the words of the prompt that name what the fact is about"
 
 
 def checked_id(record: Mapping[str, Any], otherwise: int) -> int | str:
-    """A record's own identifier.
-
-    Args:
-        record: The record.
-        otherwise: What it is called if it does not say.
-
-    Returns:
-        The identifier.
-
-    Raises:
-        RecordError: If it is neither a whole number of 64 bits nor a text that can be written.
-    """
+    """A record's own identifier."""
     name = record.get("id", record.get("case_id", otherwise))
     if isinstance(name, str) and (fault := _fault(name)):
         raise RecordError(f"expected an id that can be written, got {fault} in {name!r:.60}", "take it out")
@@ -40,15 +29,6 @@ def checked(fields: Mapping[str, Any]) -> dict[str, Any]:
 
     Spaces at the end of a prompt are taken off, and the answer is then joined by one; whatever else stands
     there, such as a line's end, belongs to the prompt. Answers are stripped, whatever they answer.
-
-    Args:
-        fields: A record in our own layout; a prompt may have its subject written out.
-
-    Returns:
-        The values by name, the probes as dictionaries.
-
-    Raises:
-        RecordError: If the record cannot be used.
     """
     texts = {name: _text(fields, name) for name in ("subject", "prompt", "target_new")}
     texts["target_true"] = _text(fields, "target_true", needed=False)

@@ -73,54 +73,26 @@ class Layout:
     fields: frozenset[str]
 
     def unknown(self, record: Fields) -> list[str]:
-        """Fields of a record that nothing uses.
-
-        Args:
-            record: The record.
-
-        Returns:
-            Their names, each once; inside another field as ``portability.answers``.
-        """
+        """Fields of a record that nothing uses."""
         held = self.fields.intersection(INNER, record)
         inner = (f"{field}.{name}" for field in sorted(held) for name in _strange(record[field], field))
         return list(dict.fromkeys([*(name for name in record if name not in self.fields), *inner]))
 
 
 def layout_of(record: Fields) -> Layout:
-    """The layout that a record has.
-
-    Args:
-        record: The record.
-
-    Returns:
-        The first of `LAYOUTS` that matches; the last of them always does.
-    """
+    """The layout that a record has."""
     return next(layout for layout in LAYOUTS if layout.matches(record))
 
 
 def meant(name: str) -> str | None:
-    """The field that an unknown one may be meant for.
-
-    Args:
-        name: The unknown field, as `Layout.unknown` has it.
-
-    Returns:
-        The field most like it among those that may stand there, if one is.
-    """
+    """The field that an unknown one may be meant for."""
     field, _, own = name.rpartition(".")
     names = INNER.get(field, _NAMES)
     return None if own in names else next(iter(get_close_matches(own, sorted(names))), None)
 
 
 def present(fields: Fields) -> dict[str, Any]:
-    """Fields that have a value: null is as if they were absent.
-
-    Args:
-        fields: All of them.
-
-    Returns:
-        The others.
-    """
+    """Fields that have a value: null is as if they were absent."""
     return {name: value for name, value in fields.items() if value is not None}
 
 

@@ -74,19 +74,6 @@ def read_facts(
     records whether or not one of them is skipped, and one outside the slice is in nobody's way. Facts that are
     repeated are looked for inside the slice. Of those that are edited once, the one that stays takes over the
     probes of the others with the same answer.
-
-    Args:
-        source: ``"builtin"`` or a file.
-        slice: Which of the facts, as ``"A:B"``; all of them by default.
-        on_bad_record: ``"refuse"``: none may be bad; ``"skip"``: go on without them.
-        on_repeat: ``"refuse"``: no subject and prompt may come twice; ``"first"`` or ``"last"``: each is edited
-            once, with that record's answer; ``"keep"``: all stay, to be looked at and not edited.
-
-    Returns:
-        What was found.
-
-    Raises:
-        InputError: If the file or one of its records cannot be used, or the slice is outside it.
     """
     check_choices(on_bad_record, on_repeat, also=(KEEP,))
     items, unknown, unanswered = _read(source)
@@ -111,14 +98,7 @@ def read_facts(
 
 
 def check_facts(facts: Sequence[Fact]) -> None:
-    """Refuse facts of one's own making that no file would give.
-
-    Args:
-        facts: The facts.
-
-    Raises:
-        InputError: If one would be refused or read otherwise, or ids, or subjects and prompts, come more than once.
-    """
+    """Refuse facts of one's own making that no file would give."""
     for fact, fields in zip(facts, describe(facts), strict=True):
         try:
             checked_id(fields, 0)
@@ -150,16 +130,7 @@ def _repeats(groups: Mapping[tuple[str, str], Sequence[tuple[str, Fact]]]) -> li
 
 
 def refusal(refused: Sequence[Refused], source: str | Path, others: bool) -> str:
-    """Word the refusal of bad records; only one of them has the line for itself.
-
-    Args:
-        refused: The records.
-        source: The file.
-        others: Whether there are good ones, so that one can go on without these.
-
-    Returns:
-        One line.
-    """
+    """Word the refusal of bad records; only one of them has the line for itself."""
     way_out = ", or go on without by ⟨on_bad_record⟩ skip" if others else ""
     if len(refused) == 1:
         what, _, todo = refused[0].reason.rpartition(": ")
@@ -169,16 +140,7 @@ def refusal(refused: Sequence[Refused], source: str | Path, others: bool) -> str
 
 
 def check_choices(on_bad_record: str, on_repeat: str, also: Sequence[str] = ()) -> None:
-    """Refuse what is not in `ON_BAD_RECORD` and `ON_REPEAT`.
-
-    Args:
-        on_bad_record: What is to be done about bad records.
-        on_repeat: What is to be done about repeats.
-        also: Further choices for repeats.
-
-    Raises:
-        InputError: If one of them is unknown.
-    """
+    """Refuse what is not in `ON_BAD_RECORD` and `ON_REPEAT`."""
     named = {"on_bad_record": (on_bad_record, ON_BAD_RECORD), "on_repeat": (on_repeat, (*ON_REPEAT, *also))}
     for option, (value, choices) in named.items():
         if value not in choices:

@@ -37,17 +37,7 @@ class Record:
 
 
 def read_records(path: Path) -> list[Record]:
-    """Read a JSON list, JSON Lines, or one JSON object written over several lines.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Its records, those lines among them that are not JSON.
-
-    Raises:
-        InputError: If the file cannot be read, is none of these, or has no record.
-    """
+    """Read a JSON list, JSON Lines, or one JSON object written over several lines."""
     records = _parse(_read_text(path), path)
     if not records:
         raise InputError(f"expected at least one fact, got none in {path}: give a file with records")
@@ -55,18 +45,7 @@ def read_records(path: Path) -> list[Record]:
 
 
 def parse_slice(text: str | None, length: int) -> tuple[int, int]:
-    """Read ``"A:B"`` as the half-open range [A, B).
-
-    Args:
-        text: The slice; either end may be left out; `None` takes everything.
-        length: How many records there are.
-
-    Returns:
-        The two ends.
-
-    Raises:
-        InputError: If it is not of this form, is empty, or reaches outside the records.
-    """
+    """Read ``"A:B"`` as the half-open range [A, B)."""
     if text is None:
         return 0, length
     first, colon, last = text.partition(":")

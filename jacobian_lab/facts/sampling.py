@@ -7,15 +7,6 @@ from jacobian_lab.facts.fact import Fact
 
 
 def sample(facts: Sequence[Fact], count: int, seed: int) -> list[int]:
-    """Draw some facts: those whose digests with the seed are least.
-
-    Args:
-        facts: The facts.
-        count: How many are wanted.
-        seed: The seed.
-
-    Returns:
-        Their places, ascending; all of them if there are no more.
-    """
+    """Draw some facts: those whose digests with the seed are least."""
     digests = [content_key([seed, fact.text]) for fact in facts]
     return sorted(sorted(range(len(digests)), key=digests.__getitem__)[:count])

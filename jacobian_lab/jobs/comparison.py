@@ -94,20 +94,7 @@ class Comparison:
     def of(
         cls, config: EvaluationConfig, methods: Sequence[str], progress: bool, *, sketch: Places | None = None
     ) -> "Comparison":
-        """Load and check everything, before any long work.
-
-        Args:
-            config: The configuration.
-            methods: Names of the methods.
-            progress: Whether to show progress bars.
-            sketch: Where it would be done, if it is only to be planned, without the model's weights.
-
-        Returns:
-            The methods, ready for work.
-
-        Raises:
-            InputError: If anything cannot be used.
-        """
+        """Load and check everything, before any long work."""
         check(config)
         held_out = load_corpus(config.held_out, config.seed)
         experiment = prepare(config, questions=lambda fact: fact, progress=progress, sketch=sketch)
@@ -202,15 +189,7 @@ class Comparison:
         return sorted({layer for scheme_layers in edited for layer in scheme_layers})
 
     def work(self, counts: Counts, names: Sequence[str]) -> Iterable[Stage]:
-        """Count editing with methods, a name for each edit, and evaluating the models.
-
-        Args:
-            counts: Counts the model's work.
-            names: The methods, each as often as it edits.
-
-        Yields:
-            The stages.
-        """
+        """Count editing with methods, a name for each edit, and evaluating the models."""
         experiment, size = self.experiment, self.config.edits_per_batch
         rows, layers = experiment.rows, experiment.layers
         pairs = [self.methods[name] for name in names if name in self.methods]

@@ -52,27 +52,13 @@ class Donor:
 
     @cached_property
     def finished(self) -> Completion:
-        """Cells that it has finished.
-
-        Raises:
-            InputError: If it cannot be read.
-        """
+        """Cells that it has finished."""
         if self.gone is not None:
             raise self.gone
         return Completion.of(self.folder)
 
     def check(self, own_settings: Settings, facts: Sequence[Fact], model: LanguageModel, *, planned: bool) -> None:
-        """Hold the settings that decide its anchors against those of this job.
-
-        Args:
-            own_settings: This job's settings.
-            facts: The donor's facts, as this job reads them.
-            model: This job's model.
-            planned: Whether the model is without weights.
-
-        Raises:
-            InputError: If anchors of this job would be others.
-        """
+        """Hold the settings that decide its anchors against those of this job."""
         if self.gone is not None:
             return
         names = [name for name in ANCHORS if not (planned and name in OF_WEIGHTS)]
@@ -119,11 +105,7 @@ class Donor:
 
 
 def donor_of(config: EditingConfig, *, planned: bool) -> Donor | None:
-    """Read the run that ⟨anchors_from⟩ names, if it names one.
-
-    Raises:
-        InputError: If it has no anchors, or cannot be read and nothing can have been taken from it yet.
-    """
+    """Read the run that ⟨anchors_from⟩ names, if it names one."""
     folder = config.anchors_from
     if folder is None:
         return None

@@ -62,13 +62,6 @@ class Experiment(Subject):
         """Moments and λ, before any part; a singular λC is refused where it is solved with fewer keys than it is wide.
 
         A run that is resumed keeps its λ, lest another machine's rounding choose another.
-
-        Args:
-            columns: Keys that the least is solved with; one a fact by default.
-            further: What else comes before the parts.
-
-        Returns:
-            It.
         """
         session, further = self.session, further or Preparation()
 
@@ -175,21 +168,7 @@ def prepare(
     progress: bool = False,
     sketch: Places | None = None,
 ) -> Experiment:
-    """Load and check everything that a configuration names.
-
-    Args:
-        config: The configuration.
-        questions: The part of a fact that the edited model is examined on; by default it is not examined.
-        progress: Whether to show progress bars.
-        sketch: Where it would be done, if it is only to be planned: without weights, and with templates of the usual
-            length.
-
-    Returns:
-        The experiment.
-
-    Raises:
-        InputError: If anything cannot be used.
-    """
+    """Load and check everything that a configuration names."""
     check(config)
     templates = read_templates(config.templates) if config.templates else None
     corpus = _corpus(config)

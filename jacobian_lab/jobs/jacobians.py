@@ -113,19 +113,7 @@ class Survey:
 
 
 def jacobian_job(config: JacobianConfig, *, progress: bool = True, sketch: Places | None = None) -> Job:
-    """Survey the Jacobians of every fact and layer, fact by fact.
-
-    Args:
-        config: The configuration.
-        progress: Whether to show progress bars.
-        sketch: Where it would be done, if it is only to be planned.
-
-    Returns:
-        The job.
-
-    Raises:
-        InputError: If anything cannot be used.
-    """
+    """Survey the Jacobians of every fact and layer, fact by fact."""
     subject = load_subject(config, sketch=sketch)
     model, layers = subject.model, subject.layers
     how = Survey.of(config, model.d_model, subject.facts, subject.device)
@@ -155,19 +143,7 @@ def survey_part(
     progress: bool = True,
     say: bool = False,
 ) -> Part:
-    """Describe the part of a run with spectra, verdicts and yardsticks; one fact's Jacobians are held at a time.
-
-    Args:
-        subject: The unedited model, all facts of the run, layers l and, the last of them, L.
-        how: How closely they are looked at.
-        site: The residual stream or the MLPs' outputs.
-        budget: Bytes that a sweep may hold.
-        progress: Whether to show a progress bar.
-        say: Whether to say first what is not sought of every fact.
-
-    Returns:
-        The part.
-    """
+    """Describe the part of a run with spectra, verdicts and yardsticks; one fact's Jacobians are held at a time."""
     layers, labels = subject.layers, subject.labels()
 
     def todo(done: Completion) -> list[int]:

@@ -96,14 +96,7 @@ class Job:
     executor: Executor = SERIAL
 
     def carry_out(self) -> Path:
-        """Compute what the run lacks; an interrupted one goes on, a finished one computes nothing.
-
-        Returns:
-            The run's folder.
-
-        Raises:
-            InputError: If the folder cannot be used, or memory does not hold what has to be.
-        """
+        """Compute what the run lacks; an interrupted one goes on, a finished one computes nothing."""
         deciding = {name: setting for name, setting in self.settings.items() if name != GROWING}
         folder = self.out or Path("runs") / content_key([self.kind, deciding])[:12]
         check_folder(folder, self.kind, self.settings)
@@ -230,19 +223,7 @@ NO_PLAN = PlanOptions()
 
 
 def planned(job: Callable[..., Job], config: Any, options: PlanOptions) -> str:
-    """Estimate a job, in words or as JSON; the model's weights are not read.
-
-    Args:
-        job: Makes the job of a configuration; told by ``sketch`` where it would be done, it needs no weights.
-        config: The configuration.
-        options: For which machine, and how to say it.
-
-    Returns:
-        The text.
-
-    Raises:
-        InputError: If the configuration cannot be used.
-    """
+    """Estimate a job, in words or as JSON; the model's weights are not read."""
     card = CARDS[options.card] if options.card else None
     devices = parse_device(config.device)
     if card is None:
@@ -274,17 +255,7 @@ def each_cell(
     unit: str,
     progress: bool,
 ) -> None:
-    """Compute and commit cells one by one.
-
-    Args:
-        run: The run.
-        mark: The part's mark.
-        cells: The labels of each cell.
-        compute: Given a cell's labels by name: variables with their values and further labels.
-        bar_name: Name of the progress bar.
-        unit: What is counted there.
-        progress: Whether to show the bar.
-    """
+    """Compute and commit cells one by one."""
     with bar(len(cells), bar_name, unit, show=progress) as progress_bar:
         for cell in cells:
             for variable, values, further in compute(**cell):

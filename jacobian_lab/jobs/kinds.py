@@ -32,19 +32,7 @@ JOBS: Mapping[type, Callable[..., Job]] = {
 
 
 def run_job(config: Any, *, progress: bool = True, **options: Any) -> Path:
-    """Carry out the job of a configuration; an interrupted run goes on, a finished one computes nothing.
-
-    Args:
-        config: The configuration, of a type in `JOBS`.
-        progress: Whether to show progress bars.
-        **options: What else the job takes, such as ``studies`` (`schemes_job`).
-
-    Returns:
-        The run's folder.
-
-    Raises:
-        InputError: If anything cannot be used.
-    """
+    """Carry out the job of a configuration; an interrupted run goes on, a finished one computes nothing."""
     if type(config) not in JOBS:
         names = ", ".join(config_type.__name__ for config_type in JOBS)
         raise InputError(f"expected a configuration among {names}, got {type(config).__name__}: make one of these")

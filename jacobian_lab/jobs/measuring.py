@@ -22,18 +22,7 @@ def measured_edit(
     look_on: Callable[[ObservedEdit], Any] = lambda _: None,
     examine: Callable[[], Mapping[str, torch.Tensor]] = dict,
 ) -> tuple[Layers, dict[str, np.ndarray]]:
-    """Edit, measure, and put the weights back.
-
-    Args:
-        setting: What the edit is made with.
-        scheme: The target scheme.
-        targets: The targets; they say which layers are decisive.
-        look_on: Shown every layer's edit just after it.
-        examine: Asks the edited model further things, ``[fact]`` each.
-
-    Returns:
-        The edited layers, and what `measure` says of them with the efficacy and what was asked, ``[fact]``.
-    """
+    """Edit, measure, and put the weights back."""
     edits = []
     with restored(setting.model, targets.layers):
         for edit in observed_edits(setting, scheme, targets):

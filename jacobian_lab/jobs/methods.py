@@ -30,35 +30,12 @@ def edit_table_job(config: EditTableConfig, *, progress: bool = True, sketch: Pl
     """Edit with each method and evaluate it; an interrupted run goes on, a finished one computes nothing.
 
     Anchors are optimized once for each anchor layer and shared; the weights are put back after every method.
-
-    Args:
-        config: The configuration.
-        progress: Whether to show progress bars.
-        sketch: Where it would be done, if it is only to be planned.
-
-    Returns:
-        The job.
-
-    Raises:
-        InputError: If anything cannot be used.
     """
     return _job(config, tuple(dict.fromkeys(map(_edited, config.methods))), None, progress, sketch)
 
 
 def edit_job(config: EditConfig, *, progress: bool = True, sketch: Places | None = None) -> Job:
-    """Edit with one method, evaluate it, and save the edited model into the run's folder (`saved_paths`).
-
-    Args:
-        config: The configuration.
-        progress: Whether to show progress bars.
-        sketch: Where it would be done, if it is only to be planned.
-
-    Returns:
-        The job.
-
-    Raises:
-        InputError: If anything cannot be used.
-    """
+    """Edit with one method, evaluate it, and save the edited model into the run's folder (`saved_paths`)."""
     name = _edited(config.method)
     if name == WISE and config.save != "delta":
         raise InputError(

@@ -94,17 +94,7 @@ def _marked(name: str, where: Labels) -> Labels:
 
 
 def descents(experiment: Experiment, layers: Sequence[int], shifted: Sequence[Labels]) -> Part:
-    """Describe the part of a run that holds anchors at some layers, and coordinated shifts.
-
-    Args:
-        experiment: Whose they are.
-        layers: The anchor layers.
-        shifted: For each descent of shifts, where it is recorded; ``anchor_layer`` lists its layers if they are not all
-            decisive ones.
-
-    Returns:
-        The part.
-    """
+    """Describe the part of a run that holds anchors at some layers, and coordinated shifts."""
     session = experiment.session
     places: list[tuple[str, Labels]] = [(ANCHOR, {"anchor_layer": layer}) for layer in layers]
     places += [(SHIFT, where) for where in shifted]

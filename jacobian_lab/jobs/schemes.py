@@ -41,19 +41,6 @@ def schemes_job(
 
     Anchors are stored batch by batch, Jacobians fact by fact, schemes one by one; a run that was
     interrupted goes on after the last finished one, and a finished run computes nothing.
-
-    Args:
-        config: The configuration.
-        studies: Names in `STUDIES`, besides the configuration's: what to look at while the schemes edit.
-        verdicts: Whether the unedited model's Jacobians are wanted too.
-        progress: Whether to show progress bars.
-        sketch: Where it would be done, if it is only to be planned.
-
-    Returns:
-        The job.
-
-    Raises:
-        InputError: If anything cannot be used.
     """
     studies, verdicts = (*studies, *config.studies), verdicts and config.verdicts
     for name in studies:

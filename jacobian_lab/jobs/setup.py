@@ -140,20 +140,7 @@ def load_subject(
     *,
     sketch: Places | None = None,
 ) -> Subject:
-    """Load and check model, facts and layers, and say on stderr what was found beside the facts.
-
-    Args:
-        config: The configuration.
-        templates: Gives the context templates of the facts' rows.
-        questions: The part of a fact that the edited model is examined on; by default it is not examined.
-        sketch: Where it would be done, if it is only to be planned, without the model's weights.
-
-    Returns:
-        The subject.
-
-    Raises:
-        InputError: If anything cannot be used.
-    """
+    """Load and check model, facts and layers, and say on stderr what was found beside the facts."""
     check(config)
     if sketch is None:
         check_workers(config.executor)

@@ -37,19 +37,7 @@ PULLBACK = "jacobian-pullback, μ = {:g}"
 
 
 def layer_count_job(config: LayerCountConfig, *, progress: bool = True, sketch: Places | None = None) -> Job:
-    """Edit with 1, 2, … decisive layers, the last of them fixed.
-
-    Args:
-        config: The configuration.
-        progress: Whether to show progress bars.
-        sketch: Where it would be done, if it is only to be planned.
-
-    Returns:
-        The job.
-
-    Raises:
-        InputError: If anything cannot be used.
-    """
+    """Edit with 1, 2, … decisive layers, the last of them fixed."""
     experiment = prepare(config, questions=_without_probes, progress=progress, sketch=sketch)
     last = experiment.layers[-1]
     most = min(MOST, last + 1) if config.max_layers is None else config.max_layers
@@ -121,19 +109,7 @@ def layer_count_job(config: LayerCountConfig, *, progress: bool = True, sketch: 
 
 
 def damping_job(config: DampingConfig, *, progress: bool = True, sketch: Places | None = None) -> Job:
-    """Edit with each μ, beside backward spreading.
-
-    Args:
-        config: The configuration.
-        progress: Whether to show progress bars.
-        sketch: Where it would be done, if it is only to be planned.
-
-    Returns:
-        The job.
-
-    Raises:
-        InputError: If anything cannot be used.
-    """
+    """Edit with each μ, beside backward spreading."""
     experiment = prepare(config, progress=progress, sketch=sketch)
     session, rows, layers = experiment.session, experiment.rows, experiment.layers
     edits = {name: (SCHEMES[name], config.pullback_damping) for name in YARDSTICKS}
@@ -184,17 +160,6 @@ def frontier_job(config: FrontierConfig, *, progress: bool = True, sketch: Place
     """Edit with one rule under every scheme at each λ, and evaluate: what is gained against what is disturbed.
 
     Anchors, keys and moments are shared by all points.
-
-    Args:
-        config: The configuration.
-        progress: Whether to show progress bars.
-        sketch: Where it would be done, if it is only to be planned.
-
-    Returns:
-        The job.
-
-    Raises:
-        InputError: If anything cannot be used.
     """
     methods = [paired(config.rule, scheme) for scheme in config.schemes]
     comparison = Comparison.of(config, methods, progress, sketch=sketch)

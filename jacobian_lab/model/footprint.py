@@ -15,18 +15,7 @@ def logit_bytes(itemsize: int) -> int:
 
 
 def sweep_bytes(blocks: int, d_model: int, d_mlp: int, itemsize: int, prefix: int = 0) -> int:
-    """One cotangent in a sweep through some blocks: gradients within a block, and the results.
-
-    Args:
-        blocks: How many blocks the sweep goes through.
-        d_model: Width of the residual stream.
-        d_mlp: Width of the keys.
-        itemsize: Bytes of a number.
-        prefix: Numbers of one block's frozen keys.
-
-    Returns:
-        A generous estimate.
-    """
+    """One cotangent in a sweep through some blocks: gradients within a block, and the results."""
     return ((12 + 2 * blocks) * d_model + 6 * d_mlp + 8 * prefix) * itemsize
 
 

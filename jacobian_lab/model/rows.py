@@ -73,17 +73,7 @@ def fact_rows(model: LanguageModel, facts: Sequence[Fact], templates: Templates 
 def checked_rows(
     model: LanguageModel, facts: Sequence[Fact], templates: Templates, places: Mapping[Any, str]
 ) -> tuple[FactRows, tuple[Refused, ...]]:
-    """Make the token rows of the facts that a model takes, in every context, and tell the others.
-
-    Args:
-        model: The model.
-        facts: The facts.
-        templates: The context templates.
-        places: Places of the facts in their file, by id.
-
-    Returns:
-        The rows, and the other facts with the reasons.
-    """
+    """Make the token rows of the facts that a model takes, in every context, and tell the others."""
     texts, weights = zip(*template_weights(templates), strict=True)
     rows, refused = [], []
     for fact in facts:

@@ -126,11 +126,7 @@ class Plan:
         return f"about {spoken(self.seconds)} ({stages}); {memory}"
 
     def check_fits(self, host: int, card: int | None) -> None:
-        """Refuse a stage that so many bytes of the host, and of the card if there is one, cannot hold however divided.
-
-        Raises:
-            InputError: Naming the stage, what it needs and what is there.
-        """
+        """Refuse a stage that so many bytes of host and card cannot hold, however it is divided."""
         for stage in self.stages:
             on_host, on_card = self.bytes_of(stage, least=True)
             if on_host > host:

@@ -34,11 +34,7 @@ _READERS: Mapping[str, Callable[[str], Any]] = {".json": json.loads, ".yaml": ya
 
 
 def read_training(path: Path | str) -> TrainingConfig:
-    """Read the settings of the methods that train, ``{"wise": {"edit_lr": 0.1}, "rledit": {}}``, from JSON or YAML.
-
-    Raises:
-        InputError: If the file cannot be read, or has an unknown name, a wrong type, or a value out of range.
-    """
+    """Read the settings of the methods that train, ``{"wise": {"edit_lr": 0.1}, "rledit": {}}``, from JSON or YAML."""
     path = Path(path)
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
