@@ -197,7 +197,6 @@ def optimize_anchors(
     return Anchors(layer, start + descent.shifts[:, 0], descent.loss, descent.passes)
 
 
-optimize_anchors = optimize_anchors
 """The name under which the editor and the jobs still import it."""
 
 

@@ -88,7 +88,7 @@ class Experiment(Subject):
             yield Stage("λ and its checks", checks)
             yield from further.work(counts, folder)
 
-        return Preparation(compute, work, len(self.layers) * self.model.d_mlp**2 * DOUBLE + further.host)
+        return Preparation(compute, work, 2 * len(self.layers) * self.model.d_mlp**2 * DOUBLE + further.host)
 
     @cached_property
     def _moment_lengths(self) -> list[int]:

@@ -59,7 +59,7 @@ class Preparation:
     Attributes:
         compute: Does it, for a folder.
         work: Counts it, for a folder if it is to be done now.
-        host: Bytes that the host keeps of it.
+        host: Bytes that the host keeps of it: C and its factor at each layer, say.
     """
 
     compute: Callable[[Path], Any] = lambda _folder: None
