@@ -146,7 +146,8 @@ def name_of(devices: Sequence[torch.device]) -> str:
     """Name a machine: its card, with their number if there are several, or the threads of its processor."""
     if devices[0].type == "cuda":
         return f"{len(devices)} × " * (len(devices) > 1) + torch.cuda.get_device_name(devices[0])
-    return f"{torch.get_num_threads()} threads of this processor"
+    count = torch.get_num_threads()
+    return f"{count} thread{'s' * (count > 1)} of this processor"
 
 
 def seconds_of(work: Callable[[], Any], device: torch.device, repeats: int = 3) -> float:

@@ -12,10 +12,10 @@ import xarray as xr
 from jacobian_lab.errors import InputError
 from jacobian_lab.report.captions import model_name
 from jacobian_lab.report.entries import Entry
+from jacobian_lab.report.headlines import headlines
 from jacobian_lab.report.paper import read_paper
 from jacobian_lab.report.registry import FIGURES, TABLES
 from jacobian_lab.report.tables.convergence import caveats
-from jacobian_lab.report.tables.residuals import headlines
 from jacobian_lab.report.writing import Table, markdown, write_csv, write_table
 from jacobian_lab.store.run import config_of, open_run
 from jacobian_lab.store.schema import command_of

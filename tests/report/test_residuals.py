@@ -9,10 +9,11 @@ from scipy import stats
 
 from jacobian_lab.report.captions import facts_in_cells
 from jacobian_lab.report.figures import axes, conditions
+from jacobian_lab.report.headlines import headlines
 from jacobian_lab.report.intervals import summaries_of
 from jacobian_lab.report.results import Results, write_reports
 from jacobian_lab.report.tables.convergence import answered_facts, failed_facts, unmet_anchors
-from jacobian_lab.report.tables.residuals import headlines, table
+from jacobian_lab.report.tables.residuals import table
 from jacobian_lab.store.run import Run, open_run
 from jacobian_lab.store.schema import KINDS
 

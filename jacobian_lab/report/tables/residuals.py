@@ -1,6 +1,6 @@
 """Tables 1, 2 and 5 from stored arrays, the paper's rows beside ours."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,12 +8,11 @@ import pandas as pd
 import xarray as xr
 
 from jacobian_lab.catalogue import OPTIMISED, SCHEMES, UNEDITED
-from jacobian_lab.report.captions import facts_line, model_name
+from jacobian_lab.report.captions import facts_line
 from jacobian_lab.report.intervals import summaries_of
 from jacobian_lab.report.paper import paper_residuals, source_line
 from jacobian_lab.report.writing import Table, number, seed_of
-from jacobian_lab.store.run import config_of
-from jacobian_lab.store.schema import DECISIONS, KINDS
+from jacobian_lab.store.schema import KINDS
 
 
 @dataclass(frozen=True)
@@ -128,48 +127,3 @@ def measurements(dataset: xr.Dataset) -> pd.DataFrame:
     frame = dataset[columns].to_dataframe(dim_order=["fact", "scheme", "layer"]).reset_index()
     frame = frame[np.isfinite(frame["update_norm"])]
     return frame[["fact", "scheme", "layer", *columns]].dropna(axis="columns", how="all")
-
-
-def headlines(dataset: xr.Dataset) -> Iterator[str]:
-    """Lines that sum up a run of tables: its content, and the main numbers beside the paper's."""
-    layers, schemes = [int(layer) for layer in dataset["layer"].values], list(map(str, dataset["scheme"].values))
-    facts = config_of(dataset)["provenance"]["facts"]
-    yield (
-        f"{dataset.sizes['fact']} facts of {facts['source']} edited in {model_name(dataset)} at layers {layers[0]} to "
-        f"{layers[-1]}, under {len(schemes)} target schemes with the same anchors, keys and seed."
-    )
-    yield (
-        f"Residual left at layer {layers[-1]} (0: the target is met, 1: nothing is done; in brackets the paper's, of "
-        "Llama-3-8B):"
-    )
-    for scheme, name in _HEADLINES:
-        if scheme in schemes:
-            left = float(dataset["residual_ratio"].sel(scheme=scheme, layer=layers[-1]).mean())
-            yield f"  {scheme:<18} {number(left)}{_in_brackets(paper_residuals(name, scheme, len(layers))[-1])}"
-    if "backward-dividing" in schemes and len(layers) > 1:
-        cosine = float(dataset["cosine"].sel(scheme="backward-dividing", layer=layers[0]).mean())
-        beside = _in_brackets(paper_residuals("table1", "backward-dividing", len(layers))[0])
-        yield f"Cosine of a shift at layer {layers[0]} and what arrives of it, dividing: {number(cosine)}{beside}."
-    below = dataset.sel(layer=layers[:-1])
-    decided = below["decision"].where(below["surveyed"] == 1)
-    if int(decided.notnull().sum()):
-        along = below["linear_cosine"]
-        shifts, forward = int(along.notnull().sum()), int((along > 0).sum())
-        definite = int((decided == DECISIONS["definite"]).sum())
-        yield (
-            f"Theorem 2: S is positive definite for {definite} of {int(decided.notnull().sum())} "
-            f"Jacobians; cos(Jδ, δ) > 0 along {forward:,} of the edits' {shifts:,} shifts."
-        )
-    answered = [f"{name} {100 * float(dataset['efficacy'].sel(scheme=name).mean()):.0f} %" for name in schemes]
-    yield f"Facts answered: before {100 * float(dataset['efficacy_unedited'].mean()):.0f} %, {', '.join(answered)}."
-
-
-_HEADLINES = (
-    ("backward-dividing", "table2"),
-    ("forward-replay", "table5"),
-    ("coordinated-replay", "table5"),
-)
-
-
-def _in_brackets(paper: float) -> str:
-    return "" if np.isnan(paper) else f" ({number(paper)})"
