@@ -50,8 +50,8 @@ def main() -> None:
         for name in seconds:
             ways[name] = (lambda layer: averaged_keys(rows, layer)) if name == "anew" else KeyWalk(rows, layers).keys
             held = start_of_peak(model)
-            taken, results = timed(lambda: list(edited(model, layers, ways[name])))  # noqa: B023
-            seconds[name].append(taken)
+            elapsed, results = timed(lambda: list(edited(model, layers, ways[name])))  # noqa: B023
+            seconds[name].append(elapsed)
             peaks[name].append(peak_memory(model.devices) - held)
             keys[name] = torch.stack(results)
     median = {name: statistics.median(values) for name, values in seconds.items()}

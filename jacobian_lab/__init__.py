@@ -82,7 +82,7 @@ _HOMES = {
     "load_corpus": "model.corpus",
     "load_delta": "editing.deltas",
     "load_facts": "facts.reading",
-    "load_wise": "training.memories",
+    "load_wise": "training.wise_memory",
     "load_model": "model.loading",
     "make_targets": "editing.schemes",
     "open_run": "runs",

@@ -27,6 +27,7 @@ from jacobian_lab.model.templates import read_templates
 from jacobian_lab.planning.rates import Rates
 from jacobian_lab.planning.work import Work
 from jacobian_lab.report import intervals
+from jacobian_lab.store import completion
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -56,9 +57,10 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_measured_at_length():
-    """Few resamples, and rates that are not measured when a job starts; tests of intervals and plans have their own."""
+    """Few resamples, no waiting for other writers, and rates that are not measured when a job starts."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(intervals, "RESAMPLES", 199)
+        patch.setattr(completion, "PAUSE", 0.0)  # no writer is at work beside a test
         patch.setattr(job, "measured", lambda *_: Rates("a test", False, Work(*[1e-9] * len(fields(Work)))))
         yield
 

@@ -148,10 +148,10 @@ def load_subject(
     model, layers = open_model(config, sketch=sketch)
     contexts = templates(model)
     rows, refused = checked_rows(model, file.facts, contexts, file.places)
-    file = _without(config, file, rows.facts, refused)
     if questions is not None:
-        usable, refused = sorted_out(file.facts, lambda fact: check_questions(model, questions(fact)), file.places)
-        file, rows = _without(config, file, usable, refused), rows.select([rows.facts.index(fact) for fact in usable])
+        usable, unanswerable = sorted_out(rows.facts, lambda fact: check_questions(model, questions(fact)), file.places)
+        rows, refused = rows.select([rows.facts.index(fact) for fact in usable]), refused + unanswerable
+    file = _without(config, file, rows.facts, refused)
     for line in file.notes():
         note(line)
     if sketch is not None:
@@ -163,7 +163,9 @@ def load_subject(
 
 
 def _without(config: SubjectConfig, file: FactFile, usable: tuple[Fact, ...], refused: tuple[Refused, ...]) -> FactFile:
-    """Leave refused facts out of a file, if it is to be used without them."""
+    """Leave refused facts out of a file, if it is to be used without them; they are listed in its order."""
+    order = list(file.places.values())
+    refused = tuple(sorted(refused, key=lambda record: order.index(record.place)))
     if refused and (config.on_bad_record == REFUSE or not usable):
         raise InputError(refusal(refused, config.facts, bool(usable)))
     return replace(file, facts=usable, refused=file.refused + refused)

@@ -10,7 +10,16 @@ from torch import Tensor
 
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import Fact
-from jacobian_lab.maps.conditions import Eigenspaces, Vectors, eigenspaces
+from jacobian_lab.maps.conditions import (
+    Eigenspaces,
+    Vectors,
+    cosine,
+    eigen_residual,
+    eigenspaces,
+    eigenvector_angle,
+    gain,
+    rayleigh_quotient,
+)
 from jacobian_lab.maps.definiteness import (
     WIDEST_DENSE,
     Definiteness,
@@ -216,6 +225,25 @@ class Jacobian:
             0 for a symmetric J; infinity for an antisymmetric one.
         """
         return rotation(self.dense())
+
+    def conditions(self, directions: Float[np.ndarray, "n d_model"]) -> dict[str, Float[np.ndarray, " n"]]:
+        """Quantities that theorems 1 and 2 speak of, along some directions.
+
+        Args:
+            directions: The directions δ, not zero.
+
+        Returns:
+            ``rayleigh`` ⟨δ, Jδ⟩/‖δ‖², ``eigen_residual`` sin∠(Jδ, δ), ``cosine`` cos(Jδ, δ), ``gain`` ‖Jδ‖/‖δ‖, and
+            ``eigenvector_angle`` to J's nearest real eigenvector, in radians.
+        """
+        images = directions @ self.dense().T
+        return {
+            "rayleigh": rayleigh_quotient(directions, images),
+            "eigen_residual": eigen_residual(directions, images),
+            "cosine": cosine(directions, images),
+            "gain": gain(directions, images),
+            "eigenvector_angle": eigenvector_angle(self.eigenspaces(), directions),
+        }
 
     def numerical_range(self, points: int = 64) -> np.ndarray:
         """Boundary of the numerical range W(J), from the matrix.

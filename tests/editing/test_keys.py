@@ -89,7 +89,7 @@ def test_a_piece_that_memory_does_not_hold_is_halved_and_run_anew(setting, monke
     expected = averaged_keys(setting.rows, 2)
     sizes.clear()
     torch.testing.assert_close(walk.keys(2), expected, rtol=1e-12, atol=1e-12)
-    assert sizes == [2, 2, 1]
+    assert sizes == [3, 2]
     assert walk._room == 0
 
 

@@ -257,6 +257,7 @@ def test_code_and_answers_of_many_lines_are_looked_for_whole(tiny, monkeypatch):
     assert greedy_matches(tiny, joined).tolist() == [False, True, False]
 
 
+@pytest.mark.slow
 def test_greedy_decoding_is_accuracy_on_the_real_model(real, shared):
     """24 prompts of CounterFact, each asked for the answer in the data and for what the model itself writes."""
     facts = load_facts(shared / "data" / "counterfact_2000.json", "200:224")
@@ -295,6 +296,7 @@ def test_an_unedited_model_equals_itself_whatever_the_dtype_and_the_batch(family
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_the_embedded_model_in_bfloat16_equals_itself():
     unmoved(load_model(dtype="bfloat16", device="cpu"), load_facts("builtin", "0:3"))
 

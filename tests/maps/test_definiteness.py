@@ -188,6 +188,7 @@ def clustered(seed):
     return ((basis * values) @ basis.T).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_no_false_verdict_beside_a_cluster(way):
     decisions = []
     for seed in range(220):

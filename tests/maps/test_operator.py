@@ -218,3 +218,17 @@ def test_the_real_model_in_float32(real, facts):
     assert (J @ v).dtype == J.dense().dtype == J.dtype == np.float32
     for result, expected in ((J @ v, J.dense() @ v), (J.T @ v, J.dense().T @ v)):
         assert np.linalg.norm(result - expected) < 1e-4 * np.linalg.norm(expected)
+
+
+def test_conditions_are_those_of_the_dense_matrix(J):
+    directions = np.random.default_rng(1).standard_normal((5, J.shape[0]))
+    conditions, images = J.conditions(directions), directions @ J.dense().T
+    squares = (directions**2).sum(1)
+    np.testing.assert_allclose(conditions["rayleigh"], (directions * images).sum(1) / squares, rtol=1e-10)
+    np.testing.assert_allclose(conditions["gain"], np.sqrt((images**2).sum(1) / squares), rtol=1e-10)
+    np.testing.assert_allclose(conditions["cosine"] * conditions["gain"], conditions["rayleigh"], rtol=1e-10)
+    np.testing.assert_allclose(conditions["cosine"] ** 2 + conditions["eigen_residual"] ** 2, 1, rtol=1e-10)
+    if len(J.eigenspaces().lines):
+        along = J.conditions(J.eigenspaces().lines)
+        np.testing.assert_allclose(along["eigenvector_angle"], 0, atol=1e-6)
+        np.testing.assert_allclose(along["eigen_residual"], 0, atol=1e-8)

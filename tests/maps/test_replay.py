@@ -87,7 +87,9 @@ def test_replay_equals_the_model_in_float32_for_either_padding_side(family, side
 
 @pytest.mark.real
 @torch.no_grad()
-@pytest.mark.parametrize(("load", "tolerance"), [(load_model, 1e-5), (load_exact, 1e-10)])
+@pytest.mark.parametrize(
+    ("load", "tolerance"), [(load_model, 1e-5), pytest.param(load_exact, 1e-10, marks=pytest.mark.slow)]
+)
 def test_replay_equals_the_real_model(load, tolerance, facts):
     assert_replay_is_the_model(load(device="cpu"), facts[:3], (4, 8), tolerance)
 

@@ -56,11 +56,11 @@ def test_chat_is_the_template_around_every_prompt(command, chatting, arguments, 
     for name, facts, more in (("chat", records, ["--chat"]), ("hand", written, [])):
         (tmp_path / f"{name}.json").write_text(json.dumps(facts))
         where = {"facts": tmp_path / f"{name}.json", "out": tmp_path / name}
-        cli.main([command, *options({**given, **where}), *more, *last])
-    ours, theirs = (open_run(tmp_path / name) for name in ("chat", "hand"))
-    assert config_of(ours)["settings"]["chat"] == asdict(Chat())
-    assert "chat" not in config_of(theirs)["settings"]
-    for variable in ours:
+        cli.main([command, *options({**arguments_of_all, **where}), *more, *last])
+    in_chat, by_hand = (open_run(tmp_path / name) for name in ("chat", "hand"))
+    assert config_of(in_chat)["settings"]["chat"] == asdict(Chat())
+    assert "chat" not in config_of(by_hand)["settings"]
+    for variable in in_chat:
         if not variable.startswith("random_") and not variable.endswith("_digest"):  # seeds come from the facts' text
             np.testing.assert_array_equal(in_chat[variable], by_hand[variable], err_msg=variable)
     assert np.isfinite(in_chat["anchor"]).all()

@@ -20,6 +20,7 @@ FOLDER = os.environ.get("JACOBIAN_LAB_REAL_MODELS")
 
 
 @pytest.mark.real
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["", "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"])
 def test_tensors_and_logits_are_those_of_an_independent_reader(file, record_property):
     if file and not (FOLDER and (Path(FOLDER) / file).is_file()):

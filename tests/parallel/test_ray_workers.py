@@ -18,7 +18,7 @@ from jacobian_lab.jobs.config import EditTableConfig, LayerCountConfig, SchemesC
 from jacobian_lab.jobs.experiment import prepare
 from jacobian_lab.jobs.kinds import run_job
 from jacobian_lab.model.loading import load_model
-from jacobian_lab.parallel import workers as workers_module
+from jacobian_lab.parallel import ray_workers as workers_module
 from jacobian_lab.parallel.executor import SERIAL, called
 from jacobian_lab.parallel.ray_workers import Workers, device_of, start_executor
 from jacobian_lab.parallel.settings import ExecutorConfig, Load

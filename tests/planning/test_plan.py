@@ -68,11 +68,11 @@ def test_tables_at_the_shape_of_llama_3_8b(tmp_path, capsys, real):
     """From its configuration alone, held against what is known of the shape and was measured on the card."""
     shape = KNOWN["llama-3-8b-instruct"].shape
     LlamaConfig(
-        hidden_size=shape.width,
+        hidden_size=shape.d_model,
         intermediate_size=shape.d_mlp,
         num_hidden_layers=shape.blocks,
         num_key_value_heads=8,
-        vocab_size=shape.words,
+        vocab_size=shape.vocab_size,
         max_position_embeddings=shape.positions,
     ).save_pretrained(tmp_path)
     given = ["--model", str(tmp_path), "--slice", "0:8", "--protocol", "llama-3-8b-instruct"]
@@ -180,12 +180,9 @@ def test_what_does_not_fit_is_planned_all_the_same(arguments, monkeypatch, capsy
     assert "expected 0.7 GiB of the host's memory" in plan["refused"]
 
 
-def test_json_and_card_belong_to_a_plan(arguments, capsys):
-    for alone in (["--json"], ["--card", "h200"]):
-        with pytest.raises(SystemExit) as caught:
-            cli.main(["tables", "--model", arguments["model"], *alone])
-        assert caught.value.code == 2
-        assert "expected --plan with --json and --card" in capsys.readouterr().err
+def test_a_card_means_a_plan(arguments, capsys):
+    cli.main(["tables", *options({**arguments, "slice": "0:2"}), "--plan-card", "h200"])
+    assert "On one NVIDIA H200" in capsys.readouterr().out
 
 
 def test_anchors_of_another_run_cost_nothing(arguments, tmp_path, capsys):

@@ -37,7 +37,7 @@ def test_every_figure_has_a_script_and_every_script_a_figure():
 def test_every_script_of_an_analysis_makes_a_table():
     for path in (ROOT / "analyses").glob("*.py"):
         assert path.stem in TABLES
-        assert f'["{path.stem}"]()' in path.read_text()
+        assert f'script("{path.stem}")' in path.read_text()
 
 
 @pytest.mark.parametrize(("name", "entry"), ENTRIES)
@@ -132,7 +132,7 @@ def test_names_that_are_not_there_are_told_with_those_that_are(results, tmp_path
     with pytest.raises(InputError, match=r"expected a figure among jacobian, got 'step-size'"):
         run.figure("step-size")
     with pytest.raises(
-        InputError, match=r"jacobian-lab jacobians \(conditions, jacobian\), got table3, which is of edit"
+        InputError, match=r"jacobian-lab jacobians \(conditions, jacobian\), got table3, which is of methods"
     ):
         run.table("table3")
     nan = np.full((6, len(SCHEMES), 5), np.nan)

@@ -14,7 +14,7 @@ from jacobian_lab.report.showing import COLUMNS, draw, show
 def test_a_run_is_listed_with_all_that_it_can_show(run_folders):
     folder = run_folders["tables"]
     subject, finished, *lines = show(folder).splitlines()
-    assert subject.startswith(f"{folder}: tables, my_model, 6 facts of builtin [0:6], layers 4, 5, 6, 7, 8")
+    assert subject.startswith(f"{folder}: schemes, my_model, 6 facts of builtin [0:6], layers 4, 5, 6, 7, 8")
     assert "forward-replay" in finished
     names = [line.split()[0] for line in lines if line.startswith("  ")]
     run = Results(folder)
@@ -55,7 +55,7 @@ def test_what_is_not_there_is_said_in_one_line(run_folders, tmp_path):
     folder = run_folders["jacobian"]
     for call, words in (
         (lambda: show(folder, ["table9"]), "expected tables or figures among conditions, jacobian, got 'table9'"),
-        (lambda: show(folder, ["table2"]), "which is of tables"),
+        (lambda: show(folder, ["table2"]), "which is of schemes"),
         (lambda: show(tmp_path), "expected the folder of a run"),
         (lambda: draw(folder, "table2"), "expected a figure among jacobian, got 'table2'"),
         (lambda: draw(folder, "routing"), "which is of methods"),

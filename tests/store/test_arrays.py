@@ -165,16 +165,6 @@ def test_what_is_finished_is_read_once_and_asked_often(finished, tmp_path):
     assert nothing.lost() == ""
 
 
-def test_what_is_done_again_is_not_finished(finished, tmp_path):
-    done = Completion.of(finished)
-    again = done.without("anchor_passes", fact=["fact 3"], anchor_layer=4)
-    assert again.cells("anchor_passes", fact=["fact 3", "fact 4"]).tolist() == [[False, True], [True, True]]
-    assert again.missing("anchor_passes") == pytest.approx(1 / done.cells("anchor_passes").size)
-    assert (done.missing("anchor_passes"), again.all("surveyed")) == (0.0, True)
-    nothing = Completion.of(tmp_path / "nothing")
-    assert nothing.without("anchor_passes", fact=["fact 3"]).missing("anchor_passes") == 1.0
-
-
 def test_what_is_sealed_is_finished_at_once(tmp_path):
     with create(tmp_path / "run") as run:
         assert left(run.finished, "measured", scheme=DONE) == DONE

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from jacobian_lab.errors import InputError
-from jacobian_lab.store import arrays, finished
+from jacobian_lab.store import arrays, completion
 from jacobian_lab.store.run import Run, open_run
 from jacobian_lab.store.schema import DIGEST, KINDS
 
@@ -198,7 +198,7 @@ class RunMachine(RuleBasedStateMachine):
 def test_a_run_is_a_dictionary_that_knows_what_it_has_lost(times, tmp_path, monkeypatch):
     monkeypatch.setattr(arrays, "FACTS_PER_CHUNK", 1)
     monkeypatch.setattr(arrays, "CHUNK_BYTES", 1)
-    monkeypatch.setattr(finished, "PAUSE", 0)
+    monkeypatch.setattr(completion, "PAUSE", 0)
     Run(tmp_path / "new", KIND, SETTINGS, {}, LABELS).__exit__(None, None, None)
     examples = times * max(3, settings().max_examples // 10)
     # ten steps are read as they are: to shrink them takes minutes

