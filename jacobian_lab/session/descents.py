@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -33,6 +33,7 @@ ANCHOR, REFIT_ANCHOR, SHIFT = "anchor", "refit_anchor", "coordinated_shift"
 """Names under which descents are recorded: anchors of the unedited model, of an edited one, and coordinated shifts."""
 
 
+@runtime_checkable
 class Recorder(Protocol):
     """Keeps what descents give, fact by fact; facts are called by their indices."""
 

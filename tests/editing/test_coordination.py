@@ -37,6 +37,7 @@ def random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+@pytest.mark.slow
 def test_shifts_agree_with_one_fact_at_a_time(family_model, facts):
     """Facts whose answers all shifts reach: where a sliding window hides the subject, Adam steps by rounding."""
     near = facts[1:4]

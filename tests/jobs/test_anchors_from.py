@@ -23,6 +23,8 @@ from jacobian_lab.jobs.kinds import run_job
 from jacobian_lab.session import descents as bench
 from jacobian_lab.store.run import config_of, open_run
 
+pytestmark = pytest.mark.slow
+
 SCHEMES = ("forward-replay", "coordinated-replay")
 QUICK = {"held_out_tokens": 64, "corpus_length": 64, "greedy": False, "methods": ("memit+fe", "memit+cr")}
 

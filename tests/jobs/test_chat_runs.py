@@ -18,6 +18,8 @@ from jacobian_lab.model.chat import Chat
 from jacobian_lab.store.run import config_of, open_run
 from jacobian_lab.training.saved import saved_chat
 
+pytestmark = pytest.mark.slow
+
 TEMPLATE = (
     "Now: {{ strftime_now('%d %b %Y %H:%M:%S') }}\n{% for m in messages %}<bos>{{ m.role }}\n"
     "{{ m.content | trim }}<eos>\n{% endfor %}{% if add_generation_prompt %}<bos>assistant\n"

@@ -403,6 +403,7 @@ SHAPES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "table"), [(known.model, name) for name, known in TABLES.items() if known.model])
 def test_the_papers_protocols_by_name(name, table, quick, tmp_path, monkeypatch, capsys):
     """The scripts of Tables 3, 4, 6 and 7 on small models of the paper's families, each with its own settings."""

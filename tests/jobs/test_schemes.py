@@ -272,10 +272,10 @@ def test_the_command_prints_the_tables(arguments, finished, capsys):
     assert (finished / "summary.txt").read_text() == short
     assert 8 <= short.count("\n") <= 10
     dataset = open_run(finished)
-    for scheme in ("backward-dividing", "forward-replay"):
+    for scheme, words in (("backward-dividing", "spreading backwards"), ("forward-replay", "forward replay")):
         left = float(dataset["residual_ratio"].sel(scheme=scheme, layer=3).mean())
-        assert f"  {scheme:<18} {left:.2f}\n" in short
-    assert f"{100 * float(dataset['efficacy_unedited'].mean()):.0f} %, backward-dividing" in short
+        assert f"with {words} {left:.2f}" in short
+    assert f"{100 * float(dataset['efficacy_unedited'].mean()):.0f} % before" in short
 
 
 @pytest.mark.parametrize("name", ["table1", "table2", "table5"])

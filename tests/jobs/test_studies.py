@@ -39,6 +39,8 @@ from jacobian_lab.report.results import write_account
 from jacobian_lab.report.tables.theorems import ROWS, conditions, summarized
 from jacobian_lab.store.run import open_run
 
+pytestmark = pytest.mark.slow
+
 LAYERS = (1, 2, 3)
 STUDIED = ("backward-dividing", "forward-replay")
 CPU = torch.device("cpu")

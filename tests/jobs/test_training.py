@@ -20,6 +20,8 @@ from jacobian_lab.training.settings import RLEditConfig, TrainingConfig, WiseCon
 from jacobian_lab.training.wise import Wise
 from jacobian_lab.training.wise_memory import ORIGINAL
 
+pytestmark = pytest.mark.slow
+
 TRAINING = TrainingConfig(
     WiseConfig(n_iter=4, edit_lr=0.5, shards=2, merged=2),
     RLEditConfig(blocks=(2, 3), rank=4, n_blocks=2, lr=1e-3, n_edits=4, num_seq=2),

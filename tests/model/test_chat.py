@@ -29,6 +29,7 @@ def chatting(tmp_path_factory):
     return make_folder(tmp_path_factory.mktemp("chat") / "m", CONFIGS["llama"], tokenizer), tokenizer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["edit-table", "tables"])
 def test_chat_is_the_template_around_every_prompt(command, chatting, arguments, tmp_path, capsys):
     folder, tokenizer = chatting

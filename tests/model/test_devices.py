@@ -28,6 +28,8 @@ from jacobian_lab.model.devices import divide, parse_device, shares
 from jacobian_lab.model.loading import load_model
 from jacobian_lab.model.rows import fact_rows
 
+pytestmark = pytest.mark.slow
+
 LAYERS = (1, 2, 3)
 HOME = torch.device("cpu")
 

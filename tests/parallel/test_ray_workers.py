@@ -20,7 +20,7 @@ from jacobian_lab.jobs.kinds import run_job
 from jacobian_lab.model.loading import load_model
 from jacobian_lab.parallel import ray_workers as workers_module
 from jacobian_lab.parallel.executor import SERIAL, called
-from jacobian_lab.parallel.ray_workers import Workers, device_of, start_executor
+from jacobian_lab.parallel.ray_workers import RayExecutor, device_of, start_executor
 from jacobian_lab.parallel.settings import ExecutorConfig, Load
 from jacobian_lab.session import descents as bench_module
 from jacobian_lab.store.run import open_run
@@ -99,7 +99,7 @@ def test_layer_count(arguments, small_pieces, tmp_path):
 @pytest.mark.slow
 def test_edit_table_with_workers_killed_in_the_middle(arguments, small_pieces, monkeypatch, tmp_path):
     """The edited weights go with the work, to the worker that takes the dead one's place too."""
-    original, killed = Workers.map, []
+    original, killed = RayExecutor.map, []
 
     def map_and_kill(self, *given, **named):
         for number, found in enumerate(original(self, *given, **named)):
@@ -109,7 +109,7 @@ def test_edit_table_with_workers_killed_in_the_middle(arguments, small_pieces, m
                 killed.append(edited)
                 ray.kill(self._actors[len(killed) % 2], no_restart=False)
 
-    monkeypatch.setattr(Workers, "map", map_and_kill)
+    monkeypatch.setattr(RayExecutor, "map", map_and_kill)
     by_one_and_by_two(run_job, EditTableConfig(**arguments, methods=METHODS, edits_per_batch=3), tmp_path)
     assert sorted(killed) == [False, False, True, True]
 

@@ -5,6 +5,8 @@ from helpers.runs import COORDINATES, make_run
 
 from jacobian_lab.report.results import Results
 
+pytestmark = pytest.mark.slow
+
 EDITING = {
     "templates": [["{}"], ["So. {}", "Then. {}"]],
     "corpus": {"digest": "d", "length": 256, "tokens": 30720},

@@ -12,6 +12,8 @@ from jacobian_lab.report.registry import FIGURES, TABLES
 from jacobian_lab.report.results import Results, write_account, write_comparison, write_reports
 from jacobian_lab.store.schema import KINDS
 
+pytestmark = pytest.mark.slow
+
 GROUPS = ["distance", "kl", "top1", "D_KL", "Top-1", "method", "fact", "probe_accuracy", "a | b"]
 EDITED = ("edit_table", "frontier")
 

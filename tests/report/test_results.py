@@ -97,7 +97,7 @@ def test_a_command_opens_its_run_once_and_writes_each_table_once(run_folders, mo
     tables = [*SCHEMES_TABLES, "efficacy", "theorem2"]
     assert set(written) == {*tables, "measurements", "conditions", "descents", "decomposition", "effort"}
     assert [block for block in text.split("\n\n") if " " not in block] == tables
-    assert lines[0].startswith("6 facts of builtin edited in my_model")
+    assert lines[0].startswith("6 facts of builtin were edited in my_model")
 
 
 def test_table_2_by_hand(results):
@@ -235,6 +235,7 @@ def test_where_all_values_are_one_the_interval_has_no_length(tmp_path):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_is_drawn_in_the_house_style_and_by_its_script(name, results, tmp_path, monkeypatch, capsys):
     run = results[FIGURES[name].kinds[0]]

@@ -39,6 +39,7 @@ def test_special_characters_are_escaped_and_bold_is_a_macro():
     assert r"$\|$$\delta$\_L$\|$ $\cdot$ J" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", COORDINATES)
 def test_every_table_of_every_run_is_well_formed(kind, results, tmp_path):
     run = results[kind]

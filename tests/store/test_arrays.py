@@ -110,6 +110,7 @@ LOSSES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("chunk", "mark", "words"), LOSSES)
 def test_a_lost_chunk_is_named_and_its_part_alone_is_done_again(finished, capsys, chunk, mark, words):
     before = open_run(finished)

@@ -230,6 +230,7 @@ def test_refitting_reads_the_anchors_of_its_batch_alone(arguments, tmp_path, mon
     assert read == [2, 2, 2]
 
 
+@pytest.mark.slow
 def test_captions_count_the_facts_in_each_cell_and_say_how_they_were_measured(edited, studied):
     text = write_comparison(edited[1])
     for part in text.split("\n\n"):
@@ -240,6 +241,7 @@ def test_captions_count_the_facts_in_each_cell_and_say_how_they_were_measured(ed
     assert "6 facts, mean [95 %" in write_reports(studied[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CAPTIONS)
 def test_captions_say_where_a_cell_has_fewer_facts(kind, arguments, tmp_path):
     """A fact whose numbers are missing in one cell: there the table counts one less."""
