@@ -7,7 +7,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxproc
 MKDOCS = NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 CONSTRAINTS ?= constraints.txt
 RUN ?= runs/reproduce
-ARGS ?= --slice 0:32
+ARGS ?= --slice 0:8
 FIGURES := cosine_by_layer residual_by_layer spread_by_fact theorem2 decomposition effort
 
 .PHONY: install reproduce laboratory methods lint check test test-all pytest test-oldest test-newest docs results clean
