@@ -198,6 +198,7 @@ def test_an_editor_takes_them_too(folder, tiny, facts, counted):
     torch.testing.assert_close(editor.moments[2], counted[0][2] / counted[1], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_real_models_layers_are_told_apart_on_other_text(real, shared, tmp_path):
     """C is from Wikipedia, as published ones are, while the comparison is by the Python documentation."""
     corpus = load_corpus(str(shared / "data" / "wikitext2_600.txt"))

@@ -51,11 +51,13 @@ def test_a_run_holds_every_scheme_layer_and_fact(finished):
     assert len(settings["model"]) == 64
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_numbers(arguments, finished, tmp_path):
     run_job(SchemesConfig(**arguments, out=tmp_path / "again"), progress=False)
     assert open_run(finished).drop_attrs().identical(open_run(tmp_path / "again").drop_attrs())
 
 
+@pytest.mark.slow
 def test_batch_size_and_order_change_nothing_beyond_rounding(arguments, finished, tmp_path):
     run_job(SchemesConfig(**{**arguments, "anchors_per_batch": 6}, out=tmp_path / "other"), progress=False)
     one, other = open_run(finished), open_run(tmp_path / "other")
@@ -114,6 +116,7 @@ def test_one_decisive_layer_is_enough(arguments, tmp_path):
         np.testing.assert_allclose(ratios[:, column], ratios[:, 0], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_last_block_can_be_decisive(arguments, tmp_path):
     run_job(SchemesConfig(**{**arguments, "layers": "4-5"}, out=tmp_path / "run"), progress=False)
     assert np.isfinite(measurements(open_run(tmp_path / "run"))["residual_ratio"]).all()
@@ -278,6 +281,7 @@ def test_the_command_prints_the_tables(arguments, finished, capsys):
     assert f"{100 * float(dataset['efficacy_unedited'].mean()):.0f} % before" in short
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["table1", "table2", "table5"])
 def test_analyses_run_on_their_own_and_share_a_run(name, arguments, finished, tmp_path_factory, monkeypatch, capsys):
     """The three scripts one after the other into one folder: only the first computes anchors."""

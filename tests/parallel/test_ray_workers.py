@@ -56,7 +56,7 @@ def same(folder, other):
             np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
 
 
-def test_one_process_is_no_crew(tiny):
+def test_one_process_needs_no_executor_beside_it(tiny):
     assert start_executor(ExecutorConfig(), tiny, (1, 2), "float64") is SERIAL
 
 
@@ -68,13 +68,12 @@ def test_a_worker_divides_its_model_over_the_cards_that_it_is_given(tiny):
 
 def test_what_a_plan_is_told_of_who_works():
     """A worker's cards may be others than this process's, and on one card several may share."""
-    assert ExecutorConfig().load(0) == Load()
-    assert ExecutorConfig().load(4) == Load(cards=4, all_cards=4)
-    assert TWO.load(0) == Load(processes=3, beside=2)
-    assert ExecutorConfig(workers=8).load(1) == Load(9, 1, 8.0, 1, 1, 8)
-    assert ExecutorConfig(workers=8, worker_gpus=1).load(8) == Load(9, 1, 8.0, 8, 1, 8)
-    assert ExecutorConfig(workers=2, worker_gpus=4).load(8) == Load(3, 1, 2.0, 8, 4, 8)
-    assert ExecutorConfig(workers=4, worker_gpus=0.5).load(1) == Load(5, 2, 2.0, 1, 1, 2)
+    assert ExecutorConfig().load(0) == ExecutorConfig().load(4) == Load()
+    assert TWO.load(0) == Load(beside=2)
+    assert ExecutorConfig(workers=8).load(1) == Load(1, 8.0, 1)
+    assert ExecutorConfig(workers=8, worker_gpus=1).load(8) == Load(1, 8.0, 1)
+    assert ExecutorConfig(workers=2, worker_gpus=4).load(8) == Load(1, 2.0, 4)
+    assert ExecutorConfig(workers=4, worker_gpus=0.5).load(1) == Load(2, 2.0, 1)
 
 
 def by_one_and_by_two(run, config, folder):

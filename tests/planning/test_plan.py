@@ -33,6 +33,7 @@ def stages_of(capsys, command, *given):
     return {stage["name"]: stage for stage in read_plan(capsys, command, *given)["stages"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_that_computes_can_be_planned(command, arguments, tmp_path, monkeypatch, capsys):
     """With the configuration and the tokenizer alone, and nothing is written."""

@@ -76,6 +76,7 @@ def test_a_run_is_asked_for_tables_as_a_mapping_is(results):
         run["table9"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", COORDINATES)
 def test_a_dataset_goes_through_netcdf(kind, results, tmp_path):
     dataset = results[kind].dataset

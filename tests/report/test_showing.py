@@ -42,6 +42,7 @@ def test_tables_and_figures_are_shown_in_the_order_asked_for(run_folders, tmp_pa
     assert (folder / "figures" / "fe_gain.png").is_file()
 
 
+@pytest.mark.slow
 def test_a_figure_goes_to_a_file_a_folder_or_the_run(run_folders, tmp_path):
     folder = run_folders["jacobian"]
     assert draw(folder, "jacobian") == folder / "figures" / "jacobian.pdf"

@@ -179,6 +179,7 @@ def test_memories_that_stay_apart_have_their_own_thresholds(tiny, facts):
     assert together.least == min(trained.inside for trained in together.done)
 
 
+@pytest.mark.slow
 def test_a_fact_is_learnt_and_told_from_what_is_unrelated(real):
     """And takes no further steps when it is done."""
     fact = load_facts("builtin", "0:1")
