@@ -22,7 +22,7 @@ def test_the_benchmark_of_a_device_runs_to_its_end(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
-    assert found["shape"]["width"] == 64
+    assert found["shape"]["d_model"] == 64
     assert found["machine"]["card"] is None
     stages = {stage["name"]: stage for stage in found["stages"]}
     assert found["options"]["facts"] == 2
