@@ -49,7 +49,7 @@ lint: install
 # For every save: two families, no real model, a small job of each kind, types unchecked as they run.
 check: lint
 	JACOBIAN_LAB_FAMILIES="llama gpt2" $(PYTEST) --jaxtyping-packages= --hypothesis-profile check \
-		-m "smoke or not (real or job or slow)" tests
+		-m "smoke or not (real or job or slow or long)" tests
 
 # All families, the real model, a notebook, the documentation.
 test: lint

@@ -38,6 +38,18 @@ REAL = {"real", "shared", "golden", "loaded"}
 JOB = {"arguments"}
 """Fixtures of whole jobs."""
 
+LONG = {
+    "editing": ("test_coordination", "test_variants"),
+    "jobs": ("test_half_precision", "test_job"),
+    "maps": ("test_operator",),
+    "model": ("test_chat_templates", "test_gguf_files", "test_hub", "test_loading"),
+    "report": ("test_paper", "test_residuals", "test_results", "test_showing", "test_writing"),
+    "store": ("test_arrays", "test_run"),
+    "tests": ("test_cli",),
+    "training": ("test_rledit",),
+}
+"""Modules, by folder, that take five seconds and more together; `make check` leaves them out."""
+
 settings.register_profile("default", derandomize=True, deadline=None)
 settings.register_profile("check", derandomize=True, deadline=None, max_examples=20)
 settings.load_profile("default")
@@ -51,6 +63,8 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.real)
         if JOB & fixtures:
             item.add_marker(pytest.mark.job)
+        if item.path.stem in LONG.get(item.path.parent.name, ()):
+            item.add_marker(pytest.mark.long)
         if item.path.suffix == ".ipynb" and not item.path.name.startswith("01"):
             item.add_marker(pytest.mark.slow)
 
