@@ -7,24 +7,11 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from jacobian_lab.errors import InputError
-from jacobian_lab.jobs.config import (
-    RENAMED,
-    DampingConfig,
-    EditConfig,
-    EditTableConfig,
-    FrontierConfig,
-    JacobianConfig,
-    LayerCountConfig,
-    SchemesConfig,
-)
-from jacobian_lab.jobs.kinds import run_job
+from jacobian_lab.jobs.config import RENAMED, EditTableConfig, JacobianConfig, SchemesConfig
+from jacobian_lab.jobs.kinds import JobConfig, run_job
 from jacobian_lab.report.results import Results
 
 Config = TypeVar("Config")
-JobConfig = (
-    SchemesConfig | EditTableConfig | EditConfig | JacobianConfig | LayerCountConfig | DampingConfig | FrontierConfig
-)
-"""Configuration of a job of any kind."""
 
 
 def run(config: JobConfig, *, progress: bool = True) -> Results:

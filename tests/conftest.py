@@ -187,7 +187,7 @@ def studied_run(once, arguments) -> Path:
     schemes = ("backward-dividing", "forward-replay")
 
     def make(folder):
-        run_job(SchemesConfig(**arguments, schemes=schemes, out=folder), studies=tuple(STUDIES), progress=False)
+        run_job(SchemesConfig(**arguments, schemes=schemes, studies=tuple(STUDIES), out=folder), progress=False)
 
     return once("studied", make)
 

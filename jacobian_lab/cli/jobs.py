@@ -22,7 +22,7 @@ from jacobian_lab.jobs.config import (
     MethodsConfig,
     SchemesConfig,
 )
-from jacobian_lab.jobs.job import PlanOptions, planned
+from jacobian_lab.jobs.job import planned
 from jacobian_lab.jobs.kinds import JOBS, run_job
 from jacobian_lab.jobs.methods import saved_paths
 from jacobian_lab.report.paper import read_paper
@@ -83,7 +83,7 @@ class JobCommand(Runnable):
         """Do the work and say what came out, or plan it."""
         config, planning = self.job_config(), self.planning
         if planning != NO_PLAN:
-            say(planned(JOBS[type(config)], config, PlanOptions(True, planning.plan_json, planning.plan_card)))
+            say(planned(JOBS[type(config)], config, card=planning.plan_card, as_json=planning.plan_json))
         else:
             self.check()
             say(self.report(run_job(config)))

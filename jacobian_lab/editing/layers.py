@@ -265,7 +265,7 @@ class KeyWalk:
     def __init__(self, rows: FactRows, layers: Layers, executor: Executor = SERIAL) -> None:
         self.rows, self.last = rows, layers[-1]
         self._pieces = [range(at, min(at + KEYS_AT_ONCE, len(rows))) for at in range(0, len(rows), KEYS_AT_ONCE)]
-        self._crew = executor if len(self._pieces) > 1 else SERIAL  # for one piece weights need not be sent
+        self._executor = executor if len(self._pieces) > 1 else SERIAL  # for one piece weights need not be sent
         self._room = int(CARRIED_SHARE * free_memory(rows.model.devices)) if len(layers) > 1 else 0
         self._passes: dict[Sequence[int], StepwisePass] = {}
 
@@ -279,10 +279,10 @@ class KeyWalk:
             One key a fact, in float64.
         """
         rows = self.rows
-        work = partial(self._carried, layer) if self._crew.here else partial(_keys, rows, layer)
+        work = partial(self._carried, layer) if self._executor.here else partial(_keys, rows, layer)
         named = partial(called, labels=[fact.id for fact in rows.facts])
         keys = torch.empty(len(rows), rows.model.d_mlp, dtype=torch.float64, device=rows.model.device)
-        for piece, averages in self._crew.map(self._pieces, work, self._drop, named):
+        for piece, averages in self._executor.map(self._pieces, work, self._drop, named):
             keys[list(piece)] = averages.to(keys.device)
         return keys
 

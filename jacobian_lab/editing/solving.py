@@ -172,7 +172,7 @@ def _singular(name: str, hint: str) -> str:
 def suited_ridge(eases: Float[Tensor, "fact layer"]) -> float:
     """λ at which a fact alone realises `REALISED` of what a layer is given, the median over facts and layers.
 
-    SerialExecutor, a key k with e = kᵀC⁻¹k realises e / (λ + e) of its residual, by the closed form of Eq. 3.
+    Alone, a key k with e = kᵀC⁻¹k realises e / (λ + e) of its residual, by the closed form of Eq. 3.
 
     Args:
         eases: e of facts and layers.

@@ -318,19 +318,6 @@ def accuracy(model: LanguageModel, rows: Sequence[Prompt]) -> Bool[Tensor, " row
     return answers(model, rows, predicting_states(model, rows)).share == 1
 
 
-def efficacy(model: LanguageModel, facts: Sequence[Fact]) -> Bool[Tensor, " fact"]:
-    """Accuracy on the rewriting prompt with ``target_new``.
-
-    Args:
-        model: The model, edited or not.
-        facts: The facts.
-
-    Returns:
-        One verdict a fact (metrics.md, Efficacy Accuracy).
-    """
-    return accuracy(model, [model.text_prompt(fact.text, fact.target_new, fact.join) for fact in facts])
-
-
 def _question_states(
     model: LanguageModel, facts: Sequence[Fact], style: str, rows: Rows | None
 ) -> tuple[Rows, dict[Question, Float[Tensor, "_ d_model"]]]:

@@ -11,13 +11,14 @@ from jacobian_lab.editing.anchors import anchor_batches
 from jacobian_lab.editing.layers import KEYS_AT_ONCE
 from jacobian_lab.evaluation.metrics import ROWS_IN_DOUBLE, ROWS_OF_LOGITS, hosts
 from jacobian_lab.maps.hooks import TOKENS_PER_BATCH, batches
+from jacobian_lab.model.footprint import DOUBLE, logit_bytes, sweep_bytes
 from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.rows import FactRows
 from jacobian_lab.model.tokens import Prompt
 from jacobian_lab.planning.shape import Shape
 from jacobian_lab.planning.work import Stage, Work, total
 
-DOUBLE, SINGLE = 8, 4
+SINGLE = 4
 
 PASSED = 0.85
 """The share of its passes that a fact takes before its loss is reached: 0.5 to 1.0 in `descents.md` of the results."""
@@ -28,9 +29,6 @@ matrix that a verdict forms where these show no counterexample is not foreseen."
 
 STEP_REPLAYS = 130
 """Replays of all facts that `step_size` makes at a layer: two grids of 31, and what SciPy's searches ask for."""
-
-LOGITS = 28
-"""Bytes of a logit while its gradient is taken: itself and its gradient, and log-softmax and its own in float64."""
 
 COMPARED = 6
 """Numbers in float64 that are held of a logit while the model before is held against the model after."""
@@ -143,7 +141,9 @@ class Counts:
         there = min(above, -(-shape.blocks // max(1, self.cards)))  # blocks on the card that has most of them
         gradients = there * tokens * (12 * shape.d_model + 6 * shape.d_mlp) * itemsize
         frozen = there * whole * shape.cached * itemsize
-        logits = (answers + len(rows)) * shape.vocabulary * LOGITS + self._head(self.descents or self.model.dtype)
+        logits = (answers + len(rows)) * shape.vocabulary * logit_bytes(itemsize) + self._head(
+            self.descents or self.model.dtype
+        )
         return once * (PASSED * steps) + frozen_pass, gradients + frozen + logits
 
     def sweep(self, span: int) -> Work:
@@ -171,7 +171,7 @@ class Counts:
         by_products = total(self.products(last - layer) for layer in layers[:-1])
         work = by_matrix * formed + by_products * (len(bare) - formed) + self.forward(bare, last + 1, 1)
         itemsize = self.model.dtype.itemsize
-        working = width * itemsize * ((12 + 2 * (last - layers[0])) * width + 6 * self.shape.d_mlp)
+        working = width * sweep_bytes(last - layers[0], width, self.shape.d_mlp, itemsize)
         held = (below + 1) * width**2 * itemsize + 4 * width**2 * DOUBLE + min(budget, working)
         own = Work(eigenvectors=sampled * below * width**3)
         return Stage("Jacobians", work + own, held if formed else 0, shared=True)
@@ -271,5 +271,5 @@ class Counts:
                 sum(len(r.answer) for r in contexts),
             )
             work += Work(back_passes=above, back_tokens=above * tokens, back_logits=answers) * steps
-            held = max(held, answers * shape.vocabulary * LOGITS)
+            held = max(held, answers * shape.vocabulary * logit_bytes(self.model.dtype.itemsize))
         return Stage(name, work, held + matrices * shape.d_model * shape.d_mlp * max(SINGLE, self.model.dtype.itemsize))

@@ -83,10 +83,13 @@ class Donor:
         here = json.loads(json.dumps({name: own_settings[name] for name in deciding}))
         return next((name for name in deciding if here[name] != self.settings.get(name)), "")  # an older run lacks some
 
-    def gives(self, name: str, where: Settings, labels: Sequence[Any]) -> list[bool]:
-        """Tell for which facts it has a descent's result."""
+    def gives(
+        self, name: str, where: Settings, labels: Sequence[Any], own_settings: Settings, weighted: bool
+    ) -> list[bool]:
+        """Tell for which facts it has a descent's result that can be used here."""
         mark, shared = f"{name}_passes", [label for label in labels if label in self.labels]
-        if name == REFIT_ANCHOR or not shared or not self.finished.has(mark, **where):
+        unusable = name == REFIT_ANCHOR or (name == SHIFT and self.other_shifts(own_settings, weighted))
+        if unusable or not shared or not self.finished.has(mark, **where):
             return [False] * len(labels)
         cells = np.reshape(self.finished.cells(mark, fact=shared, **where), -1).tolist()
         done = {label for label, cell in zip(shared, cells, strict=True) if cell}

@@ -14,12 +14,13 @@ from jacobian_lab.editing.solving import REALISED
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import Fact
 from jacobian_lab.jobs.config import EditingConfig, EvaluationConfig, check
-from jacobian_lab.jobs.counts import DOUBLE, Counts
+from jacobian_lab.jobs.counts import Counts
 from jacobian_lab.jobs.donors import Donor, donor_of, facts_named, splits_of
 from jacobian_lab.jobs.job import Preparation
 from jacobian_lab.jobs.setup import Subject, load_subject
 from jacobian_lab.model.corpus import TOKENS_PER_NEURON, Corpus, load_corpus
 from jacobian_lab.model.devices import Places
+from jacobian_lab.model.footprint import DOUBLE
 from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.templates import TYPICAL_TEMPLATES, Templates, read_templates, sample_templates
 from jacobian_lab.planning.work import Stage

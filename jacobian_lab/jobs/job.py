@@ -7,15 +7,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from jacobian_lab.caching import content_key, write_text
 from jacobian_lab.errors import InputError
-from jacobian_lab.jobs.counts import DOUBLE, Counts
+from jacobian_lab.jobs.counts import Counts
 from jacobian_lab.memory import memory_of, peak_memory
 from jacobian_lab.model.devices import check_places, parse_device
+from jacobian_lab.model.footprint import DOUBLE
 from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.parallel.executor import SERIAL, Executor
 from jacobian_lab.planning.plan import Plan, Resident, spoken
@@ -204,27 +205,8 @@ class Record:
             note(f"took {spoken(sum(self.took))}, {ratio:.2f} of what was estimated")
 
 
-@dataclass(frozen=True)
-class PlanOptions:
-    """Options of a plan, which says what the work would take instead of doing it.
-
-    Attributes:
-        plan: Whether to print what it would take, time and memory by stage, and stop; the model's weights are not read.
-        json: Whether to print that as JSON.
-        card: Card to plan for, instead of this machine.
-    """
-
-    plan: bool = False
-    json: bool = False
-    card: Literal["h100", "h200"] | None = None
-
-
-NO_PLAN = PlanOptions()
-
-
-def planned(job: Callable[..., Job], config: Any, options: PlanOptions) -> str:
+def planned(job: Callable[..., Job], config: Any, *, card: str | None = None, as_json: bool = False) -> str:
     """Estimate a job, in words or as JSON; the model's weights are not read."""
-    card = CARDS[options.card] if options.card else None
     devices = parse_device(config.device)
     if card is None:
         check_places(devices, config.device)
@@ -234,14 +216,14 @@ def planned(job: Callable[..., Job], config: Any, options: PlanOptions) -> str:
     if card is None:
         rates, memory = measured(whole.model, devices), memory_of(devices)
     else:
-        rates, memory = card.of(whole.model, cards), (ELSEWHERE, card.memory)
+        rates, memory = CARDS[card].of(whole.model, cards), (ELSEWHERE, CARDS[card].memory)
     plan = whole.planned(rates, memory, cards)
     try:
         plan.check_fits(*memory)
         refused = None
     except InputError as error:
         refused = error.by_option()
-    if options.json:
+    if as_json:
         return json.dumps(plan.as_json() | {"refused": refused}, indent=1)
     return "\n".join([*plan.lines(), *([refused] if refused else [])])
 

@@ -20,6 +20,11 @@ from jacobian_lab.jobs.methods import edit_job, edit_table_job
 from jacobian_lab.jobs.schemes import schemes_job
 from jacobian_lab.jobs.sweeps import damping_job, frontier_job, layer_count_job
 
+JobConfig = (
+    SchemesConfig | EditTableConfig | EditConfig | JacobianConfig | LayerCountConfig | DampingConfig | FrontierConfig
+)
+"""Configuration of a job of any kind."""
+
 JOBS: Mapping[type, Callable[..., Job]] = {
     SchemesConfig: schemes_job,
     EditTableConfig: edit_table_job,
@@ -31,9 +36,9 @@ JOBS: Mapping[type, Callable[..., Job]] = {
 }
 
 
-def run_job(config: Any, *, progress: bool = True, **options: Any) -> Path:
+def run_job(config: Any, *, progress: bool = True) -> Path:
     """Carry out the job of a configuration; an interrupted run goes on, a finished one computes nothing."""
     if type(config) not in JOBS:
         names = ", ".join(config_type.__name__ for config_type in JOBS)
         raise InputError(f"expected a configuration among {names}, got {type(config).__name__}: make one of these")
-    return JOBS[type(config)](config, progress=progress, **options).carry_out()
+    return JOBS[type(config)](config, progress=progress).carry_out()

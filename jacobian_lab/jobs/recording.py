@@ -76,9 +76,10 @@ def left_of(done: Completion, experiment: Experiment, name: str, where: Labels) 
 def work_of(counts: Counts, experiment: Experiment, cell: Cell) -> list[Stage]:
     """Count the descents of a cell, but for what another run gives."""
     (name, where, left), donor, labels = cell, experiment.donor, experiment.labels()
-    if donor is not None and not (name == SHIFT and donor.other_shifts(experiment.settings(), experiment.weighted)):
-        given_there = donor.gives(name, _marked(name, where), [labels[fact] for fact in left])
-        left = tuple(fact for fact, is_there in zip(left, given_there, strict=True) if not is_there)
+    if donor is not None:
+        left_labels, own_settings = [labels[fact] for fact in left], experiment.settings()
+        there = donor.gives(name, _marked(name, where), left_labels, own_settings, experiment.weighted)
+        left = tuple(fact for fact, is_there in zip(left, there, strict=True) if not is_there)
     if not left:
         return []
     layers = where.get("anchor_layer", experiment.layers)

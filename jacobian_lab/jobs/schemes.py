@@ -5,7 +5,6 @@ from functools import partial
 
 from jacobian_lab.catalogue import SCHEMES
 from jacobian_lab.editing.measures import ObservedEdit
-from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.metrics import accuracy
 from jacobian_lab.jobs.config import SchemesConfig
 from jacobian_lab.jobs.counts import Counts
@@ -29,28 +28,17 @@ REPLAY: Cell = ("replayed targets", ())
 """The cell of replayed targets and of the unedited model's efficacy."""
 
 
-def schemes_job(
-    config: SchemesConfig,
-    studies: Sequence[str] = (),
-    *,
-    verdicts: bool = True,
-    progress: bool = True,
-    sketch: Places | None = None,
-) -> Job:
+def schemes_job(config: SchemesConfig, *, progress: bool = True, sketch: Places | None = None) -> Job:
     """Measure Tables 1, 2 and 5 and the split of every passive shift, the verdicts on J, and studies.
 
     Anchors are stored batch by batch, Jacobians fact by fact, schemes one by one; a run that was
     interrupted goes on after the last finished one, and a finished run computes nothing.
     """
-    studies, verdicts = (*studies, *config.studies), verdicts and config.verdicts
-    for name in studies:
-        if name not in STUDIES:
-            raise InputError(f"expected studies among {', '.join(STUDIES)}, got {name!r}: choose among them")
     experiment = prepare(config, progress=progress, sketch=sketch)
     schemes = tuple(dict.fromkeys(config.schemes))
     how = Survey.of(config, experiment.model.d_model, experiment.facts, experiment.device)
-    surveyed = verdicts and config.survey != "none"
-    if surveyed or "theorem1" in studies:
+    surveyed = config.verdicts and config.survey != "none"
+    if surveyed or "theorem1" in config.studies:
         how.say(len(experiment.facts))
     survey = [survey_part(experiment, how, progress=progress)] if surveyed else []
     shifted = list[Labels]([{}]) if any_coordinated(schemes) else list[Labels]()
@@ -72,7 +60,7 @@ def schemes_job(
         [
             descents(experiment, experiment.session.anchor_layers, shifted),
             *survey,
-            _edits(experiment, schemes, tuple(studies), how, progress),
+            _edits(experiment, schemes, config.studies, how, progress),
         ],
         before=experiment.preparation(),
         descents=experiment.session.descent_dtype,

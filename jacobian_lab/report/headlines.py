@@ -33,7 +33,7 @@ def headlines(dataset: xr.Dataset) -> Iterator[str]:
     yield from _residuals(dataset, [name for name in NAMES if name in schemes], layers)
     if "backward-dividing" in schemes and len(layers) > 1:
         cosine = float(dataset["cosine"].sel(scheme="backward-dividing", layer=layers[0]).mean())
-        paper = _paper("table1", "backward-dividing", len(layers))[0]
+        paper = paper_residuals("table1", "backward-dividing", len(layers))[0]
         yield (
             f"A shift at layer {layers[0]} {_direction(cosine)} on its way: what arrives at layer {layers[-1]} has a "
             f"cosine of {number(cosine)} with it{_beside(paper)}."
@@ -62,7 +62,7 @@ def _residuals(dataset: xr.Dataset, schemes: list[str], layers: list[int]) -> It
     sentences = []
     for name, ratio in left.items():
         words, table = NAMES[name]
-        sentences.append(f"with {words} {number(ratio)}{_beside(_paper(table, name, len(layers))[-1])}")
+        sentences.append(f"with {words} {number(ratio)}{_beside(paper_residuals(table, name, len(layers))[-1])}")
     yield (
         f"After the last edit, {_listed(sentences)} of the residual at layer {layers[-1]} is left (0: the target is "
         "met; the paper's model is Llama-3-8B)."
@@ -101,10 +101,6 @@ def _direction(cosine: float) -> str:
     if cosine >= 0.9:
         return "keeps its direction"
     return "keeps its direction in part" if cosine >= 0.5 else "loses its direction"
-
-
-def _paper(table: str, scheme: str, layers: int) -> list[float]:
-    return [float(ratio) for ratio in paper_residuals(table, scheme, layers)]
 
 
 def _beside(paper: float) -> str:

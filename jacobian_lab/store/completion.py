@@ -17,7 +17,7 @@ LOOKS, PAUSE = 3, 0.2
 
 
 class Completion:
-    """Completion and complete cells of a run, part by part; a part is called by its mark.
+    """Finished and complete cells of a run, part by part; a part is called by its mark.
 
     A part is compared with its digests on its first use. `Run` holds one, to which `Run.commit` adds cells;
     `Completion.of` reads one from a folder, where there need not be a run yet.

@@ -47,9 +47,6 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
 }
 """Former names of settings, which runs and trainings are stored under, with the present ones."""
 
-ADVANCED: Mapping[str, bool] = {"advanced": True}
-"""Mark of fields whose options a short help page leaves out."""
-
 WISE_OF: Mapping[str, Mapping[str, Any]] = {
     "llama-3-8b-instruct": {
         "block": 29,
@@ -268,8 +265,8 @@ class TrainingConfig:
         rledit: Settings of RLEdit.
     """
 
-    wise: WiseConfig = field(default_factory=WiseConfig, metadata=ADVANCED)
-    rledit: RLEditConfig = field(default_factory=RLEditConfig, metadata=ADVANCED)
+    wise: WiseConfig = field(default_factory=WiseConfig)
+    rledit: RLEditConfig = field(default_factory=RLEditConfig)
 
     def resolved(self, model: LanguageModel, protocol: str | None = None, seed: int = 0) -> Self:
         """Fill in what is unset for a model."""

@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from helpers.asked import efficacy
 from helpers.reference import Plain
 from safetensors.torch import load_file
 
@@ -13,7 +14,6 @@ from jacobian_lab.editing.layers import Setting, restored
 from jacobian_lab.editing.measures import measure, observed_edits
 from jacobian_lab.editing.schemes import make_targets
 from jacobian_lab.editing.second_moments import second_moments
-from jacobian_lab.evaluation.metrics import efficacy
 from jacobian_lab.facts.reading import load_facts
 from jacobian_lab.model.corpus import load_corpus
 from jacobian_lab.model.loading import load_model

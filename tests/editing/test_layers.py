@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from helpers.asked import efficacy
 from helpers.reference import Plain, prompt
 from helpers.small import CONTEXTS
 
@@ -16,7 +17,6 @@ from jacobian_lab.editing.measures import measure, observed_edits
 from jacobian_lab.editing.rules import memit
 from jacobian_lab.editing.schemes import Targets, make_targets
 from jacobian_lab.errors import InputError
-from jacobian_lab.evaluation.metrics import efficacy
 from jacobian_lab.maps.hooks import decisive_states
 from jacobian_lab.model.loading import load_model
 from jacobian_lab.model.rows import fact_rows

@@ -4,9 +4,10 @@ import dataclasses
 
 import pytest
 import torch
+from helpers.asked import efficacy
 
 from jacobian_lab.evaluation.evaluator import Evaluator
-from jacobian_lab.evaluation.metrics import accuracy, efficacy, evaluate, greedy_matches, neighborhood_states
+from jacobian_lab.evaluation.metrics import accuracy, evaluate, greedy_matches, neighborhood_states
 from jacobian_lab.evaluation.questions import STYLES, questions
 from jacobian_lab.facts.reading import load_facts
 from jacobian_lab.model.language_model import LanguageModel

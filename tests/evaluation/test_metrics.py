@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from helpers.asked import efficacy
 from helpers.small import CONFIGS, make_folder, make_tokenizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -13,7 +14,6 @@ from jacobian_lab.evaluation import metrics
 from jacobian_lab.evaluation.metrics import (
     answers,
     check_questions,
-    efficacy,
     evaluate,
     greedy_matches,
     neighborhood_states,

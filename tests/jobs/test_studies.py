@@ -243,10 +243,10 @@ def test_theorem_1_forms_no_matrix_where_lanczos_is_asked_for(arguments, tmp_pat
         monkeypatch.setattr(module, name, forbidden)
     some = {**arguments, "slice": "0:2"}
     config = SchemesConfig(**some, schemes=("backward-full",), survey="lanczos", out=tmp_path / "run")
-    found = open_run(run_job(config, studies=("theorem1",), progress=False))
+    found = open_run(run_job(replace(config, studies=("theorem1",)), progress=False))
     monkeypatch.undo()
     config = SchemesConfig(**some, schemes=("backward-full",), out=tmp_path / "dense")
-    dense = open_run(run_job(config, studies=("theorem1",), progress=False))
+    dense = open_run(run_job(replace(config, studies=("theorem1",)), progress=False))
     np.testing.assert_allclose(found["range_position"], dense["range_position"], atol=1e-4)
     assert dense["range_position"].sel(scheme="backward-full", layer=[1, 2]).notnull().all()
     assert found["eigenvector_angle"].isnull().all()
@@ -258,7 +258,7 @@ def test_theorem_1_forms_no_matrix_where_lanczos_is_asked_for(arguments, tmp_pat
 
 def test_theorem_1_seeks_angles_for_the_sample_alone(arguments, studied, tmp_path):
     config = SchemesConfig(**arguments, schemes=STUDIED[:1], survey_facts=2, out=tmp_path / "run")
-    found, dense = open_run(run_job(config, studies=("theorem1",), progress=False)), open_run(studied)
+    found, dense = open_run(run_job(replace(config, studies=("theorem1",)), progress=False)), open_run(studied)
     for name in ("eigenvector_angle", "plane_angle"):
         here, there = (each[name].sel(scheme=STUDIED[0], layer=1) for each in (found, dense))
         np.testing.assert_array_equal(here.notnull(), found["henrici"].sel(layer=1).notnull())
@@ -474,7 +474,7 @@ def test_dampings_beside_backward_spreading(arguments, tmp_path, capsys):
 def test_a_study_is_added_to_a_run_without_changing_it(arguments, studied, tmp_path):
     config = SchemesConfig(**arguments, schemes=STUDIED, out=tmp_path / "run")
     run_job(config, progress=False)
-    run_job(config, studies=("step_size",), progress=False)
+    run_job(replace(config, studies=("step_size",)), progress=False)
     added, whole = open_run(tmp_path / "run"), open_run(studied)
     for name in ("residual_ratio", "linear_norm", "step_replayed", "trust_radius"):
         assert added[name].identical(whole[name])

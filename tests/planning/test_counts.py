@@ -191,7 +191,7 @@ def test_a_job_lists_what_is_left_of_it(arguments, tmp_path):
     run_job(SchemesConfig(**small, schemes=("one-layer",)), progress=False)
     job = schemes_job(SchemesConfig(**small, schemes=("one-layer", "backward-full")), progress=False)
     assert [part.todo(Completion.of(tmp_path / "run")) for part in job.parts] == [[], [("backward-full", ())]]
-    studied = schemes_job(SchemesConfig(**small, schemes=("one-layer",)), ("step_size",), progress=False)
+    studied = schemes_job(SchemesConfig(**small, schemes=("one-layer",), studies=("step_size",)), progress=False)
     cells = [part.todo(Completion.of(tmp_path / "run")) for part in studied.parts]
     assert cells == [[], [("one-layer", ("step_size",))]]
     nothing = replace(job, out=tmp_path / "new").parts[0].todo(Completion.nothing())

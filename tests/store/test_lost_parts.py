@@ -50,7 +50,7 @@ def lose(finished, folder, chunk):
 def studied(arguments, studied_run, tmp_path_factory):
     def command(folder):
         config = SchemesConfig(**arguments, schemes=("backward-dividing", "forward-replay"), out=folder)
-        return run_job(config, studies=("theorem1",), progress=False)
+        return run_job(replace(config, studies=("theorem1",)), progress=False)
 
     return command, shutil.copytree(studied_run, tmp_path_factory.mktemp("runs") / "studied")
 
@@ -259,7 +259,7 @@ def test_captions_say_where_a_cell_has_fewer_facts(kind, arguments, tmp_path):
             run_job(DampingConfig(**values, dampings=(0.1,), out=folder), progress=False)
         else:
             run_job(
-                SchemesConfig(**values, schemes=("backward-full",), out=folder), studies=("theorem1",), progress=False
+                SchemesConfig(**values, schemes=("backward-full",), studies=("theorem1",), out=folder), progress=False
             )
     whole, results = (Results(folder, "tables" if kind == "theorem2" else kind) for _ in range(2))
     assert "4 facts" in whole._make(table).note

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.asked import efficacy
 from helpers.small import CONTEXTS
 from torch.func import functional_call
 
 from jacobian_lab.errors import InputError
-from jacobian_lab.evaluation.metrics import efficacy
 from jacobian_lab.facts.reading import load_facts
 from jacobian_lab.model.language_model import matrix
 from jacobian_lab.model.rows import fact_rows

@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from helpers.asked import efficacy
 
 from jacobian_lab.errors import InputError
-from jacobian_lab.evaluation.metrics import efficacy, greedy_matches, predicting_states, specificity
+from jacobian_lab.evaluation.metrics import greedy_matches, predicting_states, specificity
 from jacobian_lab.maps.hooks import forward
 from jacobian_lab.model.language_model import matrix
 from jacobian_lab.model.tokens import passing
