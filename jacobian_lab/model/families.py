@@ -100,6 +100,7 @@ class Family:
         projection: A block's MLP output projection.
         inner: The linear maps at the MLP's entrance; between them and the projection all is elementwise.
         rotary: The module of rotary positions; empty if positions enter with the embedding alone.
+        output_norm: The norm that the MLP's output passes before it joins the stream; empty if it joins as it is.
     """
 
     blocks: str
@@ -107,6 +108,7 @@ class Family:
     projection: str
     inner: tuple[str, ...]
     rotary: str
+    output_norm: str = ""
 
 
 _LLAMA = Family(

@@ -238,6 +238,18 @@ class LanguageModel:
         """
         return operator.attrgetter(self.family.projection.rpartition(".")[0])(self.blocks[layer])
 
+    def output_norm(self, layer: int) -> nn.Module | None:
+        """The norm that a block's MLP output passes before it joins the stream.
+
+        Args:
+            layer: The block's index.
+
+        Returns:
+            The module; none where the output joins as it is.
+        """
+        path = self.family.output_norm
+        return operator.attrgetter(path)(self.blocks[layer]) if path else None
+
     def inner(self, layer: int) -> list[nn.Module]:
         """The linear maps at the MLP's entrance; from them to the key all is elementwise.
 
