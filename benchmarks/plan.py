@@ -18,9 +18,9 @@ from typing import Any
 from jacobian_lab.caching import cache_folder
 
 COMMANDS = (
-    "tables --slice 0:8",
-    "edit-table --slice 0:8 --methods memit alphaedit memit+fe memit+cr",
-    "jacobian --slice 0:8",
+    "schemes --slice 0:8",
+    "methods --slice 0:8 --methods memit alphaedit memit+fe memit+cr",
+    "jacobians --slice 0:8",
     "layer-count --slice 0:4 --max-layers 3",
     "frontier --slice 0:8 --ridges 100 1000",
 )

@@ -41,6 +41,7 @@ def assert_near(states, expected, name, tolerance):
     assert error.max() < tolerance, (name, error)
 
 
+@pytest.mark.slow
 def test_golden_anchors_of_one_fact(real, shared, golden):
     """Facts are optimised side by side, and none the less each by itself."""
     rows = fact_rows(real, of_golden_facts(shared, golden["numbers"])[1:2], golden["templates"])

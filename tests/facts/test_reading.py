@@ -406,7 +406,7 @@ print(len(file.facts), *(record.place for record in file.refused))
 """  # in a process of its own, without the checks of every call that tests have
 
 
-@pytest.mark.job
+@pytest.mark.slow
 def test_a_hundred_thousand_records_with_one_bad_among_them(tmp_path):
     lines = [json.dumps({**RECORD, "id": i, "subject": f"Ada {i}"}) for i in range(100_000)]
     lines[77_777] = lines[77_777][:-5]

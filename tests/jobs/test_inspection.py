@@ -178,7 +178,7 @@ def test_a_replay_that_fails_is_reported(folders, check, monkeypatch):
     assert len(report["facts"]) == 2
 
 
-@pytest.mark.real
+@pytest.mark.slow
 def test_the_embedded_instruct_model_chats(check):
     report = check("--slice", "0:4", "--chat")
     plain = check("--slice", "0:4")
@@ -301,7 +301,7 @@ def test_a_tokenizer_without_a_chat_template_is_refused(tmp_path, check):
 @pytest.mark.parametrize(
     "model",
     [
-        pytest.param("smollm2-135m", marks=pytest.mark.real),
+        pytest.param("smollm2-135m", marks=pytest.mark.slow),
         *FAMILIES,
         *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS),
     ],

@@ -94,7 +94,7 @@ def test_replay_equals_the_real_model(load, tolerance, facts):
     assert_replay_is_the_model(load(device="cpu"), facts[:3], (4, 8), tolerance)
 
 
-@pytest.mark.real
+@pytest.mark.slow
 @torch.no_grad()
 def test_replay_of_the_untouched_real_model_in_float64(facts):
     """transformers computes norms in float32 even then; both do, so both agree."""

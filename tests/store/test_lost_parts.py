@@ -269,6 +269,7 @@ def test_captions_say_where_a_cell_has_fewer_facts(kind, arguments, tmp_path):
     assert "3 to 4 of 4 facts in a cell" in results._make(table).note
 
 
+@pytest.mark.slow
 def test_the_command_line_ends_with_one_line_where_a_part_of_another_command_is_lost(
     studied, arguments, tmp_path, capsys
 ):
