@@ -7,7 +7,8 @@ nothing run side by side: prefixes are padded and masked, tails are aligned at t
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -15,16 +16,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from jacobian_lab.maps.hooks import batches, capture, forward
+from jacobian_lab.maps.hooks import at_decisive, batches, capture, forward, outputs_of
+from jacobian_lab.maps.writes import joining, moved
 from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.tokens import Prompt
 
 Site = Literal["residual", "mlp"]
-"""The residual stream behind a block, or what the block's MLP adds to it (methods.md §0)."""
+"""The residual stream behind a block, or what the block's MLP adds to it (methods.md §0): behind a norm, N(u)."""
 RESIDUAL: Site = "residual"
 MLP: Site = "mlp"
 Shifts = Mapping[int, Float[Tensor, "row d_model"]]
-"""By layer, what is added to the decisive tokens' hidden states behind it, as the replay passes."""
+"""By layer, the write shifts of the decisive tokens, as the replay passes (`jacobian_lab.maps.writes`): without a norm
+behind the MLP they are added to the hidden states."""
 NO_SHIFTS: Shifts = {}
 
 
@@ -40,6 +43,7 @@ class Frozen:
         start: Position of the decisive token in each row.
         answer_at: Place in the tail of each output that predicts an answer token; 0 where there is none.
         answer: The answer tokens themselves, ``[row, answer]``; -1 where a row has fewer.
+        writes: For each start layer the writes u of the decisive tokens, ``[row, d_model]``, where a norm follows them.
     """
 
     model: LanguageModel
@@ -48,6 +52,7 @@ class Frozen:
     start: Int[Tensor, " row"]
     answer_at: Int[Tensor, "row answer"]
     answer: Int[Tensor, "row answer"]
+    writes: dict[int, Float[Tensor, "row d_model"]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.start)
@@ -62,6 +67,18 @@ class Frozen:
             The block output at the decisive token of each row.
         """
         return self.tails[layer][:, 0]
+
+    def shifted(self, layer: int, shifts: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+        """Hidden states of the decisive tokens with write shifts.
+
+        Args:
+            layer: One of the start layers.
+            shifts: δ of each row; gradients flow through.
+
+        Returns:
+            The states.
+        """
+        return self.states(layer) + moved(self.model, layer, self.writes.get(layer), shifts)
 
     def select(self, rows: Int[Tensor, " row"]) -> "Frozen":
         """Some of the rows, in any order.
@@ -79,6 +96,7 @@ class Frozen:
             start=self.start[rows],
             answer_at=self.answer_at[rows],
             answer=self.answer[rows],
+            writes={layer: writes[rows] for layer, writes in self.writes.items()},
         )
 
 
@@ -104,7 +122,7 @@ def freeze(model: LanguageModel, rows: Sequence[Prompt], starts: Sequence[int], 
     """
     last = model.n_layers - 1 if last is None else last
     cache = DynamicCache()
-    with capture(model, hidden=starts) as record:
+    with capture(model, hidden=starts, writes=starts if model.family.output_norm else ()) as record:
         forward(model, rows, stop=last, cache=cache)
     start = torch.tensor([row.decisive for row in rows], device=model.device)
     width = max(row.decisive for row in rows)
@@ -117,7 +135,8 @@ def freeze(model: LanguageModel, rows: Sequence[Prompt], starts: Sequence[int], 
     columns = start[:, None] + torch.arange(longest, device=model.device)
     tails = {layer: _gather(hidden, columns) for layer, hidden in record.hidden.items()}
     answer_at, answer = _answers(rows)
-    return Frozen(model, prefix, tails, start, answer_at.to(model.device), answer.to(model.device))
+    writes = {layer: at_decisive(written, rows) for layer, written in record.writes.items()}
+    return Frozen(model, prefix, tails, start, answer_at.to(model.device), answer.to(model.device), writes)
 
 
 def replay(
@@ -134,7 +153,7 @@ def replay(
         start: The layer whose block output is overwritten at the decisive token.
         states: What it becomes; gradients flow through.
         layers: Ascending layers to read, none below `start`.
-        shifts: What is added behind layers above `start`, and read with them; gradients flow through.
+        shifts: Write shifts at layers above `start`, read with them; gradients flow through.
 
     Returns:
         In the order of `layers`. Only the decisive token is run.
@@ -167,18 +186,14 @@ def trajectory(
         last: The last layer to be run.
         site: What is read at `last`, unless that is `start`; below it stands the residual stream,
             which a change of the MLP's output changes by the same.
-        shifts: What is added behind layers above `start`.
+        shifts: Write shifts at layers above `start`.
 
     Returns:
         By layer, from `start` to `last`.
     """
     along = {start: states.to(frozen.model.dtype)[:, None]}
-    added: list[Tensor] = []
-    handle = frozen.model.mlp(last).register_forward_hook(lambda _m, _i, output: added.append(output))
-    try:
+    with outputs_of(joining(frozen.model, last)) as added:
         along |= dict(_blocks(frozen, start, along[start], last, shifts))
-    finally:
-        handle.remove()
     return along | {last: added[0].to(states.device).view_as(along[last])} if site == MLP and added else along
 
 
@@ -191,7 +206,7 @@ def replay_logits(
         frozen: The rows.
         start: The layer whose block output is overwritten at the decisive token.
         states: What it becomes; gradients flow through.
-        shifts: What is added behind layers above `start`; gradients flow through.
+        shifts: Write shifts at layers above `start`; gradients flow through.
 
     Returns:
         Float32 or better. Rows without an answer give the logits at the decisive token; places
@@ -209,7 +224,7 @@ def replay_outputs(
         frozen: The rows.
         start: The layer whose block output is overwritten at the decisive token.
         states: What it becomes; gradients flow through.
-        shifts: What is added behind layers above `start`; gradients flow through.
+        shifts: Write shifts at layers above `start`; gradients flow through.
 
     Returns:
         In the places of `replay_logits`.
@@ -227,7 +242,7 @@ def tail_outputs(
         frozen: The rows.
         start: The layer whose block output is overwritten over the tail.
         hidden: What it becomes; gradients flow through.
-        shifts: What is added behind layers above `start`; gradients flow through.
+        shifts: Write shifts at layers above `start`; gradients flow through.
 
     Returns:
         In the places of `replay_logits`.
@@ -272,6 +287,17 @@ class FrozenGroups:
             The block output at the decisive token of each row.
         """
         return self.ask(lambda rows: rows.states(layer))
+
+    def writes(self, layer: int) -> Float[Tensor, "row d_model"] | None:
+        """Writes u of the decisive tokens where a norm follows them.
+
+        Args:
+            layer: One of the start layers.
+
+        Returns:
+            u of each row; none in families where it joins the stream as it is.
+        """
+        return self.ask(lambda rows: rows.writes[layer]) if self.groups[0][1].writes else None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -338,9 +364,11 @@ def _blocks(
         window = model.window(layer)
         if window not in masks:
             masks[window] = _mask(frozen, positions, window, hidden.dtype)
-        hidden = model.call_block(layer, hidden, masks[window], cache, positional)
+        with outputs_of(model.projection(layer)) if layer in shifts else nullcontext([]) as writes:
+            hidden = model.call_block(layer, hidden, masks[window], cache, positional)
         if layer in shifts:
-            shifted = (hidden[:, 0] + shifts[layer]).to(hidden.dtype)  # added up in the wider dtype of the two
+            change = moved(model, layer, writes[0].view_as(hidden)[:, 0], shifts[layer])
+            shifted = (hidden[:, 0] + change).to(hidden.dtype)  # added up in the wider dtype of the two
             hidden = torch.cat([shifted[:, None], hidden[:, 1:]], dim=1)
         yield layer, hidden
 

@@ -1,7 +1,7 @@
 """Architectures and models: the places of their parts, and the literature's settings. Neither torch nor weights."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from jacobian_lab.errors import InputError
@@ -123,6 +123,7 @@ FAMILIES: Mapping[str, Family] = {
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
+    "olmo2": replace(_LLAMA, output_norm="post_feedforward_layernorm"),
     "gpt2": Family("transformer.h", "transformer.ln_f", "mlp.c_proj", ("mlp.c_fc",), ""),
     "gptj": Family("transformer.h", "transformer.ln_f", "mlp.fc_out", ("mlp.fc_in",), "transformer.rotary_emb"),
     "gpt_neox": Family(
@@ -135,7 +136,7 @@ FAMILIES: Mapping[str, Family] = {
 }
 UNSUITED: Mapping[str, tuple[str, ...]] = {
     "whose MLP output passes a norm first, so that a change of weights is not a change of the residual stream": (
-        *("gemma2", "gemma3", "gemma3_text", "gemma3n", "olmo2", "olmo3", "exaone4", "glm4"),
+        *("gemma2", "gemma3", "gemma3_text", "gemma3n", "olmo3", "exaone4", "glm4"),
     ),
     "whose MLP adds the residual stream itself, so that its output is not what it adds": ("bloom",),
     "whose blocks have several MLPs (experts), of which each token takes its own": (

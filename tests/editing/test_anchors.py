@@ -26,7 +26,7 @@ def rows(model, facts):
 
 
 def plain(model):
-    return Plain(model.hf, model.tokenizer, model.blocks)
+    return Plain.of(model)
 
 
 def test_anchors_agree_with_one_fact_at_a_time(family_model, facts):
