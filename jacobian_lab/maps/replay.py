@@ -20,7 +20,7 @@ from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.tokens import Prompt
 
 Site = Literal["residual", "mlp"]
-"""The residual stream behind a block, or what the block's MLP adds to it (methods.md §0)."""
+"""The residual stream behind a block, or what its MLP adds to it (methods.md §0), a norm behind the MLP included."""
 RESIDUAL: Site = "residual"
 MLP: Site = "mlp"
 Shifts = Mapping[int, Float[Tensor, "row d_model"]]
@@ -174,7 +174,7 @@ def trajectory(
     """
     along = {start: states.to(frozen.model.dtype)[:, None]}
     added: list[Tensor] = []
-    handle = frozen.model.mlp(last).register_forward_hook(lambda _m, _i, output: added.append(output))
+    handle = frozen.model.joining(last).register_forward_hook(lambda _m, _i, output: added.append(output.clone()))
     try:
         along |= dict(_blocks(frozen, start, along[start], last, shifts))
     finally:
@@ -331,14 +331,15 @@ def _blocks(
     model = frozen.model
     offsets = torch.arange(hidden.shape[1], device=hidden.device)
     positions = frozen.start[:, None] + offsets
-    positional = model.positional(hidden, positions)
     cache = _PrefixCache(frozen.prefix)
-    masks: dict[int | None, Tensor] = {}
+    masks: dict[str, Tensor] = {}
+    positional: dict[str, dict[str, Any]] = {}
     for layer in range(start + 1, last + 1):
-        window = model.window(layer)
-        if window not in masks:
-            masks[window] = _mask(frozen, positions, window, hidden.dtype)
-        hidden = model.call_block(layer, hidden, masks[window], cache, positional)
+        kind = model.kind(layer)
+        if kind not in masks:
+            masks[kind] = _mask(frozen, positions, model.window(layer), hidden.dtype)
+            positional[kind] = model.positional(hidden, positions, kind)
+        hidden = model.call_block(layer, hidden, masks[kind], cache, positional[kind])
         if layer in shifts:
             shifted = (hidden[:, 0] + shifts[layer]).to(hidden.dtype)  # added up in the wider dtype of the two
             hidden = torch.cat([shifted[:, None], hidden[:, 1:]], dim=1)
