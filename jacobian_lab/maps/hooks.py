@@ -72,10 +72,10 @@ def outputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
         module: The module; it returns a tensor.
 
     Yields:
-        The list, which every call makes longer.
+        The list, which every call makes longer; copies, since some blocks add to an output in place.
     """
     outputs: list[Tensor] = []
-    handle = module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+    handle = module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output.clone()))
     try:
         yield outputs
     finally:

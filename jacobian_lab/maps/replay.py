@@ -17,12 +17,12 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from jacobian_lab.maps.hooks import at_decisive, batches, capture, forward, outputs_of
-from jacobian_lab.maps.writes import joining, moved
+from jacobian_lab.maps.writes import moved
 from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.tokens import Prompt
 
 Site = Literal["residual", "mlp"]
-"""The residual stream behind a block, or what the block's MLP adds to it (methods.md §0): behind a norm, N(u)."""
+"""The residual stream behind a block, or what its MLP adds to it (methods.md §0), a norm behind the MLP included."""
 RESIDUAL: Site = "residual"
 MLP: Site = "mlp"
 Shifts = Mapping[int, Float[Tensor, "row d_model"]]
@@ -192,7 +192,7 @@ def trajectory(
         By layer, from `start` to `last`.
     """
     along = {start: states.to(frozen.model.dtype)[:, None]}
-    with outputs_of(joining(frozen.model, last)) as added:
+    with outputs_of(frozen.model.joining(last)) as added:
         along |= dict(_blocks(frozen, start, along[start], last, shifts))
     return along | {last: added[0].to(states.device).view_as(along[last])} if site == MLP and added else along
 
@@ -357,15 +357,16 @@ def _blocks(
     model = frozen.model
     offsets = torch.arange(hidden.shape[1], device=hidden.device)
     positions = frozen.start[:, None] + offsets
-    positional = model.positional(hidden, positions)
     cache = _PrefixCache(frozen.prefix)
-    masks: dict[int | None, Tensor] = {}
+    masks: dict[str, Tensor] = {}
+    positional: dict[str, dict[str, Any]] = {}
     for layer in range(start + 1, last + 1):
-        window = model.window(layer)
-        if window not in masks:
-            masks[window] = _mask(frozen, positions, window, hidden.dtype)
+        kind = model.kind(layer)
+        if kind not in masks:
+            masks[kind] = _mask(frozen, positions, model.window(layer), hidden.dtype)
+            positional[kind] = model.positional(hidden, positions, kind)
         with outputs_of(model.projection(layer)) if layer in shifts else nullcontext([]) as writes:
-            hidden = model.call_block(layer, hidden, masks[window], cache, positional)
+            hidden = model.call_block(layer, hidden, masks[kind], cache, positional[kind])
         if layer in shifts:
             change = moved(model, layer, writes[0].view_as(hidden)[:, 0], shifts[layer])
             shifted = (hidden[:, 0] + change).to(hidden.dtype)  # added up in the wider dtype of the two

@@ -12,24 +12,11 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from jacobian_lab.maps.hooks import decisive_states, decisive_writes
 from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.tokens import Prompt
-
-
-def joining(model: LanguageModel, layer: int) -> nn.Module:
-    """Last module on the MLP's way into the stream: the norm behind it, or the MLP itself.
-
-    Args:
-        model: The model.
-        layer: The block's index.
-
-    Returns:
-        The module.
-    """
-    return model.output_norm(layer) or model.mlp(layer)
 
 
 def joined(model: LanguageModel, layer: int, writes: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:

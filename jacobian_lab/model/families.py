@@ -94,13 +94,20 @@ KNOWN: Mapping[str, Known] = {
 class Family:
     """Places of the parts of an architecture, as dotted paths from the model or from a block.
 
+    Further fields name entries of the configuration that scale what a part gives; empty where nothing is scaled.
+
     Attributes:
         blocks: The decoder blocks.
         norm: The norm before the head.
         projection: A block's MLP output projection.
-        inner: The linear maps at the MLP's entrance; between them and the projection all is elementwise.
+        inner: The linear maps at the MLP's entrance; between them and the projection all is elementwise. A fused map
+            gives as many numbers for each entry of the key as it has parts, part after part.
         rotary: The module of rotary positions; empty if positions enter with the embedding alone.
         output_norm: The norm that the MLP's output passes before it joins the stream; empty if it joins as it is.
+        windowed: Whether every block's attention has the window that a configuration without types of layers names.
+        logit_factor: What logits are multiplied by.
+        logit_divisor: What logits are divided by.
+        logit_cap: The soft cap c of logits, c·tanh(logit/c).
     """
 
     blocks: str
@@ -109,6 +116,10 @@ class Family:
     inner: tuple[str, ...]
     rotary: str
     output_norm: str = ""
+    windowed: bool = False
+    logit_factor: str = ""
+    logit_divisor: str = ""
+    logit_cap: str = ""
 
 
 _LLAMA = Family(
@@ -118,12 +129,15 @@ _LLAMA = Family(
     ("mlp.gate_proj", "mlp.up_proj"),
     "model.rotary_emb",
 )
+_OLMO = replace(_LLAMA, output_norm="post_feedforward_layernorm")
+_GEMMA = replace(_OLMO, logit_cap="final_logit_softcapping")
+_FUSED = replace(_LLAMA, inner=("mlp.gate_up_proj",))
 FAMILIES: Mapping[str, Family] = {
     "llama": _LLAMA,
-    "mistral": _LLAMA,
+    "mistral": replace(_LLAMA, windowed=True),
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
-    "olmo2": replace(_LLAMA, output_norm="post_feedforward_layernorm"),
+    "olmo2": _OLMO,
     "gpt2": Family("transformer.h", "transformer.ln_f", "mlp.c_proj", ("mlp.c_fc",), ""),
     "gptj": Family("transformer.h", "transformer.ln_f", "mlp.fc_out", ("mlp.fc_in",), "transformer.rotary_emb"),
     "gpt_neox": Family(
@@ -133,17 +147,22 @@ FAMILIES: Mapping[str, Family] = {
         ("mlp.dense_h_to_4h",),
         "gpt_neox.rotary_emb",
     ),
+    "gemma2": _GEMMA,
+    "gemma3_text": _GEMMA,
+    "olmo3": _OLMO,
+    "exaone4": _OLMO,
+    "glm4": replace(_FUSED, output_norm="post_mlp_layernorm"),
+    "cohere2": replace(_LLAMA, logit_factor="logit_scale"),
 }
 UNSUITED: Mapping[str, tuple[str, ...]] = {
-    "whose MLP output passes a norm first, so that a change of weights is not a change of the residual stream": (
-        *("gemma2", "gemma3", "gemma3_text", "gemma3n", "olmo3", "exaone4", "glm4"),
-    ),
+    "which reads images too: give its language model alone, a gemma3_text": ("gemma3",),
+    "whose embedding enters every block anew": ("gemma3n",),
     "whose MLP adds the residual stream itself, so that its output is not what it adds": ("bloom",),
     "whose blocks have several MLPs (experts), of which each token takes its own": (
         *("mixtral", "qwen2_moe", "qwen2moe", "qwen3_moe", "qwen3moe", "llama4", "llama4_text", "olmoe", "phimoe"),
         *("gpt_oss", "gpt-oss", "deepseek2", "deepseek_v2", "deepseek_v3", "granitemoe", "dbrx", "jetmoe"),
     ),
-    "whose blocks do not all turn keys and queries by position": ("smollm3", "cohere2"),
+    "whose blocks do not all turn keys and queries by position": ("smollm3",),
     "whose MLP has one fused matrix at its entrance": ("phi3", "glm"),
 }
 """Types that are left out, as configurations or GGUF files call them, by the reason."""

@@ -168,7 +168,6 @@ def test_models_with_another_head_are_refused_before_weights_are_read(classes, a
     [
         ("bloom", "whose MLP adds the residual stream itself"),
         ("gemma3_text", "whose MLP output passes a norm first"),
-        ("olmo2", "whose MLP output passes a norm first"),
         ("phi3", "whose MLP has one fused matrix at its entrance"),
         ("qwen3_moe", r"whose blocks have several MLPs \(experts\)"),
         ("llama4", r"whose blocks have several MLPs \(experts\)"),
