@@ -71,7 +71,9 @@ def test_the_gradient_through_several_shifts(decay, family_model, facts):
     for index, fact in enumerate(facts[1:3]):
         sizes = reference.states(*prompt(family_model.tokenizer, fact), LAYERS)[1]
         writes, moved = reference.moving(*prompt(family_model.tokenizer, fact), LAYERS)
-        units = torch.stack([writes[layer].square().mean().sqrt() if writes else torch.tensor(1.0) for layer in LAYERS])
+        units = torch.stack([
+            writes[layer].square().mean().sqrt() if writes else torch.ones((), dtype=torch.float64) for layer in LAYERS
+        ])
 
         def weighed(shifts, index=index, sizes=sizes, units=units, moved=moved):
             if decay == "price":
