@@ -204,7 +204,8 @@ def edit_layers(
         if scheme.pulls_back:
             assigned = _pulled_back(frozen, layer, last, assigned, setting.damping)
         keys, old = walk.keys(layer), model.copied_weight(layer)
-        problem = Problem(layer, keys[usable].T, assigned[usable].T, setting.moments[layer], old, setting.ridge)
+        outputs = assigned[usable].T / model.mlp_factor  # changes of W k that change the stream by what is assigned
+        problem = Problem(layer, keys[usable].T, outputs, setting.moments[layer], old, setting.ridge)
         if carried is not None:
             problem = replace(problem, carried=carried.get(layer), has_next=True)
         update = rule(problem)

@@ -173,8 +173,9 @@ def trajectory(
         By layer, from `start` to `last`.
     """
     along = {start: states.to(frozen.model.dtype)[:, None]}
-    added: list[Tensor] = []
-    handle = frozen.model.joining(last).register_forward_hook(lambda _m, _i, output: added.append(output.clone()))
+    added, factor = list[Tensor](), frozen.model.mlp_factor
+    # a tensor of its own: Falcon's blocks add attention's output to the MLP's in place
+    handle = frozen.model.joining(last).register_forward_hook(lambda _m, _i, output: added.append(output * factor))
     try:
         along |= dict(_blocks(frozen, start, along[start], last, shifts))
     finally:
