@@ -93,10 +93,10 @@ def reachable_changes(
         residuals: R of each fact, in float64.
 
     Returns:
-        u' − u, or R itself where u joins the stream as it is; and ‖N(u') − N(u) − R‖ / ‖R‖, zero there.
+        u' − u, or where u joins the stream as it is R over its multiplier; and ‖N(u') − N(u) − R‖ / ‖R‖, zero there.
     """
     if writes is None:
-        return residuals, torch.zeros_like(residuals[:, 0])
+        return residuals / model.mlp_factor, torch.zeros_like(residuals[:, 0])
     g, u = gains(model, layer), writes.double()
     here = joined(model, layer, u)
     radii = torch.linalg.vector_norm(here, dim=-1) / torch.linalg.vector_norm(g * u, dim=-1)  # of ε too, over rms(u)

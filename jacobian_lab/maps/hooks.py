@@ -201,7 +201,8 @@ def _captured_at_decisive(
     return values
 
 
-def at_decisive(values: Float[Tensor, "row token width"], rows: Sequence[Prompt]) -> Float[Tensor, "row width"]:
+def at_decisive(values: Float[Tensor, "*token width"], rows: Sequence[Prompt]) -> Float[Tensor, "row width"]:
     """Values at the decisive token of each row."""
     positions = torch.tensor([row.decisive for row in rows], device=values.device)
+    values = values.view(len(rows), -1, values.shape[-1])  # OPT's MLPs take all tokens of all rows one after another
     return values[torch.arange(len(rows), device=values.device), positions]

@@ -25,7 +25,7 @@ def merged_mlps(model: LanguageModel, layers: Sequence[int]) -> Iterator[None]:
     """Let MLPs hand back cotangents through their own small Jacobian ∂y/∂x (the module's formula).
 
     Only for forward passes of a single token, ``[1, 1, d_model]``, with gradients enabled, and only
-    for first derivatives in reverse mode; what is computed forward does not change.
+    for first derivatives in reverse mode; what is computed forward does not change. Experts are left as they are.
 
     Args:
         model: The model.
@@ -35,7 +35,7 @@ def merged_mlps(model: LanguageModel, layers: Sequence[int]) -> Iterator[None]:
         Nothing; the MLPs are as they were afterwards.
     """
     with ExitStack() as stack:
-        for layer in layers:
+        for layer in layers if model.family.inner else ():
             merged = _Merged(model, layer)
             for module in model.inner(layer):
                 stack.callback(module.register_forward_hook(merged.keep_entrance).remove)

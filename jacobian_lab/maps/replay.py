@@ -194,7 +194,9 @@ def trajectory(
     along = {start: states.to(frozen.model.dtype)[:, None]}
     with outputs_of(frozen.model.joining(last)) as added:
         along |= dict(_blocks(frozen, start, along[start], last, shifts))
-    return along | {last: added[0].to(states.device).view_as(along[last])} if site == MLP and added else along
+    if site != MLP or not added:
+        return along
+    return along | {last: (added[0] * frozen.model.mlp_factor).to(states.device).view_as(along[last])}
 
 
 def replay_logits(

@@ -80,8 +80,11 @@ class LanguageModel:
 
     @property
     def d_mlp(self) -> int:
-        """Width of the keys."""
-        return int(self.weight(0).shape[1])
+        """Width of the keys; of one expert's, where a block has several MLPs."""
+        if self.family.projection:
+            return int(self.weight(0).shape[1])
+        config = self.hf.config
+        return int(getattr(config, "moe_intermediate_size", None) or config.intermediate_size)
 
     @property
     def vocab_size(self) -> int:
@@ -228,7 +231,7 @@ class LanguageModel:
         return self.weight(layer).to(self.device, copy=True)
 
     def mlp(self, layer: int) -> nn.Module:
-        """The MLP of a block, whose output joins the residual stream.
+        """The MLP of a block, or the part of it that gives its output.
 
         Args:
             layer: The block's index.
@@ -236,7 +239,8 @@ class LanguageModel:
         Returns:
             The module.
         """
-        return operator.attrgetter(self.family.projection.rpartition(".")[0])(self.blocks[layer])
+        path = self.family.mlp or self.family.projection.rpartition(".")[0]
+        return operator.attrgetter(path)(self.blocks[layer])
 
     def output_norm(self, layer: int) -> nn.Module | None:
         """The norm that a block's MLP output passes before it joins the stream.
@@ -251,7 +255,7 @@ class LanguageModel:
         return operator.attrgetter(path)(self.blocks[layer]) if path else None
 
     def joining(self, layer: int) -> nn.Module:
-        """The module whose output a block adds to the stream: the norm behind its MLP, or the MLP itself.
+        """The module whose output, times `mlp_factor`, a block adds to the stream: the norm behind its MLP, or the MLP.
 
         Args:
             layer: The block's index.
@@ -260,6 +264,11 @@ class LanguageModel:
             The module.
         """
         return self.output_norm(layer) or self.mlp(layer)
+
+    @property
+    def mlp_factor(self) -> float:
+        """What an MLP's output is multiplied by before it joins the stream."""
+        return self._entry(self.family.mlp_factor) or 1.0
 
     def inner(self, layer: int) -> list[nn.Module]:
         """The linear maps at the MLP's entrance; from them to the key all is elementwise.
@@ -349,7 +358,7 @@ class LanguageModel:
             The block's output.
         """
         block = self.blocks[layer]
-        keywords = {cache_name(block): cache, "attention_mask": mask, **positional}
+        keywords = {cache_name(block): cache, "attention_mask": mask, **positional, **self.family.given}
         return block_output(block(hidden, use_cache=True, **keywords))
 
     def norm(self, hidden: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:

@@ -35,7 +35,7 @@ def _compute_in_float64(hf):
                 setattr(parent, name, _Rotary(module))
             if hasattr(module, "sliding_attention_inv_freq"):
                 setattr(parent, name, _RotaryByKind(module))
-            if hasattr(module, "embed_positions"):  # of GPT-J, which has no other
+            if isinstance(getattr(module, "embed_positions", None), torch.Tensor):  # of GPT-J, which has no other
                 module.embed_positions = _table_of_sines(module.embed_positions)
             if type(module).__name__ == "GPTJAttention":
                 if hasattr(module, "_attn"):  # before transformers 5.24

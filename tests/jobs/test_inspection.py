@@ -53,7 +53,14 @@ def test_every_family(family, facts, folders, check):
     report = check(*(["--slice", facts] if facts else []), model=folders[family])
     assert report["model"]["refused"] is None
     assert all(each["passed"] for each in report["model"]["checks"])
-    assert {each["check"] for each in report["model"]["checks"]} == {"weights", "layers", "dtype", "tokens", "replay"}
+    assert {each["check"] for each in report["model"]["checks"]} == {
+        "weights",
+        "layers",
+        "dtype",
+        "tokens",
+        "edits",
+        "replay",
+    }
     assert len(report["facts"]) == len(load_facts("builtin", facts))
     assert not any(report[name] for name in ("conflicts", "duplicates", "refused", "unasked"))
     for fact in report["facts"]:
@@ -170,7 +177,9 @@ def test_a_replay_that_fails_is_reported(folders, check, monkeypatch):
     from jacobian_lab.model.language_model import LanguageModel
 
     original = LanguageModel.positional
-    monkeypatch.setattr(LanguageModel, "positional", lambda self, hidden, at: original(self, hidden, at * 2))
+    monkeypatch.setattr(
+        LanguageModel, "positional", lambda self, hidden, at, kind: original(self, hidden, at * 2, kind)
+    )
     report = check("--slice", "0:2", model=folders["llama"], status=1)
     (replay,) = [each for each in report["model"]["checks"] if each["check"] == "replay"]
     assert not replay["passed"]

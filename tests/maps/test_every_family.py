@@ -85,6 +85,8 @@ def test_what_an_mlp_adds_is_what_its_block_adds_behind_attention(model, long):
 
 @torch.no_grad()
 def test_keys_are_those_of_the_model_as_it_has_been_edited(model, long):
+    if not model.family.projection:
+        pytest.skip("experts have no keys")
     rows, before = [model.fact_prompt(fact) for fact in long], {layer: model.weight(layer).clone() for layer in LAYERS}
     generator, inputs = torch.Generator().manual_seed(0), []
     stepwise = StepwisePass(model, rows)

@@ -140,8 +140,8 @@ def test_check_names_what_fails(tmp_path, facts, monkeypatch):
     )
     original = type(model).positional
 
-    def shifted(self, hidden, positions):
-        return original(self, hidden, positions * 2)
+    def shifted(self, hidden, positions, kind):
+        return original(self, hidden, positions * 2, kind)
 
     monkeypatch.setattr(type(model), "positional", shifted)
     with pytest.raises(InputError, match="replay from layer 1 to give the hidden states"):
