@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from jacobian_lab.maps.hooks import at_decisive, batches, capture, forward, outputs_of
+from jacobian_lab.maps.tails import answers_of, gather
 from jacobian_lab.maps.writes import moved
 from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.tokens import Prompt
@@ -133,8 +134,8 @@ def freeze(model: LanguageModel, rows: Sequence[Prompt], starts: Sequence[int], 
     }
     longest = max(row.tail for row in rows)
     columns = start[:, None] + torch.arange(longest, device=model.device)
-    tails = {layer: _gather(hidden, columns) for layer, hidden in record.hidden.items()}
-    answer_at, answer = _answers(rows)
+    tails = {layer: gather(hidden, columns) for layer, hidden in record.hidden.items()}
+    answer_at, answer = answers_of(rows)
     writes = {layer: at_decisive(written, rows) for layer, written in record.writes.items()}
     return Frozen(model, prefix, tails, start, answer_at.to(model.device), answer.to(model.device), writes)
 
@@ -252,7 +253,7 @@ def tail_outputs(
     output = hidden = hidden[:, : int(frozen.answer_at.max()) + 1]
     for _, output in _blocks(frozen, start, hidden, frozen.model.n_layers - 1, shifts):  # noqa: B007
         pass
-    return frozen.model.norm(_gather(output, frozen.answer_at))
+    return frozen.model.norm(gather(output, frozen.answer_at))
 
 
 @dataclass(frozen=True, eq=False)
@@ -391,22 +392,3 @@ def _mask(
         hidden = hidden | (distance >= window)
     mask = torch.zeros(hidden.shape, dtype=dtype, device=positions.device)
     return mask.masked_fill(hidden, torch.finfo(dtype).min)[:, None]
-
-
-def _gather(hidden: Float[Tensor, "row token d_model"], columns: Int[Tensor, "row column"]) -> Tensor:
-    """Pick columns of each row; beyond the end of the rows the last token is repeated."""
-    columns = columns.clamp(max=hidden.shape[1] - 1)
-    return hidden[torch.arange(len(hidden), device=hidden.device)[:, None], columns]
-
-
-def _answers(rows: Sequence[Prompt]) -> tuple[Int[Tensor, "row answer"], Int[Tensor, "row answer"]]:
-    """Answer tokens, and the place in the tail where each is predicted."""
-    width = max(1, *(len(row.answer) for row in rows))
-    answer_at = torch.zeros(len(rows), width, dtype=torch.long)
-    answer = torch.full((len(rows), width), -1)
-    for index, row in enumerate(rows):
-        first = row.tail - len(row.answer)
-        for place, token in enumerate(row.answer):
-            answer_at[index, place] = first + place
-            answer[index, place] = token
-    return answer_at, answer
