@@ -10,8 +10,10 @@ from helpers.small import CONTEXTS, ROTARY, make_folder
 from scipy.optimize import minimize
 from transformers import Olmo2Config
 
+import jacobian_lab as jl
 from jacobian_lab.catalogue import SCHEMES
 from jacobian_lab.editing.anchors import AnchorSettings, coordinate_shifts, largest_scales, optimize_anchors
+from jacobian_lab.editing.deltas import add_delta, load_delta
 from jacobian_lab.editing.layers import Setting, restored
 from jacobian_lab.editing.measures import measure, observed_edits
 from jacobian_lab.editing.reachable import gains, nearest_on_ellipsoid, reachable_changes
@@ -217,3 +219,17 @@ def test_a_descent_in_float32_of_a_model_in_bfloat16(folders, facts):
     moved = torch.linalg.vector_norm(anchors - start, dim=1) / torch.linalg.vector_norm(start, dim=1)
     assert (moved > 0).all()
     assert (moved < 0.01).all()
+
+
+def test_the_editor_saves_an_edit_that_the_model_takes_again(folders, facts, corpus_file, tmp_path):
+    loaded = load_model(folders["olmo2"], dtype="float64", device="cpu")
+    settings = {"layers": (1, 2, 3), "templates": CONTEXTS, "corpus": str(corpus_file), "ridge": 1.0}
+    editor = jl.Editor(loaded, facts[:2], anchor=AnchorSettings(lr=0.1, steps=3), progress=False, **settings)
+    before = decisive_states(loaded, editor.rows.bare, [3])
+    with editor.edit("memit+fe") as edit:
+        edit.save(tmp_path / "delta.safetensors")
+        edited = decisive_states(loaded, editor.rows.bare, [3])
+    assert torch.linalg.vector_norm(edited - before) > 0.01 * torch.linalg.vector_norm(before)
+    with restored(loaded, (1, 2, 3)):
+        add_delta(loaded, load_delta(tmp_path / "delta.safetensors", loaded))
+        torch.testing.assert_close(decisive_states(loaded, editor.rows.bare, [3]), edited)

@@ -51,6 +51,15 @@ def test_a_run_holds_every_scheme_layer_and_fact(finished):
     assert len(settings["model"]) == 64
 
 
+def test_the_share_out_of_reach_is_stored(arguments, finished, folders, tmp_path):
+    assert (open_run(finished)["out_of_reach"].isin([0.0]) | (open_run(finished)["residual_ratio"].isnull())).all()
+    own = {"model": str(folders["olmo2"]), "schemes": ("backward-dividing", "forward-replay"), "survey": "none"}
+    run_job(SchemesConfig(**{**arguments, **own, "slice": "0:2"}, out=tmp_path / "run"), progress=False)
+    shares = open_run(tmp_path / "run")["out_of_reach"]
+    assert (shares.sel(scheme="forward-replay", layer=1) < 1e-4).all()
+    assert (shares.sel(scheme="backward-dividing") > 0.01).all()
+
+
 @pytest.mark.slow
 def test_the_same_command_gives_the_same_numbers(arguments, finished, tmp_path):
     run_job(SchemesConfig(**arguments, out=tmp_path / "again"), progress=False)
