@@ -106,6 +106,7 @@ class Family:
         rotary: The module of rotary positions; empty if positions enter with the embedding alone.
         output_norm: The norm that the MLP's output passes before it joins the stream; empty if it joins as it is.
         mlp: The MLP; empty if it is the parent of its output projection.
+        flat: Whether MLPs take all tokens of all rows on one axis.
         windowed: Whether every block's attention has the window that a configuration without types of layers names.
         given: What blocks take beside positions, mask and cache.
         mlp_factor: What the MLP's output is multiplied by before it joins the stream.
@@ -121,6 +122,7 @@ class Family:
     rotary: str
     output_norm: str = ""
     mlp: str = ""
+    flat: bool = False
     windowed: bool = False
     given: Mapping[str, Any] = field(default_factory=dict)
     mlp_factor: str = ""
@@ -183,7 +185,7 @@ FAMILIES: Mapping[str, Family] = {
         "transformer.rotary_emb",
         given={"alibi": None},
     ),
-    "opt": Family("model.decoder.layers", "model.decoder.final_layer_norm", "fc2", ("fc1",), "", mlp="fc2"),
+    "opt": Family("model.decoder.layers", "model.decoder.final_layer_norm", "fc2", ("fc1",), "", mlp="fc2", flat=True),
     "mixtral": replace(_EXPERTS, windowed=True),
     "qwen3_moe": replace(_EXPERTS, windowed=True),
 }

@@ -282,4 +282,5 @@ class _Seen:
             change = beside(projection, self.wise.activation(served), matrix(projection)) - beside(
                 projection, self.wise.activation(self.output), matrix(projection)
             )
-        return answer_nll(self.frozen, tail_outputs(self.frozen, block, self.frozen.tails[block] + change)).mean()
+        served_states = self.frozen.tails[block] + model.mlp_factor * change
+        return answer_nll(self.frozen, tail_outputs(self.frozen, block, served_states)).mean()

@@ -45,12 +45,18 @@ class Place:
             raise InputError(
                 f"expected ⟨wise.block⟩ of 0 to {model.n_layers - 1}, got {self.block}: choose one of them"
             )
+        if model.family.flat:
+            raise InputError(
+                f"expected MLPs that keep rows apart, got those of {model.name}, which take all tokens at once: edit "
+                "it by another method"
+            )
         if not self.entrance:
             return model.projection(self.block)
         inner = model.inner(self.block)
-        if len(inner) > 1:
+        maps = sum(len(matrix(module)) for module in inner) // model.d_mlp  # a fused module is several
+        if maps > 1:
             raise InputError(
-                f"expected an MLP with one map at its entrance, got {len(inner)} in {model.name}: give "
+                f"expected an MLP with one map at its entrance, got {maps} in {model.name}: give "
                 "⟨wise.entrance⟩ false, for its output projection"
             )
         return inner[0]
