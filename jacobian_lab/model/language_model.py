@@ -427,7 +427,8 @@ class LanguageModel:
         if name:
             return KNOWN[name].defaults
         first = min(self.n_layers // 8, max(self.n_layers - 5, 0))
-        return Defaults(tuple(range(first, min(first + 5, self.n_layers))), None, 0.5, 25)
+        rate = 0.2 if self.family.output_norm else 0.5  # there in units of rms(u)
+        return Defaults(tuple(range(first, min(first + 5, self.n_layers))), None, rate, 25)
 
 
 CACHE_NAMES = ("cache", "past_key_values", "layer_past")
