@@ -135,8 +135,6 @@ class Family:
         """Why nothing edits models of this family; empty if they are edited."""
         if not self.projection:
             return "whose blocks have several MLPs (experts), of which each token takes its own"
-        if self.output_norm:
-            return "whose MLP output passes a norm, so that a change of weights is not a change of the residual stream"
         return ""
 
 
