@@ -7,7 +7,7 @@ nothing run side by side: prefixes are padded and masked, tails are aligned at t
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -368,7 +368,10 @@ def _blocks(
         if kind not in masks:
             masks[kind] = _mask(frozen, positions, model.window(layer), hidden.dtype)
             positional[kind] = model.positional(hidden, positions, kind)
-        with outputs_of(model.projection(layer)) if layer in shifts else nullcontext([]) as writes:
+        watched: AbstractContextManager[list[Tensor]] = nullcontext([])
+        if layer in shifts:
+            watched = outputs_of(model.projection(layer))
+        with watched as writes:
             hidden = model.call_block(layer, hidden, masks[kind], cache, positional[kind])
         if layer in shifts:
             change = moved(model, layer, writes[0].view_as(hidden)[:, 0], shifts[layer])

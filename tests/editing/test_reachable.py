@@ -1,11 +1,13 @@
 """Nearest reachable writes: the least-squares problem on a sphere, the norm's derivative, and edits behind a norm."""
 
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers.exact import load_exact
+from helpers import exact
 from helpers.small import CONTEXTS, ROTARY, make_folder
 from scipy.optimize import minimize
 from transformers import Olmo2Config
@@ -18,6 +20,7 @@ from jacobian_lab.editing.layers import Setting, restored
 from jacobian_lab.editing.measures import measure, observed_edits
 from jacobian_lab.editing.reachable import gains, nearest_on_ellipsoid, reachable_changes
 from jacobian_lab.editing.schemes import Targets, make_targets
+from jacobian_lab.facts.reading import load_facts
 from jacobian_lab.maps.hooks import decisive_states
 from jacobian_lab.maps.writes import joined, normed_writes, rms, shifted_states
 from jacobian_lab.model.loading import load_model
@@ -35,7 +38,7 @@ def random(*shape, seed=0):
 def model(tmp_path_factory):
     """A norm whose ε is nothing beside the smallest write, so that its image is the ellipsoid itself."""
     config = Olmo2Config(**ROTARY, rms_norm_eps=1e-20)
-    return load_exact(make_folder(tmp_path_factory.mktemp("olmo2") / "model", config))
+    return exact.load_exact(make_folder(tmp_path_factory.mktemp("olmo2") / "model", config))
 
 
 def distance(g, x, t):
@@ -149,6 +152,38 @@ def test_an_anchor_is_realised_to_rounding_as_lambda_goes_to_zero(facts_at_once,
     changed = write + rms(write)[:, None] * edit.write_shift
     price = ((changed - write) ** 2).sum(1) / rms(write) ** 2 / (edit.keys**2).sum(1)
     torch.testing.assert_close(values["price"][:, 0], price)
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "glm4"])
+def test_an_anchor_is_realised_in_other_families(family, load_exact, facts):
+    """Gains of one more than a weight, another name of the norm; their ε is of the order of a thousandth of u²."""
+    exact_model = load_exact(family)
+    rows = fact_rows(exact_model, facts[:1], BARE)
+    assert_realised(exact_model, rows, AnchorSettings(lr=0.1, steps=4), 1e-3)
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_an_anchor_of_the_real_gemma_is_realised():
+    path = Path(os.environ.get("JACOBIAN_LAB_REAL_MODELS", "")) / "gemma-3-270m-q4_k_m.gguf"
+    if not path.is_file():
+        pytest.skip(f"no {path.name}: set JACOBIAN_LAB_REAL_MODELS to the folder that holds it")
+    gemma = load_model(path, device="cpu")
+    rows = fact_rows(gemma, load_facts("builtin", "0:1"), BARE)
+    assert_realised(gemma, rows, replace(AnchorSettings.of(gemma), steps=8), 1e-3, layer=3)
+
+
+def assert_realised(of_model, rows, settings, tolerance, layer=2):
+    """A single edit at λ → 0 gives each fact the state that its descent has seen."""
+    anchors = optimize_anchors(rows, layer, settings).states
+    C = torch.eye(of_model.d_mlp, dtype=torch.float64)
+    targets = Targets((layer,), {layer: anchors}, {layer: anchors})
+    with restored(of_model, (layer,)):
+        (edit,) = observed_edits(Setting(rows, {layer: C}, 1e-10), SCHEMES["one-layer"], targets)
+    values = measure([edit], targets, SCHEMES["one-layer"])
+    assert edit.out_of_reach.max() < tolerance
+    assert values["unrealised"].max() < tolerance
+    assert values["shift_norm"].min() > 0.01 * torch.linalg.vector_norm(edit.before, dim=1).min()
 
 
 def test_the_naive_edit_asks_u_for_a_change_of_the_stream(model, facts):
