@@ -60,6 +60,8 @@ def test_the_share_out_of_reach_is_stored(arguments, finished, folders, tmp_path
     shares = open_run(tmp_path / "run")["out_of_reach"]
     assert (shares.sel(scheme="forward-replay", layer=1) < 1e-3).all()
     assert (shares.sel(scheme="backward-dividing") > 1e-3).all()
+    rows = {path: TABLES["effort"].make(open_run(path)).frame.to_string() for path in (finished, tmp_path / "run")}
+    assert ["out of reach" in text for text in rows.values()] == [False, True]
 
 
 @pytest.mark.slow
