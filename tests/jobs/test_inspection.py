@@ -187,7 +187,9 @@ def test_a_model_of_experts_is_looked_at_and_not_edited(tmp_path, folders, check
     assert "whose blocks have several MLPs" in report["model"]["refused"]
     options = {"model": str(folders["mixtral"]), "slice": "0:3", "device": "cpu", "layers": "1-3"}
     files = {"corpus": str(corpus_file), "templates": templates_file}
-    with pytest.raises(InputError, match="one output projection .* a mixtral, whose blocks have several MLPs") as caught:
+    with pytest.raises(
+        InputError, match=r"one output projection .* a mixtral, whose blocks have several MLPs"
+    ) as caught:
         run_job(SchemesConfig(**options, **files, out=tmp_path / "schemes"), progress=False)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "schemes").exists()
