@@ -210,7 +210,7 @@ def _checked(model: LanguageModel, layers: Layers, facts: Sequence[Fact], refuse
             error_of = check_replay(model, facts, layers)
             states, logits, tolerance = error_of.states, error_of.logits, TOLERANCE[model.dtype]
             detail = f"states to {states:.0e}, logits to {logits:.0e}; {tolerance:.0e} is asked for"
-            checks.append(_check("replay", True, detail))
+            checks.append(_check("replay", True, detail) | {"states": states, "logits": logits})
         except InputError as error:
             why = str(error)
             checks.append(_check("replay", False, why))

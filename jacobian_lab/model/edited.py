@@ -29,6 +29,15 @@ def check_unedited(model: LanguageModel, what: str) -> None:
         raise InputError(f"expected the unedited model to {what}, got {model.name!r} edited: leave that with first")
 
 
+def check_rows_apart(model: LanguageModel) -> None:
+    """Refuse a model whose MLPs do not say which row a token is of, which methods that train ask."""
+    if model.family.flat:
+        raise InputError(
+            f"expected MLPs that keep rows apart, got those of {model.name!r}, a {model.hf.config.model_type}, which "
+            "take all tokens at once: use a method that does not train"
+        )
+
+
 def check_editable(model: LanguageModel) -> None:
     """Refuse a model whose architecture nothing edits, before anything is computed for it."""
     if reason := model.family.uneditable:

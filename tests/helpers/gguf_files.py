@@ -151,19 +151,24 @@ def read_plainly(path):
 
 
 def sentencepieces(path, text):
-    """Ids of a text as llama.cpp has them of a vocabulary with scores: neighbours of the best score join first."""
-    reader = gguf.GGUFReader(path)
-    words = reader.fields["tokenizer.ggml.tokens"].contents()
-    ids, scores = {word: i for i, word in enumerate(words)}, reader.fields["tokenizer.ggml.scores"].contents()
-    pieces = list(text.replace(" ", "\u2581"))
-    while True:
-        pairs = [(scores[ids[a + b]], -i) for i, (a, b) in enumerate(pairwise(pieces)) if a + b in ids]
-        if not pairs:
-            break
-        place = -max(pairs)[1]
-        pieces[place : place + 2] = [pieces[place] + pieces[place + 1]]
-    spelt = [[ids[p]] if p in ids else [ids[f"<0x{byte:02X}>"] for byte in p.encode()] for p in pieces]
-    return [reader.fields["tokenizer.ggml.bos_token_id"].contents(), *(i for part in spelt for i in part)]
+    """Ids of a text as llama.cpp has them of a vocabulary with scores.
+
+    Words of the user's own come first; in the rest, neighbors whose word has the best score are joined.
+    """
+    said = {key: field for key, field in gguf.GGUFReader(path).fields.items() if key.startswith("tokenizer.ggml.")}
+    words, scores, kinds = (said[f"tokenizer.ggml.{name}"].contents() for name in ("tokens", "scores", "token_type"))
+    ids = {word: i for i, word in enumerate(words)}
+    own = {word for word, kind in zip(words, kinds, strict=True) if kind == gguf.TokenType.USER_DEFINED}
+    at_once = "|".join(map(re.escape, sorted(own, key=len, reverse=True)))
+    result = [said["tokenizer.ggml.bos_token_id"].contents()]
+    for part in re.split(f"({at_once})", text):
+        pieces = [part] if part in own else list(part.replace(" ", "\u2581"))
+        while pairs := [(scores[ids[a + b]], -i) for i, (a, b) in enumerate(pairwise(pieces)) if a + b in ids]:
+            place = -max(pairs)[1]
+            pieces[place : place + 2] = [pieces[place] + pieces[place + 1]]
+        for piece in pieces:
+            result += [ids[piece]] if piece in ids else [ids[f"<0x{byte:02X}>"] for byte in piece.encode()]
+    return result
 
 
 def _set_angles(rotary, own, width, factors, prefix=""):
