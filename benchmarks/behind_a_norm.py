@@ -29,6 +29,7 @@ from jacobian_lab.editing.solving import suited_ridge
 from jacobian_lab.evaluation.evaluator import Evaluator
 from jacobian_lab.model.corpus import load_corpus
 from jacobian_lab.model.language_model import LanguageModel, Layers
+from jacobian_lab.parallel.executor import SERIAL
 from jacobian_lab.session.descents import InMemory
 from jacobian_lab.session.session import Session
 
@@ -89,6 +90,7 @@ def measured(options: argparse.Namespace, notes: dict[str, Any]) -> Iterator[dic
     moments = second_moments(model, load_corpus(options.corpus), layers, tokens=options.tokens)
     eases = Setting(rows, moments.matrices, 0.0).eases(layers)
     ridge, evaluator = suited_ridge(eases), Evaluator.of(model, facts)
+    evaluator.remember(SERIAL)  # the unedited model's answers
     usual = jl.AnchorSettings.of(model)
     notes |= {
         "model": model.name,
