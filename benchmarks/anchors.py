@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from jacobian_lab.editing.anchors import AnchorSettings, anchor_batches, optimize_anchors
+from jacobian_lab.editing.anchors import AnchorSettings, optimize_anchors
+from jacobian_lab.editing.batches import anchor_batches
 from jacobian_lab.facts.reading import load_facts
 from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.loading import load_model

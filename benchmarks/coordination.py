@@ -11,7 +11,8 @@ from typing import Any
 
 from timing import timed
 
-from jacobian_lab.editing.anchors import AnchorSettings, anchor_batches, coordinate_shifts, optimize_anchors
+from jacobian_lab.editing.anchors import AnchorSettings, coordinate_shifts, optimize_anchors
+from jacobian_lab.editing.batches import anchor_batches
 from jacobian_lab.facts.reading import load_facts
 from jacobian_lab.model.loading import load_model
 from jacobian_lab.model.rows import fact_rows

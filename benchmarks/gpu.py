@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from jacobian_lab.editing.anchors import AnchorSettings, anchor_batches, optimize_anchors
+from jacobian_lab.editing.anchors import AnchorSettings, optimize_anchors
+from jacobian_lab.editing.batches import anchor_batches
 from jacobian_lab.editing.rules import Problem, memit
 from jacobian_lab.editing.second_moments import sums_of_keys
 from jacobian_lab.facts.reading import load_facts

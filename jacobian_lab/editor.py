@@ -30,7 +30,7 @@ from jacobian_lab.jobs.config import check
 from jacobian_lab.maps.agreement import check_replay
 from jacobian_lab.model.chat import chat_settings
 from jacobian_lab.model.corpus import PYTHON_DOCS, Corpus, load_corpus
-from jacobian_lab.model.edited import check_unedited
+from jacobian_lab.model.edited import check_editable, check_unedited
 from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.loading import check_layers
 from jacobian_lab.model.rows import FactRows, check_fact, fact_rows, sorted_out
@@ -103,6 +103,7 @@ class Editor:
         seed: int = 0,
         progress: bool = True,
     ) -> None:
+        check_editable(model)
         defaults = model.defaults()
         self.model, self.facts, self.seed, self.progress = model, tuple(facts), seed, progress
         if not self.facts:

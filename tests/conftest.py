@@ -102,7 +102,7 @@ def folders(once) -> dict[str, Path]:
     variants = {"llama": {"side": "left", "bos": True}, "qwen3": {"side": "left"}, "gptj": {"bos": True, "eos": True}}
 
     def make(root):
-        for seed, name in enumerate(sorted(CONFIGS)):
+        for seed, name in enumerate(CONFIGS):
             make_folder(root / name, CONFIGS[name], make_tokenizer(**variants.get(name, {})), seed)
 
     root = once("families", make)

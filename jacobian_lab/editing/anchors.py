@@ -13,17 +13,12 @@ from jacobian_lab.errors import InputError
 from jacobian_lab.maps.hooks import decisive_states
 from jacobian_lab.maps.likelihood import answer_nll
 from jacobian_lab.maps.replay import Frozen, freeze, replay_outputs
-from jacobian_lab.memory import free_memory
-from jacobian_lab.model.footprint import descent_bytes, logit_bytes
+from jacobian_lab.maps.writes import moved_at, normed_writes, rms, shifted_states
 from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.rows import FactRows
 
-PADDING = 1.25
-"""The longest tail of a batch is at most this many times the shortest."""
-BATCH_FACTS, BATCH_TOKENS, CARD_TOKENS = 16, 2048, 16384
-"""Facts and tokens that a batch replays at the most, unless one fact has more; a card takes facts by tokens alone."""
-SHARE = 0.8
-"""Share of the free memory that a batch may be expected to take."""
+HALVINGS, TIGHT = 40, 1e-5
+"""Halvings of a scale that the clamp looks for, and the relative excess that is rounding."""
 Progress = Callable[[int, float], None]
 """Called after every pass with the number of facts that it finished and the mean loss of those running."""
 
@@ -33,7 +28,7 @@ class AnchorSettings:
     """Settings of an anchor's descent (methods.md §2).
 
     Attributes:
-        lr: Adam's learning rate.
+        lr: Adam's learning rate; behind a norm in units of rms(u), u the bare prompt's write.
         steps: Passes N, of which at most N - 1 update the anchor.
         weight_decay: Weight of ‖δ‖ / ‖h_0‖² in the loss.
         kl_factor: Weight of the KL divergence at the decisive token of ``"{subject} is a"``.
@@ -87,7 +82,8 @@ class Anchors:
 
     Attributes:
         layer: The layer that they belong to.
-        states: h_0 + δ, ``[fact, d_model]``, in float32 or better; NaN where the loss was not finite.
+        states: h_0 + δ, behind a norm h_0 + N(u + δ) − N(u), ``[fact, d_model]``, in float32 or better; NaN where the
+            loss was not finite.
         loss: The loss at the last pass.
         passes: How many passes were made.
     """
@@ -112,7 +108,8 @@ class CoordinationSettings:
             eased, as the root of kᵀC⁻¹k, which makes a layer's shift cheap.
         budget: What the clamp bounds: the sum of ‖δ_l‖ / ‖h_l‖ over layers (shared), or each of them.
         decay: What the loss has beside the answer: norm, Σ ‖δ_l‖ / ‖h_l‖² with the anchors' weight; or price,
-            Σ ‖δ_l‖² / (kᵀC⁻¹k), the least disturbance that realises the shifts, by the paper's Eq. 3.
+            Σ ‖δ_l‖² / (kᵀC⁻¹k), the least disturbance that realises the shifts, by the paper's Eq. 3. Behind a norm
+            the norm's ‖δ_l‖ and the clamp's are of the stream's change, and the price is over rms(u_l)².
         price: Weight of the price.
 
     Examples:
@@ -154,7 +151,7 @@ class CoordinatedShifts:
 
     Attributes:
         layers: The layers, ascending.
-        shifts: δ_l, ``[fact, layer, d_model]``, in float32 or better; NaN where the loss was not finite.
+        shifts: Write shifts δ_l, ``[fact, layer, d_model]``, in float32 or better; NaN where the loss was not finite.
         loss: The loss at the last pass.
         passes: How many passes were made.
     """
@@ -193,11 +190,8 @@ def optimize_anchors(
     settings = settings or AnchorSettings.of(rows.model)
     descent = _Descent(settings.rows(rows), (layer,), settings)
     descent.run(progress)
-    start = decisive_states(rows.model, rows.bare, [layer])[:, 0]
-    return Anchors(layer, start + descent.shifts[:, 0], descent.loss, descent.passes)
-
-
-"""The name under which the editor and the jobs still import it."""
+    states = shifted_states(rows.model, rows.bare, layer, descent.shifts[:, 0])
+    return Anchors(layer, states, descent.loss, descent.passes)
 
 
 def coordinate_shifts(
@@ -237,48 +231,32 @@ def coordinate_shifts(
     return CoordinatedShifts(layers, descent.shifts, descent.loss, descent.passes)
 
 
-def anchor_batches(
-    rows: FactRows,
-    size: int | None = None,
-    *,
-    cards: int | None = None,
-    free: int | None = None,
-    dtype: torch.dtype | None = None,
-) -> list[list[int]]:
-    """Batches of facts with tails of about the same length, no more than memory holds.
+def largest_scales(
+    spent: Callable[[Float[Tensor, " layer"]], Float[Tensor, " layer"]],
+    limit: Float[Tensor, ""],
+    scales: Float[Tensor, " layer"],
+) -> Float[Tensor, " layer"]:
+    """Scale shifts back until what they spend is within a limit.
+
+    A single division does it where the stream's change is linear in the shift. Behind a norm it is concave, so that
+    more is spent than the division allows; then the scales are bisected.
 
     Args:
-        rows: The facts.
-        size: Facts in a batch at the most; by default `BATCH_FACTS` on a processor, and what tokens allow on a card.
-        cards: Over how many cards the model is to be divided, 0 for a processor; by default over how many it is.
-        free: Bytes that are free on each; by default those that are.
-        dtype: Dtype of the copy of the model that the descent runs in; by default it runs in the model itself.
+        spent: Each layer's expense at some scales, in the limit's units.
+        limit: The limit.
+        scales: The largest scales, 1.
 
     Returns:
-        Indices of the facts of each batch; every index once.
+        The scales.
     """
-    tails = [row.tail for row in rows.answered]
-    cards = rows.model.cards if cards is None else cards
-    contexts, together = len(rows.weights), _tokens_together(rows.model, cards, free, dtype or rows.model.dtype)
-    if size is None:
-        size = len(rows) if cards else BATCH_FACTS
-    groups: list[list[int]] = []
-    for index in sorted(range(len(rows)), key=tails.__getitem__):
-        tokens = tails[index] * contexts
-        most = min(size, together // tokens)
-        if groups and len(groups[-1]) < most and tails[index] <= PADDING * tails[groups[-1][0]]:
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-    return groups
-
-
-def _tokens_together(model: LanguageModel, cards: int, free: int | None, dtype: torch.dtype) -> int:
-    """Tokens that a batch may replay: each keeps its activations in every block, and its logits."""
-    activations = descent_bytes(model.n_layers, model.d_model, model.d_mlp, dtype.itemsize) // max(1, cards)
-    logits = len(model.hf.get_output_embeddings().weight) * logit_bytes(dtype.itemsize)
-    free = free_memory(model.devices) if free is None else free
-    return min(CARD_TOKENS if cards else BATCH_TOKENS, int(SHARE * free) // (activations + logits))
+    sizes = spent(scales)
+    low, high = torch.zeros_like(scales), torch.where(sizes > limit, limit / sizes, scales)
+    beyond = spent(high) > limit * (1 + TIGHT)
+    for _ in range(HALVINGS if beyond.any() else 0):
+        middle = (low + high) / 2
+        over = beyond & (spent(middle) > limit)
+        low, high = torch.where(over, low, middle), torch.where(over, middle, high)
+    return torch.where(beyond, low, high)
 
 
 class _Descent:
@@ -300,6 +278,7 @@ class _Descent:
         contexts = [row for answered in rows.answered_contexts for row in answered]
         bare = decisive_states(model, rows.bare, list(layers))
         self.layers, self.settings, self.coordination = layers, settings, coordination or CoordinationSettings()
+        self.model, self.writes = model, normed_writes(model, rows.bare, layers)
         self.start = bare.to(torch.promote_types(model.dtype, torch.float32))
         self.rows, self.kl_rows = freeze(model, contexts, [first]), freeze(model, rows.kl, [first])
         self.contexts = len(contexts) // len(self.start)
@@ -309,7 +288,8 @@ class _Descent:
             raise InputError(
                 "expected a positive definite C to weigh shifts by, got a singular one: give a longer corpus"
             )
-        self.shares = self.coordination.shares(self.eases)
+        self.units = torch.ones_like(self.norms) if self.writes is None else rms(self.writes.to(self.start))
+        self.shares = self.coordination.shares(self.eases) * self.units
         self.moves = [torch.zeros_like(row, requires_grad=True) for row in self.start]  # shifts over shares
         self.adam = torch.optim.Adam(self.moves, lr=settings.lr)
         self.reference: Tensor | None = None
@@ -342,6 +322,13 @@ class _Descent:
     def _shift(self, fact: int) -> Float[Tensor, "layer d_model"]:
         return self.shares[fact][:, None] * self.moves[fact]
 
+    def _sizes(
+        self, shifts: Float[Tensor, "*active layer d_model"], active: Int[Tensor, "*active"]
+    ) -> Float[Tensor, "*active layer"]:
+        """Norms of the changes of the stream that shifts make, each layer by itself."""
+        writes = None if self.writes is None else self.writes[active]
+        return torch.linalg.vector_norm(moved_at(self.model, self.layers, writes, shifts), dim=-1)
+
     def _losses(self, active: Int[Tensor, " active"]) -> Float[Tensor, " active"]:
         """The loss of each active fact at its shifts."""
         shifts = torch.stack([self._shift(fact) for fact in active.tolist()])
@@ -357,14 +344,15 @@ class _Descent:
     def _outputs(self, rows: Frozen, shifts: Float[Tensor, "row layer d_model"]) -> Float[Tensor, "row answer d_model"]:
         first = self.layers[0]
         above = dict(zip(self.layers[1:], shifts[:, 1:].unbind(1), strict=True))
-        return replay_outputs(rows, first, rows.states(first) + shifts[:, 0], above)
+        return replay_outputs(rows, first, rows.shifted(first, shifts[:, 0]), above)
 
     def _decay(
         self, shifts: Float[Tensor, "active layer d_model"], active: Int[Tensor, " active"]
     ) -> Float[Tensor, " active"]:
         if self.coordination.decay == "price":
-            return self.coordination.price * ((shifts**2).sum(-1) / self.eases[active]).sum(-1)
-        sizes = torch.linalg.vector_norm(shifts, dim=-1)
+            squares = (shifts**2).sum(-1) / self.units[active] ** 2
+            return self.coordination.price * (squares / self.eases[active]).sum(-1)
+        sizes = self._sizes(shifts, active)
         return self.settings.weight_decay * (sizes / self.norms[active] ** 2).sum(-1)
 
     def _update(self, loss: Float[Tensor, ""], facts: list[int]) -> None:
@@ -380,12 +368,14 @@ class _Descent:
 
     def _clamp(self, fact: int) -> None:
         """Scale a fact's shifts back into the budget."""
-        norms = self.norms[fact]
+        norms, shift = self.norms[fact], self._shift(fact)
         limit = self.settings.clamp * norms[0]
-        sizes = torch.linalg.vector_norm(self._shift(fact), dim=-1) * (norms[0] / norms)  # in units of the first layer
-        if self.coordination.budget == "shared":
-            sizes = sizes.sum().expand_as(sizes)
-        self.moves[fact].mul_(torch.where(sizes > limit, limit / sizes, 1.0)[:, None])
+
+        def spent(scales: Float[Tensor, " layer"]) -> Float[Tensor, " layer"]:
+            sizes = self._sizes(scales[:, None] * shift, torch.tensor(fact)) * (norms[0] / norms)  # of the first layer
+            return sizes.sum().expand_as(sizes) if self.coordination.budget == "shared" else sizes
+
+        self.moves[fact].mul_(largest_scales(spent, limit, torch.ones_like(norms))[:, None])
 
     def _keep(self, stay: Int[Tensor, " stay"]) -> None:
         """Let the rows of facts that are done go."""

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jacobian_lab.catalogue import Scheme
+from jacobian_lab.editing.reachable import reachable_changes
 from jacobian_lab.editing.rules import CarriedStates, Problem, Rule, Update, memit
 from jacobian_lab.editing.schemes import DAMPING, Targets, damped_pullback
 from jacobian_lab.editing.solving import Factor, remembered_factor
@@ -126,6 +127,7 @@ class LayerEdit:
         frozen: The facts' bare prompts, frozen just before the edit, from l to L.
         full_residual: Residuals before the scheme divided or pulled them back, ``[fact, d_model]``.
         assigned_residual: Residuals that the layer was given, ``[fact, d_model]``.
+        out_of_reach: Share of them that no write u can give, ``[fact]``; zero unless a norm follows the MLP.
         keys: k_l just before the edit, ``[fact, d_mlp]``, in float64.
         update: What the rule made of them.
         update_norm: ‖ΔW‖ / ‖W‖ in the Frobenius norm.
@@ -137,6 +139,7 @@ class LayerEdit:
     frozen: FrozenGroups
     full_residual: Float[Tensor, "fact d_model"]
     assigned_residual: Float[Tensor, "fact d_model"]
+    out_of_reach: Float[Tensor, " fact"]
     keys: Float[Tensor, "fact d_mlp"]
     update: Update
     update_norm: float
@@ -204,14 +207,15 @@ def edit_layers(
         if scheme.pulls_back:
             assigned = _pulled_back(frozen, layer, last, assigned, setting.damping)
         keys, old = walk.keys(layer), model.copied_weight(layer)
-        problem = Problem(layer, keys[usable].T, assigned[usable].T, setting.moments[layer], old, setting.ridge)
+        changes, out_of_reach = reachable_changes(model, layer, frozen.writes(layer), assigned)
+        problem = Problem(layer, keys[usable].T, changes[usable].T, setting.moments[layer], old, setting.ridge)
         if carried is not None:
             problem = replace(problem, carried=carried.get(layer), has_next=True)
         update = rule(problem)
         if carried is not None and update.carried is not None:
             carried[layer] = update.carried
         stored = write_weight(model, layer, old, update.delta)
-        yield LayerEdit(layer, last, frozen, full, assigned, keys, update, **stored)
+        yield LayerEdit(layer, last, frozen, full, assigned, out_of_reach, keys, update, **stored)
 
 
 def write_weight(

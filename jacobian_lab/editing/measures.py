@@ -13,9 +13,10 @@ from jacobian_lab.editing.layers import LayerEdit, Setting, edit_layers
 from jacobian_lab.editing.rules import CarriedStates, Rule, memit
 from jacobian_lab.editing.schemes import Targets
 from jacobian_lab.maps.conditions import cosine, eigen_residual, gain, rayleigh_quotient
-from jacobian_lab.maps.hooks import decisive_states
+from jacobian_lab.maps.hooks import decisive_states, decisive_writes
 from jacobian_lab.maps.jacobians import jvp
 from jacobian_lab.maps.replay import replay
+from jacobian_lab.maps.writes import rms
 
 NO_RESIDUAL = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 """A residual below this share of the state's norm is zero to rounding: there is nothing to remain. In bfloat16 a state
@@ -38,6 +39,7 @@ class ObservedEdit(LayerEdit):
         last_after: The same just after.
         linear: J·δ, with δ the layer's shift and J = J_{l→L} just before the edit.
         replayed: F(h + δ) − F(h) by replay just before the edit: what δ does alone.
+        write_shift: The change of the write u over rms(u) behind a norm, and δ elsewhere.
         ease: kᵀC⁻¹k of each fact just before the edit, ``[fact]`` (`eases`).
     """
 
@@ -48,6 +50,7 @@ class ObservedEdit(LayerEdit):
     last_after: Float[Tensor, "fact d_model"]
     linear: Float[Tensor, "fact d_model"]
     replayed: Float[Tensor, "fact d_model"]
+    write_shift: Float[Tensor, "fact d_model"]
     ease: Float[Tensor, " fact"]
 
     @property
@@ -86,7 +89,7 @@ def observed_edits(
         now = decisive_states(setting.model, setting.rows.bare, [layer, last]).double()
         after, last_after = now.unbind(1)
         before, last_before = frozen.states(layer), frozen.states(last).double()
-        shift = after - before.double()
+        shift, writes = after - before.double(), frozen.writes(layer)
         ends = [  # F(h) by replay too, though it is known: so the rounding of both is the same
             frozen.ask(lambda rows, states: replay(rows, layer, states, [last])[:, 0], states).double()  # noqa: B023
             for states in (after.to(before.dtype), before)
@@ -101,8 +104,15 @@ def observed_edits(
             last_after=last_after,
             linear=linear,
             replayed=ends[0] - ends[1],
+            write_shift=shift if writes is None else _over_rms(setting, layer, writes.double()),
             ease=setting.ease(layer, edit.keys),
         )
+
+
+def _over_rms(setting: Setting, layer: int, writes: Float[Tensor, "fact d_model"]) -> Float[Tensor, "fact d_model"]:
+    """Change of the writes u since they were read, over their root mean square."""
+    now = decisive_writes(setting.model, setting.rows.bare, [layer])[:, 0].double()
+    return (now - writes) / rms(writes)[:, None]
 
 
 def measure(edits: Sequence[ObservedEdit], targets: Targets, scheme: Scheme) -> dict[str, Float[Tensor, "..."]]:
@@ -162,8 +172,9 @@ def _measured(
         "eigen_residual": eigen_residual(shift, linear),
         "linear_cosine": cosine(shift, linear),
         "gain": gain(shift, linear),
+        "out_of_reach": over_layers("out_of_reach"),
         "effort": norms(shift) / norms(shift).sum(1, keepdim=True),
-        "price": norms(shift) ** 2 / over_layers("ease"),
+        "price": norms(over_layers("write_shift")) ** 2 / over_layers("ease"),
     }
     changed, summed = last_after - initial, linear.cumsum(1)
     whole = changed[:, -1:]

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from jacobian_lab.catalogue import COORDINATED, OPTIMISED, Kind
 from jacobian_lab.errors import InputError
-from jacobian_lab.maps.hooks import decisive_states
 from jacobian_lab.maps.replay import Frozen, freeze_groups, replay
+from jacobian_lab.maps.writes import shifted_states
 from jacobian_lab.model.language_model import Layers
 from jacobian_lab.model.rows import FactRows
 
@@ -127,7 +127,7 @@ def replay_targets(
         rows: The facts, of the unedited model.
         anchors: Their anchors at the first of the layers.
         layers: The decisive layers, ascending.
-        shifts: For coordinated replay, what is added behind each of the layers; those at the first are in the anchors.
+        shifts: For coordinated replay, the write shifts at each of the layers; those at the first are in the anchors.
 
     Returns:
         Targets in the order of `layers`; the first are the anchors themselves.
@@ -171,6 +171,6 @@ def make_targets(
     replayed = replay_targets(rows, anchors[layers[0]], layers)
     coordinated = {}
     if shifts is not None:
-        first = decisive_states(rows.model, rows.bare, [layers[0]])[:, 0].to(shifts.dtype) + shifts[:, 0]
+        first = shifted_states(rows.model, rows.bare, layers[0], shifts[:, 0])
         coordinated = dict(zip(layers, replay_targets(rows, first, layers, shifts).unbind(1), strict=True))
     return Targets(layers, anchors, dict(zip(layers, replayed.unbind(1), strict=True)), coordinated)

@@ -233,7 +233,7 @@ def sums_of_keys(
             lengths = torch.tensor([len(row.ids) for row in group_rows], device=model.device)
             real = torch.arange(int(lengths.max()), device=model.device) < lengths[:, None]
             for layer in layers:
-                keys = record.keys[layer][real][:, :width]
+                keys = record.keys[layer].view(*real.shape, -1)[real][:, :width]
                 keys = keys.to(torch.promote_types(keys.dtype, torch.float32))
                 sums[layer] += keys.T @ keys
             progress_bar.update(int(lengths.sum()))

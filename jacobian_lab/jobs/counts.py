@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 
 from jacobian_lab.catalogue import Scheme
-from jacobian_lab.editing.anchors import anchor_batches
+from jacobian_lab.editing.batches import anchor_batches
 from jacobian_lab.editing.layers import KEYS_AT_ONCE
 from jacobian_lab.evaluation.metrics import ROWS_IN_DOUBLE, ROWS_OF_LOGITS, hosts
 from jacobian_lab.maps.hooks import TOKENS_PER_BATCH, batches

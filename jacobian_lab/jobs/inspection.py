@@ -21,6 +21,7 @@ from jacobian_lab.maps.agreement import TOLERANCE, check_replay
 from jacobian_lab.maps.stepwise import decisive_keys
 from jacobian_lab.model.chat import chat_settings
 from jacobian_lab.model.devices import check_places, parse_device
+from jacobian_lab.model.edited import check_editable
 from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.rows import check_fact, sorted_out
 from jacobian_lab.model.sources import is_on_disk
@@ -90,7 +91,7 @@ def _look(report: Report, file: FactFile, model: LanguageModel, layers: Layers) 
         _tokenised(model, fact, row) | answer
         for fact, row, answer in zip(facts, rows, _present_answers(model, rows), strict=True)
     ]
-    report["near"] = near_keys(model, facts, layers)
+    report["near"] = near_keys(model, facts, layers) if model.family.projection else []
     report["same_last_token"] = list(_same_last_token(model, evaluated))
 
 
@@ -198,12 +199,18 @@ def _checked(model: LanguageModel, layers: Layers, facts: Sequence[Fact], refuse
         _check("tokens", not refused, f"decisive token and answer found in {len(facts)} facts, not in {refused}"),
     ]
     why = None
+    try:
+        check_editable(model)
+        checks.append(_check("edits", True, "MLPs with one output projection that adds to the residual stream"))
+    except InputError as error:
+        why = str(error)
+        checks.append(_check("edits", False, why))
     if facts:
         try:
             error_of = check_replay(model, facts, layers)
             states, logits, tolerance = error_of.states, error_of.logits, TOLERANCE[model.dtype]
             detail = f"states to {states:.0e}, logits to {logits:.0e}; {tolerance:.0e} is asked for"
-            checks.append(_check("replay", True, detail))
+            checks.append(_check("replay", True, detail) | {"states": states, "logits": logits})
         except InputError as error:
             why = str(error)
             checks.append(_check("replay", False, why))

@@ -13,12 +13,13 @@ from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.metrics import check_questions
 from jacobian_lab.facts.fact import REFUSE, Fact, FactFile, Refused, describe
 from jacobian_lab.facts.reading import read_facts, refusal
-from jacobian_lab.jobs.config import ComputingConfig, SubjectConfig, check
+from jacobian_lab.jobs.config import ComputingConfig, EditingConfig, SubjectConfig, check
 from jacobian_lab.jobs.options import options_of
 from jacobian_lab.jobs.origin import origin
 from jacobian_lab.maps.agreement import check_replay
 from jacobian_lab.model.chat import DATE, Chat, chat_of, chat_options, chat_settings
 from jacobian_lab.model.devices import Places
+from jacobian_lab.model.edited import check_editable
 from jacobian_lab.model.families import KNOWN
 from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.loading import check_layers, load_model, sketch_model
@@ -146,6 +147,8 @@ def load_subject(
         check_workers(config.executor)
     file = read_facts(config.facts, config.slice, on_bad_record=config.on_bad_record, on_repeat=config.on_repeat)
     model, layers = open_model(config, sketch=sketch)
+    if isinstance(config, EditingConfig):
+        check_editable(model)
     contexts = templates(model)
     rows, refused = checked_rows(model, file.facts, contexts, file.places)
     if questions is not None:

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from jacobian_lab.model.language_model import LanguageModel, block_output, cache_name
 from jacobian_lab.model.tokens import Prompt, pad, passing
@@ -28,20 +28,25 @@ class Captured:
     Attributes:
         hidden: Block outputs, ``[row, token, d_model]``.
         keys: Inputs of the MLP output projections, ``[row, token, d_mlp]``.
+        writes: Outputs u of the MLP output projections, ``[row, token, d_model]``.
     """
 
     hidden: dict[int, Float[Tensor, "row token d_model"]] = field(default_factory=dict)
     keys: dict[int, Float[Tensor, "row token d_mlp"]] = field(default_factory=dict)
+    writes: dict[int, Float[Tensor, "row token d_model"]] = field(default_factory=dict)
 
 
 @contextmanager
-def capture(model: LanguageModel, hidden: Sequence[int] = (), keys: Sequence[int] = ()) -> Iterator[Captured]:
-    """Record block outputs and keys of every forward pass within.
+def capture(
+    model: LanguageModel, hidden: Sequence[int] = (), keys: Sequence[int] = (), writes: Sequence[int] = ()
+) -> Iterator[Captured]:
+    """Record block outputs, keys, and outputs of the MLP projections, of every forward pass within.
 
     Args:
         model: The model.
         hidden: Layers whose output to record.
         keys: Layers whose key to record.
+        writes: Layers whose projection's output to record.
 
     Yields:
         The record, overwritten by every pass; its tensors are copies.
@@ -53,7 +58,28 @@ def capture(model: LanguageModel, hidden: Sequence[int] = (), keys: Sequence[int
         for layer in keys:
             keep = partial(_keep_input, record, layer, model.device)
             stack.callback(model.projection(layer).register_forward_pre_hook(keep).remove)
+        for layer in writes:
+            keep = partial(_keep_write, record, layer, model.device)
+            stack.callback(model.projection(layer).register_forward_hook(keep).remove)
         yield record
+
+
+@contextmanager
+def outputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
+    """List the outputs of a module's calls within, with their gradients.
+
+    Args:
+        module: The module; it returns a tensor.
+
+    Yields:
+        The list, which every call makes longer; copies, since some blocks add to an output in place.
+    """
+    outputs: list[Tensor] = []
+    handle = module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output.clone()))
+    try:
+        yield outputs
+    finally:
+        handle.remove()
 
 
 def _keep_output(record: Captured, layer: int, _module: Any, _inputs: Any, output: Any) -> None:
@@ -62,6 +88,10 @@ def _keep_output(record: Captured, layer: int, _module: Any, _inputs: Any, outpu
 
 def _keep_input(record: Captured, layer: int, home: torch.device, _module: Any, inputs: tuple[Tensor, ...]) -> None:
     record.keys[layer] = inputs[0].detach().to(home, copy=True)
+
+
+def _keep_write(record: Captured, layer: int, home: torch.device, _module: Any, _inputs: Any, output: Tensor) -> None:
+    record.writes[layer] = output.detach().to(home, copy=True)
 
 
 def halt(*_: Any) -> None:
@@ -137,17 +167,42 @@ def decisive_states(
     Returns:
         In the order of `rows` and `layers`, in the model's dtype.
     """
-    states = torch.empty(len(rows), len(layers), model.d_model, dtype=model.dtype, device=model.device)
-    short = [row.cut() for row in rows] if cut else rows
-    for group in batches(short):
-        with capture(model, hidden=layers) as record:
-            forward(model, [short[i] for i in group], stop=max(layers))
+    return _captured_at_decisive(model, [row.cut() for row in rows] if cut else rows, layers, "hidden")
+
+
+@torch.no_grad()
+def decisive_writes(
+    model: LanguageModel, rows: Sequence[Prompt], layers: Sequence[int]
+) -> Float[Tensor, "row layer d_model"]:
+    """Outputs u of the MLP projections at the decisive tokens.
+
+    Args:
+        model: The model.
+        rows: The rows.
+        layers: Layers whose projection to read.
+
+    Returns:
+        In the order of `rows` and `layers`, in the model's dtype.
+    """
+    return _captured_at_decisive(model, [row.cut() for row in rows], layers, "writes")
+
+
+def _captured_at_decisive(
+    model: LanguageModel, rows: Sequence[Prompt], layers: Sequence[int], site: Literal["hidden", "writes"]
+) -> Float[Tensor, "row layer d_model"]:
+    """One of the records of `capture` at the decisive token of each row."""
+    values = torch.empty(len(rows), len(layers), model.d_model, dtype=model.dtype, device=model.device)
+    for group in batches(rows):
+        group_rows = [rows[i] for i in group]
+        with capture(model, **{site: layers}) as record:
+            forward(model, group_rows, stop=max(layers))
         for index, layer in enumerate(layers):
-            states[group, index] = at_decisive(record.hidden[layer], [short[i] for i in group])
-    return states
+            values[group, index] = at_decisive(getattr(record, site)[layer], group_rows)
+    return values
 
 
-def at_decisive(values: Float[Tensor, "row token width"], rows: Sequence[Prompt]) -> Float[Tensor, "row width"]:
+def at_decisive(values: Float[Tensor, "*token width"], rows: Sequence[Prompt]) -> Float[Tensor, "row width"]:
     """Values at the decisive token of each row."""
     positions = torch.tensor([row.decisive for row in rows], device=values.device)
+    values = values.view(len(rows), -1, values.shape[-1])  # OPT's MLPs take all tokens of all rows one after another
     return values[torch.arange(len(rows), device=values.device), positions]

@@ -7,7 +7,8 @@ nothing run side by side: prefixes are padded and masked, tails are aligned at t
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -15,16 +16,19 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from jacobian_lab.maps.hooks import batches, capture, forward
+from jacobian_lab.maps.hooks import at_decisive, batches, capture, forward, outputs_of
+from jacobian_lab.maps.tails import answers_of, gather
+from jacobian_lab.maps.writes import moved
 from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.tokens import Prompt
 
 Site = Literal["residual", "mlp"]
-"""The residual stream behind a block, or what the block's MLP adds to it (methods.md §0)."""
+"""The residual stream behind a block, or what its MLP adds to it (methods.md §0), a norm behind the MLP included."""
 RESIDUAL: Site = "residual"
 MLP: Site = "mlp"
 Shifts = Mapping[int, Float[Tensor, "row d_model"]]
-"""By layer, what is added to the decisive tokens' hidden states behind it, as the replay passes."""
+"""By layer, the write shifts of the decisive tokens, as the replay passes (`jacobian_lab.maps.writes`): without a norm
+behind the MLP they are added to the hidden states."""
 NO_SHIFTS: Shifts = {}
 
 
@@ -40,6 +44,7 @@ class Frozen:
         start: Position of the decisive token in each row.
         answer_at: Place in the tail of each output that predicts an answer token; 0 where there is none.
         answer: The answer tokens themselves, ``[row, answer]``; -1 where a row has fewer.
+        writes: For each start layer the writes u of the decisive tokens, ``[row, d_model]``, where a norm follows them.
     """
 
     model: LanguageModel
@@ -48,6 +53,7 @@ class Frozen:
     start: Int[Tensor, " row"]
     answer_at: Int[Tensor, "row answer"]
     answer: Int[Tensor, "row answer"]
+    writes: dict[int, Float[Tensor, "row d_model"]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.start)
@@ -62,6 +68,18 @@ class Frozen:
             The block output at the decisive token of each row.
         """
         return self.tails[layer][:, 0]
+
+    def shifted(self, layer: int, shifts: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+        """Hidden states of the decisive tokens with write shifts.
+
+        Args:
+            layer: One of the start layers.
+            shifts: δ of each row; gradients flow through.
+
+        Returns:
+            The states.
+        """
+        return self.states(layer) + moved(self.model, layer, self.writes.get(layer), shifts)
 
     def select(self, rows: Int[Tensor, " row"]) -> "Frozen":
         """Some of the rows, in any order.
@@ -79,6 +97,7 @@ class Frozen:
             start=self.start[rows],
             answer_at=self.answer_at[rows],
             answer=self.answer[rows],
+            writes={layer: writes[rows] for layer, writes in self.writes.items()},
         )
 
 
@@ -104,7 +123,7 @@ def freeze(model: LanguageModel, rows: Sequence[Prompt], starts: Sequence[int], 
     """
     last = model.n_layers - 1 if last is None else last
     cache = DynamicCache()
-    with capture(model, hidden=starts) as record:
+    with capture(model, hidden=starts, writes=starts if model.family.output_norm else ()) as record:
         forward(model, rows, stop=last, cache=cache)
     start = torch.tensor([row.decisive for row in rows], device=model.device)
     width = max(row.decisive for row in rows)
@@ -115,9 +134,10 @@ def freeze(model: LanguageModel, rows: Sequence[Prompt], starts: Sequence[int], 
     }
     longest = max(row.tail for row in rows)
     columns = start[:, None] + torch.arange(longest, device=model.device)
-    tails = {layer: _gather(hidden, columns) for layer, hidden in record.hidden.items()}
-    answer_at, answer = _answers(rows)
-    return Frozen(model, prefix, tails, start, answer_at.to(model.device), answer.to(model.device))
+    tails = {layer: gather(hidden, columns) for layer, hidden in record.hidden.items()}
+    answer_at, answer = answers_of(rows)
+    writes = {layer: at_decisive(written, rows) for layer, written in record.writes.items()}
+    return Frozen(model, prefix, tails, start, answer_at.to(model.device), answer.to(model.device), writes)
 
 
 def replay(
@@ -134,7 +154,7 @@ def replay(
         start: The layer whose block output is overwritten at the decisive token.
         states: What it becomes; gradients flow through.
         layers: Ascending layers to read, none below `start`.
-        shifts: What is added behind layers above `start`, and read with them; gradients flow through.
+        shifts: Write shifts at layers above `start`, read with them; gradients flow through.
 
     Returns:
         In the order of `layers`. Only the decisive token is run.
@@ -167,19 +187,17 @@ def trajectory(
         last: The last layer to be run.
         site: What is read at `last`, unless that is `start`; below it stands the residual stream,
             which a change of the MLP's output changes by the same.
-        shifts: What is added behind layers above `start`.
+        shifts: Write shifts at layers above `start`.
 
     Returns:
         By layer, from `start` to `last`.
     """
     along = {start: states.to(frozen.model.dtype)[:, None]}
-    added: list[Tensor] = []
-    handle = frozen.model.mlp(last).register_forward_hook(lambda _m, _i, output: added.append(output))
-    try:
+    with outputs_of(frozen.model.joining(last)) as added:
         along |= dict(_blocks(frozen, start, along[start], last, shifts))
-    finally:
-        handle.remove()
-    return along | {last: added[0].to(states.device).view_as(along[last])} if site == MLP and added else along
+    if site != MLP or not added:
+        return along
+    return along | {last: (added[0] * frozen.model.mlp_factor).to(states.device).view_as(along[last])}
 
 
 def replay_logits(
@@ -191,7 +209,7 @@ def replay_logits(
         frozen: The rows.
         start: The layer whose block output is overwritten at the decisive token.
         states: What it becomes; gradients flow through.
-        shifts: What is added behind layers above `start`; gradients flow through.
+        shifts: Write shifts at layers above `start`; gradients flow through.
 
     Returns:
         Float32 or better. Rows without an answer give the logits at the decisive token; places
@@ -209,7 +227,7 @@ def replay_outputs(
         frozen: The rows.
         start: The layer whose block output is overwritten at the decisive token.
         states: What it becomes; gradients flow through.
-        shifts: What is added behind layers above `start`; gradients flow through.
+        shifts: Write shifts at layers above `start`; gradients flow through.
 
     Returns:
         In the places of `replay_logits`.
@@ -227,7 +245,7 @@ def tail_outputs(
         frozen: The rows.
         start: The layer whose block output is overwritten over the tail.
         hidden: What it becomes; gradients flow through.
-        shifts: What is added behind layers above `start`; gradients flow through.
+        shifts: Write shifts at layers above `start`; gradients flow through.
 
     Returns:
         In the places of `replay_logits`.
@@ -235,7 +253,7 @@ def tail_outputs(
     output = hidden = hidden[:, : int(frozen.answer_at.max()) + 1]
     for _, output in _blocks(frozen, start, hidden, frozen.model.n_layers - 1, shifts):  # noqa: B007
         pass
-    return frozen.model.norm(_gather(output, frozen.answer_at))
+    return frozen.model.norm(gather(output, frozen.answer_at))
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,6 +290,17 @@ class FrozenGroups:
             The block output at the decisive token of each row.
         """
         return self.ask(lambda rows: rows.states(layer))
+
+    def writes(self, layer: int) -> Float[Tensor, "row d_model"] | None:
+        """Writes u of the decisive tokens where a norm follows them.
+
+        Args:
+            layer: One of the start layers.
+
+        Returns:
+            u of each row; none in families where it joins the stream as it is.
+        """
+        return self.ask(lambda rows: rows.writes[layer]) if self.groups[0][1].writes else None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -331,16 +360,22 @@ def _blocks(
     model = frozen.model
     offsets = torch.arange(hidden.shape[1], device=hidden.device)
     positions = frozen.start[:, None] + offsets
-    positional = model.positional(hidden, positions)
     cache = _PrefixCache(frozen.prefix)
-    masks: dict[int | None, Tensor] = {}
+    masks: dict[str, Tensor] = {}
+    positional: dict[str, dict[str, Any]] = {}
     for layer in range(start + 1, last + 1):
-        window = model.window(layer)
-        if window not in masks:
-            masks[window] = _mask(frozen, positions, window, hidden.dtype)
-        hidden = model.call_block(layer, hidden, masks[window], cache, positional)
+        kind = model.kind(layer)
+        if kind not in masks:
+            masks[kind] = _mask(frozen, positions, model.window(layer), hidden.dtype)
+            positional[kind] = model.positional(hidden, positions, kind)
+        watched: AbstractContextManager[list[Tensor]] = nullcontext([])
         if layer in shifts:
-            shifted = (hidden[:, 0] + shifts[layer]).to(hidden.dtype)  # added up in the wider dtype of the two
+            watched = outputs_of(model.projection(layer))
+        with watched as writes:
+            hidden = model.call_block(layer, hidden, masks[kind], cache, positional[kind])
+        if layer in shifts:
+            change = moved(model, layer, writes[0].view_as(hidden)[:, 0], shifts[layer])
+            shifted = (hidden[:, 0] + change).to(hidden.dtype)  # added up in the wider dtype of the two
             hidden = torch.cat([shifted[:, None], hidden[:, 1:]], dim=1)
         yield layer, hidden
 
@@ -360,22 +395,3 @@ def _mask(
         hidden = hidden | (distance >= window)
     mask = torch.zeros(hidden.shape, dtype=dtype, device=positions.device)
     return mask.masked_fill(hidden, torch.finfo(dtype).min)[:, None]
-
-
-def _gather(hidden: Float[Tensor, "row token d_model"], columns: Int[Tensor, "row column"]) -> Tensor:
-    """Pick columns of each row; beyond the end of the rows the last token is repeated."""
-    columns = columns.clamp(max=hidden.shape[1] - 1)
-    return hidden[torch.arange(len(hidden), device=hidden.device)[:, None], columns]
-
-
-def _answers(rows: Sequence[Prompt]) -> tuple[Int[Tensor, "row answer"], Int[Tensor, "row answer"]]:
-    """Answer tokens, and the place in the tail where each is predicted."""
-    width = max(1, *(len(row.answer) for row in rows))
-    answer_at = torch.zeros(len(rows), width, dtype=torch.long)
-    answer = torch.full((len(rows), width), -1)
-    for index, row in enumerate(rows):
-        first = row.tail - len(row.answer)
-        for place, token in enumerate(row.answer):
-            answer_at[index, place] = first + place
-            answer[index, place] = token
-    return answer_at, answer

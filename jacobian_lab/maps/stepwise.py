@@ -28,12 +28,12 @@ class _Rest:
     Attributes:
         layer: The layer.
         outputs: Outputs of the block below and of the layer's attention, as the modules returned them.
-        key: Input of the projection, ``[row, token, d_mlp]``.
+        key: Input of the projection, ``[row, token, d_mlp]``, or with all tokens of all rows on one axis.
     """
 
     layer: int
     outputs: dict[nn.Module, Any]
-    key: Float[Tensor, "row token d_mlp"]
+    key: Float[Tensor, "*token d_mlp"]
 
 
 class StepwisePass:
@@ -126,12 +126,13 @@ def _advance(model: LanguageModel, rows: Sequence[Prompt], rest: _Rest | None, l
 def _resumed(model: LanguageModel, rest: _Rest) -> Iterator[None]:
     """Let the modules that a resting pass has behind it return what they did; the projection is run anew."""
     layer = rest.layer
+    output = model.projection(layer)(rest.key)
     with ExitStack() as stack:
         for block in model.blocks[:layer]:  # whatever those further below return is not read
             stack.enter_context(_standing_in(block, lambda: rest.outputs[model.blocks[layer - 1]]))
         for module in _attention(model, layer):
             stack.enter_context(_standing_in(module, partial(rest.outputs.__getitem__, module)))
-        stack.enter_context(_standing_in(model.mlp(layer), lambda: model.projection(layer)(rest.key)))
+        stack.enter_context(_standing_in(model.mlp(layer), lambda: output))
         yield
 
 

@@ -1,8 +1,9 @@
 """Architectures and models: the places of their parts, and the literature's settings. Neither torch nor weights."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from jacobian_lab.errors import InputError
 
@@ -94,13 +95,24 @@ KNOWN: Mapping[str, Known] = {
 class Family:
     """Places of the parts of an architecture, as dotted paths from the model or from a block.
 
+    Further fields name entries of the configuration that scale what a part gives; empty where nothing is scaled.
+
     Attributes:
         blocks: The decoder blocks.
         norm: The norm before the head.
-        projection: A block's MLP output projection.
-        inner: The linear maps at the MLP's entrance; between them and the projection all is elementwise.
+        projection: A block's MLP output projection; empty where blocks have experts, which nothing edits.
+        inner: The linear maps at the MLP's entrance; between them and the projection all is elementwise. A fused map
+            gives as many numbers for each entry of the key as it has parts, part after part.
         rotary: The module of rotary positions; empty if positions enter with the embedding alone.
         output_norm: The norm that the MLP's output passes before it joins the stream; empty if it joins as it is.
+        mlp: The MLP; empty if it is the parent of its output projection.
+        flat: Whether MLPs take all tokens of all rows on one axis.
+        windowed: Whether every block's attention has the window that a configuration without types of layers names.
+        given: What blocks take beside positions, mask and cache.
+        mlp_factor: What the MLP's output is multiplied by before it joins the stream.
+        logit_factor: What logits are multiplied by.
+        logit_divisor: What logits are divided by.
+        logit_cap: The soft cap c of logits, c·tanh(logit/c).
     """
 
     blocks: str
@@ -109,6 +121,21 @@ class Family:
     inner: tuple[str, ...]
     rotary: str
     output_norm: str = ""
+    mlp: str = ""
+    flat: bool = False
+    windowed: bool = False
+    given: Mapping[str, Any] = field(default_factory=dict)
+    mlp_factor: str = ""
+    logit_factor: str = ""
+    logit_divisor: str = ""
+    logit_cap: str = ""
+
+    @property
+    def uneditable(self) -> str:
+        """Why nothing edits models of this family; empty if they are edited."""
+        if not self.projection:
+            return "whose blocks have several MLPs (experts), of which each token takes its own"
+        return ""
 
 
 _LLAMA = Family(
@@ -118,11 +145,16 @@ _LLAMA = Family(
     ("mlp.gate_proj", "mlp.up_proj"),
     "model.rotary_emb",
 )
+_OLMO = replace(_LLAMA, output_norm="post_feedforward_layernorm")
+_GEMMA = replace(_OLMO, logit_cap="final_logit_softcapping")
+_EXPERTS = replace(_LLAMA, projection="", inner=(), mlp="mlp")
+_FUSED = replace(_LLAMA, inner=("mlp.gate_up_proj",))
 FAMILIES: Mapping[str, Family] = {
     "llama": _LLAMA,
-    "mistral": _LLAMA,
+    "mistral": replace(_LLAMA, windowed=True),
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
+    "olmo2": _OLMO,
     "gpt2": Family("transformer.h", "transformer.ln_f", "mlp.c_proj", ("mlp.c_fc",), ""),
     "gptj": Family("transformer.h", "transformer.ln_f", "mlp.fc_out", ("mlp.fc_in",), "transformer.rotary_emb"),
     "gpt_neox": Family(
@@ -132,27 +164,62 @@ FAMILIES: Mapping[str, Family] = {
         ("mlp.dense_h_to_4h",),
         "gpt_neox.rotary_emb",
     ),
+    "gemma2": _GEMMA,
+    "gemma3_text": _GEMMA,
+    "olmo3": _OLMO,
+    "exaone4": _OLMO,
+    "glm4": replace(_FUSED, output_norm="post_mlp_layernorm"),
+    "cohere2": replace(_LLAMA, logit_factor="logit_scale"),
+    "phi3": replace(_FUSED, windowed=True),
+    "granite": replace(_LLAMA, mlp_factor="residual_multiplier", logit_divisor="logits_scaling"),
+    "smollm3": _LLAMA,
+    "stablelm": _LLAMA,
+    "starcoder2": replace(_LLAMA, projection="mlp.c_proj", inner=("mlp.c_fc",), windowed=True),
+    "falcon": Family(
+        "transformer.h",
+        "transformer.ln_f",
+        "mlp.dense_4h_to_h",
+        ("mlp.dense_h_to_4h",),
+        "transformer.rotary_emb",
+        given={"alibi": None},
+    ),
+    "opt": Family("model.decoder.layers", "model.decoder.final_layer_norm", "fc2", ("fc1",), "", mlp="fc2", flat=True),
+    "mixtral": replace(_EXPERTS, windowed=True),
+    "qwen3_moe": replace(_EXPERTS, windowed=True),
 }
 UNSUITED: Mapping[str, tuple[str, ...]] = {
-    "whose MLP output passes a norm first, so that a change of weights is not a change of the residual stream": (
-        *("gemma2", "gemma3", "gemma3_text", "gemma3n", "olmo2", "olmo3", "exaone4", "glm4"),
-    ),
+    "which reads images too: give its language model alone, a gemma3_text": ("gemma3",),
+    "whose embedding enters every block anew": ("gemma3n",),
     "whose MLP adds the residual stream itself, so that its output is not what it adds": ("bloom",),
     "whose blocks have several MLPs (experts), of which each token takes its own": (
-        *("mixtral", "qwen2_moe", "qwen2moe", "qwen3_moe", "qwen3moe", "llama4", "llama4_text", "olmoe", "phimoe"),
+        *("qwen2_moe", "qwen2moe", "qwen3moe", "llama4", "llama4_text", "olmoe", "phimoe"),
         *("gpt_oss", "gpt-oss", "deepseek2", "deepseek_v2", "deepseek_v3", "granitemoe", "dbrx", "jetmoe"),
     ),
-    "whose blocks do not all turn keys and queries by position": ("smollm3", "cohere2"),
-    "whose MLP has one fused matrix at its entrance": ("phi3", "glm"),
 }
 """Types that are left out, as configurations or GGUF files call them, by the reason."""
 
+UNSUITED_SETTINGS: Mapping[str, tuple[tuple[str, Any, str], ...]] = {
+    "falcon": (("alibi", True, "whose attention knows positions by ALiBi"),),
+    "opt": (
+        ("do_layer_norm_before", False, "whose blocks norm the stream itself behind the MLP"),
+        ("_remove_final_layer_norm", True, "which has no norm before its head"),
+    ),
+    **dict.fromkeys(
+        ("gemma2", "gemma3_text"),
+        (("use_bidirectional_attention", True, "whose tokens attend to those behind them"),),
+    ),
+}
+"""By type, settings that are left out: entries of the configuration, their values and the reason."""
 
-def family_of(kind: str) -> Family:
-    """Look up the places of the parts of an architecture."""
+
+def family_of(kind: str, settings: Mapping[str, Any] = MappingProxyType({})) -> Family:
+    """Look up the places of the parts of an architecture, and refuse what is left out."""
     if kind not in FAMILIES:
         reason = next((f", {reason}" for reason, kinds in UNSUITED.items() if kind in kinds), "")
         raise InputError(
             f"expected a model of the families {', '.join(FAMILIES)}, got {kind!r}{reason}: choose one of these"
         )
+    for name, value, reason in UNSUITED_SETTINGS.get(kind, ()):
+        if settings.get(name) == value:
+            raise InputError(f"expected a {kind} without {name} = {value}, got one {reason}: choose another model")
     return FAMILIES[kind]

@@ -58,6 +58,18 @@ _IDLE: Mapping[str, tuple[Any, ...]] = {
 }
 """Settings with the values that change nothing."""
 
+_TYPES = {kind: kind for kind in ("llama", "mistral", "qwen2", "qwen3", "gpt2", "gptj", "gpt_neox")} | {
+    "gemma3": "gemma3_text"
+}
+"""Types of configurations, by the architecture that a file names."""
+
+_GEMMA = {"attention.sliding_window", "rope.freq_base_swa"}
+"""Further settings of Gemma 3 that are taken over."""
+
+_LOCAL_BASE, _WIDE_BLOCKS = 10000.0, 62
+"""llama.cpp's values for Gemma 3: base of the rotary positions within a window, and the blocks of the 27B model, whose
+scores are divided by another root than that of a head's width."""
+
 _SILENT = {"tensor_data_layout", "pooling_type", "rope.scaling.finetuned"}
 """Settings that decide no logit."""
 
@@ -108,7 +120,11 @@ def read_header(path: Path) -> Header:
     if "general.architecture" not in said:
         raise InputError(_unreadable(path, KeyError("general.architecture")))
     kind = str(said["general.architecture"])
-    family_of(kind)
+    family_of(_TYPES.get(kind, kind))
+    if kind not in _TYPES:
+        raise InputError(
+            f"expected a GGUF file of {', '.join(_TYPES)}, got {kind!r} in {path}: give the model's safetensors"
+        )
     own = {key.removeprefix(f"{kind}."): value for key, value in said.items() if key.startswith(f"{kind}.")}
     header = Header(path, kind, own, tensors, factors)
     _check_settings(header)
@@ -152,9 +168,10 @@ def _check_settings(header: Header) -> None:
             f"expected a model with one MLP in each block, got a mixture of {experts} experts in {header.path}: "
             "choose another"
         )
+    taken_over = _PLAIN | _ROTARY | _SILENT | (_GEMMA if header.kind == "gemma3" else set())
     harmless = {**_IDLE, **dict.fromkeys(_WIDTHS, (_width(header),))}
     for key, value in header.settings.items():
-        if key not in _PLAIN | _ROTARY | _SILENT and value not in harmless.get(key, ()):
+        if key not in taken_over and value not in harmless.get(key, ()):
             raise InputError(
                 f"expected a GGUF file whose settings transformers takes over, got {header.kind}.{key} = {value!r} in "
                 f"{header.path}: give the model's safetensors"
@@ -175,6 +192,13 @@ def _configured(config: Any, header: Header) -> Any:
         config.head_dim = _width(header)
     if hasattr(config, "rope_parameters"):
         config.rope_parameters = _rotary(header)
+    if header.kind == "gemma3":
+        settings, whole = header.settings, _rotary(header)
+        local = {"rope_type": "default", "rope_theta": float(settings.get("rope.freq_base_swa", _LOCAL_BASE))}
+        config.rope_parameters = {"full_attention": whole, "sliding_attention": local}
+        wide = config.num_hidden_layers == _WIDE_BLOCKS
+        scaled_by = config.hidden_size // config.num_attention_heads if wide else config.head_dim
+        config.query_pre_attn_scalar = scaled_by
     return config
 
 

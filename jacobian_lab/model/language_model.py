@@ -80,8 +80,11 @@ class LanguageModel:
 
     @property
     def d_mlp(self) -> int:
-        """Width of the keys."""
-        return int(self.weight(0).shape[1])
+        """Width of the keys; of one expert's, where a block has several MLPs."""
+        if self.family.projection:
+            return int(self.weight(0).shape[1])
+        config = self.hf.config
+        return int(getattr(config, "moe_intermediate_size", None) or config.intermediate_size)
 
     @property
     def vocab_size(self) -> int:
@@ -228,7 +231,7 @@ class LanguageModel:
         return self.weight(layer).to(self.device, copy=True)
 
     def mlp(self, layer: int) -> nn.Module:
-        """The MLP of a block, whose output joins the residual stream.
+        """The MLP of a block, or the part of it that gives its output.
 
         Args:
             layer: The block's index.
@@ -236,7 +239,8 @@ class LanguageModel:
         Returns:
             The module.
         """
-        return operator.attrgetter(self.family.projection.rpartition(".")[0])(self.blocks[layer])
+        path = self.family.mlp or self.family.projection.rpartition(".")[0]
+        return operator.attrgetter(path)(self.blocks[layer])
 
     def output_norm(self, layer: int) -> nn.Module | None:
         """The norm that a block's MLP output passes before it joins the stream.
@@ -249,6 +253,22 @@ class LanguageModel:
         """
         path = self.family.output_norm
         return operator.attrgetter(path)(self.blocks[layer]) if path else None
+
+    def joining(self, layer: int) -> nn.Module:
+        """The module whose output, times `mlp_factor`, a block adds to the stream: the norm behind its MLP, or the MLP.
+
+        Args:
+            layer: The block's index.
+
+        Returns:
+            The module.
+        """
+        return self.output_norm(layer) or self.mlp(layer)
+
+    @property
+    def mlp_factor(self) -> float:
+        """What an MLP's output is multiplied by before it joins the stream."""
+        return self._entry(self.family.mlp_factor) or 1.0
 
     def inner(self, layer: int) -> list[nn.Module]:
         """The linear maps at the MLP's entrance; from them to the key all is elementwise.
@@ -266,9 +286,22 @@ class LanguageModel:
         """Tokens that a row may have; where frequencies follow the longest row of a batch, as long as they rest."""
         config = self.hf.config
         rotary = getattr(config, "rope_parameters", None) or {}
-        resting = rotary.get("rope_type") in {"dynamic", "longrope"}
-        original = rotary.get("original_max_position_embeddings") if resting else None
-        return int(min(config.max_position_embeddings, original or config.max_position_embeddings))
+        by_kind = [part for part in rotary.values() if isinstance(part, dict)]  # of each type of layers, or of all
+        resting = [part for part in by_kind or [rotary] if part.get("rope_type") in {"dynamic", "longrope"}]
+        originals = [part.get("original_max_position_embeddings") for part in resting]
+        return int(min(config.max_position_embeddings, *filter(None, originals), config.max_position_embeddings))
+
+    def kind(self, layer: int) -> str:
+        """Type of a block's attention, as the configuration calls it.
+
+        Args:
+            layer: The block's index.
+
+        Returns:
+            The type; empty where all blocks are alike.
+        """
+        kinds = getattr(self.hf.config, "layer_types", None)
+        return kinds[layer] if kinds else ""
 
     def window(self, layer: int) -> int | None:
         """Number of tokens, itself counted, that a token of this block attends to.
@@ -279,19 +312,19 @@ class LanguageModel:
         Returns:
             The sliding window, or `None` if attention reaches back to the first token.
         """
-        config = self.hf.config
-        kinds = getattr(config, "layer_types", None)
-        sliding = kinds[layer] == "sliding_attention" if kinds else config.model_type == "mistral"
-        return config.sliding_window if sliding else None
+        kind = self.kind(layer)
+        sliding = kind == "sliding_attention" if kind else self.family.windowed
+        return self.hf.config.sliding_window if sliding else None
 
     def positional(
-        self, hidden: Float[Tensor, "row token d_model"], positions: Int[Tensor, "row token"]
+        self, hidden: Float[Tensor, "row token d_model"], positions: Int[Tensor, "row token"], kind: str = ""
     ) -> dict[str, Any]:
-        """Arguments of the blocks that depend on positions; the same for all blocks.
+        """Arguments of the blocks that depend on positions; the same for all blocks of a kind.
 
         Args:
             hidden: Any hidden states; only their dtype matters.
             positions: Position of each token in its row.
+            kind: What `kind` says of the blocks.
 
         Returns:
             Keyword arguments for `call_block`.
@@ -300,7 +333,9 @@ class LanguageModel:
             return {}
         if "position_embeddings" not in inspect.signature(self.blocks[0].forward).parameters:
             return {"position_ids": positions}  # as GPT-J's blocks before transformers 5.24
-        return {"position_embeddings": operator.attrgetter(self.family.rotary)(self.hf)(hidden, positions)}
+        rotary = operator.attrgetter(self.family.rotary)(self.hf)
+        by_kind = (kind,) if "layer_type" in inspect.signature(rotary.forward).parameters else ()
+        return {"position_embeddings": rotary(hidden, positions, *by_kind)}
 
     def call_block(
         self,
@@ -323,7 +358,7 @@ class LanguageModel:
             The block's output.
         """
         block = self.blocks[layer]
-        keywords = {cache_name(block): cache, "attention_mask": mask, **positional}
+        keywords = {cache_name(block): cache, "attention_mask": mask, **positional, **self.family.given}
         return block_output(block(hidden, use_cache=True, **keywords))
 
     def norm(self, hidden: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:
@@ -348,7 +383,18 @@ class LanguageModel:
         """
         head, dtype = self.hf.get_output_embeddings(), torch.promote_types(self.dtype, torch.float32)
         bias = None if head.bias is None else head.bias.to(dtype)
-        return nn.functional.linear(hidden.to(dtype), head.weight.to(dtype), bias)
+        logits = nn.functional.linear(hidden.to(dtype), head.weight.to(dtype), bias)
+        if factor := self._entry(self.family.logit_factor):
+            logits = logits * factor
+        if divisor := self._entry(self.family.logit_divisor):
+            logits = logits / divisor
+        if cap := self._entry(self.family.logit_cap):
+            logits = (logits / cap).tanh() * cap
+        return logits
+
+    def _entry(self, name: str) -> float | None:
+        """A number in the configuration, if the family has a name for it."""
+        return getattr(self.hf.config, name) if name else None
 
     def known_as(self) -> str:
         """The model's name in `KNOWN`, by its shape.
@@ -381,7 +427,8 @@ class LanguageModel:
         if name:
             return KNOWN[name].defaults
         first = min(self.n_layers // 8, max(self.n_layers - 5, 0))
-        return Defaults(tuple(range(first, min(first + 5, self.n_layers))), None, 0.5, 25)
+        rate = 0.2 if self.family.output_norm else 0.5  # there in units of rms(u)
+        return Defaults(tuple(range(first, min(first + 5, self.n_layers))), None, rate, 25)
 
 
 CACHE_NAMES = ("cache", "past_key_values", "layer_past")

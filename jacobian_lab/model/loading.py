@@ -95,6 +95,8 @@ def load_model(
     with Quiet():
         hf, tokenizer = _from_pretrained(source.folder, DTYPES[dtype], family, places)
     hf.eval().requires_grad_(False)
+    if not family.projection:
+        hf.set_experts_implementation("eager")  # the only one in float64, and with derivatives of every kind
     divide(hf, family, places)
     _check_finite(hf, name)
     return LanguageModel(hf, tokenizer, family, str(name), _fingerprint(source, hf, tokenizer))

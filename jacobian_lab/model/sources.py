@@ -86,7 +86,7 @@ def read_config(path: Path) -> dict[str, Any]:
 def check_config(path: Path) -> None:
     """Refuse families, heads and quantised weights that cannot be edited, by what a configuration says."""
     config = read_config(path)
-    family_of(config["model_type"])
+    family_of(config["model_type"], config)
     _check_head(config.get("architectures"), path.parent)
     quantised = config.get("quantization_config") or config.get("compression_config")
     if (path.parent / "hf_quant_config.json").is_file():

@@ -13,10 +13,10 @@ from jacobian_lab.editing.anchors import (
     AnchorSettings,
     CoordinationSettings,
     Progress,
-    anchor_batches,
     coordinate_shifts,
     optimize_anchors,
 )
+from jacobian_lab.editing.batches import anchor_batches
 from jacobian_lab.memory import free_memory
 from jacobian_lab.model.language_model import Layers
 from jacobian_lab.model.rows import FactRows

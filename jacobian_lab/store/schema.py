@@ -129,7 +129,14 @@ _TABLES = {
     "eigen_residual": Variable(_EACH, "relative eigen-residual of the layer's shift, sin∠(Jδ, δ)"),
     "gain": Variable(_EACH, "norm of J·δ over the norm of δ"),
     "effort": Variable(_EACH, "norm of the layer's shift over the sum of all layers'"),
-    "price": Variable(_EACH, "squared norm of the layer's shift over kᵀC⁻¹k: its least disturbance", "activation^2"),
+    "price": Variable(
+        _EACH,
+        "squared norm of the layer's shift, behind a norm that of u over rms(u), over kᵀC⁻¹k: its least disturbance",
+        "activation^2",
+    ),
+    "out_of_reach": Variable(
+        _EACH, "share of the residual given to the layer that lies beyond the norm behind its MLP; 0 without a norm"
+    ),
     "carried": Variable(_EACH, "layer's part of the change at the last layer; adds up to 1 over layers"),
     "carried_linear": Variable(_EACH, "part of J·δ in the change that all edits make at the last layer"),
     "summed_cosine": Variable(_EACH, "cosine of the sum of J·δ so far and the change at the last layer so far"),

@@ -15,6 +15,7 @@ from torch import Tensor
 from jacobian_lab.errors import InputError
 from jacobian_lab.maps.likelihood import answer_nll
 from jacobian_lab.maps.replay import Frozen, freeze, tail_outputs
+from jacobian_lab.maps.writes import moved
 from jacobian_lab.model.language_model import matrix
 from jacobian_lab.model.rows import FactRows
 from jacobian_lab.model.tokens import Prompt
@@ -276,10 +277,10 @@ class _Seen:
     def loss(self, served: Float[Tensor, "row token out"]) -> Float[Tensor, ""]:
         """Mean −log P of the answers' tokens, mean over the rows."""
         model, block = self.wise.rows.model, self.wise.place.block
-        change = served - self.output
+        writes = [self.output, served]
         if self.wise.place.entrance:
             projection: Any = model.projection(block)
-            change = beside(projection, self.wise.activation(served), matrix(projection)) - beside(
-                projection, self.wise.activation(self.output), matrix(projection)
-            )
-        return answer_nll(self.frozen, tail_outputs(self.frozen, block, self.frozen.tails[block] + change)).mean()
+            writes = [beside(projection, self.wise.activation(output), matrix(projection)) for output in writes]
+        change = moved(model, block, writes[0], writes[1] - writes[0])
+        served_states = self.frozen.tails[block] + model.mlp_factor * change
+        return answer_nll(self.frozen, tail_outputs(self.frozen, block, served_states)).mean()

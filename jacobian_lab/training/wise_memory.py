@@ -18,7 +18,7 @@ from jacobian_lab.caching import written_whole
 from jacobian_lab.editing.deltas import note_other_chat, read_saved
 from jacobian_lab.errors import InputError
 from jacobian_lab.maps.hooks import batches, forward
-from jacobian_lab.model.edited import sole_edit
+from jacobian_lab.model.edited import check_rows_apart, sole_edit
 from jacobian_lab.model.language_model import LanguageModel, cache_name, matrix
 from jacobian_lab.model.tokens import PASSING, Prompt
 
@@ -45,12 +45,14 @@ class Place:
             raise InputError(
                 f"expected ⟨wise.block⟩ of 0 to {model.n_layers - 1}, got {self.block}: choose one of them"
             )
+        check_rows_apart(model)
         if not self.entrance:
             return model.projection(self.block)
         inner = model.inner(self.block)
-        if len(inner) > 1:
+        maps = sum(len(matrix(module)) for module in inner) // model.d_mlp  # a fused module is several
+        if maps > 1:
             raise InputError(
-                f"expected an MLP with one map at its entrance, got {len(inner)} in {model.name}: give "
+                f"expected an MLP with one map at its entrance, got {maps} in {model.name}: give "
                 "⟨wise.entrance⟩ false, for its output projection"
             )
         return inner[0]
@@ -165,10 +167,14 @@ class _BarePasses:
         return self.mask.bool().to(output.device)
 
 
+_ACTIVATIONS = ("activation_function", "hidden_activation", "activation", "hidden_act")
+"""Names of the activation function in configurations."""
+
+
 def activation_of(model: LanguageModel) -> nn.Module:
     """Activation function of a model's MLPs."""
     config = model.hf.config
-    return ACT2FN[getattr(config, "activation_function", None) or config.hidden_act]
+    return ACT2FN[next(getattr(config, name) for name in _ACTIVATIONS if getattr(config, name, None))]
 
 
 def beside(

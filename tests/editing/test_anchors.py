@@ -9,7 +9,9 @@ from helpers.small import CONTEXTS
 
 from jacobian_lab.catalogue import SCHEMES
 from jacobian_lab.editing import anchors as descent
-from jacobian_lab.editing.anchors import AnchorSettings, anchor_batches, coordinate_shifts, optimize_anchors
+from jacobian_lab.editing import batches
+from jacobian_lab.editing.anchors import AnchorSettings, coordinate_shifts, optimize_anchors
+from jacobian_lab.editing.batches import anchor_batches
 from jacobian_lab.editing.schemes import replay_targets
 from jacobian_lab.maps.hooks import decisive_states
 from jacobian_lab.model.families import Defaults
@@ -26,7 +28,7 @@ def rows(model, facts):
 
 
 def plain(model):
-    return Plain(model.hf, model.tokenizer, model.blocks)
+    return Plain.of(model)
 
 
 def test_anchors_agree_with_one_fact_at_a_time(family_model, facts):
@@ -131,12 +133,12 @@ def test_batches_hold_every_fact_once_and_tails_of_about_a_length(tiny, facts):
 def test_a_batch_is_bounded_by_the_tokens_that_it_replays(tiny, facts, monkeypatch):
     several_rows = rows(tiny, [dataclasses.replace(f, id=i) for i, f in enumerate(facts * 6)])
     tokens = [len(several_rows.weights) * row.tail for row in several_rows.answered]
-    monkeypatch.setattr(descent, "BATCH_TOKENS", 2 * max(tokens))
+    monkeypatch.setattr(batches, "BATCH_TOKENS", 2 * max(tokens))
     groups = anchor_batches(several_rows, 100)
     assert sorted(i for group in groups for i in group) == list(range(len(several_rows)))
     assert max(len(group) * max(tokens[i] for i in group) for group in groups) <= 2 * max(tokens)
     assert max(map(len, groups)) > 1
-    monkeypatch.setattr(descent, "BATCH_TOKENS", 1)
+    monkeypatch.setattr(batches, "BATCH_TOKENS", 1)
     assert [len(group) for group in anchor_batches(several_rows, 100)] == [1] * len(several_rows)
 
 
@@ -157,8 +159,8 @@ def test_a_copy_in_another_dtype_is_the_model_loaded_so(folders, facts):
 def test_little_memory_makes_small_batches(tiny, facts, monkeypatch):
     several_rows = rows(tiny, [dataclasses.replace(f, id=i) for i, f in enumerate(facts * 6)])
     assert max(map(len, anchor_batches(several_rows, 100))) > 1
-    assert max(map(len, anchor_batches(several_rows))) <= descent.BATCH_FACTS
-    monkeypatch.setattr(descent, "free_memory", lambda devices: 1)
+    assert max(map(len, anchor_batches(several_rows))) <= batches.BATCH_FACTS
+    monkeypatch.setattr(batches, "free_memory", lambda devices: 1)
     assert [len(group) for group in anchor_batches(several_rows, 100)] == [1] * len(several_rows)
 
 

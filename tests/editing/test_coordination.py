@@ -30,7 +30,7 @@ def rows(tiny, facts):
 
 
 def plain(model):
-    return Plain(model.hf, model.tokenizer, model.blocks)
+    return Plain.of(model)
 
 
 def random(*shape, seed=0):
@@ -70,20 +70,26 @@ def test_the_gradient_through_several_shifts(decay, family_model, facts):
     reference = plain(family_model)
     for index, fact in enumerate(facts[1:3]):
         sizes = reference.states(*prompt(family_model.tokenizer, fact), LAYERS)[1]
+        writes, moved = reference.moving(*prompt(family_model.tokenizer, fact), LAYERS)
+        units = torch.stack([
+            writes[layer].square().mean().sqrt() if writes else torch.ones((), dtype=torch.float64) for layer in LAYERS
+        ])
 
-        def weighed(shifts, index=index, sizes=sizes):
+        def weighed(shifts, index=index, sizes=sizes, units=units, moved=moved):
             if decay == "price":
-                return 0.7 * sum((s**2).sum() / ease[index, place] for place, s in enumerate(shifts.values()))
-            return 0.5 * sum(shift.norm() / sizes[layer].norm() ** 2 for layer, shift in shifts.items())
+                squares = [(s / unit).square().sum() for s, unit in zip(shifts.values(), units, strict=True)]
+                return 0.7 * sum(square / ease[index, place] for place, square in enumerate(squares))
+            return 0.5 * sum(moved(layer, s).norm() / sizes[layer].norm() ** 2 for layer, s in shifts.items())
 
         at = reference.loss(fact, CONTEXTS, weighed)
         nothing = torch.zeros_like(start[index])
         at(dict(zip(LAYERS, nothing, strict=True)))
-        shifts = (start[index] / 3**0.5).requires_grad_()
+        per_move = units[:, None] / 3**0.5
+        shifts = (start[index] * per_move).requires_grad_()
         value = at(dict(zip(LAYERS, shifts, strict=True)))
         (expected,) = torch.autograd.grad(value, shifts)
         torch.testing.assert_close(loss(start)[index], value, rtol=1e-10, atol=1e-10)
-        torch.testing.assert_close(gradient[index], expected / 3**0.5, rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(gradient[index], expected * per_move, rtol=1e-8, atol=1e-10)
 
 
 def test_targets_are_the_states_of_the_model_with_the_shifts(family_model, facts):

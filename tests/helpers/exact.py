@@ -1,13 +1,16 @@
 """Models that compute in float64 throughout, for comparisons of derivatives.
 
-transformers casts to float32 inside RMS norms, rotary angles and GPT-J's attention, whatever the dtype.
+transformers casts to float32 inside norms, rotary angles, routers and some attention, whatever the dtype.
 """
 
+import functools
 from dataclasses import replace
+from functools import cache
 from hashlib import sha256
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.loading import load_model
@@ -21,23 +24,58 @@ def load_exact(name="smollm2-135m", device="cpu") -> LanguageModel:
 
 
 def _compute_in_float64(hf):
-    """Lift transformers' casts to float32, which guard half precision: in norms, rotary angles, GPT-J's attention."""
+    """Lift transformers' casts to float32, which guard half precision: in norms, rotary angles, attention, routers."""
     for parent in list(hf.modules()):
         for name, module in parent.named_children():
-            if type(module).__name__.endswith("RMSNorm"):
-                eps = getattr(module, "variance_epsilon", None)
-                norm = nn.RMSNorm(module.weight.shape, eps=eps, dtype=torch.float64)
+            if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
+                norm = nn.RMSNorm(module.weight.shape, eps=module.variance_epsilon, dtype=torch.float64)
                 norm.weight = module.weight
                 setattr(parent, name, norm)
             if hasattr(module, "inv_freq"):
                 setattr(parent, name, _Rotary(module))
-            if hasattr(module, "embed_positions"):  # of GPT-J, which has no other
+            if hasattr(module, "sliding_attention_inv_freq"):
+                setattr(parent, name, _RotaryByKind(module))
+            if isinstance(getattr(module, "embed_positions", None), torch.Tensor):  # of GPT-J, which has no other
                 module.embed_positions = _table_of_sines(module.embed_positions)
             if type(module).__name__ == "GPTJAttention":
                 if hasattr(module, "_attn"):  # before transformers 5.24
                     module._attn = _plain_attention
                 else:
                     module.config._attn_implementation = "sdpa"
+    if hf.config.model_type not in PLAIN:
+        for module in hf.modules():
+            if type(module).__name__.endswith(("RMSNorm", "LayerNorm", "Layer", "Block")):
+                module.__class__ = _without_casts(type(module))
+
+
+PLAIN = ("llama", "mistral", "qwen2", "qwen3", "gpt2", "gptj", "gpt_neox")
+"""Families whose casts are all in the modules that are replaced."""
+
+
+@cache
+def _without_casts(kind):
+    """A module's class whose own code finds no way from float64 to float32."""
+    own = kind.forward
+
+    @functools.wraps(own)
+    def forward(self, *args, **keywords):
+        with _Uncast():
+            return own(self, *args, **keywords)
+
+    return type(kind.__name__, (kind,), {"forward": forward})
+
+
+class _Uncast(TorchFunctionMode):
+    """Leaves tensors in float64 where code asks for float32."""
+
+    def __torch_function__(self, func, types, args=(), keywords=None):
+        keywords, name = dict(keywords or {}), getattr(func, "__name__", "")
+        if args and isinstance(args[0], torch.Tensor) and args[0].dtype == torch.float64:
+            if name == "float" or (name == "to" and torch.float32 in (*args[1:], keywords.get("dtype"))):
+                return args[0]
+            if name == "softmax" and keywords.get("dtype") == torch.float32:
+                keywords["dtype"] = torch.float64
+        return func(*args, **keywords)
 
 
 class _Rotary(nn.Module):
@@ -48,11 +86,24 @@ class _Rotary(nn.Module):
         self.own = own
 
     def forward(self, x, position_ids):
-        self.own(x, position_ids)
-        angles = position_ids[..., None].double() * self.own.inv_freq.double()
-        angles = torch.cat([angles, angles], dim=-1)
-        scale = self.own.attention_scaling
-        return (angles.cos() * scale).to(x.dtype), (angles.sin() * scale).to(x.dtype)
+        return self.of(x, position_ids)
+
+    def of(self, x, position_ids, *kinds):
+        as_is, _ = self.own(x, position_ids, *kinds)
+        prefix = "".join(f"{kind}_" for kind in kinds)
+        angles = position_ids[..., None].double() * getattr(self.own, f"{prefix}inv_freq").double()
+        joined = torch.cat([angles, angles], dim=-1)
+        if abs(joined.cos() - as_is).max() > 1e-2:  # of Cohere and GLM, whose pairs stand side by side
+            joined = angles.repeat_interleave(2, dim=-1)
+        scale = getattr(self.own, f"{prefix}attention_scaling")
+        return (joined.cos() * scale).to(x.dtype), (joined.sin() * scale).to(x.dtype)
+
+
+class _RotaryByKind(_Rotary):
+    """The same, by the layers' type."""
+
+    def forward(self, x, position_ids, layer_type):
+        return self.of(x, position_ids, layer_type)
 
 
 def _table_of_sines(table):

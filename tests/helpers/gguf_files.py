@@ -3,12 +3,13 @@
 import json
 import math
 import re
+from itertools import pairwise
 
 import gguf
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Qwen2Config, Qwen3Config
 
 LEAVES = {
     "attn_norm": "input_layernorm",
@@ -23,15 +24,26 @@ LEAVES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+GEMMA = {
+    **LEAVES,
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_attention_norm": "post_attention_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
 OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-CLASSES = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
+CLASSES = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config, "gemma3": Gemma3TextConfig}
 
 
-def their_name(name: str) -> str:
+def leaves(kind: str) -> dict[str, str]:
+    """transformers' names of a block's tensors, by the file's."""
+    return GEMMA if kind == "gemma3" else LEAVES
+
+
+def their_name(name: str, kind: str) -> str:
     """transformers' name of a GGUF file's tensor."""
     block = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
     if block:
-        return f"model.layers.{block[1]}.{LEAVES[block[2]]}.{block[3]}"
+        return f"model.layers.{block[1]}.{leaves(kind)[block[2]]}.{block[3]}"
     stem, _, end = name.rpartition(".")
     return f"{OUTSIDE[stem]}.{end}"
 
@@ -49,7 +61,8 @@ def apart(weight: np.ndarray, heads: int) -> np.ndarray:
 def write_gguf(path, folder, settings=(), without=(), tensors=(), general=()):
     """Write a small model's folder as a GGUF file, with further settings and tensors, or without some tensors."""
     config = json.loads((folder / "config.json").read_text())
-    kind, heads, groups = config["model_type"], config["num_attention_heads"], config["num_key_value_heads"]
+    kind, heads = config["model_type"].removesuffix("_text"), config["num_attention_heads"]
+    groups = config["num_key_value_heads"]
     writer = gguf.GGUFWriter(path, kind)
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_block_count(config["num_hidden_layers"])
@@ -67,11 +80,14 @@ def write_gguf(path, folder, settings=(), without=(), tensors=(), general=()):
     writer.add_token_merges([" ".join(pair) for pair in words["merges"]])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
+    if kind == "gemma3":
+        writer.add_unk_token_id(0)
     weights = load_file(folder / "model.safetensors")
-    names = [f"blk.{layer}.{leaf}" for layer in range(config["num_hidden_layers"]) for leaf in LEAVES]
+    names = [f"blk.{layer}.{leaf}" for layer in range(config["num_hidden_layers"]) for leaf in leaves(kind)]
     for name in [f"{stem}.{end}" for stem in [*names, *OUTSIDE] for end in ("weight", "bias")]:
-        if their_name(name) in weights and not any(name.startswith(each) for each in without):
-            weight = weights[their_name(name)].numpy()
+        if their_name(name, kind) in weights and not any(name.startswith(each) for each in without):
+            weight = weights[their_name(name, kind)].numpy()
+            weight = weight + 1 if kind == "gemma3" and "norm" in name else weight
             rotated = kind == "llama" and re.search(r"attn_[qk]\.", name)
             writer.add_tensor(name, interleaved(weight, heads if "_q." in name else groups) if rotated else weight)
     for name, weight in dict(tensors).items():
@@ -92,7 +108,11 @@ def read_plainly(path):
     own = {key.removeprefix(f"{kind}."): value for key, value in said.items()}
     heads, groups, d_model = own["attention.head_count"], own["attention.head_count_kv"], own["embedding_length"]
     width = own.get("attention.key_length", d_model // heads)
-    biased = {} if kind == "qwen2" else {"attention_bias": "blk.0.attn_q.bias" in tensors}
+    special = {"attention_bias": "blk.0.attn_q.bias" in tensors} if kind != "qwen2" else {}
+    if kind == "gemma3":  # every sixth block attends to all; 27B alone, of 62 blocks, scales scores otherwise
+        every = ["full_attention" if block % 6 == 5 else "sliding_attention" for block in range(own["block_count"])]
+        special |= {"layer_types": every, "sliding_window": own["attention.sliding_window"]}
+        special |= {"query_pre_attn_scalar": d_model // heads if own["block_count"] == 62 else width}
     hf = AutoModelForCausalLM.from_config(
         CLASSES[kind](
             vocab_size=int(tensors["token_embd.weight"].shape[1]),
@@ -105,7 +125,7 @@ def read_plainly(path):
             max_position_embeddings=own["context_length"],
             rms_norm_eps=own["attention.layer_norm_rms_epsilon"],
             tie_word_embeddings="output.weight" not in tensors,
-            **biased,
+            **special,
         ),
         dtype=torch.float32,
     ).eval()
@@ -117,13 +137,41 @@ def read_plainly(path):
         weight = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
         if kind == "llama" and re.search(r"attn_[qk]\.", name):
             weight = apart(weight, heads if "_q." in name else groups)
-        open_weights.pop(their_name(name)).data.copy_(torch.from_numpy(np.array(weight)))
+        if kind == "gemma3" and "norm" in name:
+            weight = weight - 1
+        open_weights.pop(their_name(name, kind)).data.copy_(torch.from_numpy(np.array(weight)))
     assert not open_weights, sorted(open_weights)
-    _set_angles(hf.model.rotary_emb, own, width, None if factors is None else np.array(factors.data))
+    if kind == "gemma3":
+        local = {"rope.freq_base": own.get("rope.freq_base_swa", 10000.0)}
+        _set_angles(hf.model.rotary_emb, local, width, None, "sliding_attention_")
+        _set_angles(hf.model.rotary_emb, own, width, None, "full_attention_")
+    else:
+        _set_angles(hf.model.rotary_emb, own, width, None if factors is None else np.array(factors.data))
     return hf
 
 
-def _set_angles(rotary, own, width, factors):
+def sentencepieces(path, text):
+    """Ids of a text as llama.cpp has them of a vocabulary with scores.
+
+    Words of the user's own come first; in the rest, neighbors whose word has the best score are joined.
+    """
+    said = {key: field for key, field in gguf.GGUFReader(path).fields.items() if key.startswith("tokenizer.ggml.")}
+    words, scores, kinds = (said[f"tokenizer.ggml.{name}"].contents() for name in ("tokens", "scores", "token_type"))
+    ids = {word: i for i, word in enumerate(words)}
+    own = {word for word, kind in zip(words, kinds, strict=True) if kind == gguf.TokenType.USER_DEFINED}
+    at_once = "|".join(map(re.escape, sorted(own, key=len, reverse=True)))
+    result = [said["tokenizer.ggml.bos_token_id"].contents()]
+    for part in re.split(f"({at_once})", text):
+        pieces = [part] if part in own else list(part.replace(" ", "\u2581"))
+        while pairs := [(scores[ids[a + b]], -i) for i, (a, b) in enumerate(pairwise(pieces)) if a + b in ids]:
+            place = -max(pairs)[1]
+            pieces[place : place + 2] = [pieces[place] + pieces[place + 1]]
+        for piece in pieces:
+            result += [ids[piece]] if piece in ids else [ids[f"<0x{byte:02X}>"] for byte in piece.encode()]
+    return result
+
+
+def _set_angles(rotary, own, width, factors, prefix=""):
     """Frequencies and magnitude as ggml's rope_yarn and its callers have them."""
     base = own.get("rope.freq_base", 10000.0)
     frequencies = base ** (-np.arange(0, width, 2) / width)
@@ -131,7 +179,7 @@ def _set_angles(rotary, own, width, factors):
         frequencies = frequencies / factors
     stretch = own.get("rope.scaling.factor", 1.0)
     scaled = frequencies / stretch
-    rotary.attention_scaling = 1.0
+    setattr(rotary, f"{prefix}attention_scaling", 1.0)
     if own.get("rope.scaling.type") == "yarn":
         length = own.get("rope.scaling.original_context_length", own["context_length"])
 
@@ -142,4 +190,4 @@ def _set_angles(rotary, own, width, factors):
         ramp = 1 - np.clip((np.arange(width // 2) - low) / max(0.001, high - low), 0, 1)
         scaled = scaled * (1 - ramp) + frequencies * ramp
         rotary.attention_scaling = 1.0 + 0.1 * math.log(stretch)
-    rotary.inv_freq = torch.tensor(scaled, dtype=torch.float32)
+    setattr(rotary, f"{prefix}inv_freq", torch.tensor(scaled, dtype=torch.float32))

@@ -6,6 +6,7 @@ Nothing of the library is called here, so that what agrees with it agrees for a 
 import contextlib
 
 import torch
+from scipy.optimize import brentq
 
 
 def encode(tokenizer, text, subject_start, subject):
@@ -33,10 +34,18 @@ class Enough(Exception):  # noqa: N818
 
 
 class Plain:
-    """A model with hooks that read a token's state at some layers, replace it at one, or add vectors to it at some."""
+    """A model with hooks that read a token's state at some layers, replace it at one, or add vectors to it at some.
 
-    def __init__(self, hf, tokenizer, blocks):
-        self.hf, self.tokenizer, self.blocks = hf, tokenizer, blocks
+    Given norms behind the MLPs, by layer, vectors are added to what the norms are given.
+    """
+
+    def __init__(self, hf, tokenizer, blocks, norms=None):
+        self.hf, self.tokenizer, self.blocks, self.norms = hf, tokenizer, blocks, norms
+
+    @classmethod
+    def of(cls, model):
+        norms = [model.output_norm(layer) for layer in range(model.n_layers)]
+        return cls(model.hf, model.tokenizer, model.blocks, norms if norms[0] else None)
 
     def seen(self, ids, position, layers, layer=None, value=None):
         """The states of one token, with one state replaced; the blocks above are not run."""
@@ -67,9 +76,20 @@ class Plain:
 
             return hook
 
+        def adder(shift):
+            def hook(_module, inputs):
+                row = inputs[0][0].clone()
+                row[position] = row[position] + shift
+                return (row[None],)
+
+            return hook
+
         if value is not None:
             handles.append(self.blocks[layer].register_forward_hook(writer(lambda _: value)))
         for index, shift in (shifts or {}).items():
+            if self.norms:
+                handles.append(self.norms[index].register_forward_pre_hook(adder(shift)))
+                continue
             handles.append(self.blocks[index].register_forward_hook(writer(lambda row, shift=shift: row + shift)))
         handles += [self.blocks[index].register_forward_hook(reader(index)) for index in layers]
         try:
@@ -86,12 +106,37 @@ class Plain:
             state = self.seen(ids, position, [layer])[layer].clone()
         return torch.func.jacrev(lambda value: self.seen(ids, position, [last], layer, value)[last])(state)
 
+    @torch.no_grad()
+    def write(self, ids, position, layer):
+        """What the norm behind a layer's MLP is given at one token."""
+        seen = []
+        handle = self.norms[layer].register_forward_pre_hook(
+            lambda _module, inputs: seen.append(inputs[0][0, position])
+        )
+        self.hf(torch.tensor([ids]))
+        handle.remove()
+        return seen[0]
+
+    def moving(self, ids, position, layers):
+        """What the norms are given, and what the stream moves by when a vector is added to it; none without norms."""
+        writes = {layer: self.write(ids, position, layer) for layer in layers} if self.norms else None
+
+        def moved(layer, delta):
+            if writes is None:
+                return delta
+            return self.norms[layer](writes[layer] + delta) - self.norms[layer](writes[layer])
+
+        return writes, moved
+
     def anchor(self, fact, layer, templates, lr=0.5, steps=25, clamp=0.75):
         """The anchor of one fact (methods.md §2)."""
         ids, position = prompt(self.tokenizer, fact)
         shifts, loss, passes = self.shifts(fact, [layer], templates, lr, steps, clamp)
         with torch.no_grad():
-            return self.seen(ids, position, [layer])[layer] + shifts[0], loss, passes
+            if not self.norms:
+                return self.seen(ids, position, [layer])[layer] + shifts[0], loss, passes
+            _, states = self.states(ids, position, [layer], shifts={layer: shifts[0]})
+            return states[layer], loss, passes
 
     def loss(self, fact, templates, decay, kl_factor=0.0625):
         """The loss of one fact as a function of shifts by layer; at its first call they have to be zero."""
@@ -124,10 +169,13 @@ class Plain:
             states = self.seen(ids, position, layers)
         sizes = {layer: state.norm() for layer, state in states.items()}
         deltas = {layer: torch.zeros_like(states[layer], requires_grad=True) for layer in layers}
+        writes, moved = self.moving(ids, position, layers)
 
         def usual(shifts):
-            return 0.5 * sum(delta.norm() / sizes[layer] ** 2 for layer, delta in shifts.items())
+            return 0.5 * sum(moved(layer, delta).norm() / sizes[layer] ** 2 for layer, delta in shifts.items())
 
+        if writes is not None:  # a learning rate for each, in units of rms(u)
+            return self._normed_shifts(fact, templates, deltas, writes, moved, sizes, decay or usual, lr, steps, clamp)
         count = len(layers) ** 0.5
         optimiser = torch.optim.Adam(deltas.values(), lr=lr / count, eps=1e-8 * count)
         loss_at = self.loss(fact, templates, decay or usual)
@@ -143,6 +191,35 @@ class Plain:
                 if spent > clamp:
                     for delta in deltas.values():
                         delta.mul_(clamp / spent)
+        return torch.stack([delta.detach() for delta in deltas.values()]), float(loss.detach()), number
+
+    def _normed_shifts(self, fact, templates, deltas, writes, moved, sizes, decay, lr, steps, clamp):
+        """The same behind norms: Adam written out, in units of rms(u), and the clamp by a root of what is spent."""
+        rates = {
+            layer: lr * float(write.square().mean().sqrt()) / len(deltas) ** 0.5 for layer, write in writes.items()
+        }
+        loss_at, moments = self.loss(fact, templates, decay), dict.fromkeys(deltas, (0.0, 0.0))
+        for number in range(1, steps + 1):
+            loss = loss_at(deltas)
+            if loss < 0.05 or number == steps:
+                break
+            slopes = torch.autograd.grad(loss, list(deltas.values()))
+            with torch.no_grad():
+                for (layer, delta), slope in zip(deltas.items(), slopes, strict=True):
+                    first, second = moments[layer]
+                    first, second = 0.9 * first + 0.1 * slope, 0.999 * second + 0.001 * slope**2
+                    moments[layer] = first, second
+                    sizes_of_slopes = (second / (1 - 0.999**number)).sqrt()
+                    scaled = first / (1 - 0.9**number) / (sizes_of_slopes + 1e-8 * lr / rates[layer])
+                    delta.sub_(rates[layer] * scaled)
+
+                def excess(scale):
+                    return float(sum(moved(n, scale * d).norm() / sizes[n] for n, d in deltas.items())) - clamp
+
+                if excess(1.0) > 0:
+                    scale = brentq(excess, 0.0, 1.0, xtol=1e-14)
+                    for delta in deltas.values():
+                        delta.mul_(scale)
         return torch.stack([delta.detach() for delta in deltas.values()]), float(loss.detach()), number
 
     @torch.no_grad()

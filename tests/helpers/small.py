@@ -6,17 +6,8 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import (
-    AutoModelForCausalLM,
-    GPT2Config,
-    GPTJConfig,
-    GPTNeoXConfig,
-    LlamaConfig,
-    MistralConfig,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen3Config,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from jacobian_lab.facts.reading import load_facts
 
@@ -30,17 +21,64 @@ SMALL = {
 }
 ROTARY = {**SMALL, "num_key_value_heads": 2, "max_position_embeddings": 256}
 GPT = {"n_embd": 32, "n_inner": 64, "n_layer": 6, "n_head": 4, "n_positions": 256}
-CONFIGS = {
-    "llama": LlamaConfig(**ROTARY),
-    "mistral": MistralConfig(**ROTARY, sliding_window=6),
-    "qwen2": Qwen2Config(**ROTARY, use_sliding_window=True, sliding_window=6, max_window_layers=3),
-    "qwen3": Qwen3Config(**ROTARY, head_dim=8),
-    "gpt2": GPT2Config(**GPT),
-    "gptj": GPTJConfig(**GPT, rotary_dim=4),
-    "gpt_neox": GPTNeoXConfig(**SMALL, max_position_embeddings=256, rotary_pct=0.5),
+WORDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+WINDOWS = {**ROTARY, **WORDS, "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"] * 3}
+GEMMA = {**WINDOWS, "head_dim": 8, "query_pre_attn_scalar": 8, "final_logit_softcapping": 3.0}
+FALCON = {**SMALL, **WORDS, "ffn_hidden_size": 64, "max_position_embeddings": 256}
+_LOCAL_AND_GLOBAL = {
+    "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+    "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0},
 }
-FAMILIES = os.environ.get("JACOBIAN_LAB_FAMILIES", " ".join(sorted(CONFIGS))).split()
-"""The families that tests of every family run on: all of them, or those that the environment names."""
+_SETTINGS = {
+    "gpt2": GPT,
+    "gpt_neox": {**SMALL, "max_position_embeddings": 256, "rotary_pct": 0.5},
+    "gptj": {**GPT, "rotary_dim": 4},
+    "llama": ROTARY,
+    "mistral": {**ROTARY, "sliding_window": 6},
+    "qwen2": {**ROTARY, "use_sliding_window": True, "sliding_window": 6, "max_window_layers": 3},
+    "qwen3": {**ROTARY, "head_dim": 8},
+    "gemma2": {**GEMMA, "attn_logit_softcapping": 2.0},
+    "gemma3_text": {**GEMMA, "rope_parameters": _LOCAL_AND_GLOBAL},
+    "olmo3": {**WINDOWS, "rope_parameters": _LOCAL_AND_GLOBAL},
+    "exaone4": WINDOWS,
+    "glm4": {**ROTARY, **WORDS, "head_dim": 8, "attention_bias": True},
+    "cohere2": {**WINDOWS, "logit_scale": 0.5},
+    "phi3": {**ROTARY, **WORDS, "sliding_window": 6},
+    "granite": {
+        **ROTARY,
+        "residual_multiplier": 0.4,
+        "logits_scaling": 3.0,
+        "embedding_multiplier": 2.0,
+        "attention_multiplier": 0.7,
+    },
+    "smollm3": {**ROTARY, **WORDS, "no_rope_layers": [1, 1, 0, 1, 0, 1]},
+    "stablelm": {**ROTARY, **WORDS, "use_parallel_residual": True, "qk_layernorm": True},
+    "starcoder2": {**ROTARY, **WORDS, "sliding_window": 6},
+    "falcon": {**FALCON, "multi_query": True},
+    "falcon-new": {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2},
+    "falcon-serial": {**FALCON, "multi_query": False, "parallel_attn": False, "bias": True},
+    "opt": {**SMALL, **WORDS, "ffn_dim": 64, "word_embed_proj_dim": 32, "max_position_embeddings": 256},
+    "mixtral": {**ROTARY, **WORDS, "sliding_window": 6, "num_local_experts": 4},
+    "qwen3_moe": {
+        **{**ROTARY, **WORDS, "head_dim": 8, "use_sliding_window": True, "sliding_window": 6},
+        **{"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "mlp_only_layers": [3]},
+    },
+    "olmo2": ROTARY,
+}
+"""Settings of a small model, by its type, or by that and a layout; the order decides the random numbers, so new ones
+come last."""
+
+_TYPES = {name: name.partition("-")[0] for name in _SETTINGS}
+LACKING = [name for name, kind in _TYPES.items() if kind not in CONFIG_MAPPING]
+"""Those that this version of transformers does not have."""
+
+CONFIGS = {name: AutoConfig.for_model(_TYPES[name], **_SETTINGS[name]) for name in _SETTINGS if name not in LACKING}
+EDITED = ("gpt2", "gpt_neox", "gptj", "llama", "mistral", "qwen2", "qwen3", "granite", "phi3", "olmo2")
+FAMILIES = os.environ.get("JACOBIAN_LAB_FAMILIES", " ".join(EDITED)).split()
+"""The families that tests of every kind of family run on, or those that the environment names."""
+
+EVERY = os.environ.get("JACOBIAN_LAB_FAMILIES", " ".join(_SETTINGS)).split()
+"""All families, or those that the environment names: for tests of what their blocks compute."""
 
 CONTEXTS = (("{}",), ("The weather was fine. {}", "Therefore. {}", "I saw it in the old book. {}"))
 
@@ -88,9 +126,10 @@ def make_folder(path: Path, config, tokenizer=None, seed: int = 0) -> Path:
     config.vocab_size = VOCABULARY
     config.initializer_range = 0.15  # large enough that layers matter
     model = AutoModelForCausalLM.from_config(config)
+    scaled = not config.model_type.startswith("gemma")  # whose norms multiply by one more than their weights
     for name, weight in model.named_parameters():
         if weight.dim() == 1:  # norms and biases, which begin as ones and zeros
-            torch.nn.init.normal_(weight, mean=float("norm" in name or "ln_" in name), std=0.1)
+            torch.nn.init.normal_(weight, mean=float(scaled and ("norm" in name or "ln_" in name)), std=0.1)
     model.save_pretrained(path)
     (tokenizer or make_tokenizer()).save_pretrained(path)
     return path

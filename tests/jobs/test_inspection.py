@@ -11,13 +11,19 @@ from helpers.kinds import KINDS, tokenizer_of
 from helpers.published import PUBLISHED
 from helpers.small import CONFIGS, FAMILIES, make_folder, make_tokenizer
 from safetensors.torch import load_file, save_file
-from transformers import Gemma2Config
+from transformers import BloomConfig
 
 from jacobian_lab import cli
+from jacobian_lab.editor import Editor
+from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import Fact
 from jacobian_lab.facts.reading import load_facts
 from jacobian_lab.jobs import setup
+from jacobian_lab.jobs.config import JacobianConfig, SchemesConfig
 from jacobian_lab.jobs.inspection import NEAR, near_keys
+from jacobian_lab.jobs.kinds import run_job
+from jacobian_lab.model.loading import load_model
+from jacobian_lab.store.run import open_run
 
 GOOD = {"id": "good", "subject": "Mira Vale", "prompt": "{} was born in", "target_new": "Rome", "target_true": "Oslo"}
 LISTS = ("conflicts", "duplicates", "refused", "near")
@@ -53,7 +59,14 @@ def test_every_family(family, facts, folders, check):
     report = check(*(["--slice", facts] if facts else []), model=folders[family])
     assert report["model"]["refused"] is None
     assert all(each["passed"] for each in report["model"]["checks"])
-    assert {each["check"] for each in report["model"]["checks"]} == {"weights", "layers", "dtype", "tokens", "replay"}
+    assert {each["check"] for each in report["model"]["checks"]} == {
+        "weights",
+        "layers",
+        "dtype",
+        "tokens",
+        "edits",
+        "replay",
+    }
     assert len(report["facts"]) == len(load_facts("builtin", facts))
     assert not any(report[name] for name in ("conflicts", "duplicates", "refused", "unasked"))
     for fact in report["facts"]:
@@ -153,9 +166,9 @@ def test_keys_that_are_nearly_the_same_are_named(tiny):
 
 
 def test_a_model_that_is_refused_says_why(tmp_path, folders, check):
-    Gemma2Config(vocab_size=32, hidden_size=16, num_hidden_layers=1).save_pretrained(tmp_path / "gemma")
-    report = check("--slice", "0:2", model=tmp_path / "gemma", status=1)
-    assert "'gemma2', whose MLP output passes a norm" in report["model"]["refused"]
+    BloomConfig(vocab_size=32, hidden_size=16, n_layer=1).save_pretrained(tmp_path / "bloom")
+    report = check("--slice", "0:2", model=tmp_path / "bloom", status=1)
+    assert "'bloom', whose MLP adds the residual stream itself" in report["model"]["refused"]
     assert report["facts"] == []
     folder = make_folder(tmp_path / "m", CONFIGS["gpt2"])
     weights = load_file(folder / "model.safetensors")
@@ -166,11 +179,34 @@ def test_a_model_that_is_refused_says_why(tmp_path, folders, check):
     assert "expected layers from 0 to 5" in report["model"]["refused"]
 
 
+@pytest.mark.skipif("mixtral" not in CONFIGS, reason="this version of transformers has no mixtral")
+def test_a_model_of_experts_is_looked_at_and_not_edited(tmp_path, folders, check, corpus_file, templates_file):
+    report = check("--slice", "0:3", model=folders["mixtral"], status=1)
+    failed = [each["check"] for each in report["model"]["checks"] if not each["passed"]]
+    assert (failed, len(report["facts"]), report["near"]) == (["edits"], 3, [])
+    assert "whose blocks have several MLPs" in report["model"]["refused"]
+    options = {"model": str(folders["mixtral"]), "slice": "0:3", "device": "cpu", "layers": "1-3"}
+    files = {"corpus": str(corpus_file), "templates": templates_file}
+    with pytest.raises(
+        InputError, match=r"one output projection .* a mixtral, whose blocks have several MLPs"
+    ) as caught:
+        run_job(SchemesConfig(**options, **files, out=tmp_path / "schemes"), progress=False)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "schemes").exists()
+    model = load_model(folders["mixtral"], device="cpu")
+    with pytest.raises(InputError, match="a mixtral, whose blocks have several MLPs"):
+        Editor(model, load_facts("builtin", "0:2"))
+    run = open_run(run_job(JacobianConfig(**options, out=tmp_path / "jacobians"), progress=False))
+    assert run["lambda_min"].notnull().all()
+
+
 def test_a_replay_that_fails_is_reported(folders, check, monkeypatch):
     from jacobian_lab.model.language_model import LanguageModel
 
     original = LanguageModel.positional
-    monkeypatch.setattr(LanguageModel, "positional", lambda self, hidden, at: original(self, hidden, at * 2))
+    monkeypatch.setattr(
+        LanguageModel, "positional", lambda self, hidden, at, kind: original(self, hidden, at * 2, kind)
+    )
     report = check("--slice", "0:2", model=folders["llama"], status=1)
     (replay,) = [each for each in report["model"]["checks"] if each["check"] == "replay"]
     assert not replay["passed"]

@@ -51,6 +51,19 @@ def test_a_run_holds_every_scheme_layer_and_fact(finished):
     assert len(settings["model"]) == 64
 
 
+def test_the_share_out_of_reach_is_stored(arguments, finished, folders, tmp_path):
+    ordinary = open_run(finished)["out_of_reach"]
+    assert ordinary.notnull().any()
+    assert (ordinary.fillna(0) == 0).all()
+    own = {"model": str(folders["olmo2"]), "schemes": ("backward-dividing", "forward-replay"), "survey": "none"}
+    run_job(SchemesConfig(**{**arguments, **own, "slice": "0:2"}, out=tmp_path / "run"), progress=False)
+    shares = open_run(tmp_path / "run")["out_of_reach"]
+    assert (shares.sel(scheme="forward-replay", layer=1) < 1e-3).all()
+    assert (shares.sel(scheme="backward-dividing") > 1e-3).all()
+    rows = {path: TABLES["effort"].make(open_run(path)).frame.to_string() for path in (finished, tmp_path / "run")}
+    assert ["out of reach" in text for text in rows.values()] == [False, True]
+
+
 @pytest.mark.slow
 def test_the_same_command_gives_the_same_numbers(arguments, finished, tmp_path):
     run_job(SchemesConfig(**arguments, out=tmp_path / "again"), progress=False)

@@ -28,7 +28,7 @@ def rows_of(model, facts):
 
 def assert_replay_is_the_model(model, facts, starts, tolerance):
     """Replay from every start, with a state of its own in every row, against the model one row at a time."""
-    plain = Plain(model.hf, model.tokenizer, model.blocks)
+    plain = Plain.of(model)
     rows = rows_of(model, facts)
     frozen = freeze(model, [row for _, _, row in rows], starts)
     above = tuple(range(min(starts), model.n_layers))
@@ -60,7 +60,7 @@ def test_replay_equals_the_model_in_float64(family_model, facts):
 @torch.no_grad()
 def test_replay_with_shifts_equals_the_model_with_the_same(family_model, facts):
     """A state of its own at the start, and shifts behind two layers above, one of them read and one not."""
-    model, plain = family_model, Plain(family_model.hf, family_model.tokenizer, family_model.blocks)
+    model, plain = family_model, Plain.of(family_model)
     rows = rows_of(model, facts)
     frozen = freeze(model, [row for _, _, row in rows], [1])
     noise = torch.randn(3, len(rows), model.d_model, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -140,8 +140,8 @@ def test_check_names_what_fails(tmp_path, facts, monkeypatch):
     )
     original = type(model).positional
 
-    def shifted(self, hidden, positions):
-        return original(self, hidden, positions * 2)
+    def shifted(self, hidden, positions, kind):
+        return original(self, hidden, positions * 2, kind)
 
     monkeypatch.setattr(type(model), "positional", shifted)
     with pytest.raises(InputError, match="replay from layer 1 to give the hidden states"):

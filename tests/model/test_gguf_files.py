@@ -5,7 +5,7 @@ import pytest
 import torch
 from helpers.gguf_files import read_plainly, write_gguf
 from helpers.small import CONFIGS, ROTARY, make_folder
-from transformers import LlamaConfig
+from transformers import Gemma3TextConfig, LlamaConfig
 
 from jacobian_lab.errors import InputError
 from jacobian_lab.model import sources
@@ -47,8 +47,12 @@ def assert_is_the_files(path):
     assert not unread
     ids = torch.randint(3, 500, (1, 200), generator=torch.Generator().manual_seed(0))
     rotary, own = model.hf.model.rotary_emb, plain.model.rotary_emb
-    torch.testing.assert_close(rotary.inv_freq, own.inv_freq, rtol=1e-6, atol=0)
-    assert rotary.attention_scaling == pytest.approx(own.attention_scaling, rel=1e-12)
+    for kind in [f"{kind}_" for kind in getattr(rotary, "layer_types", ())] or [""]:
+        torch.testing.assert_close(
+            getattr(rotary, f"{kind}inv_freq"), getattr(own, f"{kind}inv_freq"), rtol=1e-6, atol=0
+        )
+        scaling = [getattr(module, f"{kind}attention_scaling") for module in (rotary, own)]
+        assert scaling[0] == pytest.approx(scaling[1], rel=1e-12)
     torch.testing.assert_close(model.hf(ids).logits, plain(ids).logits, rtol=0, atol=5e-4)
     return model
 
@@ -57,6 +61,17 @@ def assert_is_the_files(path):
 def test_a_whole_file_is_read(family, folders, tmp_path):
     width = {"attention.key_length": 8, "attention.value_length": 8}
     assert_is_the_files(write_gguf(tmp_path / "m.gguf", folders[family], width))
+
+
+def test_gemma_3_has_norms_of_one_more_and_two_kinds_of_rotary_positions(tmp_path):
+    kinds = {"layer_types": ["sliding_attention"] * 5 + ["full_attention"]}
+    config = Gemma3TextConfig(**ROTARY, head_dim=8, query_pre_attn_scalar=8, sliding_window=6, **kinds)
+    settings = {"attention.key_length": 8, "attention.value_length": 8, "attention.sliding_window": 6}
+    settings |= {"rope.freq_base": 1e6, "rope.scaling.type": "linear", "rope.scaling.factor": 2.0}
+    folder = make_folder(tmp_path / "m", config)
+    path = write_gguf(tmp_path / "m.gguf", folder, settings)
+    model = assert_is_the_files(path)
+    assert [model.window(layer) for layer in range(6)] == [6] * 5 + [None]
 
 
 @pytest.mark.parametrize("missing", ["blk.3.", "blk.5.ffn_down", "output_norm", "token_embd"])

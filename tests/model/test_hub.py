@@ -89,8 +89,8 @@ def test_offline_mode_is_respected(monkeypatch):
 def test_what_cannot_be_edited_is_refused_before_its_weights_are_fetched(answering, monkeypatch, tmp_path):
     monkeypatch.setattr(hub, "hf_hub_download", lambda *_: str(tmp_path / "config.json"))
     monkeypatch.setattr(hub, "model_info", lambda _: pytest.fail("asked for more"))
-    (tmp_path / "config.json").write_text('{"model_type": "gemma2"}')
-    refused("'gemma2', whose MLP output passes a norm")
+    (tmp_path / "config.json").write_text('{"model_type": "bloom"}')
+    refused("'bloom', whose MLP adds the residual stream itself")
     (tmp_path / "config.json").write_text('{"model_type": "llama", "quantization_config": {"quant_method": "awq"}}')
     refused("not quantised, got awq")
 

@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import (
     AutoModelForCausalLM,
-    Gemma2Config,
+    BloomConfig,
     GPT2Config,
     GPTJConfig,
     LlamaConfig,
-    OPTConfig,
+    MptConfig,
     PreTrainedTokenizerBase,
 )
 
@@ -265,10 +265,10 @@ def refused(words, *arguments, **keywords):
 
 
 def test_unsupported_families_are_refused_by_name(tmp_path):
-    Gemma2Config(vocab_size=32, hidden_size=16, num_hidden_layers=1).save_pretrained(tmp_path / "gemma")
-    refused("'gemma2', whose MLP output passes a norm", tmp_path / "gemma")
-    OPTConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1).save_pretrained(tmp_path / "opt")
-    refused("got 'opt'", tmp_path / "opt")
+    BloomConfig(vocab_size=32, hidden_size=16, n_layer=1).save_pretrained(tmp_path / "bloom")
+    refused("'bloom', whose MLP adds the residual stream itself", tmp_path / "bloom")
+    MptConfig(vocab_size=32, d_model=16, n_layers=1, n_heads=2).save_pretrained(tmp_path / "mpt")
+    refused("got 'mpt'", tmp_path / "mpt")
 
 
 def test_remote_code_is_not_run(tmp_path):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers.asked import efficacy
-from helpers.small import CONTEXTS
+from helpers.small import CONFIGS, CONTEXTS
 from torch.func import functional_call
 
 from jacobian_lab.errors import InputError
@@ -15,7 +15,7 @@ from jacobian_lab.model.rows import fact_rows
 from jacobian_lab.model.tokens import Prompt, pad
 from jacobian_lab.training import wise as wise_module
 from jacobian_lab.training.merging import margin
-from jacobian_lab.training.settings import WiseConfig
+from jacobian_lab.training.settings import RLEditConfig, WiseConfig
 from jacobian_lab.training.wise import Wise, _Seen
 from jacobian_lab.training.wise_memory import ORIGINAL
 
@@ -31,13 +31,24 @@ def wise_of(model, facts, settings=SETTINGS, **changes):
     return Wise(rows, unrelated_of(model, facts), replace(settings, **changes).resolved(model))
 
 
+@pytest.mark.skipif("opt" not in CONFIGS, reason="this version of transformers has no opt")
+def test_methods_that_train_refuse_mlps_that_take_all_tokens_at_once(load_exact):
+    for place in (SETTINGS.place.module, RLEditConfig().resolved(load_exact("opt")).modules):
+        with pytest.raises(InputError, match=r"expected MLPs that keep rows apart, got those of .*, a opt"):
+            place(load_exact("opt"))
+
+
 def place_of(model):
-    return "entrance" if len(model.inner(0)) == 1 else "projection"
+    return "entrance" if maps_at_the_entrance(model) == 1 else "projection"
+
+
+def maps_at_the_entrance(model):
+    return sum(len(matrix(module)) for module in model.inner(0)) // model.d_mlp
 
 
 @pytest.mark.parametrize("entrance", [False, True])
 def test_loss_and_gradient_are_those_of_the_model_with_its_weight_replaced(entrance, family_model, facts):
-    if entrance and len(family_model.inner(0)) > 1:
+    if entrance and maps_at_the_entrance(family_model) > 1:
         pytest.skip("two maps at the entrance")
     wise = wise_of(family_model, facts, entrance=entrance)
     noise = torch.randn(wise.own.shape, generator=torch.Generator().manual_seed(1), dtype=wise.own.dtype)
@@ -57,7 +68,7 @@ def test_loss_and_gradient_are_those_of_the_model_with_its_weight_replaced(entra
 
     def whole(weight):
         outputs = {}
-        handle = wise.module.register_forward_hook(lambda _m, _i, output: outputs.setdefault("now", output))
+        handle = wise.module.register_forward_hook(lambda _m, _i, output: outputs.update(now=output.clone()))
         losses, apart = [], []
         for row in (*rows, wise.unrelated[1]):
             outputs.clear()

@@ -182,6 +182,8 @@ def _effort(dataset: xr.Dataset) -> Iterator[Row]:
         yield f"{scheme}: share of the price", price / price.sum("layer", min_count=1)
         yield f"{scheme}: carried to the last layer", edit["carried"]
         yield f"{scheme}: carried by J·δ", edit["carried_linear"]
+        if (edit["out_of_reach"] > 0).any():  # a norm stands behind the MLPs
+            yield f"{scheme}: share of the residual out of reach", edit["out_of_reach"]
 
 
 def _step_size(dataset: xr.Dataset) -> Iterator[Row]:
