@@ -101,6 +101,7 @@ class Family:
         inner: The linear maps at the MLP's entrance; between them and the projection all is elementwise.
         rotary: The module of rotary positions; empty if positions enter with the embedding alone.
         output_norm: The norm that the MLP's output passes before it joins the stream; empty if it joins as it is.
+        attention: A block's attention, its output projection included.
     """
 
     blocks: str
@@ -109,6 +110,7 @@ class Family:
     inner: tuple[str, ...]
     rotary: str
     output_norm: str = ""
+    attention: str = "self_attn"
 
 
 _LLAMA = Family(
@@ -123,14 +125,22 @@ FAMILIES: Mapping[str, Family] = {
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
-    "gpt2": Family("transformer.h", "transformer.ln_f", "mlp.c_proj", ("mlp.c_fc",), ""),
-    "gptj": Family("transformer.h", "transformer.ln_f", "mlp.fc_out", ("mlp.fc_in",), "transformer.rotary_emb"),
+    "gpt2": Family("transformer.h", "transformer.ln_f", "mlp.c_proj", ("mlp.c_fc",), "", attention="attn"),
+    "gptj": Family(
+        "transformer.h",
+        "transformer.ln_f",
+        "mlp.fc_out",
+        ("mlp.fc_in",),
+        "transformer.rotary_emb",
+        attention="attn",
+    ),
     "gpt_neox": Family(
         "gpt_neox.layers",
         "gpt_neox.final_layer_norm",
         "mlp.dense_4h_to_h",
         ("mlp.dense_h_to_4h",),
         "gpt_neox.rotary_emb",
+        attention="attention",
     ),
 }
 UNSUITED: Mapping[str, tuple[str, ...]] = {

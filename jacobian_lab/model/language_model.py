@@ -238,6 +238,17 @@ class LanguageModel:
         """
         return operator.attrgetter(self.family.projection.rpartition(".")[0])(self.blocks[layer])
 
+    def attention(self, layer: int) -> nn.Module:
+        """The attention of a block, whose output joins the residual stream.
+
+        Args:
+            layer: The block's index.
+
+        Returns:
+            The module.
+        """
+        return operator.attrgetter(self.family.attention)(self.blocks[layer])
+
     def output_norm(self, layer: int) -> nn.Module | None:
         """The norm that a block's MLP output passes before it joins the stream.
 
