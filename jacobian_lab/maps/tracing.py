@@ -170,6 +170,25 @@ class TracedPrompt:
         return "last" if place == len(self.ids) - 1 else ROLES[3] if place == self.subject.stop else ROLES[4]
 
 
+def true_fact(fact: Fact) -> Fact:
+    """The fact as it is before any edit.
+
+    Args:
+        fact: The fact.
+
+    Returns:
+        The fact with its true answer alone.
+
+    Raises:
+        InputError: If it has no true answer.
+    """
+    if not fact.target_true:
+        raise InputError(
+            f"expected a true answer, whose probability is traced, got none in fact {fact.id!r}: give target_true"
+        )
+    return Fact(fact.id, fact.subject, fact.prompt, fact.target_true, join=fact.join)
+
+
 def traced_prompt(model: LanguageModel, fact: Fact) -> TracedPrompt:
     """Tokenise a fact's prompt for tracing.
 
@@ -183,11 +202,7 @@ def traced_prompt(model: LanguageModel, fact: Fact) -> TracedPrompt:
     Raises:
         InputError: If the fact has no true answer.
     """
-    if not fact.target_true:
-        raise InputError(
-            f"expected a true answer, whose probability is traced, got none in fact {fact.id!r}: give target_true"
-        )
-    row = model.fact_prompt(replace(fact, target_new=fact.target_true), answer=True)
+    row = model.fact_prompt(true_fact(fact), answer=True)
     start = min(subject_start(model.tokenizer, fact, model.chat), row.decisive)
     return TracedPrompt(row.ids[: row.prompt_length], range(start, row.decisive + 1), row.answer[0])
 
@@ -245,9 +260,7 @@ def trace(
     """
     settings = replace(settings or TraceSettings(), **changed)
     prompts, deviation = [traced_prompt(model, fact) for fact in facts], embedding_deviation(model)
-    return [
-        trace_prompt(model, fact, prompt, settings, deviation) for fact, prompt in zip(facts, prompts, strict=True)
-    ]
+    return [trace_prompt(model, fact, prompt, settings, deviation) for fact, prompt in zip(facts, prompts, strict=True)]
 
 
 @torch.no_grad()
@@ -350,9 +363,7 @@ def batches_of(cells: Sequence[Restoration], tokens: int) -> list[Sequence[Resto
     return [cells[start : start + size] for start in range(0, len(cells), size)]
 
 
-def probability(
-    model: LanguageModel, states: Float[Tensor, "row d_model"], token: int
-) -> Float[Tensor, " row"]:
+def probability(model: LanguageModel, states: Float[Tensor, "row d_model"], token: int) -> Float[Tensor, " row"]:
     """Probability of a token.
 
     Args:

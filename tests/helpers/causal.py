@@ -3,6 +3,7 @@
 from operator import attrgetter
 
 import torch
+
 from helpers.reference import output_of
 
 ATTENTION = {"gpt2": "attn", "gptj": "attn", "gpt_neox": "attention"}

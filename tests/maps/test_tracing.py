@@ -33,7 +33,10 @@ def plain_effects(model, fact, settings, **joining):
     plain = PlainTrace(model.hf, prompt.ids, prompt.subject, prompt.answer, noise, joining)
     with torch.no_grad():
         effects = [
-            [[plain.effect(site, layer, place, settings.window) for site in settings.sites] for layer in settings.layers]
+            [
+                [plain.effect(site, layer, place, settings.window) for site in settings.sites]
+                for layer in settings.layers
+            ]
             for place in prompt.places
         ]
     return plain, np.array(effects)
