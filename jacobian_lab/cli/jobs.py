@@ -19,12 +19,12 @@ from jacobian_lab.jobs.config import (
     FrontierConfig,
     JacobianConfig,
     LayerCountConfig,
-    LocateConfig,
     MethodsConfig,
     SchemesConfig,
 )
 from jacobian_lab.jobs.job import planned
 from jacobian_lab.jobs.kinds import JOBS, run_job
+from jacobian_lab.jobs.locating import LocateConfig
 from jacobian_lab.jobs.methods import saved_paths
 from jacobian_lab.report.paper import read_paper
 from jacobian_lab.report.registry import TABLES

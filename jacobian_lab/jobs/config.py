@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from annotated_types import Gt, Le, Lt
 from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 
-from jacobian_lab.catalogue import TABLE_METHODS, TRACE_SITES, SchemeName, TraceSite
+from jacobian_lab.catalogue import TABLE_METHODS, SchemeName
 from jacobian_lab.editing.anchors import AnchorSettings, CoordinationSettings
 from jacobian_lab.editing.rules import RuleSettings
 from jacobian_lab.editing.schemes import DAMPING
@@ -17,7 +17,6 @@ from jacobian_lab.errors import InputError
 from jacobian_lab.facts.reading import BUILTIN
 from jacobian_lab.maps.jacobians import MEMORY_BUDGET
 from jacobian_lab.maps.replay import Site
-from jacobian_lab.maps.tracing import NOISE, SAMPLES
 from jacobian_lab.model.chat import DATE
 from jacobian_lab.model.corpus import DOCSTRINGS, PYTHON_DOCS
 from jacobian_lab.model.sources import DEFAULT_MODEL
@@ -243,35 +242,6 @@ class JacobianConfig(ComputingConfig):
     survey: SurveyName = "auto"
     survey_facts: Count | None = None
     sweep_memory: Above = field(default=MEMORY_BUDGET / 2**30, metadata=RARE)
-
-
-@dataclass(frozen=True)
-class LocateConfig(ComputingConfig):
-    """Causal traces of facts.
-
-    Attributes:
-        layers: Layers to restore, or to center windows on, as 4-8 or 4,6,8; all by default.
-        sites: Restorations: residual (one hidden state), mlp or attention (their output in a window of layers),
-            mlp-severed or attention-severed (one hidden state, while its token's MLPs, or attention, above stay
-            corrupted).
-        noise: Standard deviation of the noise on the subject's embeddings, over that of the embedding matrix.
-        samples: Draws of the noise.
-        window: Layers in which an MLP's or attention's output is restored at once; 10, or a third of the blocks where
-            that is less, by default.
-        recalled_only: Trace only facts whose answer is the model's own, as ROME does.
-
-    Examples:
-        >>> import jacobian_lab as jl
-        >>> jl.LocateConfig(slice="0:4", samples=3).sites
-        ('residual', 'mlp', 'attention')
-    """
-
-    layers: str | None = None
-    sites: tuple[TraceSite, ...] = TRACE_SITES
-    noise: Above = NOISE
-    samples: Positive = SAMPLES
-    window: Positive | None = None
-    recalled_only: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from jacobian_lab.editing.anchors import anchor_batches
 from jacobian_lab.editing.layers import KEYS_AT_ONCE
 from jacobian_lab.evaluation.metrics import ROWS_IN_DOUBLE, ROWS_OF_LOGITS, hosts
 from jacobian_lab.maps.hooks import TOKENS_PER_BATCH, batches
-from jacobian_lab.maps.tracing import TracedPrompt, TraceSettings, batches_of
+from jacobian_lab.maps.restorations import TracedPrompt, TraceSettings, batches_of
 from jacobian_lab.model.footprint import DOUBLE, logit_bytes, sweep_bytes
 from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.rows import FactRows

@@ -12,12 +12,11 @@ from jacobian_lab.jobs.config import (
     FrontierConfig,
     JacobianConfig,
     LayerCountConfig,
-    LocateConfig,
     SchemesConfig,
 )
 from jacobian_lab.jobs.jacobians import jacobian_job
 from jacobian_lab.jobs.job import Job
-from jacobian_lab.jobs.locating import locate_job
+from jacobian_lab.jobs.locating import LocateConfig, locate_job
 from jacobian_lab.jobs.methods import edit_job, edit_table_job
 from jacobian_lab.jobs.schemes import schemes_job
 from jacobian_lab.jobs.sweeps import damping_job, frontier_job, layer_count_job

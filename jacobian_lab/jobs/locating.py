@@ -1,24 +1,18 @@
 """Causal traces of every fact, into a run."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
-from jacobian_lab.catalogue import ROLES
+from jacobian_lab.catalogue import ROLES, TRACE_SITES, TraceSite
 from jacobian_lab.facts.fact import Fact
-from jacobian_lab.jobs.config import LocateConfig
+from jacobian_lab.jobs.config import Above, ComputingConfig, Positive
 from jacobian_lab.jobs.counts import Counts
 from jacobian_lab.jobs.job import Job, Part, Preparation
 from jacobian_lab.jobs.setup import load_subject
-from jacobian_lab.maps.tracing import (
-    TracedPrompt,
-    TraceSettings,
-    embedding_deviation,
-    trace_prompt,
-    traced_prompt,
-    true_fact,
-)
+from jacobian_lab.maps.restorations import NOISE, SAMPLES, TracedPrompt, TraceSettings, traced_prompt, true_fact
+from jacobian_lab.maps.tracing import embedding_deviation, trace_prompt
 from jacobian_lab.maps.tracing_check import check_tracing
 from jacobian_lab.model.devices import Places
 from jacobian_lab.model.language_model import LanguageModel
@@ -27,6 +21,35 @@ from jacobian_lab.planning.work import Stage
 from jacobian_lab.progress import bar
 from jacobian_lab.store.completion import Completion
 from jacobian_lab.store.run import Run
+
+
+@dataclass(frozen=True)
+class LocateConfig(ComputingConfig):
+    """Causal traces of facts.
+
+    Attributes:
+        layers: Layers to restore, or to center windows on, as 4-8 or 4,6,8; all by default.
+        sites: Restorations: residual (one hidden state), mlp or attention (their output in a window of layers),
+            mlp-severed or attention-severed (one hidden state, while its token's MLPs, or attention, above stay
+            corrupted).
+        noise: Standard deviation of the noise on the subject's embeddings, over that of the embedding matrix.
+        samples: Draws of the noise.
+        window: Layers in which an MLP's or attention's output is restored at once; 10, or a third of the blocks where
+            that is less, by default.
+        recalled_only: Trace only facts whose answer is the model's own, as ROME does.
+
+    Examples:
+        >>> import jacobian_lab as jl
+        >>> jl.LocateConfig(slice="0:4", samples=3).sites
+        ('residual', 'mlp', 'attention')
+    """
+
+    layers: str | None = None
+    sites: tuple[TraceSite, ...] = TRACE_SITES
+    noise: Above = NOISE
+    samples: Positive = SAMPLES
+    window: Positive | None = None
+    recalled_only: bool = False
 
 
 def locate_job(config: LocateConfig, *, progress: bool = True, sketch: Places | None = None) -> Job:

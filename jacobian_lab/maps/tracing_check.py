@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import Fact
 from jacobian_lab.maps.agreement import TOLERANCE
-from jacobian_lab.maps.tracing import Restoration, TracedPrompt, TraceSettings, draw_noise, trace_prompt
+from jacobian_lab.maps.restorations import Restoration, TracedPrompt, TraceSettings
+from jacobian_lab.maps.tracing import draw_noise, trace_prompt
 from jacobian_lab.model.language_model import LanguageModel, block_output
 
 DRAWS = 2

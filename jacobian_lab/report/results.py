@@ -130,7 +130,9 @@ class Results:
         """A fact's label, by its id as it is written."""
         labels = {str(label): label for label in self.dataset["fact"].values.tolist()}
         if str(fact) not in labels:
-            raise InputError(f"expected the id of a fact of {self.folder}, got {fact!r}: give one of {listing(labels)}")
+            raise InputError(
+                f"expected the id of a fact of {self.folder}, got {fact!r}: give one of {listing(list(labels))}"
+            )
         return labels[str(fact)]
 
     def write(self, *names: str, **options: Any) -> str:

@@ -32,10 +32,10 @@ class PlainTrace:
 
     def run(self, embeds, writes=()):
         """Probability of the answer, and every part's output; `writes` are (part, block, token, value)."""
-        seen, handles = {}, []
+        outputs, handles = {}, []
 
         def reader(part, block):
-            return lambda _m, _i, result: seen.update({(part, block): output_of(result)[0].clone()})
+            return lambda _m, _i, result: outputs.update({(part, block): output_of(result)[0].clone()})
 
         def writer(token, value):
             def hook(_module, _inputs, result):
@@ -54,7 +54,7 @@ class PlainTrace:
         finally:
             for handle in handles:
                 handle.remove()
-        return float(logits.double().softmax(-1)[self.answer]), seen
+        return float(logits.double().softmax(-1)[self.answer]), outputs
 
     def effect(self, site, layer, token, window):
         """Restored less corrupted probability, mean over draws."""

@@ -13,6 +13,9 @@ from jacobian_lab.store.run import config_of
 COLORS = {"residual": "Purples", "mlp": "Greens", "attention": "Reds"}
 """Colours of sites, as ROME has them; those of severed parts are the residual's."""
 
+TICKS = 6
+"""Most layers that are named on an axis."""
+
 
 def locate(figure: FigureBase, dataset: xr.Dataset, fact: Any = None) -> None:
     """One panel a site: mean effect by role and layer, or that of each token of one fact."""
@@ -50,7 +53,7 @@ def _heat_map(figure: FigureBase, ax: Axes, values: xr.DataArray, colors: str) -
     )
     row, column = np.unravel_index(np.nanargmax(effect), effect.shape)
     ax.plot(column, row, marker="o", markersize=2.5, color="black", linestyle="none")
-    ticks = np.unique(np.linspace(0, len(layers) - 1, min(7, len(layers))).round().astype(int))
+    ticks = range(0, len(layers), -(-len(layers) // TICKS))
     ax.set(xlabel="layer", xticks=ticks, xticklabels=[int(layers[tick]) for tick in ticks])
     ax.grid(visible=False)
     bar = figure.colorbar(mesh, ax=ax, location="bottom", shrink=0.9, aspect=30)
