@@ -61,7 +61,7 @@ def test_the_command_writes_its_table_and_says_what_it_shows(options, tmp_path, 
     words = [f"--{name}={value}" for name, value in options.items()]
     cli.main(["locate", *words, "--sites", "residual", "mlp", "--layers", "0-3", f"--out={tmp_path / 'run'}"])
     out = capsys.readouterr().out
-    assert "3 facts were traced in" in out
+    assert "3 facts traced in" in out
     assert "The MLP's effect at the last subject token is largest at layer" in out
     table = pd.read_csv(tmp_path / "run" / "locate.csv")
     assert table.columns.tolist() == ["role", "layer", "site", "effect", "low", "high"]
@@ -86,7 +86,9 @@ def test_bad_input_is_refused_in_one_line(options, tmp_path):
     path = tmp_path / "facts.json"
     path.write_text(json.dumps(facts))
     given = {**options, "facts": str(path), "slice": None}
-    with pytest.raises(InputError, match=r"expected a true answer.* in fact 0: give target_true") as caught:
+    with pytest.raises(
+        InputError, match=r"expected a true answer.* in fact 0 in record 0 of .*: give target_true, or"
+    ) as caught:
         locate_job(LocateConfig(**given, out=tmp_path / "run"), progress=False)
     assert "\n" not in str(caught.value)
     job = locate_job(LocateConfig(**given, on_bad_record="skip"), progress=False)

@@ -21,6 +21,7 @@ from jacobian_lab.maps.tracing import draw_noise, embedding_deviation, trace, tr
 from jacobian_lab.maps.tracing_check import check_tracing
 from jacobian_lab.model.families import FAMILIES
 from jacobian_lab.model.language_model import LanguageModel
+from jacobian_lab.model.loading import load_model
 
 ALL = get_args(TraceSite)
 FACT = Fact("tower", "Eiffel Tower", "See the {} in", "London", "Paris")
@@ -43,7 +44,8 @@ def plain_effects(model, settings, fact=FACT, **joining):
 
 
 def test_every_cell_is_that_of_a_plain_loop(family_model):
-    settings = TraceSettings(sites=ALL, samples=2, window=3)
+    some = None if family_model.hf.config.model_type == "llama" else (0, 3, 5)
+    settings = TraceSettings(layers=some, sites=ALL, samples=2, window=3)
     (traced,) = trace(family_model, [FACT], settings)
     plain, effects = plain_effects(family_model, settings)
     assert traced.effect.shape == effects.shape
@@ -72,11 +74,14 @@ def test_what_joins_the_stream_behind_a_norm_is_restored(tmp_path):
     assert (np.abs(effects).max(axis=(0, 1)) > 1e-7).all()
 
 
-def test_the_embedded_model_gives_what_a_plain_loop_gives(real):
-    (fact,) = load_facts("builtin", "0:1")
-    settings = TraceSettings(layers=(2, 20), sites=ALL, samples=1)
-    (traced,) = trace(real, [fact], settings)
-    _, effects = plain_effects(real, settings, fact)
+@pytest.mark.real
+def test_the_embedded_model_gives_what_a_plain_loop_gives():
+    """In float64: in float32 the passes themselves differ by 1e-6."""
+    model, (fact,) = load_model(dtype="float64", device="cpu"), load_facts("builtin", "0:1")
+    settings = TraceSettings(layers=(8,), sites=("residual", "mlp", "attention-severed"), samples=1)
+    (traced,) = trace(model, [fact], settings)
+    _, effects = plain_effects(model, settings, fact)
+    print("EMB", np.abs(traced.effect - effects).max())
     assert np.abs(traced.effect - effects).max() < 1e-6
     assert np.abs(effects).max() > 0.1
     assert traced.recalled
@@ -139,7 +144,7 @@ def test_windows_are_those_of_rome(tiny):
     assert windows(window=3)[2] == (1, 4)
     assert windows() == windows(window=2)  # a third of six blocks
     assert TraceSettings().of(48).window == 10
-    with pytest.raises(InputError, match=r"window of at most 6 layers, got ⟨window⟩ 7"):
+    with pytest.raises(InputError, match="window of at most 6 layers, got window 7"):
         windows(window=7)
 
 

@@ -39,12 +39,12 @@ def test_cells_are_means_over_facts_with_their_intervals(run):
 
 
 def test_tokens_of_one_role_are_averaged_in_a_fact(effect, tmp_path):
-    effect[:, 0, 0, 0], effect[:, 1, 0, 0] = 1.0, 0.5
+    effect[:, 0, 0, 0], effect[:-1, 1, 0, 0] = 1.0, 0.5
     run = make_run(tmp_path / "run", "locate", effect=effect)
     dataset = Results(run).dataset
     dataset["role"][:] = np.array([2, 2, 3, 6])
     middle = effects(dataset).sel(role="middle subject", layer=4, site="residual").values
-    assert middle.tolist() == [0.75] * 5 + [1.0]  # of the last fact one token has a value
+    assert middle.tolist() == [0.75] * 5 + [1.0]  # the last fact has one such token
 
 
 def test_the_table_has_the_peak_of_every_site_and_role(run):
@@ -88,7 +88,7 @@ def test_a_figure_is_drawn_of_all_facts_or_of_one(run, tmp_path):
     labels = [label.get_text() for label in single.axes[0].get_yticklabels()]
     assert labels == ["the*", "Eiffel*", "Tower*", "in"]
     assert [path.name for path in run.save_figure("locate", fact="fact 2")] == ["locate-2.pdf", "locate-2.png"]
-    with pytest.raises(InputError, match=r"expected the id of a fact of .* got 'nobody': give one of fact 0, "):
+    with pytest.raises(InputError, match=r"expected the id of a fact of .* got 'nobody': give one of fact 0; "):
         run.figure("locate", fact="nobody")
 
 

@@ -8,6 +8,7 @@ import xarray as xr
 
 from jacobian_lab.catalogue import ROLES, SUBJECT_END
 from jacobian_lab.errors import InputError
+from jacobian_lab.progress import counted
 from jacobian_lab.report.captions import facts_line, model_name
 from jacobian_lab.report.intervals import summaries_of, summarise
 from jacobian_lab.report.writing import Table, number, seed_of
@@ -56,7 +57,7 @@ def as_table(dataset: xr.Dataset) -> Table:
 def summary(dataset: xr.Dataset) -> Iterator[str]:
     """Sum up a run of traces in sentences."""
     traced, total = total_effect(dataset), summarise(total_effect(dataset).values, seed_of(dataset))
-    yield f"{int(traced.notnull().sum())} facts were traced in {model_name(dataset)}. {_means(dataset)}"
+    yield f"{counted(int(traced.notnull().sum()), 'fact')} traced in {model_name(dataset)}. {_means(dataset)}"
     long = long_table(dataset)
     for site, rows in long.groupby("site", sort=False):
         peak = rows.loc[rows["effect"].idxmax()]
