@@ -81,8 +81,7 @@ def test_the_embedded_model_gives_what_a_plain_loop_gives():
     settings = TraceSettings(layers=(8,), sites=("residual", "mlp", "attention-severed"), samples=1)
     (traced,) = trace(model, [fact], settings)
     _, effects = plain_effects(model, settings, fact)
-    print("EMB", np.abs(traced.effect - effects).max())
-    assert np.abs(traced.effect - effects).max() < 1e-6
+    assert np.abs(traced.effect - effects).max() < 1e-10
     assert np.abs(effects).max() > 0.1
     assert traced.recalled
 
@@ -102,6 +101,9 @@ def test_a_fact_has_the_same_noise_beside_any_others_and_another_with_another_se
     assert np.array_equal(alone.effect, beside.effect)
     (seeded,) = trace(tiny, [FACT], settings, seed=1)
     assert not np.allclose(alone.effect, seeded.effect)
+    prompt, settings = traced_prompt(tiny, FACT), settings.of(tiny.n_layers)
+    own, another = (draw_noise(tiny, fact, prompt, settings, 1.0) for fact in (FACT, other))
+    assert not torch.allclose(own, another)
     assert (beside.fact, beside.sites, beside.layers) == ("tower", ("mlp",), (2,))
 
 

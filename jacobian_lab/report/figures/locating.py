@@ -58,4 +58,4 @@ def _heat_map(figure: FigureBase, ax: Axes, values: xr.DataArray, colors: str) -
     ax.grid(visible=False)
     bar = figure.colorbar(mesh, ax=ax, location="bottom", shrink=0.9, aspect=30)
     bar.ax.tick_params(labelsize="xx-small")
-    bar.outline.set_linewidth(0.3)  # type: ignore[operator]
+    bar.outline.set_linewidth(0.3)

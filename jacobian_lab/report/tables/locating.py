@@ -60,7 +60,7 @@ def summary(dataset: xr.Dataset) -> Iterator[str]:
     yield f"{counted(int(traced.notnull().sum()), 'fact')} traced in {model_name(dataset)}. {_means(dataset)}"
     long = long_table(dataset)
     for site, rows in long.groupby("site", sort=False):
-        peak = rows.loc[rows["effect"].idxmax()]
+        peak = rows.iloc[int(rows["effect"].to_numpy().argmax())]
         yield (
             f"{site}: most comes back at the {_spoken(peak['role'])} token, at layer {peak['layer']}: "
             f"{_interval(peak.to_dict())} of a total effect of {number(total['mean'], DIGITS)}."
