@@ -1,6 +1,7 @@
 """Causal traces by role of the token, layer and site, and the layers that they point to."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,9 @@ from jacobian_lab.report.captions import facts_line, model_name
 from jacobian_lab.report.intervals import summaries_of, summarise
 from jacobian_lab.report.writing import Table, number, seed_of
 from jacobian_lab.store.run import config_of
+
+WINDOWED = ("mlp", "attention")
+"""Sites that are restored in windows. A hidden state of the prompt's last token brings everything back in the end."""
 
 DIGITS = 4
 """Digits of an effect."""
@@ -60,10 +64,11 @@ def summary(dataset: xr.Dataset) -> Iterator[str]:
     yield f"{counted(int(traced.notnull().sum()), 'fact')} traced in {model_name(dataset)}. {_means(dataset)}"
     long = long_table(dataset)
     for site, rows in long.groupby("site", sort=False):
-        peak = rows.iloc[int(rows["effect"].to_numpy().argmax())]
+        own = rows[rows["role"] == SUBJECT_END] if site not in WINDOWED else rows
+        peak = own.iloc[int(own["effect"].to_numpy().argmax())]
         yield (
             f"{site}: most comes back at the {_spoken(peak['role'])} token, at layer {peak['layer']}: "
-            f"{_interval(peak.to_dict())} of a total effect of {number(total['mean'], DIGITS)}."
+            f"{_interval(peak.to_dict())} of a total effect of {number(total['mean'], DIGITS)}{_handover(rows, site)}."
         )
     if "mlp" in dataset["site"].values and SUBJECT_END in set(long["role"]):
         (layer, effect), *_ = ranked_layers(dataset)
@@ -97,7 +102,18 @@ def decisive_window(dataset: xr.Dataset, width: int) -> tuple[int, ...]:
     return tuple(layers[first : first + width])
 
 
-def _interval(row: dict) -> str:
+def _handover(rows: pd.DataFrame, site: str) -> str:
+    """Layer from which on a state of the prompt's last token brings more back than one of the subject's."""
+    if site in WINDOWED:
+        return ""
+    by_role = rows.pivot_table(index="layer", columns="role", values="effect")
+    if not {"last", SUBJECT_END} <= set(by_role):
+        return ""
+    behind = by_role.index[by_role["last"] > by_role[SUBJECT_END]]
+    return f"; from layer {behind[0]} on more at the prompt's last token" if len(behind) else ""
+
+
+def _interval(row: dict[Any, Any]) -> str:
     interval = "" if np.isnan(row["low"]) else f" [{number(row['low'], DIGITS)}, {number(row['high'], DIGITS)}]"
     return number(row["effect"], DIGITS) + interval
 
