@@ -34,11 +34,14 @@ if TYPE_CHECKING:
     from jacobian_lab.jobs.config import JacobianConfig as JacobianConfig
     from jacobian_lab.jobs.config import LayerCountConfig as LayerCountConfig
     from jacobian_lab.jobs.config import SchemesConfig as SchemesConfig
+    from jacobian_lab.jobs.locating import LocateConfig as LocateConfig
     from jacobian_lab.maps.conditions import eigenspaces as eigenspaces
     from jacobian_lab.maps.definiteness import definiteness as definiteness
     from jacobian_lab.maps.operator import Jacobian as Jacobian
     from jacobian_lab.maps.replay import freeze as freeze
     from jacobian_lab.maps.replay import replay as replay
+    from jacobian_lab.maps.restorations import TraceSettings as TraceSettings
+    from jacobian_lab.maps.tracing import trace as trace
     from jacobian_lab.model.corpus import load_corpus as load_corpus
     from jacobian_lab.model.language_model import LanguageModel as LanguageModel
     from jacobian_lab.model.loading import load_model as load_model
@@ -72,7 +75,9 @@ _HOMES = {
     "RuleSettings": "editing.rules",
     "SCHEMES": "catalogue",
     "LayerCountConfig": "jobs.config",
+    "LocateConfig": "jobs.locating",
     "SchemesConfig": "jobs.config",
+    "TraceSettings": "maps.restorations",
     "apply": "applying",
     "coordinate_shifts": "editing.anchors",
     "definiteness": "maps.definiteness",
@@ -94,6 +99,7 @@ _HOMES = {
     "run_schemes": "runs",
     "sample_templates": "model.templates",
     "second_moments": "editing.second_moments",
+    "trace": "maps.tracing",
 }
 
 __all__ = sorted(_HOMES)

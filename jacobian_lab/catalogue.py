@@ -202,3 +202,14 @@ def paired(rule: str, scheme: str) -> str:
     """
     named = (name for name, pair in METHODS.items() if pair == Method(scheme, rule))
     return next(named, f"{rule}@{scheme}")
+
+
+TraceSite = Literal["residual", "mlp", "attention", "mlp-severed", "attention-severed"]
+"""Restorations of causal tracing: one hidden state; the MLP's or the attention's output in a window of layers; one
+hidden state while the MLPs, or the attention, of its token stay corrupted in the layers above."""
+TRACE_SITES: tuple[TraceSite, ...] = ("residual", "mlp", "attention")
+"""Sites that are traced by default."""
+SUBJECT_END = "last subject"
+ROLES = ("first subject", "middle subject", SUBJECT_END, "first further", "further", "last")
+"""Roles of a prompt's tokens from its subject on. The subject's last token is never its first; the prompt's last token
+is no further one."""

@@ -204,7 +204,7 @@ def test_old_names_of_commands_go_on_working_with_a_line_at_the_end(monkeypatch,
 def test_a_run_is_shown_and_drawn(monkeypatch, capsys, tmp_path):
     fake = ModuleType("jacobian_lab.report.showing")
     fake.show = lambda folder, names: f"shown {folder.name} {names}"
-    fake.draw = lambda folder, name, out: out or folder / f"{name}.pdf"
+    fake.draw = lambda folder, name, out, fact: out or folder / f"{name}.pdf"
     monkeypatch.setitem(sys.modules, fake.__name__, fake)
     cli.main(["show", str(tmp_path / "run"), "table2", "effort"])
     cli.main(["figure", str(tmp_path / "run"), "effort"])

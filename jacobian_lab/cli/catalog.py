@@ -102,6 +102,15 @@ COMMANDS = {
         "jobs:Jacobians",
         ("jacobians --slice 0:2 --layers 7-8", "jacobians --slice 0:64 --layers 4-8 --out runs/jacobians"),
     ),
+    "locate": Command(
+        "explain",
+        "Trace which layers and tokens bring an answer back after its subject is corrupted.",
+        "jobs:Locate",
+        (
+            "locate --slice 0:1 --samples 3 --out runs/locate-one",
+            "locate --facts counterfact.json --slice 0:32 --recalled-only --out runs/locate",
+        ),
+    ),
     "layer-count": Command(
         "explain",
         "Add decisive layers one by one, and measure what is left.",
@@ -130,7 +139,7 @@ COMMANDS = {
         "runs",
         "Draw a figure of a run into a file.",
         "shows:Figure",
-        ("figure runs/schemes residual_by_layer", "figure runs/schemes effort --out effort.pdf"),
+        ("figure runs/schemes residual_by_layer", "figure runs/locate locate --fact 7"),
     ),
 }
 

@@ -24,10 +24,18 @@ from jacobian_lab.jobs.config import (
 )
 from jacobian_lab.jobs.job import planned
 from jacobian_lab.jobs.kinds import JOBS, run_job
+from jacobian_lab.jobs.locating import LocateConfig
 from jacobian_lab.jobs.methods import saved_paths
 from jacobian_lab.report.paper import read_paper
 from jacobian_lab.report.registry import TABLES
-from jacobian_lab.report.results import SCHEMES, write_account, write_comparison, write_reports, write_schemes
+from jacobian_lab.report.results import (
+    SCHEMES,
+    write_account,
+    write_comparison,
+    write_locate,
+    write_reports,
+    write_schemes,
+)
 from jacobian_lab.training.reading import read_training
 from jacobian_lab.training.settings import TrainingConfig
 
@@ -181,6 +189,18 @@ class Jacobians(Account):
 
 
 @dataclass(frozen=True)
+class Locate(Account):
+    """Trace the states that bring an answer back."""
+
+    config: Annotated[LocateConfig, arg(name="")] = field(default_factory=LocateConfig)
+    table: Suppress[str] = "locate"
+
+    def report(self, folder: Path) -> str:
+        """Write the table, and a summary."""
+        return f"{write_locate(folder)}\n\nRun: {folder}; heat maps: jacobian-lab figure {folder} locate"
+
+
+@dataclass(frozen=True)
 class LayerCounts(Account):
     """Add decisive layers one by one."""
 
@@ -280,6 +300,7 @@ SCRIPTS: Mapping[str, tuple[JobCommand, str]] = {
             "damping": Dampings(),
             "frontier": Frontier(),
             "jacobian": Jacobians(),
+            "locate": Locate(),
         }.items()
     },
     **{

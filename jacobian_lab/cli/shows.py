@@ -37,14 +37,16 @@ class Figure(Runnable):
         folder: Folder of the run.
         name: The figure.
         out: File to write; the run's folder of figures by default.
+        fact: Id of a fact to draw by itself, where a figure can be (locate).
     """
 
     folder: Annotated[Positional[Path], arg(metavar="RUN")]
     name: Annotated[Positional[str], arg(metavar="NAME")]
     out: Path | None = None
+    fact: str | None = None
 
     def run(self) -> None:
         """Draw it."""
         from jacobian_lab.report.showing import draw
 
-        say(str(draw(self.folder, self.name, self.out)))
+        say(str(draw(self.folder, self.name, self.out, self.fact)))

@@ -11,6 +11,7 @@ from jacobian_lab.editing.batches import anchor_batches
 from jacobian_lab.editing.layers import KEYS_AT_ONCE
 from jacobian_lab.evaluation.metrics import ROWS_IN_DOUBLE, ROWS_OF_LOGITS, hosts
 from jacobian_lab.maps.hooks import TOKENS_PER_BATCH, batches
+from jacobian_lab.maps.restorations import TracedPrompt, TraceSettings, batches_of
 from jacobian_lab.model.footprint import DOUBLE, logit_bytes, sweep_bytes
 from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.rows import FactRows
@@ -260,6 +261,25 @@ class Counts:
         """Bytes of the head in float32, which a model in half precision makes for its logits."""
         half = dtype.itemsize < torch.float32.itemsize
         return self.shape.vocabulary * self.shape.d_model * torch.float32.itemsize if half else 0
+
+    def tracing(self, prompts: Sequence[TracedPrompt], settings: TraceSettings) -> Stage:
+        """Causal traces: each restoration runs the tokens from its own on through the blocks above it."""
+        shape, draws, longest = self.shape, settings.samples, max((len(prompt.ids) for prompt in prompts), default=0)
+        cells, work, most = settings.restorations(shape.blocks), Work(), 0
+        for prompt in prompts:
+            work += Work(passes=shape.blocks, tokens=shape.blocks * len(prompt.ids)) * (1 + draws)
+            for place in prompt.places:
+                tokens = draws * (len(prompt.ids) - place)
+                for batch in batches_of(cells, tokens):
+                    run = sum(shape.blocks - 1 - cell.start for cell in batch)
+                    passes = shape.blocks - 1 - batch[0].start
+                    work += Work(passes=passes, tokens=run * tokens, logits=len(batch) * draws)
+                    most = max(most, len(batch) * tokens)
+        itemsize, states = self.model.dtype.itemsize, draws * longest * shape.blocks
+        recorded = states * (3 * shape.d_model + shape.cached)
+        running = most * (6 * shape.d_model + (1 + shape.inner) * shape.d_mlp + 2 * shape.cached)
+        logits = ROWS_IN_DOUBLE * shape.vocabulary * 2 * DOUBLE
+        return Stage("traces", work, (recorded + running) * itemsize + logits, shared=True)
 
     def training(self, name: str, rows: FactRows, block: int, steps: int, matrices: int) -> Stage:
         """Training on facts one after another above a block, so many steps each, with some matrices like an MLP's."""

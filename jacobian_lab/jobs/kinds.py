@@ -16,12 +16,20 @@ from jacobian_lab.jobs.config import (
 )
 from jacobian_lab.jobs.jacobians import jacobian_job
 from jacobian_lab.jobs.job import Job
+from jacobian_lab.jobs.locating import LocateConfig, locate_job
 from jacobian_lab.jobs.methods import edit_job, edit_table_job
 from jacobian_lab.jobs.schemes import schemes_job
 from jacobian_lab.jobs.sweeps import damping_job, frontier_job, layer_count_job
 
 JobConfig = (
-    SchemesConfig | EditTableConfig | EditConfig | JacobianConfig | LayerCountConfig | DampingConfig | FrontierConfig
+    SchemesConfig
+    | EditTableConfig
+    | EditConfig
+    | JacobianConfig
+    | LayerCountConfig
+    | DampingConfig
+    | FrontierConfig
+    | LocateConfig
 )
 """Configuration of a job of any kind."""
 
@@ -33,6 +41,7 @@ JOBS: Mapping[type, Callable[..., Job]] = {
     LayerCountConfig: layer_count_job,
     DampingConfig: damping_job,
     FrontierConfig: frontier_job,
+    LocateConfig: locate_job,
 }
 
 

@@ -256,6 +256,23 @@ def tail_outputs(
     return frozen.model.norm(gather(output, frozen.answer_at))
 
 
+def run_block(
+    frozen: Frozen, layer: int, hidden: Float[Tensor, "row tail d_model"]
+) -> Float[Tensor, "row tail d_model"]:
+    """Run one block over the tail.
+
+    Args:
+        frozen: The rows; of their prefix this block's keys and values alone are read.
+        layer: The block.
+        hidden: Its input over the tail.
+
+    Returns:
+        Its output.
+    """
+    ((_, output),) = _blocks(frozen, layer - 1, hidden, layer)
+    return output
+
+
 @dataclass(frozen=True, eq=False)
 class FrozenGroups:
     """Many rows, frozen in groups of similar length, asked as if they were one.

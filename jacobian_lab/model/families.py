@@ -105,6 +105,7 @@ class Family:
             gives as many numbers for each entry of the key as it has parts, part after part.
         rotary: The module of rotary positions; empty if positions enter with the embedding alone.
         output_norm: The norm that the MLP's output passes before it joins the stream; empty if it joins as it is.
+        attention: A block's attention, its output projection included.
         mlp: The MLP; empty if it is the parent of its output projection.
         flat: Whether MLPs take all tokens of all rows on one axis.
         windowed: Whether every block's attention has the window that a configuration without types of layers names.
@@ -121,6 +122,7 @@ class Family:
     inner: tuple[str, ...]
     rotary: str
     output_norm: str = ""
+    attention: str = "self_attn"
     mlp: str = ""
     flat: bool = False
     windowed: bool = False
@@ -155,14 +157,22 @@ FAMILIES: Mapping[str, Family] = {
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
     "olmo2": _OLMO,
-    "gpt2": Family("transformer.h", "transformer.ln_f", "mlp.c_proj", ("mlp.c_fc",), ""),
-    "gptj": Family("transformer.h", "transformer.ln_f", "mlp.fc_out", ("mlp.fc_in",), "transformer.rotary_emb"),
+    "gpt2": Family("transformer.h", "transformer.ln_f", "mlp.c_proj", ("mlp.c_fc",), "", attention="attn"),
+    "gptj": Family(
+        "transformer.h",
+        "transformer.ln_f",
+        "mlp.fc_out",
+        ("mlp.fc_in",),
+        "transformer.rotary_emb",
+        attention="attn",
+    ),
     "gpt_neox": Family(
         "gpt_neox.layers",
         "gpt_neox.final_layer_norm",
         "mlp.dense_4h_to_h",
         ("mlp.dense_h_to_4h",),
         "gpt_neox.rotary_emb",
+        attention="attention",
     ),
     "gemma2": _GEMMA,
     "gemma3_text": _GEMMA,
@@ -181,6 +191,7 @@ FAMILIES: Mapping[str, Family] = {
         "mlp.dense_4h_to_h",
         ("mlp.dense_h_to_4h",),
         "transformer.rotary_emb",
+        attention="self_attention",
         given={"alibi": None},
     ),
     "opt": Family("model.decoder.layers", "model.decoder.final_layer_norm", "fc2", ("fc1",), "", mlp="fc2", flat=True),

@@ -242,6 +242,17 @@ class LanguageModel:
         path = self.family.mlp or self.family.projection.rpartition(".")[0]
         return operator.attrgetter(path)(self.blocks[layer])
 
+    def attention(self, layer: int) -> nn.Module:
+        """The attention of a block, whose output joins the residual stream.
+
+        Args:
+            layer: The block's index.
+
+        Returns:
+            The module.
+        """
+        return operator.attrgetter(self.family.attention)(self.blocks[layer])
+
     def output_norm(self, layer: int) -> nn.Module | None:
         """The norm that a block's MLP output passes before it joins the stream.
 

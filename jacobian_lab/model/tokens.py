@@ -120,6 +120,14 @@ def kl_prompt(tokenizer: Any, fact: Fact, chat: Chat | None = None) -> Prompt:
     return _locate(tokenizer, before, fact, after, (False,), chat)[0]
 
 
+def subject_start(tokenizer: Any, fact: Fact, chat: Chat | None = None) -> int:
+    """Place of the subject's first token in the bare prompt."""
+    before, _, after = _parts(fact, BARE)
+    prompt = _prompt(tokenizer, before + fact.subject + after, chat)
+    first = len(before) if chat is None else chat.place(tokenizer, prompt.text, before, fact.subject, after)
+    return next(place for place, (_, end) in enumerate(prompt.offsets) if end > first)
+
+
 def text_prompt(
     tokenizer: Any, text: str, answer: str = "", join: str | None = None, *, chat: Chat | None = None
 ) -> Prompt:

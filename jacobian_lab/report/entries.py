@@ -67,8 +67,10 @@ class FigureEntry(Entry):
         draw: Draws an open run on an empty figure.
         panels: Counts the panels side by side, across the page; one column without.
         height: Height of a panel over its width.
+        of_fact: Whether it can be drawn of a single fact.
     """
 
     draw: Callable[..., None]
     panels: Callable[[xr.Dataset], int] | None = None
     height: float = 0.75
+    of_fact: bool = False

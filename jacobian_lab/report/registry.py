@@ -14,7 +14,7 @@ import xarray as xr
 from jacobian_lab.catalogue import CR, FE, METHODS
 from jacobian_lab.report.entries import FigureEntry, TableEntry, nothing
 from jacobian_lab.report.paper import paper_methods, paper_schemes
-from jacobian_lab.report.tables import convergence, frontier, methods, residuals, theorems, training
+from jacobian_lab.report.tables import convergence, frontier, locating, methods, residuals, theorems, training
 from jacobian_lab.report.writing import Table
 from jacobian_lab.store.schema import KINDS
 
@@ -195,6 +195,15 @@ TABLES: Mapping[str, TableEntry] = {
         "lambda_min",
         below=False,
     ),
+    "locate": TableEntry(
+        kinds=("locate",),
+        caption="Causal tracing: the probability of the true answer's first token with a state restored, less that "
+        "with the subject corrupted alone; for each site and role of the token the layer where the mean over facts is "
+        "largest, with its 95 % bootstrap interval.",
+        needs=("effect",),
+        made_by="locate",
+        make=locating.as_table,
+    ),
     **{name: _methods(name, *more) for name, more in _BELOW_PAPER.items()},
     "edit_table": _of_methods(f"All methods. {_CELLS}", methods.compared),
     "damage": _of_methods(
@@ -327,6 +336,17 @@ FIGURES: Mapping[str, FigureEntry] = {
         draw=_drawing("conditions.jacobian"),
         panels=lambda _dataset: 4,
         height=1.0,
+    ),
+    "locate": FigureEntry(
+        kinds=("locate",),
+        caption="Causal tracing: how much of the answer's probability comes back when a state is restored, by role of "
+        "the token and layer, each site on its own scale; a point marks its peak.",
+        needs=("effect",),
+        made_by="locate",
+        draw=_drawing("locating.locate"),
+        panels=lambda dataset: dataset.sizes["site"],
+        height=1.0,
+        of_fact=True,
     ),
     "effort": FigureEntry(
         caption="Who carries what: each layer's share of the effort, its price, and its part of the change at the last "

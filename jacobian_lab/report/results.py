@@ -10,11 +10,13 @@ import pandas as pd
 import xarray as xr
 
 from jacobian_lab.errors import InputError
+from jacobian_lab.facts.fact import listing
 from jacobian_lab.report.captions import model_name
 from jacobian_lab.report.entries import Entry
 from jacobian_lab.report.headlines import headlines
 from jacobian_lab.report.paper import read_paper
 from jacobian_lab.report.registry import FIGURES, TABLES
+from jacobian_lab.report.tables import locating
 from jacobian_lab.report.tables.convergence import caveats
 from jacobian_lab.report.writing import Table, markdown, write_csv, write_table
 from jacobian_lab.store.run import config_of, open_run
@@ -102,20 +104,36 @@ class Results:
         table = self._table(name)
         return markdown(table.frame, _caption(name, table), table.bold)
 
-    def figure(self, name: str) -> "matplotlib.figure.Figure":
-        """Draw a figure at ICML's sizes and with its fonts."""
+    def figure(self, name: str, fact: Any = None) -> "matplotlib.figure.Figure":
+        """Draw a figure, of one fact where it can be, at ICML's sizes and with its fonts."""
         from jacobian_lab.report.figures.style import drawn  # matplotlib takes a second
 
-        return drawn(self._entry(FIGURES, name, "figure"), self.dataset)
+        entry = self._entry(FIGURES, name, "figure")
+        if fact is None:
+            return drawn(entry, self.dataset)
+        if not entry.of_fact:
+            possible = ", ".join(figure for figure, other in FIGURES.items() if other.of_fact)
+            raise InputError(f"expected a figure of single facts ({possible}), got {name} with ⟨fact⟩: leave it out")
+        return drawn(entry, self.dataset, fact=self._label(fact))
 
-    def save_figure(self, name: str, out: Path | str | None = None) -> list[Path]:
+    def save_figure(self, name: str, out: Path | str | None = None, fact: Any = None) -> list[Path]:
         """Draw a figure into a file, or into a folder as PDF and as PNG; by default into ``figures`` of the run."""
         from jacobian_lab.report.figures.style import save
 
         out = self.folder / "figures" if out is None else Path(out)
-        paths = [out] if out.suffix and not out.is_dir() else [out / f"{name}.pdf", out / f"{name}.png"]
-        save(self.figure(name), *paths)
+        stem = name if fact is None else f"{name}-{self.dataset['fact'].values.tolist().index(self._label(fact))}"
+        paths = [out] if out.suffix and not out.is_dir() else [out / f"{stem}.pdf", out / f"{stem}.png"]
+        save(self.figure(name, fact), *paths)
         return paths
+
+    def _label(self, fact: Any) -> Any:
+        """A fact's label, by its id as it is written."""
+        labels = {str(label): label for label in self.dataset["fact"].values.tolist()}
+        if str(fact) not in labels:
+            raise InputError(
+                f"expected the id of a fact of {self.folder}, got {fact!r}: give one of {listing(list(labels))}"
+            )
+        return labels[str(fact)]
 
     def write(self, *names: str, **options: Any) -> str:
         """Write tables beside the store and return their text; those that the run has not are left out.
@@ -173,6 +191,8 @@ class Results:
                 parts.append(f"{len(names)} {plural} ({', '.join(names)})" if len(names) else f"no {plural}")
         if "surveyed" in dataset:
             parts.append(f"Jacobians of {int((dataset['surveyed'] == 1).sum())} of {self.facts} facts")
+        if "traced" in dataset:
+            parts.append(f"traces of {int((dataset['traced'] == 1).sum())} of {self.facts} facts")
         if "studied" in dataset:
             parts += [str(name) for name in dataset["study"].values[(dataset["studied"] == 1).any("scheme").values]]
         return ", ".join(parts)
@@ -245,6 +265,15 @@ def write_account(folder: Path | str, name: str) -> str:
     run.write("descents")
     text = run.write("conditions", name, *(("own_ridges",) if name == "frontier" else ()))
     return text or f"{TABLES[name].caption} The run holds no such layer."
+
+
+def write_locate(folder: Path | str) -> str:
+    """Write the table of causal traces, and return it with a summary in words."""
+    run = Results(folder, "locate")
+    text = run.write("locate")
+    return (
+        _joined(text, *locating.summary(run.dataset)) if text else "No fact is recalled by the model: none is traced."
+    )
 
 
 def write_comparison(folder: Path | str, tables: Sequence[str] | None = None, paper: Path | None = None) -> str:

@@ -25,9 +25,9 @@ def show(folder: Path, names: Sequence[str] = ()) -> str:
     return "\n\n".join(_text(run, name.replace("-", "_")) for name in names) or "\n".join(_listing(run))
 
 
-def draw(folder: Path, name: str, out: Path | None = None) -> Path:
+def draw(folder: Path, name: str, out: Path | None = None, fact: str | None = None) -> Path:
     """Draw a figure of a run into a file, or into a folder as PDF, whose path is returned, and as PNG."""
-    return _draw(Results(folder), name.replace("-", "_"), out)[0]
+    return _draw(Results(folder), name.replace("-", "_"), out, fact)[0]
 
 
 def figure_script(name: str) -> None:
@@ -45,11 +45,11 @@ def figure_script(name: str) -> None:
     sys.stdout.write("\n".join(map(str, paths)) + "\n")
 
 
-def _draw(run: Results, name: str, out: Path | None = None) -> list[Path]:
+def _draw(run: Results, name: str, out: Path | None = None, fact: str | None = None) -> list[Path]:
     import matplotlib as mpl  # takes a second
 
     mpl.use("agg")
-    return run.save_figure(name, out)
+    return run.save_figure(name, out, fact)
 
 
 def _text(run: Results, name: str) -> str:

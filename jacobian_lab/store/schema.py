@@ -36,6 +36,8 @@ COORDINATES = {
     "neighbor": "place among the record's neighbourhood prompts",
     "anchor_layer": "layer that the anchor is optimised at",
     "ridge": "λ, the weight of the second moment in the solve",
+    "token": "place of a token, counted from the subject's first",
+    "site": "what is restored",
     "count": "number of decisive layers, the last one fixed",
     "row": "scheme, or jacobian-pullback with its μ",
     "study": "what was looked at beside the tables",
@@ -281,6 +283,18 @@ _FRONTIER = {
 }
 """Arrays of an edit table, at several λ."""
 
+_TRACES = {
+    "answer_clean": Variable(("fact",), "probability of the true answer's first token"),
+    "answer_corrupted": Variable(("fact",), "the same with noise on the subject's embeddings, mean over draws"),
+    "recalled": Variable(("fact",), "whether the true answer's first token is the likeliest"),
+    "role": Variable(("fact", "token"), "the token's role: place in catalogue.ROLES from 1 on; 0: none", "1", "i4"),
+    "effect": Variable(
+        ("fact", "token", "layer", "site"),
+        "probability of the answer with a state restored less that without, mean over draws",
+    ),
+    "traced": Variable(("fact",), "whether the fact has been traced", "1", "i4"),
+}
+
 DIGEST = "_digest"
 """Suffix of the name of a mark's digests."""
 
@@ -304,6 +318,7 @@ KINDS: dict[str, dict[str, Variable]] = {
     | _part("coordinated_shift_passes", _COORDINATED_COUNT)
     | _part("counted", _LAYER_COUNT),
     "damping": _part("anchor_passes", _ANCHORS) | _part("measured", _DAMPING),
+    "locate": _part("traced", _TRACES),
     "edit_table": _part("anchor_passes", _ANCHORS)
     | _part("coordinated_shift_passes", _COORDINATED)
     | _part("refit_anchor_passes", _REFIT)

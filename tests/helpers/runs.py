@@ -14,11 +14,16 @@ SETTINGS = {
     "layers": [4, 5, 6, 7, 8],
     "dtype": "float32",
     "metrics": "counterfact",
+    "noise": 3.0,
+    "samples": 10,
+    "window": 3,
 }
 PROVENANCE = {
     "model": "my_model",
     "protocol": "llama-3-8b-instruct",
     "facts": {"source": "builtin", "slice": "0:6", "count": 6},
+    "deviation": 0.1,
+    "tokens": [[" the", " Eiffel", " Tower", " in"]] * 6,
 }
 TRAINED = {
     "training_steps": "wise",
@@ -32,6 +37,8 @@ TRAINED = {
     "changed_unstored": "rledit",
 }
 """What one method alone has."""
+ROLES_OF_TOKENS = [1, 2, 3, 6]
+"""Roles of a fact's tokens in a run of traces."""
 LAYERS = {"fact": FACTS, "layer": [4, 5, 6, 7, 8]}
 SCHEMES = ["backward-dividing", "backward-full", "one-layer", "forward-replay", "coordinated-replay"]
 METHODS = ["unedited", "memit", "blue", "emmet", "memit+fe", "memit+cr", "prune", "wise", "rledit"]
@@ -62,6 +69,7 @@ COORDINATES = {
         "anchor_layer": [6, 7, 8],
         "d_model": range(3),
     },
+    "locate": {"fact": FACTS, "token": range(4), "layer": [4, 5, 6, 7], "site": ["residual", "mlp", "attention"]},
     "edit_table": EDITED,
     "frontier": {**EDITED, "edit": ["memit", "memit+fe", "memit+cr", "memit@backward-full"], "ridge": [10.0, 100.0]},
 }
@@ -81,6 +89,8 @@ def make_run(folder: Path, kind: str, settings=None, provenance=None, coordinate
                     others = [place for place, each in enumerate(METHODS) if each != TRAINED[name]]
                     values.swapaxes(0, variable.dims.index("edit"))[others] = np.nan
                 run.write(name, written.get(name, values))
+        if kind == "locate":
+            run.write("role", np.tile(ROLES_OF_TOKENS, (len(run.coordinates["fact"]), 1)))
         for mark in {variable.mark for variable in KINDS[kind].values()} - {""}:
             run.commit(mark, 5 if mark.endswith("passes") else 1)
     return folder

@@ -21,7 +21,7 @@ from jacobian_lab.planning.shape import Shape
 from jacobian_lab.planning.work import Stage, Work
 
 TOKENS = Rates("a test", card=False, seconds=Work(tokens=1e-6, back_tokens=2e-6))
-COMMANDS = ["tables", "edit-table", "edit", "theorem1", "layer-count", "damping", "frontier", "jacobian"]
+COMMANDS = ["tables", "edit-table", "edit", "theorem1", "layer-count", "damping", "frontier", "jacobian", "locate"]
 
 
 def read_plan(capsys, command, *given):
@@ -41,7 +41,9 @@ def test_every_command_that_computes_can_be_planned(command, arguments, tmp_path
     folder = tmp_path / "sketch"
     shutil.copytree(arguments["model"], folder)
     (folder / "model.safetensors").unlink()
-    unused = ("templates", "corpus", "ridge", "anchor", "anchors_per_batch") if command == "jacobian" else ()
+    unused = (
+        ("templates", "corpus", "ridge", "anchor", "anchors_per_batch") if command in {"jacobian", "locate"} else ()
+    )
     used = {name: value for name, value in arguments.items() if name not in unused} | {"model": folder}
     before = sorted(tmp_path.rglob("*"))
     plan = read_plan(capsys, command, *options(used), "--card", "h200")

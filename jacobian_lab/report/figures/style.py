@@ -59,15 +59,15 @@ def style(column: str = "half", columns: int = 1, height: float = 0.75) -> Itera
         yield
 
 
-def drawn(entry: FigureEntry, dataset: xr.Dataset) -> Figure:
-    """Draw a figure of an open run."""
+def drawn(entry: FigureEntry, dataset: xr.Dataset, **of_fact: Any) -> Figure:
+    """Draw a figure of an open run, or of one of its facts."""
     column, panels = "half", 1
     if entry.panels:
         column, panels = "full", entry.panels(below_last(dataset) if entry.below else dataset)
     with style(column, panels, entry.height):
         figure = plt.figure()
         try:
-            entry.draw(figure, dataset)
+            entry.draw(figure, dataset, **of_fact)
             figure.draw_without_rendering()  # ticks take their fonts when they are first drawn
         finally:
             plt.close(figure)
