@@ -200,12 +200,6 @@ class TrainedEdit(Edit):
         raise InputError(f"expected a method with targets, got {self.name!r}, which trains: it has no such measures")
 
 
-def span(layers: Sequence[int]) -> str:
-    """Layers in words."""
-    whole = len(layers) > 1 and list(layers) == list(range(layers[0], layers[-1] + 1))
-    return f"{layers[0]}-{layers[-1]}" if whole else ",".join(map(str, layers))
-
-
 def _ids(evaluator: Evaluator) -> pd.Index:
     return pd.Index([fact.id for fact in evaluator.facts], name="fact")
 

@@ -19,9 +19,18 @@ from jacobian_lab.jobs.job import Job
 from jacobian_lab.jobs.methods import edit_job, edit_table_job
 from jacobian_lab.jobs.schemes import schemes_job
 from jacobian_lab.jobs.sweeps import damping_job, frontier_job, layer_count_job
+from jacobian_lab.jobs.tune_config import TuneConfig
+from jacobian_lab.jobs.tuning import tune_job
 
 JobConfig = (
-    SchemesConfig | EditTableConfig | EditConfig | JacobianConfig | LayerCountConfig | DampingConfig | FrontierConfig
+    SchemesConfig
+    | EditTableConfig
+    | EditConfig
+    | JacobianConfig
+    | LayerCountConfig
+    | DampingConfig
+    | FrontierConfig
+    | TuneConfig
 )
 """Configuration of a job of any kind."""
 
@@ -33,6 +42,7 @@ JOBS: Mapping[type, Callable[..., Job]] = {
     LayerCountConfig: layer_count_job,
     DampingConfig: damping_job,
     FrontierConfig: frontier_job,
+    TuneConfig: tune_job,
 }
 
 

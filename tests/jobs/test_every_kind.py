@@ -14,6 +14,7 @@ from jacobian_lab.jobs.config import (
     SchemesConfig,
 )
 from jacobian_lab.jobs.kinds import JOBS, run_job
+from jacobian_lab.jobs.tune_config import TuneConfig
 from jacobian_lab.report.results import Results
 from jacobian_lab.store.run import open_run
 
@@ -27,6 +28,12 @@ KINDS = {
     "damping": (DampingConfig, {"dampings": (0.1,)}, "residual_ratio", "damping"),
     "edit-table": (EditTableConfig, {**METHODS, "methods": ("memit+fe",)}, "kl", "metrics"),
     "edit": (EditConfig, {**METHODS, "method": "memit"}, "kl", "metrics"),
+    "tune": (
+        TuneConfig,
+        {**METHODS, "layers": None, "methods": ("memit",), "windows": ("1,3", "2-3"), "ridges": (3.0,), "passes": (4,)},
+        "kl",
+        "tune",
+    ),
     "frontier": (FrontierConfig, {**METHODS, "schemes": ("one-layer",), "ridges": (3.0, 30.0)}, "kl", "frontier"),
 }
 
