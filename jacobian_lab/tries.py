@@ -3,7 +3,7 @@
 A window's score and a criterion are pure functions of rows; neither torch nor a model is known here.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ WINDOW, RIDGE, DESCENT = "window", "ridge", "descent"
 """Stages of a search: every window observed, the finalists along λ, and the best window with other descents."""
 COLUMNS = (
     *("method", "stage", "layers", "ridge", "lr", "steps", "reached", "passes", "realised", "residual_ratio"),
-    *("score", "efficacy", "generalization", "kl", "top10", "seconds", "chosen"),
+    *("disturbance", "score", "efficacy", "generalization", "kl", "top10", "seconds", "chosen"),
 )
 """Columns of ``tune.csv``."""
 GRID = tuple(10 ** (step / 4) for step in range(-4, 5))
@@ -95,17 +95,19 @@ def within(tries: pd.DataFrame, bound: float) -> Any:
     return allowed.sort_values(["gain", "kl"], ascending=[False, True], kind="stable").index[0]
 
 
-def score(reached: float, residual_ratio: float) -> float:
-    """Score a window before anything is evaluated: how much of what is aimed at an edit there brings about.
+def score(reached: float, residual_ratio: float, disturbance: float) -> float:
+    """Score a window before anything is evaluated: what an edit there brings about, and at what price.
 
     Args:
         reached: Share of facts whose descent came below the loss that ends it.
         residual_ratio: Mean residual that the edit leaves at the last layer, over the initial one.
+        disturbance: What the edit changes of a typical token's state at the least, as a share of that.
 
     Returns:
-        The share that was reached times the share that was realised, from 0 to 1; 0 where one is unknown.
+        The share that was reached, times the share that was realised, over 1 plus the disturbance: from 0 to 1; 0 where
+        one of them is unknown.
     """
-    return float(np.nan_to_num(reached * (1 - np.clip(residual_ratio, 0, 1))))
+    return float(np.nan_to_num(reached * (1 - np.clip(residual_ratio, 0, 1)) / (1 + disturbance)))
 
 
 def finalists(scores: Mapping[str, float], count: int) -> list[str]:
@@ -145,7 +147,8 @@ def observed_windows(dataset: xr.Dataset) -> pd.DataFrame:
             "passes": float(cell["observed_passes"]),
             "realised": float(cell["realised"].mean()),
             "residual_ratio": left,
-            "score": score(reached, left),
+            "disturbance": float(cell["disturbance"]),
+            "score": score(reached, left, float(cell["disturbance"])),
             "efficacy": 100 * float(cell["observed_efficacy"].mean()),
             "seconds": float(cell["observed_seconds"]),
         })
@@ -196,19 +199,21 @@ def _cells(mark: xr.DataArray) -> list[tuple[str, ...]]:
     return [tuple(cell[str(dim)] for dim in mark.dims) for cell in names]
 
 
-def search_of(
-    settings: Mapping[str, Any],
-) -> tuple[Criterion, Mapping[str, Sequence[int]], Mapping[str, Sequence[Any]]]:
-    """Read what a search is made of from a run's settings.
+def criterion_of(settings: Mapping[str, Any], tries: pd.DataFrame) -> Criterion:
+    """Read the rule of a search, and fill in the bound that suits the facts if none was set.
 
     Args:
-        settings: The settings.
+        settings: A run's settings.
+        tries: Rows of `evaluated_tries`.
 
     Returns:
-        The criterion; the layers of each window; learning rate and passes of each variant.
+        The rule. The bound that suits is the median D_KL of all methods' finalists along λ, to two digits.
     """
     search = settings["tune"]
-    return Criterion(search["criterion"], search["kl_bound"]), search["windows"], search["variants"]
+    bound = search["kl_bound"]
+    if bound is None:
+        bound = float(f"{tries.loc[tries['stage'] == RIDGE, 'kl'].median():.1e}") if len(tries) else np.nan
+    return Criterion(search["criterion"], bound)
 
 
 def choices(tries: pd.DataFrame, criterion: Criterion) -> dict[str, Any]:
@@ -268,8 +273,8 @@ def _of_window(choice: pd.Series, along: pd.DataFrame, scores: pd.Series, criter
         compared = f"they alone were evaluated along λ: {label} {own}"
     place = finalists(scores.to_dict(), len(scores)).index(window) + 1
     return (
-        f"Layers {window} because {compared}. Before that, they were number {place} of {len(scores)} by the share of "
-        f"facts whose descent arrived times the share of the way that an edit went ({scores[window]:.2f})."
+        f"Layers {window} because {compared}. Before any question they were number {place} of {len(scores)}, with a "
+        f"score of {scores[window]:.2f}."
     )
 
 

@@ -8,9 +8,6 @@ from annotated_types import Gt
 from jacobian_lab.jobs.config import RARE, Above, EvaluationConfig, Positive
 from jacobian_lab.tries import CriterionName
 
-KL_BOUND = 0.2
-"""D_KL, in nats, that a chosen edit may disturb neighbourhood prompts by."""
-
 
 @dataclass(frozen=True)
 class TuneConfig(EvaluationConfig):
@@ -26,15 +23,15 @@ class TuneConfig(EvaluationConfig):
         passes: Passes of a descent; the model's own and twice as many by default. Windows are compared at the first.
         criterion: bound (the best generalisation within the bound of D_KL) or frontier (layers, learning rate and
             passes by the best generalisation averaged over bounds of D_KL, a tenth to ten times that one).
-        kl_bound: Largest mean D_KL, in nats.
+        kl_bound: Largest mean D_KL, in nats; the median of all methods' finalists along λ by default.
         finalists: Windows of each method that go on to be evaluated along λ.
         greedy: Check Accuracy by real greedy decoding too; off here, since there are many tries.
         held_out_tokens: Tokens of the held-out text.
 
     Examples:
         >>> from jacobian_lab.jobs.tune_config import TuneConfig
-        >>> TuneConfig(windows=("3-7", "5-9")).kl_bound
-        0.2
+        >>> TuneConfig(windows=("3-7", "5-9")).finalists
+        3
     """
 
     methods: tuple[str, ...] = ("memit", "memit+fe", "memit+cr")
@@ -44,7 +41,7 @@ class TuneConfig(EvaluationConfig):
     lrs: tuple[Above, ...] | None = None
     passes: tuple[Annotated[int, Gt(1)], ...] | None = None
     criterion: CriterionName = "bound"
-    kl_bound: Above = KL_BOUND
+    kl_bound: Above | None = None
     finalists: Positive = 3
     greedy: bool = False
     held_out_tokens: Positive = field(default=512, metadata=RARE)

@@ -8,6 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from jacobian_lab.catalogue import COORDINATED, REPLAYED, SCHEMES, TRAINED, method, method_name
 from jacobian_lab.editing.measures import ObservedEdit, measure
 from jacobian_lab.editing.schemes import Targets, make_targets
@@ -36,14 +40,13 @@ from jacobian_lab.store.completion import Completion
 from jacobian_lab.store.run import Run, config_of, open_run
 from jacobian_lab.tries import (
     LABELS,
-    Criterion,
     choices,
+    criterion_of,
     evaluated_tries,
     finalists,
     gain_of,
     observed_windows,
     reasons,
-    search_of,
 )
 
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
@@ -93,6 +96,16 @@ def spread_windows(blocks: int, width: int, count: int = SPREAD) -> list[Layers]
     last = max(0, -(-2 * blocks // 3) - width)
     starts = sorted({round(place * last / (count - 1)) for place in range(count)})
     return [tuple(range(start, start + width)) for start in starts]
+
+
+def disturbance(price: Float[Tensor, "fact layer"], edits: Sequence[ObservedEdit]) -> float:
+    """Root mean square of what an edit changes of a typical token's states, over their norms, at the least.
+
+    ‖δ‖²/(kᵀC⁻¹k) is the least mean square that a change of the weight with ΔW k = δ adds to the layer's output on the
+    corpus. Facts add up, and so do layers.
+    """
+    sizes = torch.stack([(edit.before**2).sum(-1).nanmean() for edit in edits])
+    return float((price.nansum(0) / sizes.to(price)).sum().sqrt())
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,11 +191,6 @@ class Search:
         """Places on the grid of λ."""
         return sorted(set(self.config.ridges or FACTORS))
 
-    @property
-    def criterion(self) -> Criterion:
-        """The rule by which the best of some tries is chosen."""
-        return Criterion(self.config.criterion, self.config.kl_bound)
-
     def settings(self) -> dict[str, Any]:
         """Everything that decides a number, as it stands in ``config.json``."""
         config = self.config
@@ -259,7 +267,8 @@ class Search:
         if not unfinished(done, "measured", along):
             tries = evaluated_tries(open_run(done.folder, part="measured"))
             tries = tries[tries["variant"] == self.base]
-            best = {n: [tries.loc[label, "window"]] for n, label in choices(tries, self.criterion).items()}
+            labels = choices(tries, criterion_of(self.settings(), tries))
+            best = {name: [tries.loc[label, "window"]] for name, label in labels.items()}
         others = list(self.variants)[1:]
         return [cell for window in self.windows for v in others for cell in self._cells(window, v, best)]
 
@@ -341,6 +350,7 @@ class Search:
         yield "suited_ridge", session.ridge, {}
         for variable in ("realised", "residual_ratio"):
             yield variable, values[variable].cpu().numpy(), layers
+        yield "disturbance", disturbance(values["price"], edits), {}
         yield "observed_efficacy", where_finite(answered, bench.targets.finite(scheme.kind)), {}
 
     def _try(self, run: Run, cells: Sequence[Labels]) -> None:
@@ -415,8 +425,9 @@ def protocols_of(folder: Path) -> dict[str, Protocol]:
     dataset = open_run(folder, "tune")
     config = config_of(dataset)
     settings, provenance = config["settings"], config["provenance"]
-    criterion, windows, variants = search_of(settings)
+    windows, variants = settings["tune"]["windows"], settings["tune"]["variants"]
     observed, tries = observed_windows(dataset), evaluated_tries(dataset)
+    criterion = criterion_of(settings, tries)
     protocols = {}
     for name, label in choices(tries, criterion).items():
         choice = tries.loc[label]

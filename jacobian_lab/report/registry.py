@@ -193,7 +193,8 @@ TABLES: Mapping[str, TableEntry] = {
         kinds=("tune",),
         caption="A search over layers, λ, learning rate and passes. Stage window: an edit at the λ that suits it, "
         "observed; ridge: the finalists along λ; descent: other descents on the best window. Score: share of facts "
-        "whose descent arrived (reached) times the share of the way that the edit went. Shares × 100, D_KL in nats.",
+        "whose descent arrived (reached), times the share of the way that the edit went, over 1 plus the disturbance: "
+        "what the shifts change of other tokens' states at the least, over these. Shares × 100, D_KL in nats.",
         needs=("kl",),
         made_by="tune",
         make=tune.tune,

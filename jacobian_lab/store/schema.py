@@ -295,6 +295,10 @@ _TUNE_OBSERVED = {
     "suited_ridge": Variable(("edit", "window"), "λ that suits the window"),
     "realised": Variable((*_OBSERVED, "layer"), "shift along the residual given to the layer, over its norm"),
     "residual_ratio": Variable((*_OBSERVED, "layer"), "remaining residual at the last layer over the initial one"),
+    "disturbance": Variable(
+        ("edit", "window"),
+        "root mean square of what the shifts change of other tokens' states at the least, over these",
+    ),
     "observed_efficacy": Variable(_OBSERVED, "every target token is the argmax after the edit at that λ"),
     "observed_reached": Variable(("edit", "window"), "share of facts whose descent came below the loss that ends it"),
     "observed_passes": Variable(("edit", "window"), "mean passes of a fact's descents"),

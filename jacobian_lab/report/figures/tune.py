@@ -10,7 +10,16 @@ from matplotlib.figure import FigureBase
 from jacobian_lab.catalogue import method
 from jacobian_lab.report.figures.style import STYLES
 from jacobian_lab.store.run import config_of
-from jacobian_lab.tries import LABELS, Criterion, choices, evaluated_tries, gain_of, observed_windows, search_of, within
+from jacobian_lab.tries import (
+    LABELS,
+    Criterion,
+    choices,
+    criterion_of,
+    evaluated_tries,
+    gain_of,
+    observed_windows,
+    within,
+)
 
 COLORS = "viridis"
 """Windows by their place, in every panel."""
@@ -18,8 +27,8 @@ COLORS = "viridis"
 
 def tune(figure: FigureBase, dataset: xr.Dataset) -> None:
     """Frontiers of the finalists of each method, and every window's score beside what it generalises."""
-    criterion, windows, _ = search_of(config_of(dataset)["settings"])
     tries, observed = evaluated_tries(dataset), observed_windows(dataset)
+    criterion, windows = criterion_of(config_of(dataset)["settings"], tries), dataset["window"].values
     labels = choices(tries, criterion)
     colors = dict(zip(windows, mpl.colormaps[COLORS].resampled(len(windows)).colors, strict=True))
     *axes, last = figure.subplots(1, len(labels) + 1)

@@ -7,7 +7,16 @@ import xarray as xr
 from jacobian_lab.report.captions import facts_of
 from jacobian_lab.report.writing import Table, number
 from jacobian_lab.store.run import config_of
-from jacobian_lab.tries import COLUMNS, LABELS, choices, evaluated_tries, gain_of, observed_windows, reasons, search_of
+from jacobian_lab.tries import (
+    COLUMNS,
+    LABELS,
+    choices,
+    criterion_of,
+    evaluated_tries,
+    gain_of,
+    observed_windows,
+    reasons,
+)
 
 HEADINGS = {
     "residual_ratio": "residual left",
@@ -23,10 +32,10 @@ DECIMALS = {"reached": 1, "passes": 1, "efficacy": 1, "generalization": 1, "top1
 
 def tries(dataset: xr.Dataset) -> pd.DataFrame:
     """Every try of a search with the columns of ``tune.csv``, methods in their order."""
-    criterion, _, variants = search_of(config_of(dataset)["settings"])
-    base = str(dataset["variant"].values[0])
+    settings, base = config_of(dataset)["settings"], str(dataset["variant"].values[0])
     observed, evaluated = observed_windows(dataset), evaluated_tries(dataset)
-    chosen_labels = list(choices(evaluated, criterion).values())
+    variants = settings["tune"]["variants"]
+    chosen_labels = list(choices(evaluated, criterion_of(settings, evaluated)).values())
     evaluated = evaluated.assign(chosen=evaluated.index.isin(chosen_labels))
     frame = pd.concat([observed.assign(variant=base, chosen=False), evaluated], ignore_index=True)
     frame["lr"], frame["steps"] = zip(*(variants[variant] for variant in frame["variant"]), strict=True)
@@ -39,12 +48,12 @@ def tries(dataset: xr.Dataset) -> pd.DataFrame:
 def tune(dataset: xr.Dataset) -> Table:
     """Every try as texts, the choice of each method in bold, and why it was chosen."""
     numbers = tries(dataset)
-    criterion, *_ = search_of(config_of(dataset)["settings"])
     evaluated = evaluated_tries(dataset)
-    frame = numbers.drop(columns=["chosen", "method"]).map(_text)
+    criterion = criterion_of(config_of(dataset)["settings"], evaluated)
+    frame = numbers.drop(columns="chosen").map(_text)
     for name, decimals in DECIMALS.items():
         frame[name] = [number(value, decimals) for value in numbers[name]]
-    frame = frame.set_axis(numbers["method"], axis=0).rename(columns=HEADINGS)
+    frame = frame.rename(columns=HEADINGS).set_axis(pd.RangeIndex(1, len(frame) + 1, name="try"))
     bold = pd.DataFrame(np.repeat(numbers[["chosen"]].to_numpy(), frame.shape[1], axis=1), frame.index, frame.columns)
     rule = f"Chosen (bold): {criterion.words(LABELS[gain_of(evaluated)])}."
     counts = [dataset.sizes["fact"]]
@@ -53,8 +62,8 @@ def tune(dataset: xr.Dataset) -> Table:
 
 def why(dataset: xr.Dataset) -> list[str]:
     """Say of each method what was chosen for it, and why."""
-    criterion, *_ = search_of(config_of(dataset)["settings"])
     observed, evaluated = observed_windows(dataset), evaluated_tries(dataset)
+    criterion = criterion_of(config_of(dataset)["settings"], evaluated)
     names = choices(evaluated, criterion)
     return [f"{name}: {reasons(observed, evaluated, name, criterion)}" for name in names]
 
