@@ -14,6 +14,12 @@ SETTINGS = {
     "layers": [4, 5, 6, 7, 8],
     "dtype": "float32",
     "metrics": "counterfact",
+    "tune": {
+        "criterion": "bound",
+        "kl_bound": None,
+        "windows": {"4-5": [4, 5], "7-8": [7, 8]},
+        "variants": {"lr 0.5, 25 passes": [0.5, 25], "lr 0.2, 25 passes": [0.2, 25]},
+    },
 }
 PROVENANCE = {
     "model": "my_model",
@@ -64,6 +70,14 @@ COORDINATES = {
     },
     "edit_table": EDITED,
     "frontier": {**EDITED, "edit": ["memit", "memit+fe", "memit+cr", "memit@backward-full"], "ridge": [10.0, 100.0]},
+    "tune": {
+        **EDITED,
+        "edit": ["memit", "memit+fe", "memit+cr"],
+        "window": list(SETTINGS["tune"]["windows"]),
+        "variant": list(SETTINGS["tune"]["variants"]),
+        "point": [0.1, 1.0, 10.0],
+        "place": range(2),
+    },
 }
 """The coordinates of a run of each kind."""
 
