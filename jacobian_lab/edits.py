@@ -17,6 +17,7 @@ from jacobian_lab.editing.methods import MethodEdit
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.evaluator import Evaluator
 from jacobian_lab.model.language_model import LanguageModel
+from jacobian_lab.progress import span
 from jacobian_lab.store.schema import KINDS
 from jacobian_lab.training.trainers import Trainer
 

@@ -19,7 +19,7 @@ def run(config: JobConfig, *, progress: bool = True) -> Results:
 
     Args:
         config: The job: `SchemesConfig`, `EditTableConfig`, `EditConfig`, `JacobianConfig`, `LayerCountConfig`,
-            `DampingConfig` or `FrontierConfig`. Paths may be strings, and tuples lists.
+            `DampingConfig`, `FrontierConfig` or `TuneConfig`. Paths may be strings, and tuples lists.
         progress: Whether to show progress bars.
 
     Returns:

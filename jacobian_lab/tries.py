@@ -261,7 +261,7 @@ def reasons(observed: pd.DataFrame, tries: pd.DataFrame, method: str, criterion:
 def _of_window(choice: pd.Series, along: pd.DataFrame, scores: pd.Series, criterion: Criterion) -> str:
     """Compare the chosen window with the other finalists, and say how it became one."""
     window, label = choice["window"], LABELS[gain_of(along)]
-    bests = {name: group.loc[criterion.best(group)] for name, group in along.groupby("window", sort=False)}
+    bests = {str(name): group.loc[criterion.best(group)] for name, group in along.groupby("window", sort=False)}
     others = [f"layers {name}: {_outcome(row, criterion)}" for name, row in bests.items() if name != window]
     own = _outcome(bests[window], criterion)
     if len(scores) == 1:
@@ -271,7 +271,8 @@ def _of_window(choice: pd.Series, along: pd.DataFrame, scores: pd.Series, criter
     )
     if not others:
         compared = f"they alone were evaluated along λ: {label} {own}"
-    place = finalists(scores.to_dict(), len(scores)).index(window) + 1
+    order = finalists({str(name): float(value) for name, value in scores.items()}, len(scores))
+    place = order.index(window) + 1
     return (
         f"Layers {window} because {compared}. Before any question they were number {place} of {len(scores)}, with a "
         f"score of {scores[window]:.2f}."
@@ -300,7 +301,7 @@ def _of_ridge(choice: pd.Series, own: pd.DataFrame, observed: pd.DataFrame, crit
 def _of_descent(choice: pd.Series, own: pd.DataFrame, criterion: Criterion) -> str:
     """Compare the chosen descents with the others on the same window."""
     variants = {
-        name: group.loc[criterion.best(group)]
+        str(name): group.loc[criterion.best(group)]
         for name, group in own[own["window"] == choice["window"]].groupby("variant", sort=False)
     }
     others = [f"{name}: {_outcome(row, criterion)}" for name, row in variants.items() if name != choice["variant"]]

@@ -30,7 +30,8 @@ class TuneConfig(EvaluationConfig):
 
     Examples:
         >>> from jacobian_lab.jobs.tune_config import TuneConfig
-        >>> TuneConfig(windows=("3-7", "5-9")).finalists
+        >>> import jacobian_lab as jl
+        >>> jl.TuneConfig(windows=("3-7", "5-9")).finalists
         3
     """
 

@@ -200,23 +200,21 @@ class Search:
 
     def _along(self, done: Completion) -> list[Labels]:
         """The finalists of every method along λ; as many windows while these are not known."""
-        if done.all("observed"):
-            rows = observed_windows(open_run(done.folder, part="observed")).set_index("window")
-            scores = {name: group["score"].to_dict() for name, group in rows.groupby("method")}
-        else:
-            scores = {name: dict.fromkeys(self.benches.windows, 0.0) for name in self.methods}
+        scores = {name: dict.fromkeys(self.benches.windows, 0.0) for name in self.methods}
+        if done.folder is not None and done.all("observed"):
+            for row in observed_windows(open_run(done.folder, part="observed")).to_dict("records"):
+                scores[row["method"]][row["window"]] = row["score"]
         ahead = {name: finalists(own, self.config.finalists) for name, own in scores.items()}
         return [cell for window in self.benches.windows for cell in self._cells(window, self.benches.base, ahead)]
 
     def _others(self, done: Completion) -> list[Labels]:
         """The other descents on the best window of every method; on any while that is not known."""
-        along = self._along(done)
         best = {name: [next(iter(self.benches.windows))] for name in self.methods}
-        if not unfinished(done, "measured", along):
+        if done.folder is not None and not unfinished(done, "measured", self._along(done)):
             tries = evaluated_tries(open_run(done.folder, part="measured"))
             tries = tries[tries["variant"] == self.benches.base]
             labels = choices(tries, criterion_of(self.settings(), tries))
-            best = {name: [tries.loc[label, "window"]] for name, label in labels.items()}
+            best = {name: [str(tries.loc[label, "window"])] for name, label in labels.items()}
         others = list(self.benches.variants)[1:]
         return [cell for window in self.benches.windows for v in others for cell in self._cells(window, v, best)]
 

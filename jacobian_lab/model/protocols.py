@@ -85,9 +85,8 @@ class Protocol:
                     f"expected {_EXPECTED.get(name, 'a text')} as {name} in ⟨protocol⟩ {path}, got "
                     f"{content[name]!r:.60}: correct the file"
                 )
-        return cls(**{
-            name: tuple(value) if name == "layers" else value for name, value in content.items() if name != "format"
-        })
+        values: dict[str, Any] = {name: content[name] for name in cls.__annotations__}
+        return cls(**values | {"layers": tuple(values["layers"])})
 
 
 def _is_text(value: Any) -> bool:

@@ -3,9 +3,11 @@
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import FigureBase
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from jacobian_lab.catalogue import method
 from jacobian_lab.report.figures.style import STYLES
@@ -30,16 +32,15 @@ def tune(figure: FigureBase, dataset: xr.Dataset) -> None:
     tries, observed = evaluated_tries(dataset), observed_windows(dataset)
     criterion, windows = criterion_of(config_of(dataset)["settings"], tries), dataset["window"].values
     labels = choices(tries, criterion)
-    colors = dict(zip(windows, mpl.colormaps[COLORS].resampled(len(windows)).colors, strict=True))
+    colors = dict(zip(windows, mpl.colormaps[COLORS](np.linspace(0, 0.85, len(windows))), strict=True))
     *axes, last = figure.subplots(1, len(labels) + 1)
     for ax, (name, label) in zip(axes, labels.items(), strict=True):
         _frontiers(ax, tries[tries["method"] == name], label, criterion, colors)
         ax.set(title=name, xlabel=r"$D_{KL}$, nat", xscale="log")
+        ax.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_formatter=NullFormatter())
         ax.sharey(axes[0])
+        ax.invert_xaxis()  # right and up is better
     axes[0].set(ylabel=LABELS[gain_of(tries)])
-    axes[0].invert_xaxis()
-    for ax in axes[1:]:
-        ax.invert_xaxis()
     places = {window: place for place, window in enumerate(windows)}
     for name in labels:
         look: dict[str, Any] = STYLES[method(name).scheme]
