@@ -104,6 +104,7 @@ def test_a_finished_search_computes_nothing(quick, finished, frame, monkeypatch)
     run_job(TuneConfig(**quick, **SEARCH, out=finished), progress=False)
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_goes_on_and_loses_nothing(quick, finished, frame, tmp_path, monkeypatch):
     """It ends in an observed edit, then in a try of the finalists, then in one of the other descents."""
     config, calls = TuneConfig(**quick, **SEARCH, out=tmp_path / "run"), []
@@ -140,6 +141,7 @@ def test_an_interrupted_search_goes_on_and_loses_nothing(quick, finished, frame,
         assert texts[0] == texts[1] | {"run": texts[0]["run"]}
 
 
+@pytest.mark.slow
 def test_by_default_ridges_are_around_what_suits_each_window(quick, tmp_path):
     config = TuneConfig(**quick, **{**SEARCH, "methods": ("alphaedit@one-layer", "memit@one-layer"), "ridges": None})
     config = replace(config, lrs=(0.2,), finalists=2, rules=replace(config.rules, alphaedit_relative=True))
@@ -153,6 +155,7 @@ def test_by_default_ridges_are_around_what_suits_each_window(quick, tmp_path):
     assert (np.diff(changes, axis=1) < 0).all()  # the larger λ, the smaller the change
 
 
+@pytest.mark.slow
 def test_the_frontier_may_choose(quick, tmp_path):
     config = TuneConfig(**quick, **SEARCH, criterion="frontier", kl_bound=0.5, out=tmp_path / "run")
     folder = run_job(replace(config, methods=("memit",)), progress=False)
