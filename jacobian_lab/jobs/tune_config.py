@@ -15,8 +15,8 @@ class TuneConfig(EvaluationConfig):
 
     Attributes:
         methods: Methods, or pairs rule@scheme; all get the same tries.
-        windows: Windows of layers, as 3-7 5-9; by default the model's own layers, and six windows spread over the first
-            two thirds of its blocks.
+        windows: Windows of layers, as 3-7 5-9; by default the model's own layers, and five windows spread over the
+            first two thirds of its blocks.
         width: Layers of a window that is spread; as many as the model's own layers by default.
         ridges: The values of λ; a tenth to ten times what suits each window, in five steps, by default.
         lrs: Learning rates; the model's own and 0.4 of it by default. Windows are compared at the first.

@@ -39,7 +39,7 @@ from jacobian_lab.tries import (
 
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
 """Values of λ, over the one that suits a window."""
-SPREAD = 6
+SPREAD = 5
 """Windows that are spread over the first two thirds of a model."""
 SLOWER = 0.4
 """The other learning rate, over the model's own."""

@@ -165,7 +165,7 @@ def test_the_frontier_may_choose(quick, tmp_path):
 
 
 def test_windows_are_spread_over_two_thirds_of_a_model():
-    assert spread_windows(30, 5) == [tuple(range(first, first + 5)) for first in (0, 3, 6, 9, 12, 15)]
+    assert spread_windows(30, 5) == [tuple(range(first, first + 5)) for first in (0, 4, 8, 11, 15)]
     assert spread_windows(6, 5) == [(0, 1, 2, 3, 4)]
     assert spread_windows(6, 2, 3) == [(0, 1), (1, 2), (2, 3)]
 
