@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from jacobian_lab.jobs.config import LayerCountConfig as LayerCountConfig
     from jacobian_lab.jobs.config import SchemesConfig as SchemesConfig
     from jacobian_lab.jobs.locating import LocateConfig as LocateConfig
+    from jacobian_lab.jobs.tune_config import TuneConfig as TuneConfig
     from jacobian_lab.maps.conditions import eigenspaces as eigenspaces
     from jacobian_lab.maps.definiteness import definiteness as definiteness
     from jacobian_lab.maps.operator import Jacobian as Jacobian
@@ -78,6 +79,7 @@ _HOMES = {
     "LocateConfig": "jobs.locating",
     "SchemesConfig": "jobs.config",
     "TraceSettings": "maps.restorations",
+    "TuneConfig": "jobs.tune_config",
     "apply": "applying",
     "coordinate_shifts": "editing.anchors",
     "definiteness": "maps.definiteness",

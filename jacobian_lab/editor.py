@@ -21,7 +21,7 @@ from jacobian_lab.editing.published_moments import Published
 from jacobian_lab.editing.rules import RuleSettings
 from jacobian_lab.editing.schemes import DAMPING, Targets
 from jacobian_lab.editing.second_moments import second_moments
-from jacobian_lab.edits import Edit, PairEdit, TrainedEdit, span
+from jacobian_lab.edits import Edit, PairEdit, TrainedEdit
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.evaluator import Evaluator
 from jacobian_lab.facts.fact import Fact, describe
@@ -33,9 +33,10 @@ from jacobian_lab.model.corpus import PYTHON_DOCS, Corpus, load_corpus
 from jacobian_lab.model.edited import check_editable, check_unedited
 from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.loading import check_layers
+from jacobian_lab.model.protocols import note_other_model
 from jacobian_lab.model.rows import FactRows, check_fact, fact_rows, sorted_out
 from jacobian_lab.model.templates import Templates, sample_templates
-from jacobian_lab.progress import bar
+from jacobian_lab.progress import bar, span
 from jacobian_lab.session.descents import ANCHOR, REFIT_ANCHOR, InMemory
 from jacobian_lab.session.session import Session
 from jacobian_lab.training.examples import disjoint_facts
@@ -54,6 +55,8 @@ class Editor:
         facts: The facts; they are edited jointly.
         layers: Decisive layers, ascending, the last of them L.
         ridge: λ, the weight of the second moment in the solve.
+        protocol: Where layers, λ and the anchors' lr and passes come from if they are not given: a known model, a
+            measured one's method, or a file of ``jacobian-lab tune``.
         anchor: How anchors are optimised.
         coordination: How coordinated replay shares the effort over the layers.
         anchors: Anchors that are there already, by layer, such as a run's; ``[fact, d_model]``.
@@ -88,6 +91,7 @@ class Editor:
         *,
         layers: Sequence[int] | None = None,
         ridge: float | None = None,
+        protocol: str | None = None,
         anchor: AnchorSettings | None = None,
         coordination: CoordinationSettings | None = None,
         anchors: Mapping[int, np.ndarray | Tensor] | None = None,
@@ -104,7 +108,8 @@ class Editor:
         progress: bool = True,
     ) -> None:
         check_editable(model)
-        defaults = model.defaults()
+        defaults = model.defaults(protocol)
+        note_other_model(protocol, model.name, model.fingerprint)
         self.model, self.facts, self.seed, self.progress = model, tuple(facts), seed, progress
         if not self.facts:
             raise InputError("expected at least one fact, got none: see load_facts")
@@ -114,7 +119,7 @@ class Editor:
         self.damping, self._batch_size = damping, batch_size
         self._ridge = defaults.ridge if ridge is None else ridge
         check(training or TrainingConfig())
-        self.training, self._train_facts = (training or TrainingConfig()).resolved(model, seed=seed), train_facts
+        self.training, self._train_facts = (training or TrainingConfig()).resolved(model, protocol, seed), train_facts
         self._templates, self._corpus, self._corpus_tokens = templates, corpus, corpus_tokens
         check_layers(self.layers, model)
         check_unedited(model, "make an editor of")

@@ -17,6 +17,7 @@ from jacobian_lab.editing.methods import MethodEdit
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.evaluator import Evaluator
 from jacobian_lab.model.language_model import LanguageModel
+from jacobian_lab.progress import span
 from jacobian_lab.store.schema import KINDS
 from jacobian_lab.training.trainers import Trainer
 
@@ -198,12 +199,6 @@ class TrainedEdit(Edit):
             InputError: Always.
         """
         raise InputError(f"expected a method with targets, got {self.name!r}, which trains: it has no such measures")
-
-
-def span(layers: Sequence[int]) -> str:
-    """Layers in words."""
-    whole = len(layers) > 1 and list(layers) == list(range(layers[0], layers[-1] + 1))
-    return f"{layers[0]}-{layers[-1]}" if whole else ",".join(map(str, layers))
 
 
 def _ids(evaluator: Evaluator) -> pd.Index:

@@ -96,6 +96,17 @@ COMMANDS = {
             "frontier --slice 0:16 --rule rect --out runs/frontier",
         ),
     ),
+    "tune": Command(
+        "compare",
+        "Search layers, λ, learning rate and passes for methods on your model.",
+        "tuning:Tune",
+        (
+            "tune --slice 0:1 --methods memit memit+fe --windows 4-5 8-9 --ridges 300 3000 --lrs 0.5 --passes 10 "
+            "--finalists 1 --corpus-tokens auto --out runs/tune",
+            "tune --slice 0:16 --width 4 --kl-bound 0.1 --out runs/tuned",
+            "tune --model path/to/Llama-3-8B --facts held_out.json --dtype bfloat16 --plan",
+        ),
+    ),
     "jacobians": Command(
         "explain",
         "Measure J of every fact and layer: spectra, and the verdict of theorem 2.",

@@ -7,7 +7,7 @@ from jacobian_lab.cli import say
 from jacobian_lab.cli.parsing import Runnable
 from jacobian_lab.facts.fact import on_one_line
 from jacobian_lab.facts.reading import BUILTIN, read_facts
-from jacobian_lab.progress import note
+from jacobian_lab.progress import note, span
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Models(Runnable):
         """List those at hand, and the settings of known ones."""
         from jacobian_lab.editing.solving import REALISED
         from jacobian_lab.model.families import FAMILIES, KNOWN
+        from jacobian_lab.model.protocols import Protocol, shelf
         from jacobian_lab.model.sources import EMBEDDED
 
         for name, (package, file, _) in EMBEDDED.items():
@@ -56,3 +57,7 @@ class Models(Runnable):
             hub = f" ({known_model.hub})" if known_model.hub else ""
             ridge = f"ridge {defaults.ridge:g}" if defaults.ridge else f"ridge that realises {REALISED:g} of a residual"
             say(f"settings of {name}{hub}: layers {layers}, {ridge}, {anchor}")
+        for name, path in shelf().items():
+            measured = Protocol.read(path)
+            anchor = f"anchor lr {measured.anchor_lr}, {measured.anchor_steps} steps"
+            say(f"measured {name}: layers {span(measured.layers)}, ridge {measured.ridge:g}, {anchor}; {measured.run}")

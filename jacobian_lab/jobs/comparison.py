@@ -29,6 +29,7 @@ from jacobian_lab.jobs.job import Labels, Part, Preparation
 from jacobian_lab.jobs.recording import Recorded, descents, work_of
 from jacobian_lab.model.corpus import Corpus, load_corpus, token_rows
 from jacobian_lab.model.devices import Places
+from jacobian_lab.model.protocols import literature
 from jacobian_lab.model.tokens import Prompt
 from jacobian_lab.parallel.executor import SERIAL, Executor
 from jacobian_lab.planning.work import Stage, Work, total
@@ -300,7 +301,7 @@ def _trained(
     if len(experiment.model.devices if sketch is None else sketch) > 1:
         raise InputError(ONE_DEVICE.format(names[0]))
     others = _others(config, experiment)
-    if RLEDIT in names and (family := config.protocol or experiment.model.known_as()).lower() in UNTUNED:
+    if RLEDIT in names and (family := literature(config.protocol) or experiment.model.known_as()) in UNTUNED:
         note(f"the paper has no rledit on {family}, for which no stable setting was found: the first published")
     training = config.training.resolved(experiment.model, config.protocol, config.seed)
     return {name: ready(name, experiment.rows, others, training) for name in names}

@@ -54,7 +54,8 @@ class SubjectConfig:
         chat_option: Option of that template, as name=value, such as enable_thinking=false; may be given several times.
         chat_system: The system's turn; the template's own, if it has one, by default.
         chat_date: Day, or day and time, that a template is told which writes the date; the same on every day.
-        protocol: Known model whose settings of the literature to use, such as gpt2-xl; the model's own by default.
+        protocol: Settings to use in place of the model's own: a file that tune wrote, a measured model's method, as
+            smollm2-135m/memit+fe, or a known model of the literature, as gpt2-xl.
         seed: Seed of all that is sampled: templates, the bootstrap, random directions, the facts of a survey.
         device: auto, cpu, cuda, cuda:N or, for a model divided over several cards, cuda:M-N.
         dtype: Dtype of the weights.

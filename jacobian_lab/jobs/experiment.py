@@ -80,7 +80,7 @@ class Experiment(Subject):
         def work(counts: Counts, folder: Path | None) -> Iterator[Stage]:
             if folder is not None:
                 recall(folder)
-            if lengths := self._moment_lengths:
+            if lengths := self.moment_lengths:
                 yield counts.moments(lengths, self.layers)
             count = len(self.layers)
             checks = counts.solves(count, 0)
@@ -92,7 +92,7 @@ class Experiment(Subject):
         return Preparation(compute, work, 2 * len(self.layers) * self.model.d_mlp**2 * DOUBLE + further.host)
 
     @cached_property
-    def _moment_lengths(self) -> list[int]:
+    def moment_lengths(self) -> list[int]:
         """Tokens of each row that the second moments are still to be taken over; none where they are there."""
         if self.corpus is None:
             return []

@@ -20,6 +20,8 @@ from jacobian_lab.jobs.locating import LocateConfig, locate_job
 from jacobian_lab.jobs.methods import edit_job, edit_table_job
 from jacobian_lab.jobs.schemes import schemes_job
 from jacobian_lab.jobs.sweeps import damping_job, frontier_job, layer_count_job
+from jacobian_lab.jobs.tune_config import TuneConfig
+from jacobian_lab.jobs.tuning import tune_job
 
 JobConfig = (
     SchemesConfig
@@ -30,6 +32,7 @@ JobConfig = (
     | DampingConfig
     | FrontierConfig
     | LocateConfig
+    | TuneConfig
 )
 """Configuration of a job of any kind."""
 
@@ -42,6 +45,7 @@ JOBS: Mapping[type, Callable[..., Job]] = {
     DampingConfig: damping_job,
     FrontierConfig: frontier_job,
     LocateConfig: locate_job,
+    TuneConfig: tune_job,
 }
 
 

@@ -24,10 +24,12 @@ class Recorded:
     Args:
         run: The run.
         experiment: Whose descents they are.
+        at: Labels of further dimensions, where the run has descents of several kinds.
     """
 
-    def __init__(self, run: Run, experiment: Experiment) -> None:
+    def __init__(self, run: Run, experiment: Experiment, at: Labels | None = None) -> None:
         self._run, self._experiment, self._labels = run, experiment, run.coordinates["fact"]
+        self._at: Labels = at or {}
         self._donated: set[str] = set()
 
     def missing(self, name: str, where: Labels, facts: Sequence[int]) -> list[int]:
@@ -56,7 +58,7 @@ class Recorded:
         return [fact for fact, is_done in zip(facts, done, strict=True) if not is_done]
 
     def _where(self, facts: Sequence[int], where: Labels) -> dict[str, Any]:
-        return {"fact": [self._labels[fact] for fact in facts], **where}
+        return {"fact": [self._labels[fact] for fact in facts], **self._at, **where}
 
     def _within(self, variable: str, where: Labels) -> dict[str, Any]:
         return {dim: labels for dim, labels in where.items() if dim in self._run.variables[variable].dims}
@@ -94,10 +96,12 @@ def _marked(name: str, where: Labels) -> Labels:
     return {dim: label for dim, label in where.items() if name != SHIFT or dim != "anchor_layer"}
 
 
-def descents(experiment: Experiment, layers: Sequence[int], shifted: Sequence[Labels]) -> Part:
-    """Describe the part of a run that holds anchors at some layers, and coordinated shifts."""
-    session = experiment.session
-    places: list[tuple[str, Labels]] = [(ANCHOR, {"anchor_layer": layer}) for layer in layers]
+def descents(
+    experiment: Experiment, layers: Sequence[int], shifted: Sequence[Labels], at: Labels | None = None
+) -> Part:
+    """Describe the part of a run that holds anchors at some layers, and coordinated shifts; `Recorded` has ``at``."""
+    session, at = experiment.session, at or {}
+    places: list[tuple[str, Labels]] = [(ANCHOR, {"anchor_layer": layer, **at}) for layer in layers]
     places += [(SHIFT, where) for where in shifted]
 
     def todo(done: Completion) -> list[Cell]:
@@ -108,7 +112,7 @@ def descents(experiment: Experiment, layers: Sequence[int], shifted: Sequence[La
         return [stage for cell in cells for stage in work_of(counts, experiment, cell)]
 
     def compute(run: Run, cells: Sequence[Cell]) -> None:
-        recorder, names = Recorded(run, experiment), {name for name, _, _ in cells}
+        recorder, names = Recorded(run, experiment, at), {name for name, _, _ in cells}
         if ANCHOR in names:
             session.anchors(recorder, layers)
         for where in shifted if SHIFT in names else ():

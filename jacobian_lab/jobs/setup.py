@@ -20,9 +20,9 @@ from jacobian_lab.maps.agreement import check_replay
 from jacobian_lab.model.chat import DATE, Chat, chat_of, chat_options, chat_settings
 from jacobian_lab.model.devices import Places
 from jacobian_lab.model.edited import check_editable
-from jacobian_lab.model.families import KNOWN
 from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.loading import check_layers, load_model, sketch_model
+from jacobian_lab.model.protocols import literature, measured_protocol, note_other_model
 from jacobian_lab.model.rows import FactRows, checked_rows, sorted_out
 from jacobian_lab.model.templates import Templates
 from jacobian_lab.model.tokens import BARE
@@ -83,7 +83,7 @@ class Subject:
         config = self.config
         return {
             "model": config.model,
-            "protocol": config.protocol.lower() if config.protocol else self.model.known_as(),
+            "protocol": literature(config.protocol) or self.model.known_as(),
             "facts": {"source": config.facts, "slice": config.slice, "count": len(self.facts)} | self.file.left_out(),
             "python": platform.python_version(),
             "platform": platform.platform(),
@@ -103,6 +103,7 @@ def open_model(config: SubjectConfig, *, sketch: Places | None = None) -> tuple[
     layers = check_options(config)
     if sketch is None:
         model = load_model(config.model, config.dtype, config.device)
+        note_other_model(config.protocol, model.name, model.fingerprint)
     else:
         model = sketch_model(config.model, config.dtype)
     model = replace(model, chat=_chat(config, model))
@@ -129,8 +130,7 @@ def check_options(config: SubjectConfig) -> Layers | None:
             "template is filled in"
         )
     chat_options(config.chat_option)
-    if config.protocol is not None and config.protocol.lower() not in KNOWN:
-        raise InputError(f"expected a protocol of {', '.join(KNOWN)}, got {config.protocol!r}: choose one of them")
+    measured_protocol(config.protocol)
     return None if config.layers is None else parse_layers(config.layers)
 
 

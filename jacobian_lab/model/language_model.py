@@ -18,6 +18,7 @@ from jacobian_lab.facts.fact import Fact
 from jacobian_lab.model import tokens
 from jacobian_lab.model.chat import Chat
 from jacobian_lab.model.families import KNOWN, Defaults, Family, Shape
+from jacobian_lab.model.protocols import defaults_of
 from jacobian_lab.model.tokens import BARE, Prompt
 
 _CAST: WeakKeyDictionary[nn.Module, dict[torch.dtype, Any]] = WeakKeyDictionary()
@@ -428,15 +429,14 @@ class LanguageModel:
         """Settings for this model: the literature's where it is known, else an educated guess.
 
         Args:
-            protocol: Name in `KNOWN` of a model whose settings are to be used instead.
+            protocol: What is to be used instead: a name in `KNOWN`, one of the shelf, or a file.
 
         Returns:
             For an unknown model five layers from an eighth of its depth on, as the paper has them
             in Llama-3-8B.
         """
-        name = protocol.lower() if protocol else self.known_as()
-        if name:
-            return KNOWN[name].defaults
+        if name := protocol or self.known_as():
+            return defaults_of(name)
         first = min(self.n_layers // 8, max(self.n_layers - 5, 0))
         rate = 0.2 if self.family.output_norm else 0.5  # there in units of rms(u)
         return Defaults(tuple(range(first, min(first + 5, self.n_layers))), None, rate, 25)

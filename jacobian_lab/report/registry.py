@@ -14,7 +14,7 @@ import xarray as xr
 from jacobian_lab.catalogue import CR, FE, METHODS
 from jacobian_lab.report.entries import FigureEntry, TableEntry, nothing
 from jacobian_lab.report.paper import paper_methods, paper_schemes
-from jacobian_lab.report.tables import convergence, frontier, locating, methods, residuals, theorems, training
+from jacobian_lab.report.tables import convergence, frontier, locating, methods, residuals, theorems, training, tune
 from jacobian_lab.report.writing import Table
 from jacobian_lab.store.schema import KINDS
 
@@ -188,6 +188,16 @@ TABLES: Mapping[str, TableEntry] = {
         made_by="frontier",
         lacking=frontier.no_halves,
         make=frontier.cross_validated,
+    ),
+    "tune": TableEntry(
+        kinds=("tune",),
+        caption="A search over layers, λ, learning rate and passes. Stage window: an edit at the λ that suits it, "
+        "observed; ridge: the finalists along λ; descent: other descents on the best window. Score: share of facts "
+        "whose descent arrived (reached), times the share of the way that the edit went, over 1 plus the disturbance: "
+        "what the shifts change of other tokens' states at the least, over these. Shares × 100, D_KL in nats.",
+        needs=("kl",),
+        made_by="tune",
+        make=tune.tune,
     ),
     "jacobian": _account(
         "jacobian",
@@ -381,6 +391,17 @@ FIGURES: Mapping[str, FigureEntry] = {
         made_by="frontier",
         draw=_drawing("compared.frontier"),
         panels=lambda _dataset: 2,
+    ),
+    "tune": FigureEntry(
+        kinds=("tune",),
+        caption="A search: what is generalised against what is disturbed along λ, method by method, a curve for each "
+        "window and descent, the bound of D_KL dotted, the choice ringed; last, every window's score (lines) and what "
+        "the finalists generalise within the bound (points).",
+        needs=("kl",),
+        made_by="tune",
+        draw=_drawing("tune.tune"),
+        panels=lambda dataset: dataset.sizes["edit"] + 1,
+        height=1.0,
     ),
     "fe_gain": _gain("What forward replay adds to each rule, paired over facts.", ("", FE)),
     "cr_gain": _gain(

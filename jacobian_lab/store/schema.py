@@ -42,6 +42,10 @@ COORDINATES = {
     "row": "scheme, or jacobian-pullback with its μ",
     "study": "what was looked at beside the tables",
     "step": "step along the layer's shift, over the size of the best step that J predicts",
+    "window": "decisive layers that are tried",
+    "variant": "learning rate and passes of the descents",
+    "point": "place on the grid of λ: a factor of what suits the window, or λ itself",
+    "place": "place of a layer in its window",
     "d_model": "component of a hidden state",
     "rank": "place in a spectrum",
     "array": "array that a digest is of",
@@ -294,6 +298,45 @@ _TRACES = {
     ),
     "traced": Variable(("fact",), "whether the fact has been traced", "1", "i4"),
 }
+_TRIED = ("edit", "window", "variant", "point")
+_TUNE_ANCHORS = {
+    "anchor": Variable(("fact", "variant", "anchor_layer", "d_model"), "anchor: optimised hidden state", "activation"),
+    "anchor_loss": Variable(("fact", "variant", "anchor_layer"), "loss at the anchor's last pass", "nat"),
+    "anchor_passes": Variable(("fact", "variant", "anchor_layer"), "passes made; 0: not yet optimised", "1", "i4"),
+}
+_SHIFTED = ("fact", "window", "variant")
+_TUNE_SHIFTS = {
+    "coordinated_shift": Variable((*_SHIFTED, "place", "d_model"), "optimised shift, coordinated replay", "activation"),
+    "coordinated_shift_loss": Variable(_SHIFTED, "its loss at the last pass", "nat"),
+    "coordinated_shift_passes": Variable(_SHIFTED, "its passes; 0: not yet optimised", "1", "i4"),
+}
+_OBSERVED = ("fact", "edit", "window")
+_TUNE_OBSERVED = {
+    "suited_ridge": Variable(("edit", "window"), "λ that suits the window"),
+    "realised": Variable((*_OBSERVED, "layer"), "shift along the residual given to the layer, over its norm"),
+    "residual_ratio": Variable((*_OBSERVED, "layer"), "remaining residual at the last layer over the initial one"),
+    "disturbance": Variable(
+        ("edit", "window"),
+        "root mean square of what the shifts change of other tokens' states at the least, over these",
+    ),
+    "observed_efficacy": Variable(_OBSERVED, "every target token is the argmax after the edit at that λ"),
+    "observed_reached": Variable(("edit", "window"), "share of facts whose descent came below the loss that ends it"),
+    "observed_passes": Variable(("edit", "window"), "mean passes of a fact's descents"),
+    "observed_seconds": Variable(("edit", "window"), "seconds that the observed edit took", "s"),
+    "observed": Variable(("edit", "window"), "whether the window has been observed", "1", "i4"),
+}
+_TUNE_TRIED = {
+    name: replace(
+        variable, dims=tuple(inner for dim in variable.dims for inner in (_TRIED if dim == "edit" else (dim,)))
+    )
+    for name, variable in _EDIT_TABLE.items()
+} | {
+    "ridge": Variable(_TRIED, "λ of the try"),
+    "reached": Variable(_TRIED, "share of facts whose descent came below the loss that ends it"),
+    "passes": Variable(_TRIED, "mean passes of a fact's descents"),
+    "seconds": Variable(_TRIED, "seconds that the edit and its evaluation took", "s"),
+}
+"""Arrays of a search over windows of layers, λ, learning rate and passes."""
 
 DIGEST = "_digest"
 """Suffix of the name of a mark's digests."""
@@ -328,6 +371,11 @@ KINDS: dict[str, dict[str, Variable]] = {
     | _part("coordinated_shift_passes", _COORDINATED)
     | _part("neighbors_compared", _NEIGHBORS)
     | _part("measured", _FRONTIER),
+    "tune": _part("anchor_passes", _TUNE_ANCHORS)
+    | _part("coordinated_shift_passes", _TUNE_SHIFTS)
+    | _part("observed", _TUNE_OBSERVED)
+    | _part("neighbors_compared", _NEIGHBORS)
+    | _part("measured", _TUNE_TRIED),
 }
 """Kinds of runs, and the arrays of each."""
 

@@ -11,6 +11,7 @@ from torch import nn
 from jacobian_lab.errors import InputError
 from jacobian_lab.model.edited import check_rows_apart
 from jacobian_lab.model.language_model import LanguageModel
+from jacobian_lab.model.protocols import literature
 from jacobian_lab.training.wise_memory import Place
 
 if TYPE_CHECKING:
@@ -280,4 +281,4 @@ class TrainingConfig:
 
 
 def _published(table: Mapping[str, Mapping[str, Any]], model: LanguageModel, protocol: str | None) -> dict[str, Any]:
-    return dict(table.get((protocol or model.known_as()).lower(), {}))
+    return dict(table.get(literature(protocol) or model.known_as(), {}))

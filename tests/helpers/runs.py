@@ -17,6 +17,12 @@ SETTINGS = {
     "noise": 3.0,
     "samples": 10,
     "window": 3,
+    "tune": {
+        "criterion": "bound",
+        "kl_bound": None,
+        "windows": {"4-5": [4, 5], "7-8": [7, 8]},
+        "variants": {"lr 0.5, 25 passes": [0.5, 25], "lr 0.2, 25 passes": [0.2, 25]},
+    },
 }
 PROVENANCE = {
     "model": "my_model",
@@ -72,6 +78,14 @@ COORDINATES = {
     "locate": {"fact": FACTS, "token": range(4), "layer": [4, 5, 6, 7], "site": ["residual", "mlp", "attention"]},
     "edit_table": EDITED,
     "frontier": {**EDITED, "edit": ["memit", "memit+fe", "memit+cr", "memit@backward-full"], "ridge": [10.0, 100.0]},
+    "tune": {
+        **EDITED,
+        "edit": ["memit", "memit+fe", "memit+cr"],
+        "window": list(SETTINGS["tune"]["windows"]),
+        "variant": list(SETTINGS["tune"]["variants"]),
+        "point": [0.1, 1.0, 10.0],
+        "place": range(2),
+    },
 }
 """The coordinates of a run of each kind."""
 

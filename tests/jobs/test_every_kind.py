@@ -15,6 +15,7 @@ from jacobian_lab.jobs.config import (
 )
 from jacobian_lab.jobs.kinds import JOBS, run_job
 from jacobian_lab.jobs.locating import LocateConfig
+from jacobian_lab.jobs.tune_config import TuneConfig
 from jacobian_lab.report.results import Results
 from jacobian_lab.store.run import open_run
 
@@ -29,6 +30,12 @@ KINDS = {
     "edit-table": (EditTableConfig, {**METHODS, "methods": ("memit+fe",)}, "kl", "metrics"),
     "edit": (EditConfig, {**METHODS, "method": "memit"}, "kl", "metrics"),
     "locate": (LocateConfig, {"samples": 2}, "effect", "locate"),
+    "tune": (
+        TuneConfig,
+        {**METHODS, "layers": None, "methods": ("memit",), "windows": ("1,3", "2-3"), "ridges": (3.0,), "passes": (4,)},
+        "kl",
+        "tune",
+    ),
     "frontier": (FrontierConfig, {**METHODS, "schemes": ("one-layer",), "ridges": (3.0, 30.0)}, "kl", "frontier"),
 }
 
