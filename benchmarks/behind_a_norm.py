@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 import jacobian_lab as jl
+from jacobian_lab.caching import file_digest
 from jacobian_lab.catalogue import METHODS
 from jacobian_lab.editing.layers import Setting
 from jacobian_lab.editing.measures import ObservedEdit, measure
@@ -34,6 +35,7 @@ from jacobian_lab.session.descents import InMemory
 from jacobian_lab.session.session import Session
 
 EDITS = {"onelayer": "one layer", "memit": "dividing", "memit+fe": "forward replay", "memit+cr": "coordinated replay"}
+WAYS = ("behind the norm", "norm ignored")
 MET = 0.1
 """A descent whose loss is below this, in nats, has given the answer."""
 METRICS = {
@@ -59,6 +61,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, help="in units of rms(u); the model's default by default")
     parser.add_argument("--naive-lr", type=float, default=0.5, help="in units of the stream")
     parser.add_argument("--clamp", type=float, default=0.75)
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     parser.add_argument("--methods", nargs="+", default=list(EDITS), choices=list(METHODS))
     parser.add_argument("--out", type=Path, help="name of the two files, without an ending")
     options = parser.parse_args()
@@ -93,8 +96,9 @@ def measured(options: argparse.Namespace, notes: dict[str, Any]) -> Iterator[dic
     evaluator.remember(SERIAL)  # the unedited model's answers
     usual = jl.AnchorSettings.of(model)
     notes |= {
-        "model": model.name,
+        "model": Path(model.name).name,
         "fingerprint": model.fingerprint,
+        "sha256": file_digest(Path(options.model)) if Path(options.model).is_file() else "",
         "layers": layers,
         "facts": len(facts),
         "tokens": moments.tokens,
@@ -103,10 +107,11 @@ def measured(options: argparse.Namespace, notes: dict[str, Any]) -> Iterator[dic
         "torch": torch.__version__,
     }
     ways = {
-        "behind the norm": (model, options.lr or usual.lr),
-        "norm ignored": (without_norm(model), options.naive_lr),
+        WAYS[0]: (model, options.lr or usual.lr),
+        WAYS[1]: (without_norm(model), options.naive_lr),
     }
-    for way, (edited, lr) in ways.items():
+    for way in options.ways:
+        edited, lr = ways[way]
         settings = replace(usual, lr=lr, steps=options.steps, clamp=options.clamp)
         notes[way] = asdict(settings)
         own = replace(rows, model=edited)
