@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from jacobian_lab.maps.operator import Jacobian as Jacobian
     from jacobian_lab.maps.replay import freeze as freeze
     from jacobian_lab.maps.replay import replay as replay
-    from jacobian_lab.maps.restorations import TraceSettings as TraceSettings
     from jacobian_lab.maps.tracing import trace as trace
     from jacobian_lab.model.corpus import load_corpus as load_corpus
     from jacobian_lab.model.language_model import LanguageModel as LanguageModel
@@ -78,7 +77,6 @@ _HOMES = {
     "LayerCountConfig": "jobs.config",
     "LocateConfig": "jobs.locating",
     "SchemesConfig": "jobs.config",
-    "TraceSettings": "maps.restorations",
     "TuneConfig": "jobs.tune_config",
     "apply": "applying",
     "coordinate_shifts": "editing.anchors",

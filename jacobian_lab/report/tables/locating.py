@@ -66,9 +66,10 @@ def summary(dataset: xr.Dataset) -> Iterator[str]:
     for site, rows in long.groupby("site", sort=False):
         own = rows[rows["role"] == SUBJECT_END] if site not in WINDOWED else rows
         peak = own.iloc[int(own["effect"].to_numpy().argmax())]
+        later = _handover(rows, str(site))
         yield (
             f"{site}: most comes back at the {_spoken(peak['role'])} token, at layer {peak['layer']}: "
-            f"{_interval(peak.to_dict())} of a total effect of {number(total['mean'], DIGITS)}{_handover(rows, site)}."
+            f"{_interval(peak.to_dict())} of a total effect of {number(total['mean'], DIGITS)}{later}."
         )
     if "mlp" in dataset["site"].values and SUBJECT_END in set(long["role"]):
         (layer, effect), *_ = ranked_layers(dataset)
