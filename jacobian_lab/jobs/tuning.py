@@ -260,7 +260,7 @@ def protocols_of(folder: Path) -> dict[str, Protocol]:
             anchor_steps=steps,
             criterion=criterion.words(LABELS[gain_of(tries)]),
             because=reasons(observed, tries, name, criterion),
-            run=str(folder),
+            run=folder.resolve().name,
             facts=settings["facts"],
             version=settings["versions"]["jacobian_lab"],
         )

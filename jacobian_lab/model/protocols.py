@@ -33,7 +33,7 @@ class Protocol:
         anchor_steps: Passes of a descent.
         criterion: The rule of the choice, in words.
         because: The reasons of the choice, in words.
-        run: Folder of the search.
+        run: Name of the search's folder.
         facts: Digest of the facts that it was made with.
         version: Version of this package.
     """

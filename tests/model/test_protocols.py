@@ -5,6 +5,7 @@ import json
 import pytest
 
 from jacobian_lab import cli
+from jacobian_lab.editor import Editor
 from jacobian_lab.errors import InputError
 from jacobian_lab.jobs.config import SchemesConfig
 from jacobian_lab.jobs.setup import check_options, open_model
@@ -46,6 +47,14 @@ def shelved(path, tmp_path, monkeypatch):
 def test_a_file_is_what_was_written(path):
     assert Protocol.read(path) == PROTOCOL
     assert defaults_of(str(path)) == Defaults((1, 2), 210.0, 0.2, 12)
+
+
+def test_an_editor_takes_a_file_and_what_is_given_goes_before_it(path, tiny, facts, capsys):
+    editor = Editor(tiny, facts, protocol=str(path), progress=False)
+    assert (editor.layers, editor.anchor.lr, editor.anchor.steps) == ((1, 2), 0.2, 12)
+    assert "λ = 210" in repr(editor)
+    assert "was measured on my-model" in capsys.readouterr().err
+    assert "layers 2-3, λ = 3" in repr(Editor(tiny, facts, layers=(2, 3), ridge=3.0, protocol=str(path)))
 
 
 def test_the_shelf_has_files_by_model_and_method(shelved, capsys):
