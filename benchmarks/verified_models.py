@@ -81,17 +81,17 @@ def report(name: str, root: Path, facts: str) -> dict[str, Any]:
     return json.loads(printed.getvalue())
 
 
-def row(name: str, found: Mapping[str, Any]) -> dict[str, str]:
+def row(name: str, checked: Mapping[str, Any]) -> dict[str, str]:
     """A family's row of the table.
 
     Args:
         name: The family, or one layout of it.
-        found: The command's report.
+        checked: The command's report.
 
     Returns:
         Cells by column.
     """
-    checks = {check["check"]: check for check in found["model"]["checks"]}
+    checks = {check["check"]: check for check in checked["model"]["checks"]}
     replay, edits = checks["replay"], checks["edits"]
     config = CONFIGS[name]
     return {

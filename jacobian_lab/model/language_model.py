@@ -267,7 +267,7 @@ class LanguageModel:
 
     @property
     def mlp_factor(self) -> float:
-        """What an MLP's output is multiplied by before it joins the stream."""
+        """Factor of an MLP's output before it joins the stream."""
         return self._entry(self.family.mlp_factor) or 1.0
 
     def inner(self, layer: int) -> list[nn.Module]:
@@ -358,7 +358,7 @@ class LanguageModel:
             The block's output.
         """
         block = self.blocks[layer]
-        keywords = {cache_name(block): cache, "attention_mask": mask, **positional, **self.family.given}
+        keywords = {cache_name(block): cache, "attention_mask": mask, **positional, **self.family.constants}
         return block_output(block(hidden, use_cache=True, **keywords))
 
     def norm(self, hidden: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:
