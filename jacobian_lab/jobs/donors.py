@@ -18,9 +18,10 @@ from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.progress import note
 from jacobian_lab.session.descents import REFIT_ANCHOR, SHIFT
 from jacobian_lab.store.arrays import exists, open_arrays, read_config
+from jacobian_lab.store.commands import command_of
 from jacobian_lab.store.completion import Completion
 from jacobian_lab.store.run import Run, check_same
-from jacobian_lab.store.schema import KINDS, command_of
+from jacobian_lab.store.schema import KINDS
 
 ANCHORS = ("model", "chat", "dtype", "facts", "templates", "anchor")
 """The settings that decide an anchor, but for rounding."""

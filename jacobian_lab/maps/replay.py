@@ -239,17 +239,7 @@ def replay_outputs(
 def tail_outputs(
     frozen: Frozen, start: int, hidden: Float[Tensor, "row tail d_model"], shifts: Shifts = NO_SHIFTS
 ) -> Float[Tensor, "row answer d_model"]:
-    """Input of the head, given the block output at `start` over the whole tail.
-
-    Args:
-        frozen: The rows.
-        start: The layer whose block output is overwritten over the tail.
-        hidden: What it becomes; gradients flow through.
-        shifts: Write shifts at layers above `start`; gradients flow through.
-
-    Returns:
-        In the places of `replay_logits`.
-    """
+    """Input of the head, given the block output at `start` over the whole tail; else as `replay_outputs` has it."""
     output = hidden = hidden[:, : int(frozen.answer_at.max()) + 1]
     for _, output in _blocks(frozen, start, hidden, frozen.model.n_layers - 1, shifts):  # noqa: B007
         pass
@@ -259,16 +249,7 @@ def tail_outputs(
 def run_block(
     frozen: Frozen, layer: int, hidden: Float[Tensor, "row tail d_model"]
 ) -> Float[Tensor, "row tail d_model"]:
-    """Run one block over the tail.
-
-    Args:
-        frozen: The rows; of their prefix this block's keys and values alone are read.
-        layer: The block.
-        hidden: Its input over the tail.
-
-    Returns:
-        Its output.
-    """
+    """Run one block over the tail; of the rows' prefix this block's keys and values alone are read."""
     ((_, output),) = _blocks(frozen, layer - 1, hidden, layer)
     return output
 

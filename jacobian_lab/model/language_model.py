@@ -201,14 +201,7 @@ class LanguageModel:
         return row
 
     def projection(self, layer: int) -> Any:
-        """The MLP output projection of a block; its input is the key.
-
-        Args:
-            layer: The block's index.
-
-        Returns:
-            The module.
-        """
+        """The MLP output projection of a block; its input is the key."""
         return operator.attrgetter(self.family.projection)(self.blocks[layer])
 
     def weight(self, layer: int) -> Float[Tensor, "d_model d_mlp"]:
@@ -223,37 +216,16 @@ class LanguageModel:
         return matrix(self.projection(layer))
 
     def copied_weight(self, layer: int) -> Float[Tensor, "d_model d_mlp"]:
-        """W_l as it is now.
-
-        Args:
-            layer: The block's index.
-
-        Returns:
-            A copy on the primary device.
-        """
+        """Copy W_l, as it is now, to the primary device."""
         return self.weight(layer).to(self.device, copy=True)
 
     def mlp(self, layer: int) -> nn.Module:
-        """The MLP of a block, or the part of it that gives its output.
-
-        Args:
-            layer: The block's index.
-
-        Returns:
-            The module.
-        """
+        """The MLP of a block, or the part of it that gives its output."""
         path = self.family.mlp or self.family.projection.rpartition(".")[0]
         return operator.attrgetter(path)(self.blocks[layer])
 
     def attention(self, layer: int) -> nn.Module:
-        """The attention of a block, whose output joins the residual stream.
-
-        Args:
-            layer: The block's index.
-
-        Returns:
-            The module.
-        """
+        """The attention of a block, whose output joins the residual stream."""
         return operator.attrgetter(self.family.attention)(self.blocks[layer])
 
     def output_norm(self, layer: int) -> nn.Module | None:

@@ -23,7 +23,7 @@ class Entry:
         kinds: The kinds of run, among `KINDS`.
         caption: Its content.
         needs: Variables that the run must hold values of.
-        made_by: The command that computes them, as Python spells it; options may follow.
+        made_by: The command that computes them, as Python spells it, perhaps with options; that of the kind by default.
         below: Whether they are needed below the last layer, where J says something.
         lacking: Names in words any further requirement that a run does not meet; empty if it meets all.
     """
@@ -31,9 +31,14 @@ class Entry:
     kinds: tuple[str, ...] = ("tables",)
     caption: str = ""
     needs: tuple[str, ...] = ()
-    made_by: str = "tables"
+    made_by: str = ""
     below: bool = False
     lacking: Callable[[xr.Dataset], str] = nothing
+
+    @property
+    def command(self) -> str:
+        """The command that computes its variables."""
+        return self.made_by or self.kinds[0]
 
     def lacks(self, dataset: xr.Dataset) -> str:
         """Name the first requirement that a run of the kind does not meet; empty if it meets all."""

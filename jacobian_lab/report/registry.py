@@ -47,7 +47,6 @@ def _of_methods(caption: str, make: Callable[..., Table], uses: Any = methods.su
         kinds=("edit_table",),
         caption=caption,
         needs=("efficacy_success",),
-        made_by="edit_table",
         make=make,
         uses=uses,
         **more,
@@ -139,7 +138,6 @@ TABLES: Mapping[str, TableEntry] = {
         "Who carries what: each layer's share of the effort ‖δ‖, its price ‖δ‖²/(kᵀC⁻¹k), the least that its shift "
         "disturbs, and its part of the change at the last layer, with what J·δ accounts for.",
         "effort",
-        made_by="tables",
         below=False,
     ),
     "step_size": _account(
@@ -176,7 +174,6 @@ TABLES: Mapping[str, TableEntry] = {
         caption="One update rule under several target schemes along λ: shares × 100, D_KL in nats; mean [95 % "
         "bootstrap interval over facts].",
         needs=("efficacy_success",),
-        made_by="frontier",
         make=frontier.frontier,
     ),
     "own_ridges": TableEntry(
@@ -185,7 +182,6 @@ TABLES: Mapping[str, TableEntry] = {
         "and the other way round; below, paired differences: shares × 100, D_KL in nats; mean [95 % bootstrap interval "
         "over facts].",
         needs=("efficacy_success",),
-        made_by="frontier",
         lacking=frontier.no_halves,
         make=frontier.cross_validated,
     ),
@@ -196,7 +192,6 @@ TABLES: Mapping[str, TableEntry] = {
         "whose descent arrived (reached), times the share of the way that the edit went, over 1 plus the disturbance: "
         "what the shifts change of other tokens' states at the least, over these. Shares × 100, D_KL in nats.",
         needs=("kl",),
-        made_by="tune",
         make=tune.tune,
     ),
     "jacobian": _account(
@@ -211,7 +206,6 @@ TABLES: Mapping[str, TableEntry] = {
         "with the subject corrupted alone; for each site and role of the token the layer where the mean over facts is "
         "largest, with its 95 % bootstrap interval.",
         needs=("effect",),
-        made_by="locate",
         make=locating.as_table,
     ),
     **{name: _methods(name, *more) for name, more in _BELOW_PAPER.items()},
@@ -226,7 +220,6 @@ TABLES: Mapping[str, TableEntry] = {
         caption="What forward replay adds to a rule, what coordinated replay adds to that, and what it adds to the "
         "rule alone, the same facts: shares × 100, D_KL in nats; mean [95 % bootstrap interval].",
         needs=("efficacy_success",),
-        made_by="edit_table",
         lacking=_no_pair,
         make=methods.gains,
     ),
@@ -244,7 +237,6 @@ TABLES: Mapping[str, TableEntry] = {
         "to which the anchor at L leads, and the share of the latter that it realises; mean [95 % bootstrap interval "
         "over facts].",
         needs=("aim_share",),
-        made_by="edit_table",
         make=training.aims,
     ),
     "metrics": _of_methods("", methods.metrics_table),
@@ -269,7 +261,6 @@ def _gain(caption: str, step: methods.Step) -> FigureEntry:
         kinds=("edit_table",),
         caption=caption,
         needs=("efficacy_success",),
-        made_by="edit_table",
         lacking=partial(_no_pair, steps=(step,)),
         draw=partial(_drawing("compared.gain"), step=step),
         panels=lambda _dataset: 2,
@@ -334,7 +325,6 @@ FIGURES: Mapping[str, FigureEntry] = {
         kinds=("layer_count",),
         caption="The residual that is left, generalisation and D_KL against the number of decisive layers.",
         needs=("final_ratio",),
-        made_by="layer_count",
         draw=_drawing("schemes.layer_count"),
         panels=lambda dataset: len(_drawing("schemes.counted")(dataset)),
     ),
@@ -352,7 +342,6 @@ FIGURES: Mapping[str, FigureEntry] = {
         caption="Causal tracing: how much of the answer's probability comes back when a state is restored, by role of "
         "the token and layer, each site on its own scale; a point marks its peak.",
         needs=("effect",),
-        made_by="locate",
         draw=_drawing("locating.locate"),
         panels=lambda dataset: dataset.sizes["site"],
         height=1.0,
@@ -370,7 +359,6 @@ FIGURES: Mapping[str, FigureEntry] = {
         kinds=("edit_table",),
         caption="Every method in the plane of what it edits and what it leaves alone, with and without replay.",
         needs=("efficacy_success",),
-        made_by="edit_table",
         draw=_drawing("compared.efficacy_specificity"),
         panels=lambda _dataset: 2,
     ),
@@ -388,7 +376,6 @@ FIGURES: Mapping[str, FigureEntry] = {
         caption="The frontier: what is generalised against what is disturbed along λ, which stands at the points, a "
         "curve a scheme; a ring marks its smallest λ, bars are 95 % intervals, D_KL is on a logarithmic axis.",
         needs=("efficacy_success",),
-        made_by="frontier",
         draw=_drawing("compared.frontier"),
         panels=lambda _dataset: 2,
     ),
@@ -398,7 +385,6 @@ FIGURES: Mapping[str, FigureEntry] = {
         "window and descent, the bound of D_KL dotted, the choice ringed; last, every window's score (lines) and what "
         "the finalists generalise within the bound (points).",
         needs=("kl",),
-        made_by="tune",
         draw=_drawing("tune.tune"),
         panels=lambda dataset: dataset.sizes["edit"] + 1,
         height=1.0,

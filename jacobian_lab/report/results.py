@@ -19,8 +19,8 @@ from jacobian_lab.report.registry import FIGURES, TABLES
 from jacobian_lab.report.tables import locating
 from jacobian_lab.report.tables.convergence import caveats
 from jacobian_lab.report.writing import Table, markdown, write_csv, write_table
+from jacobian_lab.store.commands import command_of
 from jacobian_lab.store.run import config_of, open_run
-from jacobian_lab.store.schema import command_of
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -214,7 +214,7 @@ class Results:
         if missing := entry.lacks(self.dataset):
             raise InputError(
                 f"expected a run that holds {missing}, got {self.folder} without: make it with jacobian-lab "
-                f"{command_of(entry.made_by)}, to {self.folder}"
+                f"{command_of(entry.command)}, to {self.folder}"
             )
         return entry
 

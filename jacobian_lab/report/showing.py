@@ -10,7 +10,7 @@ from jacobian_lab.errors import InputError
 from jacobian_lab.report.entries import Entry
 from jacobian_lab.report.registry import FIGURES, TABLES
 from jacobian_lab.report.results import Results
-from jacobian_lab.store.schema import command_of
+from jacobian_lab.store.commands import command_of
 
 COLUMNS = 100
 """Characters of a line."""
@@ -34,7 +34,7 @@ def figure_script(name: str) -> None:
     """Run a script in ``figures/``: draw a figure of a run and print the paths of its files."""
     entry = FIGURES[name]
     parser = argparse.ArgumentParser(prog=f"{name}.py", description=entry.caption)
-    parser.add_argument("run", type=Path, help=f"folder of a run, as jacobian-lab {command_of(entry.made_by)} makes it")
+    parser.add_argument("run", type=Path, help=f"folder of a run, as jacobian-lab {command_of(entry.command)} makes it")
     parser.add_argument("--out", type=Path, help="file or folder to write; the run's folder 'figures' by default")
     arguments = parser.parse_args()
     try:

@@ -37,9 +37,10 @@ from jacobian_lab.store.arrays import (
     unmeasured,
     write_config,
 )
+from jacobian_lab.store.commands import command_of
 from jacobian_lab.store.completion import Completion
 from jacobian_lab.store.digests import digested_arrays, part_digests
-from jacobian_lab.store.schema import DIGEST, KINDS, command_of
+from jacobian_lab.store.schema import DIGEST, KINDS
 
 LOCK = ".lock"
 GROWING = "training"

@@ -379,25 +379,6 @@ KINDS: dict[str, dict[str, Variable]] = {
 }
 """Kinds of runs, and the arrays of each."""
 
-
-COMMANDS = {
-    "tables": "schemes",
-    "edit_table": "methods",
-    "jacobian": "jacobians",
-    "theorem1": "schemes --studies theorem1",
-    "theorem2": "schemes --studies theorem1",
-    "decomposition": "schemes --no-verdicts",
-    "step_size": "schemes --studies step_size --no-verdicts",
-}
-"""Commands of kinds, studies and tables that have another name on the command line."""
-
-
-def command_of(name: str) -> str:
-    """Name of a kind of run, a study or a table on the command line: with dashes."""
-    first, *options = name.split(" ")
-    return " ".join([COMMANDS.get(first, first.replace("_", "-")), *options])
-
-
 RANDOM_DIRECTIONS = 64
 """Random directions that serve as a yardstick for each Jacobian; `random_positive` is a share of these."""
 DECISIONS = {"definite": 1, "undecided": 0, "indefinite": -1}

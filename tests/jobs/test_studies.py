@@ -483,7 +483,7 @@ def test_a_study_is_added_to_a_run_without_changing_it(arguments, studied, tmp_p
 
 
 RUNS = {"tables": "studied", "layer_count": "counted", "damping": "damped", "jacobian": "surveyed"}
-ANALYSES = tuple(name for name in ROWS if TABLES[name].made_by == name)
+ANALYSES = tuple(name for name in ROWS if TABLES[name].command == name)
 
 
 @pytest.mark.parametrize("name", ANALYSES)

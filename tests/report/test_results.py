@@ -45,7 +45,7 @@ def test_every_row_names_kinds_and_variables_that_there_are(name, entry):
     assert re.fullmatch(r"[a-z0-9_]+", name)
     for kind in entry.kinds:
         assert set(entry.needs) <= set(KINDS[kind])
-    assert entry.made_by.split()[0] in {*TABLES, "tables"}
+    assert entry.command.split()[0] in {*TABLES, "tables"}
 
 
 @pytest.mark.parametrize("kind", COORDINATES)
