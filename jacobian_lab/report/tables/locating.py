@@ -93,7 +93,7 @@ def ranked_layers(dataset: xr.Dataset) -> list[tuple[int, float]]:
 
 
 def decisive_window(dataset: xr.Dataset, width: int) -> tuple[int, ...]:
-    """Traced layers in a row whose MLPs have the largest effects at the last subject token, added up; first of equals."""
+    """Traced layers in a row with the largest sum of the MLP's effects at the last subject token; first of equals."""
     by_layer = dict(sorted(ranked_layers(dataset)))
     layers = list(by_layer)
     if not 0 < width <= len(layers):
