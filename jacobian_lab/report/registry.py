@@ -340,7 +340,7 @@ FIGURES: Mapping[str, FigureEntry] = {
     "locate": FigureEntry(
         kinds=("locate",),
         caption="Causal tracing: how much of the answer's probability comes back when a state is restored, by role of "
-        "the token and layer, each site on its own scale; a point marks its peak.",
+        "the token and layer, each site on its own scale; white: nothing, or less; a point marks the peak.",
         needs=("effect",),
         draw=_drawing("locating.locate"),
         panels=lambda dataset: dataset.sizes["site"],

@@ -75,7 +75,7 @@ def test_a_summary_says_where_most_comes_back(run):
     assert "mlp: most comes back at the last subject token, at layer 6: 0.4000" in text
     assert "residual: most comes back at the last subject token, at layer 4" in text
     assert "; from layer 7 on more at the prompt's last token." in text
-    assert "largest at layer 6 (0.4000); of 4 neighboring layers, 4 to 7 have the most" in text
+    assert "largest at layer 6 (0.4000); of 4 traced layers in a row, 4 to 7 have the most" in text
     assert len(pd.read_csv(run.folder / "locate.csv")) == 48
 
 

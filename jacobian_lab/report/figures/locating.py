@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import FigureBase
+from matplotlib.ticker import MaxNLocator
 
 from jacobian_lab.report.tables.locating import effects
 from jacobian_lab.store.run import config_of
@@ -48,14 +49,13 @@ def _of_fact(dataset: xr.Dataset, fact: Any, figure: FigureBase) -> tuple[xr.Dat
 def _heat_map(figure: FigureBase, ax: Axes, values: xr.DataArray, colors: str) -> None:
     """One panel, on a scale of its own, with a point at its peak."""
     effect, layers = values.transpose(..., "layer").values, values["layer"].values
-    mesh = ax.pcolormesh(
-        np.arange(len(layers)), np.arange(len(effect)), effect, cmap=colors, vmin=min(0.0, np.nanmin(effect))
-    )
+    top = max(float(np.nanmax(effect)), np.finfo(float).tiny)
+    mesh = ax.pcolormesh(np.arange(len(layers)), np.arange(len(effect)), effect, cmap=colors, vmin=0.0, vmax=top)
     row, column = np.unravel_index(np.nanargmax(effect), effect.shape)
     ax.plot(column, row, marker="o", markersize=2.5, color="black", linestyle="none")
     ticks = range(0, len(layers), -(-len(layers) // TICKS))
     ax.set(xlabel="layer", xticks=ticks, xticklabels=[int(layers[tick]) for tick in ticks])
     ax.grid(visible=False)
-    bar = figure.colorbar(mesh, ax=ax, location="bottom", shrink=0.9, aspect=30)
+    bar = figure.colorbar(mesh, ax=ax, location="bottom", shrink=0.9, aspect=30, ticks=MaxNLocator(4))
     bar.ax.tick_params(labelsize="xx-small")
     bar.outline.set_linewidth(0.3)

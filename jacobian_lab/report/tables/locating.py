@@ -77,7 +77,7 @@ def summary(dataset: xr.Dataset) -> Iterator[str]:
         window = decisive_window(dataset, width)
         yield (
             f"The MLP's effect at the last subject token is largest at layer {layer} ({number(effect, DIGITS)}); of "
-            f"{width} neighboring layers, {window[0]} to {window[-1]} have the most."
+            f"{width} traced layers in a row, {window[0]} to {window[-1]} have the most."
         )
 
 
@@ -93,7 +93,7 @@ def ranked_layers(dataset: xr.Dataset) -> list[tuple[int, float]]:
 
 
 def decisive_window(dataset: xr.Dataset, width: int) -> tuple[int, ...]:
-    """Neighboring layers whose MLPs have the largest effects at the last subject token, added up; first of equals."""
+    """Traced layers in a row with the largest sum of the MLP's effects at the last subject token; first of equals."""
     by_layer = dict(sorted(ranked_layers(dataset)))
     layers = list(by_layer)
     if not 0 < width <= len(layers):
@@ -110,8 +110,9 @@ def _handover(rows: pd.DataFrame, site: str) -> str:
     by_role = rows.pivot_table(index="layer", columns="role", values="effect")
     if not {"last", SUBJECT_END} <= set(by_role):
         return ""
-    behind = by_role.index[by_role["last"] > by_role[SUBJECT_END]]
-    return f"; from layer {behind[0]} on more at the prompt's last token" if len(behind) else ""
+    before = np.flatnonzero(by_role["last"] <= by_role[SUBJECT_END])
+    above = by_role.index[1 + before[-1] :] if len(before) else by_role.index
+    return f"; from layer {above[0]} on more at the prompt's last token" if len(above) else ""
 
 
 def _interval(row: dict[Any, Any]) -> str:
