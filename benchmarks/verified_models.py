@@ -5,16 +5,19 @@ float64.
 """
 
 import argparse
+import io
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import redirect_stdout, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from jacobian_lab import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -23,21 +26,22 @@ from helpers.small import CONFIGS, LACKING, make_folder  # noqa: E402
 
 HEAD = """# Verified models
 
-`python benchmarks/verified_models.py` has written this page, with torch {torch} and transformers {transformers}: it runs
-`jacobian-lab check --json --dtype float64` for a small random model of each family on the built-in facts {facts}.
+`python benchmarks/verified_models.py` has written this page, with torch {torch} and transformers {transformers}.
+It runs `jacobian-lab check --json --dtype float64` for a small random model of each family on built-in facts, {facts}.
 *Largest difference* is that of a hidden state or of logits between replay and the model itself, relative to their norm.
+transformers computes Gemma 2's attention in float32 whatever the dtype.
 
-What is guaranteed for a row that says yes: `make test` compares replay from three layers, logits, \\(J_{{l\\to L}}\\) and
-keys with the untouched transformers model, one row at a time, in float64 to 10⁻¹⁰
+What is guaranteed for a row that says yes: `make test` compares replay from three layers, logits, \\(J_{{l\\to L}}\\)
+and keys with the untouched transformers model, one row at a time, in float64 to 10⁻¹⁰
 (`tests/maps/test_every_family.py`). Rows of several lengths stand side by side, some longer than a sliding window, with
 answers of several tokens. The small models have the attention variants of their family: norms on queries and keys,
 windows by layer, soft caps, two kinds of rotary positions, layers without any, multipliers, fused projections.
 
-What is not guaranteed: that an edit works *well* on such a model; that a configuration which no small model has (another
-rotary scaling, say) agrees; that another version of transformers does. So every command compares replay with the model
-itself when it loads one, on the facts at hand, and refuses what does not agree. Each token chooses its experts: J of
-such a model holds as long as a change leaves the choice as it is. WISE and RLEdit refuse OPT, whose MLPs take all tokens
-of all rows at once.
+What is not guaranteed: that an edit works *well* on such a model; that a configuration which no small model has agrees
+(another rotary scaling, say); that another version of transformers does. So every command compares replay with the
+model itself when it loads one, on the facts at hand, and refuses what does not agree. Each token chooses its experts: J
+of such a model holds as long as a change leaves the choice as it is. WISE and RLEdit refuse OPT, whose MLPs take all
+tokens of all rows at once.
 
 """
 
@@ -71,28 +75,23 @@ def report(name: str, root: Path, facts: str) -> dict[str, Any]:
     """
     folder = make_folder(root / name, CONFIGS[name])
     options = ["--model", folder, "--dtype", "float64", "--device", "cpu", "--slice", facts, "--json"]
-    done = subprocess.run(
-        [sys.executable, "-c", "from jacobian_lab.cli import main; main()", "check", *options],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if not done.stdout:
-        sys.exit(done.stderr)
-    return json.loads(done.stdout)
+    printed = io.StringIO()
+    with redirect_stdout(printed), suppress(SystemExit):  # with status 1 for what is not edited
+        cli.main(["check", *map(str, options)])
+    return json.loads(printed.getvalue())
 
 
-def row(name: str, found: Mapping[str, Any]) -> dict[str, str]:
+def row(name: str, checked: Mapping[str, Any]) -> dict[str, str]:
     """A family's row of the table.
 
     Args:
         name: The family, or one layout of it.
-        found: The command's report.
+        checked: The command's report.
 
     Returns:
         Cells by column.
     """
-    checks = {check["check"]: check for check in found["model"]["checks"]}
+    checks = {check["check"]: check for check in checked["model"]["checks"]}
     replay, edits = checks["replay"], checks["edits"]
     config = CONFIGS[name]
     return {

@@ -108,7 +108,7 @@ class Family:
         mlp: The MLP; empty if it is the parent of its output projection.
         flat: Whether MLPs take all tokens of all rows on one axis.
         windowed: Whether every block's attention has the window that a configuration without types of layers names.
-        given: What blocks take beside positions, mask and cache.
+        constants: Arguments of blocks that are the same in every pass, by name.
         mlp_factor: What the MLP's output is multiplied by before it joins the stream.
         logit_factor: What logits are multiplied by.
         logit_divisor: What logits are divided by.
@@ -124,7 +124,7 @@ class Family:
     mlp: str = ""
     flat: bool = False
     windowed: bool = False
-    given: Mapping[str, Any] = field(default_factory=dict)
+    constants: Mapping[str, Any] = field(default_factory=dict)
     mlp_factor: str = ""
     logit_factor: str = ""
     logit_divisor: str = ""
@@ -181,7 +181,7 @@ FAMILIES: Mapping[str, Family] = {
         "mlp.dense_4h_to_h",
         ("mlp.dense_h_to_4h",),
         "transformer.rotary_emb",
-        given={"alibi": None},
+        constants={"alibi": None},
     ),
     "opt": Family("model.decoder.layers", "model.decoder.final_layer_norm", "fc2", ("fc1",), "", mlp="fc2", flat=True),
     "mixtral": replace(_EXPERTS, windowed=True),

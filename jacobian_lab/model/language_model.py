@@ -12,12 +12,14 @@ from weakref import WeakKeyDictionary
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from jacobian_lab.facts.fact import Fact
 from jacobian_lab.model import tokens
 from jacobian_lab.model.chat import Chat
 from jacobian_lab.model.families import KNOWN, Defaults, Family, Shape
+from jacobian_lab.model.modules import block_output as block_output
+from jacobian_lab.model.modules import cache_name as cache_name
+from jacobian_lab.model.modules import matrix as matrix
 from jacobian_lab.model.tokens import BARE, Prompt
 
 _CAST: WeakKeyDictionary[nn.Module, dict[torch.dtype, Any]] = WeakKeyDictionary()
@@ -243,42 +245,21 @@ class LanguageModel:
         return operator.attrgetter(path)(self.blocks[layer])
 
     def output_norm(self, layer: int) -> nn.Module | None:
-        """The norm that a block's MLP output passes before it joins the stream.
-
-        Args:
-            layer: The block's index.
-
-        Returns:
-            The module; none where the output joins as it is.
-        """
+        """The norm that a block's MLP output passes before it joins the stream."""
         path = self.family.output_norm
         return operator.attrgetter(path)(self.blocks[layer]) if path else None
 
     def joining(self, layer: int) -> nn.Module:
-        """The module whose output, times `mlp_factor`, a block adds to the stream: the norm behind its MLP, or the MLP.
-
-        Args:
-            layer: The block's index.
-
-        Returns:
-            The module.
-        """
+        """The module whose output, times `mlp_factor`, a block adds to the stream: the MLP, or the norm behind it."""
         return self.output_norm(layer) or self.mlp(layer)
 
     @property
     def mlp_factor(self) -> float:
-        """What an MLP's output is multiplied by before it joins the stream."""
+        """Factor of an MLP's output before it joins the stream."""
         return self._entry(self.family.mlp_factor) or 1.0
 
     def inner(self, layer: int) -> list[nn.Module]:
-        """The linear maps at the MLP's entrance; from them to the key all is elementwise.
-
-        Args:
-            layer: The block's index.
-
-        Returns:
-            The modules.
-        """
+        """The linear maps at the MLP's entrance; from them to the key all is elementwise."""
         return [operator.attrgetter(path)(self.blocks[layer]) for path in self.family.inner]
 
     @property
@@ -292,26 +273,12 @@ class LanguageModel:
         return int(min(config.max_position_embeddings, *filter(None, originals), config.max_position_embeddings))
 
     def kind(self, layer: int) -> str:
-        """Type of a block's attention, as the configuration calls it.
-
-        Args:
-            layer: The block's index.
-
-        Returns:
-            The type; empty where all blocks are alike.
-        """
+        """Type of a block's attention, as the configuration calls it."""
         kinds = getattr(self.hf.config, "layer_types", None)
         return kinds[layer] if kinds else ""
 
     def window(self, layer: int) -> int | None:
-        """Number of tokens, itself counted, that a token of this block attends to.
-
-        Args:
-            layer: The block's index.
-
-        Returns:
-            The sliding window, or `None` if attention reaches back to the first token.
-        """
+        """Number of tokens, itself counted, that a token of this block attends to."""
         kind = self.kind(layer)
         sliding = kind == "sliding_attention" if kind else self.family.windowed
         return self.hf.config.sliding_window if sliding else None
@@ -358,7 +325,7 @@ class LanguageModel:
             The block's output.
         """
         block = self.blocks[layer]
-        keywords = {cache_name(block): cache, "attention_mask": mask, **positional, **self.family.given}
+        keywords = {cache_name(block): cache, "attention_mask": mask, **positional, **self.family.constants}
         return block_output(block(hidden, use_cache=True, **keywords))
 
     def norm(self, hidden: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:
@@ -429,27 +396,6 @@ class LanguageModel:
         first = min(self.n_layers // 8, max(self.n_layers - 5, 0))
         rate = 0.2 if self.family.output_norm else 0.5  # there in units of rms(u)
         return Defaults(tuple(range(first, min(first + 5, self.n_layers))), None, rate, 25)
-
-
-CACHE_NAMES = ("cache", "past_key_values", "layer_past")
-"""What transformers calls a key-value cache: the first from 5.24 on, the others by family before."""
-
-
-def cache_name(module: nn.Module) -> str:
-    """Name of the key-value cache among the arguments of a block or a model."""
-    parameters = inspect.signature(module.forward).parameters
-    return next(name for name in CACHE_NAMES if name in parameters)
-
-
-def matrix(module: Any) -> Float[Tensor, "out in"]:
-    """The matrix of a linear module, whichever way it is stored."""
-    weight = module.weight.detach()
-    return weight.T if isinstance(module, Conv1D) else weight
-
-
-def block_output(output: Any) -> Tensor:
-    """The hidden states in what a block returns: a tensor, or a tuple that begins with it."""
-    return output[0] if isinstance(output, tuple) else output
 
 
 Layers = tuple[int, ...]

@@ -18,6 +18,7 @@ from jacobian_lab.editing.rules import memit
 from jacobian_lab.editing.schemes import Targets, make_targets
 from jacobian_lab.errors import InputError
 from jacobian_lab.maps.hooks import decisive_states
+from jacobian_lab.maps.replay import freeze
 from jacobian_lab.model.loading import load_model
 from jacobian_lab.model.rows import fact_rows
 from jacobian_lab.model.tokens import fact_prompt
@@ -92,6 +93,17 @@ def test_the_loop_against_the_plain_way(name, tiny, facts, edit_inputs, monkeypa
         )
     for quantity, values in expected.items():
         torch.testing.assert_close(measured[quantity], values, rtol=1e-7, atol=1e-9, msg=quantity)
+
+
+def test_an_edit_of_one_fact_moves_its_state_by_what_is_assigned(family_model, facts):
+    """At λ → 0, whatever stands between the MLP's output and the stream."""
+    rows = fact_rows(family_model, facts[1:2])
+    states = {2: 1.3 * freeze(family_model, rows.bare, [2]).states(2)}
+    setting = Setting(rows, {2: torch.eye(family_model.d_mlp, dtype=torch.float64)}, 1e-12)
+    targets, scheme = make_targets(rows, (2,), states, None), SCHEMES["forward-replay"]
+    with restored(family_model, (2,)):
+        measured = measure(list(observed_edits(setting, scheme, targets)), targets, scheme)
+    assert float(measured["unrealised"]) < 1e-9
 
 
 def test_residuals_against_both_targets(tiny, facts, edit_inputs):
