@@ -226,7 +226,8 @@ def test_reading_the_mlp_of_a_block(family_model, facts):
     """What the MLP adds at the decisive token as the untouched model computes it."""
     ids, position = prompt(family_model.tokenizer, facts[0])
     outputs = []
-    handle = family_model.projection(3).register_forward_hook(lambda _m, _i, result: outputs.append(output_of(result)))
+    module = family_model.output_norm(3) or family_model.projection(3)
+    handle = module.register_forward_hook(lambda _m, _i, result: outputs.append(output_of(result)))
     with torch.no_grad():
         family_model.hf(torch.tensor([ids]))
     handle.remove()
