@@ -50,6 +50,9 @@ LONG = {
 }
 """Modules, by folder, that take five seconds and more together; `make check` leaves them out."""
 
+ALIKE = {"gpt_neox", "mistral", "qwen2", "qwen3", "granite"}
+"""Families whose edits `make test-all` alone repeats: every family's blocks stand in maps/test_every_family.py."""
+
 settings.register_profile("default", derandomize=True, deadline=None)
 settings.register_profile("check", derandomize=True, deadline=None, max_examples=20)
 settings.load_profile("default")
@@ -65,6 +68,9 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.job)
         if item.path.stem in LONG.get(item.path.parent.name, ()):
             item.add_marker(pytest.mark.long)
+        parameters = getattr(item, "callspec", None)
+        if parameters and item.path.stem != "test_every_family" and ALIKE & set(map(str, parameters.params.values())):
+            item.add_marker(pytest.mark.slow)
         if item.path.suffix == ".ipynb" and not item.path.name.startswith("01"):
             item.add_marker(pytest.mark.slow)
 

@@ -140,6 +140,7 @@ def test_the_first_version_of_groups_has_limits_too(tmp_path, monkeypatch):
     assert memory.memory_of([CPU]) == (180 * 1024, None)
 
 
+@pytest.mark.slow
 def test_anchors_that_do_not_fit_together_are_made_in_halves(arguments, tmp_path, monkeypatch, capsys):
     """The numbers are the same, one line says so, and the bar ends where it should."""
     config = {**arguments, "anchors_per_batch": 6, "schemes": ("backward-dividing",), "survey": "none"}

@@ -260,6 +260,7 @@ def test_a_number_of_tokens_is_of_documents_drawn_by_the_seed(tiny, corpus_file)
     assert not torch.equal(*matrices)
 
 
+@pytest.mark.slow
 def test_auto_is_ten_tokens_for_every_neuron(arguments, tmp_path):
     config = SchemesConfig(**arguments, corpus_tokens="auto", schemes=("one-layer",), out=tmp_path / "run")
     run = open_run(run_job(config, progress=False))

@@ -42,6 +42,7 @@ def run(arguments, tmp_path_factory):
     return root / "run"
 
 
+@pytest.mark.slow
 def test_every_group_is_a_column_of_every_table(run):
     metrics = pd.read_csv(run / "metrics.csv", index_col="method")
     groups = ["further: portability: Reasoning", "further: portability: Subject_Aliasing"]

@@ -47,6 +47,7 @@ def finished(quick, tmp_path_factory):
     return run_job(FrontierConfig(**quick, **CHOSEN, out=folder), progress=False)
 
 
+@pytest.mark.slow
 def test_every_point_is_an_edit_tables_at_its_ridge(quick, finished, tmp_path):
     dataset = open_run(finished)
     config = EditTableConfig(**{**quick, "ridge": 100.0}, methods=tuple(NAMES), greedy=False, out=tmp_path / "run")

@@ -71,6 +71,7 @@ def test_the_finalist_has_the_best_score_and_the_choice_is_the_criterions(frame)
         assert own.loc[best, "chosen"]
 
 
+@pytest.mark.slow
 def test_a_protocol_gives_another_command_the_same_edit(quick, finished, frame, tmp_path):
     """Layers, λ, learning rate and passes: every number of the try that was chosen, from a methods run."""
     given = {**quick, "anchor": AnchorConfig(), "greedy": False}

@@ -59,6 +59,7 @@ def test_mlp_site_against_hooks_on_the_mlps_themselves(family_model, facts):
     """A shift of what one MLP gives out, and what another then gives out, through the whole model."""
     fact = facts[1]
     ids, position = prompt(family_model.tokenizer, fact)
+    modules = {layer: family_model.output_norm(layer) or family_model.projection(layer) for layer in (1, 4)}
 
     def through(shift):
         outputs = []
@@ -67,10 +68,8 @@ def test_mlp_site_against_hooks_on_the_mlps_themselves(family_model, facts):
             return result.index_put((torch.tensor(0), torch.tensor(position)), result[0, position] + shift)
 
         handles = [
-            family_model.projection(1).register_forward_hook(write),
-            family_model.projection(4).register_forward_hook(
-                lambda _m, _i, result: outputs.append(result[0, position])
-            ),
+            modules[1].register_forward_hook(write),
+            modules[4].register_forward_hook(lambda _m, _i, result: outputs.append(result[0, position])),
         ]
         try:
             family_model.hf(torch.tensor([ids]))
@@ -227,7 +226,8 @@ def test_reading_the_mlp_of_a_block(family_model, facts):
     """What the MLP adds at the decisive token as the untouched model computes it."""
     ids, position = prompt(family_model.tokenizer, facts[0])
     outputs = []
-    handle = family_model.projection(3).register_forward_hook(lambda _m, _i, result: outputs.append(output_of(result)))
+    module = family_model.output_norm(3) or family_model.projection(3)
+    handle = module.register_forward_hook(lambda _m, _i, result: outputs.append(output_of(result)))
     with torch.no_grad():
         family_model.hf(torch.tensor([ids]))
     handle.remove()

@@ -74,7 +74,7 @@ def test_what_joins_the_stream_behind_a_norm_is_restored(tmp_path):
     assert (np.abs(effects).max(axis=(0, 1)) > 1e-7).all()
 
 
-@pytest.mark.real
+@pytest.mark.slow
 def test_the_embedded_model_gives_what_a_plain_loop_gives():
     """In float64: in float32 the passes themselves differ by 1e-6."""
     model, (fact,) = load_model(dtype="float64", device="cpu"), load_facts("builtin", "0:1")

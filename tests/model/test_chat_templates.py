@@ -127,6 +127,7 @@ def test_the_date_is_fixed(template, facts):
     assert fact_prompt(chatty, facts[0], chat=chat) != fact_prompt(chatty, facts[0], chat=later)
 
 
+@pytest.mark.slow
 def test_a_fixed_date_changes_nothing_else():
     """Against transformers' own clock, up to what it writes."""
     for template in (DATED, INDENTED, "  \n" + DATED, "\n\n" + DATED, "  {% if true %}\n" + DATED + "{% endif %}"):
