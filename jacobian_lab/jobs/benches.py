@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +20,7 @@ from jacobian_lab.jobs.job import Labels
 from jacobian_lab.jobs.measuring import where_finite
 from jacobian_lab.jobs.recording import Recorded, work_of
 from jacobian_lab.model.language_model import Layers
+from jacobian_lab.parallel.executor import SERIAL
 from jacobian_lab.planning.work import Stage, total
 from jacobian_lab.progress import bar, counted
 from jacobian_lab.session.descents import ANCHOR, SHIFT
@@ -96,25 +96,25 @@ class Benches:
         session = replace(whole.session, layers=layers, anchor=anchor)
         return replace(self.comparison, experiment=replace(whole, layers=layers, session=session))
 
-    @contextmanager
-    def bench(self, run: Run, window: str, variant: str) -> Iterator[Bench]:
-        """Make a window ready for edits: C, λ, anchors and shifts, which are let go at the end."""
-        comparison, layers = self.at(window, variant), self.windows[window]
+    def bench(self, run: Run, window: str, variant: str) -> Bench:
+        """Make a window ready for edits: C, λ, anchors and shifts, which go with it.
+
+        Whoever shares the work is hired once, for the layers of all windows.
+        """
+        comparison, layers, executor = self.at(window, variant), self.windows[window], self.experiment.executor
         session = comparison.experiment.session
         stored = run.read("suited_ridge", window=window)[run.done("observed", window=window).reshape(-1)]
         ridge = float(stored[0]) if stored.size else session.fixed_ridge  # a run that goes on keeps its λ
-        narrowed = replace(comparison.experiment, session=replace(session, fixed_ridge=ridge))
+        narrowed = replace(comparison.experiment, session=replace(session, fixed_ridge=ridge), executor=SERIAL)
         experiment = narrowed.with_layers(layers)
-        session, recorder = experiment.session, Recorded(run, experiment, {"variant": variant})
-        try:
-            anchors = session.anchors(recorder, session.anchor_layers)
-            where = {"window": window, "place": list(range(len(layers)))}
-            shifts = session.shifts(recorder, None, where) if self.coordinated else None
-            targets = make_targets(experiment.rows, layers, anchors, shifts)
-            yield Bench(replace(comparison, experiment=experiment), targets)
-        finally:
-            if experiment.executor is not self.experiment.executor:
-                experiment.executor.release()
+        session = replace(experiment.session, executor=executor)
+        experiment = replace(experiment, session=session, executor=executor)
+        recorder = Recorded(run, experiment, {"variant": variant})
+        anchors = session.anchors(recorder, session.anchor_layers)
+        where = {"window": window, "place": list(range(len(layers)))}
+        shifts = session.shifts(recorder, None, where) if self.coordinated else None
+        targets = make_targets(experiment.rows, layers, anchors, shifts)
+        return Bench(replace(comparison, experiment=experiment), targets)
 
     def _descended(self, run: Run, name: str, window: str, variant: str) -> tuple[float, float]:
         """Share of facts whose descent came below the loss that ends it, and mean passes, of what a method aims at."""
@@ -140,18 +140,18 @@ class Benches:
 
     def _observe_at(self, run: Run, window: str, cells: Sequence[Labels], advance: Callable[[], Any]) -> None:
         """Observe edits at one window."""
-        with self.bench(run, window, self.base) as bench:
-            _ = bench.session.ridge  # which is no method's time
-            for cell in cells:
-                begin = time.perf_counter()
-                for variable, values, further in self._observed(bench, cell["edit"]):
-                    run.write(variable, values, **cell, **further)
-                reached, passes = self._descended(run, cell["edit"], window, self.base)
-                values_by_name = {"reached": reached, "passes": passes, "seconds": time.perf_counter() - begin}
-                for name, value in values_by_name.items():
-                    run.write(f"observed_{name}", value, **cell)
-                run.commit("observed", **cell)
-                advance()
+        bench = self.bench(run, window, self.base)
+        _ = bench.session.ridge  # which is no method's time
+        for cell in cells:
+            begin = time.perf_counter()
+            for variable, values, further in self._observed(bench, cell["edit"]):
+                run.write(variable, values, **cell, **further)
+            reached, passes = self._descended(run, cell["edit"], window, self.base)
+            values_by_name = {"reached": reached, "passes": passes, "seconds": time.perf_counter() - begin}
+            for name, value in values_by_name.items():
+                run.write(f"observed_{name}", value, **cell)
+            run.commit("observed", **cell)
+            advance()
 
     def _observed(self, bench: Bench, name: str) -> Iterator[tuple[str, Any, Labels]]:
         """Edit with a method and observe it."""
@@ -177,21 +177,21 @@ class Benches:
         self, run: Run, window: str, variant: str, cells: Sequence[Labels], advance: Callable[[], Any]
     ) -> None:
         """Evaluate edits at one window, with descents of one kind."""
-        with self.bench(run, window, variant) as bench:
-            setting = bench.session.setting
-            for cell in cells:
-                begin = time.perf_counter()
-                ridge = cell["point"] if self.absolute else float(f"{cell['point'] * setting.ridge:.3g}")
-                aimed = Aimed(bench.targets, setting=replace(setting, ridge=ridge))
-                for variable, values, further in bench.comparison.measure(cell["edit"], aimed):
-                    run.write(variable, values, **cell, **further)
-                reached, passes = self._descended(run, cell["edit"], window, variant)
-                seconds = time.perf_counter() - begin
-                values_by_name = {"ridge": ridge, "reached": reached, "passes": passes, "seconds": seconds}
-                for name, value in values_by_name.items():
-                    run.write(name, value, **cell)
-                run.commit("measured", **cell)
-                advance()
+        bench = self.bench(run, window, variant)
+        setting = bench.session.setting
+        for cell in cells:
+            begin = time.perf_counter()
+            ridge = cell["point"] if self.absolute else float(f"{cell['point'] * setting.ridge:.3g}")
+            aimed = Aimed(bench.targets, setting=replace(setting, ridge=ridge))
+            for variable, values, further in bench.comparison.measure(cell["edit"], aimed):
+                run.write(variable, values, **cell, **further)
+            reached, passes = self._descended(run, cell["edit"], window, variant)
+            seconds = time.perf_counter() - begin
+            values_by_name = {"ridge": ridge, "reached": reached, "passes": passes, "seconds": seconds}
+            for name, value in values_by_name.items():
+                run.write(name, value, **cell)
+            run.commit("measured", **cell)
+            advance()
 
     def observing(self, counts: Counts, cells: Sequence[Labels]) -> Iterator[Stage]:
         """Count shifts, λ and observed edits."""
