@@ -98,12 +98,14 @@ def test_the_loop_against_the_plain_way(name, tiny, facts, edit_inputs, monkeypa
 def test_an_edit_of_one_fact_moves_its_state_by_what_is_assigned(family_model, facts):
     """At λ → 0, whatever stands between the MLP's output and the stream."""
     rows = fact_rows(family_model, facts[1:2])
-    states = {2: 1.3 * freeze(family_model, rows.bare, [2]).states(2)}
+    frozen = freeze(family_model, rows.bare, [2])
+    states = {2: frozen.shifted(2, 0.3 * frozen.states(2))}
     setting = Setting(rows, {2: torch.eye(family_model.d_mlp, dtype=torch.float64)}, 1e-12)
     targets, scheme = make_targets(rows, (2,), states, None), SCHEMES["forward-replay"]
     with restored(family_model, (2,)):
         measured = measure(list(observed_edits(setting, scheme, targets)), targets, scheme)
-    assert float(measured["unrealised"]) < 1e-9
+    rounding = 1e-9 if family_model.output_norm(2) is None else 1e-5  # the norm's ε, beside which u has a scale
+    assert float(measured["unrealised"]) < rounding
 
 
 def test_residuals_against_both_targets(tiny, facts, edit_inputs):

@@ -13,7 +13,7 @@ import pytest
 from helpers.commands import ENVIRONMENT, ROOT, options
 from helpers.small import CONFIGS, make_folder
 from safetensors.torch import load_file, save_file
-from transformers import OPTConfig
+from transformers import BloomConfig
 
 from jacobian_lab import cli
 from jacobian_lab.catalogue import SCHEMES
@@ -229,8 +229,8 @@ def test_a_singular_solve_is_refused_before_the_long_work(arguments, capsys, tmp
 
 
 def test_bad_models_end_with_one_line(arguments, capsys, tmp_path, monkeypatch):
-    OPTConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1).save_pretrained(tmp_path / "opt")
-    assert "got 'opt'" in bad(capsys, arguments, model=tmp_path / "opt")
+    BloomConfig(vocab_size=32, hidden_size=16, n_layer=1, n_head=2).save_pretrained(tmp_path / "bloom")
+    assert "got 'bloom'" in bad(capsys, arguments, model=tmp_path / "bloom")
     folder = make_folder(tmp_path / "nan", CONFIGS["gpt2"])
     weights = load_file(folder / "model.safetensors")
     weights["transformer.h.2.mlp.c_proj.weight"][0, 0] = float("nan")
