@@ -92,10 +92,9 @@ class _Rotary(nn.Module):
         as_is, _ = self.own(x, position_ids, *kinds)
         prefix = "".join(f"{kind}_" for kind in kinds)
         angles = position_ids[..., None].double() * getattr(self.own, f"{prefix}inv_freq").double()
-        joined = torch.cat([angles, angles], dim=-1)
-        if abs(joined.cos() - as_is).max() > 1e-2:  # of Cohere and GLM, whose pairs stand side by side
+        joined, scale = torch.cat([angles, angles], dim=-1), getattr(self.own, f"{prefix}attention_scaling")
+        if abs(joined.cos() * scale - as_is).max() > 1e-2:  # of Cohere, whose pairs stand side by side
             joined = angles.repeat_interleave(2, dim=-1)
-        scale = getattr(self.own, f"{prefix}attention_scaling")
         return (joined.cos() * scale).to(x.dtype), (joined.sin() * scale).to(x.dtype)
 
 
