@@ -18,6 +18,12 @@ from typing import Any
 import pandas as pd
 
 from jacobian_lab import cli
+from jacobian_lab.errors import InputError
+from jacobian_lab.facts.reading import BUILTIN, load_facts
+from jacobian_lab.maps.restorations import TraceSettings, traced_prompt
+from jacobian_lab.maps.tracing import embedding_deviation
+from jacobian_lab.maps.tracing_check import check_tracing
+from jacobian_lab.model.loading import load_model
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -54,7 +60,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "guide" / "verified.md")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        rows = [row(name, report(name, Path(folder), options.slice)) for name in options.families]
+        root = Path(folder)
+        rows = [row(name, report(name, root, options.slice), traced(root / name)) for name in options.families]
     rows += [{"family": name, "replay and J": f"not in transformers {version('transformers')}"} for name in LACKING]
     head = HEAD.format(facts=options.slice, torch=version("torch"), transformers=version("transformers"))
     text = head + pd.DataFrame(rows).fillna("").to_markdown(index=False) + "\n"
@@ -81,12 +88,23 @@ def report(name: str, root: Path, facts: str) -> dict[str, Any]:
     return json.loads(printed.getvalue())
 
 
-def row(name: str, checked: Mapping[str, Any]) -> dict[str, str]:
+def traced(folder: Path) -> str:
+    """Say whether causal tracing of a model agrees with whole passes of it, in float64."""
+    model, (fact,) = load_model(folder, dtype="float64", device="cpu"), load_facts(BUILTIN, "0:1")
+    try:
+        check_tracing(model, fact, traced_prompt(model, fact), TraceSettings(samples=1), embedding_deviation(model))
+    except InputError:
+        return "no"
+    return "yes"
+
+
+def row(name: str, checked: Mapping[str, Any], tracing: str) -> dict[str, str]:
     """A family's row of the table.
 
     Args:
         name: The family, or one layout of it.
         checked: The command's report.
+        tracing: Whether it can be traced.
 
     Returns:
         Cells by column.
@@ -98,7 +116,7 @@ def row(name: str, checked: Mapping[str, Any]) -> dict[str, str]:
         "family": name,
         "transformers": type(config).__name__.removesuffix("Config"),
         "replay and J": "yes" if replay["passed"] else "no",
-        "tracing": "yes" if replay["passed"] else "no",
+        "tracing": tracing,
         "edits": "yes" if edits["passed"] else edits["detail"].partition(", whose ")[2].partition(":")[0],
         "largest difference": f"{max(replay['states'], replay['logits']):.0e}",
     }

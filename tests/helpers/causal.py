@@ -6,8 +6,12 @@ import torch
 
 from helpers.reference import output_of
 
-ATTENTION = {"gpt2": "attn", "gptj": "attn", "gpt_neox": "attention"}
-BLOCKS = {"gpt2": "transformer.h", "gptj": "transformer.h", "gpt_neox": "gpt_neox.layers"}
+ATTENTION = {"gpt2": "attn", "gptj": "attn", "gpt_neox": "attention", "falcon": "self_attention"}
+BLOCKS = {
+    **dict.fromkeys(("gpt2", "gptj", "falcon"), "transformer.h"),
+    "gpt_neox": "gpt_neox.layers",
+    "opt": "model.decoder.layers",
+}
 
 
 class PlainTrace:
@@ -17,7 +21,8 @@ class PlainTrace:
         kind = hf.config.model_type
         self.hf, self.subject, self.answer, self.noise = hf, subject, answer, noise
         self.blocks = attrgetter(BLOCKS.get(kind, "model.layers"))(hf)
-        paths = {"mlp": "mlp", "attention": ATTENTION.get(kind, "self_attn")} | (joining or {})
+        paths = {"mlp": "fc2" if kind == "opt" else "mlp", "attention": ATTENTION.get(kind, "self_attn")}
+        paths |= joining or {}
         self.parts = {name: [attrgetter(path)(block) for block in self.blocks] for name, path in paths.items()}
         self.parts["residual"] = list(self.blocks)
         self.embeds = hf.get_input_embeddings()(torch.tensor([ids]))
@@ -35,12 +40,15 @@ class PlainTrace:
         outputs, handles = {}, []
 
         def reader(part, block):
-            return lambda _m, _i, result: outputs.update({(part, block): output_of(result)[0].clone()})
+            def hook(_module, _inputs, result):
+                outputs[part, block] = output_of(result).reshape(len(embeds[0]), -1).clone()
+
+            return hook
 
         def writer(token, value):
             def hook(_module, _inputs, result):
-                states = output_of(result).clone()
-                states[0, token] = value
+                states = output_of(result).clone(memory_format=torch.contiguous_format)
+                states.view(len(embeds[0]), -1)[token] = value
                 return (states, *result[1:]) if isinstance(result, tuple) else states
 
             return hook

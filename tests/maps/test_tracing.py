@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers.causal import PlainTrace
 from helpers.exact import _compute_in_float64
-from helpers.small import ROTARY, make_folder
+from helpers.small import EVERY, LACKING, ROTARY, make_folder
 from transformers import AutoModelForCausalLM, AutoTokenizer, Olmo2Config
 
 from jacobian_lab.catalogue import ROLES, TraceSite
@@ -43,7 +43,14 @@ def plain_effects(model, settings, fact=FACT, **joining):
     return plain, np.array(effects)
 
 
-def test_every_cell_is_that_of_a_plain_loop(family_model):
+@pytest.mark.parametrize(
+    "family",
+    [name if name in {"llama", "gpt2", "olmo2"} else pytest.param(name, marks=pytest.mark.slow) for name in EVERY],
+)
+def test_every_cell_is_that_of_a_plain_loop(family, load_exact):
+    if family in LACKING:
+        pytest.skip(f"this version of transformers has no {family}")
+    family_model = load_exact(family)
     some = None if family_model.hf.config.model_type == "llama" else (0, 3, 5)
     settings = TraceSettings(layers=some, sites=ALL, samples=2, window=3)
     (traced,) = trace(family_model, [FACT], settings)
