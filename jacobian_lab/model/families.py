@@ -137,6 +137,8 @@ class Family:
         """Why nothing edits models of this family; empty if they are edited."""
         if not self.projection:
             return "whose blocks have several MLPs (experts), of which each token takes its own"
+        if self.flat:
+            return "whose MLPs take the tokens of all rows at once"
         return ""
 
 

@@ -104,8 +104,8 @@ def test_an_edit_of_one_fact_moves_its_state_by_what_is_assigned(family_model, f
     targets, scheme = make_targets(rows, (2,), states, None), SCHEMES["forward-replay"]
     with restored(family_model, (2,)):
         measured = measure(list(observed_edits(setting, scheme, targets)), targets, scheme)
-    rounding = 1e-9 if family_model.output_norm(2) is None else 1e-5  # the norm's ε, beside which u has a scale
-    assert float(measured["unrealised"]) < rounding
+    assert abs(float(measured["unrealised"] - measured["out_of_reach"])) < 1e-9
+    assert (float(measured["out_of_reach"]) > 0) == bool(family_model.family.output_norm)
 
 
 def test_residuals_against_both_targets(tiny, facts, edit_inputs):
