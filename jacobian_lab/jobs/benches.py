@@ -84,11 +84,6 @@ class Benches:
         """The descents at which windows are compared."""
         return next(iter(self.variants))
 
-    @property
-    def coordinated(self) -> bool:
-        """Tells whether some method needs coordinated shifts."""
-        return any_coordinated(self.comparison.schemes)
-
     def at(self, window: str, variant: str) -> Comparison:
         """Narrow the methods to a window and some descents, to be counted."""
         (lr, steps), layers, whole = self.variants[variant], self.windows[window], self.experiment
@@ -96,8 +91,8 @@ class Benches:
         session = replace(whole.session, layers=layers, anchor=anchor)
         return replace(self.comparison, experiment=replace(whole, layers=layers, session=session))
 
-    def bench(self, run: Run, window: str, variant: str) -> Bench:
-        """Make a window ready for edits: C, λ, anchors and shifts, which go with it.
+    def bench(self, run: Run, window: str, variant: str, cells: Sequence[Labels]) -> Bench:
+        """Make a window ready for edits: C, λ, anchors and the shifts that some cell needs, which go with it.
 
         Whoever shares the work is hired once, for the layers of all windows.
         """
@@ -112,7 +107,7 @@ class Benches:
         recorder = Recorded(run, experiment, {"variant": variant})
         anchors = session.anchors(recorder, session.anchor_layers)
         where = {"window": window, "place": list(range(len(layers)))}
-        shifts = session.shifts(recorder, None, where) if self.coordinated else None
+        shifts = session.shifts(recorder, None, where) if _coordinated(cells) else None
         targets = make_targets(experiment.rows, layers, anchors, shifts)
         return Bench(replace(comparison, experiment=experiment), targets)
 
@@ -140,7 +135,7 @@ class Benches:
 
     def _observe_at(self, run: Run, window: str, cells: Sequence[Labels], advance: Callable[[], Any]) -> None:
         """Observe edits at one window."""
-        bench = self.bench(run, window, self.base)
+        bench = self.bench(run, window, self.base, cells)
         _ = bench.session.ridge  # which is no method's time
         for cell in cells:
             begin = time.perf_counter()
@@ -177,7 +172,7 @@ class Benches:
         self, run: Run, window: str, variant: str, cells: Sequence[Labels], advance: Callable[[], Any]
     ) -> None:
         """Evaluate edits at one window, with descents of one kind."""
-        bench = self.bench(run, window, variant)
+        bench = self.bench(run, window, variant, cells)
         setting = bench.session.setting
         for cell in cells:
             begin = time.perf_counter()
@@ -198,7 +193,7 @@ class Benches:
         rows = self.experiment.rows
         for (window,), group in grouped(cells, "window"):
             layers = self.windows[window]
-            yield from self._shifting(counts, window, self.base)
+            yield from self._shifting(counts, window, self.base, group)
             answers = counts.evaluation([rows.answered])
             work = counts.solves(len(layers), len(rows)) + counts.keys(rows, layers)
             work += total(
@@ -216,13 +211,13 @@ class Benches:
                 everyone = tuple(range(len(experiment.facts)))
                 for layer in experiment.session.anchor_layers:
                     yield from work_of(counts, experiment, (ANCHOR, {"anchor_layer": layer}, everyone))
-                yield from self._shifting(counts, window, variant)
+                yield from self._shifting(counts, window, variant, group)
             for stage in self.at(window, variant).work(counts, [cell["edit"] for cell in group]):
                 yield replace(stage, name=f"{stage.name}, at layers {window}")
 
-    def _shifting(self, counts: Counts, window: str, variant: str) -> Iterable[Stage]:
-        """Count coordinated shifts, if some method needs them."""
-        if not self.coordinated:
+    def _shifting(self, counts: Counts, window: str, variant: str, cells: Sequence[Labels]) -> Iterable[Stage]:
+        """Count coordinated shifts, if some cell needs them."""
+        if not _coordinated(cells):
             return []
         experiment = self.at(window, variant).experiment
         where = {"anchor_layer": list(experiment.layers)}
@@ -234,3 +229,8 @@ def grouped(cells: Sequence[Labels], *dims: str) -> Iterator[tuple[tuple[Any, ..
     places = dict.fromkeys(tuple(cell[dim] for dim in dims) for cell in cells)
     for place in places:
         yield place, [cell for cell in cells if tuple(cell[dim] for dim in dims) == place]
+
+
+def _coordinated(cells: Sequence[Labels]) -> bool:
+    """Tell whether the method of some cell needs coordinated shifts."""
+    return any_coordinated(method(cell["edit"]).scheme for cell in cells)

@@ -54,6 +54,13 @@ def test_every_method_gets_the_same_tries_of_each_kind(frame):
     assert frame.loc[frame["stage"] != WINDOW, "ridge"].isin(RIDGES).all()
 
 
+def test_shifts_are_made_where_a_method_needs_them(finished, frame):
+    run = open_run(finished)
+    shifted, tried = run["coordinated_shift_passes"].min("fact") > 0, run["measured"].sel(edit="memit+cr").max("point")
+    assert shifted.isel(variant=0).all()
+    np.testing.assert_array_equal(shifted.isel(variant=1), tried.isel(variant=1) == 1)
+
+
 def test_the_finalist_has_the_best_score_and_the_choice_is_the_criterions(frame):
     for method in METHODS:
         own = frame[frame["method"] == method]
