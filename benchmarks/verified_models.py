@@ -46,8 +46,7 @@ windows by layer, soft caps, two kinds of rotary positions, layers without any, 
 What is not guaranteed: that an edit works *well* on such a model; that a configuration which no small model has agrees
 (another rotary scaling, say); that another version of transformers does. So every command compares replay with the
 model itself when it loads one, on the facts at hand, and refuses what does not agree. Each token chooses its experts: J
-of such a model holds as long as a change leaves the choice as it is. WISE and RLEdit refuse OPT, whose MLPs take all
-tokens of all rows at once.
+of such a model holds as long as a change leaves the choice as it is.
 
 """
 

@@ -138,6 +138,7 @@ TABLES: Mapping[str, TableEntry] = {
         "Who carries what: each layer's share of the effort ‖δ‖, its price ‖δ‖²/(kᵀC⁻¹k), the least that its shift "
         "disturbs, and its part of the change at the last layer, with what J·δ accounts for.",
         "effort",
+        made_by="tables",
         below=False,
     ),
     "step_size": _account(
