@@ -230,6 +230,54 @@ def choices(tries: pd.DataFrame, criterion: Criterion) -> dict[str, Any]:
     return {str(method): criterion.best(group) for method, group in groups}
 
 
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """Everything that a search has tried, and the choice of each method.
+
+    Attributes:
+        observed: Rows of `observed_windows`.
+        tries: Rows of `evaluated_tries`.
+        criterion: The rule of the choice.
+        choices: Labels of the chosen tries in the index, by method.
+    """
+
+    observed: pd.DataFrame
+    tries: pd.DataFrame
+    criterion: Criterion
+    choices: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, dataset: xr.Dataset, settings: Mapping[str, Any]) -> "Outcome":
+        """Read a run of tune once.
+
+        Args:
+            dataset: The run.
+            settings: Its settings.
+
+        Returns:
+            The outcome.
+        """
+        tries = evaluated_tries(dataset)
+        criterion = criterion_of(settings, tries)
+        return cls(observed_windows(dataset), tries, criterion, choices(tries, criterion))
+
+    @property
+    def rule(self) -> str:
+        """The rule in words."""
+        return self.criterion.words(LABELS[gain_of(self.tries)])
+
+    def because(self, method: str) -> str:
+        """Say why the choice for a method is what it is.
+
+        Args:
+            method: The method.
+
+        Returns:
+            `reasons`.
+        """
+        return reasons(self.observed, self.tries, method, self.criterion)
+
+
 def reasons(observed: pd.DataFrame, tries: pd.DataFrame, method: str, criterion: Criterion) -> str:
     """Say why the choice for a method is what it is.
 

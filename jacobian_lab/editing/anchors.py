@@ -350,7 +350,7 @@ class _Descent:
         self, shifts: Float[Tensor, "active layer d_model"], active: Int[Tensor, " active"]
     ) -> Float[Tensor, " active"]:
         if self.coordination.decay == "price":
-            squares = (shifts**2).sum(-1) / self.units[active] ** 2
+            squares = (shifts**2).sum(-1) / (self.model.mlp_factor * self.units[active]) ** 2
             return self.coordination.price * (squares / self.eases[active]).sum(-1)
         sizes = self._sizes(shifts, active)
         return self.settings.weight_decay * (sizes / self.norms[active] ** 2).sum(-1)

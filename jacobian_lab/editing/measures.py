@@ -39,7 +39,7 @@ class ObservedEdit(LayerEdit):
         last_after: The same just after.
         linear: J·δ, with δ the layer's shift and J = J_{l→L} just before the edit.
         replayed: F(h + δ) − F(h) by replay just before the edit: what δ does alone.
-        write_shift: The change of the write u over rms(u) behind a norm, and δ elsewhere.
+        write_shift: The change of the write u; behind a norm over rms(u).
         ease: kᵀC⁻¹k of each fact just before the edit, ``[fact]`` (`eases`).
     """
 
@@ -104,7 +104,9 @@ def observed_edits(
             last_after=last_after,
             linear=linear,
             replayed=ends[0] - ends[1],
-            write_shift=shift if writes is None else _over_rms(setting, layer, writes.double()),
+            write_shift=shift / setting.model.mlp_factor
+            if writes is None
+            else _over_rms(setting, layer, writes.double()),
             ease=setting.ease(layer, edit.keys),
         )
 

@@ -13,6 +13,7 @@ from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.questions import COUNTERFACT, Question, neighborhood, questions
 from jacobian_lab.facts.fact import Fact
 from jacobian_lab.maps.hooks import batches, forward
+from jacobian_lab.maps.likelihood import ROWS_IN_DOUBLE
 from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.templates import write
 from jacobian_lab.model.tokens import Prompt
@@ -20,9 +21,6 @@ from jacobian_lab.model.tokens import Prompt
 TOP = (1, 5, 10)
 ROWS_OF_LOGITS = 256
 """Most rows of logits held at once, in the model's dtype."""
-
-ROWS_IN_DOUBLE = 16
-"""Most rows of logits held at once in float64."""
 
 Rows = Mapping[Question, Prompt]
 Values = Mapping[Question, float]

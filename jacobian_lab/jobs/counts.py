@@ -9,8 +9,9 @@ import torch
 from jacobian_lab.catalogue import Scheme
 from jacobian_lab.editing.batches import anchor_batches
 from jacobian_lab.editing.layers import KEYS_AT_ONCE
-from jacobian_lab.evaluation.metrics import ROWS_IN_DOUBLE, ROWS_OF_LOGITS, hosts
+from jacobian_lab.evaluation.metrics import ROWS_OF_LOGITS, hosts
 from jacobian_lab.maps.hooks import TOKENS_PER_BATCH, batches
+from jacobian_lab.maps.likelihood import ROWS_IN_DOUBLE
 from jacobian_lab.maps.restorations import TracedPrompt, TraceSettings, batches_of
 from jacobian_lab.model.footprint import DOUBLE, logit_bytes, sweep_bytes
 from jacobian_lab.model.language_model import LanguageModel, Layers

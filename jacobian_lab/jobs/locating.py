@@ -77,7 +77,10 @@ def locate_job(config: LocateConfig, *, progress: bool = True, sketch: Places | 
         yield counts.tracing([prompts[place] for place in places], settings)
 
     def compute(run: Run, places: Sequence[int]) -> None:
-        named, traced = partial(called, labels=labels), partial(_traced, model, subject.facts, settings, deviation())
+        named, traced = (
+            partial(called, labels=labels),
+            partial(_traced, model, subject.facts, prompts, settings, deviation()),
+        )
         with bar(len(places), "traces", "fact", show=progress) as progress_bar:
             for (place,), values in subject.executor.map([[place] for place in places], traced, named=named):
                 tokens = list(range(len(values["role"])))
@@ -113,12 +116,16 @@ def locate_job(config: LocateConfig, *, progress: bool = True, sketch: Places | 
 
 
 def _traced(
-    model: LanguageModel, facts: Sequence[Fact], settings: TraceSettings, deviation: float, piece: Batch
+    model: LanguageModel,
+    facts: Sequence[Fact],
+    prompts: Sequence[TracedPrompt],
+    settings: TraceSettings,
+    deviation: float,
+    piece: Batch,
 ) -> dict[str, Any]:
     """All that is stored of one fact's trace."""
     (place,) = piece
-    prompt = traced_prompt(model, facts[place])
-    traced = trace_prompt(model, facts[place], prompt, settings, deviation)
+    traced = trace_prompt(model, facts[place], prompts[place], settings, deviation)
     return {
         "answer_clean": traced.clean,
         "answer_corrupted": traced.corrupted,

@@ -26,16 +26,7 @@ from jacobian_lab.planning.work import Stage
 from jacobian_lab.progress import span
 from jacobian_lab.store.completion import Completion
 from jacobian_lab.store.run import Run, config_of, open_run
-from jacobian_lab.tries import (
-    LABELS,
-    choices,
-    criterion_of,
-    evaluated_tries,
-    finalists,
-    gain_of,
-    observed_windows,
-    reasons,
-)
+from jacobian_lab.tries import Outcome, choices, criterion_of, evaluated_tries, finalists, observed_windows
 
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
 """Values of λ, over the one that suits a window."""
@@ -244,11 +235,9 @@ def protocols_of(folder: Path) -> dict[str, Protocol]:
     config = config_of(dataset)
     settings, provenance = config["settings"], config["provenance"]
     windows, variants = settings["tune"]["windows"], settings["tune"]["variants"]
-    observed, tries = observed_windows(dataset), evaluated_tries(dataset)
-    criterion = criterion_of(settings, tries)
-    protocols = {}
-    for name, label in choices(tries, criterion).items():
-        choice = tries.loc[label]
+    outcome, protocols = Outcome.of(dataset, settings), {}
+    for name, label in outcome.choices.items():
+        choice = outcome.tries.loc[label]
         lr, steps = variants[choice["variant"]]
         protocols[name] = Protocol(
             model=Path(provenance["model"]).name,
@@ -258,8 +247,8 @@ def protocols_of(folder: Path) -> dict[str, Protocol]:
             ridge=float(choice["ridge"]),
             anchor_lr=lr,
             anchor_steps=steps,
-            criterion=criterion.words(LABELS[gain_of(tries)]),
-            because=reasons(observed, tries, name, criterion),
+            criterion=outcome.rule,
+            because=outcome.because(name),
             run=folder.resolve().name,
             facts=settings["facts"],
             version=settings["versions"]["jacobian_lab"],

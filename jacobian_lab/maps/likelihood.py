@@ -5,6 +5,9 @@ from torch import Tensor
 
 from jacobian_lab.maps.replay import Frozen
 
+ROWS_IN_DOUBLE = 16
+"""Rows of logits that are held in float64 at once, where many are asked."""
+
 
 def answer_nll(frozen: Frozen, outputs: Float[Tensor, "row answer d_model"]) -> Float[Tensor, " row"]:
     """Mean −log P of the tokens of each row's answer.

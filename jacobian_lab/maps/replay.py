@@ -193,9 +193,11 @@ def trajectory(
         By layer, from `start` to `last`.
     """
     along = {start: states.to(frozen.model.dtype)[:, None]}
+    if site != MLP:
+        return along | dict(_blocks(frozen, start, along[start], last, shifts))
     with outputs_of(frozen.model.joining(last)) as added:
         along |= dict(_blocks(frozen, start, along[start], last, shifts))
-    if site != MLP or not added:
+    if not added:
         return along
     return along | {last: (added[0] * frozen.model.mlp_factor).to(states.device).view_as(along[last])}
 
@@ -367,12 +369,12 @@ def _blocks(
             masks[kind] = _mask(frozen, positions, model.window(layer), hidden.dtype)
             positional[kind] = model.positional(hidden, positions, kind)
         watched: AbstractContextManager[list[Tensor]] = nullcontext([])
-        if layer in shifts:
+        if layer in shifts and model.family.output_norm:
             watched = outputs_of(model.projection(layer))
         with watched as writes:
             hidden = model.call_block(layer, hidden, masks[kind], cache, positional[kind])
         if layer in shifts:
-            change = moved(model, layer, writes[0].view_as(hidden)[:, 0], shifts[layer])
+            change = moved(model, layer, writes[0].view_as(hidden)[:, 0] if writes else None, shifts[layer])
             shifted = (hidden[:, 0] + change).to(hidden.dtype)  # added up in the wider dtype of the two
             hidden = torch.cat([shifted[:, None], hidden[:, 1:]], dim=1)
         yield layer, hidden

@@ -20,14 +20,14 @@ from transformers.cache_utils import DynamicCache
 from jacobian_lab.catalogue import TraceSite
 from jacobian_lab.facts.fact import Fact
 from jacobian_lab.maps.hooks import forward
+from jacobian_lab.maps.likelihood import ROWS_IN_DOUBLE
 from jacobian_lab.maps.replay import Frozen, run_block
 from jacobian_lab.maps.restorations import Restoration, TracedPrompt, TraceSettings, batches_of, traced_prompt
 from jacobian_lab.model.language_model import LanguageModel, block_output
 from jacobian_lab.model.tokens import Prompt
 
 IDS_AT_ONCE = 1024
-ROWS_IN_DOUBLE = 64
-"""Most rows of logits held at once in float64."""
+"""Rows of the embedding that are read at once."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,8 @@ In most families u joins the stream as it is. In others N(u) does, with N the no
     N(u) = g ⊙ u / sqrt(mean(u²) + ε)
 
 A *write shift* δ is a change of u at the decisive token: an edit ΔW of the projection realises δ = ΔW k. The stream
-moves by δ, or by N(u + δ) − N(u).
+moves by δ, or by N(u + δ) − N(u). Where u is multiplied before it joins (Granite), shifts are those of the stream, and
+an edit's change of u is one over the multiplier as large.
 """
 
 from collections.abc import Sequence

@@ -29,20 +29,11 @@ def check_unedited(model: LanguageModel, what: str) -> None:
         raise InputError(f"expected the unedited model to {what}, got {model.name!r} edited: leave that with first")
 
 
-def check_rows_apart(model: LanguageModel) -> None:
-    """Refuse a model whose MLPs do not say which row a token is of, which methods that train ask."""
-    if model.family.flat:
-        raise InputError(
-            f"expected MLPs that keep rows apart, got those of {model.name!r}, a {model.hf.config.model_type}, which "
-            "take all tokens at once: use a method that does not train"
-        )
-
-
 def check_editable(model: LanguageModel) -> None:
     """Refuse a model whose architecture nothing edits, before anything is computed for it."""
     if reason := model.family.uneditable:
         raise InputError(
             f"expected a model whose MLPs have one output projection that adds to the residual stream, got "
             f"{model.name!r}, a {model.hf.config.model_type}, {reason}: choose another, or only look at this one "
-            "(jacobians, check)"
+            "(check, jacobians, locate)"
         )

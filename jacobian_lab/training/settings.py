@@ -9,7 +9,6 @@ from annotated_types import Gt, Le
 from torch import nn
 
 from jacobian_lab.errors import InputError
-from jacobian_lab.model.edited import check_rows_apart
 from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.protocols import literature
 from jacobian_lab.training.wise_memory import Place
@@ -250,7 +249,6 @@ class RLEditConfig(_Settings):
                 f"expected ⟨rledit.blocks⟩ of 1 to {model.n_layers - 1}, got "
                 f"{', '.join(map(str, self.blocks)) or 'none'}: choose among them"
             )
-        check_rows_apart(model)
         names = {module: name for name, module in model.hf.named_modules()}
         return {
             names[module]: module

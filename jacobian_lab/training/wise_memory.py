@@ -18,7 +18,7 @@ from jacobian_lab.caching import written_whole
 from jacobian_lab.editing.deltas import note_other_chat, read_saved
 from jacobian_lab.errors import InputError
 from jacobian_lab.maps.hooks import batches, forward
-from jacobian_lab.model.edited import check_rows_apart, sole_edit
+from jacobian_lab.model.edited import sole_edit
 from jacobian_lab.model.language_model import LanguageModel, cache_name, matrix
 from jacobian_lab.model.tokens import PASSING, Prompt
 
@@ -45,7 +45,6 @@ class Place:
             raise InputError(
                 f"expected ⟨wise.block⟩ of 0 to {model.n_layers - 1}, got {self.block}: choose one of them"
             )
-        check_rows_apart(model)
         if not self.entrance:
             return model.projection(self.block)
         inner = model.inner(self.block)

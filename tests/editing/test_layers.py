@@ -103,8 +103,12 @@ def test_an_edit_of_one_fact_moves_its_state_by_what_is_assigned(family_model, f
     setting = Setting(rows, {2: torch.eye(family_model.d_mlp, dtype=torch.float64)}, 1e-12)
     targets, scheme = make_targets(rows, (2,), states, None), SCHEMES["forward-replay"]
     with restored(family_model, (2,)):
-        measured = measure(list(observed_edits(setting, scheme, targets)), targets, scheme)
+        (edit,) = observed_edits(setting, scheme, targets)
+    measured = measure([edit], targets, scheme)
     assert abs(float(measured["unrealised"] - measured["out_of_reach"])) < 1e-9
+    if not family_model.family.output_norm:  # one fact without contexts: its own key, and C = I
+        written = edit.update.delta @ edit.keys[0]
+        torch.testing.assert_close(measured["price"][0, 0], written.square().sum() / edit.keys[0].square().sum())
     assert (float(measured["out_of_reach"]) > 0) == bool(family_model.family.output_norm)
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers.asked import efficacy
-from helpers.small import CONFIGS, CONTEXTS
+from helpers.small import CONTEXTS
 from torch.func import functional_call
 
 from jacobian_lab.errors import InputError
@@ -15,7 +15,7 @@ from jacobian_lab.model.rows import fact_rows
 from jacobian_lab.model.tokens import Prompt, pad
 from jacobian_lab.training import wise as wise_module
 from jacobian_lab.training.merging import margin
-from jacobian_lab.training.settings import RLEditConfig, WiseConfig
+from jacobian_lab.training.settings import WiseConfig
 from jacobian_lab.training.wise import Wise, _Seen
 from jacobian_lab.training.wise_memory import ORIGINAL
 
@@ -29,13 +29,6 @@ def unrelated_of(model, facts):
 def wise_of(model, facts, settings=SETTINGS, **changes):
     rows = fact_rows(model, facts, CONTEXTS)
     return Wise(rows, unrelated_of(model, facts), replace(settings, **changes).resolved(model))
-
-
-@pytest.mark.skipif("opt" not in CONFIGS, reason="this version of transformers has no opt")
-def test_methods_that_train_refuse_mlps_that_take_all_tokens_at_once(load_exact):
-    for place in (SETTINGS.place.module, RLEditConfig().resolved(load_exact("opt")).modules):
-        with pytest.raises(InputError, match=r"expected MLPs that keep rows apart, got those of .*, a opt"):
-            place(load_exact("opt"))
 
 
 def place_of(model):

@@ -14,16 +14,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from jacobian_lab.catalogue import method
 from jacobian_lab.report.figures.style import STYLES
 from jacobian_lab.store.run import config_of
-from jacobian_lab.tries import (
-    LABELS,
-    Criterion,
-    choices,
-    criterion_of,
-    evaluated_tries,
-    gain_of,
-    observed_windows,
-    within,
-)
+from jacobian_lab.tries import LABELS, Criterion, Outcome, gain_of, within
 
 COLORS = "viridis"
 """Windows by their place, in every panel."""
@@ -31,9 +22,8 @@ COLORS = "viridis"
 
 def tune(figure: FigureBase, dataset: xr.Dataset) -> None:
     """Frontiers of the finalists of each method, and every window's score beside what it generalises."""
-    tries, windows = evaluated_tries(dataset), [str(name) for name in dataset["window"].values]
-    criterion = criterion_of(config_of(dataset)["settings"], tries)
-    labels = choices(tries, criterion)
+    outcome, windows = Outcome.of(dataset, config_of(dataset)["settings"]), [str(w) for w in dataset["window"].values]
+    tries, criterion, labels = outcome.tries, outcome.criterion, outcome.choices
     colors = dict(zip(windows, mpl.colormaps[COLORS](np.linspace(0, 0.85, len(windows))), strict=True))
     axes = figure.subplots(1, len(labels) + 1)
     handles: dict[str, Any] = {}
@@ -46,7 +36,7 @@ def tune(figure: FigureBase, dataset: xr.Dataset) -> None:
         ax.tick_params(axis="x", labelsize="x-small", rotation=40)
         ax.invert_xaxis()  # right and up is better
     axes[0].set(ylabel=LABELS[gain_of(tries)])
-    _windows(axes[-1], observed_windows(dataset), tries, criterion, windows)
+    _windows(axes[-1], outcome.observed, tries, criterion, windows)
     places = sorted(handles, key=lambda label: (windows.index(label.partition(": ")[0]), ":" in label))
     figure.legend([handles[p] for p in places], places, fontsize="xx-small", loc="outside upper center", ncols=5)
 
