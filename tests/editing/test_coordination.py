@@ -67,7 +67,7 @@ def test_the_gradient_through_several_shifts(decay, family_model, facts):
     way = random(*start.shape, seed=2)
     slopes = (loss(start + 1e-5 * way) - loss(start - 1e-5 * way)) / 2e-5
     torch.testing.assert_close((gradient * way).sum((1, 2)), slopes, rtol=1e-6, atol=1e-8)
-    reference = plain(family_model)
+    reference, factor = plain(family_model), getattr(family_model.hf.config, "residual_multiplier", 1.0)
     for index, fact in enumerate(facts[1:3]):
         sizes = reference.states(*prompt(family_model.tokenizer, fact), LAYERS)[1]
         writes, moved = reference.moving(*prompt(family_model.tokenizer, fact), LAYERS)
@@ -77,7 +77,8 @@ def test_the_gradient_through_several_shifts(decay, family_model, facts):
 
         def weighed(shifts, index=index, sizes=sizes, units=units, moved=moved):
             if decay == "price":
-                squares = [(s / unit).square().sum() for s, unit in zip(shifts.values(), units, strict=True)]
+                written = [s / (factor * unit) for s, unit in zip(shifts.values(), units, strict=True)]
+                squares = [s.square().sum() for s in written]
                 return 0.7 * sum(square / ease[index, place] for place, square in enumerate(squares))
             return 0.5 * sum(moved(layer, s).norm() / sizes[layer].norm() ** 2 for layer, s in shifts.items())
 
