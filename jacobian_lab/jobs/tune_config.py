@@ -18,7 +18,7 @@ class TuneConfig(EvaluationConfig):
         windows: Windows of layers, as 3-7 5-9; by default the model's own layers, and five windows spread over the
             first two thirds of its blocks.
         width: Layers of a window that is spread; as many as the model's own layers by default.
-        ridges: The values of λ; a tenth to ten times what suits each window, in five steps, by default.
+        ridges: The values of λ; 0.3 to 30 times what suits each window, in five steps, by default.
         lrs: Learning rates; the model's own and 0.4 of it by default. Windows are compared at the first.
         passes: Passes of a descent; the model's own and twice as many by default. Windows are compared at the first.
         criterion: bound (the best generalisation within the bound of D_KL) or frontier (layers, learning rate and

@@ -28,7 +28,7 @@ from jacobian_lab.store.completion import Completion
 from jacobian_lab.store.run import Run, config_of, open_run
 from jacobian_lab.tries import Outcome, choices, criterion_of, evaluated_tries, finalists, observed_windows
 
-FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
+FACTORS = (0.3, 1.0, 3.0, 10.0, 30.0)
 """Values of λ, over the one that suits a window."""
 SPREAD = 5
 """Windows that are spread over the first two thirds of a model."""
