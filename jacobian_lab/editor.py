@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from jacobian_lab.catalogue import COORDINATED, SCHEMES, TRAINED, method, method_name
-from jacobian_lab.editing.anchors import AnchorSettings, CoordinationSettings
 from jacobian_lab.editing.layers import Setting
 from jacobian_lab.editing.measures import ObservedEdit, measure
 from jacobian_lab.editing.published_moments import Published
 from jacobian_lab.editing.rules import RuleSettings
 from jacobian_lab.editing.schemes import DAMPING, Targets
 from jacobian_lab.editing.second_moments import second_moments
+from jacobian_lab.editing.settings import AnchorSettings, CoordinationSettings, recorded
 from jacobian_lab.edits import Edit, PairEdit, TrainedEdit
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.evaluator import Evaluator
@@ -253,8 +253,8 @@ class Editor:
         expected, shape = (len(self.facts), self.model.d_model), tuple(states.shape)
         if shape != expected:
             raise InputError(f"expected anchors of the shape {expected}, got {shape} at layer {layer}: give one a fact")
-        nothing = torch.zeros(len(self.facts))
-        optimized = (torch.as_tensor(states), nothing, nothing)
+        unknown = torch.full((len(self.facts),), torch.nan)
+        optimized = (torch.as_tensor(states), unknown, unknown, unknown)
         self._recorder.put(ANCHOR, {"anchor_layer": layer}, range(len(self.facts)), optimized)
 
     @contextmanager
@@ -318,8 +318,8 @@ class Editor:
             "facts": describe(self.facts),
             "layers": list(self.layers),
             "ridge": self.ridge,
-            "anchor": asdict(self.anchor),
-            "coordination": asdict(self.coordination),
+            "anchor": recorded(self.anchor),
+            "coordination": recorded(self.coordination),
             "rules": asdict(self.rules),
             "pullback_damping": self.damping,
             "templates": [list(group) for group in self.templates],

@@ -10,9 +10,9 @@ from annotated_types import Gt, Le, Lt
 from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 
 from jacobian_lab.catalogue import TABLE_METHODS, SchemeName
-from jacobian_lab.editing.anchors import AnchorSettings, CoordinationSettings
 from jacobian_lab.editing.rules import RuleSettings
 from jacobian_lab.editing.schemes import DAMPING
+from jacobian_lab.editing.settings import AnchorSettings, CoordinationSettings
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.reading import BUILTIN
 from jacobian_lab.maps.jacobians import MEMORY_BUDGET
@@ -359,7 +359,7 @@ def _check(value: Any, hint: Any, name: str) -> None:
     """One value against what its field takes."""
     kinds = [kind for kind in _alternatives(hint) if kind is not type(None)]
     if isinstance(value, tuple):
-        (kind,) = kinds
+        (kind,) = (kind for kind in kinds if get_origin(kind) is not Literal)
         (inner, _) = get_args(get_args(kind)[0] if get_origin(kind) is Annotated else kind)
         if not value:
             raise InputError(f"expected at least one{_choices(_alternatives(inner))}, got ⟨{name}⟩ without: name one")
@@ -370,7 +370,7 @@ def _check(value: Any, hint: Any, name: str) -> None:
     ranges = [kind for kind in kinds if get_origin(kind) is not Literal]
     if value in choices:
         return
-    if not ranges:
+    if not ranges or (isinstance(value, str) and choices):
         raise InputError(f"expected{_choices(kinds)}, got ⟨{name}⟩ {value!r}: choose one of them")
     _check_range(value, ranges[0], name)
 

@@ -6,10 +6,10 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from jacobian_lab.editing.anchors import AnchorSettings
 from jacobian_lab.editing.published_moments import Published, check_moments
 from jacobian_lab.editing.rules import RuleSettings
 from jacobian_lab.editing.second_moments import moment_rows, moments_cached, second_moments
+from jacobian_lab.editing.settings import AnchorSettings, recorded
 from jacobian_lab.editing.solving import REALISED
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import Fact
@@ -106,11 +106,11 @@ class Experiment(Subject):
         config, ridge = self.config, self.ridge
         return super().settings() | {
             "templates": [list(group) for group in self.templates],
-            "anchor": {name: value for name, value in asdict(self.session.anchor).items() if value is not None},
+            "anchor": recorded(self.session.anchor),
             "corpus": self._corpus_settings(),
             "ridge": f"realises {REALISED:g}" if ridge is None else ridge,
             "pullback_damping": config.pullback_damping,
-            "coordination": asdict(config.coordination),
+            "coordination": recorded(config.coordination),
         }
 
     def _corpus_settings(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from jacobian_lab.jobs.experiment import Experiment
 from jacobian_lab.jobs.job import Labels, Part
 from jacobian_lab.planning.work import Stage
 from jacobian_lab.progress import counted
-from jacobian_lab.session.descents import ANCHOR, SHIFT, Optimized
+from jacobian_lab.session.descents import ANCHOR, CLAMPED, LOSS, PASSES, SHIFT, Optimized
 from jacobian_lab.store.completion import Completion
 from jacobian_lab.store.run import Run
 
@@ -43,17 +43,18 @@ class Recorded:
 
     def put(self, name: str, where: Labels, facts: Sequence[int], optimized: Optimized) -> None:
         """Write and commit a batch."""
-        (states, loss, passes), labels = optimized, self._where(facts, where)
-        self._run.write(name, states.double(), **self._within(name, labels))
-        self._run.write(f"{name}_loss", loss, **self._within(f"{name}_loss", labels))
-        self._run.commit(f"{name}_passes", passes, **self._within(f"{name}_passes", labels))
+        (states, loss, passes, clamped), labels = optimized, self._where(facts, where)
+        for variable, values in ((name, states.double()), (LOSS.format(name), loss), (CLAMPED.format(name), clamped)):
+            self._run.write(variable, values, **self._within(variable, labels))
+        mark = PASSES.format(name)
+        self._run.commit(mark, passes, **self._within(mark, labels))
 
     def get(self, name: str, where: Labels, facts: Sequence[int]) -> Float[Tensor, "fact ..."]:
         """Read the states or shifts of some facts, in float64."""
         return torch.tensor(self._run.read(name, **self._within(name, self._where(facts, where))))
 
     def _lacking(self, name: str, where: Labels, facts: Sequence[int]) -> list[int]:
-        mark = f"{name}_passes"
+        mark = PASSES.format(name)
         done = self._run.done(mark, **self._within(mark, self._where(facts, where))).reshape(-1)
         return [fact for fact, is_done in zip(facts, done, strict=True) if not is_done]
 
@@ -71,7 +72,9 @@ Cell = tuple[str, Labels, tuple[int, ...]]
 def left_of(done: Completion, experiment: Experiment, name: str, where: Labels) -> tuple[int, ...]:
     """Indices of the facts that a run lacks a descent of."""
     labels = experiment.labels()
-    cells = np.broadcast_to(done.cells(f"{name}_passes", fact=labels, **_marked(name, where)).reshape(-1), len(labels))
+    cells = np.broadcast_to(
+        done.cells(PASSES.format(name), fact=labels, **_marked(name, where)).reshape(-1), len(labels)
+    )
     return tuple(np.flatnonzero(~cells).tolist())
 
 
@@ -101,6 +104,8 @@ def descents(
 ) -> Part:
     """Describe the part of a run that holds anchors at some layers, and coordinated shifts; `Recorded` has ``at``."""
     session, at = experiment.session, at or {}
+    for where in shifted:
+        session.coordination.check(tuple(where.get("anchor_layer", session.layers)))
     places: list[tuple[str, Labels]] = [(ANCHOR, {"anchor_layer": layer, **at}) for layer in layers]
     places += [(SHIFT, where) for where in shifted]
 

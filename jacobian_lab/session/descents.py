@@ -9,14 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jacobian_lab.editing.anchors import (
-    AnchorSettings,
-    CoordinationSettings,
-    Progress,
-    coordinate_shifts,
-    optimize_anchors,
-)
+from jacobian_lab.editing.anchors import Anchors, CoordinatedShifts, coordinate_shifts, optimize_anchors
 from jacobian_lab.editing.batches import anchor_batches
+from jacobian_lab.editing.descent import Conditions, Progress
+from jacobian_lab.editing.settings import AnchorSettings, CoordinationSettings
 from jacobian_lab.memory import free_memory
 from jacobian_lab.model.language_model import Layers
 from jacobian_lab.model.rows import FactRows
@@ -26,11 +22,13 @@ from jacobian_lab.progress import bar, note
 Labels = Mapping[str, Any]
 """Where a descent is recorded, beside its facts."""
 
-Optimized = tuple[Tensor, Tensor, Tensor]
-"""States or shifts, losses and passes of a batch, fact by fact, on the host."""
+Optimized = tuple[Tensor, Tensor, Tensor, Tensor]
+"""States or shifts, losses, passes and clamped shares of a batch, fact by fact, on the host."""
 
 ANCHOR, REFIT_ANCHOR, SHIFT = "anchor", "refit_anchor", "coordinated_shift"
 """Names under which descents are recorded: anchors of the unedited model, of an edited one, and coordinated shifts."""
+LOSS, PASSES, CLAMPED = "{}_loss", "{}_passes", "{}_clamped"
+"""Names under which the rest of what a descent gives is recorded."""
 
 
 @runtime_checkable
@@ -46,7 +44,7 @@ class Recorder(Protocol):
         ...
 
     def get(self, name: str, where: Labels, facts: Sequence[int]) -> Float[Tensor, "fact ..."]:
-        """Give the states or shifts of some facts, in float64."""
+        """Give the states or shifts of some facts, in float64; under the name of `LOSS` their losses."""
         ...
 
 
@@ -62,10 +60,11 @@ class InMemory:
 
     def put(self, name: str, where: Labels, facts: Sequence[int], optimized: Optimized) -> None:
         """Hold a batch."""
-        self._at(name, where).update(zip(facts, optimized[0].double(), strict=True))
+        for held, values in zip((name, LOSS.format(name)), optimized, strict=False):
+            self._at(held, where).update(zip(facts, values.double(), strict=True))
 
     def get(self, name: str, where: Labels, facts: Sequence[int]) -> Float[Tensor, "fact ..."]:
-        """Give the states or shifts of some facts, in float64."""
+        """Give the states or shifts of some facts, or their losses, in float64."""
         return torch.stack([self._at(name, where)[fact] for fact in facts])
 
     def _at(self, name: str, where: Labels) -> dict[int, Tensor]:
@@ -98,23 +97,18 @@ def shift_descent(
     settings: AnchorSettings,
     layers: Layers,
     coordination: CoordinationSettings,
-    leverage: Callable[[], Float[Tensor, "fact layer"]],
+    conditions: Callable[[], Conditions],
     where: Labels,
 ) -> Descent:
-    """Describe the descent of coordinated shifts; kᵀC⁻¹k is asked for only where the settings need it."""
-
-    def optimizer() -> Callable[..., Optimized]:
-        eases = leverage().cpu() if coordination.needs_eases else None
-        return partial(_shifts, rows, settings, layers, coordination, eases)
-
-    return Descent(SHIFT, where, optimizer)
+    """Describe the descent of coordinated shifts; conditions are asked for only where something is missing."""
+    return Descent(SHIFT, where, lambda: partial(_shifts, rows, settings, layers, coordination, conditions()))
 
 
 def _anchors(
     rows: FactRows, settings: AnchorSettings, layer: int, batch: Sequence[int], progress: Progress | None = None
 ) -> Optimized:
     anchors = optimize_anchors(rows.select(batch), layer, settings, progress)
-    return anchors.states.cpu(), anchors.loss.cpu(), anchors.passes.cpu()
+    return _optimized(anchors.states, anchors)
 
 
 def _shifts(
@@ -122,13 +116,19 @@ def _shifts(
     settings: AnchorSettings,
     layers: Layers,
     coordination: CoordinationSettings,
-    eases: Float[Tensor, "fact layer"] | None,
+    conditions: Conditions,
     batch: Sequence[int],
     progress: Progress | None = None,
 ) -> Optimized:
-    own = None if eases is None else eases[list(batch)]
-    shifts = coordinate_shifts(rows.select(batch), layers, settings, coordination, own, progress)
-    return shifts.shifts.cpu(), shifts.loss.cpu(), shifts.passes.cpu()
+    own = conditions.select(batch)
+    shifts = coordinate_shifts(
+        rows.select(batch), layers, settings, coordination, own.eases, progress, limits=own.limits
+    )
+    return _optimized(shifts.shifts, shifts)
+
+
+def _optimized(values: Tensor, descent: Anchors | CoordinatedShifts) -> Optimized:
+    return values.cpu(), descent.loss.cpu(), descent.passes.cpu(), descent.clamped.cpu()
 
 
 @dataclass(frozen=True)

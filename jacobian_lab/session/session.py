@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -11,12 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jacobian_lab.catalogue import COORDINATED, SCHEMES, method
-from jacobian_lab.editing.anchors import AnchorSettings, CoordinationSettings
+from jacobian_lab.editing.descent import Conditions
 from jacobian_lab.editing.layers import Setting, restored
 from jacobian_lab.editing.measures import ObservedEdit
 from jacobian_lab.editing.methods import MethodEdit, Refit, edit_with
 from jacobian_lab.editing.rules import RuleSettings
 from jacobian_lab.editing.schemes import DAMPING, Targets, make_targets
+from jacobian_lab.editing.settings import AnchorSettings, CoordinationSettings
 from jacobian_lab.editing.solving import Eigh, advice, factored, null_space, remembered_eigh, suited_ridge
 from jacobian_lab.errors import InputError
 from jacobian_lab.model.language_model import LanguageModel, Layers
@@ -24,6 +25,7 @@ from jacobian_lab.model.rows import FactRows
 from jacobian_lab.parallel.executor import SERIAL, Executor
 from jacobian_lab.session.descents import (
     ANCHOR,
+    LOSS,
     Batching,
     Labels,
     Recorder,
@@ -175,11 +177,20 @@ class Session:
             δ_l, in float32 or better.
         """
         layers = layers or self.layers
-        descent = shift_descent(
-            self.rows, self.anchor, layers, self.coordination, lambda: self.setting.eases(layers), where or {}
-        )
+        conditions = partial(self._conditions, recorder, layers)
+        descent = shift_descent(self.rows, self.anchor, layers, self.coordination, conditions, where or {})
         (shifts,) = descend(self._batching, [descent], recorder, progress=self.progress)
         return shifts
+
+    def _conditions(self, recorder: Recorder, layers: Layers) -> Conditions:
+        """Conditions of coordinated shifts, as far as their settings need them."""
+        eases, limits = None, None
+        if self.coordination.needs_eases:
+            eases = self.setting.eases(layers).cpu()
+        if self.coordination.end == "anchor":
+            self.anchors(recorder, layers[:1])
+            limits = recorder.get(LOSS.format(ANCHOR), {"anchor_layer": layers[0]}, range(len(self.rows))).cpu()
+        return Conditions(eases, limits)
 
     def targets(self, recorder: Recorder, schemes: Iterable[str]) -> Targets:
         """Targets of all kinds that some schemes need.

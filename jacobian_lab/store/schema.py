@@ -52,16 +52,19 @@ COORDINATES = {
 }
 """Dimensions with labels, and the meaning of these."""
 
+_CLAMPED = "share of the updates after which the clamp scaled a shift back"
 _ANCHORS = {
     "anchor": Variable(("fact", "anchor_layer", "d_model"), "anchor: optimised hidden state", "activation"),
     "anchor_loss": Variable(("fact", "anchor_layer"), "loss at the anchor's last pass", "nat"),
     "anchor_passes": Variable(("fact", "anchor_layer"), "passes made; 0: not yet optimised", "1", "i4"),
+    "anchor_clamped": Variable(("fact", "anchor_layer"), _CLAMPED),
 }
 
 _COORDINATED = {
     "coordinated_shift": Variable(("fact", "layer", "d_model"), "optimised shift, coordinated replay", "activation"),
     "coordinated_shift_loss": Variable(("fact",), "its loss at the last pass", "nat"),
     "coordinated_shift_passes": Variable(("fact",), "its passes; 0: not yet optimised", "1", "i4"),
+    "coordinated_shift_clamped": Variable(("fact",), _CLAMPED),
 }
 
 _AT = ("fact", "layer")
@@ -201,6 +204,7 @@ _COORDINATED_COUNT = {
     "coordinated_shift": Variable(("fact", "count", "anchor_layer", "d_model"), "optimised shift", "activation"),
     "coordinated_shift_loss": Variable(("fact", "count"), "its loss at the last pass", "nat"),
     "coordinated_shift_passes": Variable(("fact", "count"), "its passes; 0: not yet optimised", "1", "i4"),
+    "coordinated_shift_clamped": Variable(("fact", "count"), _CLAMPED),
 }
 
 _ROW = ("fact", "row", "layer")
@@ -222,6 +226,7 @@ _REFIT = {
     "refit_anchor": Variable(("fact", "anchor_layer", "d_model"), "anchor on the partly edited model", "activation"),
     "refit_anchor_loss": Variable(("fact", "anchor_layer"), "its loss at the last pass", "nat"),
     "refit_anchor_passes": Variable(("fact", "anchor_layer"), "its passes; 0: not yet optimised", "1", "i4"),
+    "refit_anchor_clamped": Variable(("fact", "anchor_layer"), _CLAMPED),
 }
 
 _NEIGHBORS = {
@@ -303,12 +308,14 @@ _TUNE_ANCHORS = {
     "anchor": Variable(("fact", "variant", "anchor_layer", "d_model"), "anchor: optimised hidden state", "activation"),
     "anchor_loss": Variable(("fact", "variant", "anchor_layer"), "loss at the anchor's last pass", "nat"),
     "anchor_passes": Variable(("fact", "variant", "anchor_layer"), "passes made; 0: not yet optimised", "1", "i4"),
+    "anchor_clamped": Variable(("fact", "variant", "anchor_layer"), _CLAMPED),
 }
 _SHIFTED = ("fact", "window", "variant")
 _TUNE_SHIFTS = {
     "coordinated_shift": Variable((*_SHIFTED, "place", "d_model"), "optimised shift, coordinated replay", "activation"),
     "coordinated_shift_loss": Variable(_SHIFTED, "its loss at the last pass", "nat"),
     "coordinated_shift_passes": Variable(_SHIFTED, "its passes; 0: not yet optimised", "1", "i4"),
+    "coordinated_shift_clamped": Variable(_SHIFTED, _CLAMPED),
 }
 _OBSERVED = ("fact", "edit", "window")
 _TUNE_OBSERVED = {

@@ -8,8 +8,9 @@ import torch
 from helpers.small import CONTEXTS
 
 import jacobian_lab as jl
-from jacobian_lab.editing.anchors import AnchorSettings, coordinate_shifts, optimize_anchors
+from jacobian_lab.editing.anchors import coordinate_shifts, optimize_anchors
 from jacobian_lab.editing.schemes import make_targets
+from jacobian_lab.editing.settings import AnchorSettings, CoordinationSettings
 from jacobian_lab.model.rows import fact_rows
 from jacobian_lab.session import descents
 from jacobian_lab.session.descents import ANCHOR, InMemory
@@ -106,3 +107,25 @@ def test_an_editor_takes_facts_in_batches_and_halves_what_does_not_fit(size, tin
     assert counted[-1] == 1
     assert "facts side by side: going on with" in capsys.readouterr().err
     torch.testing.assert_close(parts, whole, rtol=1e-9, atol=1e-11)
+
+
+def test_shifts_end_where_the_facts_own_anchors_did(tiny, facts):
+    """Limits are the anchors' losses at the first layer, by fact; anchors from elsewhere have none."""
+    layers, rows = (1, 2, 3), fact_rows(tiny, facts, CONTEXTS)
+    ends = CoordinationSettings(end="anchor")
+    settings = AnchorSettings(lr=0.4, steps=8)
+    own = Session(rows, layers, settings, partial(unit_moments, tiny, layers), ends, fixed_ridge=10.0, progress=False)
+    anchors = optimize_anchors(rows, 1, settings)
+    expected = coordinate_shifts(rows, layers, settings, ends, limits=anchors.loss)
+    recorder = InMemory()
+    torch.testing.assert_close(own.shifts(recorder), expected.shifts, rtol=1e-9, atol=1e-11)
+    assert not torch.allclose(expected.shifts, coordinate_shifts(rows, layers, settings).shifts)
+    torch.testing.assert_close(recorder.get("anchor_loss", {"anchor_layer": 1}, range(5)), anchors.loss)
+    donated = jl.Editor(tiny, facts, layers=layers, anchors={1: anchors.states, 3: anchors.states}, **editing(settings))
+    usual = coordinate_shifts(donated.rows, layers, settings).shifts
+    torch.testing.assert_close(donated.session.shifts(donated._recorder), usual, rtol=1e-9, atol=1e-11)
+
+
+def editing(settings):
+    ends = CoordinationSettings(end="anchor")
+    return {"anchor": settings, "coordination": ends, "templates": CONTEXTS, "ridge": 10.0, "progress": False}

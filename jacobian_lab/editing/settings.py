@@ -1,0 +1,189 @@
+"""Settings of descents, for anchors and for shifts at several layers at once."""
+
+import math
+from dataclasses import dataclass, field, fields, replace
+from typing import Annotated, Any, Literal
+
+import torch
+from annotated_types import Gt
+from jaxtyping import Float
+from torch import Tensor
+
+from jacobian_lab.errors import InputError
+from jacobian_lab.model.language_model import LanguageModel, Layers
+from jacobian_lab.model.rows import FactRows
+
+LATER = {"later": True}
+"""Metadata of a setting that joined when there were runs already: they were made with its default."""
+
+
+def recorded(settings: Any) -> dict[str, Any]:
+    """Settings as runs keep them, so that those of earlier versions compare equal.
+
+    Args:
+        settings: A dataclass of settings.
+
+    Returns:
+        Values by name, but none that is absent, and none of a later setting at its default.
+    """
+    values = {item.name: getattr(settings, item.name) for item in fields(settings)}
+    usual = {item.name for item in fields(settings) if item.metadata.get("later") and values[item.name] == item.default}
+    return {name: value for name, value in values.items() if value is not None and name not in usual}
+
+
+@dataclass(frozen=True)
+class AnchorSettings:
+    """Settings of an anchor's descent (methods.md §2).
+
+    Attributes:
+        lr: Adam's learning rate; behind a norm in units of rms(u), u the bare prompt's write.
+        steps: Passes N, of which at most N - 1 update the anchor.
+        weight_decay: Weight of ‖δ‖ / ‖h_0‖² in the loss.
+        kl_factor: Weight of the KL divergence at the decisive token of ``"{subject} is a"``.
+        clamp: ‖δ‖ is kept below this share of ‖h_0‖.
+        stop_loss: A fact whose loss is below this is done.
+        dtype: Dtype of a copy of the model that the descent runs in, such as ``"bfloat16"`` where that is multiplied
+            faster; the model's own by default. Losses and shifts are in float32 or better all the same.
+
+    Examples:
+        >>> import jacobian_lab as jl
+        >>> jl.AnchorSettings(lr=0.1, steps=35)
+        AnchorSettings(lr=0.1, steps=35, weight_decay=0.5, kl_factor=0.0625, clamp=0.75, stop_loss=0.05, dtype=None)
+    """
+
+    lr: float = 0.5
+    steps: int = 25
+    weight_decay: float = 0.5
+    kl_factor: float = 0.0625
+    clamp: float = 0.75
+    stop_loss: float = 0.05
+    dtype: str | None = None
+
+    @classmethod
+    def of(cls, model: LanguageModel) -> "AnchorSettings":
+        """Settings for a model: the literature's learning rate and passes where it is known, else an educated guess.
+
+        Args:
+            model: The model.
+
+        Returns:
+            The settings.
+        """
+        defaults = model.defaults()
+        return cls(lr=defaults.anchor_lr, steps=defaults.anchor_steps)
+
+    def rows(self, rows: FactRows) -> FactRows:
+        """Facts with the model that the descent runs in.
+
+        Args:
+            rows: The facts.
+
+        Returns:
+            The same; in another dtype with a copy of the model.
+        """
+        return rows if self.dtype is None else replace(rows, model=rows.model.cast(getattr(torch, self.dtype)))
+
+
+Weighting = Literal["equal", "front", "eased", "random"]
+Budget = Literal["shared", "each"]
+Decay = Literal["norm", "price"]
+Rate = Literal["root", "full", "divided"]
+End = Literal["loss", "anchor"]
+POWERS = {"root": 0.0, "full": 0.5, "divided": -0.5}
+"""Power of the number of layers m that a rate lies above lr/√m."""
+
+
+@dataclass(frozen=True)
+class CoordinationSettings:
+    """Shares of the decisive layers in a coordinated descent (methods.md §4).
+
+    Attributes:
+        weighting: How far a step moves each layer: equal; front, falling evenly from the first layer to the last;
+            eased, as the root of kᵀC⁻¹k, which makes a layer's shift cheap; random, as a draw from all shares that add
+            up to one; or a number for each layer.
+        budget: What the clamp bounds: the sum of ‖δ_l‖ / ‖h_l‖ over layers (shared), or each of them.
+        decay: What the loss has beside the answer: norm, Σ ‖δ_l‖ / ‖h_l‖² with the anchors' weight; or price,
+            Σ ‖δ_l‖² / (kᵀC⁻¹k), the least disturbance that realises the shifts, by the paper's Eq. 3. Behind a norm
+            the norm's ‖δ_l‖ and the clamp's are of the stream's change, and the price is over rms(u_l)².
+        price: Weight of the price.
+        rate: Learning rate of each of m layers whose weights are equal: lr/√m (root), lr (full) or lr/m (divided).
+        end: What ends a fact's descent before its passes do: the loss that ends an anchor's (loss), or the one at which
+            its own anchor at the first layer ended (anchor).
+        draw: Number of the draw of random weights, the same for all facts.
+
+    Examples:
+        >>> import jacobian_lab as jl
+        >>> jl.CoordinationSettings(weighting=(2, 1, 1))
+        CoordinationSettings(weighting=(2, 1, 1), budget='shared', decay='norm', price=1.0, rate='root', end='loss',
+        draw=0)
+    """
+
+    weighting: Weighting | tuple[float, ...] = "equal"
+    budget: Budget = "shared"
+    decay: Decay = "norm"
+    price: float = 1.0
+    rate: Rate = field(default="root", metadata=LATER)
+    end: End = field(default="loss", metadata=LATER)
+    draw: Annotated[int, Gt(-1)] = field(default=0, metadata=LATER)
+
+    @property
+    def needs_eases(self) -> bool:
+        """True if the descent depends on kᵀC⁻¹k."""
+        return self.weighting == "eased" or self.decay == "price"
+
+    def check(self, layers: Layers) -> None:
+        """Refuse weights that are not those of some layers.
+
+        Args:
+            layers: The layers.
+
+        Raises:
+            InputError: If there are not as many, one is negative or not finite, or all are zero.
+        """
+        if isinstance(self.weighting, str):
+            return
+        usable = all(math.isfinite(weight) and weight >= 0 for weight in self.weighting) and any(self.weighting)
+        if len(self.weighting) != len(layers) or not usable:
+            numbers = ", ".join(f"{weight:g}" for weight in self.weighting)
+            raise InputError(
+                f"expected {len(layers)} weights, one for each of the layers {', '.join(map(str, layers))}, none "
+                f"negative and one above zero, got ⟨coordination.weighting⟩ {numbers}: give others"
+            )
+
+    def shares(self, eases: Float[Tensor, "fact layer"]) -> Float[Tensor, "fact layer"]:
+        """Step of each layer over the step of a single anchor; the squares add up to one at the rate lr/√m.
+
+        Args:
+            eases: kᵀC⁻¹k of every fact and layer; for other weightings its shape alone matters.
+
+        Returns:
+            The shares.
+        """
+        weights = self._weights(eases)
+        shares = weights / torch.linalg.vector_norm(weights, dim=1, keepdim=True)
+        return shares * eases.shape[1] ** POWERS[self.rate]
+
+    def _weights(self, eases: Float[Tensor, "fact layer"]) -> Float[Tensor, "fact layer"]:
+        count = eases.shape[1]
+        if not isinstance(self.weighting, str):
+            return eases.new_tensor(self.weighting).expand_as(eases)
+        if self.weighting == "front":
+            return torch.arange(count, 0, -1).to(eases).expand_as(eases)
+        if self.weighting == "random":
+            return random_shares(count, self.draw).to(eases).expand_as(eases)
+        return eases.sqrt() if self.weighting == "eased" else torch.ones_like(eases)
+
+
+def random_shares(count: int, draw: int) -> Float[Tensor, " layer"]:
+    """Draw shares that add up to one, all as likely (Dirichlet's distribution with all parameters 1).
+
+    Args:
+        count: Number of shares.
+        draw: Number of the draw.
+
+    Returns:
+        The shares, in float64.
+    """
+    generator = torch.Generator().manual_seed(draw)
+    waits = torch.empty(count, dtype=torch.float64).exponential_(generator=generator)
+    return waits / waits.sum()
