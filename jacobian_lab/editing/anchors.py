@@ -1,12 +1,17 @@
 """Anchors, and shifts at several layers at once, by gradient descent, all facts side by side."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from jacobian_lab.editing.descent import Conditions, Descent, Progress
+from jacobian_lab.caching import content_key
+from jacobian_lab.editing.descent import NO_CONDITIONS, Conditions, Descent, Progress
 from jacobian_lab.editing.settings import AnchorSettings, CoordinationSettings
+from jacobian_lab.facts.fact import Fact
 from jacobian_lab.maps.writes import shifted_states
 from jacobian_lab.model.language_model import Layers
 from jacobian_lab.model.rows import FactRows
@@ -52,7 +57,11 @@ class CoordinatedShifts:
 
 
 def optimize_anchors(
-    rows: FactRows, layer: int, settings: AnchorSettings | None = None, progress: Progress | None = None
+    rows: FactRows,
+    layer: int,
+    settings: AnchorSettings | None = None,
+    progress: Progress | None = None,
+    conditions: Conditions = NO_CONDITIONS,
 ) -> Anchors:
     """Find the states at `layer` that make the model give the new answers (methods.md §2).
 
@@ -65,6 +74,7 @@ def optimize_anchors(
         layer: The anchor layer.
         settings: How to optimise; by default as `AnchorSettings.of` has it for the model.
         progress: Told of every pass.
+        conditions: Further conditions of these facts' descents.
 
     Returns:
         The anchors, in the order of the facts.
@@ -77,10 +87,85 @@ def optimize_anchors(
         (torch.Size([2, 576]), [3, 3])
     """
     settings = settings or AnchorSettings.of(rows.model)
-    descent = Descent(settings.rows(rows), (layer,), settings)
+    descent = Descent(settings.rows(rows), (layer,), settings, conditions=conditions)
     descent.run(progress)
     states = shifted_states(rows.model, rows.bare, layer, descent.shifts[:, 0])
     return Anchors(layer, states, descent.loss, descent.passes, descent.clamped)
+
+
+def best_anchors(
+    rows: FactRows,
+    layer: int,
+    settings: AnchorSettings,
+    starts: Sequence[Float[Tensor, "fact d_model"]],
+    progress: Progress | None = None,
+) -> Anchors:
+    """Find each fact's anchor by several descents, and take that of the least final loss.
+
+    Args:
+        rows: The facts, of the unedited model.
+        layer: The anchor layer.
+        settings: How to optimise.
+        starts: Shifts that the descents begin at, over the norms of what they shift (`random_starts`).
+        progress: Told of every pass.
+
+    Returns:
+        The anchors, with the passes of all descents together.
+    """
+    last = len(starts) - 1
+    every = [
+        optimize_anchors(
+            rows,
+            layer,
+            settings,
+            progress if progress is None or place == last else partial(_unfinished, progress),
+            Conditions(starts=start[:, None]),
+        )
+        for place, start in enumerate(starts)
+    ]
+    losses = torch.stack([anchors.loss for anchors in every])
+    best = losses.nan_to_num(nan=torch.inf).argmin(0)
+    facts = torch.arange(len(rows), device=best.device)
+    states, clamped = (torch.stack([getattr(a, name) for a in every])[best, facts] for name in ("states", "clamped"))
+    return Anchors(layer, states, losses[best, facts], torch.stack([a.passes for a in every]).sum(0), clamped)
+
+
+def _unfinished(progress: Progress, _finished: int, loss: float) -> None:
+    """Tell of a pass that finishes no fact: further descents follow."""
+    progress(0, loss)
+
+
+def random_starts(rows: FactRows, size: float, seed: int, number: int) -> Float[Tensor, "fact d_model"]:
+    """Draw shifts of one norm in random directions, each fact's by itself.
+
+    Args:
+        rows: The facts.
+        size: The norm.
+        seed: The seed.
+        number: Number of the start.
+
+    Returns:
+        The shifts, in float64; those of a fact depend on no other fact.
+    """
+    draws = [
+        torch.randn(rows.model.d_model, generator=fact_generator(fact, seed, number), dtype=torch.float64)
+        for fact in rows.facts
+    ]
+    directions = torch.stack(draws)
+    return size * directions / torch.linalg.vector_norm(directions, dim=-1, keepdim=True)
+
+
+def fact_generator(fact: Fact, *seeds: int) -> torch.Generator:
+    """Make a generator that depends on a fact and on seeds alone.
+
+    Args:
+        fact: The fact.
+        *seeds: Further numbers.
+
+    Returns:
+        The generator, on the host.
+    """
+    return torch.Generator().manual_seed(int(content_key([*seeds, fact.text])[:15], 16))
 
 
 def coordinate_shifts(
@@ -90,8 +175,7 @@ def coordinate_shifts(
     coordination: CoordinationSettings | None = None,
     eases: Float[Tensor, "fact layer"] | None = None,
     progress: Progress | None = None,
-    *,
-    limits: Float[Tensor, " fact"] | None = None,
+    conditions: Conditions = NO_CONDITIONS,
 ) -> CoordinatedShifts:
     """Find shifts at all decisive layers that together make the model give the new answers (methods.md §4).
 
@@ -105,7 +189,7 @@ def coordinate_shifts(
         coordination: How the effort is shared; equally by default.
         eases: kᵀC⁻¹k of every fact and layer, where `coordination` needs them (`Setting.eases`).
         progress: Told of every pass.
-        limits: Losses at which facts' descents end in place of the settings' one, such as those of `Anchors.loss`.
+        conditions: Further conditions of these facts' descents, such as the losses at which they end.
 
     Returns:
         The shifts, in the order of the facts.
@@ -121,6 +205,7 @@ def coordinate_shifts(
         (torch.Size([2, 3, 576]), [3, 3])
     """
     settings = settings or AnchorSettings.of(rows.model)
-    descent = Descent(settings.rows(rows), layers, settings, coordination, Conditions(eases, limits))
+    conditions = conditions if eases is None else replace(conditions, eases=eases)
+    descent = Descent(settings.rows(rows), layers, settings, coordination, conditions)
     descent.run(progress)
     return CoordinatedShifts(layers, descent.shifts, descent.loss, descent.passes, descent.clamped)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -12,7 +12,7 @@ from jacobian_lab.editing.settings import AnchorSettings, CoordinationSettings
 from jacobian_lab.errors import InputError
 from jacobian_lab.maps.hooks import decisive_states
 from jacobian_lab.maps.likelihood import answer_nll
-from jacobian_lab.maps.replay import Frozen, freeze, replay_outputs
+from jacobian_lab.maps.replay import Frozen, freeze, replay, replay_outputs
 from jacobian_lab.maps.writes import moved_at, normed_writes, rms
 from jacobian_lab.model.language_model import Layers
 from jacobian_lab.model.rows import FactRows
@@ -30,10 +30,19 @@ class Conditions:
     Attributes:
         eases: kᵀC⁻¹k of every layer.
         limits: Losses at which descents end; where one is not finite, that of the settings ends the fact's.
+        starts: Shifts that descents begin at, over the norms of what they shift; zero by default.
+        aims: States m that the replayed state h of the bare prompt is drawn to, by aim_weight · ‖h − m‖² / ‖m‖² in the
+            loss.
+        aim_layer: The layer of these states.
+        aim_weight: Weight of their distance.
     """
 
     eases: Float[Tensor, "fact layer"] | None = None
     limits: Float[Tensor, " fact"] | None = None
+    starts: Float[Tensor, "fact layer d_model"] | None = None
+    aims: Float[Tensor, "fact d_model"] | None = None
+    aim_layer: int = 0
+    aim_weight: float = 0.0
 
     def select(self, facts: Sequence[int]) -> "Conditions":
         """Select some of the facts.
@@ -46,7 +55,8 @@ class Conditions:
         """
         indices = list(facts)
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        return Conditions(**{name: value if value is None else value[indices] for name, value in values.items()})
+        by_fact = {name: value[indices] for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **by_fact)
 
     def stops(self, stop_loss: float, like: Float[Tensor, " fact"]) -> Float[Tensor, " fact"]:
         """Losses below which descents end: the least ones above `limits`.
@@ -63,6 +73,9 @@ class Conditions:
             return usual
         limits = self.limits.to(like)
         return torch.where(limits.isfinite(), limits.nextafter(torch.full_like(limits, math.inf)), usual)
+
+
+NO_CONDITIONS = Conditions()
 
 
 def largest_scales(
@@ -113,9 +126,9 @@ class Descent:
         layers: Layers,
         settings: AnchorSettings,
         coordination: CoordinationSettings | None = None,
-        conditions: Conditions | None = None,
+        conditions: Conditions = NO_CONDITIONS,
     ) -> None:
-        model, first, conditions = rows.model, layers[0], conditions or Conditions()
+        model, first = rows.model, layers[0]
         contexts = [row for answered in rows.answered_contexts for row in answered]
         bare = decisive_states(model, rows.bare, list(layers))
         self.layers, self.settings, self.coordination = layers, settings, coordination or CoordinationSettings()
@@ -132,11 +145,18 @@ class Descent:
             )
         self.units = torch.ones_like(self.norms) if self.writes is None else rms(self.writes.to(self.start))
         self.shares = self.coordination.shares(self.eases) * self.units
-        self.moves = [torch.zeros_like(row, requires_grad=True) for row in self.start]  # shifts over shares
+        starts = torch.zeros_like(self.start)
+        if conditions.starts is not None:
+            lengths = self.norms if self.writes is None else torch.linalg.vector_norm(self.writes.to(starts), dim=-1)
+            starts = conditions.starts.to(starts) * (lengths / self.shares)[..., None]
+        self.moves = [start.clone().requires_grad_() for start in starts]  # shifts over shares
         self.adam = torch.optim.Adam(self.moves, lr=settings.lr)
         self.reference: Tensor | None = None
         self.shifts = torch.full_like(self.start, math.nan)
         self.loss = torch.full_like(self.norms[:, 0], math.nan, dtype=torch.float64)
+        self.aims = None if conditions.aims is None else conditions.aims.to(self.start)
+        self.aim_layer, self.aim_weight = conditions.aim_layer, conditions.aim_weight
+        self.aim_rows = None if self.aims is None else freeze(model, rows.bare, [first], self.aim_layer)
         self.limits = conditions.stops(settings.stop_loss, self.loss)
         self.passes = torch.zeros(len(self.start), dtype=torch.long, device=self.start.device)
         self.clamps = torch.zeros_like(self.passes)
@@ -183,12 +203,27 @@ class Descent:
         shifts = torch.stack([self._shift(fact) for fact in active.tolist()])
         outputs = self._outputs(self.rows, shifts.repeat_interleave(self.contexts, dim=0))
         nll = answer_nll(self.rows, outputs).view(-1, self.contexts).mean(1)
-        kl_logits = self.kl_rows.model.head(self._outputs(self.kl_rows, shifts)[:, 0])
-        kl_log_p = kl_logits.double().log_softmax(-1)
-        if self.reference is None:  # the first pass is at shifts of 0
-            self.reference = kl_log_p.detach()
+        if self.reference is None:
+            with torch.no_grad():
+                self.reference = self._kl_log_p(torch.zeros_like(shifts))
+        kl_log_p = self._kl_log_p(shifts)
         divergence = (kl_log_p.exp() * (kl_log_p - self.reference)).sum(-1)
-        return nll + self.settings.kl_factor * divergence + self._decay(shifts, active)
+        loss = nll + self.settings.kl_factor * divergence + self._decay(shifts, active)
+        return loss if self.aim_rows is None else loss + self._distances(self.aim_rows, shifts, active)
+
+    def _kl_log_p(self, shifts: Float[Tensor, "active layer d_model"]) -> Float[Tensor, "active vocab"]:
+        """Logarithms of the next token's probabilities after the KL prompt."""
+        return self.kl_rows.model.head(self._outputs(self.kl_rows, shifts)[:, 0]).double().log_softmax(-1)
+
+    def _distances(
+        self, rows: Frozen, shifts: Float[Tensor, "active layer d_model"], active: Int[Tensor, " active"]
+    ) -> Float[Tensor, " active"]:
+        """Weighted squared distances of the replayed states to the aims, over the aims' squared norms."""
+        assert self.aims is not None
+        first, aims = self.layers[0], self.aims[active].double()
+        above = dict(zip(self.layers[1:], shifts[:, 1:].unbind(1), strict=True))
+        states = replay(rows, first, rows.shifted(first, shifts[:, 0]), [self.aim_layer], above)[:, 0].double()
+        return self.aim_weight * (states - aims).square().sum(-1) / aims.square().sum(-1)
 
     def _outputs(self, rows: Frozen, shifts: Float[Tensor, "row layer d_model"]) -> Float[Tensor, "row answer d_model"]:
         first = self.layers[0]
@@ -234,3 +269,4 @@ class Descent:
         contexts = torch.arange(self.contexts, device=stay.device)
         self.rows = self.rows.select((stay[:, None] * self.contexts + contexts).flatten())
         self.kl_rows, self.reference = self.kl_rows.select(stay), self.reference[stay]
+        self.aim_rows = None if self.aim_rows is None else self.aim_rows.select(stay)

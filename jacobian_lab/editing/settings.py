@@ -174,6 +174,28 @@ class CoordinationSettings:
         return eases.sqrt() if self.weighting == "eased" else torch.ones_like(eases)
 
 
+@dataclass(frozen=True)
+class ReplaySettings:
+    """Settings of forward replay's controls, the schemes forward-replay-restarted and forward-replay-joint.
+
+    Attributes:
+        starts: Descents of the first anchor, each from its own random shift; the one that ends at the least loss is
+            replayed. Five have as many parameters as coordinated replay at five layers.
+        size: Norm of these shifts over that of what they shift, the state h_0 or, behind a norm, the write u.
+        joint: Weight of ‖h_L − m_L‖² / ‖m_L‖² in the loss of the joint anchor, h_L the replayed state and m_L the
+            anchor at the last decisive layer.
+
+    Examples:
+        >>> import jacobian_lab as jl
+        >>> jl.SchemesConfig().replay
+        ReplaySettings(starts=5, size=0.05, joint=1.0)
+    """
+
+    starts: Annotated[int, Gt(0)] = field(default=5, metadata=LATER)
+    size: float = field(default=0.05, metadata=LATER)
+    joint: float = field(default=1.0, metadata=LATER)
+
+
 def random_shares(count: int, draw: int) -> Float[Tensor, " layer"]:
     """Draw shares that add up to one, all as likely (Dirichlet's distribution with all parameters 1).
 

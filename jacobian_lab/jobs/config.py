@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from annotated_types import Gt, Le, Lt
 from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 
-from jacobian_lab.catalogue import TABLE_METHODS, SchemeName
+from jacobian_lab.catalogue import TABLE_METHODS, TABLE_SCHEMES, SchemeName
 from jacobian_lab.editing.rules import RuleSettings
 from jacobian_lab.editing.schemes import DAMPING
-from jacobian_lab.editing.settings import AnchorSettings, CoordinationSettings
+from jacobian_lab.editing.settings import AnchorSettings, CoordinationSettings, ReplaySettings
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.reading import BUILTIN
 from jacobian_lab.maps.jacobians import MEMORY_BUDGET
@@ -134,6 +134,7 @@ class EditingConfig(ComputingConfig):
         pullback_damping: Weight μ of the shift's norm in the scheme jacobian-pullback.
         anchor: Optimisation of anchors.
         coordination: Effort of coordinated-replay, shared over the decisive layers.
+        replay: Controls of forward replay: starts of forward-replay-restarted, and the joint loss.
         anchors_per_batch: Facts optimised side by side at the most, 16 on a processor by default and what memory holds
             on a card; changes no number beyond rounding.
         anchors_from: Folder of another run of these facts, of some of them or of more of their file, whose anchors and
@@ -149,6 +150,7 @@ class EditingConfig(ComputingConfig):
     pullback_damping: Above = field(default=DAMPING, metadata=RARE)
     anchor: AnchorConfig = field(default_factory=AnchorConfig)
     coordination: CoordinationSettings = field(default_factory=CoordinationSettings, metadata=RARE)
+    replay: ReplaySettings = field(default_factory=ReplaySettings, metadata=RARE)
     anchors_per_batch: Positive | None = None
     anchors_from: Path | None = None
 
@@ -173,7 +175,7 @@ class SchemesConfig(EditingConfig):
         10
     """
 
-    schemes: tuple[SchemeName, ...] = get_args(SchemeName)
+    schemes: tuple[SchemeName, ...] = TABLE_SCHEMES
     studies: tuple[StudyName, ...] = ()
     verdicts: bool = True
     survey: SurveyName | Literal["none"] = "auto"
@@ -308,7 +310,8 @@ class FrontierConfig(EvaluationConfig):
 
     Attributes:
         rule: The update rule; alphaedit has no λ.
-        schemes: Target schemes; all but jacobian-pullback, whose dense J of every fact take long, by default.
+        schemes: Target schemes; by default those of the tables but jacobian-pullback, whose dense J of every fact take
+            long.
         ridges: The values of λ; seven over three decades around the model's own by default.
         greedy: Check Accuracy by real greedy decoding too; off here, since there are many points.
 
@@ -319,7 +322,7 @@ class FrontierConfig(EvaluationConfig):
     """
 
     rule: Literal["memit", "prune", "rect", "emmet"] = "memit"
-    schemes: tuple[SchemeName, ...] = tuple(name for name in get_args(SchemeName) if name != "jacobian-pullback")
+    schemes: tuple[SchemeName, ...] = tuple(name for name in TABLE_SCHEMES if name != "jacobian-pullback")
     ridges: tuple[Above, ...] | None = None
     greedy: bool = False
 

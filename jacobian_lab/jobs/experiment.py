@@ -24,6 +24,7 @@ from jacobian_lab.model.footprint import DOUBLE
 from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.templates import TYPICAL_TEMPLATES, Templates, read_templates, sample_templates
 from jacobian_lab.planning.work import Stage
+from jacobian_lab.session.descents import JOINT_ANCHOR, RESTARTED_ANCHOR, SHIFT
 from jacobian_lab.session.session import Moments, Session
 from jacobian_lab.store.arrays import exists, read_config
 
@@ -47,10 +48,11 @@ class Experiment(Subject):
     donor: Donor | None
     ridge: float | None
 
-    @property
-    def weighted(self) -> bool:
-        """Tells whether coordinated shifts depend on C."""
-        return self.config.coordination.needs_eases
+    def deciding(self, name: str) -> tuple[str, ...]:
+        """Settings that decide a descent beside those that decide every anchor."""
+        weighted = ("corpus",) if self.config.coordination.needs_eases else ()
+        own = {SHIFT: ("layers", "coordination", *weighted), RESTARTED_ANCHOR: ("layers", "replay", "seed")}
+        return (own | {JOINT_ANCHOR: ("layers", "replay")}).get(name, ())
 
     def with_layers(self, layers: Layers) -> "Experiment":
         """The same with other decisive layers."""
@@ -111,6 +113,7 @@ class Experiment(Subject):
             "ridge": f"realises {REALISED:g}" if ridge is None else ridge,
             "pullback_damping": config.pullback_damping,
             "coordination": recorded(config.coordination),
+            "replay": recorded(config.replay),
         }
 
     def _corpus_settings(self) -> dict[str, Any]:
@@ -199,9 +202,11 @@ def prepare(
         anchor=anchor,
         take_moments=partial(_moments, model, corpus, published, layers, config, progress),
         coordination=config.coordination,
+        replay=config.replay,
         rules=config.rules if isinstance(config, EvaluationConfig) else RuleSettings(),
         fixed_ridge=ridge,
         damping=config.pullback_damping,
+        seed=config.seed,
         batch_size=config.anchors_per_batch,
         apart=frozenset(places[label] for label in (donor.labels if donor else ()) if label in places),
         executor=subject.executor,

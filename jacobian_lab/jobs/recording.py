@@ -13,7 +13,8 @@ from jacobian_lab.jobs.experiment import Experiment
 from jacobian_lab.jobs.job import Labels, Part
 from jacobian_lab.planning.work import Stage
 from jacobian_lab.progress import counted
-from jacobian_lab.session.descents import ANCHOR, CLAMPED, LOSS, PASSES, SHIFT, Optimized
+from jacobian_lab.session.descents import ANCHOR, CLAMPED, LOSS, PASSES, RESTARTED_ANCHOR, SHIFT, Optimized, places_of
+from jacobian_lab.session.session import kinds_of
 from jacobian_lab.store.completion import Completion
 from jacobian_lab.store.run import Run
 
@@ -38,7 +39,7 @@ class Recorded:
         if not lacking or name in self._donated or self._experiment.donor is None:
             return lacking
         self._donated.add(name)
-        self._experiment.donor.give(self._run, name, self._experiment.settings(), self._experiment.weighted)
+        self._experiment.donor.give(self._run, name, self._experiment.settings(), self._experiment.deciding(name))
         return self._lacking(name, where, facts)
 
     def put(self, name: str, where: Labels, facts: Sequence[int], optimized: Optimized) -> None:
@@ -83,15 +84,20 @@ def work_of(counts: Counts, experiment: Experiment, cell: Cell) -> list[Stage]:
     (name, where, left), donor, labels = cell, experiment.donor, experiment.labels()
     if donor is not None:
         left_labels, own_settings = [labels[fact] for fact in left], experiment.settings()
-        there = donor.gives(name, _marked(name, where), left_labels, own_settings, experiment.weighted)
+        there = donor.gives(name, _marked(name, where), left_labels, own_settings, experiment.deciding(name))
         left = tuple(fact for fact, is_there in zip(left, there, strict=True) if not is_there)
     if not left:
         return []
-    layers = where.get("anchor_layer", experiment.layers)
+    layers = where.get("layer", where.get("anchor_layer", experiment.layers))
     first, count = (layers, 1) if isinstance(layers, int) else (layers[0], len(layers))
-    stage = f"coordinated shifts at {counted(count, 'layer')}" if name == SHIFT else f"anchors at layer {first}"
+    stage = f"coordinated shifts at {counted(count, 'layer')}" if name == SHIFT else f"{_plural(name)} at layer {first}"
     steps, size = experiment.session.anchor.steps, experiment.config.anchors_per_batch
-    return [counts.descent(stage, experiment.rows.select(left), first, steps, size)]
+    times = experiment.session.replay.starts if name == RESTARTED_ANCHOR else 1
+    return [counts.descent(stage, experiment.rows.select(left), first, times * steps, size)]
+
+
+def _plural(name: str) -> str:
+    return f"{name}s".replace("_", " ")
 
 
 def _marked(name: str, where: Labels) -> Labels:
@@ -100,14 +106,23 @@ def _marked(name: str, where: Labels) -> Labels:
 
 
 def descents(
-    experiment: Experiment, layers: Sequence[int], shifted: Sequence[Labels], at: Labels | None = None
+    experiment: Experiment,
+    layers: Sequence[int],
+    shifted: Sequence[Labels],
+    at: Labels | None = None,
+    schemes: Iterable[str] = (),
 ) -> Part:
-    """Describe the part of a run that holds anchors at some layers, and coordinated shifts; `Recorded` has ``at``."""
+    """Describe the part of a run that holds anchors at some layers, coordinated shifts, and what else schemes need.
+
+    `Recorded` has ``at``.
+    """
     session, at = experiment.session, at or {}
     for where in shifted:
         session.coordination.check(tuple(where.get("anchor_layer", session.layers)))
     places: list[tuple[str, Labels]] = [(ANCHOR, {"anchor_layer": layer, **at}) for layer in layers]
     places += [(SHIFT, where) for where in shifted]
+    further = places_of(kinds_of(schemes), session.layers)
+    places += further
 
     def todo(done: Completion) -> list[Cell]:
         cells = [(name, where, left_of(done, experiment, name, where)) for name, where in places]
@@ -122,5 +137,7 @@ def descents(
             session.anchors(recorder, layers)
         for where in shifted if SHIFT in names else ():
             session.shifts(recorder, tuple(where["anchor_layer"]) if where else None, where)
+        for name in dict.fromkeys(name for name, _ in further if name in names):
+            session.optimize(recorder, name)
 
     return Part(todo, compute, work)

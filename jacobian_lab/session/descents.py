@@ -1,6 +1,6 @@
 """Anchors and coordinated shifts of many facts, optimized batch by batch, recorded as they are finished."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
@@ -9,10 +9,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jacobian_lab.editing.anchors import Anchors, CoordinatedShifts, coordinate_shifts, optimize_anchors
+from jacobian_lab.catalogue import JOINT, RESTARTED, SEPARATE, Kind
+from jacobian_lab.editing.anchors import (
+    Anchors,
+    CoordinatedShifts,
+    best_anchors,
+    coordinate_shifts,
+    optimize_anchors,
+    random_starts,
+)
 from jacobian_lab.editing.batches import anchor_batches
-from jacobian_lab.editing.descent import Conditions, Progress
-from jacobian_lab.editing.settings import AnchorSettings, CoordinationSettings
+from jacobian_lab.editing.descent import NO_CONDITIONS, Conditions, Progress
+from jacobian_lab.editing.settings import AnchorSettings, CoordinationSettings, ReplaySettings
 from jacobian_lab.memory import free_memory
 from jacobian_lab.model.language_model import Layers
 from jacobian_lab.model.rows import FactRows
@@ -27,6 +35,11 @@ Optimized = tuple[Tensor, Tensor, Tensor, Tensor]
 
 ANCHOR, REFIT_ANCHOR, SHIFT = "anchor", "refit_anchor", "coordinated_shift"
 """Names under which descents are recorded: anchors of the unedited model, of an edited one, and coordinated shifts."""
+INNER_ANCHOR, RESTARTED_ANCHOR, JOINT_ANCHOR = "inner_anchor", "restarted_anchor", "joint_anchor"
+"""Names of the descents of further targets: anchors between the decisive layers' ends, and those at the first layer
+that are the best of several, or drawn to the last layer's."""
+FIRSTS: Mapping[Kind, str] = {RESTARTED: RESTARTED_ANCHOR, JOINT: JOINT_ANCHOR}
+"""Descents at the first layer, by the kind of the targets that are replayed from them."""
 LOSS, PASSES, CLAMPED = "{}_loss", "{}_passes", "{}_clamped"
 """Names under which the rest of what a descent gives is recorded."""
 
@@ -87,6 +100,17 @@ class Descent:
     optimizer: Callable[[], Callable[..., Optimized]]
 
 
+def places_of(kinds: Iterable[Kind], layers: Layers) -> list[tuple[str, Labels]]:
+    """List descents that kinds of targets need beside anchors at both ends and coordinated shifts: name and place."""
+    places: list[tuple[str, Labels]] = []
+    for kind in dict.fromkeys(kinds):
+        if kind == SEPARATE:
+            places += [(INNER_ANCHOR, {"layer": layer}) for layer in layers[1:-1]]
+        elif kind in FIRSTS:
+            places.append((FIRSTS[kind], {}))
+    return places
+
+
 def anchor_descent(rows: FactRows, settings: AnchorSettings, layer: int, name: str = ANCHOR) -> Descent:
     """Describe the descent of anchors at a layer, of the model as it is when they are optimized."""
     return Descent(name, {"anchor_layer": layer}, lambda: partial(_anchors, rows, settings, layer))
@@ -104,10 +128,50 @@ def shift_descent(
     return Descent(SHIFT, where, lambda: partial(_shifts, rows, settings, layers, coordination, conditions()))
 
 
+def inner_descent(rows: FactRows, settings: AnchorSettings, layer: int) -> Descent:
+    """Describe the descent of anchors at a layer between the ends."""
+    return Descent(INNER_ANCHOR, {"layer": layer}, lambda: partial(_anchors, rows, settings, layer))
+
+
+def restarted_descent(
+    rows: FactRows, settings: AnchorSettings, layer: int, restarts: ReplaySettings, seed: int
+) -> Descent:
+    """Describe the descents of which each fact's best gives its anchor."""
+    return Descent(RESTARTED_ANCHOR, {}, lambda: partial(_restarted, rows, settings, layer, restarts, seed))
+
+
+def joint_descent(
+    rows: FactRows, settings: AnchorSettings, layer: int, conditions: Callable[[], Conditions]
+) -> Descent:
+    """Describe the descent of anchors that are drawn to those at the last layer."""
+    return Descent(JOINT_ANCHOR, {}, lambda: partial(_anchors, rows, settings, layer, conditions=conditions()))
+
+
 def _anchors(
-    rows: FactRows, settings: AnchorSettings, layer: int, batch: Sequence[int], progress: Progress | None = None
+    rows: FactRows,
+    settings: AnchorSettings,
+    layer: int,
+    batch: Sequence[int],
+    progress: Progress | None = None,
+    conditions: Conditions = NO_CONDITIONS,
 ) -> Optimized:
-    anchors = optimize_anchors(rows.select(batch), layer, settings, progress)
+    own = conditions.select(batch)
+    anchors = optimize_anchors(rows.select(batch), layer, settings, progress, own)
+    return _optimized(anchors.states, anchors)
+
+
+def _restarted(
+    rows: FactRows,
+    settings: AnchorSettings,
+    layer: int,
+    restarts: ReplaySettings,
+    seed: int,
+    batch: Sequence[int],
+    progress: Progress | None = None,
+) -> Optimized:
+    own = rows.select(batch)
+    starts = [random_starts(own, restarts.size, seed, number) for number in range(restarts.starts)]
+    anchors = best_anchors(own, layer, settings, starts, progress)
     return _optimized(anchors.states, anchors)
 
 
@@ -121,9 +185,7 @@ def _shifts(
     progress: Progress | None = None,
 ) -> Optimized:
     own = conditions.select(batch)
-    shifts = coordinate_shifts(
-        rows.select(batch), layers, settings, coordination, own.eases, progress, limits=own.limits
-    )
+    shifts = coordinate_shifts(rows.select(batch), layers, settings, coordination, own.eases, progress, own)
     return _optimized(shifts.shifts, shifts)
 
 

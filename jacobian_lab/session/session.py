@@ -10,14 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jacobian_lab.catalogue import COORDINATED, SCHEMES, method
+from jacobian_lab.catalogue import COORDINATED, JOINT, RESTARTED, SCHEMES, SEPARATE, Kind, method
 from jacobian_lab.editing.descent import Conditions
 from jacobian_lab.editing.layers import Setting, restored
 from jacobian_lab.editing.measures import ObservedEdit
 from jacobian_lab.editing.methods import MethodEdit, Refit, edit_with
 from jacobian_lab.editing.rules import RuleSettings
 from jacobian_lab.editing.schemes import DAMPING, Targets, make_targets
-from jacobian_lab.editing.settings import AnchorSettings, CoordinationSettings
+from jacobian_lab.editing.settings import AnchorSettings, CoordinationSettings, ReplaySettings
 from jacobian_lab.editing.solving import Eigh, advice, factored, null_space, remembered_eigh, suited_ridge
 from jacobian_lab.errors import InputError
 from jacobian_lab.model.language_model import LanguageModel, Layers
@@ -25,12 +25,16 @@ from jacobian_lab.model.rows import FactRows
 from jacobian_lab.parallel.executor import SERIAL, Executor
 from jacobian_lab.session.descents import (
     ANCHOR,
+    FIRSTS,
     LOSS,
     Batching,
     Labels,
     Recorder,
     anchor_descent,
     descend,
+    inner_descent,
+    joint_descent,
+    restarted_descent,
     shift_descent,
 )
 
@@ -47,9 +51,11 @@ class Session:
         anchor: How anchors are optimized.
         take_moments: Gives C of the decisive layers, from the cache where it is there.
         coordination: How coordinated replay shares the effort over the layers.
+        replay: How the controls of forward replay are made.
         rules: What the update rules leave open.
         fixed_ridge: λ; none where it follows from what is realised.
         damping: μ of the scheme jacobian-pullback.
+        seed: Seed of what descents draw.
         batch_size: Facts in a descent's batch at the most; what the model and memory allow by default.
         apart: Indices of facts that have batches of their own.
         executor: Who does work that is divided by facts.
@@ -61,9 +67,11 @@ class Session:
     anchor: AnchorSettings
     take_moments: Callable[[], Moments]
     coordination: CoordinationSettings = field(default_factory=CoordinationSettings)
+    replay: ReplaySettings = field(default_factory=ReplaySettings)
     rules: RuleSettings = field(default_factory=RuleSettings)
     fixed_ridge: float | None = None
     damping: float = DAMPING
+    seed: int = 0
     batch_size: int | None = None
     apart: frozenset[int] = frozenset()
     executor: Executor = SERIAL
@@ -202,9 +210,62 @@ class Session:
         Returns:
             The targets.
         """
+        kinds = kinds_of(schemes)
         anchors = self.anchors(recorder, self.anchor_layers)
-        shifts = self.shifts(recorder) if any_coordinated(schemes) else None
-        return make_targets(self.rows, self.layers, anchors, shifts)
+        shifts = self.shifts(recorder) if COORDINATED in kinds else None
+        inner = self.inner_anchors(recorder) if SEPARATE in kinds else None
+        firsts = {kind: self.first_anchors(recorder, kind) for kind in FIRSTS if kind in kinds}
+        return make_targets(self.rows, self.layers, anchors, shifts, inner, firsts)
+
+    def optimize(self, recorder: Recorder, name: str) -> None:
+        """Optimize what is not recorded of a descent of further targets.
+
+        Args:
+            recorder: Keeps anchors.
+            name: The name under which it is recorded, one of those of `places_of`.
+        """
+        kinds = {name: kind for kind, name in FIRSTS.items()}
+        if name in kinds:
+            self.first_anchors(recorder, kinds[name])
+        else:
+            self.inner_anchors(recorder)
+
+    def inner_anchors(self, recorder: Recorder) -> dict[int, Float[Tensor, "fact d_model"]]:
+        """Anchors between the ends of the decisive layers, by layer; what is not recorded is optimized.
+
+        Args:
+            recorder: Keeps them.
+
+        Returns:
+            Anchors, in float32 or better.
+        """
+        layers = self.layers[1:-1]
+        descents = [inner_descent(self.rows, self.anchor, layer) for layer in layers]
+        states = descend(self._batching, descents, recorder, progress=self.progress) if layers else []
+        return dict(zip(layers, states, strict=True))
+
+    def first_anchors(self, recorder: Recorder, kind: Kind) -> Float[Tensor, "fact d_model"]:
+        """Further anchors at the first layer; what is not recorded is optimized.
+
+        Args:
+            recorder: Keeps them, and the anchors that they are drawn to.
+            kind: The kind of the targets that are replayed from them.
+
+        Returns:
+            Anchors, in float32 or better.
+        """
+        first, last = self.layers[0], self.layers[-1]
+
+        def aims() -> Conditions:
+            states = self.anchors(recorder, (last,))[last]
+            return Conditions(aims=states.cpu(), aim_layer=last, aim_weight=self.replay.joint)
+
+        descents = {
+            RESTARTED: restarted_descent(self.rows, self.anchor, first, self.replay, self.seed),
+            JOINT: joint_descent(self.rows, self.anchor, first, aims),
+        }
+        (states,) = descend(self._batching, [descents[kind]], recorder, progress=self.progress)
+        return states
 
     @contextmanager
     def edited(
@@ -246,6 +307,11 @@ class Session:
             )
 
 
+def kinds_of(schemes: Iterable[str]) -> set[Kind]:
+    """List the kinds of the targets that some schemes need."""
+    return {SCHEMES[name].kind for name in schemes}
+
+
 def any_coordinated(schemes: Iterable[str]) -> bool:
     """Tell whether some scheme needs coordinated shifts."""
-    return any(SCHEMES[name].kind == COORDINATED for name in schemes)
+    return COORDINATED in kinds_of(schemes)

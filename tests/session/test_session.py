@@ -9,6 +9,7 @@ from helpers.small import CONTEXTS
 
 import jacobian_lab as jl
 from jacobian_lab.editing.anchors import coordinate_shifts, optimize_anchors
+from jacobian_lab.editing.descent import Conditions
 from jacobian_lab.editing.schemes import make_targets
 from jacobian_lab.editing.settings import AnchorSettings, CoordinationSettings
 from jacobian_lab.model.rows import fact_rows
@@ -116,7 +117,7 @@ def test_shifts_end_where_the_facts_own_anchors_did(tiny, facts):
     settings = AnchorSettings(lr=0.4, steps=8)
     own = Session(rows, layers, settings, partial(unit_moments, tiny, layers), ends, fixed_ridge=10.0, progress=False)
     anchors = optimize_anchors(rows, 1, settings)
-    expected = coordinate_shifts(rows, layers, settings, ends, limits=anchors.loss)
+    expected = coordinate_shifts(rows, layers, settings, ends, conditions=Conditions(limits=anchors.loss))
     recorder = InMemory()
     torch.testing.assert_close(own.shifts(recorder), expected.shifts, rtol=1e-9, atol=1e-11)
     assert not torch.allclose(expected.shifts, coordinate_shifts(rows, layers, settings).shifts)

@@ -10,7 +10,14 @@ from jacobian_lab.report.captions import model_name
 from jacobian_lab.report.writing import Table
 from jacobian_lab.store.run import config_of
 
-DESCENTS = {"anchor": "anchors", "refit_anchor": "refitted anchors", "coordinated_shift": "coordinated shifts"}
+DESCENTS = {
+    "anchor": "anchors",
+    "refit_anchor": "refitted anchors",
+    "inner_anchor": "anchors",
+    "restarted_anchor": "best of restarted anchors",
+    "joint_anchor": "joint anchors",
+    "coordinated_shift": "coordinated shifts",
+}
 
 
 def descents(dataset: xr.Dataset) -> Table:
@@ -40,7 +47,7 @@ def _places(dataset: xr.Dataset, name: str) -> Iterator[tuple[str, xr.DataArray,
     if f"{name}_loss" not in dataset:
         return
     loss, passes, clamped = (dataset[f"{name}_{what}"] for what in ("loss", "passes", "clamped"))
-    texts = {"anchor_layer": " at layer {}", "count": " of {} layers"}
+    texts = {"anchor_layer": " at layer {}", "layer": " at layer {}", "count": " of {} layers"}
     (dim, *_) = [dim for dim in loss.dims if dim != "fact"] or [None]
     for label in [None] if dim is None else dataset[dim].values:
         place = {} if dim is None else {dim: label}
