@@ -8,10 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from jacobian_lab.caching import content_key
+from jacobian_lab.editing.delivery import fact_generator
 from jacobian_lab.editing.descent import NO_CONDITIONS, Conditions, Descent, Progress
 from jacobian_lab.editing.settings import AnchorSettings, CoordinationSettings
-from jacobian_lab.facts.fact import Fact
 from jacobian_lab.maps.writes import shifted_states
 from jacobian_lab.model.language_model import Layers
 from jacobian_lab.model.rows import FactRows
@@ -99,6 +98,7 @@ def best_anchors(
     settings: AnchorSettings,
     starts: Sequence[Float[Tensor, "fact d_model"]],
     progress: Progress | None = None,
+    conditions: Conditions = NO_CONDITIONS,
 ) -> Anchors:
     """Find each fact's anchor by several descents, and take that of the least final loss.
 
@@ -108,6 +108,7 @@ def best_anchors(
         settings: How to optimise.
         starts: Shifts that the descents begin at, over the norms of what they shift (`random_starts`).
         progress: Told of every pass.
+        conditions: Further conditions of these facts' descents.
 
     Returns:
         The anchors, with the passes of all descents together.
@@ -119,7 +120,7 @@ def best_anchors(
             layer,
             settings,
             progress if progress is None or place == last else partial(_unfinished, progress),
-            Conditions(starts=start[:, None]),
+            replace(conditions, starts=start[:, None]),
         )
         for place, start in enumerate(starts)
     ]
@@ -153,19 +154,6 @@ def random_starts(rows: FactRows, size: float, seed: int, number: int) -> Float[
     ]
     directions = torch.stack(draws)
     return size * directions / torch.linalg.vector_norm(directions, dim=-1, keepdim=True)
-
-
-def fact_generator(fact: Fact, *seeds: int) -> torch.Generator:
-    """Make a generator that depends on a fact and on seeds alone.
-
-    Args:
-        fact: The fact.
-        *seeds: Further numbers.
-
-    Returns:
-        The generator, on the host.
-    """
-    return torch.Generator().manual_seed(int(content_key([*seeds, fact.text])[:15], 16))
 
 
 def coordinate_shifts(

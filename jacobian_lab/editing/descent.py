@@ -29,12 +29,14 @@ class Conditions:
 
     Attributes:
         eases: kᵀC⁻¹k of every layer.
+        transfers: Mean share of a shift at every layer that arrives at held-out contexts.
         limits: Losses at which descents end; where one is not finite, that of the settings ends the fact's.
         starts: Shifts that descents begin at, over the norms of what they shift; zero by default.
         aims: States m that the replayed state h of the bare prompt is drawn to, by aim_weight · ‖h − m‖² / ‖m‖² in the
             loss.
         aim_layer: The layer of these states.
         aim_weight: Weight of their distance.
+        delivered: Shares of the shifts at which each pass takes the answer's and the KL term's loss (`delivery`).
     """
 
     eases: Float[Tensor, "fact layer"] | None = None
@@ -43,6 +45,8 @@ class Conditions:
     aims: Float[Tensor, "fact d_model"] | None = None
     aim_layer: int = 0
     aim_weight: float = 0.0
+    transfers: Float[Tensor, "fact layer"] | None = None
+    delivered: Float[Tensor, "fact pass layer"] | None = None
 
     def select(self, facts: Sequence[int]) -> "Conditions":
         """Select some of the facts.
@@ -144,7 +148,8 @@ class Descent:
                 "expected a positive definite C to weigh shifts by, got a singular one: give a longer corpus"
             )
         self.units = torch.ones_like(self.norms) if self.writes is None else rms(self.writes.to(self.start))
-        self.shares = self.coordination.shares(self.eases) * self.units
+        transfers = None if conditions.transfers is None else conditions.transfers.to(self.norms)
+        self.shares = self.coordination.shares(self.eases, transfers) * self.units
         starts = torch.zeros_like(self.start)
         if conditions.starts is not None:
             lengths = self.norms if self.writes is None else torch.linalg.vector_norm(self.writes.to(starts), dim=-1)
@@ -157,6 +162,8 @@ class Descent:
         self.aims = None if conditions.aims is None else conditions.aims.to(self.start)
         self.aim_layer, self.aim_weight = conditions.aim_layer, conditions.aim_weight
         self.aim_rows = None if self.aims is None else freeze(model, rows.bare, [first], self.aim_layer)
+        self.delivered = None if conditions.delivered is None else conditions.delivered.to(self.start)
+        self.number = 1
         self.limits = conditions.stops(settings.stop_loss, self.loss)
         self.passes = torch.zeros(len(self.start), dtype=torch.long, device=self.start.device)
         self.clamps = torch.zeros_like(self.passes)
@@ -170,6 +177,7 @@ class Descent:
         """Make passes until every fact is done."""
         active = torch.arange(len(self.start), device=self.start.device)
         for number in range(1, self.settings.steps + 1):
+            self.number = number
             losses = self._losses(active)
             value = losses.detach()
             self.loss[active], self.passes[active] = value, number
@@ -201,15 +209,21 @@ class Descent:
     def _losses(self, active: Int[Tensor, " active"]) -> Float[Tensor, " active"]:
         """The loss of each active fact at its shifts."""
         shifts = torch.stack([self._shift(fact) for fact in active.tolist()])
-        outputs = self._outputs(self.rows, shifts.repeat_interleave(self.contexts, dim=0))
+        outputs = self._outputs(self.rows, self._arriving(shifts, active).repeat_interleave(self.contexts, dim=0))
         nll = answer_nll(self.rows, outputs).view(-1, self.contexts).mean(1)
         if self.reference is None:
             with torch.no_grad():
                 self.reference = self._kl_log_p(torch.zeros_like(shifts))
-        kl_log_p = self._kl_log_p(shifts)
+        kl_log_p = self._kl_log_p(self._arriving(shifts, active))  # anew: gradients add up in the order of whole shifts
         divergence = (kl_log_p.exp() * (kl_log_p - self.reference)).sum(-1)
         loss = nll + self.settings.kl_factor * divergence + self._decay(shifts, active)
         return loss if self.aim_rows is None else loss + self._distances(self.aim_rows, shifts, active)
+
+    def _arriving(
+        self, shifts: Float[Tensor, "active layer d_model"], active: Int[Tensor, " active"]
+    ) -> Float[Tensor, "active layer d_model"]:
+        """Shifts as far as they are delivered in this pass."""
+        return shifts if self.delivered is None else shifts * self.delivered[active, self.number - 1, :, None]
 
     def _kl_log_p(self, shifts: Float[Tensor, "active layer d_model"]) -> Float[Tensor, "active vocab"]:
         """Logarithms of the next token's probabilities after the KL prompt."""

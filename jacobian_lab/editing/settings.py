@@ -16,6 +16,10 @@ from jacobian_lab.model.rows import FactRows
 LATER = {"later": True}
 """Metadata of a setting that joined when there were runs already: they were made with its default."""
 
+Delivered = Literal["none", "random", "margin"]
+MARGIN = 0.8
+"""Share at which a margin asks for the answer, unless another is set."""
+
 
 def recorded(settings: Any) -> dict[str, Any]:
     """Settings as runs keep them, so that those of earlier versions compare equal.
@@ -44,11 +48,17 @@ class AnchorSettings:
         stop_loss: A fact whose loss is below this is done.
         dtype: Dtype of a copy of the model that the descent runs in, such as ``"bfloat16"`` where that is multiplied
             faster; the model's own by default. Losses and shifts are in float32 or better all the same.
+        delivered: Share of the shifts at which the answer and the KL term are taken: none, all of them; margin, a
+            constant share, so that the descent goes on until the answer holds there; random, shares that are uniform
+            between a least one and 1, for every pass and layer anew.
+        delivered_share: The constant share, 0.8 by default; or the least of random ones, by default the measured mean
+            share that the facts' keys in held-out contexts get of a shift.
 
     Examples:
         >>> import jacobian_lab as jl
         >>> jl.AnchorSettings(lr=0.1, steps=35)
-        AnchorSettings(lr=0.1, steps=35, weight_decay=0.5, kl_factor=0.0625, clamp=0.75, stop_loss=0.05, dtype=None)
+        AnchorSettings(lr=0.1, steps=35, weight_decay=0.5, kl_factor=0.0625, clamp=0.75, stop_loss=0.05, dtype=None,
+        delivered='none', delivered_share=None)
     """
 
     lr: float = 0.5
@@ -58,6 +68,13 @@ class AnchorSettings:
     clamp: float = 0.75
     stop_loss: float = 0.05
     dtype: str | None = None
+    delivered: Delivered = field(default="none", metadata=LATER)
+    delivered_share: float | None = None
+
+    @property
+    def needs_transfers(self) -> bool:
+        """True if the descent depends on what of a shift arrives at held-out contexts."""
+        return self.delivered == "random" and self.delivered_share is None
 
     @classmethod
     def of(cls, model: LanguageModel) -> "AnchorSettings":
@@ -84,11 +101,13 @@ class AnchorSettings:
         return rows if self.dtype is None else replace(rows, model=rows.model.cast(getattr(torch, self.dtype)))
 
 
-Weighting = Literal["equal", "front", "eased", "random"]
+Weighting = Literal["equal", "front", "eased", "random", "transfer"]
 Budget = Literal["shared", "each"]
 Decay = Literal["norm", "price"]
 Rate = Literal["root", "full", "divided"]
 End = Literal["loss", "anchor"]
+LEAST = 1e-6
+"""Transfer that a layer is taken to have at the least."""
 POWERS = {"root": 0.0, "full": 0.5, "divided": -0.5}
 """Power of the number of layers m that a rate lies above lr/√m."""
 
@@ -100,7 +119,8 @@ class CoordinationSettings:
     Attributes:
         weighting: How far a step moves each layer: equal; front, falling evenly from the first layer to the last;
             eased, as the root of kᵀC⁻¹k, which makes a layer's shift cheap; random, as a draw from all shares that add
-            up to one; or a number for each layer.
+            up to one; transfer, as a power of τ kᵀC⁻¹k, what arrives at held-out contexts over its price; or a number
+            for each layer.
         budget: What the clamp bounds: the sum of ‖δ_l‖ / ‖h_l‖ over layers (shared), or each of them.
         decay: What the loss has beside the answer: norm, Σ ‖δ_l‖ / ‖h_l‖² with the anchors' weight; or price,
             Σ ‖δ_l‖² / (kᵀC⁻¹k), the least disturbance that realises the shifts, by the paper's Eq. 3. Behind a norm
@@ -110,12 +130,13 @@ class CoordinationSettings:
         end: What ends a fact's descent before its passes do: the loss that ends an anchor's (loss), or the one at which
             its own anchor at the first layer ended (anchor).
         draw: Number of the draw of random weights, the same for all facts.
+        power: Power of the weighting transfer: at 0 the weights are equal, at large ones all is at the best layer.
 
     Examples:
         >>> import jacobian_lab as jl
         >>> jl.CoordinationSettings(weighting=(2, 1, 1))
         CoordinationSettings(weighting=(2, 1, 1), budget='shared', decay='norm', price=1.0, rate='root', end='loss',
-        draw=0)
+        draw=0, power=1.0)
     """
 
     weighting: Weighting | tuple[float, ...] = "equal"
@@ -125,11 +146,17 @@ class CoordinationSettings:
     rate: Rate = field(default="root", metadata=LATER)
     end: End = field(default="loss", metadata=LATER)
     draw: Annotated[int, Gt(-1)] = field(default=0, metadata=LATER)
+    power: float = field(default=1.0, metadata=LATER)
 
     @property
     def needs_eases(self) -> bool:
         """True if the descent depends on kᵀC⁻¹k."""
-        return self.weighting == "eased" or self.decay == "price"
+        return self.weighting in {"eased", "transfer"} or self.decay == "price"
+
+    @property
+    def needs_transfers(self) -> bool:
+        """True if the descent depends on what of a shift arrives at held-out contexts."""
+        return self.weighting == "transfer"
 
     def check(self, layers: Layers) -> None:
         """Refuse weights that are not those of some layers.
@@ -150,23 +177,33 @@ class CoordinationSettings:
                 f"negative and one above zero, got ⟨coordination.weighting⟩ {numbers}: give others"
             )
 
-    def shares(self, eases: Float[Tensor, "fact layer"]) -> Float[Tensor, "fact layer"]:
+    def shares(
+        self, eases: Float[Tensor, "fact layer"], transfers: Float[Tensor, "fact layer"] | None = None
+    ) -> Float[Tensor, "fact layer"]:
         """Step of each layer over the step of a single anchor; the squares add up to one at the rate lr/√m.
 
         Args:
             eases: kᵀC⁻¹k of every fact and layer; for other weightings its shape alone matters.
+            transfers: Mean share τ of a shift that arrives at held-out contexts, for the weighting of that name.
 
         Returns:
             The shares.
         """
-        weights = self._weights(eases)
+        weights = self._weights(eases, transfers)
         shares = weights / torch.linalg.vector_norm(weights, dim=1, keepdim=True)
         return shares * eases.shape[1] ** POWERS[self.rate]
 
-    def _weights(self, eases: Float[Tensor, "fact layer"]) -> Float[Tensor, "fact layer"]:
+    def _weights(
+        self, eases: Float[Tensor, "fact layer"], transfers: Float[Tensor, "fact layer"] | None
+    ) -> Float[Tensor, "fact layer"]:
         count = eases.shape[1]
         if not isinstance(self.weighting, str):
             return eases.new_tensor(self.weighting).expand_as(eases)
+        if self.weighting == "transfer":
+            if transfers is None:
+                raise InputError("expected transfers for the weighting of that name, got none: see Setting.transfers")
+            worth = transfers.clamp(min=LEAST).to(eases) * eases
+            return (worth / worth.amax(1, keepdim=True)) ** self.power
         if self.weighting == "front":
             return torch.arange(count, 0, -1).to(eases).expand_as(eases)
         if self.weighting == "random":

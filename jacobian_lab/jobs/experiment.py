@@ -28,6 +28,13 @@ from jacobian_lab.session.descents import JOINT_ANCHOR, RESTARTED_ANCHOR, SHIFT
 from jacobian_lab.session.session import Moments, Session
 from jacobian_lab.store.arrays import exists, read_config
 
+OWN_SETTINGS = {
+    SHIFT: ("layers", "coordination"),
+    RESTARTED_ANCHOR: ("layers", "replay", "seed"),
+    JOINT_ANCHOR: ("layers", "replay"),
+}
+"""Settings that decide a descent of that name alone."""
+
 
 @dataclass(frozen=True, eq=False)
 class Experiment(Subject):
@@ -50,9 +57,11 @@ class Experiment(Subject):
 
     def deciding(self, name: str) -> tuple[str, ...]:
         """Settings that decide a descent beside those that decide every anchor."""
-        weighted = ("corpus",) if self.config.coordination.needs_eases else ()
-        own = {SHIFT: ("layers", "coordination", *weighted), RESTARTED_ANCHOR: ("layers", "replay", "seed")}
-        return (own | {JOINT_ANCHOR: ("layers", "replay")}).get(name, ())
+        anchor, coordination, shifted = self.session.anchor, self.config.coordination, name == SHIFT
+        measured = anchor.needs_transfers or (shifted and coordination.needs_transfers)
+        weighted = measured or (shifted and coordination.needs_eases)
+        drawn = measured or anchor.delivered == "random"
+        return (*OWN_SETTINGS.get(name, ()), *(("corpus",) * weighted), *(("seed",) * drawn))
 
     def with_layers(self, layers: Layers) -> "Experiment":
         """The same with other decisive layers."""

@@ -93,7 +93,10 @@ def work_of(counts: Counts, experiment: Experiment, cell: Cell) -> list[Stage]:
     stage = f"coordinated shifts at {counted(count, 'layer')}" if name == SHIFT else f"{_plural(name)} at layer {first}"
     steps, size = experiment.session.anchor.steps, experiment.config.anchors_per_batch
     times = experiment.session.replay.starts if name == RESTARTED_ANCHOR else 1
-    return [counts.descent(stage, experiment.rows.select(left), first, times * steps, size)]
+    session = experiment.session
+    measures = session.anchor.needs_transfers or (name == SHIFT and session.coordination.needs_transfers)
+    transfers = [counts.transfers(experiment.rows, experiment.layers)] if measures else []
+    return [*transfers, counts.descent(stage, experiment.rows.select(left), first, times * steps, size)]
 
 
 def _plural(name: str) -> str:

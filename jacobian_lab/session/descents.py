@@ -111,9 +111,16 @@ def places_of(kinds: Iterable[Kind], layers: Layers) -> list[tuple[str, Labels]]
     return places
 
 
-def anchor_descent(rows: FactRows, settings: AnchorSettings, layer: int, name: str = ANCHOR) -> Descent:
+def anchor_descent(
+    rows: FactRows,
+    settings: AnchorSettings,
+    layer: int,
+    name: str = ANCHOR,
+    conditions: Callable[[], Conditions] = Conditions,
+) -> Descent:
     """Describe the descent of anchors at a layer, of the model as it is when they are optimized."""
-    return Descent(name, {"anchor_layer": layer}, lambda: partial(_anchors, rows, settings, layer))
+    where = {"layer" if name == INNER_ANCHOR else "anchor_layer": layer}
+    return Descent(name, where, lambda: partial(_anchors, rows, settings, layer, conditions=conditions()))
 
 
 def shift_descent(
@@ -128,16 +135,20 @@ def shift_descent(
     return Descent(SHIFT, where, lambda: partial(_shifts, rows, settings, layers, coordination, conditions()))
 
 
-def inner_descent(rows: FactRows, settings: AnchorSettings, layer: int) -> Descent:
-    """Describe the descent of anchors at a layer between the ends."""
-    return Descent(INNER_ANCHOR, {"layer": layer}, lambda: partial(_anchors, rows, settings, layer))
-
-
 def restarted_descent(
-    rows: FactRows, settings: AnchorSettings, layer: int, restarts: ReplaySettings, seed: int
+    rows: FactRows,
+    settings: AnchorSettings,
+    layer: int,
+    restarts: ReplaySettings,
+    seed: int,
+    conditions: Callable[[], Conditions],
 ) -> Descent:
     """Describe the descents of which each fact's best gives its anchor."""
-    return Descent(RESTARTED_ANCHOR, {}, lambda: partial(_restarted, rows, settings, layer, restarts, seed))
+
+    def optimizer() -> Callable[..., Optimized]:
+        return partial(_restarted, rows, settings, layer, restarts, seed, conditions())
+
+    return Descent(RESTARTED_ANCHOR, {}, optimizer)
 
 
 def joint_descent(
@@ -166,12 +177,13 @@ def _restarted(
     layer: int,
     restarts: ReplaySettings,
     seed: int,
+    conditions: Conditions,
     batch: Sequence[int],
     progress: Progress | None = None,
 ) -> Optimized:
     own = rows.select(batch)
     starts = [random_starts(own, restarts.size, seed, number) for number in range(restarts.starts)]
-    anchors = best_anchors(own, layer, settings, starts, progress)
+    anchors = best_anchors(own, layer, settings, starts, progress, conditions.select(batch))
     return _optimized(anchors.states, anchors)
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jacobian_lab.catalogue import COORDINATED, JOINT, RESTARTED, SCHEMES, SEPARATE, Kind, method
+from jacobian_lab.editing.delivery import delivered_shares
 from jacobian_lab.editing.descent import Conditions
 from jacobian_lab.editing.layers import Setting, restored
 from jacobian_lab.editing.measures import ObservedEdit
@@ -21,18 +22,19 @@ from jacobian_lab.editing.settings import AnchorSettings, CoordinationSettings, 
 from jacobian_lab.editing.solving import Eigh, advice, factored, null_space, remembered_eigh, suited_ridge
 from jacobian_lab.errors import InputError
 from jacobian_lab.model.language_model import LanguageModel, Layers
-from jacobian_lab.model.rows import FactRows
+from jacobian_lab.model.rows import FactRows, fact_rows
+from jacobian_lab.model.templates import sample_templates
 from jacobian_lab.parallel.executor import SERIAL, Executor
 from jacobian_lab.session.descents import (
     ANCHOR,
     FIRSTS,
+    INNER_ANCHOR,
     LOSS,
     Batching,
     Labels,
     Recorder,
     anchor_descent,
     descend,
-    inner_descent,
     joint_descent,
     restarted_descent,
     shift_descent,
@@ -167,8 +169,10 @@ class Session:
         Returns:
             Anchors of these facts, in float32 or better.
         """
-        descents = [anchor_descent(self.rows, self.anchor, layer, name) for layer in layers]
-        states = descend(self._batching, descents, recorder, facts, progress=self.progress)
+        descents = [
+            anchor_descent(self.rows, self.anchor, layer, name, partial(self._delivered, (layer,))) for layer in layers
+        ]
+        states = descend(self._batching, descents, recorder, facts, progress=self.progress) if layers else []
         return dict(zip(layers, states, strict=True))
 
     def shifts(
@@ -190,15 +194,40 @@ class Session:
         (shifts,) = descend(self._batching, [descent], recorder, progress=self.progress)
         return shifts
 
+    @cached_property
+    def held_out(self) -> FactRows:
+        """The facts in contexts that no key and no anchor is made of: sampled with the next seed."""
+        _, contexts = sample_templates(self.model, (self.seed + 1) % 2**63)
+        return fact_rows(self.model, self.rows.facts, (contexts,))
+
+    def transfers(self, layers: Layers) -> Float[Tensor, "fact layer"]:
+        """Mean share of a shift that a solve gives to the facts' keys in held-out contexts.
+
+        Args:
+            layers: Decisive layers, ascending.
+
+        Returns:
+            The shares of every fact and layer, on the model as it is now.
+        """
+        return self._unweighted.transfers(layers, self.held_out)
+
     def _conditions(self, recorder: Recorder, layers: Layers) -> Conditions:
         """Conditions of coordinated shifts, as far as their settings need them."""
         eases, limits = None, None
+        delivered = self._delivered(layers, measure=self.coordination.needs_transfers)
         if self.coordination.needs_eases:
             eases = self.setting.eases(layers).cpu()
         if self.coordination.end == "anchor":
             self.anchors(recorder, layers[:1])
             limits = recorder.get(LOSS.format(ANCHOR), {"anchor_layer": layers[0]}, range(len(self.rows))).cpu()
-        return Conditions(eases, limits)
+        return replace(delivered, eases=eases, limits=limits)
+
+    def _delivered(self, layers: Layers, *, measure: bool = False) -> Conditions:
+        """Shares at which descents take their loss, with what of a shift arrives at held-out contexts if needed."""
+        measure = measure or self.anchor.needs_transfers
+        transfers = self.transfers(layers).cpu() if measure else None
+        shares = delivered_shares(self.rows, len(layers), self.anchor, self.seed, transfers)
+        return Conditions(transfers=transfers, delivered=shares)
 
     def targets(self, recorder: Recorder, schemes: Iterable[str]) -> Targets:
         """Targets of all kinds that some schemes need.
@@ -239,10 +268,7 @@ class Session:
         Returns:
             Anchors, in float32 or better.
         """
-        layers = self.layers[1:-1]
-        descents = [inner_descent(self.rows, self.anchor, layer) for layer in layers]
-        states = descend(self._batching, descents, recorder, progress=self.progress) if layers else []
-        return dict(zip(layers, states, strict=True))
+        return self.anchors(recorder, self.layers[1:-1], INNER_ANCHOR)
 
     def first_anchors(self, recorder: Recorder, kind: Kind) -> Float[Tensor, "fact d_model"]:
         """Further anchors at the first layer; what is not recorded is optimized.
@@ -258,10 +284,13 @@ class Session:
 
         def aims() -> Conditions:
             states = self.anchors(recorder, (last,))[last]
-            return Conditions(aims=states.cpu(), aim_layer=last, aim_weight=self.replay.joint)
+            delivered = self._delivered((first,))
+            return replace(delivered, aims=states.cpu(), aim_layer=last, aim_weight=self.replay.joint)
 
         descents = {
-            RESTARTED: restarted_descent(self.rows, self.anchor, first, self.replay, self.seed),
+            RESTARTED: restarted_descent(
+                self.rows, self.anchor, first, self.replay, self.seed, partial(self._delivered, (first,))
+            ),
             JOINT: joint_descent(self.rows, self.anchor, first, aims),
         }
         (states,) = descend(self._batching, [descents[kind]], recorder, progress=self.progress)
@@ -293,6 +322,8 @@ class Session:
         Yields:
             What the edit did to the weights.
         """
+        if self.anchor.needs_transfers:
+            _ = self.held_out  # of the unedited model, for anchors that are refitted
         with restored(self.model, self.layers):
             yield edit_with(
                 method(name),

@@ -43,11 +43,11 @@ def edits(rows, name, targets, layers=LAYERS):
     """Each layer's edit with the states before it."""
     moments = {layer: torch.eye(rows.model.d_mlp, dtype=torch.float64) for layer in layers}
     with restored(rows.model, layers):
-        made, before = [], decisive_states(rows.model, rows.bare, LAYERS).double()
+        steps, before = [], decisive_states(rows.model, rows.bare, LAYERS).double()
         for edit in edit_layers(Setting(rows, moments, 3.0), SCHEMES[name], targets):
-            made.append((edit, dict(zip(LAYERS, before.unbind(1), strict=True))))
+            steps.append((edit, dict(zip(LAYERS, before.unbind(1), strict=True))))
             before = decisive_states(rows.model, rows.bare, LAYERS).double()
-    return made
+    return steps
 
 
 def test_controls_are_measured_only_where_they_are_named():
@@ -65,9 +65,9 @@ def test_the_first_layer_alone_is_forward_replays_first_edit(rows, targets):
 
 def test_independent_targets_at_every_layer_are_that_layers_own(rows, targets):
     anchors = random_states(rows, rows.model)
-    made = edits(rows, "independent-everywhere", targets)
-    assert [edit.layer for edit, _ in made] == [1, 2, 4]
-    for edit, before in made:
+    steps = edits(rows, "independent-everywhere", targets)
+    assert [edit.layer for edit, _ in steps] == [1, 2, 4]
+    for edit, before in steps:
         torch.testing.assert_close(edit.assigned_residual, anchors[edit.layer] - before[edit.layer])
 
 
@@ -135,8 +135,8 @@ def test_starts_follow_the_fact_the_seed_and_their_number(rows):
 
 def test_the_loss_at_a_start_and_towards_an_aim(family_model, facts):
     """Against the untouched model with hooks; the gradient by finite differences."""
-    model, some = family_model, facts[1:3]
-    rows, generator = fact_rows(model, some, CONTEXTS), torch.Generator().manual_seed(1)
+    model, pair = family_model, facts[1:3]
+    rows, generator = fact_rows(model, pair, CONTEXTS), torch.Generator().manual_seed(1)
     starts = random_starts(rows, 0.3, 0, 0)
     aims = torch.randn(2, model.d_model, generator=generator, dtype=torch.float64)
     conditions = Conditions(starts=starts[:, None], aims=aims, aim_layer=4, aim_weight=0.7)
@@ -153,7 +153,7 @@ def test_the_loss_at_a_start_and_towards_an_aim(family_model, facts):
     expected = (loss(moves + 1e-5 * way) - loss(moves - 1e-5 * way)) / 2e-5
     torch.testing.assert_close(slopes, expected, rtol=1e-6, atol=1e-8)
     plain = Plain.of(model)
-    for index, fact in enumerate(some):
+    for index, fact in enumerate(pair):
         ids, position = prompt(model.tokenizer, fact)
         size = plain.states(ids, position, [1])[1][1].norm()
         writes, moved = plain.moving(ids, position, [1])

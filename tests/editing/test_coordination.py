@@ -242,6 +242,37 @@ def test_the_clamp_counts_the_updates_that_it_scaled_back(budget, tiny, facts, r
     assert (coordinate_shifts(rows, LAYERS, replace(settings, steps=1), coordination).clamped == 0).all()
 
 
+def test_shares_by_transfer_carry_most_for_their_price():
+    """At the power 1: Σ τ_l δ_l is stationary at a fixed price Σ δ_l²/e_l, by Lagrange δ_l ∝ τ_l e_l."""
+    ease, transfers = 1 + 9 * random(6, 4).abs(), 0.2 + random(6, 4, seed=1).abs()
+    weights = CoordinationSettings(weighting="transfer").shares(ease, transfers).requires_grad_()
+    carried = (transfers * weights).sum(1) / (weights**2 / ease).sum(1).sqrt()
+    (slope,) = torch.autograd.grad(carried.sum(), weights)
+    torch.testing.assert_close(slope, torch.zeros_like(slope), rtol=0, atol=1e-12)
+    others = CoordinationSettings(weighting="eased").shares(ease)
+    assert (carried > (transfers * others).sum(1) / (others**2 / ease).sum(1).sqrt()).all()
+    signed = CoordinationSettings(weighting="transfer").shares(ease, -transfers)
+    assert signed.isfinite().all()  # nothing carries: by price alone
+    with pytest.raises(InputError, match="expected transfers for the weighting"):
+        CoordinationSettings(weighting="transfer").shares(ease)
+
+
+def test_ends_of_the_shares_by_transfer_are_equal_shares_and_forward_replay_to_the_last_bit(rows):
+    ease = torch.tensor([[5.0, 4.0, 3.0]], dtype=torch.float64).expand(5, 3)
+    conditions = Conditions(transfers=torch.tensor([[0.9, 0.8, 0.95]], dtype=torch.float64).expand(5, 3))
+
+    def shifts(power):
+        weighting = CoordinationSettings(weighting="transfer", power=power)
+        return coordinate_shifts(rows, LAYERS, SETTINGS, weighting, ease, conditions=conditions)
+
+    assert torch.equal(shifts(0.0).shifts, coordinate_shifts(rows, LAYERS, SETTINGS).shifts)
+    all_at_best, anchors = shifts(1e6), optimize_anchors(rows, 1, SETTINGS)
+    assert (all_at_best.shifts[:, 1:] == 0).all()
+    assert torch.equal(all_at_best.loss, anchors.loss)
+    between = shifts(1.0).shifts
+    assert not torch.allclose(between, shifts(0.0).shifts)
+
+
 def test_ease_is_the_least_disturbance_of_a_shift():
     """min tr(ΔW C ΔWᵀ) with ΔW k = δ, by its Lagrange conditions, is ‖δ‖² / (kᵀC⁻¹k)."""
     C = random(6, 9)

@@ -289,3 +289,18 @@ def test_settings_of_a_descent_decide_a_run_where_they_are_not_the_usual(argumen
     descents.clear()
     run_job(replace(config, coordination=other, out=folder), progress=False)
     assert not descents
+
+
+def test_anchors_that_ask_for_measured_shares_depend_on_the_corpus(arguments, tmp_path, descents, capsys):
+    """They are stored as others are; a run with other second moments, or another seed, makes its own."""
+    asking = AnchorConfig(lr=0.1, steps=4, delivered="random")
+    config = SchemesConfig(**{**arguments, "slice": "0:2", "anchor": asking}, schemes=SCHEMES[:1], survey="none")
+    donor = run_job(replace(config, out=tmp_path / "donor"), progress=False)
+    assert config_of(open_run(donor))["settings"]["anchor"]["delivered"] == "random"
+    for name, changes, made in (("same", {}, 0), ("seed", {"seed": 1}, 2), ("corpus", {"corpus_length": 64}, 2)):
+        descents.clear()
+        run_job(replace(config, anchors_from=donor, out=tmp_path / name, **changes), progress=False)
+        assert len(descents) == made, name
+    assert "anchors are optimised anew" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"got another anchor\.delivered"):
+        run_job(replace(config, anchor=arguments["anchor"], anchors_from=donor, out=tmp_path / "no"), progress=False)

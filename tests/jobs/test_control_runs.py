@@ -61,26 +61,26 @@ def test_controls_join_a_run_with_their_descents(finished, quick, monkeypatch):
 
 
 def test_another_run_takes_their_descents(finished, quick, tmp_path, monkeypatch):
-    made = []
+    calls = []
     for name in DESCENTS:
         original = getattr(bench, name)
-        monkeypatch.setattr(bench, name, lambda *a, n=name, f=original, **k: made.append(n) or f(*a, **k))
+        monkeypatch.setattr(bench, name, lambda *a, n=name, f=original, **k: calls.append(n) or f(*a, **k))
     config = FrontierConfig(
         **quick, schemes=CONTROLS, ridges=(10.0,), held_out_tokens=64, anchors_from=finished, out=tmp_path / "run"
     )
     run_job(config, progress=False)
-    assert not made
+    assert not calls
     run, donor = open_run(tmp_path / "run"), open_run(finished)
     for name in OWN:
         np.testing.assert_array_equal(run[name], donor[name])
     other = replace(config, replay=ReplaySettings(starts=3), schemes=CONTROLS[3:], out=tmp_path / "other")
     run_job(other, progress=False)
-    assert made == ["best_anchors", "optimize_anchors"]  # as is the joint one, whose settings it shares
+    assert calls == ["best_anchors", "optimize_anchors"]  # as is the joint one, whose settings it shares
 
 
 def test_a_plan_counts_their_descents(quick, capsys):
-    given = {name: value for name, value in quick.items() if name != "replay"}
-    words = [*options(given), "--replay.starts", "3", "--survey", "none", "--schemes", *CONTROLS[1:], "--plan"]
+    usual = {name: value for name, value in quick.items() if name != "replay"}
+    words = [*options(usual), "--replay.starts", "3", "--survey", "none", "--schemes", *CONTROLS[1:], "--plan"]
     cli.main(["schemes", *words])
     text = capsys.readouterr().out
     for stage in ("inner anchors at layer 2", "restarted anchors at layer 1", "joint anchors at layer 1"):
