@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jacobian_lab.editing.second_moments import second_moments as second_moments
     from jacobian_lab.editing.settings import AnchorSettings as AnchorSettings
     from jacobian_lab.editing.settings import CoordinationSettings as CoordinationSettings
+    from jacobian_lab.editing.settings import ReplaySettings as ReplaySettings
     from jacobian_lab.editor import Editor as Editor
     from jacobian_lab.errors import InputError as InputError
     from jacobian_lab.facts.fact import Fact as Fact
@@ -71,6 +72,7 @@ _HOMES = {
     "JacobianConfig": "jobs.config",
     "LanguageModel": "model.language_model",
     "METHODS": "catalogue",
+    "ReplaySettings": "editing.settings",
     "RULES": "editing.rules",
     "RuleSettings": "editing.rules",
     "SCHEMES": "catalogue",

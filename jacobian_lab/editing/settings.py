@@ -224,8 +224,8 @@ class ReplaySettings:
 
     Examples:
         >>> import jacobian_lab as jl
-        >>> jl.SchemesConfig().replay
-        ReplaySettings(starts=5, size=0.05, joint=1.0)
+        >>> jl.ReplaySettings(starts=3)
+        ReplaySettings(starts=3, size=0.05, joint=1.0)
     """
 
     starts: Annotated[int, Gt(0)] = field(default=5, metadata=LATER)

@@ -116,8 +116,8 @@ class AnchorConfig:
     kl_factor: float = AnchorSettings.kl_factor
     clamp: Above = AnchorSettings.clamp
     dtype: Dtype | None = None
-    delivered: Delivered = "none"
-    delivered_share: Annotated[float, Gt(0), Le(1)] | None = None
+    delivered: Delivered = field(default="none", metadata=RARE)
+    delivered_share: Annotated[float, Gt(0), Le(1)] | None = field(default=None, metadata=RARE)
 
 
 @dataclass(frozen=True)
