@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from jacobian_lab.applying import apply as apply
     from jacobian_lab.catalogue import METHODS as METHODS
     from jacobian_lab.catalogue import SCHEMES as SCHEMES
-    from jacobian_lab.editing.anchors import AnchorSettings as AnchorSettings
-    from jacobian_lab.editing.anchors import CoordinationSettings as CoordinationSettings
     from jacobian_lab.editing.anchors import coordinate_shifts as coordinate_shifts
     from jacobian_lab.editing.anchors import optimize_anchors as optimize_anchors
     from jacobian_lab.editing.deltas import load_delta as load_delta
@@ -22,6 +20,9 @@ if TYPE_CHECKING:
     from jacobian_lab.editing.rules import RuleSettings as RuleSettings
     from jacobian_lab.editing.schemes import make_targets as make_targets
     from jacobian_lab.editing.second_moments import second_moments as second_moments
+    from jacobian_lab.editing.settings import AnchorSettings as AnchorSettings
+    from jacobian_lab.editing.settings import CoordinationSettings as CoordinationSettings
+    from jacobian_lab.editing.settings import ReplaySettings as ReplaySettings
     from jacobian_lab.editor import Editor as Editor
     from jacobian_lab.errors import InputError as InputError
     from jacobian_lab.facts.fact import Fact as Fact
@@ -58,8 +59,8 @@ __version__ = version(__name__)
 
 _HOMES = {
     "AnchorConfig": "jobs.config",
-    "AnchorSettings": "editing.anchors",
-    "CoordinationSettings": "editing.anchors",
+    "AnchorSettings": "editing.settings",
+    "CoordinationSettings": "editing.settings",
     "DampingConfig": "jobs.config",
     "EditConfig": "jobs.config",
     "EditTableConfig": "jobs.config",
@@ -71,6 +72,7 @@ _HOMES = {
     "JacobianConfig": "jobs.config",
     "LanguageModel": "model.language_model",
     "METHODS": "catalogue",
+    "ReplaySettings": "editing.settings",
     "RULES": "editing.rules",
     "RuleSettings": "editing.rules",
     "SCHEMES": "catalogue",

@@ -5,14 +5,17 @@ Runs store these names, commands take them, and reports put them into tables: no
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from jacobian_lab.errors import InputError
 
-Kind = Literal["optimised", "replayed", "coordinated"]
+Kind = Literal["optimised", "replayed", "coordinated", "separate", "restarted", "joint"]
 OPTIMISED: Kind = "optimised"
 REPLAYED: Kind = "replayed"
 COORDINATED: Kind = "coordinated"
+SEPARATE: Kind = "separate"
+RESTARTED: Kind = "restarted"
+JOINT: Kind = "joint"
 
 
 @dataclass(frozen=True)
@@ -20,15 +23,16 @@ class Scheme:
     """Recipe that turns anchors into layer targets (methods.md §4).
 
     Attributes:
-        edits: Which of the decisive layers are edited: all, the last, or both ends.
+        edits: Which of the decisive layers are edited: all, the first, the last, or both ends.
         reads: Layer whose hidden state is compared with its target when a layer is edited: the last, or its own.
         divides: Whether a layer gets one share of the residual among the layers that are left, instead of all of it.
-        kind: Target at the last layer: optimised there, replayed from the anchor at the first layer, or replayed with
-            shifts at all of them.
+        kind: Targets: optimised at the last layer, or at the end that is read; replayed from the anchor at the first
+            layer, or with coordinated shifts at all layers; separate, optimised at each layer; restarted or joint,
+            replayed from the best of several anchors at the first layer, or from one that is drawn to the last's.
         pulls_back: Whether a layer's shift is solved from J_{l→L} (`damped_pullback`) instead of being the residual.
     """
 
-    edits: Literal["all", "last", "ends"]
+    edits: Literal["all", "first", "last", "ends"]
     reads: Literal["last", "own"]
     divides: bool
     kind: Kind
@@ -43,9 +47,9 @@ class Scheme:
         Returns:
             Those of them.
         """
-        if self.edits == "all":
-            return layers
-        return layers[-1:] if self.edits == "last" or len(layers) == 1 else (layers[0], layers[-1])
+        first, last = layers[:1], layers[-1:]
+        ends = tuple(dict.fromkeys(first + last))
+        return {"all": layers, "first": first, "last": last, "ends": ends}[self.edits]
 
     def read(self, layers: tuple[int, ...], index: int) -> int:
         """Select the layer at which the residual is read.
@@ -80,6 +84,11 @@ SchemeName = Literal[
     "forward-replay",
     "coordinated-replay",
     "jacobian-pullback",
+    "first-layer",
+    "independent-everywhere",
+    "forward-replay-divided",
+    "forward-replay-restarted",
+    "forward-replay-joint",
 ]
 SCHEMES: dict[str, Scheme] = {
     "backward-dividing": Scheme("all", "last", divides=True, kind="optimised"),
@@ -89,8 +98,25 @@ SCHEMES: dict[str, Scheme] = {
     "forward-replay": Scheme("all", "own", divides=False, kind="replayed"),
     "coordinated-replay": Scheme("all", "own", divides=False, kind="coordinated"),
     "jacobian-pullback": Scheme("all", "last", divides=True, kind="optimised", pulls_back=True),
+    "first-layer": Scheme("first", "own", divides=False, kind="replayed"),
+    "independent-everywhere": Scheme("all", "own", divides=False, kind="separate"),
+    "forward-replay-divided": Scheme("all", "own", divides=True, kind="replayed"),
+    "forward-replay-restarted": Scheme("all", "own", divides=False, kind="restarted"),
+    "forward-replay-joint": Scheme("all", "own", divides=False, kind="joint"),
 }
 """Any scheme goes with any update rule of `jacobian_lab.editing.rules`."""
+
+CONTROLS: tuple[SchemeName, ...] = (
+    "first-layer",
+    "independent-everywhere",
+    "forward-replay-divided",
+    "forward-replay-restarted",
+    "forward-replay-joint",
+)
+"""Controls of the comparison between forward and coordinated replay; only those that are named are measured."""
+
+TABLE_SCHEMES: tuple[SchemeName, ...] = tuple(name for name in get_args(SchemeName) if name not in CONTROLS)
+"""Default schemes of a table: all but the controls."""
 
 RULE_NAMES = ("memit", "prune", "rect", "alphaedit", "emmet")
 """Update rules: the keys of `jacobian_lab.editing.rules.RULES`."""

@@ -13,14 +13,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from jacobian_lab.catalogue import COORDINATED, SCHEMES, TRAINED, method, method_name
-from jacobian_lab.editing.anchors import AnchorSettings, CoordinationSettings
+from jacobian_lab.catalogue import COORDINATED, OPTIMISED, REPLAYED, SCHEMES, TRAINED, method, method_name
 from jacobian_lab.editing.layers import Setting
 from jacobian_lab.editing.measures import ObservedEdit, measure
 from jacobian_lab.editing.published_moments import Published
 from jacobian_lab.editing.rules import RuleSettings
 from jacobian_lab.editing.schemes import DAMPING, Targets
 from jacobian_lab.editing.second_moments import second_moments
+from jacobian_lab.editing.settings import AnchorSettings, CoordinationSettings, ReplaySettings, recorded
 from jacobian_lab.edits import Edit, PairEdit, TrainedEdit
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.evaluator import Evaluator
@@ -59,6 +59,7 @@ class Editor:
             measured one's method, or a file of ``jacobian-lab tune``.
         anchor: How anchors are optimised.
         coordination: How coordinated replay shares the effort over the layers.
+        replay: How the controls of forward replay are made.
         anchors: Anchors that are there already, by layer, such as a run's; ``[fact, d_model]``.
         templates: Context templates, groups of texts with one ``{}``; sampled with the seed by default.
         corpus: Text for the second moment, as `load_corpus` takes it, or a corpus that has been loaded.
@@ -94,6 +95,7 @@ class Editor:
         protocol: str | None = None,
         anchor: AnchorSettings | None = None,
         coordination: CoordinationSettings | None = None,
+        replay: ReplaySettings | None = None,
         anchors: Mapping[int, np.ndarray | Tensor] | None = None,
         templates: Templates | None = None,
         corpus: str | Corpus = PYTHON_DOCS,
@@ -116,6 +118,7 @@ class Editor:
         self.layers: Layers = defaults.layers if layers is None else tuple(layers)
         self.anchor = anchor or AnchorSettings(lr=defaults.anchor_lr, steps=defaults.anchor_steps)
         self.coordination, self.rules = coordination or CoordinationSettings(), rules or RuleSettings()
+        self.replay = replay or ReplaySettings()
         self.damping, self._batch_size = damping, batch_size
         self._ridge = defaults.ridge if ridge is None else ridge
         check(training or TrainingConfig())
@@ -163,6 +166,8 @@ class Editor:
             anchor=self.anchor,
             take_moments=self._take_moments,
             coordination=self.coordination,
+            replay=self.replay,
+            seed=self.seed,
             rules=self.rules,
             fixed_ridge=self._ridge,
             damping=self.damping,
@@ -213,7 +218,7 @@ class Editor:
 
     @cached_property
     def coordinated(self) -> Targets:
-        """Targets of every kind; shifts are optimized at all decisive layers.
+        """Targets of the tables' kinds; shifts are optimized at all decisive layers.
 
         Raises:
             InputError: If the model is edited now.
@@ -230,7 +235,11 @@ class Editor:
         Returns:
             The targets.
         """
-        return self.coordinated if SCHEMES[scheme].kind == COORDINATED else self.targets
+        kind = SCHEMES[scheme].kind
+        if kind in {OPTIMISED, REPLAYED, COORDINATED}:
+            return self.coordinated if kind == COORDINATED else self.targets
+        check_unedited(self.model, "make targets on")
+        return self.session.targets(self._recorder, (scheme,))
 
     def anchors(self, layer: int) -> Tensor:
         """Anchors of the unedited model.
@@ -253,8 +262,8 @@ class Editor:
         expected, shape = (len(self.facts), self.model.d_model), tuple(states.shape)
         if shape != expected:
             raise InputError(f"expected anchors of the shape {expected}, got {shape} at layer {layer}: give one a fact")
-        nothing = torch.zeros(len(self.facts))
-        optimized = (torch.as_tensor(states), nothing, nothing)
+        unknown = torch.full((len(self.facts),), torch.nan)
+        optimized = (torch.as_tensor(states), unknown, unknown, unknown)
         self._recorder.put(ANCHOR, {"anchor_layer": layer}, range(len(self.facts)), optimized)
 
     @contextmanager
@@ -318,8 +327,9 @@ class Editor:
             "facts": describe(self.facts),
             "layers": list(self.layers),
             "ridge": self.ridge,
-            "anchor": asdict(self.anchor),
-            "coordination": asdict(self.coordination),
+            "anchor": recorded(self.anchor),
+            "coordination": recorded(self.coordination),
+            "replay": recorded(self.replay),
             "rules": asdict(self.rules),
             "pullback_damping": self.damping,
             "templates": [list(group) for group in self.templates],

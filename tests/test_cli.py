@@ -12,6 +12,7 @@ from helpers.commands import ENVIRONMENT
 from jacobian_lab import cli
 from jacobian_lab.cli import catalog, options, parsing
 from jacobian_lab.cli.jobs import SCRIPTS, Edit, Methods, Schemes
+from jacobian_lab.editing.settings import CoordinationSettings
 from jacobian_lab.errors import InputError
 from jacobian_lab.jobs.config import EditTableConfig, SchemesConfig
 from jacobian_lab.jobs.options import options_of
@@ -106,6 +107,17 @@ def test_options_of_a_file_are_those_of_the_command_line(tmp_path):
     assert parsed(Methods, "--config", str(path)).config == expected
     config = parsed(Methods, "--slice", "1:3", "--config", str(path), "--greedy", "--methods", "memit").config
     assert (config.slice, config.greedy, config.methods, config.anchor.steps) == ("1:3", True, ("memit",), 3)
+
+
+def test_weights_of_layers_are_a_name_or_numbers(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("coordination: {weighting: [1, 0.5, 0]}\n")
+    listed = parsed(Schemes, "--coordination.weighting", "1", "0.5", "0", "--coordination.rate", "full").config
+    assert listed.coordination.weighting == parsed(Schemes, "--config", str(path)).config.coordination.weighting
+    assert listed.coordination == CoordinationSettings((1.0, 0.5, 0.0), rate="full")
+    named = parsed(Schemes, "--coordination.weighting", "random", "--coordination.draw", "3").config
+    assert named.coordination == CoordinationSettings("random", draw=3)
+    assert options_of(listed) == {"coordination.weighting": [1.0, 0.5, 0.0], "coordination.rate": "full"}
 
 
 def test_a_run_keeps_the_options_that_it_was_made_with(tmp_path):

@@ -14,6 +14,7 @@ from jacobian_lab.editing.reachable import reachable_changes
 from jacobian_lab.editing.rules import CarriedStates, Problem, Rule, Update, memit
 from jacobian_lab.editing.schemes import DAMPING, Targets, damped_pullback
 from jacobian_lab.editing.solving import Factor, remembered_factor
+from jacobian_lab.editing.transfer import transferred
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import Fact
 from jacobian_lab.maps.jacobians import dense_jacobians
@@ -75,6 +76,31 @@ class Setting:
         """
         walk = KeyWalk(self.rows, layers, self.executor)
         return torch.stack([self.ease(layer, walk.keys(layer)) for layer in layers], dim=1)
+
+    def transfers(self, layers: Layers, others: FactRows) -> Float[Tensor, "fact layer"]:
+        """Mean share of a shift that a solve gives to the facts' keys in other contexts (`transferred`).
+
+        Args:
+            layers: Decisive layers, ascending.
+            others: The same facts in these contexts.
+
+        Returns:
+            k'ᵀC⁻¹k / kᵀC⁻¹k of every fact and layer, on the model as it is now.
+
+        Raises:
+            InputError: If C is singular.
+        """
+        own, other = (KeyWalk(rows, layers, self.executor) for rows in (self.rows, others))
+
+        def shares(layer: int) -> Float[Tensor, " fact"]:
+            factor, keys = self.cholesky(layer), own.keys(layer)
+
+            def solve(columns: Float[Tensor, "d_mlp fact"]) -> Float[Tensor, "d_mlp fact"]:
+                return torch.cholesky_solve(columns, factor.to(columns.device))
+
+            return transferred(keys, other.keys(layer)[:, None], solve)[:, 0]  # linear in k': the mean of the shares
+
+        return torch.stack([shares(layer) for layer in layers], dim=1)
 
     def ease(self, layer: int, keys: Float[Tensor, "fact d_mlp"]) -> Float[Tensor, " fact"]:
         """kᵀC⁻¹k of some keys.

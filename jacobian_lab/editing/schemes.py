@@ -1,19 +1,20 @@
 """Target schemes: which residual each layer is given, and the targets made of anchors."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from jacobian_lab.catalogue import COORDINATED, OPTIMISED, Kind
+from jacobian_lab.catalogue import COORDINATED, OPTIMISED, REPLAYED, SEPARATE, Kind
 from jacobian_lab.errors import InputError
 from jacobian_lab.maps.replay import Frozen, freeze_groups, replay
 from jacobian_lab.maps.writes import shifted_states
 from jacobian_lab.model.language_model import Layers
 from jacobian_lab.model.rows import FactRows
 
+NONE: Mapping[Kind, Tensor] = {}
 DAMPING = 0.01
 """μ of the scheme ``jacobian-pullback`` unless told otherwise."""
 
@@ -45,12 +46,18 @@ class Targets:
         optimised: Anchors at the first and at the last layer, by layer, ``[fact, d_model]``.
         replayed: The first anchor replayed to every layer, by layer, ``[fact, d_model]``.
         coordinated: What coordinated shifts make of every layer, by layer, ``[fact, d_model]``; empty without shifts.
+        separate: Anchors at every layer, by layer, ``[fact, d_model]``; empty without those between the ends.
+        restarted: The best of several first anchors replayed, by layer, ``[fact, d_model]``; empty without.
+        joint: The first anchor that is drawn to the last one, replayed, ``[fact, d_model]``; empty without.
     """
 
     layers: Layers
     optimised: Mapping[int, Float[Tensor, "fact d_model"]]
     replayed: Mapping[int, Float[Tensor, "fact d_model"]]
     coordinated: Mapping[int, Float[Tensor, "fact d_model"]] = field(default_factory=dict)
+    separate: Mapping[int, Float[Tensor, "fact d_model"]] = field(default_factory=dict)
+    restarted: Mapping[int, Float[Tensor, "fact d_model"]] = field(default_factory=dict)
+    joint: Mapping[int, Float[Tensor, "fact d_model"]] = field(default_factory=dict)
 
     def of(self, kind: Kind, layer: int) -> Float[Tensor, "fact d_model"]:
         """m_l of one kind.
@@ -67,20 +74,20 @@ class Targets:
         """
         by_layer: Mapping[int, Float[Tensor, "fact d_model"]] = getattr(self, kind)
         if not by_layer:
-            raise InputError(f"expected targets of the kind {kind}, got none: give make_targets the shifts")
+            raise InputError(f"expected targets of the kind {kind}, got none: give make_targets its descent")
         return by_layer[layer]
 
     def finite(self, kind: Kind = OPTIMISED) -> Bool[Tensor, " fact"]:
         """Facts all of whose optimised and replayed targets are finite, so that all schemes of these edit the same.
 
         Args:
-            kind: The scheme's own kind; coordinated targets, which there need not be, count for no other.
+            kind: The scheme's own kind; targets that there need not be count for no other.
 
         Returns:
             Whether each is.
         """
         every = [*self.optimised.values(), *self.replayed.values()]
-        every += self.coordinated.values() if kind == COORDINATED else ()
+        every += getattr(self, kind).values() if kind not in {OPTIMISED, REPLAYED} else ()
         return torch.stack([torch.isfinite(states).all(-1) for states in every]).all(0)
 
     def usable(self, kind: Kind = OPTIMISED) -> Bool[Tensor, " fact"]:
@@ -110,7 +117,7 @@ class Targets:
             These targets.
         """
         indices = list(facts)
-        kinds = (self.optimised, self.replayed, self.coordinated)
+        kinds = (getattr(self, item.name) for item in fields(self)[1:])
         return Targets(self.layers, *({layer: states[indices] for layer, states in kind.items()} for kind in kinds))
 
 
@@ -148,6 +155,8 @@ def make_targets(
     layers: Layers,
     anchors: Mapping[int, Float[Tensor, "fact d_model"]],
     shifts: Float[Tensor, "fact layer d_model"] | None = None,
+    inner: Mapping[int, Float[Tensor, "fact d_model"]] | None = None,
+    firsts: Mapping[Kind, Float[Tensor, "fact d_model"]] = NONE,
 ) -> Targets:
     """Targets of every kind from the anchors at the first and at the last decisive layer, and from shifts at all.
 
@@ -156,6 +165,8 @@ def make_targets(
         layers: The decisive layers, ascending.
         anchors: Anchors by layer.
         shifts: Coordinated shifts, if there are.
+        inner: Anchors at the layers between, by layer, if there are.
+        firsts: Further anchors at the first layer, which are replayed, by kind.
 
     Returns:
         The targets.
@@ -168,9 +179,15 @@ def make_targets(
         >>> targets.of("replayed", 6).shape
         torch.Size([2, 576])
     """
-    replayed = replay_targets(rows, anchors[layers[0]], layers)
-    coordinated = {}
+
+    def replayed(
+        first: Float[Tensor, "fact d_model"], shifts: Float[Tensor, "fact layer d_model"] | None = None
+    ) -> dict[int, Float[Tensor, "fact d_model"]]:
+        return dict(zip(layers, replay_targets(rows, first, layers, shifts).unbind(1), strict=True))
+
+    further = {kind: replayed(first) for kind, first in firsts.items()}
     if shifts is not None:
-        first = shifted_states(rows.model, rows.bare, layers[0], shifts[:, 0])
-        coordinated = dict(zip(layers, replay_targets(rows, first, layers, shifts).unbind(1), strict=True))
-    return Targets(layers, anchors, dict(zip(layers, replayed.unbind(1), strict=True)), coordinated)
+        further[COORDINATED] = replayed(shifted_states(rows.model, rows.bare, layers[0], shifts[:, 0]), shifts)
+    if inner is not None:
+        further[SEPARATE] = {layer: ({**inner, **anchors})[layer] for layer in layers}
+    return Targets(layers, anchors, replayed(anchors[layers[0]]), **further)

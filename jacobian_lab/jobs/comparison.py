@@ -167,7 +167,8 @@ class Comparison:
         )
         shifted = list[Labels]([{}]) if any_coordinated(self.schemes) else list[Labels]()
         layers = self.experiment.session.anchor_layers
-        return [*([descents(self.experiment, layers, shifted)] if self.methods else []), neighbors]
+        own = descents(self.experiment, layers, shifted, schemes=self.schemes)
+        return [*([own] if self.methods else []), neighbors]
 
     def preparation(self) -> Preparation:
         """Make it clear before the long work that the rules can use every C."""

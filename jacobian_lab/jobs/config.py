@@ -1,20 +1,18 @@
-"""Settings of jobs with their choices and ranges, and the checks that need nothing loaded."""
+"""Settings of jobs with their choices and ranges."""
 
-import math
-import types
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Literal
 
 from annotated_types import Gt, Le, Lt
 from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 
-from jacobian_lab.catalogue import TABLE_METHODS, SchemeName
-from jacobian_lab.editing.anchors import AnchorSettings, CoordinationSettings
+from jacobian_lab.catalogue import TABLE_METHODS, TABLE_SCHEMES, SchemeName
 from jacobian_lab.editing.rules import RuleSettings
 from jacobian_lab.editing.schemes import DAMPING
-from jacobian_lab.errors import InputError
+from jacobian_lab.editing.settings import AnchorSettings, CoordinationSettings, Delivered, ReplaySettings
 from jacobian_lab.facts.reading import BUILTIN
+from jacobian_lab.jobs.checks import check as check
 from jacobian_lab.maps.jacobians import MEMORY_BUDGET
 from jacobian_lab.maps.replay import Site
 from jacobian_lab.model.chat import DATE
@@ -102,6 +100,9 @@ class AnchorConfig:
         clamp: Largest norm of the anchor's shift, as a share of the state's.
         dtype: Dtype of the copy of the model that the descent runs in; the model's own by default. Where the processor
             multiplies bfloat16 faster, so are anchors.
+        delivered: Share of the shifts at which the answer is asked for: none (all of them), margin (a constant one) or
+            random (drawn for every pass and layer).
+        delivered_share: The constant share, 0.8 by default; or the least random one, by default as measured.
 
     Examples:
         >>> import jacobian_lab as jl
@@ -115,6 +116,8 @@ class AnchorConfig:
     kl_factor: float = AnchorSettings.kl_factor
     clamp: Above = AnchorSettings.clamp
     dtype: Dtype | None = None
+    delivered: Delivered = field(default="none", metadata=RARE)
+    delivered_share: Annotated[float, Gt(0), Le(1)] | None = field(default=None, metadata=RARE)
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,7 @@ class EditingConfig(ComputingConfig):
         pullback_damping: Weight μ of the shift's norm in the scheme jacobian-pullback.
         anchor: Optimisation of anchors.
         coordination: Effort of coordinated-replay, shared over the decisive layers.
+        replay: Controls of forward replay: starts of forward-replay-restarted, and the joint loss.
         anchors_per_batch: Facts optimised side by side at the most, 16 on a processor by default and what memory holds
             on a card; changes no number beyond rounding.
         anchors_from: Folder of another run of these facts, of some of them or of more of their file, whose anchors and
@@ -149,6 +153,7 @@ class EditingConfig(ComputingConfig):
     pullback_damping: Above = field(default=DAMPING, metadata=RARE)
     anchor: AnchorConfig = field(default_factory=AnchorConfig)
     coordination: CoordinationSettings = field(default_factory=CoordinationSettings, metadata=RARE)
+    replay: ReplaySettings = field(default_factory=ReplaySettings, metadata=RARE)
     anchors_per_batch: Positive | None = None
     anchors_from: Path | None = None
 
@@ -173,7 +178,7 @@ class SchemesConfig(EditingConfig):
         10
     """
 
-    schemes: tuple[SchemeName, ...] = get_args(SchemeName)
+    schemes: tuple[SchemeName, ...] = TABLE_SCHEMES
     studies: tuple[StudyName, ...] = ()
     verdicts: bool = True
     survey: SurveyName | Literal["none"] = "auto"
@@ -308,7 +313,8 @@ class FrontierConfig(EvaluationConfig):
 
     Attributes:
         rule: The update rule; alphaedit has no λ.
-        schemes: Target schemes; all but jacobian-pullback, whose dense J of every fact take long, by default.
+        schemes: Target schemes; by default those of the tables but jacobian-pullback, whose dense J of every fact take
+            long.
         ridges: The values of λ; seven over three decades around the model's own by default.
         greedy: Check Accuracy by real greedy decoding too; off here, since there are many points.
 
@@ -319,7 +325,7 @@ class FrontierConfig(EvaluationConfig):
     """
 
     rule: Literal["memit", "prune", "rect", "emmet"] = "memit"
-    schemes: tuple[SchemeName, ...] = tuple(name for name in get_args(SchemeName) if name != "jacobian-pullback")
+    schemes: tuple[SchemeName, ...] = tuple(name for name in TABLE_SCHEMES if name != "jacobian-pullback")
     ridges: tuple[Above, ...] | None = None
     greedy: bool = False
 
@@ -341,57 +347,3 @@ class EditConfig(MethodsConfig):
 
     method: str = "memit+fe"
     save: Literal["delta", "folder", "both"] = "delta"
-
-
-def check(config: Any, prefix: str = "") -> None:
-    """Hold what is set against its type: its choices and its range, that floats are finite and lists not empty."""
-    hints = get_type_hints(type(config), include_extras=True)
-    for item in fields(config):
-        value, name = getattr(config, item.name), prefix + item.name
-        if is_dataclass(value):
-            omitted = hasattr(hints[item.name], "__metadata__")  # options without the field's name
-            check(value, prefix if omitted else f"{name}.")
-        elif value is not None and value != item.default:
-            _check(value, hints[item.name], name)
-
-
-def _check(value: Any, hint: Any, name: str) -> None:
-    """One value against what its field takes."""
-    kinds = [kind for kind in _alternatives(hint) if kind is not type(None)]
-    if isinstance(value, tuple):
-        (kind,) = kinds
-        (inner, _) = get_args(get_args(kind)[0] if get_origin(kind) is Annotated else kind)
-        if not value:
-            raise InputError(f"expected at least one{_choices(_alternatives(inner))}, got ⟨{name}⟩ without: name one")
-        for item in value:
-            _check(item, inner, name)
-        return
-    choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
-    ranges = [kind for kind in kinds if get_origin(kind) is not Literal]
-    if value in choices:
-        return
-    if not ranges:
-        raise InputError(f"expected{_choices(kinds)}, got ⟨{name}⟩ {value!r}: choose one of them")
-    _check_range(value, ranges[0], name)
-
-
-def _check_range(value: Any, kind: Any, name: str) -> None:
-    if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
-        raise InputError(f"expected a number that is not negative, got ⟨{name}⟩ {value}: give another")
-    for bound in getattr(kind, "__metadata__", ()):
-        if isinstance(bound, Gt) and not value > bound.gt:
-            least = "above zero" if bound.gt == 0 else f"above {bound.gt}"
-            raise InputError(f"expected a number {least}, got ⟨{name}⟩ {value}: give another")
-        if isinstance(bound, Lt) and not value < bound.lt:
-            raise InputError(f"expected a number below {bound.lt}, got ⟨{name}⟩ {value}: give another")
-        if isinstance(bound, Le) and not value <= bound.le:
-            raise InputError(f"expected a number of at most {bound.le}, got ⟨{name}⟩ {value}: give another")
-
-
-def _alternatives(hint: Any) -> list[Any]:
-    return list(get_args(hint)) if get_origin(hint) in {Union, types.UnionType} else [hint]
-
-
-def _choices(kinds: list[Any]) -> str:
-    choices = [str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
-    return f" of {', '.join(choices)}" if choices else ""

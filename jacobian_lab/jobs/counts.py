@@ -113,6 +113,10 @@ class Counts:
         contexts = [[row for fact_rows in piece for row in fact_rows] for piece in pieces]
         return total(self.forward(piece_rows, layers[-1] + 1) for piece_rows in contexts)
 
+    def transfers(self, rows: FactRows, layers: Layers) -> Stage:
+        """Keys in held-out contexts, of which there are about as many as others, and what they get of a shift."""
+        return Stage("transfer of keys", self.keys(rows, layers) * 2 + self.solves(len(layers), len(rows)))
+
     def null_spaces(self, count: int) -> Stage:
         """The eigenvectors of some C."""
         cubes = self.shape.d_mlp**3

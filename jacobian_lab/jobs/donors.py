@@ -16,7 +16,7 @@ from jacobian_lab.facts.reading import read_facts
 from jacobian_lab.jobs.config import EditingConfig
 from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.progress import note
-from jacobian_lab.session.descents import REFIT_ANCHOR, SHIFT
+from jacobian_lab.session.descents import REFIT_ANCHOR
 from jacobian_lab.store.arrays import exists, open_arrays, read_config
 from jacobian_lab.store.commands import command_of
 from jacobian_lab.store.completion import Completion
@@ -78,31 +78,30 @@ class Donor:
             where = f"{donated['device']} with torch {donated['versions']['torch']}"
             note(f"anchors of {self.folder} were made on {where}: they round otherwise")
 
-    def other_shifts(self, own_settings: Settings, weighted: bool) -> str:
-        """Name the first setting that makes its coordinated shifts unusable here; '' if none does."""
-        deciding = ("layers", "coordination", *(("corpus",) if weighted else ()))
+    def changed(self, own_settings: Settings, deciding: Sequence[str]) -> str:
+        """Name the first setting of some that is another one here; '' if none is."""
         here = json.loads(json.dumps({name: own_settings[name] for name in deciding}))
         return next((name for name in deciding if here[name] != self.settings.get(name)), "")  # an older run lacks some
 
     def gives(
-        self, name: str, where: Settings, labels: Sequence[Any], own_settings: Settings, weighted: bool
+        self, name: str, where: Settings, labels: Sequence[Any], own_settings: Settings, deciding: Sequence[str]
     ) -> list[bool]:
         """Tell for which facts it has a descent's result that can be used here."""
         mark, shared = f"{name}_passes", [label for label in labels if label in self.labels]
-        unusable = name == REFIT_ANCHOR or (name == SHIFT and self.other_shifts(own_settings, weighted))
+        unusable = name == REFIT_ANCHOR or self.changed(own_settings, deciding)
         if unusable or not shared or not self.finished.has(mark, **where):
             return [False] * len(labels)
         cells = np.reshape(self.finished.cells(mark, fact=shared, **where), -1).tolist()
         done = {label for label, cell in zip(shared, cells, strict=True) if cell}
         return [label in done for label in labels]
 
-    def give(self, run: Run, name: str, own_settings: Settings, weighted: bool) -> None:
+    def give(self, run: Run, name: str, own_settings: Settings, deciding: Sequence[str]) -> None:
         """Copy what it has finished of a descent into a run that lacks it, and say so."""
         if name == REFIT_ANCHOR or self.folder.resolve() == run.folder.resolve():
             return
         _ = self.finished
         plural = f"{name}s".replace("_", " ")
-        if name == SHIFT and (changed := self.other_shifts(own_settings, weighted)):
+        if changed := self.changed(own_settings, deciding):
             note(f"{plural} are optimised anew: those of {self.folder} were made with another {changed}")
             return
         note(f"{run.copy_from(self.folder, f'{name}_passes')} {plural} are those of {self.folder}")

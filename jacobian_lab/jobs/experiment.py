@@ -6,10 +6,10 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from jacobian_lab.editing.anchors import AnchorSettings
 from jacobian_lab.editing.published_moments import Published, check_moments
 from jacobian_lab.editing.rules import RuleSettings
 from jacobian_lab.editing.second_moments import moment_rows, moments_cached, second_moments
+from jacobian_lab.editing.settings import AnchorSettings, recorded
 from jacobian_lab.editing.solving import REALISED
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import Fact
@@ -24,8 +24,16 @@ from jacobian_lab.model.footprint import DOUBLE
 from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.templates import TYPICAL_TEMPLATES, Templates, read_templates, sample_templates
 from jacobian_lab.planning.work import Stage
+from jacobian_lab.session.descents import JOINT_ANCHOR, RESTARTED_ANCHOR, SHIFT
 from jacobian_lab.session.session import Moments, Session
 from jacobian_lab.store.arrays import exists, read_config
+
+OWN_SETTINGS = {
+    SHIFT: ("layers", "coordination"),
+    RESTARTED_ANCHOR: ("layers", "replay", "seed"),
+    JOINT_ANCHOR: ("layers", "replay"),
+}
+"""Settings that decide a descent of that name alone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,10 +55,13 @@ class Experiment(Subject):
     donor: Donor | None
     ridge: float | None
 
-    @property
-    def weighted(self) -> bool:
-        """Tells whether coordinated shifts depend on C."""
-        return self.config.coordination.needs_eases
+    def deciding(self, name: str) -> tuple[str, ...]:
+        """Settings that decide a descent beside those that decide every anchor."""
+        anchor, coordination, shifted = self.session.anchor, self.config.coordination, name == SHIFT
+        measured = anchor.needs_transfers or (shifted and coordination.needs_transfers)
+        weighted = measured or (shifted and coordination.needs_eases)
+        drawn = measured or anchor.delivered == "random"
+        return (*OWN_SETTINGS.get(name, ()), *(("corpus",) * weighted), *(("seed",) * drawn))
 
     def with_layers(self, layers: Layers) -> "Experiment":
         """The same with other decisive layers."""
@@ -106,11 +117,12 @@ class Experiment(Subject):
         config, ridge = self.config, self.ridge
         return super().settings() | {
             "templates": [list(group) for group in self.templates],
-            "anchor": {name: value for name, value in asdict(self.session.anchor).items() if value is not None},
+            "anchor": recorded(self.session.anchor),
             "corpus": self._corpus_settings(),
             "ridge": f"realises {REALISED:g}" if ridge is None else ridge,
             "pullback_damping": config.pullback_damping,
-            "coordination": asdict(config.coordination),
+            "coordination": recorded(config.coordination),
+            "replay": recorded(config.replay),
         }
 
     def _corpus_settings(self) -> dict[str, Any]:
@@ -199,9 +211,11 @@ def prepare(
         anchor=anchor,
         take_moments=partial(_moments, model, corpus, published, layers, config, progress),
         coordination=config.coordination,
+        replay=config.replay,
         rules=config.rules if isinstance(config, EvaluationConfig) else RuleSettings(),
         fixed_ridge=ridge,
         damping=config.pullback_damping,
+        seed=config.seed,
         batch_size=config.anchors_per_batch,
         apart=frozenset(places[label] for label in (donor.labels if donor else ()) if label in places),
         executor=subject.executor,

@@ -13,7 +13,8 @@ from jacobian_lab.jobs.experiment import Experiment
 from jacobian_lab.jobs.job import Labels, Part
 from jacobian_lab.planning.work import Stage
 from jacobian_lab.progress import counted
-from jacobian_lab.session.descents import ANCHOR, SHIFT, Optimized
+from jacobian_lab.session.descents import ANCHOR, CLAMPED, LOSS, PASSES, RESTARTED_ANCHOR, SHIFT, Optimized, places_of
+from jacobian_lab.session.session import kinds_of
 from jacobian_lab.store.completion import Completion
 from jacobian_lab.store.run import Run
 
@@ -38,22 +39,23 @@ class Recorded:
         if not lacking or name in self._donated or self._experiment.donor is None:
             return lacking
         self._donated.add(name)
-        self._experiment.donor.give(self._run, name, self._experiment.settings(), self._experiment.weighted)
+        self._experiment.donor.give(self._run, name, self._experiment.settings(), self._experiment.deciding(name))
         return self._lacking(name, where, facts)
 
     def put(self, name: str, where: Labels, facts: Sequence[int], optimized: Optimized) -> None:
         """Write and commit a batch."""
-        (states, loss, passes), labels = optimized, self._where(facts, where)
-        self._run.write(name, states.double(), **self._within(name, labels))
-        self._run.write(f"{name}_loss", loss, **self._within(f"{name}_loss", labels))
-        self._run.commit(f"{name}_passes", passes, **self._within(f"{name}_passes", labels))
+        (states, loss, passes, clamped), labels = optimized, self._where(facts, where)
+        for variable, values in ((name, states.double()), (LOSS.format(name), loss), (CLAMPED.format(name), clamped)):
+            self._run.write(variable, values, **self._within(variable, labels))
+        mark = PASSES.format(name)
+        self._run.commit(mark, passes, **self._within(mark, labels))
 
     def get(self, name: str, where: Labels, facts: Sequence[int]) -> Float[Tensor, "fact ..."]:
         """Read the states or shifts of some facts, in float64."""
         return torch.tensor(self._run.read(name, **self._within(name, self._where(facts, where))))
 
     def _lacking(self, name: str, where: Labels, facts: Sequence[int]) -> list[int]:
-        mark = f"{name}_passes"
+        mark = PASSES.format(name)
         done = self._run.done(mark, **self._within(mark, self._where(facts, where))).reshape(-1)
         return [fact for fact, is_done in zip(facts, done, strict=True) if not is_done]
 
@@ -71,7 +73,9 @@ Cell = tuple[str, Labels, tuple[int, ...]]
 def left_of(done: Completion, experiment: Experiment, name: str, where: Labels) -> tuple[int, ...]:
     """Indices of the facts that a run lacks a descent of."""
     labels = experiment.labels()
-    cells = np.broadcast_to(done.cells(f"{name}_passes", fact=labels, **_marked(name, where)).reshape(-1), len(labels))
+    cells = np.broadcast_to(
+        done.cells(PASSES.format(name), fact=labels, **_marked(name, where)).reshape(-1), len(labels)
+    )
     return tuple(np.flatnonzero(~cells).tolist())
 
 
@@ -80,15 +84,23 @@ def work_of(counts: Counts, experiment: Experiment, cell: Cell) -> list[Stage]:
     (name, where, left), donor, labels = cell, experiment.donor, experiment.labels()
     if donor is not None:
         left_labels, own_settings = [labels[fact] for fact in left], experiment.settings()
-        there = donor.gives(name, _marked(name, where), left_labels, own_settings, experiment.weighted)
+        there = donor.gives(name, _marked(name, where), left_labels, own_settings, experiment.deciding(name))
         left = tuple(fact for fact, is_there in zip(left, there, strict=True) if not is_there)
     if not left:
         return []
-    layers = where.get("anchor_layer", experiment.layers)
+    layers = where.get("layer", where.get("anchor_layer", experiment.layers))
     first, count = (layers, 1) if isinstance(layers, int) else (layers[0], len(layers))
-    stage = f"coordinated shifts at {counted(count, 'layer')}" if name == SHIFT else f"anchors at layer {first}"
+    stage = f"coordinated shifts at {counted(count, 'layer')}" if name == SHIFT else f"{_plural(name)} at layer {first}"
     steps, size = experiment.session.anchor.steps, experiment.config.anchors_per_batch
-    return [counts.descent(stage, experiment.rows.select(left), first, steps, size)]
+    times = experiment.session.replay.starts if name == RESTARTED_ANCHOR else 1
+    session = experiment.session
+    measures = session.anchor.needs_transfers or (name == SHIFT and session.coordination.needs_transfers)
+    transfers = [counts.transfers(experiment.rows, experiment.layers)] if measures else []
+    return [*transfers, counts.descent(stage, experiment.rows.select(left), first, times * steps, size)]
+
+
+def _plural(name: str) -> str:
+    return f"{name}s".replace("_", " ")
 
 
 def _marked(name: str, where: Labels) -> Labels:
@@ -97,12 +109,23 @@ def _marked(name: str, where: Labels) -> Labels:
 
 
 def descents(
-    experiment: Experiment, layers: Sequence[int], shifted: Sequence[Labels], at: Labels | None = None
+    experiment: Experiment,
+    layers: Sequence[int],
+    shifted: Sequence[Labels],
+    at: Labels | None = None,
+    schemes: Iterable[str] = (),
 ) -> Part:
-    """Describe the part of a run that holds anchors at some layers, and coordinated shifts; `Recorded` has ``at``."""
+    """Describe the part of a run that holds anchors at some layers, coordinated shifts, and what else schemes need.
+
+    `Recorded` has ``at``.
+    """
     session, at = experiment.session, at or {}
+    for where in shifted:
+        session.coordination.check(tuple(where.get("anchor_layer", session.layers)))
     places: list[tuple[str, Labels]] = [(ANCHOR, {"anchor_layer": layer, **at}) for layer in layers]
     places += [(SHIFT, where) for where in shifted]
+    further = places_of(kinds_of(schemes), session.layers)
+    places += further
 
     def todo(done: Completion) -> list[Cell]:
         cells = [(name, where, left_of(done, experiment, name, where)) for name, where in places]
@@ -117,5 +140,7 @@ def descents(
             session.anchors(recorder, layers)
         for where in shifted if SHIFT in names else ():
             session.shifts(recorder, tuple(where["anchor_layer"]) if where else None, where)
+        for name in dict.fromkeys(name for name, _ in further if name in names):
+            session.optimize(recorder, name)
 
     return Part(todo, compute, work)

@@ -58,7 +58,7 @@ def schemes_job(config: SchemesConfig, *, progress: bool = True, sketch: Places 
             "d_model": range(experiment.model.d_model),
         },
         [
-            descents(experiment, experiment.session.anchor_layers, shifted),
+            descents(experiment, experiment.session.anchor_layers, shifted, schemes=schemes),
             *survey,
             _edits(experiment, schemes, config.studies, how, progress),
         ],

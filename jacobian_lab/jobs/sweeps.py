@@ -25,6 +25,7 @@ from jacobian_lab.maps.agreement import check_replay
 from jacobian_lab.model.devices import Places
 from jacobian_lab.planning.work import Stage, total
 from jacobian_lab.progress import counted
+from jacobian_lab.session.descents import FIRSTS
 from jacobian_lab.session.session import any_coordinated
 from jacobian_lab.store.arrays import exists, read_config
 from jacobian_lab.store.run import Run
@@ -38,6 +39,9 @@ PULLBACK = "jacobian-pullback, μ = {:g}"
 
 def layer_count_job(config: LayerCountConfig, *, progress: bool = True, sketch: Places | None = None) -> Job:
     """Edit with 1, 2, … decisive layers, the last of them fixed."""
+    for name in config.schemes:
+        if SCHEMES[name].kind in FIRSTS:
+            raise InputError(f"expected schemes without descents of their own, got {name}: leave it out of ⟨schemes⟩")
     experiment = prepare(config, questions=_without_probes, progress=progress, sketch=sketch)
     last = experiment.layers[-1]
     most = min(MOST, last + 1) if config.max_layers is None else config.max_layers
@@ -73,7 +77,7 @@ def layer_count_job(config: LayerCountConfig, *, progress: bool = True, sketch: 
         def edit(scheme: str, count: int) -> Iterator[tuple[str, Any, Labels]]:
             own = layers[-count:]
             ends: dict[int, torch.Tensor] = {layer: anchors[layer] for layer in {own[0], own[-1]}}
-            targets = make_targets(rows, own, ends, shifts.get(count))
+            targets = make_targets(rows, own, ends, shifts.get(count), anchors)
             examine = partial(evaluator.means, experiment.executor)
             _, values = measured_edit(session.setting, SCHEMES[scheme], targets, examine=examine)
             yield "final_ratio", values["residual_ratio"][:, -1], {}

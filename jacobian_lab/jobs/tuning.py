@@ -24,6 +24,8 @@ from jacobian_lab.model.loading import check_layers
 from jacobian_lab.model.protocols import Protocol, file_name
 from jacobian_lab.planning.work import Stage
 from jacobian_lab.progress import span
+from jacobian_lab.session.descents import places_of
+from jacobian_lab.session.session import kinds_of
 from jacobian_lab.store.completion import Completion
 from jacobian_lab.store.run import Run, config_of, open_run
 from jacobian_lab.tries import Outcome, choices, criterion_of, evaluated_tries, finalists, observed_windows
@@ -63,6 +65,8 @@ def _check(config: TuneConfig, methods: Sequence[str]) -> None:
     for name in methods:
         if name in TRAINED or method(name).refit:
             raise InputError(f"expected pairs of a rule and a target scheme, got {name}: leave it out of ⟨methods⟩")
+        if places_of(kinds_of([method(name).scheme]), (0, 1, 2)):
+            raise InputError(f"expected schemes without descents of their own, got {name}: leave it out of ⟨methods⟩")
     for field, instead in (("layers", "⟨windows⟩ as 3-7 5-9"), ("anchors_from", "a folder of ⟨out⟩ that goes on")):
         if getattr(config, field) is not None:
             raise InputError(f"expected {instead}, got ⟨{field}⟩: a search makes descents at several windows")

@@ -1,6 +1,6 @@
 """Anchors and coordinated shifts of many facts, optimized batch by batch, recorded as they are finished."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
@@ -9,14 +9,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from jacobian_lab.catalogue import JOINT, RESTARTED, SEPARATE, Kind
 from jacobian_lab.editing.anchors import (
-    AnchorSettings,
-    CoordinationSettings,
-    Progress,
+    Anchors,
+    CoordinatedShifts,
+    best_anchors,
     coordinate_shifts,
     optimize_anchors,
+    random_starts,
 )
 from jacobian_lab.editing.batches import anchor_batches
+from jacobian_lab.editing.descent import NO_CONDITIONS, Conditions, Progress
+from jacobian_lab.editing.settings import AnchorSettings, CoordinationSettings, ReplaySettings
 from jacobian_lab.memory import free_memory
 from jacobian_lab.model.language_model import Layers
 from jacobian_lab.model.rows import FactRows
@@ -26,11 +30,18 @@ from jacobian_lab.progress import bar, note
 Labels = Mapping[str, Any]
 """Where a descent is recorded, beside its facts."""
 
-Optimized = tuple[Tensor, Tensor, Tensor]
-"""States or shifts, losses and passes of a batch, fact by fact, on the host."""
+Optimized = tuple[Tensor, Tensor, Tensor, Tensor]
+"""States or shifts, losses, passes and clamped shares of a batch, fact by fact, on the host."""
 
 ANCHOR, REFIT_ANCHOR, SHIFT = "anchor", "refit_anchor", "coordinated_shift"
 """Names under which descents are recorded: anchors of the unedited model, of an edited one, and coordinated shifts."""
+INNER_ANCHOR, RESTARTED_ANCHOR, JOINT_ANCHOR = "inner_anchor", "restarted_anchor", "joint_anchor"
+"""Names of the descents of further targets: anchors between the decisive layers' ends, and those at the first layer
+that are the best of several, or drawn to the last layer's."""
+FIRSTS: Mapping[Kind, str] = {RESTARTED: RESTARTED_ANCHOR, JOINT: JOINT_ANCHOR}
+"""Descents at the first layer, by the kind of the targets that are replayed from them."""
+LOSS, PASSES, CLAMPED = "{}_loss", "{}_passes", "{}_clamped"
+"""Names under which the rest of what a descent gives is recorded."""
 
 
 @runtime_checkable
@@ -46,7 +57,7 @@ class Recorder(Protocol):
         ...
 
     def get(self, name: str, where: Labels, facts: Sequence[int]) -> Float[Tensor, "fact ..."]:
-        """Give the states or shifts of some facts, in float64."""
+        """Give the states or shifts of some facts, in float64; under the name of `LOSS` their losses."""
         ...
 
 
@@ -62,10 +73,11 @@ class InMemory:
 
     def put(self, name: str, where: Labels, facts: Sequence[int], optimized: Optimized) -> None:
         """Hold a batch."""
-        self._at(name, where).update(zip(facts, optimized[0].double(), strict=True))
+        for held, values in zip((name, LOSS.format(name)), optimized, strict=False):
+            self._at(held, where).update(zip(facts, values.double(), strict=True))
 
     def get(self, name: str, where: Labels, facts: Sequence[int]) -> Float[Tensor, "fact ..."]:
-        """Give the states or shifts of some facts, in float64."""
+        """Give the states or shifts of some facts, or their losses, in float64."""
         return torch.stack([self._at(name, where)[fact] for fact in facts])
 
     def _at(self, name: str, where: Labels) -> dict[int, Tensor]:
@@ -88,9 +100,27 @@ class Descent:
     optimizer: Callable[[], Callable[..., Optimized]]
 
 
-def anchor_descent(rows: FactRows, settings: AnchorSettings, layer: int, name: str = ANCHOR) -> Descent:
+def places_of(kinds: Iterable[Kind], layers: Layers) -> list[tuple[str, Labels]]:
+    """List descents that kinds of targets need beside anchors at both ends and coordinated shifts: name and place."""
+    places: list[tuple[str, Labels]] = []
+    for kind in dict.fromkeys(kinds):
+        if kind == SEPARATE:
+            places += [(INNER_ANCHOR, {"layer": layer}) for layer in layers[1:-1]]
+        elif kind in FIRSTS:
+            places.append((FIRSTS[kind], {}))
+    return places
+
+
+def anchor_descent(
+    rows: FactRows,
+    settings: AnchorSettings,
+    layer: int,
+    name: str = ANCHOR,
+    conditions: Callable[[], Conditions] = Conditions,
+) -> Descent:
     """Describe the descent of anchors at a layer, of the model as it is when they are optimized."""
-    return Descent(name, {"anchor_layer": layer}, lambda: partial(_anchors, rows, settings, layer))
+    where = {"layer" if name == INNER_ANCHOR else "anchor_layer": layer}
+    return Descent(name, where, lambda: partial(_anchors, rows, settings, layer, conditions=conditions()))
 
 
 def shift_descent(
@@ -98,23 +128,63 @@ def shift_descent(
     settings: AnchorSettings,
     layers: Layers,
     coordination: CoordinationSettings,
-    leverage: Callable[[], Float[Tensor, "fact layer"]],
+    conditions: Callable[[], Conditions],
     where: Labels,
 ) -> Descent:
-    """Describe the descent of coordinated shifts; kᵀC⁻¹k is asked for only where the settings need it."""
+    """Describe the descent of coordinated shifts; conditions are asked for only where something is missing."""
+    return Descent(SHIFT, where, lambda: partial(_shifts, rows, settings, layers, coordination, conditions()))
+
+
+def restarted_descent(
+    rows: FactRows,
+    settings: AnchorSettings,
+    layer: int,
+    restarts: ReplaySettings,
+    seed: int,
+    conditions: Callable[[], Conditions],
+) -> Descent:
+    """Describe the descents of which each fact's best gives its anchor."""
 
     def optimizer() -> Callable[..., Optimized]:
-        eases = leverage().cpu() if coordination.needs_eases else None
-        return partial(_shifts, rows, settings, layers, coordination, eases)
+        return partial(_restarted, rows, settings, layer, restarts, seed, conditions())
 
-    return Descent(SHIFT, where, optimizer)
+    return Descent(RESTARTED_ANCHOR, {}, optimizer)
+
+
+def joint_descent(
+    rows: FactRows, settings: AnchorSettings, layer: int, conditions: Callable[[], Conditions]
+) -> Descent:
+    """Describe the descent of anchors that are drawn to those at the last layer."""
+    return Descent(JOINT_ANCHOR, {}, lambda: partial(_anchors, rows, settings, layer, conditions=conditions()))
 
 
 def _anchors(
-    rows: FactRows, settings: AnchorSettings, layer: int, batch: Sequence[int], progress: Progress | None = None
+    rows: FactRows,
+    settings: AnchorSettings,
+    layer: int,
+    batch: Sequence[int],
+    progress: Progress | None = None,
+    conditions: Conditions = NO_CONDITIONS,
 ) -> Optimized:
-    anchors = optimize_anchors(rows.select(batch), layer, settings, progress)
-    return anchors.states.cpu(), anchors.loss.cpu(), anchors.passes.cpu()
+    own = conditions.select(batch)
+    anchors = optimize_anchors(rows.select(batch), layer, settings, progress, own)
+    return _optimized(anchors.states, anchors)
+
+
+def _restarted(
+    rows: FactRows,
+    settings: AnchorSettings,
+    layer: int,
+    restarts: ReplaySettings,
+    seed: int,
+    conditions: Conditions,
+    batch: Sequence[int],
+    progress: Progress | None = None,
+) -> Optimized:
+    own = rows.select(batch)
+    starts = [random_starts(own, restarts.size, seed, number) for number in range(restarts.starts)]
+    anchors = best_anchors(own, layer, settings, starts, progress, conditions.select(batch))
+    return _optimized(anchors.states, anchors)
 
 
 def _shifts(
@@ -122,13 +192,17 @@ def _shifts(
     settings: AnchorSettings,
     layers: Layers,
     coordination: CoordinationSettings,
-    eases: Float[Tensor, "fact layer"] | None,
+    conditions: Conditions,
     batch: Sequence[int],
     progress: Progress | None = None,
 ) -> Optimized:
-    own = None if eases is None else eases[list(batch)]
-    shifts = coordinate_shifts(rows.select(batch), layers, settings, coordination, own, progress)
-    return shifts.shifts.cpu(), shifts.loss.cpu(), shifts.passes.cpu()
+    own = conditions.select(batch)
+    shifts = coordinate_shifts(rows.select(batch), layers, settings, coordination, own.eases, progress, own)
+    return _optimized(shifts.shifts, shifts)
+
+
+def _optimized(values: Tensor, descent: Anchors | CoordinatedShifts) -> Optimized:
+    return values.cpu(), descent.loss.cpu(), descent.passes.cpu(), descent.clamped.cpu()
 
 
 @dataclass(frozen=True)

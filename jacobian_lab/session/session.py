@@ -3,32 +3,40 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jacobian_lab.catalogue import COORDINATED, SCHEMES, method
-from jacobian_lab.editing.anchors import AnchorSettings, CoordinationSettings
+from jacobian_lab.catalogue import COORDINATED, JOINT, RESTARTED, SCHEMES, SEPARATE, Kind, method
+from jacobian_lab.editing.delivery import delivered_shares
+from jacobian_lab.editing.descent import Conditions
 from jacobian_lab.editing.layers import Setting, restored
 from jacobian_lab.editing.measures import ObservedEdit
 from jacobian_lab.editing.methods import MethodEdit, Refit, edit_with
 from jacobian_lab.editing.rules import RuleSettings
 from jacobian_lab.editing.schemes import DAMPING, Targets, make_targets
+from jacobian_lab.editing.settings import AnchorSettings, CoordinationSettings, ReplaySettings
 from jacobian_lab.editing.solving import Eigh, advice, factored, null_space, remembered_eigh, suited_ridge
 from jacobian_lab.errors import InputError
 from jacobian_lab.model.language_model import LanguageModel, Layers
-from jacobian_lab.model.rows import FactRows
+from jacobian_lab.model.rows import FactRows, fact_rows
+from jacobian_lab.model.templates import sample_templates
 from jacobian_lab.parallel.executor import SERIAL, Executor
 from jacobian_lab.session.descents import (
     ANCHOR,
+    FIRSTS,
+    INNER_ANCHOR,
+    LOSS,
     Batching,
     Labels,
     Recorder,
     anchor_descent,
     descend,
+    joint_descent,
+    restarted_descent,
     shift_descent,
 )
 
@@ -45,9 +53,11 @@ class Session:
         anchor: How anchors are optimized.
         take_moments: Gives C of the decisive layers, from the cache where it is there.
         coordination: How coordinated replay shares the effort over the layers.
+        replay: How the controls of forward replay are made.
         rules: What the update rules leave open.
         fixed_ridge: λ; none where it follows from what is realised.
         damping: μ of the scheme jacobian-pullback.
+        seed: Seed of what descents draw.
         batch_size: Facts in a descent's batch at the most; what the model and memory allow by default.
         apart: Indices of facts that have batches of their own.
         executor: Who does work that is divided by facts.
@@ -59,9 +69,11 @@ class Session:
     anchor: AnchorSettings
     take_moments: Callable[[], Moments]
     coordination: CoordinationSettings = field(default_factory=CoordinationSettings)
+    replay: ReplaySettings = field(default_factory=ReplaySettings)
     rules: RuleSettings = field(default_factory=RuleSettings)
     fixed_ridge: float | None = None
     damping: float = DAMPING
+    seed: int = 0
     batch_size: int | None = None
     apart: frozenset[int] = frozenset()
     executor: Executor = SERIAL
@@ -157,8 +169,10 @@ class Session:
         Returns:
             Anchors of these facts, in float32 or better.
         """
-        descents = [anchor_descent(self.rows, self.anchor, layer, name) for layer in layers]
-        states = descend(self._batching, descents, recorder, facts, progress=self.progress)
+        descents = [
+            anchor_descent(self.rows, self.anchor, layer, name, partial(self._delivered, (layer,))) for layer in layers
+        ]
+        states = descend(self._batching, descents, recorder, facts, progress=self.progress) if layers else []
         return dict(zip(layers, states, strict=True))
 
     def shifts(
@@ -175,11 +189,45 @@ class Session:
             δ_l, in float32 or better.
         """
         layers = layers or self.layers
-        descent = shift_descent(
-            self.rows, self.anchor, layers, self.coordination, lambda: self.setting.eases(layers), where or {}
-        )
+        conditions = partial(self._conditions, recorder, layers)
+        descent = shift_descent(self.rows, self.anchor, layers, self.coordination, conditions, where or {})
         (shifts,) = descend(self._batching, [descent], recorder, progress=self.progress)
         return shifts
+
+    @cached_property
+    def held_out(self) -> FactRows:
+        """The facts in contexts that no key and no anchor is made of: sampled with the next seed."""
+        _, contexts = sample_templates(self.model, (self.seed + 1) % 2**63)
+        return fact_rows(self.model, self.rows.facts, (contexts,))
+
+    def transfers(self, layers: Layers) -> Float[Tensor, "fact layer"]:
+        """Mean share of a shift that a solve gives to the facts' keys in held-out contexts.
+
+        Args:
+            layers: Decisive layers, ascending.
+
+        Returns:
+            The shares of every fact and layer, on the model as it is now.
+        """
+        return self._unweighted.transfers(layers, self.held_out)
+
+    def _conditions(self, recorder: Recorder, layers: Layers) -> Conditions:
+        """Conditions of coordinated shifts, as far as their settings need them."""
+        eases, limits = None, None
+        delivered = self._delivered(layers, measure=self.coordination.needs_transfers)
+        if self.coordination.needs_eases:
+            eases = self.setting.eases(layers).cpu()
+        if self.coordination.end == "anchor":
+            self.anchors(recorder, layers[:1])
+            limits = recorder.get(LOSS.format(ANCHOR), {"anchor_layer": layers[0]}, range(len(self.rows))).cpu()
+        return replace(delivered, eases=eases, limits=limits)
+
+    def _delivered(self, layers: Layers, *, measure: bool = False) -> Conditions:
+        """Shares at which descents take their loss, with what of a shift arrives at held-out contexts if needed."""
+        measure = measure or self.anchor.needs_transfers
+        transfers = self.transfers(layers).cpu() if measure else None
+        shares = delivered_shares(self.rows, len(layers), self.anchor, self.seed, transfers)
+        return Conditions(transfers=transfers, delivered=shares)
 
     def targets(self, recorder: Recorder, schemes: Iterable[str]) -> Targets:
         """Targets of all kinds that some schemes need.
@@ -191,9 +239,62 @@ class Session:
         Returns:
             The targets.
         """
+        kinds = kinds_of(schemes)
         anchors = self.anchors(recorder, self.anchor_layers)
-        shifts = self.shifts(recorder) if any_coordinated(schemes) else None
-        return make_targets(self.rows, self.layers, anchors, shifts)
+        shifts = self.shifts(recorder) if COORDINATED in kinds else None
+        inner = self.inner_anchors(recorder) if SEPARATE in kinds else None
+        firsts = {kind: self.first_anchors(recorder, kind) for kind in FIRSTS if kind in kinds}
+        return make_targets(self.rows, self.layers, anchors, shifts, inner, firsts)
+
+    def optimize(self, recorder: Recorder, name: str) -> None:
+        """Optimize what is not recorded of a descent of further targets.
+
+        Args:
+            recorder: Keeps anchors.
+            name: The name under which it is recorded, one of those of `places_of`.
+        """
+        kinds = {name: kind for kind, name in FIRSTS.items()}
+        if name in kinds:
+            self.first_anchors(recorder, kinds[name])
+        else:
+            self.inner_anchors(recorder)
+
+    def inner_anchors(self, recorder: Recorder) -> dict[int, Float[Tensor, "fact d_model"]]:
+        """Anchors between the ends of the decisive layers, by layer; what is not recorded is optimized.
+
+        Args:
+            recorder: Keeps them.
+
+        Returns:
+            Anchors, in float32 or better.
+        """
+        return self.anchors(recorder, self.layers[1:-1], INNER_ANCHOR)
+
+    def first_anchors(self, recorder: Recorder, kind: Kind) -> Float[Tensor, "fact d_model"]:
+        """Further anchors at the first layer; what is not recorded is optimized.
+
+        Args:
+            recorder: Keeps them, and the anchors that they are drawn to.
+            kind: The kind of the targets that are replayed from them.
+
+        Returns:
+            Anchors, in float32 or better.
+        """
+        first, last = self.layers[0], self.layers[-1]
+
+        def aims() -> Conditions:
+            states = self.anchors(recorder, (last,))[last]
+            delivered = self._delivered((first,))
+            return replace(delivered, aims=states.cpu(), aim_layer=last, aim_weight=self.replay.joint)
+
+        descents = {
+            RESTARTED: restarted_descent(
+                self.rows, self.anchor, first, self.replay, self.seed, partial(self._delivered, (first,))
+            ),
+            JOINT: joint_descent(self.rows, self.anchor, first, aims),
+        }
+        (states,) = descend(self._batching, [descents[kind]], recorder, progress=self.progress)
+        return states
 
     @contextmanager
     def edited(
@@ -221,6 +322,8 @@ class Session:
         Yields:
             What the edit did to the weights.
         """
+        if self.anchor.needs_transfers:
+            _ = self.held_out  # of the unedited model, for anchors that are refitted
         with restored(self.model, self.layers):
             yield edit_with(
                 method(name),
@@ -235,6 +338,11 @@ class Session:
             )
 
 
+def kinds_of(schemes: Iterable[str]) -> set[Kind]:
+    """List the kinds of the targets that some schemes need."""
+    return {SCHEMES[name].kind for name in schemes}
+
+
 def any_coordinated(schemes: Iterable[str]) -> bool:
     """Tell whether some scheme needs coordinated shifts."""
-    return any(SCHEMES[name].kind == COORDINATED for name in schemes)
+    return COORDINATED in kinds_of(schemes)

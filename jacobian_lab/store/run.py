@@ -202,13 +202,14 @@ class Run:
         def read(name: str, **cells: Any) -> np.ndarray:
             return np.asarray(opened.arrays[name].oindex[places.index(variables[name].dims, cells)])
 
+        names = [name for name, v in self.variables.items() if v.mark == mark != name and name in variables]
         facts, *along = ([label for label in self.coordinates[dim] if label in labels[dim]] for dim in dims)
         for cell in itertools.product(*along):
             where = dict(zip(dims[1:], cell, strict=True))
             lacking = finished.cells(mark, fact=facts, **where) & ~self.done(mark, fact=facts, **where)
             if ids := [fact for fact, lacks in zip(facts, lacking.ravel(), strict=True) if lacks]:
                 with reading(donor):
-                    for name in (name for name, variable in self.variables.items() if variable.mark == mark != name):
+                    for name in names:
                         self.write(name, read(name, fact=ids, **where), fact=ids, **where)
                     self.commit(mark, read(mark, fact=ids, **where), fact=ids, **where)
                 count += len(ids)

@@ -52,19 +52,26 @@ COORDINATES = {
 }
 """Dimensions with labels, and the meaning of these."""
 
-_ANCHORS = {
-    "anchor": Variable(("fact", "anchor_layer", "d_model"), "anchor: optimised hidden state", "activation"),
-    "anchor_loss": Variable(("fact", "anchor_layer"), "loss at the anchor's last pass", "nat"),
-    "anchor_passes": Variable(("fact", "anchor_layer"), "passes made; 0: not yet optimised", "1", "i4"),
-}
 
-_COORDINATED = {
-    "coordinated_shift": Variable(("fact", "layer", "d_model"), "optimised shift, coordinated replay", "activation"),
-    "coordinated_shift_loss": Variable(("fact",), "its loss at the last pass", "nat"),
-    "coordinated_shift_passes": Variable(("fact",), "its passes; 0: not yet optimised", "1", "i4"),
-}
+def _descent(name: str, long_name: str, dims: tuple[str, ...], along: tuple[str, ...] = ()) -> dict[str, Variable]:
+    """Arrays of a descent: what it gives, with its loss, its passes and the clamp's activity."""
+    return {
+        name: Variable((*dims, *along, "d_model"), long_name, "activation"),
+        f"{name}_loss": Variable(dims, "its loss at the last pass", "nat"),
+        f"{name}_passes": Variable(dims, "its passes; 0: not yet optimised", "1", "i4"),
+        f"{name}_clamped": Variable(dims, "share of its updates after which the clamp scaled the shift back"),
+    }
+
+
+_ANCHOR, _SHIFT = "anchor: optimised hidden state", "optimised shift, coordinated replay"
+_ANCHORS = _descent("anchor", _ANCHOR, ("fact", "anchor_layer"))
+_COORDINATED = _descent("coordinated_shift", _SHIFT, ("fact",), ("layer",))
 
 _AT = ("fact", "layer")
+
+_INNER = _descent("inner_anchor", f"{_ANCHOR}, at a layer between the ends", _AT)
+_RESTARTED = _descent("restarted_anchor", f"{_ANCHOR}, the best of those from random starts", ("fact",))
+_JOINT = _descent("joint_anchor", f"{_ANCHOR}, drawn to the last layer's anchor", ("fact",))
 _CONDITIONS = {
     "lambda_min": Variable(
         _AT, "smallest eigenvalue of S = (J + Jᵀ)/2, J from the layer to the last one, unedited model"
@@ -197,11 +204,7 @@ _LAYER_COUNT = {
     "counted": Variable(("scheme", "count"), "whether this many layers have been measured", "1", "i4"),
 }
 
-_COORDINATED_COUNT = {
-    "coordinated_shift": Variable(("fact", "count", "anchor_layer", "d_model"), "optimised shift", "activation"),
-    "coordinated_shift_loss": Variable(("fact", "count"), "its loss at the last pass", "nat"),
-    "coordinated_shift_passes": Variable(("fact", "count"), "its passes; 0: not yet optimised", "1", "i4"),
-}
+_COORDINATED_COUNT = _descent("coordinated_shift", _SHIFT, ("fact", "count"), ("anchor_layer",))
 
 _ROW = ("fact", "row", "layer")
 _DAMPING = {
@@ -218,11 +221,7 @@ _PARAPHRASE = (*_RECORD, "paraphrase")
 _NEIGHBOR = (*_RECORD, "neighbor")
 _WEIGHT = ("edit", "layer")
 _ALONG = {"edit": ("edit", "ridge")}
-_REFIT = {
-    "refit_anchor": Variable(("fact", "anchor_layer", "d_model"), "anchor on the partly edited model", "activation"),
-    "refit_anchor_loss": Variable(("fact", "anchor_layer"), "its loss at the last pass", "nat"),
-    "refit_anchor_passes": Variable(("fact", "anchor_layer"), "its passes; 0: not yet optimised", "1", "i4"),
-}
+_REFIT = _descent("refit_anchor", f"{_ANCHOR}, of the partly edited model", ("fact", "anchor_layer"))
 
 _NEIGHBORS = {
     "neighbor_edited": Variable(
@@ -299,17 +298,9 @@ _TRACES = {
     "traced": Variable(("fact",), "whether the fact has been traced", "1", "i4"),
 }
 _TRIED = ("edit", "window", "variant", "point")
-_TUNE_ANCHORS = {
-    "anchor": Variable(("fact", "variant", "anchor_layer", "d_model"), "anchor: optimised hidden state", "activation"),
-    "anchor_loss": Variable(("fact", "variant", "anchor_layer"), "loss at the anchor's last pass", "nat"),
-    "anchor_passes": Variable(("fact", "variant", "anchor_layer"), "passes made; 0: not yet optimised", "1", "i4"),
-}
+_TUNE_ANCHORS = _descent("anchor", _ANCHOR, ("fact", "variant", "anchor_layer"))
 _SHIFTED = ("fact", "window", "variant")
-_TUNE_SHIFTS = {
-    "coordinated_shift": Variable((*_SHIFTED, "place", "d_model"), "optimised shift, coordinated replay", "activation"),
-    "coordinated_shift_loss": Variable(_SHIFTED, "its loss at the last pass", "nat"),
-    "coordinated_shift_passes": Variable(_SHIFTED, "its passes; 0: not yet optimised", "1", "i4"),
-}
+_TUNE_SHIFTS = _descent("coordinated_shift", _SHIFT, _SHIFTED, ("place",))
 _OBSERVED = ("fact", "edit", "window")
 _TUNE_OBSERVED = {
     "suited_ridge": Variable(("edit", "window"), "λ that suits the window"),
@@ -349,9 +340,16 @@ def _part(mark: str, variables: Mapping[str, Variable]) -> dict[str, Variable]:
     return {name: replace(variable, mark=mark) for name, variable in variables.items()} | {f"{mark}{DIGEST}": digest}
 
 
+_FURTHER = (
+    _part("inner_anchor_passes", _INNER)
+    | _part("restarted_anchor_passes", _RESTARTED)
+    | _part("joint_anchor_passes", _JOINT)
+)
+"""Anchors of schemes that need more than those at both ends."""
 KINDS: dict[str, dict[str, Variable]] = {
     "tables": _part("anchor_passes", _ANCHORS)
     | _part("coordinated_shift_passes", _COORDINATED)
+    | _FURTHER
     | _part("replayed", _UNEDITED)
     | _part("measured", _TABLES)
     | _part("surveyed", _CONDITIONS)
@@ -364,11 +362,13 @@ KINDS: dict[str, dict[str, Variable]] = {
     "locate": _part("traced", _TRACES),
     "edit_table": _part("anchor_passes", _ANCHORS)
     | _part("coordinated_shift_passes", _COORDINATED)
+    | _FURTHER
     | _part("refit_anchor_passes", _REFIT)
     | _part("neighbors_compared", _NEIGHBORS)
     | _part("measured", _EDIT_TABLE | _AIMS | _TRAINED),
     "frontier": _part("anchor_passes", _ANCHORS)
     | _part("coordinated_shift_passes", _COORDINATED)
+    | _FURTHER
     | _part("neighbors_compared", _NEIGHBORS)
     | _part("measured", _FRONTIER),
     "tune": _part("anchor_passes", _TUNE_ANCHORS)

@@ -8,11 +8,11 @@ from helpers.reference import Plain, prompt
 from helpers.small import CONTEXTS
 
 from jacobian_lab.catalogue import SCHEMES
-from jacobian_lab.editing import anchors as descent
-from jacobian_lab.editing import batches
-from jacobian_lab.editing.anchors import AnchorSettings, coordinate_shifts, optimize_anchors
+from jacobian_lab.editing import batches, descent
+from jacobian_lab.editing.anchors import coordinate_shifts, optimize_anchors
 from jacobian_lab.editing.batches import anchor_batches
 from jacobian_lab.editing.schemes import replay_targets
+from jacobian_lab.editing.settings import AnchorSettings
 from jacobian_lab.maps.hooks import decisive_states
 from jacobian_lab.model.families import Defaults
 from jacobian_lab.model.language_model import LanguageModel

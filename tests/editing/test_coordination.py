@@ -8,16 +8,13 @@ from helpers.reference import Plain, prompt
 from helpers.small import CONTEXTS
 
 from jacobian_lab.catalogue import SCHEMES
-from jacobian_lab.editing.anchors import (
-    AnchorSettings,
-    CoordinationSettings,
-    _Descent,
-    coordinate_shifts,
-    optimize_anchors,
-)
+from jacobian_lab.editing.anchors import coordinate_shifts, optimize_anchors
+from jacobian_lab.editing.descent import Conditions, Descent
 from jacobian_lab.editing.layers import Setting, eases, restored
 from jacobian_lab.editing.measures import measure, observed_edits
 from jacobian_lab.editing.schemes import make_targets, replay_targets
+from jacobian_lab.editing.settings import AnchorSettings, CoordinationSettings, random_shares
+from jacobian_lab.errors import InputError
 from jacobian_lab.model.rows import fact_rows
 
 LAYERS = (1, 2, 4)
@@ -53,7 +50,8 @@ def test_shifts_agree_with_one_fact_at_a_time(family_model, facts):
 def test_the_gradient_through_several_shifts(decay, family_model, facts):
     """Against finite differences of the loss, and against the untouched model with hooks."""
     rows, ease = fact_rows(family_model, facts[1:3], CONTEXTS), 1 + random(2, 3).abs()
-    descent = _Descent(rows, LAYERS, SETTINGS, CoordinationSettings(decay=decay, price=0.7), ease)
+    settings = CoordinationSettings(decay=decay, price=0.7)
+    descent = Descent(rows, LAYERS, SETTINGS, settings, Conditions(ease))
     active = torch.arange(2)
     descent._losses(active)  # the divergence is taken against the model without shifts
     start = 0.3 * random(2, 3, family_model.d_model, seed=1)
@@ -106,15 +104,12 @@ def test_targets_are_the_states_of_the_model_with_the_shifts(family_model, facts
             torch.testing.assert_close(got, states[layer], rtol=1e-10, atol=1e-10)
 
 
-def test_effort_at_the_first_layer_alone_is_forward_replay_to_the_last_bit(rows, monkeypatch):
-    def alone(_settings, eases):
-        return torch.tensor([1.0, 0.0, 0.0]).to(eases).expand_as(eases)
-
+def test_effort_at_the_first_layer_alone_is_forward_replay_to_the_last_bit(rows):
     anchors = optimize_anchors(rows, 1, SETTINGS)
-    monkeypatch.setattr(CoordinationSettings, "shares", alone)
-    coordinated = coordinate_shifts(rows, LAYERS, SETTINGS)
+    coordinated = coordinate_shifts(rows, LAYERS, SETTINGS, CoordinationSettings(weighting=(2.0, 0.0, 0.0)))
     assert (coordinated.shifts[:, 1:] == 0).all()
     assert torch.equal(coordinated.loss, anchors.loss)
+    assert torch.equal(coordinated.clamped, anchors.clamped)
     ends = {1: anchors.states, 4: anchors.states}
     targets = make_targets(rows, LAYERS, ends, coordinated.shifts)
     for layer in LAYERS:
@@ -153,6 +148,129 @@ def test_how_the_effort_is_weighted():
     torch.testing.assert_close(
         eased, torch.tensor([[2.0, 1, 1, 2], [1.0, 1, 1, 1]]) / torch.tensor([[10.0], [4.0]]).sqrt()
     )
+
+
+def test_weights_are_one_for_each_layer(rows):
+    ease = torch.ones(2, 3, dtype=torch.float64)
+    listed = CoordinationSettings(weighting=(3.0, 0.0, 4.0)).shares(ease)
+    torch.testing.assert_close(listed, torch.tensor([0.6, 0.0, 0.8], dtype=torch.float64).expand(2, 3))
+    equal = CoordinationSettings(weighting=(7.0,) * 3).shares(ease)
+    torch.testing.assert_close(equal, CoordinationSettings().shares(ease))
+    for wrong in ((1.0, 1.0), (1.0,) * 4, (1.0, -0.1, 1.0), (0.0,) * 3, (1.0, float("nan"), 1.0), ()):
+        with pytest.raises(InputError, match="expected 3 weights, one for each of the layers 1, 2, 4, none negative"):
+            coordinate_shifts(rows, LAYERS, SETTINGS, CoordinationSettings(weighting=wrong))
+
+
+def test_random_weights_are_those_of_a_draw_for_all_facts():
+    ease = torch.ones(2, 3, dtype=torch.float64)
+    shares = [CoordinationSettings(weighting="random", draw=draw).shares(ease) for draw in (0, 0, 1)]
+    assert torch.equal(shares[0], shares[1])
+    assert torch.equal(shares[0][0], shares[0][1])
+    assert not torch.allclose(shares[0], shares[2])
+    torch.testing.assert_close(shares[2].square().sum(1), torch.ones(2, dtype=torch.float64))
+
+
+def test_random_shares_are_uniform_on_the_simplex():
+    """Moments of Dirichlet's distribution: mean 1/m, variance (m − 1)/(m²(m + 1)), covariance −1/(m²(m + 1))."""
+    draws = torch.stack([random_shares(4, draw) for draw in range(4000)])
+    torch.testing.assert_close(draws.sum(1), torch.ones(4000, dtype=torch.float64))
+    expected = torch.full((4, 4), -1 / 80, dtype=torch.float64).fill_diagonal_(3 / 80)
+    torch.testing.assert_close(draws.mean(0), torch.full((4,), 0.25, dtype=torch.float64), rtol=0, atol=0.01)
+    torch.testing.assert_close(draws.T.cov(), expected, rtol=0, atol=0.003)
+
+
+@pytest.mark.parametrize(("rate", "first"), [("root", 0.1 / 3**0.5), ("full", 0.1), ("divided", 0.1 / 3)])
+def test_the_first_step_of_adam_is_the_rate(rate, first, rows):
+    """Adam's first step is the learning rate along each component's sign."""
+    settings = replace(SETTINGS, steps=2, clamp=1e9)
+    stepped = coordinate_shifts(rows, LAYERS, settings, CoordinationSettings(rate=rate)).shifts
+    torch.testing.assert_close(stepped.abs().median(), torch.tensor(first, dtype=torch.float64), rtol=1e-4, atol=0)
+
+
+def test_a_descent_ends_at_the_loss_of_the_facts_own_anchor(rows):
+    """At the first pass whose loss is no larger; without a limit, or with one that is never reached, as before."""
+    settings, trace = replace(SETTINGS, lr=0.4, steps=12), []
+
+    class Traced(Descent):
+        def _losses(self, active):
+            losses = super()._losses(active)
+            trace.append(losses.detach())
+            return losses
+
+    whole = Traced(rows, LAYERS, settings)
+    whole.run(None)
+    losses = torch.stack(trace)  # no fact leaves
+    limits = losses.sort(0).values[[1, 3, 5, 7, 9], range(5)] + 1e-9
+    limits[1:3] = torch.tensor([float("nan"), -1.0])
+    ended = coordinate_shifts(rows, LAYERS, settings, conditions=Conditions(limits=limits))
+    passes = [int((losses[:, f] <= limits[f]).int().argmax()) + 1 if f not in {1, 2} else 12 for f in range(5)]
+    assert ended.passes.tolist() == passes
+    assert len(set(passes)) > 2
+    assert (ended.loss[[0, 3, 4]] <= limits[[0, 3, 4]]).all()
+    torch.testing.assert_close(ended.shifts[1:3], whole.shifts[1:3], rtol=1e-9, atol=1e-9)
+
+
+def test_the_end_of_ones_own_anchor_is_its_last_pass(rows):
+    settings = replace(SETTINGS, lr=0.4, steps=12, stop_loss=6.3)
+    anchors = optimize_anchors(rows, 1, settings)
+    alone = CoordinationSettings(weighting=(1.0, 0.0, 0.0))
+    ended = coordinate_shifts(rows, LAYERS, settings, alone, conditions=Conditions(limits=anchors.loss))
+    early = ended.passes < anchors.passes  # where the loss had been lower before the last pass
+    assert (ended.loss[early] <= anchors.loss[early]).all()
+    assert torch.equal(ended.loss[~early], anchors.loss[~early])
+    assert not early.all()
+
+
+@pytest.mark.parametrize("budget", ["shared", "each"])
+def test_the_clamp_counts_the_updates_that_it_scaled_back(budget, tiny, facts, rows):
+    """An update is scaled back where the shifts behind it spend the whole clamp."""
+    settings, coordination = replace(SETTINGS, lr=0.05, clamp=0.1, stop_loss=0.0), CoordinationSettings(budget=budget)
+    states = [plain(tiny).states(*prompt(tiny.tokenizer, fact), LAYERS)[1] for fact in facts]
+    sizes = torch.stack([torch.stack([state[layer].norm() for layer in LAYERS]) for state in states])
+    full = torch.zeros(len(facts))
+    for steps in range(2, 9):
+        spent = (
+            coordinate_shifts(rows, LAYERS, replace(settings, steps=steps), coordination).shifts.norm(dim=-1) / sizes
+        )
+        most = spent.sum(1) if budget == "shared" else spent.amax(1)
+        full += most > 0.1 * (1 - 1e-9)
+    clamped = coordinate_shifts(rows, LAYERS, settings, coordination).clamped
+    torch.testing.assert_close(clamped, full.double() / 7)
+    assert 0 < float(clamped.mean()) < 1
+    free = coordinate_shifts(rows, LAYERS, replace(settings, clamp=1e9), coordination)
+    assert (free.clamped == 0).all()
+    assert (coordinate_shifts(rows, LAYERS, replace(settings, steps=1), coordination).clamped == 0).all()
+
+
+def test_shares_by_transfer_carry_most_for_their_price():
+    """At the power 1: Σ τ_l δ_l is stationary at a fixed price Σ δ_l²/e_l, by Lagrange δ_l ∝ τ_l e_l."""
+    ease, transfers = 1 + 9 * random(6, 4).abs(), 0.2 + random(6, 4, seed=1).abs()
+    weights = CoordinationSettings(weighting="transfer").shares(ease, transfers).requires_grad_()
+    carried = (transfers * weights).sum(1) / (weights**2 / ease).sum(1).sqrt()
+    (slope,) = torch.autograd.grad(carried.sum(), weights)
+    torch.testing.assert_close(slope, torch.zeros_like(slope), rtol=0, atol=1e-12)
+    others = CoordinationSettings(weighting="eased").shares(ease)
+    assert (carried > (transfers * others).sum(1) / (others**2 / ease).sum(1).sqrt()).all()
+    signed = CoordinationSettings(weighting="transfer").shares(ease, -transfers)
+    assert signed.isfinite().all()  # nothing carries: by price alone
+    with pytest.raises(InputError, match="expected transfers for the weighting"):
+        CoordinationSettings(weighting="transfer").shares(ease)
+
+
+def test_ends_of_the_shares_by_transfer_are_equal_shares_and_forward_replay_to_the_last_bit(rows):
+    ease = torch.tensor([[5.0, 4.0, 3.0]], dtype=torch.float64).expand(5, 3)
+    conditions = Conditions(transfers=torch.tensor([[0.9, 0.8, 0.95]], dtype=torch.float64).expand(5, 3))
+
+    def shifts(power):
+        weighting = CoordinationSettings(weighting="transfer", power=power)
+        return coordinate_shifts(rows, LAYERS, SETTINGS, weighting, ease, conditions=conditions)
+
+    assert torch.equal(shifts(0.0).shifts, coordinate_shifts(rows, LAYERS, SETTINGS).shifts)
+    all_at_best, anchors = shifts(1e6), optimize_anchors(rows, 1, SETTINGS)
+    assert (all_at_best.shifts[:, 1:] == 0).all()
+    assert torch.equal(all_at_best.loss, anchors.loss)
+    between = shifts(1.0).shifts
+    assert not torch.allclose(between, shifts(0.0).shifts)
 
 
 def test_ease_is_the_least_disturbance_of_a_shift():

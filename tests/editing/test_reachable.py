@@ -14,12 +14,14 @@ from transformers import Olmo2Config
 
 import jacobian_lab as jl
 from jacobian_lab.catalogue import SCHEMES
-from jacobian_lab.editing.anchors import AnchorSettings, coordinate_shifts, largest_scales, optimize_anchors
+from jacobian_lab.editing.anchors import coordinate_shifts, optimize_anchors
 from jacobian_lab.editing.deltas import add_delta, load_delta
+from jacobian_lab.editing.descent import largest_scales
 from jacobian_lab.editing.layers import Setting, restored
 from jacobian_lab.editing.measures import measure, observed_edits
 from jacobian_lab.editing.reachable import gains, nearest_on_ellipsoid, reachable_changes
 from jacobian_lab.editing.schemes import Targets, make_targets
+from jacobian_lab.editing.settings import AnchorSettings
 from jacobian_lab.facts.reading import load_facts
 from jacobian_lab.maps.hooks import decisive_states
 from jacobian_lab.maps.writes import joined, normed_writes, rms, shifted_states

@@ -7,6 +7,7 @@ from jacobian_lab.session import descents, session
 
 HOMES = {
     "optimize_anchors": descents,
+    "best_anchors": descents,
     "coordinate_shifts": descents,
     "observed_edits": measuring,
     "second_moments": experiment,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jacobian_lab as jl
-from jacobian_lab.editing.anchors import CoordinationSettings
+from jacobian_lab.editing.settings import CoordinationSettings
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import describe
 from jacobian_lab.jobs.config import (
@@ -20,8 +20,10 @@ from jacobian_lab.jobs.config import (
     SchemesConfig,
 )
 from jacobian_lab.jobs.kinds import run_job
+from jacobian_lab.jobs.recording import Recorded
 from jacobian_lab.session import descents as bench
 from jacobian_lab.store.run import config_of, open_run
+from jacobian_lab.store.schema import KINDS
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +48,7 @@ def descents(monkeypatch):
     made = []
     for name in ("optimize_anchors", "coordinate_shifts"):
         original = getattr(bench, name)
-        monkeypatch.setattr(bench, name, lambda *a, n=name, f=original: made.append(n) or f(*a))
+        monkeypatch.setattr(bench, name, lambda *a, n=name, f=original, **k: made.append(n) or f(*a, **k))
     return made
 
 
@@ -93,7 +95,9 @@ def test_a_run_of_more_facts_takes_those_that_it_shares(arguments, donor, tmp_pa
     for name in ("optimize_anchors", "coordinate_shifts"):
         original = getattr(bench, name)
         monkeypatch.setattr(
-            bench, name, lambda rows, *a, f=original: optimised.extend(each.id for each in rows.facts) or f(rows, *a)
+            bench,
+            name,
+            lambda rows, *a, f=original, **k: optimised.extend(each.id for each in rows.facts) or f(rows, *a, **k),
         )
     folder = tmp_path / "donor"
     shutil.copytree(donor, folder)
@@ -122,7 +126,7 @@ def test_shifts_that_other_settings_decide_are_made_anew(arguments, donor, tmp_p
 
 def test_a_run_at_other_layers_takes_the_anchors_that_it_shares(arguments, donor, tmp_path, monkeypatch):
     original, layers = bench.optimize_anchors, []
-    monkeypatch.setattr(bench, "optimize_anchors", lambda *a: layers.append(a[1]) or original(*a))
+    monkeypatch.setattr(bench, "optimize_anchors", lambda *a, **k: layers.append(a[1]) or original(*a, **k))
     config = LayerCountConfig(
         **arguments, schemes=("forward-replay",), max_layers=2, anchors_from=donor, out=tmp_path / "run"
     )
@@ -229,3 +233,74 @@ def test_facts_that_are_split_otherwise_are_noticed(arguments, donor, tmp_path):
     del settings["provenance"]["splits"]  # as in a run of an earlier version
     (other / "config.json").write_text(json.dumps(settings))
     run_job(replace(config, anchors_from=other), progress=False)
+
+
+def test_a_donor_from_before_the_clamp_was_counted_gives_the_rest(arguments, tmp_path, descents, monkeypatch):
+    """Arrays that joined a part later are unknown in what is taken, and known in what is not."""
+    older = {kind: {n: v for n, v in arrays.items() if not n.endswith("_clamped")} for kind, arrays in KINDS.items()}
+    config = SchemesConfig(**{**arguments, "slice": "0:2"}, schemes=SCHEMES, survey="none", out=tmp_path / "donor")
+    with monkeypatch.context() as before:
+        before.setattr(Recorded, "put", put_before)
+        for kind, arrays in older.items():
+            before.setitem(KINDS, kind, arrays)
+        run_job(config, progress=False)
+    descents.clear()
+    run_job(config, progress=False)  # finished, as it was
+    assert not descents
+    run_job(replace(config, slice="0:3", anchors_from=config.out, out=tmp_path / "run"), progress=False)
+    run = same_facts(tmp_path / "run", tmp_path / "donor", "anchor", "coordinated_shift", "anchor_loss")
+    for name in ("anchor_clamped", "coordinated_shift_clamped"):
+        assert run[name][:2].isnull().all()
+        assert run[name][2:].notnull().all()
+
+
+def put_before(self, name, where, facts, optimized):
+    """`Recorded.put` as it was before the clamp was counted."""
+    labels = self._where(facts, where)
+    self._run.write(name, optimized[0].double(), **self._within(name, labels))
+    self._run.write(f"{name}_loss", optimized[1], **self._within(f"{name}_loss", labels))
+    self._run.commit(f"{name}_passes", optimized[2], **self._within(f"{name}_passes", labels))
+
+
+def same_facts(folder, donor, *names):
+    ours, theirs = open_run(folder), open_run(donor)
+    for name in names:
+        np.testing.assert_array_equal(ours[name].sel(fact=theirs["fact"]), theirs[name])
+    return ours
+
+
+def test_settings_of_a_descent_decide_a_run_where_they_are_not_the_usual(arguments, tmp_path, descents):
+    """A run knows none of the later settings at their defaults, and is refused with others."""
+    config = SchemesConfig(**{**arguments, "slice": "0:2"}, schemes=SCHEMES, survey="none", out=tmp_path / "run")
+    settings = config_of(open_run(run_job(config, progress=False)))["settings"]
+    assert settings["coordination"] == {"weighting": "equal", "budget": "shared", "decay": "norm", "price": 1.0}
+    assert set(settings["anchor"]) == {"lr", "steps", "weight_decay", "kl_factor", "clamp", "stop_loss"}
+    other = CoordinationSettings(weighting=(1.0, 0.5, 0.0), rate="full", end="anchor")
+    with pytest.raises(InputError, match=r"got another coordination\.end: it has None, this command 'anchor'"):
+        run_job(replace(config, coordination=other), progress=False)
+    with pytest.raises(InputError, match="expected 3 weights, one for each of the layers 1, 2, 3"):
+        run_job(replace(config, coordination=CoordinationSettings((1.0,)), out=tmp_path / "new"), progress=False)
+    descents.clear()
+    folder = run_job(replace(config, coordination=other, out=tmp_path / "other"), progress=False)
+    held = open_run(folder)
+    assert config_of(held)["settings"]["coordination"]["weighting"] == [1.0, 0.5, 0.0]
+    reached = held["coordinated_shift_loss"] <= held["anchor_loss"].sel(anchor_layer=1)
+    assert (reached | (held["coordinated_shift_passes"] == settings["anchor"]["steps"])).all()
+    descents.clear()
+    run_job(replace(config, coordination=other, out=folder), progress=False)
+    assert not descents
+
+
+def test_anchors_that_ask_for_measured_shares_depend_on_the_corpus(arguments, tmp_path, descents, capsys):
+    """They are stored as others are; a run with other second moments, or another seed, makes its own."""
+    asking = AnchorConfig(lr=0.1, steps=4, delivered="random")
+    config = SchemesConfig(**{**arguments, "slice": "0:2", "anchor": asking}, schemes=SCHEMES[:1], survey="none")
+    donor = run_job(replace(config, out=tmp_path / "donor"), progress=False)
+    assert config_of(open_run(donor))["settings"]["anchor"]["delivered"] == "random"
+    for name, changes, made in (("same", {}, 0), ("seed", {"seed": 1}, 2), ("corpus", {"corpus_length": 64}, 2)):
+        descents.clear()
+        run_job(replace(config, anchors_from=donor, out=tmp_path / name, **changes), progress=False)
+        assert len(descents) == made, name
+    assert "anchors are optimised anew" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"got another anchor\.delivered"):
+        run_job(replace(config, anchor=arguments["anchor"], anchors_from=donor, out=tmp_path / "no"), progress=False)

@@ -62,20 +62,26 @@ def test_without_paraphrases_in_both_halves_an_own_ridge_is_chosen_by_efficacy(h
     assert "generalisation accuracy (of" not in run.caption("own_ridges")
 
 
+OWN = ("inner_anchor", "restarted_anchor", "joint_anchor")
 ADDED = {
     "tables": [
         ["effort", "price", "carried", "carried_linear", "summed_cosine", "summed_ratio"],
         ["coordinated_shift", "coordinated_shift_loss", "coordinated_shift_passes"],
+        ["anchor_clamped", "coordinated_shift_clamped"],
+        [f"{name}{part}" for name in OWN for part in ("", "_loss", "_passes", "_clamped")],
     ],
     "layer_count": [
         ["coordinated_shift", "coordinated_shift_loss", "coordinated_shift_passes"],
         ["count_generalization", "count_kl"],
+        ["anchor_clamped", "coordinated_shift_clamped"],
     ],
     "edit_table": [
         ["coordinated_shift", "coordinated_shift_loss", "coordinated_shift_passes"],
         ["training_steps", "training_loss", "distance", "distance_paraphrase", "distance_neighbor", "threshold"],
         ["changed_norm", "changed_rank", "changed_unstored"],
         ["aim_cosine", "aim_share"],
+        ["anchor_clamped", "coordinated_shift_clamped", "refit_anchor_clamped"],
+        [f"{name}{part}" for name in OWN for part in ("", "_loss", "_passes", "_clamped")],
     ],
 }
 """What has joined the runs of format 4 since it began, in the order in which it came."""

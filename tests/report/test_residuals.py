@@ -124,6 +124,14 @@ def test_anchors_that_did_not_take_are_counted_by_layer(finished):
     first, last = descents.index
     assert descents.loc[last, ["facts", "below 0.05", "passes"]].tolist() == [3, 1, 59]
     assert descents.loc[first, ["median loss", "largest loss"]].tolist() == pytest.approx([0.0295, 0.049])
+    assert not any("clamped" in name for name in descents)
+    with create(finished) as run:
+        run.write("anchor_clamped", [[0.5, 0.0], [0.0, 0.0], [np.nan, 0.1], [np.nan, np.nan]])
+        run.commit("anchor_passes", [[25, 25], [9, 25], [1, 9], [0, 0]])
+    write_reports(finished)
+    descents = pd.read_csv(finished / "descents.csv").set_index("descent")
+    assert descents["clamped facts"].tolist() == [1, 1]
+    assert descents["clamped share of updates"].tolist() == pytest.approx([0.25, 0.1 / 3])
 
 
 def test_captions_say_how_many_facts_are_in_the_cells(finished):

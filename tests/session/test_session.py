@@ -8,9 +8,14 @@ import torch
 from helpers.small import CONTEXTS
 
 import jacobian_lab as jl
-from jacobian_lab.editing.anchors import AnchorSettings, coordinate_shifts, optimize_anchors
+from jacobian_lab.catalogue import CONTROLS
+from jacobian_lab.editing.anchors import coordinate_shifts, optimize_anchors
+from jacobian_lab.editing.delivery import delivered_shares
+from jacobian_lab.editing.descent import Conditions
 from jacobian_lab.editing.schemes import make_targets
+from jacobian_lab.editing.settings import AnchorSettings, CoordinationSettings, ReplaySettings
 from jacobian_lab.model.rows import fact_rows
+from jacobian_lab.model.templates import sample_templates
 from jacobian_lab.session import descents
 from jacobian_lab.session.descents import ANCHOR, InMemory
 from jacobian_lab.session.session import Session
@@ -106,3 +111,62 @@ def test_an_editor_takes_facts_in_batches_and_halves_what_does_not_fit(size, tin
     assert counted[-1] == 1
     assert "facts side by side: going on with" in capsys.readouterr().err
     torch.testing.assert_close(parts, whole, rtol=1e-9, atol=1e-11)
+
+
+def test_shifts_end_where_the_facts_own_anchors_did(tiny, facts):
+    """Limits are the anchors' losses at the first layer, by fact; anchors from elsewhere have none."""
+    layers, rows = (1, 2, 3), fact_rows(tiny, facts, CONTEXTS)
+    ends = CoordinationSettings(end="anchor")
+    settings = AnchorSettings(lr=0.4, steps=8)
+    own = Session(rows, layers, settings, partial(unit_moments, tiny, layers), ends, fixed_ridge=10.0, progress=False)
+    anchors = optimize_anchors(rows, 1, settings)
+    expected = coordinate_shifts(rows, layers, settings, ends, conditions=Conditions(limits=anchors.loss))
+    recorder = InMemory()
+    torch.testing.assert_close(own.shifts(recorder), expected.shifts, rtol=1e-9, atol=1e-11)
+    assert not torch.allclose(expected.shifts, coordinate_shifts(rows, layers, settings).shifts)
+    torch.testing.assert_close(recorder.get("anchor_loss", {"anchor_layer": 1}, range(5)), anchors.loss)
+    donated = jl.Editor(tiny, facts, layers=layers, anchors={1: anchors.states, 3: anchors.states}, **editing(settings))
+    usual = coordinate_shifts(donated.rows, layers, settings).shifts
+    torch.testing.assert_close(donated.session.shifts(donated._recorder), usual, rtol=1e-9, atol=1e-11)
+
+
+def editing(settings):
+    ends = CoordinationSettings(end="anchor")
+    return {"anchor": settings, "coordination": ends, "templates": CONTEXTS, "ridge": 10.0, "progress": False}
+
+
+def test_shares_by_transfer_are_measured_at_contexts_of_the_next_seed(tiny, facts):
+    layers, rows = (1, 2, 3), fact_rows(tiny, facts, CONTEXTS)
+    settings = CoordinationSettings(weighting="transfer", power=2.0)
+    take = partial(unit_moments, tiny, layers)
+    own = Session(rows, layers, SETTINGS, take, settings, fixed_ridge=10.0, seed=4, progress=False)
+    others = fact_rows(tiny, facts, (sample_templates(tiny, 5)[1],))
+    transfers = own.setting.transfers(layers, others)
+    assert ((transfers > 0) & (transfers < 1.5)).all()
+    torch.testing.assert_close(own.transfers(layers), transfers)
+    conditions, eases = Conditions(transfers=transfers), own.setting.eases(layers)
+    expected = coordinate_shifts(rows, layers, SETTINGS, settings, eases, conditions=conditions).shifts
+    torch.testing.assert_close(own.shifts(InMemory()), expected, rtol=1e-9, atol=1e-11)
+
+
+def test_every_descent_asks_for_what_is_measured(tiny, facts):
+    """Random shares begin at each layer's own transfer, for anchors of any kind and for shifts."""
+    layers, rows, recorder = (1, 2, 3), fact_rows(tiny, facts, CONTEXTS), InMemory()
+    settings, take = replace(SETTINGS, delivered="random"), partial(unit_moments, tiny, layers)
+    restarts = ReplaySettings(starts=1, size=0.0, joint=0.0)
+    own = Session(rows, layers, settings, take, replay=restarts, fixed_ridge=10.0, seed=4, progress=False)
+    transfers = own.transfers(layers)
+
+    def asking(places):
+        shares = delivered_shares(rows, len(places), settings, 4, transfers[:, list(places)])
+        return Conditions(delivered=shares)
+
+    targets = own.targets(recorder, ("coordinated-replay", "independent-everywhere", *CONTROLS[3:]))
+    for place, layer in enumerate(layers):
+        states = optimize_anchors(rows, layer, settings, None, asking([place])).states
+        torch.testing.assert_close(targets.of("separate", layer), states, rtol=1e-9, atol=1e-11)
+        assert not torch.allclose(states, optimize_anchors(rows, layer, SETTINGS).states)
+    for kind in ("restarted", "joint"):
+        torch.testing.assert_close(targets.of(kind, 1), targets.of("separate", 1))
+    shifts = coordinate_shifts(rows, layers, settings, conditions=asking([0, 1, 2])).shifts
+    torch.testing.assert_close(own.shifts(recorder), shifts, rtol=1e-9, atol=1e-11)

@@ -10,15 +10,22 @@ from jacobian_lab.report.captions import model_name
 from jacobian_lab.report.writing import Table
 from jacobian_lab.store.run import config_of
 
-DESCENTS = {"anchor": "anchors", "refit_anchor": "refitted anchors", "coordinated_shift": "coordinated shifts"}
+DESCENTS = {
+    "anchor": "anchors",
+    "refit_anchor": "refitted anchors",
+    "inner_anchor": "anchors",
+    "restarted_anchor": "best of restarted anchors",
+    "joint_anchor": "joint anchors",
+    "coordinated_shift": "coordinated shifts",
+}
 
 
 def descents(dataset: xr.Dataset) -> Table:
-    """Count the facts that came below the loss that ends a descent, with losses and passes."""
+    """Count the facts that came below the loss that ends a descent, with losses, passes and the clamp's activity."""
     settings = config_of(dataset)["settings"]["anchor"]
     stop, rows = settings["stop_loss"], {}
     for name, label in DESCENTS.items():
-        for place, loss, passes in _places(dataset, name):
+        for place, loss, passes, clamped in _places(dataset, name):
             losses = loss.where(passes > 0).dropna("fact")
             if losses.size:
                 rows[label + place] = {
@@ -27,22 +34,24 @@ def descents(dataset: xr.Dataset) -> Table:
                     "median loss": float(losses.median()),
                     "largest loss": float(losses.max()),
                     "passes": int(passes.sum()),
+                    "clamped facts": int((clamped > 0).sum()) if clamped.notnull().any() else np.nan,
+                    "clamped share of updates": float(clamped.mean()),
                 }
-    frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("descent")
+    frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("descent").dropna(axis="columns", how="all")
     note = f"At most {settings['steps']} passes a fact, at the learning rate {settings['lr']:g}. {model_name(dataset)}."
     return Table(frame.round(3), note, frame.reset_index())
 
 
-def _places(dataset: xr.Dataset, name: str) -> Iterator[tuple[str, xr.DataArray, xr.DataArray]]:
-    """Label, loss and passes of each place where there are such anchors or shifts."""
+def _places(dataset: xr.Dataset, name: str) -> Iterator[tuple[str, xr.DataArray, xr.DataArray, xr.DataArray]]:
+    """Label, loss, passes and clamped share of each place where there are such anchors or shifts."""
     if f"{name}_loss" not in dataset:
         return
-    loss, passes = dataset[f"{name}_loss"], dataset[f"{name}_passes"]
-    texts = {"anchor_layer": " at layer {}", "count": " of {} layers"}
+    loss, passes, clamped = (dataset[f"{name}_{what}"] for what in ("loss", "passes", "clamped"))
+    texts = {"anchor_layer": " at layer {}", "layer": " at layer {}", "count": " of {} layers"}
     (dim, *_) = [dim for dim in loss.dims if dim != "fact"] or [None]
     for label in [None] if dim is None else dataset[dim].values:
         place = {} if dim is None else {dim: label}
-        yield texts[str(dim)].format(label) if dim else "", loss.sel(place), passes.sel(place)
+        yield texts[str(dim)].format(label) if dim else "", loss.sel(place), passes.sel(place), clamped.sel(place)
 
 
 def failed_facts(dataset: xr.Dataset) -> list[str]:

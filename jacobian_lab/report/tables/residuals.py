@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from jacobian_lab.catalogue import OPTIMISED, SCHEMES, UNEDITED
+from jacobian_lab.catalogue import OPTIMISED, SCHEMES, SEPARATE, UNEDITED
 from jacobian_lab.report.captions import facts_line
 from jacobian_lab.report.intervals import summaries_of
 from jacobian_lab.report.paper import paper_residuals, source_line
@@ -34,7 +34,7 @@ def _own(*schemes: str, variable: str = "residual_ratio") -> tuple[Line, ...]:
     return tuple(Line(scheme, variable, scheme) for scheme in schemes)
 
 
-_BACKWARD = tuple(name for name, scheme in SCHEMES.items() if scheme.kind == OPTIMISED)
+_BACKWARD = tuple(name for name, scheme in SCHEMES.items() if scheme.kind in {OPTIMISED, SEPARATE})
 _REPLAYING = tuple(name for name in SCHEMES if name not in _BACKWARD)
 ROWS: Mapping[str, tuple[Line, ...]] = {
     "table1": _own("backward-dividing", "jacobian-pullback", variable="cosine"),
