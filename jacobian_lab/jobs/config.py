@@ -307,7 +307,7 @@ class FrontierConfig(EvaluationConfig):
     """Edits with one rule under several schemes along λ.
 
     Attributes:
-        rule: The update rule; alphaedit has no λ.
+        rule: The update rule; alphaedit, sphere, nas and rome have no λ.
         schemes: Target schemes; all but jacobian-pullback, whose dense J of every fact take long, by default.
         ridges: The values of λ; seven over three decades around the model's own by default.
         greedy: Check Accuracy by real greedy decoding too; off here, since there are many points.
@@ -318,7 +318,7 @@ class FrontierConfig(EvaluationConfig):
         'memit'
     """
 
-    rule: Literal["memit", "prune", "rect", "emmet"] = "memit"
+    rule: Literal["memit", "prune", "rect", "emmet", "nse", "encore", "betaedit", "lyaplock", "rlsedit"] = "memit"
     schemes: tuple[SchemeName, ...] = tuple(name for name in get_args(SchemeName) if name != "jacobian-pullback")
     ridges: tuple[Above, ...] | None = None
     greedy: bool = False
