@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jacobian_lab.errors import InputError
 from jacobian_lab.maps.hooks import decisive_states
-from jacobian_lab.maps.likelihood import answer_nll
+from jacobian_lab.maps.likelihood import answer_is_likeliest, answer_nll
 from jacobian_lab.maps.replay import Frozen, freeze, replay_outputs
 from jacobian_lab.maps.writes import moved_at, normed_writes, rms, shifted_states
 from jacobian_lab.model.language_model import LanguageModel, Layers
@@ -36,11 +36,13 @@ class AnchorSettings:
         stop_loss: A fact whose loss is below this is done.
         dtype: Dtype of a copy of the model that the descent runs in, such as ``"bfloat16"`` where that is multiplied
             faster; the model's own by default. Losses and shifts are in float32 or better all the same.
+        likeliest: A fact is done too after so many passes in which every token of its answer is the likeliest in all
+            contexts, as in ENCORE (arXiv 2502.01636); by its loss alone by default.
 
     Examples:
         >>> import jacobian_lab as jl
-        >>> jl.AnchorSettings(lr=0.1, steps=35)
-        AnchorSettings(lr=0.1, steps=35, weight_decay=0.5, kl_factor=0.0625, clamp=0.75, stop_loss=0.05, dtype=None)
+        >>> jl.AnchorSettings(lr=0.1, steps=35).clamp
+        0.75
     """
 
     lr: float = 0.5
@@ -50,6 +52,7 @@ class AnchorSettings:
     clamp: float = 0.75
     stop_loss: float = 0.05
     dtype: str | None = None
+    likeliest: int | None = None
 
     @classmethod
     def of(cls, model: LanguageModel) -> "AnchorSettings":
@@ -296,6 +299,7 @@ class _Descent:
         self.shifts = torch.full_like(self.start, math.nan)
         self.loss = torch.full_like(self.norms[:, 0], math.nan, dtype=torch.float64)
         self.passes = torch.zeros(len(self.start), dtype=torch.long, device=self.start.device)
+        self.answered = torch.zeros_like(self.passes)  # passes in which the answer was the likeliest
 
     def run(self, progress: Progress | None) -> None:
         """Make passes until every fact is done."""
@@ -306,6 +310,7 @@ class _Descent:
             self.loss[active], self.passes[active] = value, number
             finite = torch.isfinite(value)
             done = ~finite | (value < self.settings.stop_loss) | (number == self.settings.steps)
+            done |= self.answered[active] >= (self.settings.likeliest or math.inf)
             with torch.no_grad():
                 for fact in active[done & finite].tolist():
                     self.shifts[fact] = self._shift(fact)
@@ -334,6 +339,8 @@ class _Descent:
         shifts = torch.stack([self._shift(fact) for fact in active.tolist()])
         outputs = self._outputs(self.rows, shifts.repeat_interleave(self.contexts, dim=0))
         nll = answer_nll(self.rows, outputs).view(-1, self.contexts).mean(1)
+        if self.settings.likeliest is not None:
+            self.answered[active] += answer_is_likeliest(self.rows, outputs).view(-1, self.contexts).all(1)
         kl_logits = self.kl_rows.model.head(self._outputs(self.kl_rows, shifts)[:, 0])
         kl_log_p = kl_logits.double().log_softmax(-1)
         if self.reference is None:  # the first pass is at shifts of 0

@@ -102,6 +102,8 @@ class AnchorConfig:
         clamp: Largest norm of the anchor's shift, as a share of the state's.
         dtype: Dtype of the copy of the model that the descent runs in; the model's own by default. Where the processor
             multiplies bfloat16 faster, so are anchors.
+        likeliest: Passes in which every token of the answer is the likeliest, in all contexts, after which a fact is
+            done, as in ENCORE; by its loss alone by default.
 
     Examples:
         >>> import jacobian_lab as jl
@@ -115,6 +117,7 @@ class AnchorConfig:
     kl_factor: float = AnchorSettings.kl_factor
     clamp: Above = AnchorSettings.clamp
     dtype: Dtype | None = None
+    likeliest: Positive | None = None
 
 
 @dataclass(frozen=True)
