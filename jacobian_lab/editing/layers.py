@@ -225,8 +225,8 @@ def edit_layers(
         changes, out_of_reach = reachable_changes(model, layer, frozen.writes(layer), assigned)
         problem = Problem(layer, keys[usable].T, changes[usable].T, setting.moments[layer], old, setting.ridge)
         if carried is not None:
-            batch = {"carried": carried.get(layer), "factored_moment": partial(setting.factored_moment, layer)}
-            problem = replace(problem, has_next=True, **batch)
+            once = partial(setting.factored_moment, layer)
+            problem = replace(problem, carried=carried.get(layer), has_next=True, factored_moment=once)
         update = rule(problem)
         if carried is not None and update.carried is not None:
             carried[layer] = update.carried
