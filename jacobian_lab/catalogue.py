@@ -118,8 +118,18 @@ CONTROLS: tuple[SchemeName, ...] = (
 TABLE_SCHEMES: tuple[SchemeName, ...] = tuple(name for name in get_args(SchemeName) if name not in CONTROLS)
 """Default schemes of a table: all but the controls."""
 
-RULE_NAMES = ("memit", "prune", "rect", "alphaedit", "emmet")
-"""Update rules: the keys of `jacobian_lab.editing.rules.RULES`."""
+PAPER_RULES = ("memit", "prune", "rect", "alphaedit", "emmet")
+LATER_RULES = ("nse", "encore", "sphere", "nas", "betaedit", "lyaplock", "rlsedit")
+RULE_NAMES = (*PAPER_RULES, "rome", *LATER_RULES)
+"""Update rules: the keys of `jacobian_lab.editing.rules.RULES`; those of the paper, ROME, and later ones."""
+PROJECTING = ("alphaedit", "sphere", "nas", "betaedit")
+"""Rules that need a null space of C."""
+KEYLESS = ("emmet", "rome")
+"""Rules that solve with λC or C alone, without the facts' keys."""
+RIDGELESS = ("alphaedit", "rome", "sphere", "nas")
+"""Rules without λ."""
+RESCALING = ("nas",)
+"""Rules whose targets are given another length first (`jacobian_lab.editing.norm_anchors`)."""
 
 
 @dataclass(frozen=True)
@@ -160,11 +170,15 @@ METHODS: Mapping[str, Method] = {
     "rect+cr": Method("coordinated-replay", "rect"),
     "alphaedit+cr": Method("coordinated-replay", "alphaedit"),
     "emmet+cr": Method("coordinated-replay", "emmet"),
+    "rome": Method("one-layer", "rome"),
+    **{rule: Method("backward-dividing", rule) for rule in LATER_RULES},
+    **{rule + FE: Method("forward-replay", rule) for rule in LATER_RULES},
+    **{rule + CR: Method("coordinated-replay", rule) for rule in LATER_RULES},
 }
-"""The paper's methods by name, and those with coordinated replay; any other pair is called ``rule@scheme``."""
+"""The paper's methods by name, those with coordinated replay, and later ones; any other pair is ``rule@scheme``."""
 
-TABLE_METHODS = tuple(name for name in METHODS if name != "blue-refit")
-"""Default methods of a table: all but the other reading of BLUE."""
+TABLE_METHODS = tuple(name for name, pair in METHODS.items() if pair.rule in PAPER_RULES and not pair.refit)
+"""Default methods of a table: the paper's rules, without the other reading of BLUE."""
 
 TRAINED = ("wise", "rledit")
 """The paper's methods that train, which are no pairs; `jacobian_lab.training` implements them."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from jacobian_lab.editing.settings import AnchorSettings, CoordinationSettings
 from jacobian_lab.errors import InputError
 from jacobian_lab.maps.hooks import decisive_states
-from jacobian_lab.maps.likelihood import answer_nll
+from jacobian_lab.maps.likelihood import answer_is_likeliest, answer_nll
 from jacobian_lab.maps.replay import Frozen, freeze, replay, replay_outputs
 from jacobian_lab.maps.writes import moved_at, normed_writes, rms
 from jacobian_lab.model.language_model import Layers
@@ -167,6 +167,7 @@ class Descent:
         self.limits = conditions.stops(settings.stop_loss, self.loss)
         self.passes = torch.zeros(len(self.start), dtype=torch.long, device=self.start.device)
         self.clamps = torch.zeros_like(self.passes)
+        self.answered = torch.zeros_like(self.passes)  # passes in which the answer was the likeliest
 
     @property
     def clamped(self) -> Float[Tensor, " fact"]:
@@ -183,6 +184,7 @@ class Descent:
             self.loss[active], self.passes[active] = value, number
             finite = torch.isfinite(value)
             done = ~finite | (value < self.limits[active]) | (number == self.settings.steps)
+            done |= self.answered[active] >= (self.settings.likeliest or math.inf)
             with torch.no_grad():
                 for fact in active[done & finite].tolist():
                     self.shifts[fact] = self._shift(fact)
@@ -211,6 +213,8 @@ class Descent:
         shifts = torch.stack([self._shift(fact) for fact in active.tolist()])
         outputs = self._outputs(self.rows, self._arriving(shifts, active).repeat_interleave(self.contexts, dim=0))
         nll = answer_nll(self.rows, outputs).view(-1, self.contexts).mean(1)
+        if self.settings.likeliest is not None:
+            self.answered[active] += answer_is_likeliest(self.rows, outputs).view(-1, self.contexts).all(1)
         if self.reference is None:
             with torch.no_grad():
                 self.reference = self._kl_log_p(torch.zeros_like(shifts))

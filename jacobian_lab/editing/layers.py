@@ -10,10 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jacobian_lab.catalogue import Scheme
+from jacobian_lab.editing.paper_rules import memit
+from jacobian_lab.editing.problems import CarriedStates, Problem, Rule, Update
 from jacobian_lab.editing.reachable import reachable_changes
-from jacobian_lab.editing.rules import CarriedStates, Problem, Rule, Update, memit
 from jacobian_lab.editing.schemes import DAMPING, Targets, damped_pullback
-from jacobian_lab.editing.solving import Factor, remembered_factor
+from jacobian_lab.editing.solving import Factor, Factored, remembered_factor
 from jacobian_lab.editing.transfer import transferred
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import Fact
@@ -117,6 +118,20 @@ class Setting:
         except InputError:
             return torch.full_like(keys[:, 0], torch.nan)
 
+    def factored_moment(self, layer: int) -> Factored:
+        """C, factored once a layer.
+
+        Args:
+            layer: A decisive layer.
+
+        Returns:
+            The matrix, with its factor on the host.
+
+        Raises:
+            InputError: If C is singular.
+        """
+        return self.factor(self.moments[layer], f"C at layer {layer}", self.model.device)
+
     def cholesky(self, layer: int) -> Float[Tensor, "d_mlp d_mlp"]:
         """L with C = L Lᵀ, computed once a layer.
 
@@ -129,7 +144,7 @@ class Setting:
         Raises:
             InputError: If C is singular.
         """
-        return self.factor(self.moments[layer], f"C at layer {layer}", self.model.device)
+        return self.factored_moment(layer).factor
 
     def select(self, facts: Sequence[int]) -> "Setting":
         """Select some of the facts.
@@ -236,7 +251,8 @@ def edit_layers(
         changes, out_of_reach = reachable_changes(model, layer, frozen.writes(layer), assigned)
         problem = Problem(layer, keys[usable].T, changes[usable].T, setting.moments[layer], old, setting.ridge)
         if carried is not None:
-            problem = replace(problem, carried=carried.get(layer), has_next=True)
+            once = partial(setting.factored_moment, layer)
+            problem = replace(problem, carried=carried.get(layer), has_next=True, factored_moment=once)
         update = rule(problem)
         if carried is not None and update.carried is not None:
             carried[layer] = update.carried

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from jacobian_lab.catalogue import OPTIMISED, REPLAYED, Scheme
 from jacobian_lab.editing.layers import LayerEdit, Setting, edit_layers
-from jacobian_lab.editing.rules import CarriedStates, Rule, memit
+from jacobian_lab.editing.paper_rules import memit
+from jacobian_lab.editing.problems import CarriedStates, Rule
 from jacobian_lab.editing.schemes import Targets
 from jacobian_lab.maps.conditions import cosine, eigen_residual, gain, rayleigh_quotient
 from jacobian_lab.maps.hooks import decisive_states, decisive_writes

@@ -10,11 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jacobian_lab.catalogue import SCHEMES, Method, Scheme
+from jacobian_lab.catalogue import RESCALING, SCHEMES, Method, Scheme
 from jacobian_lab.editing.deltas import delta_dtype, save_delta, save_model
 from jacobian_lab.editing.layers import Setting, edit_layers, write_weight
 from jacobian_lab.editing.measures import ObservedEdit, observed_edits
-from jacobian_lab.editing.rules import CarriedStates, RuleSettings
+from jacobian_lab.editing.norm_anchors import norm_anchored
+from jacobian_lab.editing.problems import CarriedStates
+from jacobian_lab.editing.rules import RuleSettings
 from jacobian_lab.editing.schemes import Targets
 from jacobian_lab.editing.solving import Eigh
 from jacobian_lab.model.language_model import LanguageModel, Layers
@@ -100,6 +102,7 @@ def edit_with(
     model, count = setting.model, len(setting.facts)
     scheme, rule = SCHEMES[pair.scheme], rules.rule(pair.rule, eigh)
     finite = targets.usable(scheme.kind).tolist()
+    targets = norm_anchored(setting.rows, targets, scheme.kind) if pair.rule in RESCALING else targets
     step = size or count
     original = {layer: model.copied_weight(layer) for layer in scheme.edited(targets.layers)}
     deltas = {layer: torch.zeros_like(weight, dtype=torch.float64) for layer, weight in original.items()}

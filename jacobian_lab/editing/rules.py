@@ -1,7 +1,7 @@
-"""Update rules: what is made of keys and residuals, each a pure function (methods.md §5)."""
+"""Update rules by name, and what they leave open (methods.md §5)."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -10,234 +10,13 @@ from annotated_types import Gt, Le
 from jaxtyping import Float
 from torch import Tensor
 
-from jacobian_lab.editing.solving import (
-    Eigh,
-    Factored,
-    advice,
-    damped_inverse,
-    factored,
-    largest_singular_value,
-    null_space,
-    shrink,
-)
+from jacobian_lab.editing.later_rules import betaedit, encore, lyaplock, nse, rlsedit, rome, sphere
+from jacobian_lab.editing.paper_rules import RECT_KEPT, alphaedit, emmet, memit, prune, rect
+from jacobian_lab.editing.problems import Problem, Rule, Update
+from jacobian_lab.editing.settings import LATER, usual
+from jacobian_lab.editing.solving import Eigh, largest_singular_value, shrink
 
-RECT_KEPT = {"magnitude": 0.6, "relative": 0.2}
-"""How RECT ranks, and the share that it keeps: the paper's code, and RECT's authors."""
-
-
-@dataclass(frozen=True, eq=False)
-class CarriedState:
-    """State that a rule carries from a layer's batch to the next one.
-
-    Attributes:
-        matrix: What it solved with: λC + S, or what the rule has in its place, with S = Σ K Kᵀ of all batches so far.
-        limit: PRUNE's: the largest singular value that the weight had before all edits.
-        basis: AlphaEdit's: of the null space of C, where the model is.
-    """
-
-    matrix: Factored
-    limit: Float[Tensor, ""] | None = None
-    basis: Float[Tensor, "d_mlp rank"] | None = None
-
-
-CarriedStates = dict[int, CarriedState]
-"""By layer."""
-
-
-@dataclass(frozen=True, eq=False)
-class Update:
-    """A change of one weight.
-
-    Attributes:
-        delta: ΔW, in float64.
-        condition: Condition number of the matrix that was factored, in the 1-norm, as LAPACK estimates it
-            from the Cholesky factor.
-        notes: What else a rule has to say, by the names under which runs store it.
-        carried: For the layer's next batch, where there is to be one.
-    """
-
-    delta: Float[Tensor, "d_model d_mlp"]
-    condition: float
-    notes: Mapping[str, float] = field(default_factory=dict)
-    carried: CarriedState | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Problem:
-    """Keys, residuals and matrices of one layer; not every rule reads them all.
-
-    Attributes:
-        layer: The layer, for messages.
-        keys: K, one column a fact, in float64.
-        residuals: R, one column a fact, in float64.
-        second_moment: C.
-        weight: W.
-        ridge: λ.
-        carried: What the rule handed on after the batch before this one.
-        has_next: Whether there are to be further batches.
-    """
-
-    layer: int
-    keys: Float[Tensor, "d_mlp fact"]
-    residuals: Float[Tensor, "d_model fact"]
-    second_moment: Float[Tensor, "d_mlp d_mlp"]
-    weight: Float[Tensor, "d_model d_mlp"]
-    ridge: float
-    carried: CarriedState | None = None
-    has_next: bool = False
-
-    def spread(self) -> Float[Tensor, "d_mlp d_mlp"]:
-        """λC."""
-        return self.ridge * self.second_moment.to(self.keys.device)
-
-
-Rule = Callable[[Problem], Update]
-"""An update rule: a pure function."""
-
-
-def memit(problem: Problem) -> Update:
-    """MEMIT's rule: ``ΔW = R Kᵀ (λC + S + K Kᵀ)⁻¹``, in float64 by Cholesky (methods.md §3, §5).
-
-    Args:
-        problem: K, R, C, W, λ and S.
-
-    Returns:
-        The change.
-    """
-    return _regressed(problem, problem.spread, "λC + K Kᵀ", advice(problem.second_moment, problem.ridge))
-
-
-def _regressed(
-    problem: Problem,
-    start: Callable[[], Float[Tensor, "n n"]],
-    name: str,
-    hint: str,
-    basis: Float[Tensor, "d_mlp n"] | None = None,
-) -> Update:
-    """``ΔW = R Kᵀ (M + S + K Kᵀ)⁻¹``, with M what `start` returns; in a basis if there is one."""
-    keys = problem.keys if basis is None else basis.T @ problem.keys
-    if problem.carried is None:  # factored with the first batch's keys in it; later ones come as columns
-        matrix = factored(start() + keys @ keys.T, f"{name} at layer {problem.layer}", hint)
-        solved = matrix.solve(keys @ problem.residuals.T)
-    else:
-        matrix = problem.carried.matrix.plus(keys)
-        solved = matrix.solve_newest(keys)
-    solved = (solved if basis is None else basis @ solved).T
-    delta = solved if problem.carried is None else problem.residuals @ solved
-    return Update(delta, matrix.condition, carried=CarriedState(matrix) if problem.has_next else None)
-
-
-def prune(problem: Problem, *, kind: str = "log", base: float = 1.2) -> Update:
-    """PRUNE: `memit`, then the change's singular values above the weight's largest are shrunk (methods.md §5).
-
-    Args:
-        problem: K, R, C, W, λ and S.
-        kind: See `shrink`.
-        base: See `shrink`.
-
-    Returns:
-        The change, with the number of shrunk singular values as ``shrunk_values``.
-    """
-    limit = problem.carried.limit if problem.carried else None
-    limit = largest_singular_value(problem.weight) if limit is None else limit
-    update = memit(problem)
-    delta, count = shrink(update.delta, limit, kind, base)
-    carried = replace(update.carried, limit=limit) if update.carried else None
-    return replace(update, delta=delta, notes={"shrunk_values": float(count)}, carried=carried)
-
-
-def rect(problem: Problem, *, by: str = "magnitude", share: float | None = None) -> Update:
-    """RECT: `memit`, then the smallest entries of the change are set to zero (methods.md §5).
-
-    Args:
-        problem: K, R, C, W, λ and S.
-        by: ``"magnitude"`` ranks by |ΔW_ij|, as the paper's code does; ``"relative"`` by |ΔW_ij / W_ij|, as
-            RECT's authors do.
-        share: Share of the entries that stay; that of `RECT_KEPT` by default.
-
-    Returns:
-        The change, with the share of its squared norm that stayed as ``kept_energy``.
-    """
-    update = memit(problem)
-    size = update.delta.abs()
-    if by == "relative":
-        size = torch.nan_to_num(size / problem.weight.double().abs(), nan=0.0)
-    dropped = round((1 - (RECT_KEPT[by] if share is None else share)) * size.numel())
-    if not dropped:
-        return replace(update, notes={"kept_energy": 1.0})
-    delta = torch.where(size > size.flatten().kthvalue(dropped).values, update.delta, 0.0)
-    return replace(update, delta=delta, notes={"kept_energy": float((delta**2).sum() / (update.delta**2).sum())})
-
-
-def alphaedit(
-    problem: Problem,
-    *,
-    threshold: float = 0.02,
-    relative: bool = False,
-    l2: float = 10.0,
-    eigh: Eigh = torch.linalg.eigh,
-) -> Update:
-    """AlphaEdit: ``[P (K Kᵀ + S) + L2·I] ΔWᵀ = P K Rᵀ``, with P the projection on the null space of C (methods.md §5).
-
-    Solved in the null space's own basis, where the matrix is symmetric and positive definite.
-
-    Args:
-        problem: K, R, C, W, λ and S.
-        threshold: See `null_space`.
-        relative: See `null_space`.
-        l2: L2.
-        eigh: See `null_space`.
-
-    Returns:
-        The change, with ``null_space_rank`` and ``trace_left_out``.
-    """
-    moment = problem.second_moment
-    space = null_space(moment, threshold, relative=relative, eigh=eigh, name=f"C at layer {problem.layer}")
-    basis = problem.carried.basis if problem.carried else None
-    basis = space.basis.to(problem.keys.device) if basis is None else basis
-
-    def start() -> Float[Tensor, "rank rank"]:
-        return l2 * torch.eye(basis.shape[1], dtype=basis.dtype, device=basis.device)
-
-    update = _regressed(problem, start, "P K Kᵀ + L2·I", "raise ⟨alphaedit_l2⟩", basis)
-    notes = {"null_space_rank": float(basis.shape[1]), "trace_left_out": space.trace_left_out}
-    carried = replace(update.carried, basis=basis) if update.carried else None
-    return replace(update, notes=notes, carried=carried)
-
-
-def emmet(problem: Problem, *, epsilon: float = 0.1) -> Update:
-    """EMMET: ``ΔW = R (Kᵀ A⁻¹ K + εI)⁻¹ Kᵀ A⁻¹`` with A = λC + S; with ε → 0, ΔW K = R (methods.md §5).
-
-    By the push-through identity this is ``R Kᵀ (εA + K Kᵀ)⁻¹``: for one batch identically `memit` at λ·ε (of later
-    batches the old keys, which are part of A, count ε times as much as in `memit`).
-
-    Args:
-        problem: K, R, C, W, λ and S.
-        epsilon: ε.
-
-    Returns:
-        The change; the condition number is the larger one of A and Kᵀ A⁻¹ K + εI. The first batch is solved by QR,
-        without forming the latter; later ones, whose old keys stand beside A's factor, with it.
-    """
-    K, R, layer = problem.keys, problem.residuals, problem.layer
-    matrix = (
-        problem.carried.matrix
-        if problem.carried
-        else factored(problem.spread(), f"λC at layer {layer}", advice(problem.second_moment, problem.ridge))
-    )
-    name, hint = f"Kᵀ A⁻¹ K + εI at layer {layer}", "raise ⟨emmet_epsilon⟩"
-    if matrix.columns.shape[1]:
-        solved = matrix.solve(K).T  # Kᵀ A⁻¹
-        inner = solved @ K
-        inner = (inner + inner.T) / 2 + epsilon * torch.eye(len(inner), dtype=K.dtype, device=K.device)
-        multipliers = factored(inner, name, hint)
-        delta, condition = multipliers.solve(R.T).T @ solved, multipliers.condition
-    else:
-        inverse, condition = damped_inverse(matrix.factor, K, epsilon, name, hint)
-        delta = R @ inverse
-    handed_on = CarriedState(matrix.plus(K)) if problem.has_next else None
-    return Update(delta, max(matrix.condition, condition), carried=handed_on)
-
+__all__ = ["RECT_KEPT", "RULES", "Problem", "RuleSettings", "Update"]
 
 RULES: dict[str, Callable[..., Update]] = {
     "memit": memit,
@@ -245,13 +24,22 @@ RULES: dict[str, Callable[..., Update]] = {
     "rect": rect,
     "alphaedit": alphaedit,
     "emmet": emmet,
+    "rome": rome,
+    "nse": nse,
+    "encore": encore,
+    "sphere": sphere,
+    "nas": alphaedit,
+    "betaedit": betaedit,
+    "lyaplock": lyaplock,
+    "rlsedit": rlsedit,
 }
-"""Each takes a `Problem`, and its own options by name; any goes with any scheme of `jacobian_lab.editing.schemes`."""
+"""Each takes a `Problem`, and its own options by name; any goes with any scheme of `jacobian_lab.editing.schemes`. NAS
+is AlphaEdit with targets of another length (`jacobian_lab.editing.norm_anchors`)."""
 
 
 @dataclass(frozen=True)
 class RuleSettings:
-    """Options of the rules; the defaults are the paper's.
+    """Options of the rules; the defaults are the paper's, those of later rules their authors'.
 
     Attributes:
         prune_kind: How PRUNE shrinks.
@@ -263,6 +51,13 @@ class RuleSettings:
         alphaedit_relative: Whether this threshold is in units of the mean eigenvalue.
         alphaedit_l2: L2 of AlphaEdit's solve.
         emmet_epsilon: ε of EMMET's solve.
+        nse_share: Share of the activity that NSE's neurons hold.
+        encore_norm_ridge: λₙ, weight of ‖ΔW‖² in ENCORE's solve.
+        rlsedit_norm_ridge: λₙ of RLSEdit's solve, the square of its authors' λ.
+        sphere_share: Share of the trace that SPHERE's directions hold.
+        sphere_strength: Share of the change along them that SPHERE takes away.
+        betaedit_renewal: Edits after which BetaEdit takes its null space anew.
+        lyaplock_tolerance: Disturbance from which LyapLock's queue grows, over that of the first batch.
 
     Examples:
         >>> import jacobian_lab as jl
@@ -279,6 +74,22 @@ class RuleSettings:
     alphaedit_relative: bool = False
     alphaedit_l2: Annotated[float, Gt(0)] = 10.0
     emmet_epsilon: float = 0.1
+    nse_share: Annotated[float, Gt(0), Le(1)] = field(default=0.8, metadata=LATER)
+    encore_norm_ridge: float = field(default=10.0, metadata=LATER)
+    rlsedit_norm_ridge: float = field(default=0.0, metadata=LATER)
+    sphere_share: Annotated[float, Gt(0), Le(1)] = field(default=0.5, metadata=LATER)
+    sphere_strength: Annotated[float, Le(1)] = field(default=0.5, metadata=LATER)
+    betaedit_renewal: Annotated[int, Gt(0)] = field(default=1000, metadata=LATER)
+    lyaplock_tolerance: Annotated[float, Gt(0)] = field(default=60.0, metadata=LATER)
+
+    def stored(self) -> dict[str, Any]:
+        """Give the settings as a run keeps them.
+
+        Returns:
+            All of the paper's rules, and of later rules those that are not the defaults: so a run that was made before
+            there were these has the same settings.
+        """
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name not in usual(self)}
 
     def rule(self, name: str, eigh: Eigh = torch.linalg.eigh) -> Rule:
         """A rule with these settings.
@@ -292,16 +103,24 @@ class RuleSettings:
         """
         if name == "prune" and self.prune_scope == "total":
             return memit
+        projection = {
+            "threshold": self.alphaedit_threshold,
+            "relative": self.alphaedit_relative,
+            "l2": self.alphaedit_l2,
+            "eigh": eigh,
+        }
         options: dict[str, dict[str, Any]] = {
             "prune": {"kind": self.prune_kind, "base": self.prune_base},
             "rect": {"by": self.rect_by, "share": self.rect_kept},
-            "alphaedit": {
-                "threshold": self.alphaedit_threshold,
-                "relative": self.alphaedit_relative,
-                "l2": self.alphaedit_l2,
-                "eigh": eigh,
-            },
+            "alphaedit": projection,
             "emmet": {"epsilon": self.emmet_epsilon},
+            "nse": {"share": self.nse_share},
+            "encore": {"norm_ridge": self.encore_norm_ridge},
+            "sphere": {"share": self.sphere_share, "strength": self.sphere_strength, **projection},
+            "nas": projection,
+            "betaedit": {"renewal": self.betaedit_renewal, **projection},
+            "lyaplock": {"tolerance": self.lyaplock_tolerance},
+            "rlsedit": {"norm_ridge": self.rlsedit_norm_ridge},
         }
         return partial(RULES[name], **options.get(name, {}))
 

@@ -21,6 +21,19 @@ MARGIN = 0.8
 """Share at which a margin asks for the answer, unless another is set."""
 
 
+def usual(settings: Any) -> set[str]:
+    """Names of later settings that are at their defaults, which runs do not keep.
+
+    Args:
+        settings: A dataclass of settings.
+
+    Returns:
+        The names.
+    """
+    later = (item for item in fields(settings) if item.metadata.get("later"))
+    return {item.name for item in later if getattr(settings, item.name) == item.default}
+
+
 def recorded(settings: Any) -> dict[str, Any]:
     """Settings as runs keep them, so that those of earlier versions compare equal.
 
@@ -31,8 +44,7 @@ def recorded(settings: Any) -> dict[str, Any]:
         Values by name, but none that is absent, and none of a later setting at its default.
     """
     values = {item.name: getattr(settings, item.name) for item in fields(settings)}
-    usual = {item.name for item in fields(settings) if item.metadata.get("later") and values[item.name] == item.default}
-    return {name: value for name, value in values.items() if value is not None and name not in usual}
+    return {name: value for name, value in values.items() if value is not None and name not in usual(settings)}
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,8 @@ class AnchorSettings:
         stop_loss: A fact whose loss is below this is done.
         dtype: Dtype of a copy of the model that the descent runs in, such as ``"bfloat16"`` where that is multiplied
             faster; the model's own by default. Losses and shifts are in float32 or better all the same.
+        likeliest: A fact is done too after so many passes in which every token of its answer is the likeliest in all
+            contexts, as in ENCORE (arXiv 2502.01636); by its loss alone by default.
         delivered: Share of the shifts at which the answer and the KL term are taken: none, all of them; margin, a
             constant share, so that the descent goes on until the answer holds there; random, shares that are uniform
             between a least one and 1, for every pass and layer anew.
@@ -56,9 +70,8 @@ class AnchorSettings:
 
     Examples:
         >>> import jacobian_lab as jl
-        >>> jl.AnchorSettings(lr=0.1, steps=35)
-        AnchorSettings(lr=0.1, steps=35, weight_decay=0.5, kl_factor=0.0625, clamp=0.75, stop_loss=0.05, dtype=None,
-        delivered='none', delivered_share=None)
+        >>> jl.AnchorSettings(lr=0.1, steps=35).clamp
+        0.75
     """
 
     lr: float = 0.5
@@ -68,6 +81,7 @@ class AnchorSettings:
     clamp: float = 0.75
     stop_loss: float = 0.05
     dtype: str | None = None
+    likeliest: int | None = None
     delivered: Delivered = field(default="none", metadata=LATER)
     delivered_share: float | None = None
 

@@ -3,14 +3,24 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jacobian_lab.catalogue import METHODS, PAIRS, SCHEMES, TRAINED, UNEDITED, Method, method
+from jacobian_lab.catalogue import (
+    KEYLESS,
+    METHODS,
+    PAIRS,
+    PROJECTING,
+    SCHEMES,
+    TRAINED,
+    UNEDITED,
+    Method,
+    method,
+)
 from jacobian_lab.editing.layers import Setting
 from jacobian_lab.editing.methods import Refit
 from jacobian_lab.editing.schemes import Targets
@@ -126,7 +136,7 @@ class Comparison:
         config, everyone = self.config, len(self.experiment.facts)
         length = {"length": config.corpus_length} if self.experiment.corpus is None else {}  # else the corpus has it
         return self.experiment.settings() | {
-            "rules": asdict(config.rules),
+            "rules": config.rules.stored(),
             "edits_per_batch": config.edits_per_batch,
             "metrics": self.evaluator.style,
             "greedy": config.greedy,
@@ -176,7 +186,7 @@ class Comparison:
             return Preparation()
         count, session = len(self.experiment.facts), self.experiment.session
         projected = self._projected()
-        without_keys = any(pair.rule == "emmet" for pair in self.methods.values())
+        without_keys = any(pair.rule in KEYLESS for pair in self.methods.values())
         spaces = Preparation(
             lambda _folder: session.check_null_spaces(projected),
             lambda counts, _folder: [counts.null_spaces(len(projected))] if projected else [],
@@ -187,7 +197,7 @@ class Comparison:
     def _projected(self) -> list[int]:
         """The layers at which a rule needs the null space of C."""
         layers = self.experiment.layers
-        edited = (SCHEMES[pair.scheme].edited(layers) for pair in self.methods.values() if pair.rule == "alphaedit")
+        edited = (SCHEMES[pair.scheme].edited(layers) for pair in self.methods.values() if pair.rule in PROJECTING)
         return sorted({layer for scheme_layers in edited for layer in scheme_layers})
 
     def work(self, counts: Counts, names: Sequence[str]) -> Iterable[Stage]:

@@ -103,6 +103,8 @@ class AnchorConfig:
         delivered: Share of the shifts at which the answer is asked for: none (all of them), margin (a constant one) or
             random (drawn for every pass and layer).
         delivered_share: The constant share, 0.8 by default; or the least random one, by default as measured.
+        likeliest: Passes in which every token of the answer is the likeliest, in all contexts, after which a fact is
+            done, as in ENCORE; by its loss alone by default.
 
     Examples:
         >>> import jacobian_lab as jl
@@ -118,6 +120,7 @@ class AnchorConfig:
     dtype: Dtype | None = None
     delivered: Delivered = field(default="none", metadata=RARE)
     delivered_share: Annotated[float, Gt(0), Le(1)] | None = field(default=None, metadata=RARE)
+    likeliest: Positive | None = None
 
 
 @dataclass(frozen=True)
@@ -312,7 +315,7 @@ class FrontierConfig(EvaluationConfig):
     """Edits with one rule under several schemes along λ.
 
     Attributes:
-        rule: The update rule; alphaedit has no λ.
+        rule: The update rule; alphaedit, sphere, nas and rome have no λ.
         schemes: Target schemes; by default those of the tables but jacobian-pullback, whose dense J of every fact take
             long.
         ridges: The values of λ; seven over three decades around the model's own by default.
@@ -324,7 +327,7 @@ class FrontierConfig(EvaluationConfig):
         'memit'
     """
 
-    rule: Literal["memit", "prune", "rect", "emmet"] = "memit"
+    rule: Literal["memit", "prune", "rect", "emmet", "nse", "encore", "betaedit", "lyaplock", "rlsedit"] = "memit"
     schemes: tuple[SchemeName, ...] = tuple(name for name in TABLE_SCHEMES if name != "jacobian-pullback")
     ridges: tuple[Above, ...] | None = None
     greedy: bool = False

@@ -50,6 +50,10 @@ class Places:
     def _along(places: Mapping[Any, int], labels: Any) -> Any:
         if labels is None:
             return slice(None)
+        if unknown := [label for label in listed(labels, ()) if label not in places]:
+            raise InputError(
+                f"expected what a run of this version was made for, got {unknown[0]!r}: choose another folder"
+            )
         return [places[label] for label in labels] if isinstance(labels, list | tuple) else places[labels]
 
 

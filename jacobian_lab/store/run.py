@@ -45,6 +45,8 @@ from jacobian_lab.store.schema import DIGEST, KINDS
 LOCK = ".lock"
 GROWING = "training"
 """The settings that others may join while a run grows: by method, what its training was decided by."""
+LISTS = {"edit"}
+"""Dimensions whose labels are all that there are: a run that was made when there were fewer keeps those that it has."""
 WIDE = {"d_model", "rank"}
 """Dimensions of arrays that are too large to be read whole when a run is opened."""
 
@@ -101,6 +103,9 @@ class Run:
         opened = open_arrays(folder, "r+")
         self._arrays, labels = opened.arrays, opened.labels
         self._places = Places(labels)
+        for name in LISTS & self.coordinates.keys():
+            if set(labels.get(name, ())) <= set(self.coordinates[name]):
+                self.coordinates[name] = labels[name]
         if changed := [name for name, every in self.coordinates.items() if labels.get(name) != every]:
             raise InputError(
                 f"expected a run of this version, got other {changed[0]}s in {folder}: choose another folder"

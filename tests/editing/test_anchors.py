@@ -13,6 +13,7 @@ from jacobian_lab.editing.anchors import coordinate_shifts, optimize_anchors
 from jacobian_lab.editing.batches import anchor_batches
 from jacobian_lab.editing.schemes import replay_targets
 from jacobian_lab.editing.settings import AnchorSettings
+from jacobian_lab.facts.fact import Fact
 from jacobian_lab.maps.hooks import decisive_states
 from jacobian_lab.model.families import Defaults
 from jacobian_lab.model.language_model import LanguageModel
@@ -52,6 +53,27 @@ def test_batching_and_order_change_nothing(tiny, facts):
         alone = optimize_anchors(rows(tiny, [fact]), 2, settings)
         torch.testing.assert_close(alone.states[0], together.states[index], rtol=1e-9, atol=1e-9)
         assert alone.passes[0] == together.passes[index]
+
+
+def test_a_descent_may_end_when_the_answer_has_been_the_likeliest(tiny):
+    """After two such passes in all contexts, by the untouched model at what every pass had come to."""
+    near, far = Fact("near", "Rome", "{}", "a"), Fact("far", "Ada Lovelace", "{} wrote about", "a")
+    two, last = rows(tiny, [near, far]), 6
+    settings = dataclasses.replace(SETTINGS, lr=2.0, steps=last, clamp=1e3)
+    ended = optimize_anchors(two, 2, dataclasses.replace(settings, likeliest=2))
+    start, passes = decisive_states(tiny, two.bare, [2])[:, 0], {0: [], 1: []}
+    for number in range(1, last + 1):
+        at = optimize_anchors(two, 2, dataclasses.replace(settings, steps=number)).states
+        for fact, answered in enumerate(two.answered_contexts):
+            shift = {2: at[fact] - start[fact]}
+            logits = [plain(tiny).states(list(row.ids), row.decisive, [], shifts=shift)[0] for row in answered]
+            if all(one[-1].argmax() == row.answer[0] for one, row in zip(logits, answered, strict=True)):
+                passes[fact].append(number)
+            if number == int(ended.passes[fact]):
+                torch.testing.assert_close(ended.states[fact], at[fact], rtol=1e-9, atol=1e-9)
+    assert ended.passes.tolist() == [passes[0][1], last]
+    assert passes[0][1] < last
+    assert len(passes[1]) < 2
 
 
 def test_a_descent_in_another_dtype_leaves_the_model_and_the_start_alone(tiny, facts):

@@ -7,7 +7,7 @@ import pytest
 from helpers.commands import holding
 
 from jacobian_lab import cli
-from jacobian_lab.catalogue import SCHEMES, SchemeName
+from jacobian_lab.catalogue import RIDGELESS, SCHEMES, SchemeName
 from jacobian_lab.editing.rules import RECT_KEPT, RULES, RuleSettings
 from jacobian_lab.errors import InputError
 from jacobian_lab.jobs.config import (
@@ -33,7 +33,7 @@ def test_defaults_can_be_used(config):
 
 def test_choices_are_what_there_is():
     assert get_args(SchemeName) == tuple(SCHEMES)
-    assert {*get_args(FrontierConfig.__dataclass_fields__["rule"].type), "alphaedit"} == set(RULES)
+    assert {*get_args(FrontierConfig.__dataclass_fields__["rule"].type), *RIDGELESS} == set(RULES)
     assert set(get_args(SchemesConfig.__dataclass_fields__["dtype"].type)) == set(DTYPES)
     assert set(get_args(RuleSettings.__dataclass_fields__["rect_by"].type)) == set(RECT_KEPT)
 

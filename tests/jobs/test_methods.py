@@ -10,20 +10,25 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers import official
 from helpers.commands import ROOT, options
+from helpers.reference import Plain, prompt
 from helpers.small import CONFIGS, make_folder
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPTJConfig, LlamaConfig
 
 from jacobian_lab import cli
-from jacobian_lab.catalogue import METHODS, SCHEMES, method, method_name
+from jacobian_lab.catalogue import LATER_RULES, METHODS, SCHEMES, TABLE_METHODS, method, method_name
 from jacobian_lab.editing.anchors import coordinate_shifts, optimize_anchors
 from jacobian_lab.editing.deltas import DELTA, FOLDER, add_delta, load_delta, save_delta, save_model
 from jacobian_lab.editing.layers import Setting, edit_layers, restored
 from jacobian_lab.editing.measures import observed_edits
 from jacobian_lab.editing.methods import edit_with
-from jacobian_lab.editing.rules import RuleSettings, Update, memit
+from jacobian_lab.editing.norm_anchors import norm_anchored
+from jacobian_lab.editing.problems import Update
+from jacobian_lab.editing.rules import RULES as RULES_BY_NAME
+from jacobian_lab.editing.rules import RuleSettings, memit
 from jacobian_lab.editing.schemes import Targets, make_targets
 from jacobian_lab.editing.solving import largest_singular_value, shrink
 from jacobian_lab.errors import InputError
@@ -46,7 +51,7 @@ from jacobian_lab.store.run import config_of, open_run
 
 RULES = RuleSettings(alphaedit_threshold=1.0, alphaedit_relative=True)
 QUICK = {"rules": RULES, "held_out_tokens": 64, "corpus_length": 64}
-ALL = tuple(METHODS)
+ALL = (*TABLE_METHODS, "blue-refit")
 RECT_DELTA, RECT_FOLDER = DELTA.format("rect+fe"), FOLDER.format("rect+fe")
 
 
@@ -171,7 +176,7 @@ def test_a_changed_setting_is_refused_by_name(quick, finished):
             run_job(EditTableConfig(**{**quick, name: value}, out=finished), progress=False)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [*ALL, "rome", *LATER_RULES])
 def test_weights_are_back_bit_for_bit(name, bench):
     """After the method itself, and after one that is interrupted between two batches."""
     parameters = dict(bench[0].model.hf.named_parameters())
@@ -249,6 +254,69 @@ def test_sequential_batches_keep_the_old_keys_in_the_solve(bench):
     default, _ = edited(bench, "memit+fe")
     assert all(torch.equal(jointly[layer], default[layer]) for layer in layers)
     assert not torch.allclose(jointly[1], weights[1])
+
+
+@pytest.mark.parametrize("name", ["rome", "nse+cr", "encore+fe", "sphere", "betaedit+fe", "lyaplock+cr", "rlsedit"])
+def test_later_rules_in_batches_are_their_authors_functions(name, bench, monkeypatch):
+    """Of the keys and residuals that the batches have on a model that is edited as they come, under any scheme."""
+    experiment, _, setting = bench
+    settings, seen = replace(RULES, betaedit_renewal=2, lyaplock_tolerance=1.1, encore_norm_ridge=0.1), {}
+    pair = method(name)
+    rule = RULES_BY_NAME[pair.rule]
+
+    def watched(problem, **options):
+        update = rule(problem, **options)
+        seen.setdefault(problem.layer, []).append((problem, update.delta))
+        return update
+
+    monkeypatch.setitem(RULES_BY_NAME, pair.rule, watched)
+    edited(bench, name, settings, size=1 if name == "rome" else 2)
+    scale = {layer: float(torch.linalg.eigvalsh(moment).mean()) for layer, moment in setting.moments.items()}
+    assert len(seen) == len(SCHEMES[pair.scheme].edited(experiment.layers))
+    for layer, solved in seen.items():
+        ridge, projection = {"ridge": setting.ridge}, {"threshold": scale[layer], "l2": 10.0}
+        options = {
+            "rome": {},
+            "nse": {**ridge, "share": 0.8},
+            "encore": {**ridge, "norm_ridge": 0.1},
+            "sphere": {**projection, "share": 0.5, "strength": 0.5},
+            "betaedit": {**ridge, "threshold": None, "l2": 10.0, "renewal": 2},
+            "lyaplock": {**ridge, "tolerance": 1.1},
+            "rlsedit": {**ridge, "norm_ridge": 0.0},
+        }[pair.rule]
+        first = solved[0][0]
+        batches = [(problem.keys.numpy(), problem.residuals.numpy()) for problem, _ in solved]
+        plain = getattr(official, pair.rule)(first.second_moment.numpy(), first.weight.numpy(), batches, **options)
+        for (_, delta), expected in zip(solved, plain, strict=True):
+            assert np.linalg.norm(delta.numpy() - expected) < 1e-6 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize(("name", "kind", "layers"), [("nas", "optimised", (1, 3)), ("nas+fe", "replayed", (1, 2, 3))])
+def test_nas_is_alphaedit_with_the_mlps_part_of_the_targets_at_its_mean_length(name, kind, layers, bench):
+    experiment, targets, setting = bench
+    model, plain = experiment.model, Plain.of(experiment.model)
+    states, added = {}, {}
+    for layer in layers:
+        record = []
+        handle = model.mlp(layer).register_forward_hook(lambda _m, _i, output, record=record: record.append(output[0]))
+        for fact in experiment.facts:
+            ids, position = prompt(model.tokenizer, fact)
+            with torch.no_grad():
+                states.setdefault(layer, []).append(plain.states(ids, position, [layer])[1][layer])
+            added.setdefault(layer, []).append(record.pop()[position])
+        handle.remove()
+    anchored = norm_anchored(experiment.rows, targets, kind)
+    for layer in layers:
+        state, value = torch.stack(states[layer]), torch.stack(added[layer])
+        goal = targets.of(kind, layer)
+        added_now = official.norm_anchor(value.numpy(), (goal - state).numpy())
+        expected = state.numpy() - value.numpy() + added_now
+        np.testing.assert_allclose(anchored.of(kind, layer), expected, rtol=1e-9, atol=1e-9)
+    _, rescaled = edited(bench, name)
+    _, same = edited((experiment, anchored, setting), name.replace("nas", "alphaedit"))
+    for layer, delta in rescaled.deltas.items():
+        torch.testing.assert_close(delta, same.deltas[layer], rtol=1e-12, atol=1e-14)
+    assert all(torch.equal(anchored.of(other, 3), targets.of(other, 3)) for other in {"replayed", "optimised"} - {kind})
 
 
 def test_a_batch_without_a_usable_fact_is_passed_over(bench):

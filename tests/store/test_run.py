@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 import zarr
 from filelock import SoftFileLock
-from helpers.runs import make_run
+from helpers.runs import EDITED, make_run
 
 from jacobian_lab.errors import InputError
 from jacobian_lab.store import run as runs
@@ -233,6 +233,23 @@ def test_a_run_of_a_version_with_fewer_arrays_is_read_as_if_they_were_not_measur
     assert Completion.of(tmp_path / "run").all("measured")
     with pytest.raises(InputError, match="expected a run of this version, got other arrays"):
         make_run(tmp_path / "run", "tables")
+
+
+def test_a_run_from_when_there_were_fewer_methods_is_found_finished_and_takes_no_newer_ones(tmp_path):
+    make_run(tmp_path / "run", "edit_table")
+    settings = config_of(open_run(tmp_path / "run"))["settings"]
+    more = {**EDITED, "edit": ["a newer one", *EDITED["edit"]]}
+    with Run(tmp_path / "run", "edit_table", settings, {}, more) as run:
+        assert run.done("measured", edit="memit").all()
+        values = run.read("perplexity", edit="memit")
+        run.write("perplexity", values + 1, edit="memit")
+        run.commit("measured", edit="memit")
+        with pytest.raises(InputError, match="expected what a run of this version was made for, got 'a newer one'"):
+            run.done("measured", edit="a newer one")
+    assert float(open_run(tmp_path / "run")["perplexity"].sel(edit="memit")) == values + 1
+    fewer = {**EDITED, "edit": ["memit"]}
+    with pytest.raises(InputError, match="expected a run of this version, got other edits"):
+        Run(tmp_path / "run", "edit_table", settings, {}, fewer)
 
 
 def test_settings_of_methods_that_train_may_join(tmp_path):

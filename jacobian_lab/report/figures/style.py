@@ -47,7 +47,19 @@ RULE_MARKERS = {
     "rledit": ">",
 }
 _LADDER = sns.cubehelix_palette(len(RULE_MARKERS), start=2.4, rot=-1.6, hue=1.1, dark=0.12, light=0.78, reverse=True)
-RULE_COLORS = dict(zip(RULE_MARKERS, _LADDER, strict=True))
+_LATER = {
+    "rome": "8",
+    "nse": "p",
+    "encore": "h",
+    "sphere": "H",
+    "nas": "o",
+    "betaedit": "^",
+    "lyaplock": "s",
+    "rlsedit": "D",
+}
+_LATER_LADDER = sns.cubehelix_palette(len(_LATER), start=0.4, rot=1.2, hue=1.4, dark=0.2, light=0.7)
+RULE_COLORS = dict(zip([*RULE_MARKERS, *_LATER], [*_LADDER, *_LATER_LADDER], strict=True))
+RULE_MARKERS |= _LATER
 """Each rule has one marker and one colour in every figure; it is half filled with FE, and filled with CR."""
 
 TIMES_LIKE = {"font.family": "STIXGeneral", "mathtext.fontset": "stix", "pdf.fonttype": 42}
