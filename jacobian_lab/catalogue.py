@@ -204,6 +204,10 @@ def paired(rule: str, scheme: str) -> str:
     return next(named, f"{rule}@{scheme}")
 
 
+PROMPT_GROUPS = ("seen", "held out", "paraphrase", "neighborhood")
+"""Groups of a fact's prompts: the contexts that its key is averaged over, other ones, other wordings, and prompts about
+other subjects."""
+
 TraceSite = Literal["residual", "mlp", "attention", "mlp-severed", "attention-severed"]
 """Restorations of causal tracing: one hidden state; the MLP's or the attention's output in a window of layers; one
 hidden state while the MLPs, or the attention, of its token stay corrupted in the layers above."""

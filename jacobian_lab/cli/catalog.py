@@ -122,6 +122,15 @@ COMMANDS = {
             "locate --facts counterfact.json --slice 0:32 --recalled-only --out runs/locate",
         ),
     ),
+    "transfer": Command(
+        "explain",
+        "Measure how much of a layer's shift reaches other contexts, imposed and edited.",
+        "jobs:Transfer",
+        (
+            "transfer --slice 0:2 --layers 7-8 --schemes forward-replay --corpus-tokens auto --out runs/transfer-two",
+            "transfer --facts counterfact.json --slice 0:16 --out runs/transfer",
+        ),
+    ),
     "layer-count": Command(
         "explain",
         "Add decisive layers one by one, and measure what is left.",

@@ -14,7 +14,17 @@ import xarray as xr
 from jacobian_lab.catalogue import CR, FE, METHODS
 from jacobian_lab.report.entries import FigureEntry, TableEntry, nothing
 from jacobian_lab.report.paper import paper_methods, paper_schemes
-from jacobian_lab.report.tables import convergence, frontier, locating, methods, residuals, theorems, training, tune
+from jacobian_lab.report.tables import (
+    convergence,
+    frontier,
+    locating,
+    methods,
+    residuals,
+    theorems,
+    training,
+    transfer,
+    tune,
+)
 from jacobian_lab.report.writing import Table
 from jacobian_lab.store.schema import KINDS
 
@@ -109,7 +119,7 @@ TABLES: Mapping[str, TableEntry] = {
         make=residuals.efficacy_shown,
     ),
     "descents": TableEntry(
-        kinds=("tables", "edit_table", "frontier", "layer_count", "damping"),
+        kinds=("tables", "edit_table", "frontier", "layer_count", "damping", "transfer"),
         caption="Descents: facts whose loss came below that which ends a descent; the loss at the last pass, in nats; "
         "passes until all facts were done.",
         needs=("anchor_loss",),
@@ -169,6 +179,23 @@ TABLES: Mapping[str, TableEntry] = {
         "given that it realised; share of facts whose new answer is the argmax at every token, teacher forced.",
         "residual_ratio",
         below=False,
+    ),
+    "transfer": _account(
+        "transfer",
+        "Transfer: the share of a layer's shift that reaches a prompt's key, k'ᵀA⁻¹k / kᵀA⁻¹k, of each fact the mean "
+        "over its prompts; A = λC + KKᵀ of the facts together, keys of the unedited model. At neighbourhood prompts a "
+        "share is damage.",
+        "transferred",
+        below=False,
+    ),
+    "imposed": TableEntry(
+        kinds=("transfer",),
+        caption="Imposed against edited: accuracy × 100 and loss (NLL in nats) of the new answer while shares of the "
+        "shifts are imposed by replay at the decisive token, nothing edited, and after MEMIT's edit; of each fact the "
+        "mean over its prompts.",
+        needs=("imposed_accuracy",),
+        made_by="transfer",
+        make=transfer.imposed,
     ),
     "frontier": TableEntry(
         kinds=("frontier",),
@@ -379,6 +406,15 @@ FIGURES: Mapping[str, FigureEntry] = {
         needs=("efficacy_success",),
         draw=_drawing("compared.frontier"),
         panels=lambda _dataset: 2,
+    ),
+    "transfer": FigureEntry(
+        kinds=("transfer",),
+        caption="Transfer: the share of a layer's shift that reaches other contexts' keys; and what the new answer's "
+        "accuracy is there while a share of each scheme's shifts is imposed, and after the edit (hollow).",
+        needs=("transferred",),
+        draw=_drawing("transfer.transfer"),
+        panels=lambda dataset: 1 + len(_drawing("transfer.groups_of")(dataset)),
+        height=1.0,
     ),
     "tune": FigureEntry(
         kinds=("tune",),
