@@ -172,7 +172,7 @@ def method(name: str) -> Method:
     """Look up a method that is a pair.
 
     Args:
-        name: A result of `method_name`.
+        name: A result of `method_name`, or of `with_setting`.
 
     Returns:
         The method.
@@ -180,6 +180,7 @@ def method(name: str) -> Method:
     Raises:
         InputError: If it is one that trains.
     """
+    name, _ = without_setting(name)
     if name in METHODS:
         return METHODS[name]
     if name in TRAINED:
@@ -188,6 +189,34 @@ def method(name: str) -> Method:
         )
     rule, _, scheme = name.partition("@")
     return Method(scheme, rule)
+
+
+def with_setting(name: str, setting: float) -> str:
+    """Name a method whose rule has a setting of its own, such as ``alphaedit[0.002]+fe``.
+
+    Args:
+        name: A method that is a pair.
+        setting: The setting.
+
+    Returns:
+        The name, in which the setting belongs to the rule.
+    """
+    rule = method(name).rule
+    return f"{rule}[{setting:g}]{name.removeprefix(rule)}"
+
+
+def without_setting(name: str) -> tuple[str, str]:
+    """Take a setting out of a method's name.
+
+    Args:
+        name: A method's name, perhaps one of `with_setting`.
+
+    Returns:
+        The plain name; the setting, empty where there is none.
+    """
+    rule, bracket, rest = name.partition("[")
+    setting, _, ending = rest.partition("]")
+    return (rule + ending, setting) if bracket else (name, "")
 
 
 def paired(rule: str, scheme: str) -> str:

@@ -94,6 +94,7 @@ COMMANDS = {
         (
             "frontier --slice 0:1 --schemes forward-replay --ridges 150 1500 --corpus-tokens auto",
             "frontier --slice 0:16 --rule rect --out runs/frontier",
+            "frontier --slice 0:16 --rule alphaedit --ridges 1 10 100 --thresholds 0.002 0.02 --out runs/frontier-l2",
         ),
     ),
     "tune": Command(

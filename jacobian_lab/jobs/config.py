@@ -307,9 +307,10 @@ class FrontierConfig(EvaluationConfig):
     """Edits with one rule under several schemes along λ.
 
     Attributes:
-        rule: The update rule; alphaedit has no λ.
+        rule: The update rule; alphaedit goes along its L2 in λ's place.
         schemes: Target schemes; all but jacobian-pullback, whose dense J of every fact take long, by default.
-        ridges: The values of λ; seven over three decades around the model's own by default.
+        ridges: The values of λ, or L2; seven over three decades around the model's own by default.
+        thresholds: Values of alphaedit's threshold, each with every L2; the rule's own by default.
         greedy: Check Accuracy by real greedy decoding too; off here, since there are many points.
 
     Examples:
@@ -318,9 +319,10 @@ class FrontierConfig(EvaluationConfig):
         'memit'
     """
 
-    rule: Literal["memit", "prune", "rect", "emmet"] = "memit"
+    rule: Literal["memit", "prune", "rect", "emmet", "alphaedit"] = "memit"
     schemes: tuple[SchemeName, ...] = tuple(name for name in get_args(SchemeName) if name != "jacobian-pullback")
     ridges: tuple[Above, ...] | None = None
+    thresholds: tuple[Above, ...] | None = None
     greedy: bool = False
 
 

@@ -79,15 +79,15 @@ class Prompts:
     def of(cls, experiment: Experiment, held_out: Sequence[str]) -> "Prompts":
         """Make the rows of all prompts."""
         model, rows = experiment.model, experiment.rows
-        others = fact_rows(model, rows.facts, (tuple(held_out),)).answered_contexts
+        held = fact_rows(model, rows.facts, (tuple(held_out),)).answered_contexts
         groups = [
             {
-                SEEN: seen,
-                HELD_OUT: other,
+                SEEN: contexts,
+                HELD_OUT: others,
                 PARAPHRASE: tuple(_paraphrases(model, fact)),
                 NEIGHBORHOOD: tuple(model.text_prompt(text) for text in fact.neighborhood_prompts),
             }
-            for fact, seen, other in zip(rows.facts, rows.answered_contexts, others, strict=True)
+            for fact, contexts, others in zip(rows.facts, rows.answered_contexts, held, strict=True)
         ]
         return cls(model, [{f"{g} {at}": row for g, own in of.items() for at, row in enumerate(own)} for of in groups])
 
