@@ -144,7 +144,7 @@ def trials(plan: Plan, out: Path, facts: Path, models: Path) -> Iterator[Trial]:
     """List all runs, batch by batch."""
     own = {scheme: settings for scheme, settings in plan.descents.items() if scheme in plan.schemes}
     shared = tuple(scheme for scheme in plan.schemes if scheme not in own)
-    groups = [("", shared, {})] if shared else []
+    groups: list[tuple[str, tuple[str, ...], Mapping[str, Any]]] = [("", shared, {})] if shared else []
     groups += [(f"-{scheme}", (scheme,), settings) for scheme, settings in own.items()]
     for batches in plan.batches:
         model = models / batches.model if batches.model.endswith(".gguf") else Path(batches.model)

@@ -16,7 +16,7 @@ from jacobian_lab.catalogue import PROMPT_GROUPS, SCHEMES, paired
 from jacobian_lab.editing.imposing import imposed_shifts
 from jacobian_lab.editing.layers import KEYS_AT_ONCE, averaged_keys
 from jacobian_lab.editing.solving import advice, factored
-from jacobian_lab.editing.transfer import transferred
+from jacobian_lab.editing.transfer import Solve, transferred
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.imposed import imposed_answers
 from jacobian_lab.evaluation.metrics import Answers, answers, predicting_states
@@ -152,6 +152,10 @@ def layer_shares(experiment: Experiment, prompts: Prompts, layer: int) -> dict[s
         setting.ridge * moment + own.T @ own, f"λC + K Kᵀ at layer {layer}", advice(moment, setting.ridge)
     )
     solved = matrix.solve(own.T)
+
+    def solve_for(facts: Sequence[int]) -> Solve:
+        return lambda _keys: solved[:, list(facts)]
+
     places, rows = prompts.within(SEEN, HELD_OUT, PARAPHRASE)
     around, texts = prompts.within(NEIGHBORHOOD)
     shares = own.new_empty(len(rows))
@@ -159,12 +163,12 @@ def layer_shares(experiment: Experiment, prompts: Prompts, layer: int) -> dict[s
         part = slice(start, start + KEYS_AT_ONCE)
         facts = [fact for fact, _ in places[part]]
         keys = decisive_keys(prompts.model, [row.cut() for row in rows[part]], layer).to(own)
-        shares[part] = transferred(own[facts], keys[:, None], lambda _, of=facts: solved[:, of])[:, 0]
+        shares[part] = transferred(own[facts], keys[:, None], solve_for(facts))[:, 0]
     largest = own.new_empty(len(texts))
     for group in batches(texts):
         facts = [around[text][0] for text in group]
         keys, inside = _every_key(prompts.model, [texts[text] for text in group], layer)
-        every = transferred(own[facts], keys.to(own), lambda _, of=facts: solved[:, of]).masked_fill(~inside, 0.0)
+        every = transferred(own[facts], keys.to(own), solve_for(facts)).masked_fill(~inside, 0.0)
         largest[group] = every.gather(1, every.abs().argmax(1, keepdim=True))[:, 0]
     return {
         "transferred": prompts.spread([*places, *around], torch.cat([shares, largest])),

@@ -45,8 +45,8 @@ def imposed_and_edited(dataset: xr.Dataset) -> pd.DataFrame:
                     heads.append((str(scheme), group, metric, float(share)))
                     cells.append(scale * values.mean("prompt").values)
     frame = pd.DataFrame(heads, columns=["scheme", "group", "metric", "share"])
-    values = np.array(cells, dtype=float).reshape(len(cells), dataset.sizes["fact"])
-    return frame.join(summaries_of(values, seed_of(dataset)).drop(columns="median"))
+    by_fact = np.array(cells, dtype=float).reshape(len(cells), dataset.sizes["fact"])
+    return frame.join(summaries_of(by_fact, seed_of(dataset)).drop(columns="median"))
 
 
 def imposed(dataset: xr.Dataset) -> Table:
