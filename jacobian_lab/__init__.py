@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from jacobian_lab.jobs.config import LayerCountConfig as LayerCountConfig
     from jacobian_lab.jobs.config import SchemesConfig as SchemesConfig
     from jacobian_lab.jobs.locating import LocateConfig as LocateConfig
+    from jacobian_lab.jobs.transferring import TransferConfig as TransferConfig
     from jacobian_lab.jobs.tune_config import TuneConfig as TuneConfig
     from jacobian_lab.maps.conditions import eigenspaces as eigenspaces
     from jacobian_lab.maps.definiteness import definiteness as definiteness
@@ -79,6 +80,7 @@ _HOMES = {
     "LayerCountConfig": "jobs.config",
     "LocateConfig": "jobs.locating",
     "SchemesConfig": "jobs.config",
+    "TransferConfig": "jobs.transferring",
     "TuneConfig": "jobs.tune_config",
     "apply": "applying",
     "coordinate_shifts": "editing.anchors",

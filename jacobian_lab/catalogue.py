@@ -212,7 +212,7 @@ def method(name: str) -> Method:
     """Look up a method that is a pair.
 
     Args:
-        name: A result of `method_name`.
+        name: A result of `method_name`, or of `with_setting`.
 
     Returns:
         The method.
@@ -220,6 +220,7 @@ def method(name: str) -> Method:
     Raises:
         InputError: If it is one that trains.
     """
+    name, _ = without_setting(name)
     if name in METHODS:
         return METHODS[name]
     if name in TRAINED:
@@ -228,6 +229,34 @@ def method(name: str) -> Method:
         )
     rule, _, scheme = name.partition("@")
     return Method(scheme, rule)
+
+
+def with_setting(name: str, setting: float) -> str:
+    """Name a method whose rule has a setting of its own, such as ``alphaedit[0.002]+fe``.
+
+    Args:
+        name: A method that is a pair.
+        setting: The setting.
+
+    Returns:
+        The name, in which the setting belongs to the rule.
+    """
+    rule = method(name).rule
+    return f"{rule}[{setting:g}]{name.removeprefix(rule)}"
+
+
+def without_setting(name: str) -> tuple[str, str]:
+    """Take a setting out of a method's name.
+
+    Args:
+        name: A method's name, perhaps one of `with_setting`.
+
+    Returns:
+        The plain name; the setting, empty where there is none.
+    """
+    rule, bracket, rest = name.partition("[")
+    setting, _, ending = rest.partition("]")
+    return (rule + ending, setting) if bracket else (name, "")
 
 
 def paired(rule: str, scheme: str) -> str:
@@ -243,6 +272,10 @@ def paired(rule: str, scheme: str) -> str:
     named = (name for name, pair in METHODS.items() if pair == Method(scheme, rule))
     return next(named, f"{rule}@{scheme}")
 
+
+PROMPT_GROUPS = ("seen", "held out", "paraphrase", "neighborhood")
+"""Groups of a fact's prompts: the contexts that its key is averaged over, other ones, other wordings, and prompts about
+other subjects."""
 
 TraceSite = Literal["residual", "mlp", "attention", "mlp-severed", "attention-severed"]
 """Restorations of causal tracing: one hidden state; the MLP's or the attention's output in a window of layers; one

@@ -3,13 +3,14 @@
 A window's score and a criterion are pure functions of rows; neither torch nor a model is known here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import xarray as xr
+from jaxtyping import Float
 
 CriterionName = Literal["bound", "frontier"]
 WINDOW, RIDGE, DESCENT = "window", "ridge", "descent"
@@ -59,8 +60,7 @@ class Criterion:
         Returns:
             The mean; a bound that no try keeps counts as 0.
         """
-        bounds = [factor * self.kl_bound for factor in GRID]
-        return float(np.mean([np.nan_to_num(tries.loc[tries["kl"] <= bound, "gain"].max()) for bound in bounds]))
+        return averaged_best(tries["gain"].to_numpy(), tries["kl"].to_numpy(), bounds_around(self.kl_bound))
 
     def words(self, gain: str) -> str:
         """Put the rule into words.
@@ -76,6 +76,36 @@ class Criterion:
             return bound
         low, high = GRID[0] * self.kl_bound, GRID[-1] * self.kl_bound
         return f"layers and descents by the best {gain} averaged over bounds of D_KL, {low:g} to {high:g}; λ by {bound}"
+
+
+def bounds_around(bound: float) -> list[float]:
+    """Make a grid of bounds of D_KL.
+
+    Args:
+        bound: The middle one, in nats.
+
+    Returns:
+        Nine bounds, from a tenth to ten times as much, evenly spaced on a logarithmic axis.
+    """
+    return [factor * bound for factor in GRID]
+
+
+def averaged_best(
+    gains: Float[np.ndarray, " point"], kls: Float[np.ndarray, " point"], bounds: Sequence[float], nothing: float = 0.0
+) -> float:
+    """Average, over bounds of D_KL, the best gain of the points within a bound.
+
+    Args:
+        gains: What is to be large at each point; NaN is never the best.
+        kls: Mean D_KL of each point, in nats.
+        bounds: The bounds.
+        nothing: Gain within a bound that no point keeps.
+
+    Returns:
+        The mean.
+    """
+    held = [gains[(kls <= bound) & np.isfinite(gains)] for bound in bounds]
+    return float(np.mean([np.max(best, initial=-np.inf) if len(best) else nothing for best in held]))
 
 
 def within(tries: pd.DataFrame, bound: float) -> Any:

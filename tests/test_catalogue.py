@@ -2,7 +2,20 @@
 
 from typing import get_args
 
-from jacobian_lab.catalogue import CR, FE, METHODS, RULE_NAMES, SCHEMES, UNEDITED, SchemeName, method, paired
+from jacobian_lab.catalogue import (
+    CR,
+    FE,
+    METHODS,
+    PAIRS,
+    RULE_NAMES,
+    SCHEMES,
+    UNEDITED,
+    SchemeName,
+    method,
+    paired,
+    with_setting,
+    without_setting,
+)
 from jacobian_lab.editing.rules import RULES
 from jacobian_lab.report.figures.style import RULE_MARKERS, STYLES
 from jacobian_lab.report.registry import TABLES
@@ -45,3 +58,14 @@ def test_tables_edit_with_schemes_and_methods_that_there_are():
         "table6": "gpt2-xl",
         "table7": "gpt-j-6b",
     }
+
+
+def test_a_setting_belongs_to_the_rule_in_a_methods_name():
+    for name in (*METHODS, *PAIRS):
+        label = with_setting(name, 0.002) if name.startswith(method(name).rule) else ""
+        if label:
+            assert without_setting(label) == (name, "0.002")
+            assert method(label) == method(name)
+    assert with_setting("alphaedit+fe", 0.002) == "alphaedit[0.002]+fe"
+    assert with_setting("alphaedit@one-layer", 2.0) == "alphaedit[2]@one-layer"
+    assert without_setting("memit+cr") == ("memit+cr", "")

@@ -94,6 +94,7 @@ COMMANDS = {
         (
             "frontier --slice 0:1 --schemes forward-replay --ridges 150 1500 --corpus-tokens auto",
             "frontier --slice 0:16 --rule rect --out runs/frontier",
+            "frontier --slice 0:16 --rule alphaedit --ridges 1 10 100 --thresholds 0.002 0.02 --out runs/frontier-l2",
         ),
     ),
     "tune": Command(
@@ -120,6 +121,15 @@ COMMANDS = {
         (
             "locate --slice 0:1 --samples 3 --out runs/locate-one",
             "locate --facts counterfact.json --slice 0:32 --recalled-only --out runs/locate",
+        ),
+    ),
+    "transfer": Command(
+        "explain",
+        "Measure how much of a layer's shift reaches other contexts, imposed and edited.",
+        "jobs:Transfer",
+        (
+            "transfer --slice 0:2 --layers 7-8 --schemes forward-replay --corpus-tokens auto --out runs/transfer-two",
+            "transfer --facts counterfact.json --slice 0:16 --out runs/transfer",
         ),
     ),
     "layer-count": Command(

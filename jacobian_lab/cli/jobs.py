@@ -26,6 +26,7 @@ from jacobian_lab.jobs.job import planned
 from jacobian_lab.jobs.kinds import JOBS, run_job
 from jacobian_lab.jobs.locating import LocateConfig
 from jacobian_lab.jobs.methods import saved_paths
+from jacobian_lab.jobs.transferring import TransferConfig
 from jacobian_lab.report.paper import read_paper
 from jacobian_lab.report.registry import TABLES
 from jacobian_lab.report.results import (
@@ -201,6 +202,14 @@ class Locate(Account):
 
 
 @dataclass(frozen=True)
+class Transfer(Account):
+    """Measure how far shifts carry."""
+
+    config: Annotated[TransferConfig, arg(name="")] = field(default_factory=TransferConfig)
+    table: Suppress[str] = "transfer"
+
+
+@dataclass(frozen=True)
 class LayerCounts(Account):
     """Add decisive layers one by one."""
 
@@ -301,6 +310,7 @@ SCRIPTS: Mapping[str, tuple[JobCommand, str]] = {
             "frontier": Frontier(),
             "jacobian": Jacobians(),
             "locate": Locate(),
+            "transfer": Transfer(),
         }.items()
     },
     **{

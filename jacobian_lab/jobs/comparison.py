@@ -23,6 +23,7 @@ from jacobian_lab.catalogue import (
 )
 from jacobian_lab.editing.layers import Setting
 from jacobian_lab.editing.methods import Refit
+from jacobian_lab.editing.rules import RuleSettings
 from jacobian_lab.editing.schemes import Targets
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.alignment import TargetAlignment
@@ -70,11 +71,13 @@ class Aimed:
         targets: The targets.
         aim: Where the anchors at the last decisive layer lead, if that is asked.
         setting: What the edit is made with, if it is not the session's own.
+        rules: What the rules leave open, likewise.
     """
 
     targets: Targets
     aim: TargetAlignment | None = None
     setting: Setting | None = None
+    rules: RuleSettings | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,15 +183,15 @@ class Comparison:
         own = descents(self.experiment, layers, shifted, schemes=self.schemes)
         return [*([own] if self.methods else []), neighbors]
 
-    def preparation(self) -> Preparation:
-        """Make it clear before the long work that the rules can use every C."""
+    def preparation(self, threshold: float | None = None) -> Preparation:
+        """Make it clear before the long work that the rules can use every C, with another threshold if there is one."""
         if not self.methods:
             return Preparation()
         count, session = len(self.experiment.facts), self.experiment.session
         projected = self._projected()
         without_keys = any(pair.rule in KEYLESS for pair in self.methods.values())
         spaces = Preparation(
-            lambda _folder: session.check_null_spaces(projected),
+            lambda _folder: session.check_null_spaces(projected, threshold),
             lambda counts, _folder: [counts.null_spaces(len(projected))] if projected else [],
         )
         columns = 0 if without_keys else min(self.config.edits_per_batch or count, count)
@@ -263,7 +266,13 @@ class Comparison:
                 assert aimed is not None
                 size = self.config.edits_per_batch
                 edited = experiment.session.edited(
-                    name, aimed.targets, setting=aimed.setting, size=size, refit=refit, done=done
+                    name,
+                    aimed.targets,
+                    setting=aimed.setting,
+                    rules=aimed.rules,
+                    size=size,
+                    refit=refit,
+                    done=done,
                 )
                 edit = stack.enter_context(edited)
                 measured += [

@@ -315,10 +315,11 @@ class FrontierConfig(EvaluationConfig):
     """Edits with one rule under several schemes along λ.
 
     Attributes:
-        rule: The update rule; alphaedit, sphere, nas and rome have no λ.
+        rule: The update rule; alphaedit goes along its L2 in λ's place; sphere, nas and rome have no λ.
         schemes: Target schemes; by default those of the tables but jacobian-pullback, whose dense J of every fact take
             long.
-        ridges: The values of λ; seven over three decades around the model's own by default.
+        ridges: The values of λ, or L2; seven over three decades around the model's own by default.
+        thresholds: Values of alphaedit's threshold, each with every L2; the rule's own by default.
         greedy: Check Accuracy by real greedy decoding too; off here, since there are many points.
 
     Examples:
@@ -327,9 +328,12 @@ class FrontierConfig(EvaluationConfig):
         'memit'
     """
 
-    rule: Literal["memit", "prune", "rect", "emmet", "nse", "encore", "betaedit", "lyaplock", "rlsedit"] = "memit"
+    rule: Literal[
+        "memit", "prune", "rect", "emmet", "alphaedit", "nse", "encore", "betaedit", "lyaplock", "rlsedit"
+    ] = "memit"
     schemes: tuple[SchemeName, ...] = tuple(name for name in TABLE_SCHEMES if name != "jacobian-pullback")
     ridges: tuple[Above, ...] | None = None
+    thresholds: tuple[Above, ...] | None = None
     greedy: bool = False
 
 

@@ -223,6 +223,14 @@ class Counts:
         written = Work(passes=steps * self.shape.blocks, tokens=steps * self.shape.blocks * len(greedy))
         return through + written + Work(logits=read)
 
+    def imposition(self, rows: Sequence[Prompt], first: int, shares: int) -> Work:
+        """Asking rows with shifts from a layer on, at so many shares."""
+        above, answered = self.shape.blocks - 1 - first, sum(len(row.answer) for row in rows)
+        groups = [[rows[i].tail for i in group] for group in batches(rows)]
+        tails = sum(len(group) * max(group) for group in groups)
+        once = Work(passes=above * len(groups), tokens=above * tails, logits=answered)
+        return self.forward(rows, self.shape.blocks) + once * shares
+
     def editing(
         self,
         name: str,

@@ -20,6 +20,7 @@ from jacobian_lab.jobs.locating import LocateConfig, locate_job
 from jacobian_lab.jobs.methods import edit_job, edit_table_job
 from jacobian_lab.jobs.schemes import schemes_job
 from jacobian_lab.jobs.sweeps import damping_job, frontier_job, layer_count_job
+from jacobian_lab.jobs.transferring import TransferConfig, transfer_job
 from jacobian_lab.jobs.tune_config import TuneConfig
 from jacobian_lab.jobs.tuning import tune_job
 
@@ -32,6 +33,7 @@ JobConfig = (
     | DampingConfig
     | FrontierConfig
     | LocateConfig
+    | TransferConfig
     | TuneConfig
 )
 """Configuration of a job of any kind."""
@@ -45,6 +47,7 @@ JOBS: Mapping[type, Callable[..., Job]] = {
     DampingConfig: damping_job,
     FrontierConfig: frontier_job,
     LocateConfig: locate_job,
+    TransferConfig: transfer_job,
     TuneConfig: tune_job,
 }
 

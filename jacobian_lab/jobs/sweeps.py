@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from jacobian_lab.catalogue import SCHEMES, paired
+from jacobian_lab.catalogue import SCHEMES, paired, with_setting
 from jacobian_lab.editing.schemes import make_targets
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.evaluator import Evaluator
@@ -34,6 +34,7 @@ MOST = 8
 """Decisive layers at the most, unless told otherwise."""
 
 YARDSTICKS = ("backward-dividing", "backward-full")
+ALPHAEDIT = "alphaedit"
 PULLBACK = "jacobian-pullback, μ = {:g}"
 
 
@@ -163,40 +164,55 @@ def damping_job(config: DampingConfig, *, progress: bool = True, sketch: Places 
 def frontier_job(config: FrontierConfig, *, progress: bool = True, sketch: Places | None = None) -> Job:
     """Edit with one rule under every scheme at each λ, and evaluate: what is gained against what is disturbed.
 
-    Anchors, keys and moments are shared by all points.
+    Anchors, keys and moments are shared by all points. AlphaEdit, which has no λ, goes along its L2.
     """
+    if config.thresholds and config.rule != ALPHAEDIT:
+        raise InputError(f"expected ⟨thresholds⟩ with ⟨rule⟩ alphaedit, got them with {config.rule}: leave them out")
     methods = [paired(config.rule, scheme) for scheme in config.schemes]
+    edits = {name: (name, config.rules) for name in methods}
+    if thresholds := sorted(set(config.thresholds or ())):
+        rules = {value: replace(config.rules, alphaedit_threshold=value) for value in thresholds}
+        edits = {with_setting(name, value): (name, own) for name in methods for value, own in rules.items()}
     comparison = Comparison.of(config, methods, progress, sketch=sketch)
     experiment = comparison.experiment
     session = experiment.session
+
+    def own_weight() -> float:
+        if config.rule == ALPHAEDIT:
+            return config.rules.alphaedit_l2
+        return session.ridge if sketch is None else 1.0
+
     try:
-        held = _held(config.out)
-        ridges = sorted(set(config.ridges or held or _decades(session.ridge if sketch is None else 1.0)))
+        ridges = sorted(set(config.ridges or _held(config.out) or _decades(own_weight())))
     finally:
         experiment.executor.release()  # who took the keys for λ: nobody does if the work is not begun
-    cells = [{"edit": name, "ridge": ridge} for name in methods for ridge in ridges]
+    cells = [{"edit": label, "ridge": ridge} for label in edits for ridge in ridges]
 
     def work(counts: Counts, left: Sequence[Labels]) -> Iterable[Stage]:
-        return comparison.work(counts, [cell["edit"] for cell in left])
+        return comparison.work(counts, [edits[cell["edit"]][0] for cell in left])
 
     def compute(run: Run, left: Sequence[Labels]) -> None:
         targets = session.targets(Recorded(run, experiment), config.schemes)
         comparison.evaluator.remember(experiment.executor)
 
         def point(edit: str, ridge: float) -> Measured:
-            return comparison.measure(edit, Aimed(targets, setting=replace(session.setting, ridge=ridge)))
+            name, own_rules = edits[edit]
+            if config.rule == ALPHAEDIT:
+                return comparison.measure(name, Aimed(targets, rules=replace(own_rules, alphaedit_l2=ridge)))
+            return comparison.measure(name, Aimed(targets, setting=replace(session.setting, ridge=ridge)))
 
         each_cell(run, "measured", left, point, "frontier", "edit", progress)
 
+    labels = [*comparison.coordinates["edit"], *(label for label in edits if thresholds)]
     return Job(
         "frontier",
         experiment.model,
         config.out,
-        comparison.settings() | {"ridges": ridges},
+        comparison.settings() | {"ridges": ridges} | ({"thresholds": thresholds} if thresholds else {}),
         experiment.solved,
-        comparison.coordinates | {"ridge": ridges},
+        comparison.coordinates | {"edit": labels, "ridge": ridges},
         [*comparison.parts(), Part(lambda done: unfinished(done, "measured", cells), compute, work)],
-        before=comparison.preparation(),
+        before=comparison.preparation(min(thresholds, default=None)),
         descents=session.descent_dtype,
         executor=experiment.executor,
     )

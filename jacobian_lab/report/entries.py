@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -79,3 +81,13 @@ class FigureEntry(Entry):
     panels: Callable[[xr.Dataset], int] | None = None
     height: float = 0.75
     of_fact: bool = False
+
+
+def drawing(path: str) -> Callable[..., Any]:
+    """A function of `report.figures`, which is imported when it is called."""
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        module, name = path.split(".")
+        return getattr(import_module(f"jacobian_lab.report.figures.{module}"), name)(*arguments, **options)
+
+    return call

@@ -6,13 +6,13 @@ The same rows serve the command line, the scripts in ``analyses/`` and ``figures
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 import xarray as xr
 
 from jacobian_lab.catalogue import CR, FE, METHODS
-from jacobian_lab.report.entries import FigureEntry, TableEntry, nothing
+from jacobian_lab.report import transfer
+from jacobian_lab.report.entries import FigureEntry, TableEntry, drawing, nothing
 from jacobian_lab.report.paper import paper_methods, paper_schemes
 from jacobian_lab.report.tables import convergence, frontier, locating, methods, residuals, theorems, training, tune
 from jacobian_lab.report.writing import Table
@@ -109,7 +109,7 @@ TABLES: Mapping[str, TableEntry] = {
         make=residuals.efficacy_shown,
     ),
     "descents": TableEntry(
-        kinds=("tables", "edit_table", "frontier", "layer_count", "damping"),
+        kinds=("tables", "edit_table", "frontier", "layer_count", "damping", "transfer"),
         caption="Descents: facts whose loss came below that which ends a descent; the loss at the last pass, in nats; "
         "passes until all facts were done.",
         needs=("anchor_loss",),
@@ -170,6 +170,7 @@ TABLES: Mapping[str, TableEntry] = {
         "residual_ratio",
         below=False,
     ),
+    **transfer.TABLES,
     "frontier": TableEntry(
         kinds=("frontier",),
         caption="One update rule under several target schemes along λ: shares × 100, D_KL in nats; mean [95 % "
@@ -247,23 +248,13 @@ TABLES: Mapping[str, TableEntry] = {
 """Tables by name: files, scripts in ``analyses/`` and, with a dash for the underscore, commands are called the same."""
 
 
-def _drawing(path: str) -> Callable[..., Any]:
-    """A function of `report.figures`, which is imported when it is called."""
-
-    def call(*arguments: Any, **options: Any) -> Any:
-        module, name = path.split(".")
-        return getattr(import_module(f"jacobian_lab.report.figures.{module}"), name)(*arguments, **options)
-
-    return call
-
-
 def _gain(caption: str, step: methods.Step) -> FigureEntry:
     return FigureEntry(
         kinds=("edit_table",),
         caption=caption,
         needs=("efficacy_success",),
         lacking=partial(_no_pair, steps=(step,)),
-        draw=partial(_drawing("compared.gain"), step=step),
+        draw=partial(drawing("compared.gain"), step=step),
         panels=lambda _dataset: 2,
     )
 
@@ -273,17 +264,17 @@ FIGURES: Mapping[str, FigureEntry] = {
         caption="Table 1 as a figure: how well an edit's shift keeps its direction on the way to the last layer.",
         needs=("cosine",),
         lacking=partial(residuals.lacking, name="table1"),
-        draw=_drawing("schemes.cosine_by_layer"),
+        draw=drawing("schemes.cosine_by_layer"),
     ),
     "residual_by_layer": FigureEntry(
         caption="Tables 2 and 5 as a figure: the residual that each scheme leaves after each layer's edit.",
         needs=("residual_ratio",),
-        draw=_drawing("schemes.residual_by_layer"),
+        draw=drawing("schemes.residual_by_layer"),
     ),
     "spread_by_fact": FigureEntry(
         caption="The remaining residual of every single fact under each scheme, and the median.",
         needs=("residual_ratio",),
-        draw=_drawing("schemes.spread_by_fact"),
+        draw=drawing("schemes.spread_by_fact"),
         panels=lambda dataset: dataset.sizes["scheme"],
         height=1.2,
     ),
@@ -293,23 +284,23 @@ FIGURES: Mapping[str, FigureEntry] = {
         needs=("range_position",),
         made_by="theorem1",
         below=True,
-        draw=_drawing("conditions.theorem1"),
-        panels=lambda dataset: 1 + _drawing("conditions.has_angles")(dataset),
+        draw=drawing("conditions.theorem1"),
+        panels=lambda dataset: 1 + drawing("conditions.has_angles")(dataset),
         height=0.6,
     ),
     "theorem2": FigureEntry(
         caption="Theorem 2: the strict condition on S, and the milder one along the edits' own directions.",
         needs=("lambda_min", "linear_cosine"),
         below=True,
-        draw=_drawing("conditions.theorem2"),
+        draw=drawing("conditions.theorem2"),
         panels=lambda _dataset: 3,
     ),
     "decomposition": FigureEntry(
         caption="What an edit does at the last layer: J·δ, curvature and leakage, scheme by scheme.",
         needs=("linear_norm",),
         below=True,
-        draw=_drawing("schemes.decomposition"),
-        panels=lambda dataset: len(_drawing("axes.schemes_with")(dataset, "linear_norm")),
+        draw=drawing("schemes.decomposition"),
+        panels=lambda dataset: len(drawing("axes.schemes_with")(dataset, "linear_norm")),
         height=1.2,
     ),
     "step_size": FigureEntry(
@@ -318,7 +309,7 @@ FIGURES: Mapping[str, FigureEntry] = {
         needs=("step_replayed",),
         made_by="step_size",
         below=True,
-        draw=_drawing("schemes.step_size"),
+        draw=drawing("schemes.step_size"),
         panels=lambda dataset: dataset.sizes["layer"],
         height=1.0,
     ),
@@ -326,15 +317,15 @@ FIGURES: Mapping[str, FigureEntry] = {
         kinds=("layer_count",),
         caption="The residual that is left, generalisation and D_KL against the number of decisive layers.",
         needs=("final_ratio",),
-        draw=_drawing("schemes.layer_count"),
-        panels=lambda dataset: len(_drawing("schemes.counted")(dataset)),
+        draw=drawing("schemes.layer_count"),
+        panels=lambda dataset: len(drawing("schemes.counted")(dataset)),
     ),
     "jacobian": FigureEntry(
         kinds=("jacobian",),
         caption="Spectra of the Jacobians, and how far they are from normal against the distance.",
         needs=("singular_value",),
         made_by="jacobian --survey dense",
-        draw=_drawing("conditions.jacobian"),
+        draw=drawing("conditions.jacobian"),
         panels=lambda _dataset: 4,
         height=1.0,
     ),
@@ -343,7 +334,7 @@ FIGURES: Mapping[str, FigureEntry] = {
         caption="Causal tracing: how much of the answer's probability comes back when a state is restored, by role of "
         "the token and layer, each site on its own scale; white: nothing, or less; a point marks the peak.",
         needs=("effect",),
-        draw=_drawing("locating.locate"),
+        draw=drawing("locating.locate"),
         panels=lambda dataset: dataset.sizes["site"],
         height=1.0,
         of_fact=True,
@@ -352,15 +343,15 @@ FIGURES: Mapping[str, FigureEntry] = {
         caption="Who carries what: each layer's share of the effort, its price, and its part of the change at the last "
         "layer, scheme by scheme.",
         needs=("effort", "price", "carried"),
-        draw=_drawing("schemes.effort"),
-        panels=lambda dataset: len(_drawing("schemes.carriers")(dataset)),
+        draw=drawing("schemes.effort"),
+        panels=lambda dataset: len(drawing("schemes.carriers")(dataset)),
         height=1.3,
     ),
     "efficacy_specificity": FigureEntry(
         kinds=("edit_table",),
         caption="Every method in the plane of what it edits and what it leaves alone, with and without replay.",
         needs=("efficacy_success",),
-        draw=_drawing("compared.efficacy_specificity"),
+        draw=drawing("compared.efficacy_specificity"),
         panels=lambda _dataset: 2,
     ),
     "routing": FigureEntry(
@@ -369,7 +360,7 @@ FIGURES: Mapping[str, FigureEntry] = {
         "the threshold.",
         needs=("distance",),
         made_by="edit_table --methods wise",
-        draw=_drawing("training.routing"),
+        draw=drawing("training.routing"),
         panels=lambda dataset: len(training.with_router(dataset)),
     ),
     "frontier": FigureEntry(
@@ -377,16 +368,17 @@ FIGURES: Mapping[str, FigureEntry] = {
         caption="The frontier: what is generalised against what is disturbed along λ, which stands at the points, a "
         "curve a scheme; a ring marks its smallest λ, bars are 95 % intervals, D_KL is on a logarithmic axis.",
         needs=("efficacy_success",),
-        draw=_drawing("compared.frontier"),
+        draw=drawing("compared.frontier"),
         panels=lambda _dataset: 2,
     ),
+    **transfer.FIGURES,
     "tune": FigureEntry(
         kinds=("tune",),
         caption="A search: what is generalised against what is disturbed along λ, method by method, a curve for each "
         "window and descent, the bound of D_KL dotted, the choice ringed; last, every window's score (lines) and what "
         "the finalists generalise within the bound (points).",
         needs=("kl",),
-        draw=_drawing("tune.tune"),
+        draw=drawing("tune.tune"),
         panels=lambda dataset: dataset.sizes["edit"] + 1,
         height=1.0,
     ),

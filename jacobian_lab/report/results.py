@@ -239,6 +239,8 @@ def _numbers(table: Table) -> pd.DataFrame:
     return table.frame if table.numbers is None else table.numbers
 
 
+BESIDE = {"frontier": ("own_ridges",), "transfer": ("imposed",)}
+"""Tables that are written with another one."""
 SCHEMES = ("table1", "table2", "table5")
 """The paper's tables of schemes."""
 
@@ -260,10 +262,10 @@ def write_reports(folder: Path | str, tables: Sequence[str] = SCHEMES) -> str:
 
 
 def write_account(folder: Path | str, name: str) -> str:
-    """Write one table of the theorems, of an edit's decomposition, of step sizes, layer counts or Jacobians."""
+    """Write a table of the theorems, an edit's decomposition, step sizes, layer counts, Jacobians or transfer."""
     run = Results(folder, TABLES[name].kinds[0])
     run.write("descents")
-    text = run.write("conditions", name, *(("own_ridges",) if name == "frontier" else ()))
+    text = run.write("conditions", name, *BESIDE.get(name, ()))
     return text or f"{TABLES[name].caption} The run holds no such layer."
 
 

@@ -141,13 +141,14 @@ class Session:
                     continue
             factored(ridge * matrix.to(self.model.device), f"λC at layer {layer}", advice(matrix, ridge))
 
-    def check_null_spaces(self, layers: Iterable[int]) -> None:
-        """Refuse a C without a null space for a rule that projects on it.
+    def check_null_spaces(self, layers: Iterable[int], threshold: float | None = None) -> None:
+        """Refuse a C without a null space for a rule that projects on it, with the rules' threshold or another.
 
         Raises:
             InputError: If one has none.
         """
-        threshold, relative = self.rules.alphaedit_threshold, self.rules.alphaedit_relative
+        threshold = self.rules.alphaedit_threshold if threshold is None else threshold
+        relative = self.rules.alphaedit_relative
         for layer in layers:
             null_space(self.moments[layer], threshold, relative=relative, eigh=self.eigh, name=f"C at layer {layer}")
 
@@ -303,6 +304,7 @@ class Session:
         targets: Targets,
         *,
         setting: Setting | None = None,
+        rules: RuleSettings | None = None,
         size: int | None = None,
         refit: Refit | None = None,
         done: Callable[[int], Any] = lambda _: None,
@@ -314,6 +316,7 @@ class Session:
             name: The method's name.
             targets: The targets of all facts.
             setting: What the edit is made with, if it is not the session's own.
+            rules: What the rules leave open, likewise.
             size: Facts in a batch of edits; all of them in one by default.
             refit: Optimizes anchors on the model as it is, for methods that need it.
             done: Told of every batch's number of facts.
@@ -329,7 +332,7 @@ class Session:
                 method(name),
                 setting or self.setting,
                 targets,
-                self.rules,
+                rules or self.rules,
                 eigh=self.eigh,
                 size=size,
                 refit=refit,

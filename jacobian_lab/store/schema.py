@@ -1,29 +1,9 @@
 """Schema of stored runs: every array with its dimensions, its meaning and its units."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-
-@dataclass(frozen=True)
-class Variable:
-    """Declaration of a stored array.
-
-    Attributes:
-        dims: Its dimensions.
-        long_name: Its meaning, in words.
-        units: Its units; "1" for ratios.
-        dtype: Its NumPy dtype. Floats begin as NaN, integers as 0.
-        study: The study that it comes from; values of an interrupted study are not shown.
-        mark: The part of a run that it belongs to, named by the array that is set when the part is finished.
-    """
-
-    dims: tuple[str, ...]
-    long_name: str
-    units: str = "1"
-    dtype: str = "f8"
-    study: str = ""
-    mark: str = ""
-
+from jacobian_lab.store.variables import Variable
 
 COORDINATES = {
     "fact": "the record's own id",
@@ -46,6 +26,8 @@ COORDINATES = {
     "variant": "learning rate and passes of the descents",
     "point": "place on the grid of λ: a factor of what suits the window, or λ itself",
     "place": "place of a layer in its window",
+    "share": "share of the shifts that is imposed",
+    "prompt": "prompt of a fact: its group, and its place there",
     "d_model": "component of a hidden state",
     "rank": "place in a spectrum",
     "array": "array that a digest is of",
@@ -329,6 +311,27 @@ _TUNE_TRIED = {
 }
 """Arrays of a search over windows of layers, λ, learning rate and passes."""
 
+_SHARED = {
+    "transferred": Variable(
+        ("fact", "layer", "prompt"),
+        "share of the layer's shift that the prompt's key gets, k'ᵀA⁻¹k / kᵀA⁻¹k, A = λC + KKᵀ of the facts together; "
+        "of a neighbourhood prompt that of the token with the largest one",
+    ),
+    "own_share": Variable(_AT, "share of the layer's shift that the key itself gets from its own fact, kᵀA⁻¹k"),
+    "ease": Variable(_AT, "kᵀC⁻¹k: the larger, the cheaper a shift", "token"),
+    "shared": Variable(("layer",), "whether the layer's shares have been measured", "1", "i4"),
+}
+_IMPOSED = ("fact", "scheme", "share", "prompt")
+_ASKED = ("fact", "scheme", "prompt")
+_IMPOSING = {
+    "imposed_accuracy": Variable(_IMPOSED, "every target token is the argmax, a share of the shifts imposed"),
+    "imposed_nll": Variable(_IMPOSED, "mean NLL of the new target, a share of the shifts imposed", "nat"),
+    "edited_accuracy": Variable(_ASKED, "every target token is the argmax after the edit"),
+    "edited_nll": Variable(_ASKED, "mean NLL of the new target after the edit", "nat"),
+    "measured": Variable(("scheme",), "whether the scheme has been imposed and edited with", "1", "i4"),
+}
+"""Arrays of a run of transfer."""
+
 DIGEST = "_digest"
 """Suffix of the name of a mark's digests."""
 
@@ -371,6 +374,10 @@ KINDS: dict[str, dict[str, Variable]] = {
     | _FURTHER
     | _part("neighbors_compared", _NEIGHBORS)
     | _part("measured", _FRONTIER),
+    "transfer": _part("anchor_passes", _ANCHORS)
+    | _part("coordinated_shift_passes", _COORDINATED)
+    | _part("shared", _SHARED)
+    | _part("measured", _IMPOSING),
     "tune": _part("anchor_passes", _TUNE_ANCHORS)
     | _part("coordinated_shift_passes", _TUNE_SHIFTS)
     | _part("observed", _TUNE_OBSERVED)

@@ -78,6 +78,14 @@ COORDINATES = {
     "locate": {"fact": FACTS, "token": range(4), "layer": [4, 5, 6, 7], "site": ["residual", "mlp", "attention"]},
     "edit_table": EDITED,
     "frontier": {**EDITED, "edit": ["memit", "memit+fe", "memit+cr", "memit@backward-full"], "ridge": [10.0, 100.0]},
+    "transfer": {
+        **LAYERS,
+        "scheme": ["backward-dividing", "forward-replay", "coordinated-replay"],
+        "share": [1.0, 0.5],
+        "prompt": ["seen 0", "seen 1", "held out 0", "paraphrase 0", "paraphrase 1", "neighborhood 0"],
+        "anchor_layer": [4, 8],
+        "d_model": range(3),
+    },
     "tune": {
         **EDITED,
         "edit": ["memit", "memit+fe", "memit+cr"],

@@ -15,6 +15,7 @@ from jacobian_lab.jobs.config import (
 )
 from jacobian_lab.jobs.kinds import JOBS, run_job
 from jacobian_lab.jobs.locating import LocateConfig
+from jacobian_lab.jobs.transferring import TransferConfig
 from jacobian_lab.jobs.tune_config import TuneConfig
 from jacobian_lab.report.results import Results
 from jacobian_lab.store.run import open_run
@@ -36,6 +37,7 @@ KINDS = {
         "kl",
         "tune",
     ),
+    "transfer": (TransferConfig, {"schemes": ("forward-replay",), "shares": (1.0, 0.5)}, "transferred", "transfer"),
     "frontier": (FrontierConfig, {**METHODS, "schemes": ("one-layer",), "ridges": (3.0, 30.0)}, "kl", "frontier"),
 }
 

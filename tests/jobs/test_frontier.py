@@ -15,12 +15,14 @@ from jacobian_lab import cli
 from jacobian_lab.catalogue import SCHEMES
 from jacobian_lab.editing.layers import Setting, averaged_keys, restored
 from jacobian_lab.editing.measures import measure, observed_edits
+from jacobian_lab.editing.rules import RuleSettings
 from jacobian_lab.editing.schemes import Targets
 from jacobian_lab.editing.solving import REALISED, suited_ridge
 from jacobian_lab.errors import InputError
 from jacobian_lab.jobs import experiment as experiments
 from jacobian_lab.jobs.config import EditTableConfig, FrontierConfig
 from jacobian_lab.jobs.kinds import run_job
+from jacobian_lab.jobs.sweeps import frontier_job
 from jacobian_lab.model.rows import fact_rows
 from jacobian_lab.report.paper import METRICS
 from jacobian_lab.report.results import Results, write_account
@@ -182,3 +184,65 @@ def test_the_frontier_is_three_decades_around_the_models_own(quick, finished):
     assert ridges[-1] / ridges[0] == pytest.approx(1000, rel=0.05)
     along, own = write_account(finished.parent / "own", "frontier").split("Each method at its own λ")
     assert (along.count("| onelayer, λ"), own.count("| onelayer, λ")) == (7, 1)
+
+
+ALPHAEDIT = {"schemes": ("backward-dividing", "forward-replay"), "ridges": (0.1, 10.0), "thresholds": (0.5, 2.0)}
+LABELS = ["alphaedit[0.5]", "alphaedit[2]", "alphaedit[0.5]+fe", "alphaedit[2]+fe"]
+
+
+@pytest.fixture(scope="module")
+def along_l2(quick, once):
+    rules = RuleSettings(alphaedit_relative=True)
+    config = FrontierConfig(**quick, **ALPHAEDIT, rule="alphaedit", rules=rules)
+    return once("frontier-l2", lambda folder: run_job(replace(config, out=folder), progress=False))
+
+
+@pytest.mark.slow
+def test_every_point_along_l2_is_an_edit_tables_with_these_settings(quick, along_l2, tmp_path):
+    dataset = open_run(along_l2)
+    assert set(dataset["edit"].values) == set(LABELS)
+    rules = RuleSettings(alphaedit_relative=True, alphaedit_threshold=2.0, alphaedit_l2=0.1)
+    methods = ("alphaedit", "alphaedit+fe")
+    config = EditTableConfig(**quick, methods=methods, greedy=False, rules=rules, out=tmp_path / "run")
+    alone = open_run(run_job(config, progress=False)).sel(edit=list(methods))
+    point = dataset.sel(ridge=0.1, edit=["alphaedit[2]", "alphaedit[2]+fe"])
+    for name in (*METRICS, "update_norm", "perplexity", "null_space_rank"):
+        np.testing.assert_array_equal(point[name], alone[name], err_msg=name)
+    changes = dataset["update_norm"].sel(edit="alphaedit[2]+fe").max("layer").values
+    assert changes[0] > changes[1]  # the larger L2, the smaller the change
+    ranks = [dataset["null_space_rank"].sel(edit=label, ridge=10.0).max() for label in LABELS[:2]]
+    assert ranks[0] < ranks[1]  # the larger the threshold, the larger the null space
+
+
+def test_tables_and_the_figure_name_l2_and_the_thresholds(along_l2):
+    printed, run = write_account(along_l2, "frontier"), Results(along_l2)
+    assert "| alphaedit[0.5]+fe, L2 = 10 " in printed
+    assert "| alphaedit[2]+fe − alphaedit[2] " in printed
+    assert "AlphaEdit goes along its L2. In the columns" in run.caption("frontier")
+    assert "λ = " not in printed.replace("λ = 10.", "")
+    bars = {c.get_label(): c.lines[0] for c in run.figure("frontier").axes[0].containers}
+    assert set(bars) == set(LABELS)
+    assert bars["alphaedit[0.5]"].get_linestyle() != bars["alphaedit[2]"].get_linestyle()
+    assert bars["alphaedit[0.5]"].get_color() == bars["alphaedit[2]"].get_color()
+
+
+def test_alphaedit_is_taken_three_decades_around_its_own_l2(quick):
+    job = frontier_job(FrontierConfig(**quick, rule="alphaedit", rules=RuleSettings(alphaedit_relative=True)))
+    assert job.coordinates["ridge"] == [0.32, 1.0, 3.2, 10.0, 32.0, 100.0, 320.0]
+    assert "thresholds" not in job.settings
+
+
+def test_other_rules_have_no_threshold(quick):
+    with pytest.raises(InputError, match="expected thresholds with rule alphaedit, got them with memit"):
+        frontier_job(FrontierConfig(**quick, thresholds=(0.1,)))
+
+
+def test_emmet_goes_along_its_ridge(quick, tmp_path):
+    """One batch of EMMET is MEMIT's at λ·ε."""
+    given = {**quick, "schemes": ("forward-replay",)}
+    runs = [
+        open_run(run_job(FrontierConfig(**given, rule=rule, ridges=ridges, out=tmp_path / rule), progress=False))
+        for rule, ridges in (("emmet", (30.0, 300.0)), ("memit", (3.0, 30.0)))
+    ]
+    emmet, memit = (run["kl"].squeeze("edit", drop=True).drop_vars("ridge") for run in runs)
+    np.testing.assert_allclose(emmet, memit, rtol=1e-6)

@@ -6,12 +6,15 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import FigureBase
 
-from jacobian_lab.catalogue import CR, FE, method
+from jacobian_lab.catalogue import CR, FE, method, without_setting
 from jacobian_lab.report.figures.axes import arms, error_bars
 from jacobian_lab.report.figures.style import RULE_COLORS, RULE_MARKERS, STYLES
 from jacobian_lab.report.paper import METRICS
 from jacobian_lab.report.tables.frontier import along_ridges
 from jacobian_lab.report.tables.methods import STEPS, Step, both_ways, gains_of, summaries
+
+LINES = ("-", "--", ":", "-.")
+"""Lines of a rule's further settings, one after the other."""
 
 
 def efficacy_specificity(figure: FigureBase, dataset: xr.Dataset) -> None:
@@ -42,11 +45,13 @@ def frontier(figure: FigureBase, dataset: xr.Dataset) -> None:
     """Generalisation against disturbance along λ, a curve a scheme; λ at the points, the smallest ringed."""
     points = along_ridges(dataset).set_index(["metric", "method", "ridge"])
     up = points.loc["generalization_accuracy"]
+    settings = list(dict.fromkeys(without_setting(name)[1] for name in up.index.get_level_values("method")))
     axes = figure.subplots(1, 2, sharey=True)
     for ax, across in zip(axes, ("kl", "top10"), strict=True):
         for name in dict.fromkeys(up.index.get_level_values("method")):
             x, y = points.loc[across].loc[name].sort_index(), up.loc[name].sort_index()
-            look = STYLES[method(name).scheme]
+            line = LINES[settings.index(without_setting(name)[1]) % len(LINES)]
+            look = STYLES[method(name).scheme] | {"linestyle": line}
             errors = {f"{axis}err": arms(v["mean"], v["low"], v["high"]) for axis, v in (("x", x), ("y", y))}
             ax.errorbar(x["mean"], y["mean"], **errors, elinewidth=0.3, linewidth=1, markersize=3, label=name, **look)
             ax.plot(x["mean"].iloc[0], y["mean"].iloc[0], "o", fillstyle="none", color="0.3", markersize=6)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from jacobian_lab.catalogue import method
 from jacobian_lab.report.captions import facts_of, meanings
 from jacobian_lab.report.paper import METRICS
 from jacobian_lab.report.tables.methods import (
@@ -43,11 +44,23 @@ def frontier(dataset: xr.Dataset) -> Table:
     order = points["method"].map(places).rename("place")
     long = points.join(order).sort_values(["place", "ridge"], kind="stable").drop(columns="place")
     long = long[long["metric"].isin(list(kinds))]
-    texts = texts_by_row(long, kinds, lambda row: f"{row['method']}, λ = {row['ridge']:g}")
+    texts = texts_by_row(long, kinds, lambda row: f"{row['method']}, {weight(row['method'])} = {row['ridge']:g}")
     rows = pd.MultiIndex.from_frame(long[["method", "ridge"]].drop_duplicates())
     means = long.pivot(index=["method", "ridge"], columns="metric", values="mean")
     numbers = means.reindex(index=rows, columns=list(kinds)).rename_axis(columns=None).reset_index()
-    return Table(text_table(texts, kinds), f"{meanings(dataset)} {facts_of(dataset, long['count'])}", numbers)
+    return Table(
+        text_table(texts, kinds), f"{_along(points)}{meanings(dataset)} {facts_of(dataset, long['count'])}", numbers
+    )
+
+
+def weight(name: str) -> str:
+    """Name the weight that a method's rule goes along: AlphaEdit has no λ, but L2."""
+    return "L2" if method(name).rule == "alphaedit" else "λ"
+
+
+def _along(points: pd.DataFrame) -> str:
+    """Sentence of a caption for a rule without λ."""
+    return "AlphaEdit goes along its L2. " if any(weight(name) == "L2" for name in points["method"]) else ""
 
 
 def cross_validated(dataset: xr.Dataset) -> Table:
@@ -62,12 +75,13 @@ def cross_validated(dataset: xr.Dataset) -> Table:
     whole, gained = summaries(crossed), gains_of(crossed)
 
     def at_ridges(row: Mapping[Any, Any]) -> str:
-        return f"{row['method']}, λ = {' and '.join(f'{ridge:g}' for ridge in ridges[row['method']])}"
+        values = " and ".join(f"{ridge:g}" for ridge in ridges[row["method"]])
+        return f"{row['method']}, {weight(row['method'])} = {values}"
 
     texts = texts_by_row(whole, kinds, at_ridges) | texts_by_row(gained, kinds, difference, "+")
     columns = pd.DataFrame(ridges, index=["ridge_even", "ridge_odd"]).T.rename_axis("method").reset_index()
     counts = whole["count"][whole["metric"].isin(list(kinds))]
-    note = f"{_in_words(criteria)} {meanings(dataset)} {facts_of(dataset, counts)}"
+    note = f"{_along(whole)}{_in_words(criteria)} {meanings(dataset)} {facts_of(dataset, counts)}"
     return Table(text_table(texts, kinds), note, pd.concat([whole, gained]).merge(columns, on="method"))
 
 

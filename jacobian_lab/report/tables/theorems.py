@@ -1,4 +1,4 @@
-"""Tables of the theorems, of an edit's decomposition and effort, of step sizes, layer counts and Jacobians."""
+"""Tables of the theorems, an edit's decomposition and effort, step sizes, layer counts, Jacobians and transfer."""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -9,6 +9,7 @@ import xarray as xr
 from jacobian_lab.report.captions import facts_line
 from jacobian_lab.report.intervals import summaries_of
 from jacobian_lab.report.tables.residuals import MEANS, wide
+from jacobian_lab.report.tables.transfer import SPOKEN, by_group
 from jacobian_lab.report.writing import DEGREES, Table, below_last, seed_of
 from jacobian_lab.store.run import config_of
 from jacobian_lab.store.schema import DECISIONS, RANDOM_DIRECTIONS
@@ -233,6 +234,13 @@ def _jacobian(dataset: xr.Dataset) -> Iterator[Row]:
     yield "rotation ‖A‖/‖S‖", dataset["rotation"]
 
 
+def _transfer(dataset: xr.Dataset) -> Iterator[Row]:
+    for group, prompts in by_group(dataset):
+        yield f"share that arrives: {SPOKEN[group]}", prompts["transferred"].mean("prompt")
+    yield "share that the key gets of its own fact's shift, kᵀA⁻¹k", dataset["own_share"]
+    yield "kᵀC⁻¹k", dataset["ease"]
+
+
 ROWS: Mapping[str, Callable[[xr.Dataset], Iterator[Row]]] = {
     "theorem1": _theorem_1,
     "theorem2": _theorem_2,
@@ -242,5 +250,6 @@ ROWS: Mapping[str, Callable[[xr.Dataset], Iterator[Row]]] = {
     "layer_count": _layer_count,
     "damping": _damping,
     "jacobian": _jacobian,
+    "transfer": _transfer,
 }
 """The rows of each table, from an open run of its kind."""
