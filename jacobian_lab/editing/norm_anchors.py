@@ -1,6 +1,7 @@
 """Norm anchors (NAS, arXiv 2602.02543): targets whose MLP part has the length that it has on average."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -33,13 +34,14 @@ def norm_anchored(rows: FactRows, targets: Targets, kind: Kind) -> Targets:
     model, by_layer = rows.model, getattr(targets, kind)
     layers = sorted(by_layer)
     states, writes = decisive_states(model, rows.bare, layers), decisive_writes(model, rows.bare, layers)
-    anchored = {}
+    anchored: dict[int, Tensor] = {}
     for place, layer in enumerate(layers):
         goal = by_layer[layer].double()
         state = states[:, place].double()
         added = model.mlp_factor * joined(model, layer, writes[:, place]).double()
         anchored[layer] = (state + anchored_values(added, goal - state) - added).to(by_layer[layer].dtype)
-    return replace(targets, **{kind: anchored})
+    changed: dict[str, Any] = {kind: anchored}
+    return replace(targets, **changed)
 
 
 def anchored_values(

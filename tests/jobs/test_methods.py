@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPTJConfig, LlamaConfig
 
 from jacobian_lab import cli
-from jacobian_lab.catalogue import LATER_RULES, METHODS, SCHEMES, TABLE_METHODS, method, method_name
+from jacobian_lab.catalogue import LATER_RULES, METHODS, PAPER_RULES, SCHEMES, method, method_name
 from jacobian_lab.editing.anchors import coordinate_shifts, optimize_anchors
 from jacobian_lab.editing.deltas import DELTA, FOLDER, add_delta, load_delta, save_delta, save_model
 from jacobian_lab.editing.layers import Setting, edit_layers, restored
@@ -51,7 +51,7 @@ from jacobian_lab.store.run import config_of, open_run
 
 RULES = RuleSettings(alphaedit_threshold=1.0, alphaedit_relative=True)
 QUICK = {"rules": RULES, "held_out_tokens": 64, "corpus_length": 64}
-ALL = (*TABLE_METHODS, "blue-refit")
+ALL = tuple(name for name, pair in METHODS.items() if pair.rule in PAPER_RULES)
 RECT_DELTA, RECT_FOLDER = DELTA.format("rect+fe"), FOLDER.format("rect+fe")
 
 
