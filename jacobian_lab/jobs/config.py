@@ -330,8 +330,8 @@ class EditConfig(MethodsConfig):
 
     Attributes:
         method: The method, or a pair rule@scheme.
-        save: delta (delta-<method>.safetensors, for jacobian-lab apply), folder (model-<method>, for transformers), or
-            both.
+        save: delta (delta-<method>.safetensors, for jacobian-lab apply), folder (model-<method>, for transformers),
+            both, or lora (adapter-<method>, for peft and for jacobian-lab apply).
 
     Examples:
         >>> import jacobian_lab as jl
@@ -340,7 +340,7 @@ class EditConfig(MethodsConfig):
     """
 
     method: str = "memit+fe"
-    save: Literal["delta", "folder", "both"] = "delta"
+    save: Literal["delta", "folder", "both", "lora"] = "delta"
 
 
 def check(config: Any, prefix: str = "") -> None:
