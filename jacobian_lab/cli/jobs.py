@@ -135,6 +135,23 @@ class Schemes(JobCommand):
 
 
 @dataclass(frozen=True)
+class Demo(Runnable):
+    """Compare every target scheme on a few facts in the embedded model.
+
+    Attributes:
+        slice: Part of the built-in facts, as A:B.
+        out: The run's folder.
+    """
+
+    slice: str = "0:2"
+    out: Path = Path("runs/demo")
+
+    def run(self) -> None:
+        """Fill the run, and print its summary."""
+        Schemes(config=SchemesConfig(slice=self.slice, corpus_tokens="auto", verdicts=False, out=self.out)).run()
+
+
+@dataclass(frozen=True)
 class PaperTable(JobCommand):
     """Measure what one of Tables 1, 2 and 5 needs, into the run that all share.
 
