@@ -112,9 +112,9 @@ class Edit(ABC):
             return path
         form: Literal["lora", "folder"] = "lora" if lora else "folder"
         self._write(form, path, settings)
-        layers, ridge = (settings.get(name) for name in ("layers", "ridge"))
-        card = Card(form, self.model.name, self.model.fingerprint, self.name, self.evaluator.facts, layers or (), ridge)
-        write_card(card, path)
+        model, layers = self.model, self.weights.index.tolist()
+        facts, ridge = self.evaluator.facts, settings.get("ridge")
+        write_card(Card(form, model.name, model.fingerprint, self.name, facts, layers, ridge), path)
         return path
 
     def _check_inside(self) -> None:

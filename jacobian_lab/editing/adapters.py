@@ -162,11 +162,10 @@ def changes(tensors: Mapping[str, Tensor], path: Path | str) -> dict[str, Float[
     Raises:
         InputError: If factors are missing, or do not fit each other.
     """
-    names = [name.removeprefix(_PREFIX).removesuffix(_RIGHT) for name in tensors if name.endswith(_RIGHT)]
-    pairs = {name: [tensors.get(_PREFIX + name + end) for end in (_LEFT, _RIGHT)] for name in names}
-    for name, (left, right) in pairs.items():
-        if left is None or right is None or left.dim() != 2 or right.dim() != 2 or left.shape[1] != right.shape[0]:
+    products, ends = {}, (_LEFT, _RIGHT)
+    for name in {key.removeprefix(_PREFIX).removesuffix(_LEFT).removesuffix(_RIGHT): None for key in tensors}:
+        parts = [tensors[_PREFIX + name + end] for end in ends if _PREFIX + name + end in tensors]
+        if [part.dim() for part in parts] != [2, 2] or parts[0].shape[1] != parts[1].shape[0]:
             raise InputError(f"expected two factors for {name}, got others in {path}: make the adapter again")
-    if 2 * len(pairs) != len(tensors):
-        raise InputError(f"expected pairs of factors, got {len(tensors)} matrices in {path}: make the adapter again")
-    return {name: (left.double() @ right.double()).to(left.dtype) for name, (left, right) in pairs.items()}
+        products[name] = (parts[0].double() @ parts[1].double()).to(parts[0].dtype)
+    return products

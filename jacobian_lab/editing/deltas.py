@@ -87,12 +87,12 @@ def save_adapter(
     Raises:
         InputError: If it is not finite, or of so high a rank that the adapter would be no smaller than the weights.
     """
-    modules = {_module_name(model, place): place for place in deltas}
     factors = {}
-    for name, place in modules.items():
-        check_finite(deltas[place], f"the change of {name}")
-        factors[name] = adapters.low_rank(deltas[place], residuals.get(place) if isinstance(place, int) else None)
-        adapters.check_rank(factors[name].rank, tuple(deltas[place].shape), name)
+    for place, delta in deltas.items():
+        name, (rows, columns) = _module_name(model, place), delta.shape
+        check_finite(delta, f"the change of {name}")
+        factors[name] = adapters.low_rank(delta, residuals.get(place) if isinstance(place, int) else None)
+        adapters.check_rank(factors[name].rank, (rows, columns), name)
     if cut := [name for name, parts in factors.items() if not parts.exact]:
         note(
             f"the adapter's factors come from an SVD at {listing(cut)}: ΔW leaves the span of the residuals there, and "

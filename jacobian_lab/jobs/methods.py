@@ -140,10 +140,10 @@ def _edits(comparison: Comparison, methods: Sequence[str], save_option: str | No
         def keep(name: str, save: Save) -> None:
             if save_option is None:
                 return
+            if name in comparison.trained:  # first: it is there if the rank is too high for an adapter
+                comparison.trained[name].save(run.folder / TRAINING.format(name))
             for form, path in saved_forms(run.folder, name, save_option).items():
                 save(form, path, {**settings, "method": name})
-            if name in comparison.trained:
-                comparison.trained[name].save(run.folder / TRAINING.format(name))
 
         for place, name in enumerate(names, 1):
             trained = comparison.trained[name].facts if name in comparison.trained else 0

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 
 from jacobian_lab.caching import write_text
@@ -25,6 +24,13 @@ SHOWN = 20
 
 DAMAGE = ("kl", "top1", "top5", "top10", "neighborhood_success")
 """Metrics of prompts that the edit should leave alone."""
+
+
+Summaries = Mapping[tuple[str, str], Mapping[str, float]]
+"""Mean with its interval by method and metric."""
+
+NOTHING: Mapping[str, float] = dict.fromkeys(("mean", "low", "high"), float("nan"))
+"""Summary of what was not measured."""
 
 
 class Row(NamedTuple):
@@ -89,21 +95,24 @@ def card_of(run: Path | str, form: Literal["lora", "folder"], method: str, facts
     dataset, config = results.dataset, results.config
     settings, provenance = config["settings"], config["provenance"]
     labels = set(map(str, dataset["fact"].values.tolist()))
-    frame = summaries(dataset).set_index(["method", "metric"])
+    summed = {
+        (str(row["method"]), str(row["metric"])): {column: float(row[column]) for column in NOTHING}
+        for row in summaries(dataset).to_dict("records")
+    }
     names = [*METRICS, *(metric for metric in MORE if metric not in METRICS), *further(dataset)]
-    rows = {metric: row for metric in names if (row := _row(frame, metric, name)) is not None}
+    rows = {metric: row for metric in names if (row := _row(summed, metric, name)) is not None}
     perplexity = Row(
         "perplexity of a held-out text", *(f"{_perplexity(dataset, edit):.2f}" for edit in (UNEDITED, name))
     )
-    solved = "ridge" in provenance and np.isfinite(dataset["update_norm"].sel(edit=name)).any()
+    edited = dataset["layer"].values[np.isfinite(dataset["update_norm"].sel(edit=name).values)].tolist()
     return Card(
         form,
         str(provenance["model"]),
         str(settings["model"]),
         name,
         [fact for fact in facts if str(fact.id) in labels],
-        settings["layers"] if solved else (),
-        provenance["ridge"] if solved else None,
+        edited,
+        provenance.get("ridge") if edited else None,
         [row for metric, row in rows.items() if metric not in DAMAGE],
         [*(row for metric, row in rows.items() if metric in DAMAGE), perplexity],
         f"{meanings(dataset)} {facts_line(dataset, [dataset.sizes['fact']], methods=[name])}",
@@ -112,18 +121,18 @@ def card_of(run: Path | str, form: Literal["lora", "folder"], method: str, facts
     )
 
 
-def _row(frame: pd.DataFrame, metric: str, method: str) -> Row | None:
+def _row(summed: Summaries, metric: str, method: str) -> Row | None:
     """A metric with its intervals; none where it was not measured."""
-    if (method, metric) not in frame.index or not np.isfinite(frame.loc[(method, metric), "mean"]):
+    if not np.isfinite(summed.get((method, metric), NOTHING)["mean"]):
         return None
     kinds = {**METRICS, **MORE}
     label = kinds[metric].label if metric in kinds else metric
-    cells = [_cell(frame.loc[(edit, metric)]) if (edit, metric) in frame.index else "" for edit in (UNEDITED, method)]
+    cells = [_cell(summed.get((edit, metric), NOTHING)) for edit in (UNEDITED, method)]
     return Row(label, *cells)
 
 
-def _cell(row: pd.Series) -> str:
-    mean, low, high = (float(row[name]) for name in ("mean", "low", "high"))
+def _cell(row: Mapping[str, float]) -> str:
+    mean, low, high = (row[name] for name in NOTHING)
     return number(mean) if np.isnan(low) else f"{number(mean)} ({number(low)} to {number(high)})"
 
 
@@ -160,7 +169,7 @@ def _title(card: Card) -> str:
         if card.form == "lora"
         else "This folder is a whole model: the base model with the change in its weights."
     )
-    where = f"the MLP output projections of layers {', '.join(map(str, card.layers))}" if card.layers else "some layers"
+    where = f"the MLP output projections of layers {', '.join(map(str, card.layers))}" if card.layers else "MLP weights"
     aim = "It makes the model give new answers to the prompts below; everything else is meant to stay as it was."
     return f"# {Path(card.base).name}, {count}\n\n{what} {aim}\nIt changes {where}."
 

@@ -100,6 +100,16 @@ def test_the_rank_is_the_number_of_facts(edits):
     assert config["fan_in_fan_out"] == (model.family.blocks == "transformer.h")
 
 
+def test_an_edit_in_memory_gets_a_card_without_metrics(edits, facts):
+    _, model, folder, _ = edits
+    card = (folder / "second" / "README.md").read_text()
+    assert "It changes the MLP output projections of layers 1, 2, 3." in card
+    assert "| λ | 10 |" in card
+    assert "Not measured" in card
+    assert all(f"| {fact.text} | {fact.target_true} | {fact.target_new} |" in card for fact in facts[2:])
+    assert model.fingerprint in card
+
+
 @pytest.fixture(scope="module")
 def editor(tiny, facts):
     editor = _editor(tiny, facts[:4])
@@ -163,7 +173,7 @@ def test_an_adapter_that_does_not_fit_is_refused(edits, folders, tmp_path):
     metadata = {**read_metadata(folder / "first")}
     name = min(tensors)
     broken = {
-        "missing": ({key: tensor for key, tensor in tensors.items() if key != name}, "expected (two|pairs of) factors"),
+        "missing": ({key: tensor for key, tensor in tensors.items() if key != name}, "expected two factors"),
         "thin": (tensors | {name: tensors[name][:1].clone()}, "expected two factors"),
         "nan": (tensors | {name: tensors[name] * float("nan")}, "expected finite numbers"),
     }
