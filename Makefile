@@ -10,7 +10,7 @@ RUN ?= runs/reproduce
 ARGS ?= --slice 0:8
 FIGURES := cosine_by_layer residual_by_layer spread_by_fact theorem2 decomposition effort
 
-.PHONY: install reproduce laboratory methods lint check test test-all pytest test-oldest test-newest docs results clean
+.PHONY: install reproduce laboratory methods lint check test test-all pytest test-oldest test-newest release docs results clean
 
 install: $(VENV)/.installed
 
@@ -68,7 +68,11 @@ test-newest:
 	$(MAKE) --no-print-directory pytest VENV=.venv-newest CONSTRAINTS=constraints-newest.txt
 
 pytest: install
-	$(PYTEST)
+	$(PYTEST) $(PYTEST_ARGS)
+
+# sdist and wheel into dist/, and a demonstration by the wheel in an environment of its own, outside the clone.
+release:
+	PYTHON=$(PYTHON) CONSTRAINTS=$(CONSTRAINTS) .ci/release
 
 # The documentation, at http://127.0.0.1:8000, made anew whenever a page changes.
 docs: install
@@ -79,5 +83,5 @@ results: install
 	$(BIN)/python docs/update_results.py $(RUNS)
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-newest runs build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-oldest .venv-newest runs build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from jacobian_lab.editing.adapters import CONFIG
 from jacobian_lab.editing.deltas import Deltas, add_delta, load_delta
 from jacobian_lab.errors import InputError
 from jacobian_lab.model.edited import check_unedited, sole_edit
@@ -19,7 +20,8 @@ def apply(model: LanguageModel, path: str | Path) -> Iterator[LanguageModel]:
 
     Args:
         model: The model.
-        path: File that `Editor.edit` or ``jacobian-lab edit`` saved: a delta, or WISE's memory.
+        path: What `Editor.edit` or ``jacobian-lab edit`` saved: the file of a delta or of WISE's memory, or the folder
+            of an adapter.
 
     Yields:
         The model, edited.
@@ -38,7 +40,7 @@ def apply(model: LanguageModel, path: str | Path) -> Iterator[LanguageModel]:
         expected a whole delta, got nothing.safetensor
     """
     check_unedited(model, "put an edit on")
-    if Path(path).is_dir():
+    if Path(path).is_dir() and not (Path(path) / CONFIG).is_file():
         raise InputError(
             f"expected the file of a saved edit, got the folder {path}: load a whole model with load_model"
         )

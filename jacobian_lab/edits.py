@@ -5,19 +5,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 from torch import Tensor
 
-from jacobian_lab.editing.deltas import check_new_folder
+from jacobian_lab.editing.deltas import Form
+from jacobian_lab.editing.folders import check_new_folder
 from jacobian_lab.editing.methods import MethodEdit
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.evaluator import Evaluator
 from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.progress import span
+from jacobian_lab.report.cards import Card, write_card
 from jacobian_lab.store.schema import KINDS
 from jacobian_lab.training.trainers import Trainer
 
@@ -51,7 +53,7 @@ class Edit(ABC):
         """The edit in words."""
 
     @abstractmethod
-    def _write(self, path: Path, settings: Mapping[str, Any]) -> None:
+    def _write(self, form: Form, path: Path, settings: Mapping[str, Any]) -> None:
         """Write the edit."""
 
     def __repr__(self) -> str:
@@ -82,24 +84,37 @@ class Edit(ABC):
         frame = pd.DataFrame(means, index=_ids(self.evaluator))
         return frame.drop(columns=[] if self.evaluator.groups else ["probe_accuracy"])
 
-    def save(self, path: str | Path) -> Path:
-        """Save the edit: for ``jacobian-lab apply``, or the whole model.
+    def save(self, path: str | Path, *, lora: bool = False) -> Path:
+        """Save the edit: for ``jacobian-lab apply``, the whole model, or an adapter for PEFT.
 
         Args:
             path: A file that ends in ``.safetensors``, for `load_delta` (WISE's for `load_wise`); else a new folder,
-                for the model.
+                for the model or the adapter.
+            lora: Whether the folder is to be an adapter.
 
         Returns:
             The path.
 
         Raises:
-            InputError: After the ``with`` block, or if the path cannot be written.
+            InputError: After the ``with`` block, if the path cannot be written, or if the rank is too high for an
+                adapter.
         """
         self._check_inside()
         path = Path(path)
-        if path.suffix != ".safetensors":
+        is_file = path.suffix == ".safetensors"
+        if is_file and lora:
+            raise InputError(f"expected a folder for an adapter, got the file {path}: leave its ending out")
+        if not is_file:
             check_new_folder(path)
-        self._write(path, self.settings())
+        settings = self.settings()
+        if is_file:
+            self._write("delta", path, settings)
+            return path
+        form: Literal["lora", "folder"] = "lora" if lora else "folder"
+        self._write(form, path, settings)
+        model, layers = self.model, self.weights.index.tolist()
+        facts, ridge = self.evaluator.facts, settings.get("ridge")
+        write_card(Card(form, model.name, model.fingerprint, self.name, facts, layers, ridge), path)
         return path
 
     def _check_inside(self) -> None:
@@ -129,8 +144,8 @@ class PairEdit(Edit):
         largest = max(self._edit.values["update_norm"])
         return f"layers {span(tuple(self.deltas))}, largest ‖ΔW‖/‖W‖ {largest:.2g}"
 
-    def _write(self, path: Path, settings: Mapping[str, Any]) -> None:
-        self._edit.save(path, self.model, settings)
+    def _write(self, form: Form, path: Path, settings: Mapping[str, Any]) -> None:
+        self._edit.save(form, path, self.model, settings)
 
     @property
     def weights(self) -> pd.DataFrame:
@@ -176,8 +191,8 @@ class TrainedEdit(Edit):
         changed = self.weights["changed_norm"]
         return f"blocks {span(tuple(changed.index))}, largest ‖ΔW‖/‖W‖ {changed.max():.2g}"
 
-    def _write(self, path: Path, settings: Mapping[str, Any]) -> None:
-        self._trainer.save(path, settings)
+    def _write(self, form: Form, path: Path, settings: Mapping[str, Any]) -> None:
+        self._trainer.save(form, path, settings)
 
     @property
     def weights(self) -> pd.DataFrame:

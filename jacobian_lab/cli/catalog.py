@@ -48,6 +48,12 @@ COMMANDS = {
         "checking:Check",
         ("check --slice 0:4", "check --facts my_facts.json", "check --facts my_facts.json --json --out check.json"),
     ),
+    "demo": Command(
+        "start",
+        "Compare every target scheme on two facts in the embedded model, in a minute or two.",
+        "jobs:Demo",
+        ("demo", "demo --slice 0:1 --out runs/demo"),
+    ),
     "edit": Command(
         "edit",
         "Edit facts with one method, evaluate, and save the edit.",
@@ -55,7 +61,7 @@ COMMANDS = {
         (
             "edit --slice 0:1 --corpus-tokens auto --out runs/first-edit",
             "edit --facts my_facts.json --method alphaedit+fe --out runs/edited",
-            "edit --facts my_facts.json --chat --save folder",
+            "edit --facts my_facts.json --save lora --push somebody/edited",
         ),
     ),
     "apply": Command(

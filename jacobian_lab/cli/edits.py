@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jacobian_lab.cli import say
 from jacobian_lab.cli.parsing import Runnable
-from jacobian_lab.editing.deltas import check_new_folder, save_model
+from jacobian_lab.editing.folders import check_new_folder, save_model
 from jacobian_lab.errors import InputError
 from jacobian_lab.model.sources import DEFAULT_MODEL
 from jacobian_lab.progress import note
@@ -18,8 +18,8 @@ class Apply(Runnable):
     """Put saved edits on their base model.
 
     Attributes:
-        delta: The file that jacobian-lab edit saved, or several that it saved of one base model, to be added up; WISE's
-            memory alone.
+        delta: The file or the adapter's folder that jacobian-lab edit saved, or several that it saved of one base
+            model, to be added up; WISE's memory alone.
         out: A new or empty folder for the model; a memory has none, since no plain model asks which matrix is to serve.
         prompt: Prompts that the edited model is to go on with, greedily.
         tokens: Tokens of an answer at the most.

@@ -12,6 +12,7 @@ from jacobian_lab.cli import say
 from jacobian_lab.cli.options import modern, words_of
 from jacobian_lab.cli.parsing import Runnable
 from jacobian_lab.errors import InputError
+from jacobian_lab.facts.reading import read_facts
 from jacobian_lab.jobs.config import (
     DampingConfig,
     EditConfig,
@@ -25,8 +26,10 @@ from jacobian_lab.jobs.config import (
 from jacobian_lab.jobs.job import planned
 from jacobian_lab.jobs.kinds import JOBS, run_job
 from jacobian_lab.jobs.locating import LocateConfig
-from jacobian_lab.jobs.methods import saved_paths
+from jacobian_lab.jobs.methods import saved_forms, saved_paths
 from jacobian_lab.jobs.transferring import TransferConfig
+from jacobian_lab.model.hub import check_upload, upload
+from jacobian_lab.report.cards import card_of, write_card
 from jacobian_lab.report.paper import read_paper
 from jacobian_lab.report.registry import TABLES
 from jacobian_lab.report.results import (
@@ -130,6 +133,23 @@ class Schemes(JobCommand):
         short = "\n".join([*lines, *files])
         write_text(folder / "summary.txt", short + "\n")
         return "\n\n".join([*([tables] if self.verbose else []), *studies, short])
+
+
+@dataclass(frozen=True)
+class Demo(Runnable):
+    """Compare every target scheme on a few facts in the embedded model.
+
+    Attributes:
+        slice: Part of the built-in facts, as A:B.
+        out: The run's folder.
+    """
+
+    slice: str = "0:2"
+    out: Path = Path("runs/demo")
+
+    def run(self) -> None:
+        """Fill the run, and print its summary."""
+        Schemes(config=SchemesConfig(slice=self.slice, corpus_tokens="auto", verdicts=False, out=self.out)).run()
 
 
 @dataclass(frozen=True)
@@ -275,14 +295,33 @@ class Edit(TrainingCommand):
 
     Attributes:
         config: The job.
+        push: Name on the hub, user/name, that the folder is uploaded to; a new repository is private.
     """
 
     config: Annotated[EditConfig, arg(name="")] = field(default_factory=EditConfig)
+    push: str | None = None
+
+    def check(self) -> None:
+        """Refuse an upload that cannot be made."""
+        if self.push is None:
+            return
+        if self.config.save == "delta":
+            raise InputError("expected ⟨save⟩ lora or folder to ⟨push⟩, got delta: the hub takes folders")
+        check_upload(self.push)
 
     def report(self, folder: Path) -> str:
-        """Say how it went, and where the edit is."""
-        paths = saved_paths(folder, self.config.method, self.config.save)
-        return f"{write_comparison(folder, ())}\n\nSaved: {', '.join(map(str, paths))}"
+        """Say how it went, and where the edit is; give its folder a card, and upload it if that is asked."""
+        config = self.config
+        tables, paths = write_comparison(folder, ()), saved_paths(folder, config.method, config.save)
+        lines = [f"Saved: {', '.join(map(str, paths))}"]
+        facts = read_facts(config.facts, config.slice, on_bad_record=config.on_bad_record, on_repeat=config.on_repeat)
+        for form, path in saved_forms(folder, config.method, config.save).items():
+            if form == "delta":
+                continue
+            lines.append(f"Card: {write_card(card_of(folder, form, config.method, facts.facts), path)}")
+            if self.push is not None:
+                lines.append(f"Uploaded: {upload(path, self.push)}")
+        return "\n\n".join([tables, "\n".join(lines)])
 
 
 SUITS = "What is not given suits the model at hand."

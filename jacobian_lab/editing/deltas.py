@@ -1,33 +1,40 @@
-"""Saved edits: a delta that goes on its own base model and on no other, or a whole model for transformers."""
+"""Saved edits: a delta or an adapter, which goes on its own base model and on no other."""
 
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers.pytorch_utils import Conv1D
 
 from jacobian_lab.caching import written_whole
+from jacobian_lab.editing import adapters
+from jacobian_lab.editing.folders import check_finite, replaced_folder, save_model
 from jacobian_lab.errors import InputError
+from jacobian_lab.facts.fact import listing
 from jacobian_lab.model.chat import Chat, stored_chat
+from jacobian_lab.model.families import KNOWN
 from jacobian_lab.model.language_model import LanguageModel, matrix
 from jacobian_lab.progress import note
 
 FORMAT = "jacobian_lab delta 1"
 DELTA_SUFFIX = ".safetensors"
-DELTA, FOLDER = "delta-{}" + DELTA_SUFFIX, "model-{}"
+DELTA, FOLDER, ADAPTER = "delta-{}" + DELTA_SUFFIX, "model-{}", "adapter-{}"
 """What a run calls a method's saved edit."""
 _NAME, _MODULE = "layer.{}", "module.{}"
 
 Deltas = Mapping[int, Float[Tensor, "out in"]] | Mapping[int | str, Float[Tensor, "out in"]]
 """ΔW of MLPs: of their output projections by layer, of the maps at their entrance by module."""
+
+
+Form = Literal["delta", "folder", "lora"]
+"""Forms of a saved edit."""
 
 
 def delta_dtype(model: LanguageModel) -> torch.dtype:
@@ -56,16 +63,90 @@ def save_delta(path: Path, model: LanguageModel, deltas: Deltas, config: Mapping
     """
     tensors = {_name_of(place): delta.to(delta_dtype(model)).cpu().contiguous() for place, delta in deltas.items()}
     for name, tensor in tensors.items():
-        _check_finite(tensor, f"the change of {name.replace('.', ' ', 1)}")
-    metadata = {
-        "format": FORMAT,
+        check_finite(tensor, f"the change of {name.replace('.', ' ', 1)}")
+    with written_whole(path) as partial:
+        save_file(tensors, partial, metadata={"format": FORMAT, **_about(model, config)})
+
+
+def save_adapter(
+    folder: Path,
+    model: LanguageModel,
+    deltas: Deltas,
+    config: Mapping[str, Any],
+    residuals: Mapping[int, Float[Tensor, "d_model fact"]] = MappingProxyType({}),
+) -> None:
+    """Write an adapter that PEFT loads onto the base model, whole or not at all.
+
+    Args:
+        folder: The folder; an adapter that it held is replaced.
+        model: The base model.
+        deltas: ΔW; the factors are written in `delta_dtype`.
+        config: Everything that decided it, as JSON can hold it.
+        residuals: R of each layer (`adapters.low_rank`), where a rule's ΔW is known to lie in its span.
+
+    Raises:
+        InputError: If it is not finite, or of so high a rank that the adapter would be no smaller than the weights.
+    """
+    factors = {}
+    for place, delta in deltas.items():
+        name, (rows, columns) = _module_name(model, place), delta.shape
+        check_finite(delta, f"the change of {name}")
+        factors[name] = adapters.low_rank(delta, residuals.get(place) if isinstance(place, int) else None)
+        adapters.check_rank(factors[name].rank, (rows, columns), name)
+    if cut := [name for name, parts in factors.items() if not parts.exact]:
+        note(
+            f"the adapter's factors come from an SVD at {listing(cut)}: ΔW leaves the span of the residuals there, and "
+            f"singular values that are rounding in float32 are cut off (rank {max(factors[name].rank for name in cut)})"
+        )
+    entry = KNOWN.get(model.name.lower())
+    with replaced_folder(folder, "an adapter") as partial:
+        adapters.write_adapter(
+            partial,
+            factors,
+            delta_dtype(model),
+            base=entry.hub or model.name if entry else model.name,
+            transposed=any(isinstance(model.hf.get_submodule(name), Conv1D) for name in factors),
+            metadata=_about(model, config),
+        )
+
+
+def save_edit(
+    form: Form,
+    path: Path,
+    model: LanguageModel,
+    deltas: Deltas,
+    config: Mapping[str, Any],
+    residuals: Mapping[int, Float[Tensor, "d_model fact"]] = MappingProxyType({}),
+) -> None:
+    """Write an edit, while the model is edited.
+
+    Args:
+        form: A delta, the whole model, or an adapter.
+        path: The file of a delta, else a folder.
+        model: The model.
+        deltas: ΔW.
+        config: Everything that decided it, as JSON can hold it.
+        residuals: As `save_adapter` takes them.
+
+    Raises:
+        InputError: If it is not finite, or cannot be saved in this form.
+    """
+    if form == "delta":
+        save_delta(path, model, deltas, config)
+    elif form == "lora":
+        save_adapter(path, model, deltas, config, residuals)
+    else:
+        save_model(model, path)
+
+
+def _about(model: LanguageModel, config: Mapping[str, Any]) -> dict[str, str]:
+    """Metadata of a saved edit beside its format."""
+    return {
         "model": model.fingerprint,
         "name": model.name,
         "dtype": _name(model.dtype),
         "config": json.dumps(config, ensure_ascii=False),
     }
-    with written_whole(path) as partial:
-        save_file(tensors, partial, metadata=metadata)
 
 
 def read_metadata(path: Path | str) -> dict[str, str]:
@@ -81,11 +162,14 @@ def read_metadata(path: Path | str) -> dict[str, str]:
         InputError: If it is not a whole delta.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(adapters.file_of(path), framework="pt") as file:
             metadata = file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise InputError(_not_whole(path, error)) from error
-    if metadata.get("format") != FORMAT or not {"model", "name", "dtype"} <= metadata.keys():
+    if (
+        not (metadata.get("format") == FORMAT or _is_adapter(metadata))
+        or not {"model", "name", "dtype"} <= metadata.keys()
+    ):
         raise InputError(f"expected a delta that jacobian-lab edit saved, got another file, {path}: give its path")
     return dict(metadata)
 
@@ -142,10 +226,10 @@ def note_other_chat(metadata: Mapping[str, str], model: LanguageModel, path: Pat
 
 
 def load_delta(path: Path | str, model: LanguageModel) -> dict[int | str, Float[Tensor, "out in"]]:
-    """Read a delta for its base model.
+    """Read a delta, or an adapter, for its base model.
 
     Args:
-        path: The file.
+        path: The file of a delta, or an adapter's folder.
         model: The model that it is to go on.
 
     Returns:
@@ -171,10 +255,13 @@ def load_delta(path: Path | str, model: LanguageModel) -> dict[int | str, Float[
             "deltas that are to go on it"
         )
     note_other_chat(metadata, model, path)
-    _, tensors = read_saved(path, "delta")
+    _, tensors = read_saved(adapters.file_of(path), "delta")
     layers, modules = range(model.n_layers), {module: name for name, module in model.hf.named_modules()}
     entrances = [modules[module] for layer in layers for module in model.inner(layer)]
     places: dict[str, int | str] = {_name_of(place): place for place in (*layers, *entrances)}
+    if _is_adapter(metadata):
+        by_module = {_module_name(model, place): name for name, place in places.items()}
+        tensors = {by_module.get(name, name): delta for name, delta in adapters.changes(tensors, path).items()}
     dtype = delta_dtype(model)
     if not tensors:
         raise InputError(f"expected changes of layers, got none in {path}: give another delta")
@@ -248,80 +335,16 @@ def _weight(model: LanguageModel, place: int | str) -> Float[Tensor, "out in"]:
     return model.weight(place) if isinstance(place, int) else matrix(model.hf.get_submodule(place))
 
 
+def _module_name(model: LanguageModel, place: int | str) -> str:
+    return model.projection_name(place) if isinstance(place, int) else place
+
+
+def _is_adapter(metadata: Mapping[str, str]) -> bool:
+    return metadata.get("jacobian_lab") == adapters.FORMAT
+
+
 def _name_of(place: int | str) -> str:
     return (_NAME if isinstance(place, int) else _MODULE).format(place)
-
-
-def check_new_folder(folder: Path) -> None:
-    """Check that a folder can be made, or is empty.
-
-    Args:
-        folder: The folder.
-
-    Raises:
-        InputError: If it holds anything, or cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        held = next(folder.iterdir(), None)
-    except OSError as error:
-        raise InputError(
-            f"expected a folder that can be made, got {folder} ({error.strerror}): choose another"
-        ) from error
-    if held is not None:
-        raise InputError(f"expected a new or empty folder, got {folder}, which holds {held.name!r}: choose another")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"expected a folder that can be written, got {folder}: choose another or change its rights")
-
-
-def save_model(model: LanguageModel, folder: Path) -> None:
-    """Write a model as a folder that transformers loads, whole or not at all.
-
-    Args:
-        model: The model as it is now.
-        folder: The folder; a model that it held is replaced.
-
-    Raises:
-        InputError: If a weight is not finite, the folder holds something beside a model, or it cannot be given its
-            name, as a mount point cannot.
-    """
-    for name, weight in model.hf.named_parameters():
-        _check_finite(weight, name)
-    folder = folder.resolve()
-    with written_whole(folder) as partial:
-        _save_weights(model.hf, partial)
-        model.tokenizer.save_pretrained(partial)
-        if foreign := _names(folder) - _names(partial):
-            raise InputError(
-                f"expected a folder with a model alone, which can be replaced, got {folder}, which holds "
-                f"{min(foreign)!r}: move that elsewhere"
-            )
-        shutil.rmtree(folder, ignore_errors=True)
-    if not (folder / "config.json").is_file():
-        raise InputError(f"expected a folder that can be replaced, got {folder}: give one inside it")
-
-
-def _names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-
-
-def _save_weights(hf: Any, folder: Path) -> None:
-    """Save a model with its generation settings as they were read, which transformers may take and yet not write."""
-    own = hf.generation_config
-    hf.generation_config = GenerationConfig()
-    try:
-        hf.save_pretrained(folder)
-    finally:
-        hf.generation_config = own
-    own.to_json_file(folder / "generation_config.json")
-
-
-def _check_finite(tensor: Tensor, name: str) -> None:
-    if not torch.isfinite(tensor).all():
-        kind = "NaN" if tensor.isnan().any() else "infinity"
-        raise InputError(
-            f"expected finite weights to save, got {kind} in {name}: lower ⟨anchor.clamp⟩, or raise ⟨ridge⟩"
-        )
 
 
 def _name(dtype: torch.dtype) -> str:

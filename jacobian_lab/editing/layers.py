@@ -170,6 +170,7 @@ class LayerEdit:
         assigned_residual: Residuals that the layer was given, ``[fact, d_model]``.
         out_of_reach: Share of them that no write u can give, ``[fact]``; zero unless a norm follows the MLP.
         keys: k_l just before the edit, ``[fact, d_mlp]``, in float64.
+        solved_residual: R as the rule was given it, a column for each fact with a finite target.
         update: What the rule made of them.
         update_norm: ‖ΔW‖ / ‖W‖ in the Frobenius norm.
         unstored: Share of ΔW that the weight's dtype did not take, in the Frobenius norm.
@@ -182,6 +183,7 @@ class LayerEdit:
     assigned_residual: Float[Tensor, "fact d_model"]
     out_of_reach: Float[Tensor, " fact"]
     keys: Float[Tensor, "fact d_mlp"]
+    solved_residual: Float[Tensor, "d_model solved"]
     update: Update
     update_norm: float
     unstored: float
@@ -257,7 +259,7 @@ def edit_layers(
         if carried is not None and update.carried is not None:
             carried[layer] = update.carried
         stored = write_weight(model, layer, old, update.delta)
-        yield LayerEdit(layer, last, frozen, full, assigned, out_of_reach, keys, update, **stored)
+        yield LayerEdit(layer, last, frozen, full, assigned, out_of_reach, keys, problem.residuals, update, **stored)
 
 
 def write_weight(

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jacobian_lab.catalogue import RESCALING, SCHEMES, Method, Scheme
-from jacobian_lab.editing.deltas import delta_dtype, save_delta, save_model
+from jacobian_lab.editing.deltas import Form, delta_dtype, save_edit
 from jacobian_lab.editing.layers import Setting, edit_layers, write_weight
 from jacobian_lab.editing.measures import ObservedEdit, observed_edits
 from jacobian_lab.editing.norm_anchors import norm_anchored
@@ -40,26 +40,26 @@ class MethodEdit:
         values: By the names under which runs store them, a number for each edited layer: ``update_norm``,
             ``unstored``, ``condition_number`` (the largest of those that were factored) and the rules' notes (of the
             last batch).
+        residuals: R of each edited layer as the rule was given it, all batches side by side.
     """
 
     deltas: Mapping[int, Float[Tensor, "d_model d_mlp"]]
     values: Mapping[str, list[float]]
+    residuals: Mapping[int, Float[Tensor, "d_model solved"]]
 
-    def save(self, path: Path, model: LanguageModel, config: Mapping[str, Any]) -> None:
+    def save(self, form: Form, path: Path, model: LanguageModel, config: Mapping[str, Any]) -> None:
         """Write the edit, while the model is edited.
 
         Args:
-            path: A file that ends in ``.safetensors``, for a delta; else a folder, for the model.
+            form: A delta, the whole model, or an adapter.
+            path: The file of a delta, else a folder.
             model: The model.
             config: Everything that decided it, as JSON can hold it.
 
         Raises:
-            InputError: If it is not finite.
+            InputError: If it is not finite, or cannot be saved in this form.
         """
-        if path.suffix == ".safetensors":
-            save_delta(path, model, self.deltas, config)
-        else:
-            save_model(model, path)
+        save_edit(form, path, model, self.deltas, config, self.residuals)
 
 
 def edit_with(
@@ -108,6 +108,7 @@ def edit_with(
     deltas = {layer: torch.zeros_like(weight, dtype=torch.float64) for layer, weight in original.items()}
     carried: CarriedStates | None = {} if step < count else None
     by_layer: dict[int, dict[str, float]] = {layer: {} for layer in original}
+    residuals: dict[int, list[Tensor]] = {layer: [] for layer in original}
     for batch in (range(start, min(start + step, count)) for start in range(0, count, step)):
         batch_setting = setting.select(batch)
         stages = _stages(pair, scheme, targets.select(batch), batch, refit) if any(finite[i] for i in batch) else ()
@@ -118,6 +119,7 @@ def edit_with(
                     look_on(cast("ObservedEdit", edit))
                 layer, update = edit.layer, edit.update
                 deltas[layer] += update.delta
+                residuals[layer].append(edit.solved_residual)
                 write_weight(model, layer, original[layer], deltas[layer])  # rounded once, not batch by batch
                 worst = max(update.condition, by_layer[layer].get("condition_number", 0.0))
                 by_layer[layer] |= {**update.notes, "condition_number": worst}
@@ -129,7 +131,9 @@ def edit_with(
     for doubt in _doubts(by_layer, model.d_mlp):
         note(doubt)
     names = dict.fromkeys(name for values in by_layer.values() for name in values)
-    return MethodEdit(deltas, {name: [values.get(name, math.nan) for values in by_layer.values()] for name in names})
+    columns = {layer: torch.cat(parts, dim=1) for layer, parts in residuals.items() if parts}
+    values = {name: [notes.get(name, math.nan) for notes in by_layer.values()] for name in names}
+    return MethodEdit(deltas, values, columns)
 
 
 def _doubts(by_layer: Mapping[int, Mapping[str, float]], d_mlp: int) -> Iterator[str]:

@@ -21,6 +21,7 @@ from jacobian_lab.catalogue import (
     Method,
     method,
 )
+from jacobian_lab.editing.deltas import Form
 from jacobian_lab.editing.layers import Setting
 from jacobian_lab.editing.methods import Refit
 from jacobian_lab.editing.rules import RuleSettings
@@ -53,8 +54,8 @@ from jacobian_lab.training.examples import disjoint_facts
 from jacobian_lab.training.methods import ONE_DEVICE, RLEDIT, Ready, ready
 from jacobian_lab.training.settings import UNTUNED, WiseConfig
 
-Save = Callable[[Path, Mapping[str, Any]], Any]
-"""Saves an edit, as a file or as a folder, with everything that decided it."""
+Save = Callable[[Form, Path, Mapping[str, Any]], Any]
+"""Saves an edit in one of its forms, with everything that decided it."""
 
 NO_PROBES = "none"
 """Label of the dimension of further questions where there are none: one group that stays empty."""
@@ -278,7 +279,7 @@ class Comparison:
                 measured += [
                     (variable, values, {"layer": list(edit.deltas)}) for variable, values in edit.values.items()
                 ]
-                keep(lambda path, config: edit.save(path, experiment.model, config))
+                keep(lambda form, path, config: edit.save(form, path, experiment.model, config))
             if aimed is not None and aimed.aim is not None and name != UNEDITED:
                 measured += [(variable, values, {}) for variable, values in aimed.aim.reached().items()]
             measured += self._answers(done)

@@ -28,6 +28,10 @@ SurveyName = Literal["auto", "dense", "lanczos"]
 """Method of a survey of Jacobians (`jacobian_lab.jobs.jacobians.Survey`)."""
 StudyName = Literal["theorem1", "step_size"]
 """A study of edits as they are made (`jacobian_lab.jobs.studies.STUDIES`)."""
+FrontierRule = Literal[
+    "memit", "prune", "rect", "emmet", "alphaedit", "nse", "encore", "betaedit", "lyaplock", "rlsedit"
+]
+"""A rule that goes along λ, or AlphaEdit along its L2."""
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 Count = Annotated[int, Gt(-1)]
 """A number of things, of which there may be none."""
@@ -343,8 +347,8 @@ class EditConfig(MethodsConfig):
 
     Attributes:
         method: The method, or a pair rule@scheme.
-        save: delta (delta-<method>.safetensors, for jacobian-lab apply), folder (model-<method>, for transformers), or
-            both.
+        save: delta (delta-<method>.safetensors, for jacobian-lab apply), folder (model-<method>, for transformers),
+            both, or lora (adapter-<method>, for peft and for jacobian-lab apply).
 
     Examples:
         >>> import jacobian_lab as jl
@@ -353,4 +357,4 @@ class EditConfig(MethodsConfig):
     """
 
     method: str = "memit+fe"
-    save: Literal["delta", "folder", "both"] = "delta"
+    save: Literal["delta", "folder", "both", "lora"] = "delta"

@@ -1,13 +1,14 @@
 """Every method under the same anchors, keys and seeds, evaluated by the paper's metrics: Tables 3, 4, 6 and 7."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
 from jacobian_lab.catalogue import TRAINED, UNEDITED, method_name
-from jacobian_lab.editing.deltas import DELTA, FOLDER
+from jacobian_lab.editing.adapters import check_rank
+from jacobian_lab.editing.deltas import ADAPTER, DELTA, FOLDER, Form
 from jacobian_lab.errors import InputError
 from jacobian_lab.jobs.comparison import Comparison, Save
 from jacobian_lab.jobs.config import EditConfig, EditTableConfig, MethodsConfig
@@ -21,6 +22,17 @@ from jacobian_lab.session.descents import REFIT_ANCHOR
 from jacobian_lab.store.completion import Completion
 from jacobian_lab.store.run import Run
 from jacobian_lab.training.methods import WISE
+
+FORMS: Mapping[str, tuple[Form, ...]] = {
+    "delta": ("delta",),
+    "folder": ("folder",),
+    "both": ("delta", "folder"),
+    "lora": ("lora",),
+}
+"""Forms that ⟨save⟩ names."""
+
+NAMES: Mapping[Form, str] = {"delta": DELTA, "folder": FOLDER, "lora": ADAPTER}
+"""Names of a method's saved edit in a run, by form."""
 
 TRAINING = "training-{}.safetensors"
 """File of a run with all that a method was trained to."""
@@ -44,11 +56,28 @@ def edit_job(config: EditConfig, *, progress: bool = True, sketch: Places | None
     return _job(config, (name,), config.save, progress, sketch)
 
 
+def saved_forms(folder: Path, name: str, save: str) -> dict[Form, Path]:
+    """Files or folders of a method's saved edit by form; ``save`` is one of `FORMS`."""
+    return {form: folder / NAMES[form].format(method_name(name)) for form in FORMS[save]}
+
+
 def saved_paths(folder: Path, name: str, save: str) -> list[Path]:
-    """List the files or folders of a method's saved edit; ``save`` is ``"delta"``, ``"folder"`` or ``"both"``."""
-    name, kinds = method_name(name), {"delta": (DELTA,), "folder": (FOLDER,), "both": (DELTA, FOLDER)}[save]
-    trained = (TRAINING,) if name in TRAINED else ()
-    return [folder / kind.format(name) for kind in (*kinds, *trained)]
+    """List the same, and what a method was trained to."""
+    name = method_name(name)
+    trained = [folder / TRAINING.format(name)] if name in TRAINED else []
+    return [*saved_forms(folder, name, save).values(), *trained]
+
+
+def _check_adapter(comparison: Comparison, name: str) -> None:
+    """Refuse an adapter before the long work, where its rank is known to be too high."""
+    model, pair = comparison.experiment.model, comparison.methods.get(name)
+    if pair is None:  # its rank is known after the training
+        return
+    shape = (model.d_model, model.d_mlp)
+    rank, reason = len(comparison.experiment.facts), f"{len(comparison.experiment.facts)} facts"
+    if pair.rule == "rect" and comparison.config.rules.rect_kept != 1:
+        rank, reason = min(shape), "rect, which sets entries to zero"
+    check_rank(rank, shape, reason)
 
 
 def _edited(name: str) -> str:
@@ -62,6 +91,8 @@ def _job(
 ) -> Job:
     comparison = Comparison.of(config, methods, progress, sketch=sketch)
     experiment = comparison.experiment
+    if save == "lora":
+        _check_adapter(comparison, methods[0])
     return Job(
         "edit_table",
         experiment.model,
@@ -76,12 +107,12 @@ def _job(
     )
 
 
-def _edits(comparison: Comparison, methods: Sequence[str], save: str | None, progress: bool) -> Part:
+def _edits(comparison: Comparison, methods: Sequence[str], save_option: str | None, progress: bool) -> Part:
     """Describe the part in which each method edits, is evaluated and, if that is asked, saved."""
     experiment, settings = comparison.experiment, comparison.settings()
 
     def saved(folder: Path) -> list[Path]:
-        return saved_paths(folder, methods[0], save) if save else []
+        return saved_paths(folder, methods[0], save_option) if save_option else []
 
     def again(done: Completion) -> list[str]:
         """Methods that have been measured, but without what they left beside the run's arrays, or in them."""
@@ -107,11 +138,12 @@ def _edits(comparison: Comparison, methods: Sequence[str], save: str | None, pro
             return experiment.session.anchors(recorder, (layer,), REFIT_ANCHOR, batch)[layer]
 
         def keep(name: str, save: Save) -> None:
-            for path in saved(run.folder):
-                if path.name == TRAINING.format(name):
-                    comparison.trained[name].save(path)
-                else:
-                    save(path, {**settings, "method": name})
+            if save_option is None:
+                return
+            if name in comparison.trained:  # first: it is there if the rank is too high for an adapter
+                comparison.trained[name].save(run.folder / TRAINING.format(name))
+            for form, path in saved_forms(run.folder, name, save_option).items():
+                save(form, path, {**settings, "method": name})
 
         for place, name in enumerate(names, 1):
             trained = comparison.trained[name].facts if name in comparison.trained else 0

@@ -7,7 +7,15 @@ from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 
-from huggingface_hub import constants, hf_hub_download, model_info, snapshot_download, try_to_load_from_cache
+from huggingface_hub import (
+    HfApi,
+    constants,
+    get_token,
+    hf_hub_download,
+    model_info,
+    snapshot_download,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import get_session, validate_repo_id
 
@@ -15,6 +23,9 @@ from jacobian_lab.errors import InputError, first_line
 
 SECONDS = 4.0
 """How long the hub may take to answer whether it is there."""
+
+CARD = "README.md"
+"""The hub's name for a model card."""
 
 ADAPTER = "adapter_config.json"
 """What a folder of an adapter holds, which is no model; transformers would put it on one, or pass over it."""
@@ -36,15 +47,41 @@ _DESCRIPTION = (
 """What is taken of a model beside its weights: whatever says how to read them."""
 
 
-def cached(name: str) -> Path | None:
-    """A model's folder in the cache, if all of it is there."""
+def _check_name(name: str, expected: str) -> None:
+    """Refuse what cannot be a name on the hub."""
     try:
         validate_repo_id(name)
     except HFValidationError as error:
         raise InputError(
-            f"expected a folder, a .gguf file or a name on the hub, got {name!r}, which is none of them: "
-            "check the path or the name"
+            f"expected {expected}, got {name!r}, which is none of them: check the path or the name"
         ) from error
+
+
+def check_upload(name: str) -> None:
+    """Check, before any long work, that a folder can be uploaded: the name, the network, a token."""
+    _check_name(name, "a name on the hub to upload to, user/name or organization/name")
+    problem = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _problem()
+    if problem is not None:
+        raise InputError(
+            f"expected an answer from {constants.ENDPOINT} before {name!r} is uploaded, got none ({problem}): "
+            "check the network, or leave ⟨push⟩ out"
+        )
+    if get_token() is None:
+        raise InputError("expected a token of the hub to upload with, got none: log in with hf auth login")
+
+
+def upload(folder: Path, name: str) -> str:
+    """Upload a folder to the hub, into a private repository if there is none of this name; return its address."""
+    api = HfApi()
+    with _refusing(name):
+        address = str(api.create_repo(name, private=True, exist_ok=True))
+        api.upload_folder(repo_id=name, folder_path=folder, commit_message=f"{folder.name}, by jacobian_lab")
+    return address
+
+
+def cached(name: str) -> Path | None:
+    """A model's folder in the cache, if all of it is there."""
+    _check_name(name, "a folder, a .gguf file or a name on the hub")
     config = try_to_load_from_cache(name, "config.json")
     folder = Path(config).parent if isinstance(config, str) else None
     return folder if folder and _whole(folder) else None

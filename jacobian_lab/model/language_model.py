@@ -204,6 +204,10 @@ class LanguageModel:
         """The MLP output projection of a block; its input is the key."""
         return operator.attrgetter(self.family.projection)(self.blocks[layer])
 
+    def projection_name(self, layer: int) -> str:
+        """Name of the same among the modules of the transformers model."""
+        return f"{self.family.blocks}.{layer}.{self.family.projection}"
+
     def weight(self, layer: int) -> Float[Tensor, "d_model d_mlp"]:
         """W_l, so that the MLP's output is ``W_l k`` (and a bias).
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from jacobian_lab.editing.deltas import delta_dtype, save_delta, save_model
+from jacobian_lab.editing.deltas import Form, delta_dtype, save_edit
 from jacobian_lab.errors import InputError
 from jacobian_lab.maps.replay import Frozen, freeze, tail_outputs
 from jacobian_lab.model.edited import sole_edit
@@ -214,12 +214,9 @@ class RLEdit:
         changes = changes_by_block(self.model, self.modules, self.before, self.deltas)
         return changes | {"training_steps": [1.0] * len(self.rows), "training_loss": list(self.learnt)}
 
-    def save(self, path: Path, config: Mapping[str, Any]) -> None:
-        """Save the last change as a delta, or the model as it is now."""
-        if path.suffix == ".safetensors":
-            save_delta(path, self.model, self._placed(self.deltas), config)
-        else:
-            save_model(self.model, path)
+    def save(self, form: Form, path: Path, config: Mapping[str, Any]) -> None:
+        """Save the last change as a delta or an adapter, or the model as it is now."""
+        save_edit(form, path, self.model, self._placed(self.deltas), config)
 
     def _placed(self, deltas: Mapping[str, Tensor]) -> dict[int | str, Tensor]:
         """Output projections by their layers."""

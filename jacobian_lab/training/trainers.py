@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from jacobian_lab.caching import written_whole
+from jacobian_lab.editing.deltas import Form
 from jacobian_lab.errors import InputError
 from jacobian_lab.progress import note
 
@@ -52,8 +53,8 @@ class Trainer(Protocol):
         """Diagnostics of the training and of the edit, within `edited`."""
         ...
 
-    def save(self, path: Path, config: Mapping[str, Any]) -> None:
-        """Save the edit, for `jacobian-lab apply`."""
+    def save(self, form: Form, path: Path, config: Mapping[str, Any]) -> None:
+        """Save the edit as a delta, for `jacobian-lab apply`, or in another form."""
         ...
 
 

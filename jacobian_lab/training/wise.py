@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from jacobian_lab.editing.deltas import Form
 from jacobian_lab.errors import InputError
 from jacobian_lab.maps.likelihood import answer_nll
 from jacobian_lab.maps.replay import Frozen, freeze, tail_outputs
@@ -171,10 +172,10 @@ class Wise:
             "threshold": min((side.threshold for side in memory.sides), default=math.inf),
         }
 
-    def save(self, path: Path, config: Mapping[str, Any]) -> None:
+    def save(self, form: Form, path: Path, config: Mapping[str, Any]) -> None:
         """Write the memory."""
-        if path.suffix != ".safetensors":
-            raise InputError("expected ⟨save⟩ delta for wise, got folder: no plain model asks which matrix serves")
+        if form != "delta":
+            raise InputError(f"expected ⟨save⟩ delta for wise, got {form}: no plain model asks which matrix serves")
         save_memory(path, self.rows.model, self.memory(), config)
 
     def _edit(self, place: int) -> Trained:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from jacobian_lab.editing.deltas import add_delta, check_new_folder, load_delta, save_delta, save_model
+from jacobian_lab.editing.deltas import add_delta, load_delta, save_delta
+from jacobian_lab.editing.folders import check_new_folder, save_model
 from jacobian_lab.errors import InputError
 from jacobian_lab.model.loading import load_model
 

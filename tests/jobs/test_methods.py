@@ -21,7 +21,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPTJCo
 from jacobian_lab import cli
 from jacobian_lab.catalogue import LATER_RULES, METHODS, PAPER_RULES, SCHEMES, method, method_name
 from jacobian_lab.editing.anchors import coordinate_shifts, optimize_anchors
-from jacobian_lab.editing.deltas import DELTA, FOLDER, add_delta, load_delta, save_delta, save_model
+from jacobian_lab.editing.deltas import DELTA, FOLDER, add_delta, load_delta, save_delta
+from jacobian_lab.editing.folders import save_model
 from jacobian_lab.editing.layers import Setting, edit_layers, restored
 from jacobian_lab.editing.measures import observed_edits
 from jacobian_lab.editing.methods import edit_with

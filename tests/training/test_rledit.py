@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.func import functional_call
 
+from jacobian_lab.editing.adapters import TOLERANCE
 from jacobian_lab.editing.deltas import add_delta, load_delta
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.reading import load_facts
@@ -179,11 +180,25 @@ def test_what_it_changed_is_saved_and_goes_on_the_base_model_alone(projections, 
     editor = rledit_of(family_model, examples_of(family_model, facts[:2]), projections=projections)
     with editor.edited():
         edited = {name: matrix(module).clone() for name, module in editor.modules.items()}
-    editor.save(tmp_path / "delta.safetensors", {})
+    editor.save("delta", tmp_path / "delta.safetensors", {})
     with editor.changing():
         add_delta(family_model, load_delta(tmp_path / "delta.safetensors", family_model))
         for name, module in editor.modules.items():
             torch.testing.assert_close(matrix(module), edited[name], rtol=1e-12, atol=1e-12)
+
+
+def test_a_trained_change_is_an_adapter_by_its_singular_values(tiny, facts, tmp_path, capsys):
+    """In float32 rounding has every rank; what it adds is cut off."""
+    editor = rledit_of(tiny, examples_of(tiny, facts[:2]))
+    with editor.edited():
+        pass
+    editor.deltas = {name: delta.float().double() for name, delta in editor.deltas.items()}
+    editor.save("lora", tmp_path / "adapter", {})
+    assert "from an SVD at" in capsys.readouterr().err
+    loaded = load_delta(tmp_path / "adapter", tiny)
+    for place, delta in editor._placed(editor.deltas).items():
+        assert torch.linalg.matrix_norm(loaded[place] - delta) <= 2 * TOLERANCE * torch.linalg.matrix_norm(delta)
+        assert torch.linalg.matrix_rank(loaded[place]) < min(delta.shape) == torch.linalg.matrix_rank(delta)
 
 
 def test_what_is_not_changed_diverges_by_nothing(tiny, facts):
@@ -265,7 +280,7 @@ def test_several_batches_are_rounded_once(dtype, folders, facts, tmp_path):
     network = rledit_of(model, training_examples, lr=0.05, edited_at_once=1)
     with network.edited():
         now = {name: matrix(module).clone() for name, module in network.modules.items()}
-        network.save(tmp_path / "delta.safetensors", {})
+        network.save("delta", tmp_path / "delta.safetensors", {})
         lost = [each for each in network.diagnostics()["changed_unstored"] if each == each]
     delta = load_delta(tmp_path / "delta.safetensors", model)
     with network.changing():
