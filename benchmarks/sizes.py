@@ -55,8 +55,8 @@ def save(folder: Path, blocks: int, width: int, words: int) -> int:
     """Write a random model of these sizes, and count its parameters."""
     torch.manual_seed(0)
     shape: dict[str, Any] = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": blocks}
-    heads: dict[str, Any] = {"num_attention_heads": width // 64, "num_key_value_heads": width // 64, "tie_word_embeddings": True}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=words, max_position_embeddings=2048, **shape, **heads))
+    shape |= {"num_attention_heads": width // 64, "num_key_value_heads": width // 64, "vocab_size": words}
+    model = LlamaForCausalLM(LlamaConfig(max_position_embeddings=2048, tie_word_embeddings=True, **shape))
     model.save_pretrained(folder)
     jl.load_model().tokenizer.save_pretrained(folder)
     return model.num_parameters()
