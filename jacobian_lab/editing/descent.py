@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -59,7 +60,7 @@ class Conditions:
         """
         indices = list(facts)
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        by_fact = {name: value[indices] for name, value in values.items() if isinstance(value, Tensor)}
+        by_fact: dict[str, Any] = {name: value[indices] for name, value in values.items() if isinstance(value, Tensor)}
         return replace(self, **by_fact)
 
     def stops(self, stop_loss: float, like: Float[Tensor, " fact"]) -> Float[Tensor, " fact"]:
