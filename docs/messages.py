@@ -115,7 +115,9 @@ def _name(path: Path) -> str:
 def _read(tree: ast.Module) -> Iterator[Message]:
     """Texts of the form "expected …, got …: …"; a call may give what to do as a second text."""
     remedies = {
-        call.args[0]: _text(call.args[1]) for call in ast.walk(tree) if isinstance(call, ast.Call) and len(call.args) == 2
+        call.args[0]: _text(call.args[1])
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call) and len(call.args) == 2
     }
     inner = {part for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node)} - {
         node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)
