@@ -114,20 +114,15 @@ def _name(path: Path) -> str:
 
 def _read(tree: ast.Module) -> Iterator[Message]:
     """Texts of the form "expected …, got …: …"; a call may give what to do as a second text."""
-    remedies = {
-        call.args[0]: _text(call.args[1])
-        for call in ast.walk(tree)
-        if isinstance(call, ast.Call) and len(call.args) == 2
-    }
-    inner = {part for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node)} - {
-        node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)
-    }
-    for node in ast.walk(tree):
-        text = " ".join(_text(node).split()) if isinstance(node, ast.JoinedStr | ast.Constant) else ""
-        if node not in inner and text.startswith("expected ") and (split := re.match(r"(.*?, got .*?): (.*)", text)):
-            yield Message(split[1], split[2])
-        elif node not in inner and text.startswith("expected ") and ", got" in text:
-            yield Message(text, remedies.get(node, ""))
+    nodes = list(ast.walk(tree))
+    formatted = [node for node in nodes if isinstance(node, ast.JoinedStr)]
+    parts = {part for text in formatted for part in ast.walk(text) if part is not text}
+    pairs = [call.args for call in nodes if isinstance(call, ast.Call) and len(call.args) == 2]
+    remedies: dict[ast.AST, str] = {first: _text(second) for first, second in pairs}
+    for node in nodes:
+        text = "" if node in parts else " ".join(_text(node).split())
+        if match := re.match(r"(expected .*?, got.*?)(?:: (.*))?$", text):
+            yield Message(match[1], match[2] or remedies.get(node, ""))
 
 
 def _text(node: ast.AST) -> str:

@@ -22,6 +22,7 @@ PAGES = DOCS / "tutorials"
 DIGEST = re.compile(r"<!-- cells ([0-9a-f]{64}) -->")
 STYLE = re.compile(r"<style.*?</style>", re.DOTALL)
 ATTRIBUTES = re.compile(r"<(table|thead|tbody|tr|th|td)\b[^>]*>")
+HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 TEMPORARY = re.compile(r"/tmp/\w+")
 
 Cell = Mapping[str, Any]
@@ -71,7 +72,10 @@ def write(name: str, cells: Sequence[Cell]) -> None:
     for old in PAGES.glob(f"{name}-*.png"):
         old.unlink()
     images: list[bytes] = []
-    blocks = [block for cell in cells for block in rendered(name, cell, images)]
+    blocks, title = [], name
+    for cell in cells:
+        title = HEADING.findall(cell["source"])[-1] if is_heading(cell) else title
+        blocks += rendered(cell, images, f"{name}-{{}}.png", title)
     for number, image in enumerate(images, 1):
         (PAGES / f"{name}-{number}.png").write_bytes(image)
     note = (
@@ -82,13 +86,26 @@ def write(name: str, cells: Sequence[Cell]) -> None:
     (PAGES / f"{name}.md").write_text(text + "\n", "utf-8")
 
 
-def rendered(name: str, cell: Cell, images: list[bytes]) -> Iterator[str]:
+def is_heading(cell: Cell) -> bool:
+    """Whether a cell has a heading.
+
+    Args:
+        cell: The cell.
+
+    Returns:
+        True if so.
+    """
+    return cell["cell_type"] == "markdown" and HEADING.search(cell["source"]) is not None
+
+
+def rendered(cell: Cell, images: list[bytes], file: str, title: str) -> Iterator[str]:
     """Render a cell as Markdown.
 
     Args:
-        name: Name of the notebook.
         cell: The cell.
         images: Images of the notebook so far; those of the cell are added.
+        file: Name of an image's file, with a place for its number.
+        title: Heading that the cell stands under.
 
     Yields:
         Blocks of Markdown.
@@ -97,14 +114,13 @@ def rendered(name: str, cell: Cell, images: list[bytes]) -> Iterator[str]:
         yield cell["source"].strip()
         return
     yield fenced("python", cell["source"])
+    if printed := "".join(output["text"] for output in cell["outputs"] if output.get("name") == "stdout"):
+        yield fenced("text", printed)
     for output in cell["outputs"]:
         data = output.get("data", {})
-        if output["output_type"] == "stream":
-            if output["name"] == "stdout":
-                yield fenced("text", output["text"])
-        elif "image/png" in data:
+        if "image/png" in data:
             images.append(base64.b64decode(data["image/png"]))
-            yield f"![Figure of this cell]({name}-{len(images)}.png)"
+            yield f"![{title}]({file.format(len(images))})"
         elif 'class="dataframe"' in data.get("text/html", ""):
             yield table(data["text/html"])
         elif "text/plain" in data:

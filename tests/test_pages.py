@@ -20,14 +20,14 @@ UNREADABLE = ("…", "COMMAND", "RUN", "--config", "--version")
 
 def commands() -> dict[str, str]:
     """Command lines that stand in blocks of code, each with its page."""
-    found = {}
+    pages = {}
     for page in PAGES:
         text = page.read_text("utf-8").replace("\\\n", " ")
         for match in COMMAND.finditer(text):
             words = match["words"].split("  #")[0].split(" # ")[0].strip()
             if not any(mark in words for mark in UNREADABLE):
-                found[words] = str(page.relative_to(ROOT))
-    return found
+                pages[words] = str(page.relative_to(ROOT))
+    return pages
 
 
 def test_tutorials_are_of_the_notebooks_as_they_are():
