@@ -72,7 +72,8 @@ def write(name: str, cells: Sequence[Cell]) -> None:
     for old in PAGES.glob(f"{name}-*.png"):
         old.unlink()
     images: list[bytes] = []
-    blocks, title = [], name
+    blocks: list[str] = []
+    title = name
     for cell in cells:
         title = HEADING.findall(cell["source"])[-1] if is_heading(cell) else title
         blocks += rendered(cell, images, f"{name}-{{}}.png", title)
