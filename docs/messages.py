@@ -129,7 +129,7 @@ def _text(node: ast.AST) -> str:
     if isinstance(node, ast.Constant):
         return node.value if isinstance(node.value, str) else GAP
     if isinstance(node, ast.JoinedStr):
-        return "".join(_text(part) for part in node.values)
+        return re.sub(f"{GAP}+", GAP, "".join(_text(part) for part in node.values))
     return GAP
 
 
