@@ -88,7 +88,7 @@ def write(name: str, cells: Sequence[Cell]) -> None:
 
 
 def is_heading(cell: Cell) -> bool:
-    """Whether a cell has a heading.
+    """Tell whether a cell has a heading.
 
     Args:
         cell: The cell.
