@@ -10,7 +10,7 @@ RUN ?= runs/reproduce
 ARGS ?= --slice 0:8
 FIGURES := cosine_by_layer residual_by_layer spread_by_fact theorem2 decomposition effort
 
-.PHONY: install reproduce laboratory methods lint check test test-all pytest test-oldest test-newest release docs results clean
+.PHONY: install reproduce laboratory methods lint check test test-all pytest test-oldest test-newest release docs tutorials results clean
 
 install: $(VENV)/.installed
 
@@ -77,6 +77,10 @@ release:
 # The documentation, at http://127.0.0.1:8000, made anew whenever a page changes.
 docs: install
 	$(MKDOCS) serve
+
+# The notebooks as pages with their outputs, run anew (ten minutes): make tutorials, or make tutorials NOTEBOOKS="02".
+tutorials: install
+	$(BIN)/python docs/tutorials.py $(NOTEBOOKS)
 
 # What the pages of results include, from the runs that are there: make results, or make results RUNS="reproduce …".
 results: install

@@ -45,7 +45,7 @@ LONG = {
     "model": ("test_chat_templates", "test_gguf_files", "test_hub", "test_loading"),
     "report": ("test_paper", "test_residuals", "test_results", "test_showing", "test_writing"),
     "store": ("test_arrays", "test_run"),
-    "tests": ("test_cli",),
+    "tests": ("test_cli", "test_pages"),
     "training": ("test_rledit",),
 }
 """Modules, by folder, that take five seconds and more together; `make check` leaves them out."""
