@@ -8,7 +8,8 @@
   const COLORS = ["#0d1b3e", "#b3161f", "#1b84cc", "#8a6d1f", "#5a1e73", "#2f8f6b", "#c2608f", "#555b62"];
   const DASHES = ["", "6 3", "2 3", "8 3 2 3"];
   const two = runs.length > 1;
-  const columns = measures.filter((measure) => measure.main);
+  const main = measures.filter((measure) => measure.main), shared = main.filter(({ key }) => runs.every((run) => run.values[key]));
+  const columns = shared.length ? shared : main;
   const state = { query: "", show: "all", sort: "order", side: 0, down: false, page: 0, open: null, edits: runs.map(lastEdit) };
 
   // elements
@@ -40,7 +41,8 @@
   const now = (run, key, fact) => valueOf(run, key, state.edits[run], fact);
   function before(run, key, fact) {
     const edit = runs[run].edits.indexOf(UNEDITED);
-    return edit < 0 || edit === state.edits[run] || runs[run].values[key]?.length === 1 ? null : valueOf(run, key, edit, fact);
+    return key === "kl" || edit < 0 || edit === state.edits[run] || // D_KL is against the unedited model: that has none
+      runs[run].values[key]?.length === 1 ? null : valueOf(run, key, edit, fact);
   }
   function change(key, fact) {
     const first = now(0, key, fact), second = now(1, key, fact);
@@ -56,7 +58,7 @@
   function words(value, unit) {
     if (value === null || value === undefined) return "–";
     if (unit === "yes" && (value === 0 || value === 1)) return value ? "yes" : "no";
-    if (unit === "yes" || unit === "share") return `${Math.round(100 * value)} %`;
+    if (unit === "yes" || unit === "share") return `${value > 0 && value < 0.01 ? (100 * value).toPrecision(1) : Math.round(100 * value)} %`;
     return digits(value);
   }
   function signed(value, unit) {
@@ -271,20 +273,20 @@
     const held = { prompt: "prompt", new: "new" }[name] || (two ? `${name}:d` : name);
     return { "aria-sort": state.sort === held ? (state.down ? "descending" : "ascending") : "none", held };
   }
-  function heading(name, text, meaning) {
+  function heading(name, text, meaning, more) {
     const { held, ...aria } = sorted(name);
     return h("th", { role: "columnheader", scope: "col", ...aria }, h("button", { type: "button", title: meaning, "data-sort": held, onclick: () => {
       state.down = state.sort === held ? !state.down : false;
       state.sort = held; state.page = 0; draw();
       document.querySelector(`[data-sort="${held}"]`).focus();
-    } }, text));
+    } }, text), more ? h("span", { class: "id" }, more) : null);
   }
   function draw() {
     const rows = chosen(), pages = Math.max(1, Math.ceil(rows.length / PAGE));
     state.page = Math.min(state.page, pages - 1);
     const part = rows.slice(state.page * PAGE, (state.page + 1) * PAGE);
     const heads = [heading("prompt", "Fact", "The prompt with its subject marked"), facts.some((fact) => fact.new) ? heading("new", "True → new", "The answer before, and the one that the edit is to bring about") : null,
-      ...columns.map(({ key, name, meaning }) => heading(key, two ? `${name}: A | B, B − A` : name, meaning))];
+      ...columns.map(({ key, name, meaning }) => heading(key, name, meaning, two ? " A | B, B − A" : ""))];
     table.replaceChildren(h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, ...heads)), h("tbody", { role: "rowgroup" }, ...part.flatMap((fact, place) => row(fact, place))));
     status.textContent = `${rows.length} of ${facts.length} facts${pages > 1 ? `, page ${state.page + 1} of ${pages}` : ""}`;
     [previous.disabled, next.disabled] = [state.page === 0, state.page === pages - 1];
@@ -293,9 +295,10 @@
     direction.textContent = state.down ? "▼ descending" : "▲ ascending";
   }
   function select(label, options, value, change_) {
-    const field = h("select", { onchange: (event) => { change_(event.target.value); state.page = 0; draw(); } }, ...options.map(([name, text]) => h("option", { value: name }, text)));
+    const id = `choice-${label.toLowerCase().replace(/\W+/g, "-")}`;
+    const field = h("select", { id, onchange: (event) => { change_(event.target.value); state.page = 0; draw(); } }, ...options.map(([name, text]) => h("option", { value: name }, text)));
     field.value = value;
-    return [field, h("div", {}, h("label", {}, label, field))];
+    return [field, h("div", {}, h("label", { for: id }, label), field)];
   }
 
   const table = h("table", { class: "facts", role: "table", "aria-label": "Facts" });
@@ -303,17 +306,15 @@
   const turn = (by) => { state.page += by; draw(); table.scrollIntoView({ block: "nearest" }); };
   const previous = h("button", { type: "button", onclick: () => turn(-1) }, "← Previous"), next = h("button", { type: "button", onclick: () => turn(1) }, "Next →");
   const pager = h("div", { class: "pager" }, previous, next);
-  const search = h("input", { type: "search", autocomplete: "off", spellcheck: "false", placeholder: "words of a prompt, an answer, or an id", oninput: (event) => { state.query = event.target.value; state.page = 0; draw(); } });
+  const search = h("input", { id: "search-words", type: "search", autocomplete: "off", spellcheck: "false", placeholder: "words of a prompt, an answer, or an id", oninput: (event) => { state.query = event.target.value; state.page = 0; draw(); } });
   const [order, orderField] = select("Sort by", ORDERS.map(([name, text]) => [name, text]), state.sort, (name) => { state.sort = name; });
   const direction = h("button", { type: "button", "aria-label": "Change the direction of sorting", onclick: () => { state.down = !state.down; draw(); } });
-  const controls = h("div", { class: "controls", role: "search", "aria-label": "Facts" }, h("div", { class: "search" }, h("label", {}, "Search", search)));
+  const controls = h("div", { class: "controls", role: "search", "aria-label": "Facts" }, h("div", { class: "search" }, h("label", { for: "search-words" }, "Search"), search));
   runs.forEach((run, place) => {
     if (run.edits.length > 1) controls.append(select(two ? `Method of ${run.side}` : "Method or scheme", run.edits.map((name, edit) => [String(edit), name]), String(state.edits[place]), (edit) => { state.edits[place] = Number(edit); })[1]);
   });
   if (FILTERS.length > 1) controls.append(select("Show", FILTERS, state.show, (name) => { state.show = name; })[1]);
-  orderField.append(direction);
-  orderField.classList.add("order");
-  controls.append(orderField);
+  controls.append(h("div", { class: "order" }, orderField, direction));
   const cut = facts.some((fact) => fact.decisive);
   const sentence = facts.some((fact) => fact.prompt) ? h("p", { class: "muted legend-line" }, "Marked: the subject. ", cut ? "Underlined: its last token, the decisive one." : "Its last token is the decisive one; this run does not say where the tokenizer cut it.") : null;
   document.getElementById("facts-app").append(...[controls, sentence, status, h("div", { class: "scroll" }, table), pager].filter(Boolean));

@@ -18,32 +18,32 @@ def fact_texts(run: Results, source: str | None = None) -> tuple[list[Fact], str
         run: The run.
         source: Their file, if that is not where the run says.
     """
-    facts = run.config["provenance"].get("facts", {})
-    repeats = run.config["provenance"].get("options", {}).get("on_repeat")
-    path = source or facts.get("source", "")
+    texts, reason = _texts_from(run, str(run.config["provenance"].get("facts", {}).get("source", "")))
+    return (texts, reason) if texts or source is None else _texts_from(run, source)
+
+
+def _texts_from(run: Results, source: str) -> tuple[list[Fact], str]:
+    provenance = run.config["provenance"]
+    repeats = provenance.get("options", {}).get("on_repeat")
+    repeats = repeats if repeats in {FIRST, LAST} else KEEP
     try:
-        file = read_facts(
-            path,
-            facts.get("slice"),
-            on_bad_record=SKIP,
-            on_repeat=repeats if repeats in {FIRST, LAST} else KEEP,
-        )
+        file = read_facts(source, provenance.get("facts", {}).get("slice"), on_bad_record=SKIP, on_repeat=repeats)
     except InputError as error:
         return [], f"The facts' texts could not be read ({error})."
     by_label = {str(fact.id): fact for fact in file.facts}
     labels = list(map(str, run.dataset["fact"].values))
     if not by_label.keys() >= set(labels):
-        return [], f"The facts of {path} are others than this run's, so their texts are left out."
+        return [], f"The facts of {source} are others than this run's, so their texts are left out."
     ordered = [by_label[label] for label in labels]
     if content_key(describe(ordered)) != run.config["settings"].get("facts"):
-        return [], f"The facts of {path} have changed since this run, so their texts are left out."
+        return [], f"The facts of {source} have changed since this run, so their texts are left out."
     return ordered, ""
 
 
 def decisive_tokens(run: Results) -> list[str]:
     """Text of each fact's decisive token, as far as the run holds it; empty otherwise."""
     provenance = run.config["provenance"]
-    if "tokens" in provenance:
+    if "decisive" not in provenance and "role" in run.dataset:
         roles, end = run.dataset["role"].values, 1 + ROLES.index(SUBJECT_END)
         return [_at(texts, roles[place] == end) for place, texts in enumerate(provenance["tokens"])]
     return list(provenance.get("decisive", [""] * run.facts))
