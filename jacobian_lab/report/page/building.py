@@ -125,7 +125,7 @@ def _compared(sides: Sequence[Mapping[str, Mapping[str, str]]]) -> list[dict[str
 
 
 def _beside(sides: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What the runs have under each name, side by side; none where a run has it not."""
+    """Parts of the runs by name, side by side; none where a run has it not."""
     return [
         {"name": name, "title": _title(name), "sides": [side.get(name) for side in sides]} for name in _union(sides)
     ]

@@ -134,9 +134,9 @@ def measurements(dataset: xr.Dataset) -> dict[str, Any]:
     dims = max((_along(array) for array in arrays.values()), key=len, default=())
     stacked = {key: _stacked(array, dims) for key, array in arrays.items() if set(_along(array)) == set(dims)}
     alive = [np.isfinite(values).any(axis=1) for values in stacked.values()]
-    some = np.any(alive, axis=0) if alive else np.zeros(1, bool)
-    names = list(itertools.compress(labels(dataset, dims), some))
-    rows = {key: values[some] for key, values in stacked.items()}
+    measured = np.any(alive, axis=0) if alive else np.zeros(1, bool)
+    names = list(itertools.compress(labels(dataset, dims), measured))
+    rows = {key: values[measured] for key, values in stacked.items()}
     if "efficacy_unedited" in dataset and "efficacy" in rows:
         names.insert(0, UNEDITED)
         before = {"efficacy": dataset["efficacy_unedited"].values}

@@ -133,7 +133,9 @@
 
   // a fact, opened
 
-  function look(name, place) {
+  const NAMES = [...new Set(runs.flatMap((run) => [...(run.verdicts?.schemes || []), ...(run.lines?.rows || [])]))];
+  function look(name) { // the same in every drawing of the page
+    const place = NAMES.indexOf(name);
     return { color: styles[name] || COLORS[place % COLORS.length], dash: DASHES[Math.floor(place / COLORS.length) % DASHES.length], shape: place % 5 };
   }
   function marker(x, y, { color, shape }) {
@@ -143,8 +145,8 @@
     return s("polygon", { points: points.map(([dx, dy]) => `${x + dx},${y + dy}`).join(" "), fill: color });
   }
   function legend(rows) {
-    return h("ul", { class: "legend" }, ...rows.map((name, place) => {
-      const style = look(name, place);
+    return h("ul", { class: "legend" }, ...rows.map((name) => {
+      const style = look(name);
       return h("li", {}, s("svg", { viewBox: "0 0 30 12", "aria-hidden": "true" }, s("line", { x1: 0, x2: 30, y1: 6, y2: 6, stroke: style.color, "stroke-width": 2, "stroke-dasharray": style.dash }), marker(15, 6, style)), ` ${name}`);
     }));
   }
@@ -183,7 +185,7 @@
     held.xs.forEach((label, place) => drawing.append(s("text", { x: x(place), y: height - bottom + 16, "text-anchor": "middle" }, String(label))));
     drawing.append(s("text", { x: (left + width - right) / 2, y: height - 4, "text-anchor": "middle" }, held.axis));
     drawn.forEach(([name], place) => {
-      const style = look(name, place), row = values[drawn[place][1]];
+      const style = look(name), row = values[drawn[place][1]];
       const points = row.map((value, at) => (value === null ? null : [x(at), y(value)])).filter(Boolean);
       drawing.append(s("polyline", { points: points.map((point) => point.join(",")).join(" "), fill: "none", stroke: style.color, "stroke-width": 1.8, "stroke-dasharray": style.dash }), ...points.map(([px, py]) => marker(px, py, style)));
     });
@@ -200,7 +202,7 @@
     drawing.append(s("title", {}, `S from ${digits(held.min[place][layer])} to ${digits(held.max[place][layer])}${said ? `; along the shifts: ${said}` : ""}`),
       s("line", { x1: x(held.min[place][layer]), x2: x(held.max[place][layer]), y1: 11, y2: 11, stroke: "#545c66", "stroke-width": 4, "stroke-linecap": "round" }),
       s("line", { x1: x(0), x2: x(0), y1: 2, y2: 20, stroke: "#1b1f24", "stroke-width": 1 }),
-      ...shifts.map(([name, value], row) => marker(x(value), 11, look(name, row))));
+      ...shifts.map(([name, value]) => marker(x(value), 11, look(name))));
     return h("td", {}, drawing);
   }
   function verdicts(run, fact) {
