@@ -213,6 +213,18 @@ def test_old_names_of_commands_go_on_working_with_a_line_at_the_end(monkeypatch,
         assert instead == ran[-1]
 
 
+def test_a_page_of_a_run_is_written_and_its_gaps_are_said(monkeypatch, capsys, tmp_path):
+    fake = ModuleType("jacobian_lab.report.page.writing")
+    fake.write_report = lambda folder, against, out, facts: (out or folder / "report.html", [f"{against} {facts}"])
+    monkeypatch.setitem(sys.modules, fake.__name__, fake)
+    cli.main(["report", str(tmp_path)])
+    cli.main(["report", str(tmp_path), "other", "--out", "a.html", "--facts", "b.json"])
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [str(tmp_path / "report.html"), "a.html"]
+    assert "None None" in err
+    assert "other b.json" in err
+
+
 def test_a_run_is_shown_and_drawn(monkeypatch, capsys, tmp_path):
     fake = ModuleType("jacobian_lab.report.showing")
     fake.show = lambda folder, names: f"shown {folder.name} {names}"

@@ -168,6 +168,12 @@ COMMANDS = {
         "shows:Figure",
         ("figure runs/schemes residual_by_layer", "figure runs/locate locate --fact 7"),
     ),
+    "report": Command(
+        "runs",
+        "Write a run, or two side by side, as one page that opens anywhere: verdicts, tables, figures, every fact.",
+        "shows:Report",
+        ("report runs/schemes", "report runs/schemes runs/other --out compared.html"),
+    ),
 }
 
 

@@ -8,6 +8,7 @@ from tyro.conf import Positional, arg
 
 from jacobian_lab.cli import say
 from jacobian_lab.cli.parsing import Runnable
+from jacobian_lab.progress import note
 
 
 @dataclass(frozen=True)
@@ -50,3 +51,29 @@ class Figure(Runnable):
         from jacobian_lab.report.showing import draw
 
         say(str(draw(self.folder, self.name, self.out, self.fact)))
+
+
+@dataclass(frozen=True)
+class Report(Runnable):
+    """Write a run as a page.
+
+    Attributes:
+        folder: Folder of the run.
+        against: Folder of a run to stand beside it.
+        out: HTML file to write; report.html in the run's folder by default.
+        facts: File of the facts, if it is not where the run had it.
+    """
+
+    folder: Annotated[Positional[Path], arg(metavar="RUN")]
+    against: Annotated[Positional[Path | None], arg(metavar="[RUN]")] = None
+    out: Path | None = None
+    facts: str | None = None
+
+    def run(self) -> None:
+        """Write it."""
+        from jacobian_lab.report.page.writing import write_report
+
+        path, notes = write_report(self.folder, self.against, self.out, self.facts)
+        for line in notes:
+            note(line)
+        say(str(path))

@@ -90,6 +90,7 @@ class Subject:
             **({"tf32": torch.backends.cuda.matmul.allow_tf32} if self.model.device.type == "cuda" else {}),
             **origin(),
             "options": options_of(config),
+            "decisive": [self.model.tokenizer.decode([row.ids[row.decisive]]) for row in self.rows.bare],
         }
 
     def labels(self) -> list[Any]:

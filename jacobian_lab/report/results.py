@@ -99,6 +99,10 @@ class Results:
         """Caption of a table: its content, model, facts, and the source of the paper's rows."""
         return _caption(name, self._table(name))
 
+    def bold(self, name: str) -> pd.DataFrame | None:
+        """Mask of a table's cells that are in bold; none if it has no such cells."""
+        return self._table(name).bold
+
     def text(self, name: str) -> str:
         """A table in Markdown, below its caption."""
         table = self._table(name)

@@ -18,6 +18,7 @@ from transformers import BloomConfig
 from jacobian_lab import cli
 from jacobian_lab.catalogue import SCHEMES
 from jacobian_lab.errors import InputError
+from jacobian_lab.facts.reading import load_facts
 from jacobian_lab.jobs.config import AnchorConfig, SchemesConfig
 from jacobian_lab.jobs.kinds import run_job
 from jacobian_lab.jobs.setup import parse_layers
@@ -327,3 +328,5 @@ def test_the_configuration_that_is_stored_is_the_one_that_was_used(finished, arg
     assert config["settings"]["ridge"] == arguments["ridge"]
     assert config["settings"]["layers"] == [1, 2, 3]
     assert config["provenance"]["facts"] == {"source": "builtin", "slice": "0:6", "count": 6}
+    ends = zip(load_facts("builtin", "0:6"), config["provenance"]["decisive"], strict=True)
+    assert all(token and fact.subject.endswith(token.strip()) for fact, token in ends)

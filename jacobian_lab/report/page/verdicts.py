@@ -1,0 +1,169 @@
+"""Verdicts of a run in plain words, with the numbers that they rest on."""
+
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from jacobian_lab.catalogue import UNEDITED
+from jacobian_lab.progress import counted
+from jacobian_lab.report.captions import model_name
+from jacobian_lab.report.headlines import headlines
+from jacobian_lab.report.intervals import summaries_of
+from jacobian_lab.report.page.measures import labels
+from jacobian_lab.report.paper import METRICS
+from jacobian_lab.report.results import Results
+from jacobian_lab.report.tables import locating, tune
+from jacobian_lab.report.tables.convergence import caveats
+from jacobian_lab.report.tables.methods import GAINS, both_ways, column, gains_of, means
+from jacobian_lab.report.writing import below_last, number, seed_of
+from jacobian_lab.store.schema import DECISIONS
+
+GAINED = ("generalization_accuracy", "kl")
+"""Metrics of which paired differences are put in words."""
+
+
+def verdicts(run: Results) -> list[str]:
+    """Sum up a run in sentences."""
+    return list(SENTENCES[run.kind](run.dataset))
+
+
+def warnings(run: Results) -> list[str]:
+    """Name what takes no part in the means, and descents that did not arrive."""
+    return list(caveats(run.dataset)) if run.kind in {"tables", "edit_table"} else []
+
+
+def _schemes(dataset: xr.Dataset) -> Iterator[str]:
+    if dataset.sizes["scheme"]:
+        yield from headlines(dataset)
+    else:
+        yield "No scheme has been measured yet."
+
+
+def _methods(dataset: xr.Dataset) -> Iterator[str]:
+    names = [str(name) for name in dataset["edit"].values]
+    edited = [name for name in names if name != UNEDITED]
+    if not edited:
+        yield "No method has been measured yet."
+        return
+    yield (
+        f"{counted(dataset.sizes['fact'], 'fact')} edited in {model_name(dataset)} with "
+        f"{counted(len(edited), 'method')}; the same questions were put to the model before and after."
+    )
+    for metric in ("efficacy_accuracy", "generalization_accuracy", "kl"):
+        yield from _best(dataset, metric, edited, UNEDITED in names)
+    yield from _gains(dataset)
+
+
+def _best(dataset: xr.Dataset, metric: str, names: list[str], unedited: bool) -> Iterator[str]:
+    """Name the method with the best mean of a metric, and the worst."""
+    kind = METRICS[metric]
+    rows = [*names, *([UNEDITED] if unedited else [])]
+    frame = means([(column(dataset, metric).sel(edit=name), kind) for name in rows], seed_of(dataset))
+    frame.index = pd.Index(rows)
+    order = (frame.loc[names].dropna(subset=["mean"])["mean"] * -kind.best).sort_values(kind="stable")
+    if not len(order):
+        return
+    unit = " nat" if metric == "kl" else " %"
+    first, last = str(order.index[0]), str(order.index[-1])
+    words = f"{kind.label[0].upper()}{kind.label[1:]}: best with {first}, {_interval(frame.loc[first], unit)}"
+    if len(order) > 1:
+        words += f"; worst with {last}, {_interval(frame.loc[last], unit)}"
+    if unedited and metric != "kl":
+        words += f"; {number(float(frame.loc[UNEDITED, 'mean']), 1)}{unit} before any edit"
+    yield f"{words}."
+
+
+def _gains(dataset: xr.Dataset) -> Iterator[str]:
+    steps = [step for step in GAINS if both_ways(dataset, step)]
+    if not steps:
+        return
+    frame = gains_of(dataset, steps)
+    for _, row in frame[frame["metric"].isin(GAINED)].iterrows():
+        if np.isnan(row["mean"]):
+            continue
+        kind, unit = METRICS[row["metric"]], " nat" if row["metric"] == "kl" else " points"
+        apart = row["low"] > 0 or row["high"] < 0
+        yield (
+            f"{row['method']} against {row['against']}, {kind.label}: {_interval(row, unit, '+')}"
+            f"{'' if apart else ', no difference that these facts can tell'}."
+        )
+
+
+def _interval(row: pd.Series | Mapping[str, float], unit: str = "", sign: str = "") -> str:
+    decimals = 1 if unit in {" %", " points"} else None
+    low, high = (number(float(row[name]), decimals, sign) for name in ("low", "high"))
+    around = f" [{low}, {high}]" if low else ""
+    return f"{number(float(row['mean']), decimals, sign)}{unit}{around}"
+
+
+def _frontier(dataset: xr.Dataset) -> Iterator[str]:
+    yield f"{counted(dataset.sizes['fact'], 'fact')} edited in {model_name(dataset)} at {dataset.sizes['ridge']} λ."
+    stacked = dataset.stack(edit_and_ridge=("edit", "ridge")).transpose("edit_and_ridge", ...)
+    flat = stacked.drop_vars(["edit_and_ridge", "edit", "ridge"]).rename(edit_and_ridge="edit")
+    flat = flat.assign_coords(edit=labels(dataset, ("edit", "ridge")))
+    measured = [str(name) for name in flat["edit"].values[flat["measured"].values == 1]]
+    if not measured:
+        yield "Nothing has been measured yet."
+    for metric in ("generalization_accuracy", "kl") if measured else ():
+        yield from _best(flat, metric, measured, False)
+
+
+def _jacobians(dataset: xr.Dataset) -> Iterator[str]:
+    below = below_last(dataset)
+    decided = below["decision"].where(below["surveyed"] == 1)
+    total, definite = int(decided.notnull().sum()), int((decided == DECISIONS["definite"]).sum())
+    facts = int((dataset["surveyed"] == 1).sum())
+    yield f"J of {counted(facts, 'fact')} in {model_name(dataset)}, from each layer to layer {_last(dataset)}."
+    if total:
+        yield f"S = (J + Jᵀ)/2 is positive definite for {definite:,} of {total:,} Jacobians (theorem 2’s condition)."
+        least = below["lambda_min"].mean("fact")
+        layers = [f"{number(float(value))} at layer {layer}" for layer, value in zip(*_columns(least), strict=True)]
+        yield f"λ_min of S, mean over facts: {', '.join(layers)}."
+
+
+def _last(dataset: xr.Dataset) -> int:
+    from jacobian_lab.store.run import config_of
+
+    return int(max(config_of(dataset)["settings"]["layers"]))
+
+
+def _columns(array: xr.DataArray) -> tuple[list[int], list[float]]:
+    return array["layer"].values.tolist(), array.values.tolist()
+
+
+def _counts(dataset: xr.Dataset) -> Iterator[str]:
+    for name in dataset["scheme"].values:
+        values = dataset["final_ratio"].sel(scheme=name)
+        done = [int(count) for count in dataset["count"].values if values.sel(count=count).notnull().any()]
+        if done:
+            few, many = (
+                summaries_of(values.sel(count=count).values[None], seed_of(dataset)).iloc[0]
+                for count in (done[0], done[-1])
+            )
+            yield (
+                f"{name} leaves {_interval(few)} of the residual with {counted(done[0], 'layer')}, "
+                f"{_interval(many)} with {done[-1]}."
+            )
+
+
+def _dampings(dataset: xr.Dataset) -> Iterator[str]:
+    left = dataset["residual_ratio"].isel(layer=-1).mean("fact")
+    left = left.isel(row=np.argsort(left.values))
+    rows = [f"{row} {number(float(left.sel(row=row)))}" for row in left["row"].values if left.sel(row=row).notnull()]
+    if rows:
+        yield f"Residual left at layer {int(dataset['layer'].values[-1])}, mean over facts: {', '.join(rows)}."
+
+
+SENTENCES: Mapping[str, Callable[[xr.Dataset], Iterator[str]]] = {
+    "tables": _schemes,
+    "edit_table": _methods,
+    "frontier": _frontier,
+    "jacobian": _jacobians,
+    "layer_count": _counts,
+    "damping": _dampings,
+    "locate": locating.summary,
+    "tune": lambda dataset: iter(tune.why(dataset)),
+}
+"""Sentences of each kind of run."""
