@@ -147,9 +147,9 @@ def _choices(folder: Path) -> Iterator[list[str]]:
         reason = f"the {WIDTH} layers whose MLPs bring most back at the subject's last token"
         yield [model_name(run), "locate", _span(decisive_window(run, WIDTH)), "", "", "", reason]
     for path in sorted(folder.glob("protocol-*.json")):
-        chosen = Protocol.read(path)
-        settings = (f"{chosen.ridge:.3g}", f"{chosen.anchor_lr:g}", str(chosen.anchor_steps))
-        yield [chosen.model, f"tune, {chosen.method}", _span(chosen.layers), *settings, chosen.because]
+        protocol = Protocol.read(path)
+        settings = (f"{protocol.ridge:.3g}", f"{protocol.anchor_lr:g}", str(protocol.anchor_steps))
+        yield [protocol.model, f"tune, {protocol.method}", _span(protocol.layers), *settings, protocol.because]
 
 
 def costs(folders: list[Path]) -> Side:

@@ -148,9 +148,9 @@ class CoordinationSettings:
 
     Examples:
         >>> import jacobian_lab as jl
-        >>> jl.CoordinationSettings(weighting=(2, 1, 1))
-        CoordinationSettings(weighting=(2, 1, 1), budget='shared', decay='norm', price=1.0, rate='root', end='loss',
-        draw=0, power=1.0)
+        >>> jl.CoordinationSettings(weighting=(2.0, 1.0, 1.0))
+        CoordinationSettings(weighting=(2.0, 1.0, 1.0), budget='shared', decay='norm', price=1.0, rate='root',
+        end='loss', draw=0, power=1.0)
     """
 
     weighting: Weighting | tuple[float, ...] = "equal"

@@ -66,19 +66,13 @@ class Completion:
 
     def cells(self, mark: str, **labels: Any) -> Bool[np.ndarray, "..."]:
         """Mask of the cells of a part that are finished and complete."""
-        if not self._holds(mark, labels):
+        if mark not in self._variables:
             return np.zeros([len(listed(label, [])) for label in labels.values()] or [1], dtype=bool)
         return self._check(mark).done[self._places.cells(self._variables[mark].dims, labels)]
 
-    def _holds(self, mark: str, labels: Mapping[str, Any]) -> bool:
-        """Tell whether the run was made with such a part, and with these labels: one of an older version may not be."""
-        return mark in self._variables and all(
-            set(listed(label, ())) <= set(self._labels.get(dim, ())) for dim, label in labels.items()
-        )
-
     def all(self, mark: str, **labels: Any) -> bool:
         """Tell if nothing of a part is left to do."""
-        return self._holds(mark, labels) and bool(self.cells(mark, **labels).all())
+        return mark in self._variables and bool(self.cells(mark, **labels).all())
 
     def lost(self, *parts: str) -> str:
         """Describe what had been finished and is no longer complete; empty if nothing."""

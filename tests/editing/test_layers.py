@@ -9,7 +9,7 @@ from helpers.asked import efficacy
 from helpers.reference import Plain, prompt
 from helpers.small import CONTEXTS
 
-from jacobian_lab.catalogue import SCHEMES
+from jacobian_lab.catalogue import SCHEMES, TABLE_SCHEMES
 from jacobian_lab.editing import measures
 from jacobian_lab.editing.anchors import AnchorSettings, coordinate_shifts, optimize_anchors
 from jacobian_lab.editing.layers import Setting, restored
@@ -68,7 +68,7 @@ def test_weight_is_the_map_from_key_to_output(family_model):
     torch.testing.assert_close(module(key), key @ family_model.weight(2).T + bias)
 
 
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("name", [*TABLE_SCHEMES, "forward-replay-divided"])
 def test_the_loop_against_the_plain_way(name, tiny, facts, edit_inputs, monkeypatch):
     """Keys, hidden states, residuals and shifts, recomputed one fact at a time with other hooks."""
     monkeypatch.setattr(measures, "FACTS_AT_ONCE", 2)

@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 from transformers import Olmo2Config
 
 import jacobian_lab as jl
-from jacobian_lab.catalogue import SCHEMES
+from jacobian_lab.catalogue import SCHEMES, TABLE_SCHEMES
 from jacobian_lab.editing.anchors import coordinate_shifts, optimize_anchors
 from jacobian_lab.editing.deltas import add_delta, load_delta
 from jacobian_lab.editing.descent import largest_scales
@@ -211,8 +211,9 @@ def test_all_schemes_edit_and_only_what_is_asked_of_the_stream_is_out_of_reach(m
     targets = make_targets(rows, LAYERS, anchors, shifts)
     torch.testing.assert_close(targets.coordinated[1], shifted_states(model, rows.bare, 1, shifts[:, 0]))
     setting = Setting(rows, {layer: torch.eye(model.d_mlp, dtype=torch.float64) for layer in LAYERS}, 1e-6)
-    first_is_a_shift = {"one-layer", "independent", "forward-replay", "coordinated-replay"}
-    for name, scheme in SCHEMES.items():
+    first_is_a_shift = {"one-layer", "independent", "forward-replay", "coordinated-replay", "first-layer"}
+    for name in (*TABLE_SCHEMES, "first-layer", "forward-replay-divided"):
+        scheme = SCHEMES[name]
         with restored(model, LAYERS):
             edits = list(observed_edits(setting, scheme, targets))
         values = measure(edits, targets, scheme)

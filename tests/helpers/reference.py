@@ -254,10 +254,12 @@ class Plain:
 
         initial, jumps = states()[last], []
         for i, layer in enumerate(layers):
-            site = layer if name in {"independent", "forward-replay", "coordinated-replay"} else last
+            own = {"independent", "forward-replay", "forward-replay-divided", "coordinated-replay"}
+            site = layer if name in own else last
             before = states()
             wanted = target_at(site).double() - before[site]
-            share = wanted / (len(layers) - i) if name in {"backward-dividing", "jacobian-pullback"} else wanted
+            divides = name in {"backward-dividing", "jacobian-pullback", "forward-replay-divided"}
+            share = wanted / (len(layers) - i) if divides else wanted
             if split or name == "jacobian-pullback":
                 J = torch.stack([self.jacobian(fact, layer, last).double() for fact in facts])
             if name == "jacobian-pullback":  # least squares with √μ·I below J

@@ -73,7 +73,7 @@ def test_choices_are_what_there_is():
         (EditTableConfig, {"rules__prune_kind": "cube"}, "log, log_a, linear, got prune_kind 'cube'"),
         (EditTableConfig, {"methods": ()}, "at least one, got methods without"),
         (EditTableConfig, {"edits_per_batch": 0}, "above zero, got edits_per_batch 0"),
-        (EditConfig, {"save": "pickle"}, "delta, folder, both, got save 'pickle'"),
+        (EditConfig, {"save": "pickle"}, "delta, folder, both, lora, got save 'pickle'"),
         (DampingConfig, {"dampings": (0.1, 0.0)}, "above zero, got dampings 0"),
         (FrontierConfig, {"ridges": (0.0,)}, "above zero, got ridges 0"),
         (FrontierConfig, {"ridges": (1.0, float("nan"))}, "not negative, got ridges nan"),

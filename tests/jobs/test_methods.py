@@ -380,8 +380,8 @@ def test_methods_are_read():
     assert method_name("FE") == "memit+fe"
     assert method_name("AlphaEdit+FE") == "alphaedit+fe"
     assert method("rect@backward-full").scheme == "backward-full"
-    with pytest.raises(InputError, match=r"expected methods among onelayer, .*got 'rome'"):
-        method_name("rome")
+    with pytest.raises(InputError, match=r"expected methods among onelayer, .*got 'mend'"):
+        method_name("mend")
 
 
 def test_the_tables_trace_every_mean_to_its_records(finished):
@@ -670,14 +670,14 @@ def test_bad_input_ends_with_one_line(quick, capsys, tmp_path, monkeypatch):
     (tmp_path / "facts.json").write_text('[{"subject": "Ada", "prompt": "{} is", "target_new": "old"}]')
     (tmp_path / "paper.csv").write_text("rank\n")
     cases = [
-        ("edit-table", {"methods": "rome"}, "expected methods among"),
+        ("edit-table", {"methods": "mend"}, "expected methods among"),
         ("edit-table", {"methods": "unedited"}, "a method that edits"),
         ("edit-table", {"held_out": quick["corpus"]}, "held-out text"),
         ("edit-table", {"facts": tmp_path / "facts.json", "slice": "0:1", "success": "counterfact"}, "target_true"),
         ("edit-table", {"rules": replace(RULES, alphaedit_threshold=1e-12)}, "null space, got none"),
         ("edit-table", {"paper": tmp_path / "paper.csv"}, "with the columns method"),
         ("edit-table", {"protocol": "gpt9"}, "expected a protocol of"),
-        ("edit", {"method": "rome"}, "expected methods among"),
+        ("edit", {"method": "mend"}, "expected methods among"),
     ]
     for command, changes, words in cases:
         capsys.readouterr()

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BloomConfig
 
 from jacobian_lab import cli
-from jacobian_lab.catalogue import SCHEMES
+from jacobian_lab.catalogue import TABLE_SCHEMES
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.reading import load_facts
 from jacobian_lab.jobs.config import AnchorConfig, SchemesConfig
@@ -38,7 +38,7 @@ def finished(tables_run, tmp_path_factory):
 
 def test_a_run_holds_every_scheme_layer_and_fact(finished):
     dataset = open_run(finished)
-    assert tuple(dataset["scheme"].values) == tuple(SCHEMES)
+    assert tuple(dataset["scheme"].values) == TABLE_SCHEMES
     frame = measurements(dataset)
     assert len(frame) == 6 * (3 + 3 + 1 + 2 + 3 + 3 + 3)
     assert np.isfinite(frame.drop(columns=["fact", "scheme"]).to_numpy(float)).all()

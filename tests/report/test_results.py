@@ -14,6 +14,7 @@ from helpers.runs import COORDINATES, METHODS, SCHEMES, TRAINED, make_run
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
+from jacobian_lab.catalogue import CONTROLS, TABLE_SCHEMES
 from jacobian_lab.errors import InputError
 from jacobian_lab.report import results as module
 from jacobian_lab.report.figures.axes import arms
@@ -303,7 +304,8 @@ def lightness(color):
 
 def test_schemes_and_rules_are_told_apart_in_grey():
     for looks, least in (
-        (STYLES, 8),
+        ({name: STYLES[name] for name in TABLE_SCHEMES}, 8),
+        ({name: STYLES[name] for name in (*CONTROLS, "forward-replay", "coordinated-replay", "backward-dividing")}, 6),
         ({n: {"color": c, "marker": RULE_MARKERS[n]} for n, c in RULE_COLORS.items()}, 3),
     ):
         steps = np.diff(sorted(lightness(look["color"]) for look in looks.values()))

@@ -24,13 +24,14 @@ STYLES: dict[str, dict[str, Any]] = {
     "independent": {"color": "#ac9150", "marker": "^"},
     "backward-full": {"color": "#62c39a", "marker": "s"},
     "one-layer": {"color": "#f0bedd", "marker": "D"},
-    "first-layer": {"color": "#d99ac0", "marker": "d"},
-    "independent-everywhere": {"color": "#cfb777", "marker": "<"},
-    "forward-replay-divided": {"color": "#2f3f73", "marker": "1"},
-    "forward-replay-restarted": {"color": "#4d6096", "marker": "2"},
-    "forward-replay-joint": {"color": "#7086b8", "marker": "3"},
+    "first-layer": {"color": "#501743", "marker": "d"},
+    "independent-everywhere": {"color": "#43451d", "marker": "<"},
+    "forward-replay-divided": {"color": "#377477", "marker": "1"},
+    "forward-replay-restarted": {"color": "#d77949", "marker": "2"},
+    "forward-replay-joint": {"color": "#a8a1ea", "marker": "3"},
 }
-"""Each scheme has one colour and one marker in every figure; from dark to light, so that they differ in grey too."""
+"""Each scheme has one colour and one marker in every figure; those of a table differ in grey too, and so do the
+controls and the three that they are held against."""
 
 
 RULE_MARKERS = {

@@ -66,12 +66,13 @@ def _best(dataset: xr.Dataset, metric: str, names: list[str], unedited: bool) ->
     if not len(order):
         return
     unit = " nat" if metric == "kl" else " %"
+    by_name = frame.to_dict("index")
     first, last = str(order.index[0]), str(order.index[-1])
-    words = f"{kind.label[0].upper()}{kind.label[1:]}: best with {first}, {_interval(frame.loc[first], unit)}"
+    words = f"{kind.label[0].upper()}{kind.label[1:]}: best with {first}, {_interval(by_name[first], unit)}"
     if len(order) > 1:
-        words += f"; worst with {last}, {_interval(frame.loc[last], unit)}"
+        words += f"; worst with {last}, {_interval(by_name[last], unit)}"
     if unedited and metric != "kl":
-        words += f"; {number(float(frame.loc[UNEDITED, 'mean']), 1)}{unit} before any edit"
+        words += f"; {number(float(by_name[UNEDITED]['mean']), 1)}{unit} before any edit"
     yield f"{words}."
 
 
