@@ -1,6 +1,7 @@
 """Verdicts of a run in plain words, with the numbers that they rest on."""
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -92,7 +93,7 @@ def _gains(dataset: xr.Dataset) -> Iterator[str]:
         )
 
 
-def _interval(row: pd.Series | Mapping[str, float], unit: str = "", sign: str = "") -> str:
+def _interval(row: pd.Series | Mapping[Any, Any], unit: str = "", sign: str = "") -> str:
     decimals = 1 if unit in {" %", " points"} else None
     low, high = (number(float(row[name]), decimals, sign) for name in ("low", "high"))
     around = f" [{low}, {high}]" if low else ""
