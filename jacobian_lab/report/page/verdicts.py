@@ -1,9 +1,9 @@
 """Verdicts of a run in plain words, with the numbers that they rest on."""
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 
 from jacobian_lab.catalogue import UNEDITED
@@ -18,6 +18,7 @@ from jacobian_lab.report.tables import locating, tune
 from jacobian_lab.report.tables.convergence import caveats
 from jacobian_lab.report.tables.methods import GAINS, both_ways, column, gains_of, means
 from jacobian_lab.report.writing import below_last, number, seed_of
+from jacobian_lab.store.run import config_of
 from jacobian_lab.store.schema import DECISIONS
 
 GAINED = ("generalization_accuracy", "kl")
@@ -61,17 +62,16 @@ def _best(dataset: xr.Dataset, metric: str, names: list[str], unedited: bool) ->
     kind = METRICS[metric]
     rows = [*names, *([UNEDITED] if unedited else [])]
     frame = means([(column(dataset, metric).sel(edit=name), kind) for name in rows], seed_of(dataset))
-    frame.index = pd.Index(rows)
-    order = (frame.loc[names].dropna(subset=["mean"])["mean"] * -kind.best).sort_values(kind="stable")
-    if not len(order):
+    cells = dict(zip(rows, frame.to_dict("records"), strict=True))
+    order = sorted((n for n in names if np.isfinite(cells[n]["mean"])), key=lambda n: -kind.best * cells[n]["mean"])
+    if not order:
         return
     unit = " nat" if metric == "kl" else " %"
-    first, last = str(order.index[0]), str(order.index[-1])
-    words = f"{kind.label[0].upper()}{kind.label[1:]}: best with {first}, {_interval(frame.loc[first], unit)}"
+    words = f"{kind.label[0].upper()}{kind.label[1:]}: best with {order[0]}, {_interval(cells[order[0]], unit)}"
     if len(order) > 1:
-        words += f"; worst with {last}, {_interval(frame.loc[last], unit)}"
+        words += f"; worst with {order[-1]}, {_interval(cells[order[-1]], unit)}"
     if unedited and metric != "kl":
-        words += f"; {number(float(frame.loc[UNEDITED, 'mean']), 1)}{unit} before any edit"
+        words += f"; {number(float(cells[UNEDITED]['mean']), 1)}{unit} before any edit"
     yield f"{words}."
 
 
@@ -80,7 +80,7 @@ def _gains(dataset: xr.Dataset) -> Iterator[str]:
     if not steps:
         return
     frame = gains_of(dataset, steps)
-    for _, row in frame[frame["metric"].isin(GAINED)].iterrows():
+    for row in frame[frame["metric"].isin(GAINED)].to_dict("records"):
         if np.isnan(row["mean"]):
             continue
         kind, unit = METRICS[row["metric"]], " nat" if row["metric"] == "kl" else " points"
@@ -91,7 +91,7 @@ def _gains(dataset: xr.Dataset) -> Iterator[str]:
         )
 
 
-def _interval(row: pd.Series | Mapping[str, float], unit: str = "", sign: str = "") -> str:
+def _interval(row: Mapping[Any, Any], unit: str = "", sign: str = "") -> str:
     decimals = 1 if unit in {" %", " points"} else None
     low, high = (number(float(row[name]), decimals, sign) for name in ("low", "high"))
     around = f" [{low}, {high}]" if low else ""
@@ -124,8 +124,6 @@ def _jacobians(dataset: xr.Dataset) -> Iterator[str]:
 
 
 def _last(dataset: xr.Dataset) -> int:
-    from jacobian_lab.store.run import config_of
-
     return int(max(config_of(dataset)["settings"]["layers"]))
 
 
