@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from jacobian_lab import __version__
 from jacobian_lab.report.intervals import intervals
 from jacobian_lab.report.page.circumstances import question
 from jacobian_lab.report.page.drawings import drawings
@@ -51,7 +51,7 @@ def page_of(runs: Sequence[Results], source: str | None = None) -> dict[str, Any
         "styles": _styles(),
     }
     return {
-        "version": __version__,
+        "version": version("jacobian_lab"),
         "title": " and ".join(run.folder.resolve().name for run in runs),
         "runs": [_summary(run, side) for run, side in zip(runs, sides, strict=True)],
         "question": _compared([question(run) for run in runs]),

@@ -10,7 +10,7 @@ from jacobian_lab.catalogue import UNEDITED
 from jacobian_lab.progress import counted
 from jacobian_lab.report.captions import model_name
 from jacobian_lab.report.headlines import headlines
-from jacobian_lab.report.intervals import summaries_of
+from jacobian_lab.report.intervals import summarise
 from jacobian_lab.report.page.measures import labels
 from jacobian_lab.report.paper import METRICS
 from jacobian_lab.report.results import Results
@@ -136,10 +136,7 @@ def _counts(dataset: xr.Dataset) -> Iterator[str]:
         values = dataset["final_ratio"].sel(scheme=name)
         done = [int(count) for count in dataset["count"].values if values.sel(count=count).notnull().any()]
         if done:
-            few, many = (
-                summaries_of(values.sel(count=count).values[None], seed_of(dataset)).iloc[0]
-                for count in (done[0], done[-1])
-            )
+            few, many = (summarise(values.sel(count=count).values, seed_of(dataset)) for count in (done[0], done[-1]))
             yield (
                 f"{name} leaves {_interval(few)} of the residual with {counted(done[0], 'layer')}, "
                 f"{_interval(many)} with {done[-1]}."
