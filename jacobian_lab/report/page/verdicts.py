@@ -4,14 +4,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 
 from jacobian_lab.catalogue import UNEDITED
 from jacobian_lab.progress import counted
 from jacobian_lab.report.captions import model_name
 from jacobian_lab.report.headlines import headlines
-from jacobian_lab.report.intervals import summaries_of
+from jacobian_lab.report.intervals import summarise
 from jacobian_lab.report.page.measures import labels
 from jacobian_lab.report.paper import METRICS
 from jacobian_lab.report.results import Results
@@ -19,6 +18,7 @@ from jacobian_lab.report.tables import locating, tune
 from jacobian_lab.report.tables.convergence import caveats
 from jacobian_lab.report.tables.methods import GAINS, both_ways, column, gains_of, means
 from jacobian_lab.report.writing import below_last, number, seed_of
+from jacobian_lab.store.run import config_of
 from jacobian_lab.store.schema import DECISIONS
 
 GAINED = ("generalization_accuracy", "kl")
@@ -62,18 +62,16 @@ def _best(dataset: xr.Dataset, metric: str, names: list[str], unedited: bool) ->
     kind = METRICS[metric]
     rows = [*names, *([UNEDITED] if unedited else [])]
     frame = means([(column(dataset, metric).sel(edit=name), kind) for name in rows], seed_of(dataset))
-    frame.index = pd.Index(rows)
-    order = (frame.loc[names].dropna(subset=["mean"])["mean"] * -kind.best).sort_values(kind="stable")
-    if not len(order):
+    cells = dict(zip(rows, frame.to_dict("records"), strict=True))
+    order = sorted((n for n in names if np.isfinite(cells[n]["mean"])), key=lambda n: -kind.best * cells[n]["mean"])
+    if not order:
         return
     unit = " nat" if metric == "kl" else " %"
-    by_name = frame.to_dict("index")
-    first, last = str(order.index[0]), str(order.index[-1])
-    words = f"{kind.label[0].upper()}{kind.label[1:]}: best with {first}, {_interval(by_name[first], unit)}"
+    words = f"{kind.label[0].upper()}{kind.label[1:]}: best with {order[0]}, {_interval(cells[order[0]], unit)}"
     if len(order) > 1:
-        words += f"; worst with {last}, {_interval(by_name[last], unit)}"
+        words += f"; worst with {order[-1]}, {_interval(cells[order[-1]], unit)}"
     if unedited and metric != "kl":
-        words += f"; {number(float(by_name[UNEDITED]['mean']), 1)}{unit} before any edit"
+        words += f"; {number(float(cells[UNEDITED]['mean']), 1)}{unit} before any edit"
     yield f"{words}."
 
 
@@ -82,7 +80,7 @@ def _gains(dataset: xr.Dataset) -> Iterator[str]:
     if not steps:
         return
     frame = gains_of(dataset, steps)
-    for _, row in frame[frame["metric"].isin(GAINED)].iterrows():
+    for row in frame[frame["metric"].isin(GAINED)].to_dict("records"):
         if np.isnan(row["mean"]):
             continue
         kind, unit = METRICS[row["metric"]], " nat" if row["metric"] == "kl" else " points"
@@ -93,7 +91,7 @@ def _gains(dataset: xr.Dataset) -> Iterator[str]:
         )
 
 
-def _interval(row: pd.Series | Mapping[Any, Any], unit: str = "", sign: str = "") -> str:
+def _interval(row: Mapping[Any, Any], unit: str = "", sign: str = "") -> str:
     decimals = 1 if unit in {" %", " points"} else None
     low, high = (number(float(row[name]), decimals, sign) for name in ("low", "high"))
     around = f" [{low}, {high}]" if low else ""
@@ -126,8 +124,6 @@ def _jacobians(dataset: xr.Dataset) -> Iterator[str]:
 
 
 def _last(dataset: xr.Dataset) -> int:
-    from jacobian_lab.store.run import config_of
-
     return int(max(config_of(dataset)["settings"]["layers"]))
 
 
@@ -140,10 +136,7 @@ def _counts(dataset: xr.Dataset) -> Iterator[str]:
         values = dataset["final_ratio"].sel(scheme=name)
         done = [int(count) for count in dataset["count"].values if values.sel(count=count).notnull().any()]
         if done:
-            few, many = (
-                summaries_of(values.sel(count=count).values[None], seed_of(dataset)).iloc[0]
-                for count in (done[0], done[-1])
-            )
+            few, many = (summarise(values.sel(count=count).values, seed_of(dataset)) for count in (done[0], done[-1]))
             yield (
                 f"{name} leaves {_interval(few)} of the residual with {counted(done[0], 'layer')}, "
                 f"{_interval(many)} with {done[-1]}."
