@@ -94,6 +94,15 @@ class Run:
                 f"expected a run that nobody else is writing, got {folder}, which another process holds: wait for it"
                 f"{gone}"
             ) from None
+        try:
+            self._open(kind, settings, provenance)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _open(self, kind: str, settings: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
+        """Make what is not there yet, and hold what is against this version."""
+        folder = self.folder
         if not (folder / CONFIG).is_file():
             write_config(folder, kind, settings, provenance, self.coordinates)
         elif new := settings.get(GROWING):

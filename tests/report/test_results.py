@@ -14,7 +14,7 @@ from helpers.runs import COORDINATES, METHODS, SCHEMES, TRAINED, make_run
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from jacobian_lab.catalogue import CONTROLS, TABLE_SCHEMES
+from jacobian_lab.catalogue import CONTROLS, LATER_RULES, TABLE_SCHEMES
 from jacobian_lab.errors import InputError
 from jacobian_lab.report import results as module
 from jacobian_lab.report.figures.axes import arms
@@ -303,10 +303,14 @@ def lightness(color):
 
 
 def test_schemes_and_rules_are_told_apart_in_grey():
+    rules = {name: {"color": color, "marker": RULE_MARKERS[name]} for name, color in RULE_COLORS.items()}
+    later = ("rome", *LATER_RULES)
+    assert len({(to_rgb(look["color"]), look["marker"]) for look in rules.values()}) == len(rules)
     for looks, least in (
         ({name: STYLES[name] for name in TABLE_SCHEMES}, 8),
         ({name: STYLES[name] for name in (*CONTROLS, "forward-replay", "coordinated-replay", "backward-dividing")}, 6),
-        ({n: {"color": c, "marker": RULE_MARKERS[n]} for n, c in RULE_COLORS.items()}, 3),
+        ({name: look for name, look in rules.items() if name not in later}, 3),
+        ({name: rules[name] for name in later}, 3),
     ):
         steps = np.diff(sorted(lightness(look["color"]) for look in looks.values()))
         assert steps.min() > least

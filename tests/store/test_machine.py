@@ -4,7 +4,6 @@ The dictionary holds what every array should hold, and with what each cell of a 
 as the arrays hold just that.
 """
 
-import gc
 import json
 import shutil
 from contextlib import suppress
@@ -123,7 +122,6 @@ class RunMachine(RuleBasedStateMachine):
             for use in (lambda: open_run(self.folder), self.opened):
                 with pytest.raises(InputError, match="expected the arrays of a run in"):
                     use()
-            gc.collect()  # the lock of the run that could not be opened
         chunk.unlink()
         within = {}
         if "fact" in VARIABLES[mark if name.endswith(DIGEST) else name].dims:

@@ -17,6 +17,7 @@ from jacobian_lab.report.results import Results
 from jacobian_lab.report.tables import locating, tune
 from jacobian_lab.report.tables.convergence import caveats
 from jacobian_lab.report.tables.methods import GAINS, both_ways, column, gains_of, means
+from jacobian_lab.report.tables.transfer import SPOKEN, by_group
 from jacobian_lab.report.writing import below_last, number, seed_of
 from jacobian_lab.store.run import config_of
 from jacobian_lab.store.schema import DECISIONS
@@ -151,6 +152,18 @@ def _dampings(dataset: xr.Dataset) -> Iterator[str]:
         yield f"Residual left at layer {int(dataset['layer'].values[-1])}, mean over facts: {', '.join(rows)}."
 
 
+def _transfers(dataset: xr.Dataset) -> Iterator[str]:
+    first, last = dataset["layer"].values[[0, -1]]
+    for group, prompts in by_group(dataset):
+        shares = prompts["transferred"].mean("prompt")
+        low, high = (summarise(shares.sel(layer=layer).values, seed_of(dataset)) for layer in (first, last))
+        if np.isfinite(low["mean"]) and np.isfinite(high["mean"]):
+            yield (
+                f"Of a layer's shift {SPOKEN[group]} get {_interval(low)} at layer {first} and {_interval(high)} at "
+                f"layer {last}, mean over facts."
+            )
+
+
 SENTENCES: Mapping[str, Callable[[xr.Dataset], Iterator[str]]] = {
     "tables": _schemes,
     "edit_table": _methods,
@@ -159,6 +172,7 @@ SENTENCES: Mapping[str, Callable[[xr.Dataset], Iterator[str]]] = {
     "layer_count": _counts,
     "damping": _dampings,
     "locate": locating.summary,
+    "transfer": _transfers,
     "tune": lambda dataset: iter(tune.why(dataset)),
 }
 """Sentences of each kind of run."""
