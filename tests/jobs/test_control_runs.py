@@ -99,7 +99,7 @@ def test_an_older_run_is_finished_and_takes_no_new_scheme(quick, tmp_path, monke
         forbid(after, *DESCENTS[:1])
         run_job(config, progress=False)
     assert open_run(config.out)["scheme"].values.tolist() == ["one-layer"]
-    with pytest.raises(InputError, match="expected a run of this version, got other schemes"):
+    with pytest.raises(InputError, match="expected what a run of this version was made for, got 'first-layer'"):
         run_job(replace(config, schemes=("first-layer",)), progress=False)
 
 

@@ -157,7 +157,7 @@ def test_by_default_ridges_are_around_what_suits_each_window(quick, tmp_path):
     suited = run["suited_ridge"].sel(edit="memit@one-layer")
     assert len(set(suited.values.tolist())) == 2
     ridges = run["ridge"].sel(edit="memit@one-layer").isel(variant=0)
-    np.testing.assert_allclose(ridges / suited, np.tile([0.1, 0.3, 1, 3, 10], (2, 1)), rtol=0.01)
+    np.testing.assert_allclose(ridges / suited, np.tile([0.3, 1, 3, 10, 30], (2, 1)), rtol=0.01)
     assert run["measured"].sel(edit="alphaedit@one-layer").sum("point").values.ravel().tolist() == [1, 1]  # it has no λ
     changes = run["update_norm"].sel(edit="memit@one-layer").isel(variant=0).max("layer").values
     assert (np.diff(changes, axis=1) < 0).all()  # the larger λ, the smaller the change
