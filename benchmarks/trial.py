@@ -53,7 +53,7 @@ COLUMNS = ("model", "data", "batch", "seed", "scheme", "ridge", *MEANS, "perplex
 RECORD = "trial.json"
 """What a session notes of a run, in its folder."""
 LABELS = {"generalization": "Generalisation accuracy", "efficacy": "Efficacy accuracy", "top10": "Top-10"}
-SLICES = tuple(f"{first}:{first + 32}" for first in range(1000, 1160, 32))
+SLICES = tuple(f"{first}:{first + 32}" for first in range(1000, 1192, 32))
 GGUF = ("qwen2.5-coder-0.5b-instruct-q4_k_m.gguf", "gemma-3-270m-q4_k_m.gguf")
 FILES = ("counterfact_2000.json", "zsre_2000.json")
 
@@ -78,7 +78,7 @@ class Batches:
 
 
 def default_batches() -> tuple[Batches, ...]:
-    """Five batches of SmolLM2 and two of each other model, on both files; on one batch two more seeds."""
+    """Six batches of SmolLM2 and two of each other model, on both files; on one batch two more seeds."""
     own = [Batches(facts=name, slices=(part,)) for part in SLICES for name in FILES]
     more = [Batches(facts=name, slices=SLICES[:1], seeds=(1, 2)) for name in FILES]
     others = [Batches(model, name, SLICES[:2]) for model in GGUF for name in FILES]
@@ -94,7 +94,9 @@ class Plan:
         rule: The update rule.
         schemes: The schemes.
         ridges: λ of every point, alphaedit's L2; seven around each batch's own by default.
-        descents: By scheme, the fields ``anchor`` and ``coordination`` that it does not share with the others.
+        descents: By scheme, the fields ``anchor`` and ``coordination`` that it does not share with the others. A
+            variant of a scheme has a label of its own here and among the schemes, and names the scheme as ``scheme``.
+        confirmatory: Model and two schemes whose comparison, over the model's files, was named before.
         kl_bound: Middle of the bounds of D_KL, in nats; they go from a tenth to ten times as much.
         options: Further fields of `FrontierConfig`, for all batches.
     """
@@ -104,6 +106,7 @@ class Plan:
     schemes: tuple[str, ...] = ("backward-dividing", "forward-replay", "coordinated-replay")
     ridges: tuple[float, ...] | None = None
     descents: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    confirmatory: tuple[str, ...] = ("smollm2-135m", "coordinated-replay", "forward-replay")
     kl_bound: float = 0.1
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -131,7 +134,7 @@ class Trial:
 
     Attributes:
         folder: Its folder.
-        labels: Model, data, batch and seed, as ``trial.csv`` has them.
+        labels: Model, data, batch and seed, as ``trial.csv`` has them, and the label of a scheme with its own descents.
         config: Fields of its `FrontierConfig`.
     """
 
@@ -145,7 +148,7 @@ def trials(plan: Plan, out: Path, facts: Path, models: Path) -> Iterator[Trial]:
     own = {scheme: settings for scheme, settings in plan.descents.items() if scheme in plan.schemes}
     shared = tuple(scheme for scheme in plan.schemes if scheme not in own)
     groups: list[tuple[str, tuple[str, ...], Mapping[str, Any]]] = [("", shared, {})] if shared else []
-    groups += [(f"-{scheme}", (scheme,), settings) for scheme, settings in own.items()]
+    groups += [(label, (str(settings.get("scheme", label)),), settings) for label, settings in own.items()]
     for batches in plan.batches:
         model = models / batches.model if batches.model.endswith(".gguf") else Path(batches.model)
         source = batches.facts if batches.facts == "builtin" else str(facts / batches.facts)
@@ -156,9 +159,19 @@ def trials(plan: Plan, out: Path, facts: Path, models: Path) -> Iterator[Trial]:
                 stem = f"{name}-{data}-{part.replace(':', '-')}-{seed}"
                 named = {"model": str(model), "facts": source, "slice": part, "seed": seed, "rule": plan.rule}
                 along = {} if plan.ridges is None else {"ridges": tuple(map(float, plan.ridges))}
-                for suffix, schemes, settings in groups:
-                    options = {**plan.options, **batches.options, **settings}
-                    yield Trial(out / (stem + suffix), labels, {**options, **named, **along, "schemes": schemes})
+                for label, schemes, settings in groups:
+                    config = overlaid(plan.options, batches.options, settings, named, along, {"schemes": schemes})
+                    config.pop("scheme", None)
+                    suffix, labelled = (f"-{label}", {"scheme": label}) if label else ("", {})
+                    yield Trial(out / (stem + suffix), labels | labelled, config)
+
+
+def overlaid(*options: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay options over one another; nested ones field by field."""
+    whole: dict[str, Any] = {}
+    for name, value in (item for part in options for item in part.items()):
+        whole[name] = {**whole.get(name, {}), **value} if isinstance(value, Mapping) else value
+    return whole
 
 
 def record_of(trial: Trial) -> dict[str, Any]:
@@ -204,8 +217,8 @@ def points_of(trial: Trial) -> list[dict[str, Any]]:
             sums = {column: by_fact(at[variable], METRICS[variable]) for column, variable in MEANS.items()}
             means = {column: sums.sum() / weights.sum() for column, (sums, weights) in sums.items()}
             rows.append({
-                **trial.labels,
                 "scheme": method(name).scheme,
+                **trial.labels,
                 "ridge": float(ridge),
                 **means,
                 "perplexity": float(at["perplexity"]),
@@ -225,17 +238,17 @@ def there(trial: Trial) -> bool:
 
 def write_tables(runs: Sequence[Trial], plan: Plan, out: Path) -> str:
     """Write ``trial.csv`` and the endpoint's tables of the runs that are there, and return the latter."""
-    points = pd.DataFrame([row for run in runs if exists(run.folder) for row in points_of(run)], columns=list(COLUMNS))
+    points = pd.DataFrame([row for run in runs if finished(run) for row in points_of(run)], columns=list(COLUMNS))
     if points.empty:
         return "No point has been measured.\n"
     write_csv(out / "trial.csv", points)
     bounds = bounds_around(plan.kl_bound)
-    frames = {endpoint: compared(points, endpoint, bounds) for endpoint in NOTHING}
+    frames = {name: compared(points, name, bounds, confirmatory=plan.confirmatory) for name in NOTHING}
     write_csv(out / "endpoint.csv", pd.concat(frames.values(), ignore_index=True))
     caption = (
         f"{{}}: the best along λ within a bound of D_KL, averaged over {len(bounds)} bounds from {bounds[0]:g} to "
         f"{bounds[-1]:g} nats; × 100, 95 % intervals over batches of facts edited together, p by flips of their "
-        "signs, corrected over all pairs of this table (Holm)."
+        "signs, corrected over all pairs of this table (Holm) but the one that was named before."
     )
     tables = [markdown(texts(frame), caption.format(LABELS[endpoint])) for endpoint, frame in frames.items()]
     text = "\n\n".join(tables) + "\n"
@@ -258,7 +271,6 @@ def main() -> None:
     for place, trial in enumerate(left[: options.most]):
         sys.stderr.write(f"{place + 1} of {len(left)} that are left: {trial.folder.name}\n")
         carry_out(trial)
-        write_tables(runs, plan, options.out)
     sys.stdout.write(write_tables(runs, plan, options.out))
 
 

@@ -1,10 +1,11 @@
-"""A model of the same shape that nobody has trained, to hold its Jacobians beside the trained one's.
+r"""A model of the same shape that nobody has trained, to hold its Jacobians beside the trained one's.
 
 Writes a folder that every command takes: the configuration and the tokenizer of a model, with weights as its class
 draws them from the seed.
 
     python benchmarks/untrained.py --model smollm2-135m --out untrained-smollm2
-    jacobian-lab jacobians --model untrained-smollm2 --slice 0:16 --out runs/untrained-smollm2
+    jacobian-lab jacobians --model untrained-smollm2 --facts counterfact_2000.json --slice 0:64 --layers 4-8 \
+        --out runs/untrained-smollm2
 """
 
 import argparse

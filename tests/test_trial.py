@@ -94,6 +94,30 @@ def test_the_default_plan_takes_the_last_thousand_facts_smollm2_first(driver, tm
     assert all(len(trial.config["schemes"]) == 3 for trial in trials)
 
 
+def test_variants_of_a_scheme_have_labels_of_their_own_and_settings_are_laid_over_one_another(driver, tmp_path):
+    plan = {
+        "batches": [{"slices": ["1000:1002"]}],
+        "schemes": ["forward-replay", "random 0", "coordinated-replay"],
+        "options": {"anchor": {"steps": 100, "lr": 0.5}},
+        "descents": {
+            "random 0": {"scheme": "coordinated-replay", "coordination": {"weighting": "random", "draw": 0}},
+            "coordinated-replay": {"anchor": {"lr": 0.2}},
+        },
+    }
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    shared, drawn, own = trials_of(driver, tmp_path / "plan.json", tmp_path)
+    assert [trial.config["schemes"] for trial in (shared, drawn, own)] == [
+        ("forward-replay",),
+        ("coordinated-replay",),
+        ("coordinated-replay",),
+    ]
+    assert [trial.labels.get("scheme") for trial in (shared, drawn, own)] == [None, "random 0", "coordinated-replay"]
+    assert own.config["anchor"] == {"steps": 100, "lr": 0.2}
+    assert shared.config["anchor"] == drawn.config["anchor"] == {"steps": 100, "lr": 0.5}
+    assert "scheme" not in drawn.config
+    assert len({trial.folder for trial in (shared, drawn, own)}) == 3
+
+
 def test_a_plan_with_another_word_is_refused(driver, tmp_path):
     (tmp_path / "plan.yaml").write_text("lambdas: [1, 2]\n")
     with pytest.raises(SystemExit, match="in a plan, got 'lambdas'"):

@@ -314,10 +314,12 @@ class Edit(TrainingCommand):
         config = self.config
         tables, paths = write_comparison(folder, ()), saved_paths(folder, config.method, config.save)
         lines = [f"Saved: {', '.join(map(str, paths))}"]
+        forms = saved_forms(folder, config.method, config.save).items()
+        cards = [(form, path) for form, path in forms if form != "delta"]
+        if not cards:
+            return "\n\n".join([tables, *lines])
         facts = read_facts(config.facts, config.slice, on_bad_record=config.on_bad_record, on_repeat=config.on_repeat)
-        for form, path in saved_forms(folder, config.method, config.save).items():
-            if form == "delta":
-                continue
+        for form, path in cards:
             lines.append(f"Card: {write_card(card_of(folder, form, config.method, facts.facts), path)}")
             if self.push is not None:
                 lines.append(f"Uploaded: {upload(path, self.push)}")

@@ -43,7 +43,7 @@ def delivered_shares(
         raise InputError("expected measured transfers for random shares, got none: set ⟨anchor.delivered_share⟩")
     least = torch.full(shape, settings.delivered_share or 0.0, dtype=torch.float64)
     if settings.needs_transfers and transfers is not None:
-        least = transfers.double().cpu()[:, None].expand(shape)
+        least = transfers.double().cpu().clamp(min=0)[:, None].expand(shape)
     draws = [torch.rand(shape[1:], generator=fact_generator(f, seed, 0), dtype=torch.float64) for f in rows.facts]
     return least + (1 - least) * torch.stack(draws)
 

@@ -216,10 +216,10 @@ class Descent:
         nll = answer_nll(self.rows, outputs).view(-1, self.contexts).mean(1)
         if self.settings.likeliest is not None:
             self.answered[active] += answer_is_likeliest(self.rows, outputs).view(-1, self.contexts).all(1)
-        if self.reference is None:
-            with torch.no_grad():
-                self.reference = self._kl_log_p(torch.zeros_like(shifts))
         kl_log_p = self._kl_log_p(self._arriving(shifts, active))  # anew: gradients add up in the order of whole shifts
+        if self.reference is None:
+            with torch.no_grad():  # the first pass is at shifts of 0, unless there are starts
+                self.reference = self._kl_log_p(torch.zeros_like(shifts)) if shifts.any() else kl_log_p.detach()
         divergence = (kl_log_p.exp() * (kl_log_p - self.reference)).sum(-1)
         loss = nll + self.settings.kl_factor * divergence + self._decay(shifts, active)
         return loss if self.aim_rows is None else loss + self._distances(self.aim_rows, shifts, active)

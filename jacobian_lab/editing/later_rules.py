@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from jacobian_lab.editing.paper_rules import alphaedit, memit, projected
+from jacobian_lab.editing.paper_rules import alphaedit, projected, space_of
 from jacobian_lab.editing.problems import CarriedState, Problem, Update
 from jacobian_lab.editing.solving import (
     Eigh,
@@ -62,35 +62,6 @@ def nse(problem: Problem, *, share: float = 0.8) -> Update:
     return Update(delta, matrix.condition, carried=CarriedState(keys=keys) if problem.has_next else None)
 
 
-def encore(problem: Problem, *, norm_ridge: float = 10.0) -> Update:
-    """ENCORE: ``ΔW = R Kᵀ (λC + λₙI + S + K Kᵀ)⁻¹``, which bounds ‖ΔW‖ beside what it disturbs (arXiv 2502.01636).
-
-    Args:
-        problem: K, R, C, λ and S.
-        norm_ridge: λₙ.
-
-    Returns:
-        The change.
-    """
-    return memit(problem, norm_ridge=norm_ridge)
-
-
-def rlsedit(problem: Problem, *, norm_ridge: float = 0.0) -> Update:
-    """RLSEdit: recursive least squares, ``ΔW = (V − W K) Kᵀ (λC + λₙI + S + K Kᵀ)⁻¹`` (arXiv 2601.15686).
-
-    W after the batches before minimises ``Σ ‖W K − V‖² + tr((W − W₀)(λC + λₙI)(W − W₀)ᵀ)`` over them, and V − W K is R.
-    That is MEMIT with S kept, and ENCORE's matrix where λₙ is not zero.
-
-    Args:
-        problem: K, R, C, λ and S.
-        norm_ridge: λₙ, the square of its authors' λ.
-
-    Returns:
-        The change.
-    """
-    return memit(problem, norm_ridge=norm_ridge)
-
-
 def sphere(
     problem: Problem,
     *,
@@ -145,19 +116,18 @@ def betaedit(
     Returns:
         The change, with ``null_space_rank`` and ``trace_left_out``.
     """
-    before, name = problem.before, f"C at layer {problem.layer}"
-    space = null_space(problem.second_moment, threshold, relative=relative, eigh=eigh, name=name)
-    basis = space.basis.to(problem.keys.device) if before.basis is None else before.basis
+    before, space = problem.before, space_of(problem, threshold, relative=relative, eigh=eigh)
     old = problem.keys[:, :0] if before.keys is None else before.keys
     edits, renewed, beside = old.shape[1], before.renewed, None
-    if edits - renewed >= renewal or before.matrix is None:
-        beside = problem.ridge * problem.second_moment.to(old.device) + old @ old.T
-    if edits - renewed >= renewal:
-        mixed = (old @ old.T / edits + problem.ridge * problem.second_moment.to(old.device)) / (1 + problem.ridge)
-        space = null_space(mixed, threshold, relative=relative, name=f"C and old keys at layer {problem.layer}")
-        basis, renewed = space.basis, edits
-        problem = replace(problem, carried=None)
-    update = projected(problem, basis, space.trace_left_out, l2, beside)
+    is_renewed = edits - renewed >= renewal
+    if is_renewed or before.matrix is None:
+        moment, outer = problem.ridge * problem.second_moment.to(old.device), old @ old.T
+        beside = moment + outer
+        if is_renewed:
+            mixed = (outer / edits + moment) / (1 + problem.ridge)
+            space = null_space(mixed, threshold, relative=relative, name=f"C and old keys at layer {problem.layer}")
+            problem, renewed = replace(problem, carried=None), edits
+    update = projected(problem, space, l2, beside)
     if update.carried is None:
         return update
     handed_on = replace(update.carried, keys=torch.cat([old, problem.keys], dim=1), renewed=renewed)
@@ -169,7 +139,8 @@ def lyaplock(problem: Problem, *, tolerance: float = 60.0) -> Update:
 
     ``ΔW`` minimises ``‖ΔW K − R‖² + ‖(W + ΔW) K₀ − V₀‖² + qλ tr((W + ΔW − W₀) C (W + ΔW − W₀)ᵀ)``, with V₀ what the
     weights made of the old keys K₀ when these had been edited. With p the disturbance ``tr((W − W₀) C (W − W₀)ᵀ)``
-    after a batch, and D the first batch's times `tolerance`, q ← max(q + p/D − 1, 1).
+    after a batch, and D the first batch's times `tolerance`, q ← max(q + p/D − 1, 1). W − W₀ is the sum of the changes,
+    without the rounding of the weights.
 
     Args:
         problem: K, R, C, W, λ, and what the batch before has handed on.
@@ -178,20 +149,21 @@ def lyaplock(problem: Problem, *, tolerance: float = 60.0) -> Update:
     Returns:
         The change; of the first batch `memit`'s.
     """
-    before, keys, residuals = problem.before, problem.keys_so_far(), problem.residuals
-    weight, moment = problem.weight.double(), problem.second_moment.to(keys.device)
-    start = weight if before.weight is None else before.weight
-    if before.keys is not None and before.written is not None:
-        residuals = torch.cat([before.written - weight @ before.keys, residuals], dim=1)
-    matrix = problem.with_keys(keys, before.queue)
-    pull = residuals @ keys.T + before.queue * problem.ridge * (start - weight) @ moment
+    before, keys, change = problem.before, problem.keys_so_far(), problem.before.change
+    moment, residuals = problem.second_moment.to(keys.device), problem.residuals
+    if change is not None and before.keys is not None and before.written is not None:
+        residuals = torch.cat([before.written - change @ before.keys, residuals], dim=1)
+    matrix, pull = problem.with_keys(keys, before.queue), residuals @ keys.T
+    if change is not None:
+        pull -= before.queue * problem.ridge * change @ moment
     delta = matrix.solve(pull.T).T
     if not problem.has_next:
         return Update(delta, matrix.condition)
-    new = weight + delta
-    disturbance = float(((new - start) @ moment * (new - start)).sum())
+    change = delta if change is None else change + delta
+    disturbance = float((change @ moment * change).sum())
     bound = before.bound or tolerance * disturbance
     queue = max(before.queue + disturbance / bound - 1, 1.0) if bound else before.queue
-    written = new @ problem.keys if before.written is None else torch.cat([before.written, new @ problem.keys], dim=1)
-    handed_on = CarriedState(keys=keys, weight=start, written=written, queue=queue, bound=bound)
+    added = change @ problem.keys
+    written = added if before.written is None else torch.cat([before.written, added], dim=1)
+    handed_on = CarriedState(keys=keys, change=change, written=written, queue=queue, bound=bound)
     return Update(delta, matrix.condition, carried=handed_on)

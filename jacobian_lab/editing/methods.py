@@ -119,7 +119,7 @@ def edit_with(
                     look_on(cast("ObservedEdit", edit))
                 layer, update = edit.layer, edit.update
                 deltas[layer] += update.delta
-                residuals[layer].append(edit.solved_residual)
+                residuals[layer].append(edit.solved_residual.cpu())
                 write_weight(model, layer, original[layer], deltas[layer])  # rounded once, not batch by batch
                 worst = max(update.condition, by_layer[layer].get("condition_number", 0.0))
                 by_layer[layer] |= {**update.notes, "condition_number": worst}

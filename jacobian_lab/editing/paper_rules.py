@@ -10,6 +10,7 @@ from jacobian_lab.editing.problems import CarriedState, Problem, Update
 from jacobian_lab.editing.solving import (
     Eigh,
     Factored,
+    NullSpace,
     damped_inverse,
     factored,
     largest_singular_value,
@@ -120,16 +121,31 @@ def alphaedit(
     Returns:
         The change, with ``null_space_rank`` and ``trace_left_out``.
     """
-    moment, basis = problem.second_moment, problem.before.basis
-    space = null_space(moment, threshold, relative=relative, eigh=eigh, name=f"C at layer {problem.layer}")
-    basis = space.basis.to(problem.keys.device) if basis is None else basis
-    return projected(problem, basis, space.trace_left_out, l2)
+    return projected(problem, space_of(problem, threshold, relative=relative, eigh=eigh), l2)
+
+
+def space_of(problem: Problem, threshold: float, *, relative: bool, eigh: Eigh) -> NullSpace:
+    """Null space of C: that which the batch before has handed on, or else a new one.
+
+    Args:
+        problem: C, and what was handed on.
+        threshold: See `null_space`.
+        relative: See `null_space`.
+        eigh: See `null_space`.
+
+    Returns:
+        The space, with its basis where the keys are.
+    """
+    if problem.before.space is not None:
+        return problem.before.space
+    name = f"C at layer {problem.layer}"
+    space = null_space(problem.second_moment, threshold, relative=relative, eigh=eigh, name=name)
+    return replace(space, basis=space.basis.to(problem.keys.device))
 
 
 def projected(
     problem: Problem,
-    basis: Float[Tensor, "d_mlp rank"],
-    trace_left_out: float,
+    space: NullSpace,
     l2: float,
     beside: Float[Tensor, "d_mlp d_mlp"] | None = None,
 ) -> Update:
@@ -137,15 +153,15 @@ def projected(
 
     Args:
         problem: K, R and S, which is in the matrix of the batch before.
-        basis: The basis.
-        trace_left_out: Share of the trace that lies outside.
+        space: What P projects on.
         l2: L2.
         beside: B, where nothing was handed on; none is zero.
 
     Returns:
         The change, with ``null_space_rank`` and ``trace_left_out``.
     """
-    inner, matrix = basis.T @ problem.keys, problem.before.matrix
+    basis, matrix = space.basis, problem.before.matrix
+    inner = basis.T @ problem.keys
     if matrix is None:
         start = l2 * torch.eye(basis.shape[1], dtype=basis.dtype, device=basis.device)
         start = start if beside is None else start + basis.T @ beside @ basis
@@ -154,8 +170,8 @@ def projected(
     else:
         matrix = matrix.plus(inner)
     update = regressed(problem, matrix, basis)
-    notes = {"null_space_rank": float(basis.shape[1]), "trace_left_out": trace_left_out}
-    carried = replace(update.carried, basis=basis) if update.carried else None
+    notes = {"null_space_rank": float(basis.shape[1]), "trace_left_out": space.trace_left_out}
+    carried = replace(update.carried, space=space) if update.carried else None
     return replace(update, notes=notes, carried=carried)
 
 

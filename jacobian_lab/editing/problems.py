@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jacobian_lab.editing.solving import Factored, advice, factored, grown
+from jacobian_lab.editing.solving import Factored, NullSpace, advice, factored, grown
 from jacobian_lab.errors import InputError
 
 
@@ -19,21 +19,21 @@ class CarriedState:
     Attributes:
         matrix: What it solved with: λC + S, or what the rule has in its place, with S = Σ K Kᵀ of all batches so far.
         limit: PRUNE's: the largest singular value that the weight had before all edits.
-        basis: Of the null space that AlphaEdit and its kin project on, where the model is.
+        space: Null space that AlphaEdit and its kin project on, its basis where the model is.
         keys: Keys of all batches so far, of rules whose matrix is formed anew.
         renewed: BetaEdit's: edits that were made when the null space was last taken.
-        weight: LyapLock's: W before all edits, in float64.
-        written: LyapLock's: what the edited weights made of the keys, each after its own batch.
+        change: LyapLock's: ΔW of all batches so far.
+        written: LyapLock's: what this change made of the keys, each after its own batch.
         queue: LyapLock's: the factor by which λ has grown.
         bound: LyapLock's: D, the disturbance above which the queue grows.
     """
 
     matrix: Factored | None = None
     limit: Float[Tensor, ""] | None = None
-    basis: Float[Tensor, "d_mlp rank"] | None = None
+    space: NullSpace | None = None
     keys: Float[Tensor, "d_mlp edit"] | None = None
     renewed: int = 0
-    weight: Float[Tensor, "d_model d_mlp"] | None = None
+    change: Float[Tensor, "d_model d_mlp"] | None = None
     written: Float[Tensor, "d_model edit"] | None = None
     queue: float = 1.0
     bound: float = 0.0

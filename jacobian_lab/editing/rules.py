@@ -10,7 +10,7 @@ from annotated_types import Gt, Le
 from jaxtyping import Float
 from torch import Tensor
 
-from jacobian_lab.editing.later_rules import betaedit, encore, lyaplock, nse, rlsedit, rome, sphere
+from jacobian_lab.editing.later_rules import betaedit, lyaplock, nse, rome, sphere
 from jacobian_lab.editing.paper_rules import RECT_KEPT, alphaedit, emmet, memit, prune, rect
 from jacobian_lab.editing.problems import Problem, Rule, Update
 from jacobian_lab.editing.settings import LATER, usual
@@ -26,15 +26,17 @@ RULES: dict[str, Callable[..., Update]] = {
     "emmet": emmet,
     "rome": rome,
     "nse": nse,
-    "encore": encore,
+    "encore": memit,
     "sphere": sphere,
     "nas": alphaedit,
     "betaedit": betaedit,
     "lyaplock": lyaplock,
-    "rlsedit": rlsedit,
+    "rlsedit": memit,
 }
 """Each takes a `Problem`, and its own options by name; any goes with any scheme of `jacobian_lab.editing.schemes`. NAS
-is AlphaEdit with targets of another length (`jacobian_lab.editing.norm_anchors`)."""
+is AlphaEdit with targets of another length (`jacobian_lab.editing.norm_anchors`). ENCORE (arXiv 2502.01636) bounds
+‖ΔW‖ too: ``ΔW = R Kᵀ (λC + λₙI + S + K Kᵀ)⁻¹``, which is MEMIT's with λₙ. So is RLSEdit's recursive least squares
+(arXiv 2601.15686), ``(V − W K) Kᵀ`` times the same inverse: after the batches before V − W K is R."""
 
 
 @dataclass(frozen=True)

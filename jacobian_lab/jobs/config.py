@@ -332,9 +332,7 @@ class FrontierConfig(EvaluationConfig):
         'memit'
     """
 
-    rule: Literal[
-        "memit", "prune", "rect", "emmet", "alphaedit", "nse", "encore", "betaedit", "lyaplock", "rlsedit"
-    ] = "memit"
+    rule: FrontierRule = "memit"
     schemes: tuple[SchemeName, ...] = tuple(name for name in TABLE_SCHEMES if name != "jacobian-pullback")
     ridges: tuple[Above, ...] | None = None
     thresholds: tuple[Above, ...] | None = None

@@ -115,7 +115,7 @@ class Counts:
 
     def transfers(self, rows: FactRows, layers: Layers) -> Stage:
         """Keys in held-out contexts, of which there are about as many as others, and what they get of a shift."""
-        return Stage("transfer of keys", self.keys(rows, layers) * 2 + self.solves(len(layers), len(rows)))
+        return Stage("transfer of keys", self.keys(rows, layers) * 2 + self.substitutions(len(layers) * len(rows)))
 
     def null_spaces(self, count: int) -> Stage:
         """The eigenvectors of some C."""

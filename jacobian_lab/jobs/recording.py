@@ -95,7 +95,8 @@ def work_of(counts: Counts, experiment: Experiment, cell: Cell) -> list[Stage]:
     times = experiment.session.replay.starts if name == RESTARTED_ANCHOR else 1
     session = experiment.session
     measures = session.anchor.needs_transfers or (name == SHIFT and session.coordination.needs_transfers)
-    transfers = [counts.transfers(experiment.rows, experiment.layers)] if measures else []
+    measured = experiment.layers if name == SHIFT else (first,)
+    transfers = [counts.transfers(experiment.rows, measured)] if measures else []
     return [*transfers, counts.descent(stage, experiment.rows.select(left), first, times * steps, size)]
 
 

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jacobian_lab.catalogue import TRAINED, method, method_name
+from jacobian_lab.catalogue import RIDGELESS, TRAINED, method, method_name
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.questions import neighborhood
 from jacobian_lab.jobs.benches import Benches
@@ -36,8 +36,6 @@ SPREAD = 5
 """Windows that are spread over the first two thirds of a model."""
 SLOWER = 0.4
 """The other learning rate, over the model's own."""
-WITHOUT_RIDGE = "alphaedit"
-"""The rule that has no λ."""
 
 
 def tune_job(config: TuneConfig, *, progress: bool = True, sketch: Places | None = None) -> Job:
@@ -218,7 +216,7 @@ class Search:
         for name in self.methods:
             if window in windows_of[name]:
                 middle = min(self.points, key=lambda point: abs(point - 1))
-                for point in [middle] if method(name).rule == WITHOUT_RIDGE else self.points:
+                for point in [middle] if method(name).rule in RIDGELESS else self.points:
                     yield {"edit": name, "window": window, "variant": variant, "point": point}
 
     def _unwritten(self, done: Completion) -> list[str]:

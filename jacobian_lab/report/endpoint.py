@@ -5,22 +5,20 @@ of the templates are averaged first, since they are no independent ones.
 """
 
 from collections.abc import Sequence
-from itertools import combinations, product
+from itertools import combinations, permutations, product
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from jacobian_lab.report.intervals import CONFIDENCE
+from jacobian_lab.report import intervals
 from jacobian_lab.tries import averaged_best
 
 NOTHING = {"generalization": 0.0, "efficacy": 0.0, "top10": 100.0}
-"""Endpoints, the primary one first, and their values where nothing is edited: that of a bound that no point keeps."""
+"""Endpoints, the primary one first, and what a bound counts for that no point keeps."""
 STRATUM = ("model", "data")
 ALL = "all"
-"""Name of the mean over all models and data sets."""
-RESAMPLES = 9999
-"""Resamples of an interval, looked up at every call."""
+"""Name of the mean over data sets, or over models."""
 EXACT = 14
 """Most batches whose signs are flipped in every way; of more, as many ways are drawn."""
 COLUMNS = (*STRATUM, "endpoint", "scheme", "against", "mean", "low", "high", "batches", "p", "p_holm")
@@ -81,11 +79,11 @@ def interval(
     groups = [values[strata == name] for name in np.unique(strata)]
     if max(map(len, groups)) < 2:
         return mean, np.nan, np.nan
-    rng, moved = np.random.default_rng(seed), np.zeros(RESAMPLES)
+    rng, moved = np.random.default_rng(seed), np.zeros(intervals.RESAMPLES)
     for group in (group for group in groups if len(group) > 1):
-        drawn = rng.choice(group, (RESAMPLES, len(group))).mean(1)
+        drawn = rng.choice(group, (intervals.RESAMPLES, len(group))).mean(1)
         moved += np.sqrt(len(group) / (len(group) - 1)) * (drawn - group.mean()) / len(groups)
-    low, high = np.quantile(mean + moved, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    low, high = np.quantile(mean + moved, [(1 - intervals.CONFIDENCE) / 2, (1 + intervals.CONFIDENCE) / 2])
     return mean, float(low), float(high)
 
 
@@ -126,25 +124,31 @@ def holm(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
     return corrected
 
 
-def compared(points: pd.DataFrame, endpoint: str, bounds: Sequence[float], seed: int = 0) -> pd.DataFrame:
-    """Compare all schemes by an endpoint, on every model and data set and on all of them.
+def compared(
+    points: pd.DataFrame, endpoint: str, bounds: Sequence[float], seed: int = 0, confirmatory: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Compare all schemes by an endpoint, on every data set, on all of a model, and on all models.
 
     Args:
         points: See `reached`.
         endpoint: See `reached`.
         bounds: See `reached`.
         seed: Seed of the resampling.
+        confirmatory: Model and two schemes of the one comparison, over the model's data sets, that was named before.
 
     Returns:
         Columns `COLUMNS`: a row for each scheme, and below it one for each pair, ``scheme`` less ``against`` over the
-        batches that have both. Holm's correction is over all pairs of the endpoint.
+        batches that have both. Holm's correction is over all pairs of the endpoint but the confirmatory one.
     """
     values = reached(points, endpoint, bounds)
     schemes = [str(name) for name in values.columns if name not in {*STRATUM, "batch"}]
     pairs = [(scheme, "") for scheme in schemes] + [(after, before) for before, after in combinations(schemes, 2)]
     groups = [(key, own) for key, own in values.groupby(list(STRATUM), sort=False)]
+    models = [(name, own) for name, own in values.groupby("model", sort=False)]
+    groups += [((name, ALL), own) for name, own in models if own["data"].nunique() > 1]
+    groups += [((ALL, ALL), values)] if len(models) > 1 else []
     rows = []
-    for (model, data), own in [*groups, *([((ALL, ALL), values)] if len(groups) > 1 else [])]:
+    for (model, data), own in groups:
         strata = own.groupby(list(STRATUM), sort=False).ngroup().to_numpy()
         for scheme, against in pairs:
             held = (own[scheme] - own[against] if against else own[scheme]).to_numpy(float)
@@ -155,7 +159,11 @@ def compared(points: pd.DataFrame, endpoint: str, bounds: Sequence[float], seed:
             summary = interval(held[there], strata[there], seed)
             rows.append((model, data, endpoint, scheme, against, *summary, int(there.sum()), p_value))
     frame = pd.DataFrame(rows, columns=[name for name in COLUMNS if name != "p_holm"])
-    return frame.assign(p_holm=holm(frame["p"].to_numpy(float)))[list(COLUMNS)]
+    named = {(*confirmatory[:1], *pair) for pair in permutations(confirmatory[1:])}
+    keys = frame[["model", "scheme", "against"]].itertuples(index=False, name=None)
+    alone = (frame["data"] == ALL) & np.array([key in named for key in keys], dtype=bool)
+    corrected = holm(frame["p"].mask(alone).to_numpy(float))
+    return frame.assign(p_holm=np.where(alone, frame["p"], corrected))[list(COLUMNS)]
 
 
 def texts(frame: pd.DataFrame) -> pd.DataFrame:
@@ -170,6 +178,7 @@ def texts(frame: pd.DataFrame) -> pd.DataFrame:
     rows = {}
     for row in frame.to_dict("records"):
         place = "all, each alike" if row["model"] == ALL else f"{row['model']}, {row['data']}"
+        place = place.replace(f", {ALL}", ", all data, each alike")
         label = f"{row['scheme']} − {row['against']}" if row["against"] else row["scheme"]
         sign = "+" if row["against"] else ""
         spread = "" if np.isnan(row["low"]) else f" [{row['low']:{sign}.1f}, {row['high']:{sign}.1f}]"

@@ -103,7 +103,7 @@ class Descent:
 def places_of(kinds: Iterable[Kind], layers: Layers) -> list[tuple[str, Labels]]:
     """List descents that kinds of targets need beside anchors at both ends and coordinated shifts: name and place."""
     places: list[tuple[str, Labels]] = []
-    for kind in dict.fromkeys(kinds):
+    for kind in kinds:
         if kind == SEPARATE:
             places += [(INNER_ANCHOR, {"layer": layer}) for layer in layers[1:-1]]
         elif kind in FIRSTS:
@@ -197,7 +197,7 @@ def _shifts(
     progress: Progress | None = None,
 ) -> Optimized:
     own = conditions.select(batch)
-    shifts = coordinate_shifts(rows.select(batch), layers, settings, coordination, own.eases, progress, own)
+    shifts = coordinate_shifts(rows.select(batch), layers, settings, coordination, progress=progress, conditions=own)
     return _optimized(shifts.shifts, shifts)
 
 

@@ -325,7 +325,7 @@ class Session:
         Yields:
             What the edit did to the weights.
         """
-        if self.anchor.needs_transfers:
+        if method(name).refit and self.anchor.needs_transfers:
             _ = self.held_out  # of the unedited model, for anchors that are refitted
         with restored(self.model, self.layers):
             yield edit_with(
@@ -341,9 +341,9 @@ class Session:
             )
 
 
-def kinds_of(schemes: Iterable[str]) -> set[Kind]:
-    """List the kinds of the targets that some schemes need."""
-    return {SCHEMES[name].kind for name in schemes}
+def kinds_of(schemes: Iterable[str]) -> tuple[Kind, ...]:
+    """List the kinds of the targets that some schemes need, each once, in the order of the schemes."""
+    return tuple(dict.fromkeys(SCHEMES[name].kind for name in schemes))
 
 
 def any_coordinated(schemes: Iterable[str]) -> bool:

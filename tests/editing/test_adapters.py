@@ -117,7 +117,7 @@ def editor(tiny, facts):
     return editor
 
 
-@pytest.mark.parametrize("name", ["memit", "emmet+fe", "alphaedit+fe", "prune+fe"])
+@pytest.mark.parametrize("name", ["memit", "emmet+fe", "alphaedit+fe", "prune+fe", "lyaplock"])
 @pytest.mark.parametrize("size", [None, 2])
 def test_rules_stay_within_the_span_of_the_residuals(name, size, editor):
     """The factors stand beside an SVD of ΔW, which knows nothing of residuals; batches stack."""

@@ -32,6 +32,7 @@ from jacobian_lab.jobs.config import (
 )
 from jacobian_lab.jobs.kinds import run_job
 from jacobian_lab.jobs.studies import STEPS, STUDIES
+from jacobian_lab.jobs.transferring import TransferConfig
 from jacobian_lab.maps.hooks import decisive_states
 from jacobian_lab.model.loading import load_model
 from jacobian_lab.model.rows import fact_rows
@@ -74,6 +75,12 @@ def survey_options(arguments):
 def surveyed(arguments, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "surveyed"
     return run_job(JacobianConfig(**survey_options(arguments), out=folder), progress=False)
+
+
+@pytest.fixture(scope="module")
+def transferred(arguments, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "transferred"
+    return run_job(TransferConfig(**arguments, out=folder), progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -482,7 +489,13 @@ def test_a_study_is_added_to_a_run_without_changing_it(arguments, studied, tmp_p
     assert added["eigenvector_angle"].isnull().all()
 
 
-RUNS = {"tables": "studied", "layer_count": "counted", "damping": "damped", "jacobian": "surveyed"}
+RUNS = {
+    "tables": "studied",
+    "layer_count": "counted",
+    "damping": "damped",
+    "jacobian": "surveyed",
+    "transfer": "transferred",
+}
 ANALYSES = tuple(name for name in ROWS if TABLES[name].command == name)
 
 
@@ -494,6 +507,7 @@ def test_every_analysis_has_a_subcommand(name, arguments, request, capsys):
         "layer_count": ["--schemes", *LayerCountConfig.schemes],
         "damping": ["--dampings", "0.1"],
         "jacobian": [],
+        "transfer": [],
     }
     schemes = schemes.get(name, ["--schemes", *STUDIED])
     cli.main([name.replace("_", "-"), *options(chosen), *schemes])

@@ -5,11 +5,16 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from jacobian_lab.report import endpoint
+from jacobian_lab.report import endpoint, intervals
 from jacobian_lab.report.endpoint import ALL, COLUMNS, compared, holm, interval, reached, sign_flips, texts
 from jacobian_lab.tries import averaged_best, bounds_around
 
 BOUNDS = (0.1, 1.0)
+
+
+@pytest.fixture(autouse=True)
+def as_many_resamples_as_users_have(monkeypatch):
+    monkeypatch.setattr(intervals, "RESAMPLES", 9999)
 
 
 def points_of(rows):
@@ -110,7 +115,21 @@ def test_all_pairs_are_compared_on_each_data_set_and_on_all():
     assert frame.loc[~tests, "against"].eq("").all()
     told = texts(frame)
     assert told.loc["m, d: forward − dividing", "mean [95 %]"].startswith("+10.0 [+")
-    assert told.loc["all, each alike: coordinated", "batches"] == "5"
+    assert told.loc["m, all data, each alike: coordinated", "batches"] == "5"
+
+
+def test_the_comparison_named_before_stands_outside_holms_correction():
+    gains = {"a": [50.0, 52.0, 54.0], "b": [60.0, 61.0, 65.0], "c": [70.0, 70.0, 76.0]}
+    points = pd.concat([one_each(gains, model, data) for model in ("m", "n") for data in ("d", "e")])
+    frame = compared(points, "generalization", BOUNDS, confirmatory=("m", "c", "b"))
+    named = (frame["model"] == "m") & (frame["data"] == ALL) & (frame["scheme"] == "c") & (frame["against"] == "b")
+    assert named.sum() == 1
+    assert frame.loc[named, "p_holm"].item() == frame.loc[named, "p"].item() == 2 / 2**6
+    others = frame["p"].notna() & ~named
+    np.testing.assert_allclose(frame.loc[others, "p_holm"], holm(frame.loc[others, "p"].to_numpy()))
+    groups = [("m", "d"), ("m", "e"), ("n", "d"), ("n", "e"), ("m", ALL), ("n", ALL), (ALL, ALL)]
+    assert list(frame[["model", "data"]].drop_duplicates().itertuples(index=False, name=None)) == groups
+    assert "all, each alike: c" in texts(frame).index
 
 
 def test_a_batch_counts_where_both_schemes_have_it_and_its_seeds_count_as_one():

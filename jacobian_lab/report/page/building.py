@@ -24,12 +24,9 @@ from jacobian_lab.report.page.verdicts import verdicts, warnings
 from jacobian_lab.report.registry import TABLES
 from jacobian_lab.report.results import Results
 from jacobian_lab.report.writing import number
-from jacobian_lab.store.commands import command_of
 
 SIDES = ("A", "B")
 """Names of two runs side by side."""
-LONG = 14
-"""Rows from which on a table is folded."""
 PAPER = ", paper ("
 """Part of the label of a row that has the paper's numbers."""
 
@@ -101,7 +98,6 @@ def _summary(run: Results, side: str) -> dict[str, Any]:
     return {
         "side": side,
         "name": run.folder.resolve().name,
-        "kind": command_of(run.kind),
         "subject": subject,
         "finished": finished,
         "verdicts": verdicts(run),
@@ -168,7 +164,7 @@ def table_of(frame: pd.DataFrame, caption: str, bold: pd.DataFrame | None = None
         for label, cells, marks in zip(frame.index, frame.itertuples(index=False), mask, strict=True)
     ]
     heads = list(map(str, frame.columns))
-    return {"caption": caption, "corner": str(frame.index.name or ""), "heads": heads, "rows": rows, "long": LONG}
+    return {"caption": caption, "corner": str(frame.index.name or ""), "heads": heads, "rows": rows}
 
 
 def _cell(value: Any) -> str:

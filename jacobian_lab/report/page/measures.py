@@ -30,7 +30,6 @@ class Measure:
         name: Heading.
         meaning: Meaning, in a sentence.
         unit: "yes" (1 or 0), "share", "nat", or "number".
-        best: Direction of the better values: 1 up, -1 down, 0 neither.
         variables: Variables that hold it, the first of which a run has it from.
         main: Whether it has a column beside the facts.
     """
@@ -39,7 +38,6 @@ class Measure:
     name: str
     meaning: str
     unit: str
-    best: int
     variables: tuple[str, ...]
     main: bool = False
 
@@ -50,18 +48,16 @@ MEASURES = (
         "Efficacy",
         "Every token of the new answer is the likeliest, teacher forced.",
         "yes",
-        1,
         ("efficacy_accuracy", "efficacy", "count_efficacy"),
         main=True,
     ),
-    Measure("greedy", "Written", "Greedy decoding writes the whole new answer.", "yes", 1, ("efficacy_greedy",)),
-    Measure("success", "Success", "Success on the rewriting prompt.", "share", 1, ("efficacy_success",)),
+    Measure("greedy", "Written", "Greedy decoding writes the whole new answer.", "yes", ("efficacy_greedy",)),
+    Measure("success", "Success", "Success on the rewriting prompt.", "share", ("efficacy_success",)),
     Measure(
         "generalization",
         "Generalization",
         "Share of the paraphrases at which every token of the new answer is the likeliest.",
         "share",
-        1,
         ("generalization_accuracy", "count_generalization"),
         main=True,
     ),
@@ -70,7 +66,6 @@ MEASURES = (
         "D_KL",
         "KL(before ‖ after) of the next token, mean over the neighbourhood prompts.",
         "nat",
-        -1,
         ("kl", "count_kl"),
         main=True,
     ),
@@ -79,17 +74,15 @@ MEASURES = (
         "Neighbourhood",
         "Share of the neighbourhood prompts that still prefer their own answer.",
         "share",
-        1,
         ("neighborhood_success",),
     ),
-    Measure("nll_new", "NLL, new", "Mean NLL of the new answer.", "nat", -1, ("nll_new",), main=True),
-    Measure("nll_true", "NLL, true", "Mean NLL of the true answer.", "nat", 0, ("nll_true",), main=True),
+    Measure("nll_new", "NLL, new", "Mean NLL of the new answer.", "nat", ("nll_new",), main=True),
+    Measure("nll_true", "NLL, true", "Mean NLL of the true answer.", "nat", ("nll_true",), main=True),
     Measure(
         "residual",
         "Residual left",
         "What is left of the residual at the last decisive layer; 0: the target is met, 1: nothing is done.",
         "number",
-        -1,
         ("residual_ratio", "final_ratio"),
         main=True,
     ),
@@ -98,17 +91,16 @@ MEASURES = (
         "Share realised",
         "Share of the anchor's shift at the last block that the edit makes.",
         "number",
-        0,
         ("aim_share",),
     ),
 )
 SINGLE = (
-    Measure("recalled", "Recalled", "The true answer's first token is the likeliest.", "yes", 0, (), main=True),
-    Measure("clean", "P(true)", "Probability of the true answer's first token.", "share", 0, (), main=True),
-    Measure("corrupted", "P, corrupted", "The same, the subject corrupted.", "share", 0, (), main=True),
-    Measure("effect", "Total effect", "Clean less corrupted.", "share", 0, (), main=True),
-    Measure("lambda_min", "Least λ_min", "Smallest λ_min of S over the layers.", "number", 1, (), main=True),
-    Measure("definite", "S ≻ 0", "Share of the layers at which S is positive definite.", "share", 1, (), main=True),
+    Measure("recalled", "Recalled", "The true answer's first token is the likeliest.", "yes", (), main=True),
+    Measure("clean", "P(true)", "Probability of the true answer's first token.", "share", (), main=True),
+    Measure("corrupted", "P, corrupted", "The same, the subject corrupted.", "share", (), main=True),
+    Measure("effect", "Total effect", "Clean less corrupted.", "share", (), main=True),
+    Measure("lambda_min", "Least λ_min", "Smallest λ_min of S over the layers.", "number", (), main=True),
+    Measure("definite", "S ≻ 0", "Share of the layers at which S is positive definite.", "share", (), main=True),
 )
 """Numbers of a fact that belong to no method."""
 
@@ -206,7 +198,7 @@ def held_measures(values: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Descriptions of the measures that any of some runs has."""
     keys = set().union(*values)
     return [
-        {name: getattr(measure, name) for name in ("key", "name", "meaning", "unit", "best", "main")}
+        {name: getattr(measure, name) for name in ("key", "name", "meaning", "unit", "main")}
         for measure in (*MEASURES, *SINGLE)
         if measure.key in keys
     ]

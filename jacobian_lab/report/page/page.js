@@ -102,7 +102,7 @@
     return named;
   }
   function orders() {
-    const named = [["order", "order of the run", (fact) => facts.indexOf(fact)], ["prompt", "fact", (fact) => fact.prompt || fact.id]];
+    const named = [["order", "order of the run", (fact) => places.get(fact)], ["prompt", "fact", (fact) => fact.prompt || fact.id]];
     if (facts.some((fact) => fact.new)) named.push(["new", "new answer", (fact) => fact.new || ""]);
     for (const { key, name } of columns) {
       if (two) {
@@ -112,9 +112,8 @@
     }
     return named;
   }
-  const FILTERS = filters(), ORDERS = orders();
   const places = new Map(facts.map((fact, place) => [fact, place]));
-  ORDERS[0][2] = (fact) => places.get(fact);
+  const FILTERS = filters(), ORDERS = orders();
 
   function chosen() {
     const parts = state.query.toLowerCase().split(/\s+/).filter(Boolean);
