@@ -16,7 +16,7 @@ A plan is YAML or JSON; what it leaves out is as in `Plan`:
 
 Every batch is a run of `jacobian-lab frontier` in a folder of its own, anchors shared by its schemes, so that the same
 command goes on where it was interrupted. Schemes with descents of their own have runs of their own. Beside the runs it
-leaves trial.csv, a row for each point, and endpoint.csv and endpoint.md (`jacobian_lab.report.endpoint`).
+leaves trial.csv, a row for each point, endpoint.csv and endpoint.md (`jacobian_lab.report.endpoint`), and trial.png.
 """
 
 import argparse
@@ -30,11 +30,14 @@ from typing import Any
 
 import pandas as pd
 import yaml
+from matplotlib.figure import Figure
 
 import jacobian_lab as jl
 from jacobian_lab.caching import write_text
 from jacobian_lab.catalogue import method
 from jacobian_lab.report.endpoint import NOTHING, compared, texts
+from jacobian_lab.report.figures.style import save, style
+from jacobian_lab.report.figures.trial import frontiers
 from jacobian_lab.report.paper import METRICS
 from jacobian_lab.report.tables.methods import by_fact
 from jacobian_lab.report.writing import markdown, write_csv
@@ -237,11 +240,15 @@ def there(trial: Trial) -> bool:
 
 
 def write_tables(runs: Sequence[Trial], plan: Plan, out: Path) -> str:
-    """Write ``trial.csv`` and the endpoint's tables of the runs that are there, and return the latter."""
+    """Write ``trial.csv``, its figure and the endpoint's tables of the runs that are there, and return the latter."""
     points = pd.DataFrame([row for run in runs if finished(run) for row in points_of(run)], columns=list(COLUMNS))
     if points.empty:
         return "No point has been measured.\n"
     write_csv(out / "trial.csv", points)
+    with style("full", points["data"].nunique(), 0.6 * points["model"].nunique()):
+        figure = Figure()
+        frontiers(figure, points)
+    save(figure, out / "trial.png")
     bounds = bounds_around(plan.kl_bound)
     frames = {name: compared(points, name, bounds, confirmatory=plan.confirmatory) for name in NOTHING}
     write_csv(out / "endpoint.csv", pd.concat(frames.values(), ignore_index=True))

@@ -4,12 +4,15 @@ import json
 import runpy
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 from helpers.commands import ROOT
 from helpers.work import forbid
+from matplotlib.figure import Figure
 
 from jacobian_lab.report.endpoint import compared
+from jacobian_lab.report.figures.trial import frontiers
 from jacobian_lab.store.run import open_run
 from jacobian_lab.tries import bounds_around
 
@@ -68,6 +71,7 @@ def test_a_trial_goes_on_batch_by_batch_to_its_endpoint(driver, arguments, tmp_p
     assert int(row["batches"]) == 2
     assert "forward-replay − one-layer" in out
     assert (tmp_path / "trial" / "endpoint.md").read_text() == out
+    assert (tmp_path / "trial" / "trial.png").read_bytes().startswith(b"\x89PNG")
     forbid(monkeypatch, "optimize_anchors", "edit_with", "second_moments")
     run(driver, monkeypatch, *given)
     assert "left" not in capsys.readouterr().err
@@ -78,6 +82,20 @@ def test_a_trial_goes_on_batch_by_batch_to_its_endpoint(driver, arguments, tmp_p
 
 def trials_of(driver, plan, out):
     return list(driver["trials"](driver["read_plan"](plan), out, ROOT, ROOT))
+
+
+def test_the_figure_has_a_thin_line_a_batch_and_the_means_of_a_scheme():
+    table = [(data, batch, scheme, ridge) for data in "ab" for batch in "123" for scheme in "xy" for ridge in (1, 10)]
+    points = pd.DataFrame(table, columns=["data", "batch", "scheme", "ridge"]).assign(model="m", seed=0)
+    points["kl"], points["generalization"] = 1 / points["ridge"], points["batch"].astype(float) * points["ridge"]
+    figure = Figure()
+    frontiers(figure, points)
+    assert len(figure.axes) == 2
+    for ax in figure.axes:
+        assert len(ax.lines) == 2 * (3 + 1)
+        assert [text.get_text() for text in ax.texts] == ["1", "10"] * 2
+    means = next(line for line in figure.axes[0].lines if line.get_label() == "x")
+    assert means.get_xydata() == pytest.approx(np.array([[1, 2], [0.1, 20]]))
 
 
 def test_the_default_plan_takes_the_last_thousand_facts_smollm2_first(driver, tmp_path):
