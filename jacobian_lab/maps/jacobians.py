@@ -66,7 +66,7 @@ def dense_jacobians(
     for row in range(len(frozen)) if below else ():
         one = frozen.select(torch.tensor([row], device=states.device))
         state = states[row : row + 1].detach().requires_grad_()
-        with torch.enable_grad(), _differentiable(), merged_mlps(frozen.model, range(below[0] + 1, last + 1)):
+        with torch.enable_grad(), attention_by_formula(), merged_mlps(frozen.model, range(below[0] + 1, last + 1)):
             along = trajectory(one, below[0], state, last, site)
         inputs = [along[layer] for layer in below]
         for cotangents, rows in zip(identity[:, None, None].split(chunk), result[row].split(chunk, 1), strict=True):
@@ -264,7 +264,7 @@ def _map(
     states = frozen.states(layer) if states is None else states
 
     def through(state: Tensor) -> Tensor:
-        with _differentiable():
+        with attention_by_formula():
             return trajectory(frozen, layer, state, last, site)[last][:, 0]
 
     return through, states.to(frozen.model.dtype)
@@ -279,8 +279,12 @@ def _pulled_back(
     return torch.func.vmap(lambda one: torch.autograd.grad(output, inputs, one, retain_graph=True))(cotangents)
 
 
-def _differentiable() -> AbstractContextManager[None]:
-    """Attention by its formula: the fused kernels have no forward mode and no batched backward."""
+def attention_by_formula() -> AbstractContextManager[None]:
+    """Attention by its formula: the fused kernels have no forward mode and no batched backward.
+
+    Returns:
+        A context manager.
+    """
     return sdpa_kernel(SDPBackend.MATH)
 
 
