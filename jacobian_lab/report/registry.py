@@ -267,16 +267,18 @@ FIGURES: Mapping[str, FigureEntry] = {
         draw=drawing("schemes.cosine_by_layer"),
     ),
     "residual_by_layer": FigureEntry(
-        caption="Tables 2 and 5 as a figure: the residual that each scheme leaves after each layer's edit.",
+        caption="Tables 2 and 5 as a figure: the residual that each scheme leaves after each layer's edit, on the left "
+        "over that of the last layer's optimised target, on the right over that of its own; a logarithmic axis.",
         needs=("residual_ratio",),
         draw=drawing("schemes.residual_by_layer"),
+        panels=lambda dataset: len(drawing("schemes.residual_tables")(dataset)),
     ),
     "spread_by_fact": FigureEntry(
-        caption="The remaining residual of every single fact under each scheme, and the median.",
+        caption="The remaining residual of every single fact under each scheme, and the median; a logarithmic axis.",
         needs=("residual_ratio",),
         draw=drawing("schemes.spread_by_fact"),
-        panels=lambda dataset: dataset.sizes["scheme"],
-        height=1.2,
+        panels=lambda dataset: min(4, dataset.sizes["scheme"]),
+        height=1.5,
     ),
     "theorem1": FigureEntry(
         caption="Theorem 1: how far the edits' shifts are from eigenvectors of J, against random directions; the axis "
@@ -289,7 +291,8 @@ FIGURES: Mapping[str, FigureEntry] = {
         height=0.6,
     ),
     "theorem2": FigureEntry(
-        caption="Theorem 2: the strict condition on S, and the milder one along the edits' own directions.",
+        caption="Theorem 2: the strict condition on S, with the pairs of fact and layer that meet it; the milder one "
+        "along the edits' own directions, by J and as it came.",
         needs=("lambda_min", "linear_cosine"),
         below=True,
         draw=drawing("conditions.theorem2"),
@@ -349,10 +352,12 @@ FIGURES: Mapping[str, FigureEntry] = {
     ),
     "efficacy_specificity": FigureEntry(
         kinds=("edit_table",),
-        caption="Every method in the plane of what it edits and what it leaves alone, with and without replay.",
-        needs=("efficacy_success",),
+        caption="Each rule without replay, with forward and with coordinated replay: what it edits, and what it leaves "
+        "alone; means with 95 % intervals, the unedited model dotted.",
+        needs=("efficacy_accuracy",),
         draw=drawing("compared.efficacy_specificity"),
-        panels=lambda _dataset: 2,
+        panels=lambda _dataset: 4,
+        height=1.4,
     ),
     "routing": FigureEntry(
         kinds=("edit_table",),
@@ -362,6 +367,7 @@ FIGURES: Mapping[str, FigureEntry] = {
         made_by="edit_table --methods wise",
         draw=drawing("training.routing"),
         panels=lambda dataset: len(training.with_router(dataset)),
+        height=0.35,
     ),
     "frontier": FigureEntry(
         kinds=("frontier",),

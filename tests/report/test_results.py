@@ -24,7 +24,7 @@ from jacobian_lab.report.results import SCHEMES as SCHEMES_TABLES
 from jacobian_lab.report.results import Results, write_schemes
 from jacobian_lab.report.tables.training import AIMS, routed, with_router
 from jacobian_lab.store.run import config_of, open_run
-from jacobian_lab.store.schema import KINDS
+from jacobian_lab.store.schema import DECISIONS, KINDS
 
 ENTRIES = [*TABLES.items(), *FIGURES.items()]
 
@@ -163,14 +163,15 @@ def lines(ax, label):
 
 def test_curves_show_the_stored_means_and_the_papers(results):
     run = results["tables"]
-    (ax,) = run.figure("residual_by_layer").axes
-    for scheme in ("backward-full", "forward-replay"):
+    axes = run.figure("residual_by_layer").axes
+    papers = ([1.19, 0.90, 0.74, 0.56, 0.23], [0.37, 0.15, 0.08, 0.05, 0.03])
+    for ax, scheme, paper in zip(axes, ("backward-full", "forward-replay"), papers, strict=True):
         x, y = lines(ax, scheme)
         assert x.tolist() == [4, 5, 6, 7, 8]
         np.testing.assert_allclose(y, run.dataset["residual_ratio"].sel(scheme=scheme).mean("fact"))
-    drawn = [np.asarray(line.get_ydata(), float).tolist() for line in ax.lines]
-    assert [1.19, 0.90, 0.74, 0.56, 0.23] in drawn
-    assert [0.37, 0.15, 0.08, 0.05, 0.03] in drawn
+        assert paper in [np.asarray(line.get_ydata(), float).tolist() for line in ax.lines]
+        assert ax.get_yscale() == "log"
+    assert "forward-replay" not in axes[0].get_legend_handles_labels()[1]
     (ax,) = run.figure("cosine_by_layer").axes
     assert [0.34, 0.41, 0.54, 0.72, 1.00] in [np.asarray(line.get_ydata(), float).tolist() for line in ax.lines]
 
@@ -199,22 +200,30 @@ def test_steps_show_medians_and_quartiles_of_the_two_opposites(results):
 
 def test_theorem_2_shows_both_ends_of_every_spectrum(results):
     run = results["tables"]
-    left, middle, _ = run.figure("theorem2").axes
+    left, linear, realised = run.figure("theorem2").axes
     below = run.dataset.sel(layer=[4, 5, 6, 7])
-    drawn = np.array([line.get_ydata() for line in left.lines if line.get_marker() == "v"])
-    np.testing.assert_array_equal(drawn, below["lambda_min"].values.T)
-    share = (below["linear_cosine"].sel(scheme="one-layer") > 0).mean("fact")
-    np.testing.assert_allclose(lines(middle, "one-layer")[1], share)
+    (drawn,) = (line.get_ydata() for line in left.lines if line.get_marker() == "v")
+    np.testing.assert_array_equal(drawn, below["lambda_min"].values.T.ravel())
+    surveyed = (below["surveyed"] == 1).broadcast_like(below["decision"])
+    definite = ((below["decision"] == DECISIONS["definite"]) & surveyed).sum()
+    assert left.get_title() == rf"$S \succ 0$: {int(definite):,} of {int(surveyed.sum()):,}"
+    for ax, variable in ((linear, "linear_cosine"), (realised, "cosine")):
+        mean = below[variable].sel(scheme="one-layer").mean("fact")
+        np.testing.assert_allclose(lines(ax, "one-layer")[1], mean)
 
 
-def test_methods_stand_where_their_means_are_with_an_arrow_to_fe(results):
+def test_each_rule_has_its_schemes_in_a_row_at_their_means(results):
     run = results["edit_table"]
-    left, _ = run.figure("efficacy_specificity").axes
-    means = run.table("metrics")
-    for name in METHODS:
-        x, y = lines(left, name)
-        assert (x.item(), y.item()) == pytest.approx((means.loc[name, "kl"], means.loc[name, "efficacy_success"]))
-    assert [text.arrow_patch is not None for text in left.texts] == [True, True]  # from memit to FE, and on to CR
+    axes, means = run.figure("efficacy_specificity").axes, run.table("metrics")
+    rows = list(dict.fromkeys(name.removesuffix("+fe").removesuffix("+cr") for name in METHODS if name != "unedited"))
+    assert [text.get_text() for text in axes[0].get_yticklabels()] == rows
+    points = [
+        (container.lines[0].get_xdata().item(), round(container.lines[0].get_ydata().item()))
+        for container in axes[-1].containers
+    ]
+    edited = [name for name in METHODS if name != "unedited"]
+    expected = {(means.loc[name, "kl"], rows.index(name.removesuffix("+fe").removesuffix("+cr"))) for name in edited}
+    assert set(points) == expected
 
 
 def test_gains_are_the_differences_of_the_means(results):

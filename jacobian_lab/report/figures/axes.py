@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from jacobian_lab.report.intervals import summaries_of
 from jacobian_lab.report.writing import seed_of
@@ -34,3 +36,8 @@ def error_bars(ax: Axes, places: Any, mean: Any, low: Any, high: Any, **look: An
 def arms(mean: Any, low: Any, high: Any) -> np.ndarray:
     """Lengths of intervals below and above their means, as matplotlib takes them."""
     return np.nan_to_num([mean - low, high - mean]).clip(min=0)
+
+
+def plain_decades(axis: Axis) -> None:
+    """Write 1, 2 and 5 of every decade at a logarithmic axis, as plain numbers."""
+    axis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_formatter=NullFormatter())

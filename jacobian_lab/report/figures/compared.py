@@ -1,44 +1,66 @@
 """Figures of methods beside one another."""
 
-from typing import Any
-
 import numpy as np
 import xarray as xr
 from matplotlib.figure import FigureBase
 
-from jacobian_lab.catalogue import CR, FE, method, without_setting
+from jacobian_lab.catalogue import CR, FE, UNEDITED, method, without_setting
 from jacobian_lab.report.figures.axes import arms, error_bars
 from jacobian_lab.report.figures.style import RULE_COLORS, RULE_MARKERS, STYLES
 from jacobian_lab.report.paper import METRICS
 from jacobian_lab.report.tables.frontier import along_ridges
-from jacobian_lab.report.tables.methods import STEPS, Step, both_ways, gains_of, summaries
+from jacobian_lab.report.tables.methods import Step, both_ways, gains_of, summaries
 
 LINES = ("-", "--", ":", "-.")
 """Lines of a rule's further settings, one after the other."""
 
 
+DUMBBELLS = ("efficacy_accuracy", "generalization_accuracy", "top10", "kl")
+"""Metrics of the dumbbells, a panel each."""
+SCHEMES = {"": "without replay", FE: "forward replay", CR: "coordinated replay"}
+LOOKS = {
+    "": STYLES["backward-dividing"],
+    FE: STYLES["forward-replay"],
+    CR: STYLES["coordinated-replay"],
+}
+
+
 def efficacy_specificity(figure: FigureBase, dataset: xr.Dataset) -> None:
-    """Efficacy against specificity of every method; arrows lead from a rule to the same with replay."""
+    """Dumbbells: a row a rule, its points without replay, with forward and with coordinated replay; a panel a metric.
+
+    Means with 95 % intervals; the dotted line is the unedited model.
+    """
     cells = {(row["method"], row["metric"]): row for row in summaries(dataset).to_dict("records")}
-    planes = (("kl", "efficacy_success"), ("top1", "generalization_accuracy"))
-    for ax, (across, up) in zip(figure.subplots(1, 2), planes, strict=True):
-        places = {}
-        for name in map(str, dataset["edit"].values):
-            x, y = cells[name, across], cells[name, up]
-            rule, fill = _filled(name, replayed=any(both_ways(dataset, step) for step in STEPS))
-            look = {"color": RULE_COLORS.get(rule, "0.4"), "marker": RULE_MARKERS.get(rule, "x"), "markersize": 4}
-            errors = {f"{axis}err": arms(v["mean"], v["low"], v["high"])[:, None] for axis, v in (("x", x), ("y", y))}
-            places[name] = (x["mean"], y["mean"])
-            ax.errorbar(*places[name], **errors, elinewidth=0.4, linestyle="", label=name, **look, **fill)
-        for before, after in STEPS:
-            for rule in both_ways(dataset, (before, after)):
-                arrow = {"arrowstyle": "->", "color": RULE_COLORS.get(rule, "0.4"), "linewidth": 0.7}
-                arrow |= {"shrinkA": 3, "shrinkB": 3}
-                ax.annotate("", places[rule + after], places[rule + before], arrowprops=arrow)
-        ax.set(xlabel=_axis(across), ylabel=_axis(up))
-        if METRICS[across].best < 0:
-            ax.invert_xaxis()  # right and up is better, in both planes
-    figure.legend(*ax.get_legend_handles_labels(), fontsize="x-small", loc="outside upper center", ncols=7)
+    rows: dict[str, list[str]] = {}
+    for name in map(str, dataset["edit"].values):
+        if name != UNEDITED:
+            rows.setdefault(_rule_and_scheme(name)[0], []).append(name)
+    metrics = [metric for metric in DUMBBELLS if any((name, metric) in cells for own in rows.values() for name in own)]
+    axes = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
+    for ax, metric in zip(axes, metrics, strict=True):
+        for place, names in enumerate(rows.values()):
+            own = [(cells[name, metric], _rule_and_scheme(name)[1]) for name in names if (name, metric) in cells]
+            means = [cell["mean"] for cell, _ in own]
+            ax.plot([min(means), max(means)], [place, place], color="0.8", linewidth=2, zorder=1)
+            for number, (cell, scheme) in enumerate(own):
+                height = place + 0.16 * (number - (len(own) - 1) / 2)
+                errors = {"xerr": arms(cell["mean"], cell["low"], cell["high"])[:, None]}
+                look = {"markersize": 4, "elinewidth": 0.4, "linestyle": "", **LOOKS[scheme]}
+                ax.errorbar(cell["mean"], height, **errors, label=SCHEMES[scheme], **look)
+        if (UNEDITED, metric) in cells:
+            ax.axvline(cells[UNEDITED, metric]["mean"], color="0.3", linewidth=0.6, linestyle=":")
+        ax.set(xlabel=_axis(metric), yticks=range(len(rows)), yticklabels=list(rows))
+        ax.grid(visible=False, axis="y")
+    axes[0].invert_yaxis()
+    handles = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    order = [label for label in SCHEMES.values() if label in handles]
+    figure.legend([handles[o] for o in order], order, fontsize="x-small", loc="outside upper center", ncols=3)
+
+
+def _rule_and_scheme(name: str) -> tuple[str, str]:
+    """Take the suffix of a scheme from a method's name."""
+    suffix = next((suffix for suffix in (FE, CR) if name.endswith(suffix)), "")
+    return name.removesuffix(suffix) if suffix else name, suffix
 
 
 def frontier(figure: FigureBase, dataset: xr.Dataset) -> None:
@@ -68,15 +90,6 @@ def frontier(figure: FigureBase, dataset: xr.Dataset) -> None:
     axes[0].set(ylabel=_axis("generalization_accuracy"), xscale="log")
     axes[0].invert_xaxis()  # right and up is better, in both planes
     figure.legend(*ax.get_legend_handles_labels(), fontsize="x-small", loc="outside upper center", ncols=7)
-
-
-def _filled(name: str, replayed: bool) -> tuple[str, dict[str, Any]]:
-    """A method's rule, and the filling of its marker: hollow without replay, half with FE, wholly with CR."""
-    if name.endswith(CR):
-        return name.removesuffix(CR), {}
-    if name.endswith(FE):
-        return name.removesuffix(FE), {"fillstyle": "left", "markerfacecoloralt": "white"}
-    return name, {"markerfacecolor": "white"} if replayed else {}
 
 
 def gain(figure: FigureBase, dataset: xr.Dataset, step: Step) -> None:

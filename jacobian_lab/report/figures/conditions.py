@@ -39,41 +39,31 @@ def has_angles(dataset: xr.Dataset) -> bool:
 
 
 def theorem2(figure: FigureBase, dataset: xr.Dataset) -> None:
-    """The strict condition and the milder one: the ends of S's spectrum for every fact, and cos(Jδ, δ)."""
+    """The strict condition and the milder one: the ends of S's spectrum for every fact, cos(Jδ, δ), and what came."""
     below = below_last(dataset)
-    left, middle, right = figure.subplots(1, 3)
+    left, linear, realised = figure.subplots(1, 3)
     layers = below["layer"].values
-    for name, marker, label in (("lambda_max", "^", r"$\lambda_{\max}$"), ("lambda_min", "v", r"$\lambda_{\min}$")):
-        shift = np.linspace(-0.25, 0.25, below.sizes["fact"])
-        for place, layer in enumerate(layers):
-            look = {
-                "color": "0.2" if marker == "v" else "0.65",
-                "marker": marker,
-                "linestyle": "none",
-                "markersize": 1.5,
-            }
-            left.plot(layer + shift, below[name].values[:, place], label=label if not place else None, **look)
+    shift = np.linspace(-0.25, 0.25, below.sizes["fact"])
+    ends = (("lambda_max", "^", "0.65", r"$\lambda_{\max}$"), ("lambda_min", "v", "0.2", r"$\lambda_{\min}$"))
+    for name, marker, color, label in ends:
+        places = layers[:, None] + shift
+        left.plot(places.ravel(), below[name].values.T.ravel(), marker, color=color, markersize=1.5, label=label)
     left.axhline(0, color="0.3", linewidth=0.6)
+    surveyed = below["decision"].where(below["surveyed"] == 1)
+    definite = int((surveyed == DECISIONS["definite"]).sum())
+    title = rf"$S \succ 0$: {definite:,} of {int(surveyed.count()):,}"
     left.set(ylabel=r"eigenvalues of $S$", xlabel="layer", xticks=layers)
+    left.set_title(title, fontsize="small")
     left.set_ylim(top=1.25 * left.get_ylim()[1])
     left.legend(fontsize="x-small", frameon=False, loc="upper right", ncols=2)
-    definite = (below["decision"] == DECISIONS["definite"]).where(below["surveyed"] == 1)
-    middle.plot(layers, definite.mean("fact"), **YARDSTICK | {"label": r"$S \succ 0$"})
-    for scheme in schemes_with(below, "linear_cosine"):
-        edit, look = below.sel(scheme=scheme), STYLES.get(scheme, {})
-        positive = (edit["linear_cosine"] > 0).where(edit["linear_cosine"].notnull())
-        middle.plot(layers, positive.mean("fact"), label=scheme, markersize=3, linewidth=1, **look)
-        right.plot(layers, edit["linear_cosine"].mean("fact"), markersize=3, linewidth=1, **look)
-        hollow = look | {"markerfacecolor": "white", "linestyle": "--"}
-        right.plot(layers, edit["cosine"].mean("fact"), markersize=3, linewidth=0.8, **hollow)
-    middle.set(ylabel="share of facts", ylim=(-0.04, 1.04))
-    right.plot([], [], color="0.3", label=r"$\cos(J\delta, \delta)$")
-    right.plot([], [], color="0.3", linestyle="--", label="realised")
-    right.legend(fontsize="x-small", frameon=False)
-    right.set(ylabel="mean cosine", ylim=(min(0.0, right.get_ylim()[0]), 1.02))
-    for ax in (middle, right):
-        ax.set(xlabel="layer", xticks=layers)
-    figure.legend(*middle.get_legend_handles_labels(), fontsize="x-small", loc="outside upper center", ncols=7)
+    for ax, variable, label in (
+        (linear, "linear_cosine", r"$\cos(J\delta, \delta)$"),
+        (realised, "cosine", r"realised cosine, $\cos(\delta_L, \delta)$"),
+    ):
+        for scheme in schemes_with(below, "linear_cosine"):
+            mean_curve(ax, dataset, below[variable].sel(scheme=scheme), label=scheme, **STYLES.get(scheme, {}))
+        ax.set(ylabel=label, ylim=(min(0.0, ax.get_ylim()[0]), 1.02))
+    figure.legend(*linear.get_legend_handles_labels(), fontsize="x-small", loc="outside upper center", ncols=7)
 
 
 def jacobian(figure: FigureBase, dataset: xr.Dataset) -> None:

@@ -1,12 +1,14 @@
 """Figures of target schemes, layer by layer."""
 
+import math
+
 import numpy as np
+import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import FigureBase
-from matplotlib.ticker import MaxNLocator
 
-from jacobian_lab.report.figures.axes import error_bars, mean_curve, schemes_with
+from jacobian_lab.report.figures.axes import error_bars, mean_curve, plain_decades, schemes_with
 from jacobian_lab.report.figures.style import STYLES
 from jacobian_lab.report.paper import paper_residuals
 from jacobian_lab.report.tables.residuals import table
@@ -27,17 +29,36 @@ def cosine_by_layer(figure: FigureBase, dataset: xr.Dataset) -> None:
 
 
 def residual_by_layer(figure: FigureBase, dataset: xr.Dataset) -> None:
-    """Tables 2 and 5 as curves: mean remaining residual of every scheme, the paper's dashed."""
-    ax = figure.subplots()
-    _curves(ax, dataset, "residual_ratio", "table2", "table5")
-    ax.set(ylabel="remaining residual", ylim=(0, None))
+    """Tables 2 and 5 as curves, a panel each: mean remaining residual of every scheme, the paper's dashed.
+
+    The panels have one scale and two denominators: the residual of the last layer's optimised target, and that of the
+    scheme's own.
+    """
+    tables = residual_tables(dataset)
+    for ax, name in zip(figure.subplots(1, len(tables), sharey=True, squeeze=False)[0], tables, strict=True):
+        _curves(ax, dataset, "residual_ratio", name)
+        ax.set(yscale="log", title=RESIDUALS[name])
+        plain_decades(ax.yaxis)
+    figure.axes[0].set(ylabel="remaining residual")
+
+
+RESIDUALS = {"table2": "of the last layer's target", "table5": "of the scheme's own target"}
+"""What each table's residual is over."""
+
+
+def residual_tables(dataset: xr.Dataset) -> list[str]:
+    """Tables of residuals that a run has rows of."""
+    return [name for name in RESIDUALS if len(_own(dataset, "residual_ratio", name))]
 
 
 def spread_by_fact(figure: FigureBase, dataset: xr.Dataset) -> None:
     """One panel a scheme: the remaining residual of every fact, and the median."""
-    schemes = [str(name) for name in dataset["scheme"].values]
-    panels = np.atleast_1d(figure.subplots(1, len(schemes), sharey=True, sharex=True))
-    for ax, scheme in zip(panels, schemes, strict=True):
+    schemes = schemes_with(dataset, "residual_ratio")
+    rows, columns = shape_of(len(schemes))
+    panels = figure.subplots(rows, columns, sharey=True, sharex=True, squeeze=False)
+    for ax in panels.flat[len(schemes) :]:
+        ax.remove()
+    for ax, scheme in zip(panels.flat, schemes, strict=False):
         values, layers = dataset["residual_ratio"].sel(scheme=scheme).values, dataset["layer"].values
         edited = np.isfinite(values).any(axis=0)
         ax.plot(layers, values.T, color="0.6", linewidth=0.4, marker=".", markersize=1.5)
@@ -46,8 +67,20 @@ def spread_by_fact(figure: FigureBase, dataset: xr.Dataset) -> None:
         ax.plot(layers, median, **STYLES.get(scheme, {}), linewidth=1, markersize=3)
         ax.axhline(1.0, color="0.3", linewidth=0.5, linestyle=":")
         ax.set_title(scheme, fontsize="small")
-        ax.set(xlabel="edited layer", xticks=layers)
-    panels[0].set(ylabel="remaining residual", ylim=(0, None))
+        ax.set(xticks=layers, yscale="log")
+        ax.yaxis.set(major_formatter="{x:g}")
+    figure.supxlabel("edited layer", fontsize="medium")
+    figure.supylabel("remaining residual", fontsize="medium")
+
+
+def shape_of(panels: int) -> tuple[int, int]:
+    """Rows and columns of panels: one row up to four, then two and more."""
+    columns = panels if panels <= COLUMNS else math.ceil(panels / math.ceil(panels / COLUMNS))
+    return math.ceil(panels / columns), columns
+
+
+COLUMNS = 4
+"""Panels of a row at the most."""
 
 
 def decomposition(figure: FigureBase, dataset: xr.Dataset) -> None:
@@ -142,12 +175,21 @@ def layer_count(figure: FigureBase, dataset: xr.Dataset) -> None:
     variables = counted(dataset)
     axes = figure.subplots(1, len(variables), squeeze=False)[0]
     for ax, (name, label) in zip(axes, variables.items(), strict=True):
-        for scheme in schemes_with(dataset, name):
-            mean_curve(ax, dataset, dataset[name].sel(scheme=scheme), label=scheme, **STYLES.get(scheme, {}))
-        ax.set(xlabel="decisive layers", ylabel=label, ylim=(0, None))
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        schemes = schemes_with(dataset, name)
+        for place, scheme in enumerate(schemes):
+            values = dataset[name].sel(scheme=scheme)
+            dim = next(str(dim) for dim in values.dims if dim != "fact")
+            dodged = values.assign_coords({dim: values[dim] + DODGE * (place - (len(schemes) - 1) / 2)})
+            mean_curve(ax, dataset, dodged, label=scheme, **STYLES.get(scheme, {}))
+        ax.set(xlabel="decisive layers", ylabel=label, xticks=dataset[dim].values)
+        ax.set(**{"yscale": "log"} if name == "final_ratio" else {"ylim": (0, None)})
     axes[0].axhline(1.0, color="0.3", linewidth=0.5, linestyle=":")
+    plain_decades(axes[0].yaxis)
     figure.legend(*axes[0].get_legend_handles_labels(), fontsize="x-small", loc="outside upper center", ncols=5)
+
+
+DODGE = 0.12
+"""Layers by which the schemes' intervals stand apart."""
 
 
 def counted(dataset: xr.Dataset) -> dict[str, str]:
@@ -160,22 +202,25 @@ def counted(dataset: xr.Dataset) -> dict[str, str]:
     return {name: label for name, label in labels.items() if schemes_with(dataset, name)}
 
 
-def _curves(ax: Axes, dataset: xr.Dataset, variable: str, *tables: str) -> None:
-    """Mean and interval by layer of each scheme's own row in some tables."""
+def _own(dataset: xr.Dataset, variable: str, name: str) -> pd.DataFrame:
+    """A table's rows of the schemes themselves."""
+    long = table(dataset, name)
+    return long[(long["variable"] == variable) & (long["row"] == long["scheme"])]
+
+
+def _curves(ax: Axes, dataset: xr.Dataset, variable: str, name: str) -> None:
+    """Mean and interval by layer of each scheme's own row in a table."""
     layers, beside = [int(layer) for layer in dataset["layer"].values], False
-    for name in tables:
-        long = table(dataset, name)
-        long = long[(long["variable"] == variable) & (long["row"] == long["scheme"])]
-        for scheme, rows in long.groupby("scheme", sort=False):
-            look = STYLES.get(str(scheme), {})
-            edited = rows.set_index("layer").reindex(layers)  # no line through layers that are not edited
-            error_bars(ax, layers, *(edited[name] for name in ("mean", "low", "high")), label=scheme, **look)
-            paper = paper_residuals(name, str(scheme), len(layers))
-            if np.isfinite(paper).any():
-                hollow = look | {"markerfacecolor": "white"}
-                ax.plot(layers, paper, linestyle="--", linewidth=0.8, markersize=3, **hollow)
-                beside = True
+    for scheme, rows in _own(dataset, variable, name).groupby("scheme", sort=False):
+        look = STYLES.get(str(scheme), {})
+        edited = rows.set_index("layer").reindex(layers)  # no line through layers that are not edited
+        error_bars(ax, layers, *(edited[column] for column in ("mean", "low", "high")), label=scheme, **look)
+        paper = paper_residuals(name, str(scheme), len(layers))
+        if np.isfinite(paper).any():
+            hollow = look | {"markerfacecolor": "white"}
+            ax.plot(layers, paper, linestyle="--", linewidth=0.8, markersize=3, **hollow)
+            beside = True
     if beside:
         ax.plot([], [], linestyle="--", color="0.3", linewidth=0.8, label="paper (Llama-3-8B)")
     ax.set(xlabel="edited layer", xticks=layers)
-    ax.legend(fontsize="x-small", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
+    ax.legend(fontsize="x-small", frameon=False)

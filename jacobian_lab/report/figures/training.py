@@ -6,25 +6,22 @@ from matplotlib.figure import FigureBase
 
 from jacobian_lab.report.tables.training import routed, with_router
 
-LOOKS = {
-    "prompts": {"color": "#c1272d", "linestyle": "-"},
-    "paraphrases": {"color": "0.35", "linestyle": "--"},
-    "neighbourhood": {"color": "0.65", "linestyle": ":"},
-}
-BINS = 30
+COLORS = {"prompts": "#c1272d", "paraphrases": "0.35", "neighbourhood": "0.65"}
+JITTER = 0.3
+"""Height over which the prompts of a kind are spread, so that equal distances stand side by side."""
 
 
 def routing(figure: FigureBase, dataset: xr.Dataset) -> None:
-    """Distance of a memory from the model's own matrix on each kind of prompt, and the threshold."""
+    """Distance of a memory from the model's own matrix for every prompt, a row a kind of prompt, and the threshold."""
     methods = with_router(dataset)
     for ax, name in zip(figure.subplots(1, len(methods), squeeze=False)[0], methods, strict=True):
-        kinds = routed(dataset, name)
-        every = np.concatenate([prompts.distances[np.isfinite(prompts.distances)] for prompts in kinds.values()])
-        bins = np.linspace(0, max(every.max(initial=0), 1) * 1.02, BINS + 1)
-        for kind, prompts in kinds.items():
-            weights = np.full(prompts.distances.size, 100 / max(1, prompts.distances.size))
-            label = f"{kind}: {100 * prompts.served:.0f} % served"
-            ax.hist(prompts.distances, bins, weights=weights, histtype="step", label=label, linewidth=1, **LOOKS[kind])
+        kinds = {kind: prompts for kind, prompts in routed(dataset, name).items() if prompts.distances.size}
+        for row, (kind, prompts) in enumerate(kinds.items()):
+            heights = row + np.linspace(-JITTER, JITTER, prompts.distances.size)
+            ax.plot(prompts.distances.ravel(), heights, "o", color=COLORS[kind], markersize=2, alpha=0.7)
         ax.axvline(1, color="0.1", linewidth=0.7)
-        ax.set(xlabel="distance from the model's own matrix, over the threshold", ylabel="prompts, %", title=name)
-        ax.legend(fontsize="x-small")
+        labels = [f"{kind}\n{100 * prompts.served:.0f} % served" for kind, prompts in kinds.items()]
+        ax.set(xlabel="distance from the model's own matrix, over the threshold", title=name)
+        ax.set_yticks(range(len(kinds)), labels, fontsize="x-small")
+        ax.set(ylim=(len(kinds) - 0.5, -0.5), xlim=(0, None))
+        ax.grid(visible=False, axis="y")

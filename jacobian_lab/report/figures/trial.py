@@ -3,8 +3,8 @@
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import FigureBase
-from matplotlib.ticker import LogLocator, NullFormatter
 
+from jacobian_lab.report.figures.axes import plain_decades
 from jacobian_lab.report.figures.style import STYLES
 
 OTHER = {"color": "0.5", "marker": "."}
@@ -52,5 +52,5 @@ def _panel(ax: Axes, points: pd.DataFrame) -> None:
                 fontsize=4,
                 color=look["color"],
             )
-    ax.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_formatter=NullFormatter())
+    plain_decades(ax.xaxis)
     ax.tick_params(axis="x", labelsize="x-small", rotation=40)

@@ -9,9 +9,9 @@ import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import FigureBase
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from jacobian_lab.catalogue import method
+from jacobian_lab.report.figures.axes import plain_decades
 from jacobian_lab.report.figures.style import STYLES
 from jacobian_lab.store.run import config_of
 from jacobian_lab.tries import LABELS, Criterion, Outcome, gain_of, within
@@ -32,7 +32,7 @@ def tune(figure: FigureBase, dataset: xr.Dataset) -> None:
             ax.sharey(axes[0])
         handles |= _frontiers(ax, tries[tries["method"] == name], label, criterion, colors)
         ax.set(title=name, xlabel=r"$D_{KL}$, nat", xscale="log")
-        ax.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_formatter=NullFormatter())
+        plain_decades(ax.xaxis)
         ax.tick_params(axis="x", labelsize="x-small", rotation=40)
         ax.invert_xaxis()  # right and up is better
     axes[0].set(ylabel=LABELS[gain_of(tries)])
