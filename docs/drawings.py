@@ -3,23 +3,28 @@
     python docs/drawings.py           # all, into docs/images
     python docs/drawings.py idea      # some of them: idea, plane, vectors
 
-The idea is a sketch; the other two show the fact `FACT` in the embedded model, as backward spreading edits it.
+The idea is a sketch; the other two show the fact `FACT` in the embedded model: its J, and what backward spreading
+did to it in the run `RUN` (``make reproduce ARGS="--slice 0:32"``).
 """
 
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 import jacobian_lab as jl
 from jacobian_lab.report.figures.style import STYLES, save, style
+from jacobian_lab.store.run import open_run
 
 IMAGES = Path(__file__).resolve().parent / "images"
 FACT = "3:4"
+RUN = Path("runs/reproduce")
 LAYERS = (4, 5, 6, 7, 8)
 BACK, FORTH, TOGETHER = (
     STYLES[f"{name}"]["color"] for name in ("backward-dividing", "forward-replay", "coordinated-replay")
@@ -89,7 +94,7 @@ def plane() -> Figure:
         ax.fill(boundary.real, boundary.imag, facecolor="0.9", edgecolor="0.4", linewidth=0.8)
         ax.plot(values.real, values.imag, ".", color=BACK, markersize=1.5)
         ax.axvline(0, color="0.3", linewidth=0.6, linestyle=":")
-        ax.plot([verdict.lambda_min, verdict.lambda_max], [0, 0], "|", color=TOGETHER, markersize=6)
+        ax.plot([verdict.smallest, verdict.largest], [0, 0], "|", color=TOGETHER, markersize=6)
         ax.set(title=rf"$J_{{{layer} \to {LAYERS[-1]}}}$", xlabel="real part", aspect="equal")
     figure.axes[0].set(ylabel="imaginary part")
     return figure
@@ -97,46 +102,37 @@ def plane() -> Figure:
 
 def vectors() -> Figure:
     """Residual R, Jδ and the change that came, layer by layer of one edit: lengths over ‖R‖, angles to R."""
-    model, facts = jl.load_model(device="cpu"), jl.load_facts("builtin", "0:8")
-    with jl.Editor(model, facts, layers=LAYERS).edit("memit") as edit:
-        measures = {
-            name: values[int(FACT.partition(":")[0])].numpy()
-            for name, values in edit.measures.items()
-            if values.ndim == 2
-        }
+    stored = open_run(RUN).sel(scheme="backward-dividing").isel(fact=int(FACT.partition(":")[0]))
+    names = ("residual_norm", "residual_ratio", "passive_shift_norm", "linear_norm", "linear_residual_cosine")
+    measures = {name: stored[name].values for name in names}
     after = measures["residual_norm"]
     before = np.concatenate([[after[0] / measures["residual_ratio"][0]], after[:-1]])
     passive = measures["passive_shift_norm"] / before
     cosine = (1 + passive**2 - (after / before) ** 2) / (2 * passive)
     figure = Figure()
     for place, ax in enumerate(figure.subplots(1, len(LAYERS), sharey=True)):
-        _arrow(ax, 1, 1.0, "0.6", "$R$")
-        _arrow(
-            ax,
-            measures["linear_norm"][place] / before[place],
-            measures["linear_residual_cosine"][place],
-            BACK,
-            r"$J\delta$",
-        )
-        _arrow(ax, passive[place], cosine[place], TOGETHER, "came")
-        ax.set(xlim=(-0.1, 1.25), ylim=(-0.05, 1.1), aspect="equal", xticks=[0, 1], yticks=[0, 1])
+        _arrow(ax, passive[place], cosine[place], color=TOGETHER, linewidth=2)
+        linear = measures["linear_norm"][place] / before[place], measures["linear_residual_cosine"][place]
+        _arrow(ax, *linear, color="0.1", linewidth=0.8)
+        _arrow(ax, 1, 1.0, color="0.6", linewidth=1)
+        ax.set(xlim=(-0.05, 1.1), ylim=(-0.05, 0.45), aspect="equal", xticks=[0, 1], yticks=[])
         ax.set_title(f"layer {LAYERS[place]}", fontsize="small")
+    looks = {"residual $R$": ("0.6", 1), r"$J\delta$": ("0.1", 0.8), "change at layer 8": (TOGETHER, 2)}
+    handles = [Line2D([], [], color=color, linewidth=width) for color, width in looks.values()]
+    figure.legend(handles, list(looks), fontsize="x-small", loc="outside upper center", ncols=3)
     return figure
 
 
-def _arrow(ax: Axes, length: float, cosine: float, color: str, label: str) -> None:
+def _arrow(ax: Axes, length: float, cosine: float, **look: Any) -> None:
     angle = np.arccos(np.clip(cosine, -1, 1))
     end = (length * np.cos(angle), length * np.sin(angle))
-    ax.annotate(
-        "", end, (0, 0), arrowprops={"arrowstyle": "-|>", "color": color, "linewidth": 1, "shrinkA": 0, "shrinkB": 0}
-    )
-    ax.annotate(label, end, xytext=(2, 3), textcoords="offset points", fontsize=6, color=color)
+    ax.annotate("", end, (0, 0), arrowprops={"arrowstyle": "-|>", "shrinkA": 0, "shrinkB": 0, **look})
 
 
 DRAWINGS: Mapping[str, tuple[Callable[[], Figure], int, float]] = {
     "idea": (idea, 3, 0.8),
     "plane": (plane, 3, 1.0),
-    "vectors": (vectors, 5, 1.2),
+    "vectors": (vectors, 5, 0.8),
 }
 
 
@@ -146,7 +142,7 @@ def main() -> None:
         draw, columns, height = DRAWINGS[name]
         with style("full", columns, height):
             figure = draw()
-        save(figure, IMAGES / f"{name}.svg", Path(f"/tmp/tf/{name}.png"))
+        save(figure, IMAGES / f"{name}.svg")
 
 
 if __name__ == "__main__":
