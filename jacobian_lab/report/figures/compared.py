@@ -25,7 +25,7 @@ def efficacy_specificity(figure: FigureBase, dataset: xr.Dataset) -> None:
         places = {}
         for name in map(str, dataset["edit"].values):
             x, y = cells[name, across], cells[name, up]
-            rule, fill = _filled(name, replayed=any(both_ways(dataset, step) for step in STEPS))
+            rule, fill = filled(name, replayed=any(both_ways(dataset, step) for step in STEPS))
             look = {"color": RULE_COLORS.get(rule, "0.4"), "marker": RULE_MARKERS.get(rule, "x"), "markersize": 4}
             errors = {f"{axis}err": arms(v["mean"], v["low"], v["high"])[:, None] for axis, v in (("x", x), ("y", y))}
             places[name] = (x["mean"], y["mean"])
@@ -70,7 +70,7 @@ def frontier(figure: FigureBase, dataset: xr.Dataset) -> None:
     figure.legend(*ax.get_legend_handles_labels(), fontsize="x-small", loc="outside upper center", ncols=7)
 
 
-def _filled(name: str, replayed: bool) -> tuple[str, dict[str, Any]]:
+def filled(name: str, replayed: bool) -> tuple[str, dict[str, Any]]:
     """A method's rule, and the filling of its marker: hollow without replay, half with FE, wholly with CR."""
     if name.endswith(CR):
         return name.removesuffix(CR), {}
