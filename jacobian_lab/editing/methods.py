@@ -135,6 +135,10 @@ class BatchEdits:
     The weights before all edits and the sum of the changes, added up in float64 and rounded once, are the model's after
     every batch.
 
+    With old keys and the same targets, several batches at one layer give the change of one batch where a rule minimises
+    ‖(W + ΔW) K − V‖² plus a fixed quadratic of the total change: memit, encore, rlsedit, alphaedit and nas; betaedit
+    until it takes its null space anew, emmet with ε = 1. Each solve is then a step of recursive least squares.
+
     Args:
         pair: The method.
         setting: What the edits are made with, of all facts.

@@ -166,7 +166,7 @@ class EditSequence:
                 done(len(batch))
                 left = [look for look in self.looks if not run.done("measured", look=look, **course).all()]
                 if reason is not None and left:
-                    note(f"{name} with {course['targets']} targets ends before {left[0]} facts: {ENDS[reason]}")
+                    note(f"{name} with {course['targets']} targets ends before {left[0]} facts by {ENDS[reason]}")
                     run.commit("measured", reason, look=left, **course)
                 if reason is not None:
                     break
@@ -238,7 +238,7 @@ class EditSequence:
         asking = counts.evaluation(parts, decoded)
         looks = (asking * share + reading) * (len(self.looks) * len(courses))
         work = edits + looks + asking * 2 + reading  # of the unedited model, which every other is held against
-        title = f"{counted(len(courses), 'course')} of {counted(len(self.batches), 'batch')}"
+        title = f"{counted(len(courses), 'course')} of {len(self.batches)} batches, looked at {len(self.looks)} times"
         projected = len(comparison.projected())
         yield counts.editing(title, work, len(layers), rows, projected=projected, parts=[*parts, text])
 
