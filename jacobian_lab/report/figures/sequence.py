@@ -81,7 +81,9 @@ def _curves(ax: Axes, dataset: xr.Dataset, rows: pd.DataFrame, name: str) -> Non
     """A number of each look along the facts edited, with its interval if it has one."""
     for course in edited_courses(dataset):
         own = rows[(rows["method"] == course.method) & (rows["targets"] == course.targets)]
-        bars = {"yerr": arms(own[name], own[f"{name}_low"], own[f"{name}_high"])} if name in SHOWN else {}
+        bars: dict[str, Any] = (
+            {"yerr": arms(own[name], own[f"{name}_low"], own[f"{name}_high"])} if name in SHOWN else {}
+        )
         look = {"linewidth": 1, "markersize": 3, "elinewidth": 0.3, "label": course.label, **_look(course)}
         ax.errorbar(own["edited"], own[name], **bars, **look)
     label = AXES.get(name) or SHOWN[name].label

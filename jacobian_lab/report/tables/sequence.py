@@ -137,11 +137,11 @@ def losses(dataset: xr.Dataset, course: Course, name: str) -> np.ndarray:
     """First or last loss of the descent that each fact's targets come from, ``[fact]``."""
     scheme, layers = SCHEMES[method(course.method).scheme], dataset["layer"].values.tolist()
     descent = DESCENTS.get(scheme.kind, "anchor")
-    at = {"anchor_layer": scheme.anchored(tuple(layers))[-1]} if descent == "anchor" else {}
+    at: dict[str, Any] = {"anchor_layer": scheme.anchored(tuple(layers))[-1]} if descent == "anchor" else {}
     unedited = dataset[f"{descent}_{name}"].sel(at).values
     if course.targets != "current":
         return np.asarray(unedited)
-    own = dataset.sel(edit=course.method, **at)
+    own = dataset.sel({**at, "edit": course.method})
     later = own[f"{CURRENT}{descent}_passes"].values > 0
     return np.where(later, own[f"{CURRENT}{descent}_{name}"].values, unedited)
 
