@@ -22,6 +22,9 @@ TOP = (1, 5, 10)
 ROWS_OF_LOGITS = 256
 """Most rows of logits held at once, in the model's dtype."""
 
+STATES_AT_ONCE = 1024
+"""Padded tokens whose states at all blocks are held at once."""
+
 Rows = Mapping[Question, Prompt]
 Values = Mapping[Question, float]
 
@@ -316,7 +319,7 @@ def state_norms(model: LanguageModel, rows: Sequence[Prompt]) -> Float[Tensor, "
     """
     blocks = range(model.n_layers)
     sums, count = torch.zeros(len(blocks), dtype=torch.float64), 0
-    for group in batches(rows):
+    for group in batches(rows, STATES_AT_ONCE):
         batch = [rows[i] for i in group]
         with capture(model, hidden=blocks) as record:
             forward(model, batch)
