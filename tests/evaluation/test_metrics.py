@@ -277,7 +277,8 @@ def test_greedy_decoding_is_accuracy_on_the_real_model(real, shared):
 def test_norms_of_states_are_those_of_the_untouched_model(tiny):
     """One row at a time; transformers' last hidden state is behind the final norm, so that it is left out."""
     rows = [
-        text_prompt(tiny, text) for text in ("The tower stands in the old city.", "Rome", "Line 3 tells of rivers.")
+        text_prompt(tiny.tokenizer, text)
+        for text in ("The tower stands in the old city.", "Rome", "Line 3 tells of rivers.")
     ]
     norms = []
     with torch.no_grad():
