@@ -24,7 +24,7 @@ from jacobian_lab.jobs.experiment import prepare
 from jacobian_lab.jobs.kinds import run_job
 from jacobian_lab.jobs.sequence_config import SequenceConfig
 from jacobian_lab.report.results import Results
-from jacobian_lab.session import descents
+from jacobian_lab.session import descents, session
 from jacobian_lab.store.run import Run, open_run
 from jacobian_lab.store.schema import KINDS
 from jacobian_lab.store.sequences import FAILED, MEASURED, NORM, PERPLEXITY
@@ -54,13 +54,21 @@ def same(one, other, names=None):
 
 
 @pytest.mark.parametrize("targets", ["current", "unedited"])
-def test_one_batch_is_an_edit_table_to_the_last_bit(targets, quick, once, tmp_path):
+def test_one_batch_is_an_edit_table_to_the_last_bit(targets, quick, once, tmp_path, monkeypatch):
     def make(folder):
         run_job(EditTableConfig(**quick, methods=METHODS, greedy=False, out=folder), progress=False)
 
     table = open_run(once("edits-of-one-batch", make))
     config = SequenceConfig(**quick, methods=METHODS, edits_per_batch=None, targets=targets, out=tmp_path / "run")
+    several = []
+
+    def watched(*arguments, **keywords):
+        several.append(keywords["several"])
+        return BatchEdits(*arguments, **keywords)
+
+    monkeypatch.setattr(session, "BatchEdits", watched)
     sequence = open_run(run_job(config, progress=False))
+    assert several == [False] * len(METHODS)  # of one batch every matrix is factored as a whole
     at = sequence.sel(targets=targets, look=6).sel(edit=list(METHODS))
     unedited = sequence.sel(targets="unedited", look=0, edit="unedited")
     compared = 0
