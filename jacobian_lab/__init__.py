@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from jacobian_lab.jobs.config import LayerCountConfig as LayerCountConfig
     from jacobian_lab.jobs.config import SchemesConfig as SchemesConfig
     from jacobian_lab.jobs.locating import LocateConfig as LocateConfig
+    from jacobian_lab.jobs.sequence_config import SequenceConfig as SequenceConfig
     from jacobian_lab.jobs.transferring import TransferConfig as TransferConfig
     from jacobian_lab.jobs.tune_config import TuneConfig as TuneConfig
     from jacobian_lab.maps.conditions import eigenspaces as eigenspaces
@@ -81,6 +82,7 @@ _HOMES = {
     "Lens": "maps.lens",
     "LocateConfig": "jobs.locating",
     "SchemesConfig": "jobs.config",
+    "SequenceConfig": "jobs.sequence_config",
     "TransferConfig": "jobs.transferring",
     "TuneConfig": "jobs.tune_config",
     "apply": "applying",

@@ -63,6 +63,20 @@ class Scheme:
         """
         return layers[-1] if self.reads == "last" else layers[index]
 
+    def anchored(self, layers: tuple[int, ...]) -> tuple[int, ...]:
+        """Select the layers whose anchors the targets are made of, beside coordinated shifts and descents of their own.
+
+        Args:
+            layers: The decisive layers, ascending.
+
+        Returns:
+            Some of their ends.
+        """
+        edited, ends = self.edited(layers), tuple(dict.fromkeys(layers[:1] + layers[-1:]))
+        if self.kind == OPTIMISED:
+            return tuple(dict.fromkeys(self.read(edited, index) for index in range(len(edited))))
+        return {REPLAYED: layers[:1], SEPARATE: ends}.get(self.kind, ())
+
     def divisor(self, index: int, count: int) -> int:
         """Divisor of the residual.
 

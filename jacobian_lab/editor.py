@@ -263,7 +263,7 @@ class Editor:
         if shape != expected:
             raise InputError(f"expected anchors of the shape {expected}, got {shape} at layer {layer}: give one a fact")
         unknown = torch.full((len(self.facts),), torch.nan)
-        optimized = (torch.as_tensor(states), unknown, unknown, unknown)
+        optimized = (torch.as_tensor(states), unknown, unknown, unknown, unknown)
         self._recorder.put(ANCHOR, {"anchor_layer": layer}, range(len(self.facts)), optimized)
 
     @contextmanager

@@ -19,8 +19,8 @@ def run(config: JobConfig, *, progress: bool = True) -> Results:
 
     Args:
         config: The job: `SchemesConfig`, `EditTableConfig`, `EditConfig`, `JacobianConfig`, `LayerCountConfig`,
-            `DampingConfig`, `FrontierConfig`, `LocateConfig`, `TransferConfig` or `TuneConfig`. Paths may be
-            strings, and tuples lists.
+            `DampingConfig`, `FrontierConfig`, `LocateConfig`, `SequenceConfig`, `TransferConfig` or `TuneConfig`. Paths
+            may be strings, and tuples lists.
         progress: Whether to show progress bars.
 
     Returns:

@@ -103,6 +103,16 @@ COMMANDS = {
             "frontier --slice 0:16 --rule alphaedit --ridges 1 10 100 --thresholds 0.002 0.02 --out runs/frontier-l2",
         ),
     ),
+    "sequence": Command(
+        "compare",
+        "Edit batch after batch: what is forgotten, and what breaks.",
+        "jobs:Sequences",
+        (
+            "sequence --slice 0:4 --methods memit --edits-per-batch 2 --corpus-tokens auto --out runs/sequence-four",
+            "sequence --slice 0:64 --edits-per-batch 8 --targets both --out runs/sequence",
+            "sequence --facts counterfact.json --slice 0:128 --methods lyaplock rlsedit+cr --look-every 2 --plan",
+        ),
+    ),
     "tune": Command(
         "compare",
         "Search layers, λ, learning rate and passes for methods on your model.",

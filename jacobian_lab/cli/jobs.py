@@ -27,6 +27,7 @@ from jacobian_lab.jobs.job import planned
 from jacobian_lab.jobs.kinds import JOBS, run_job
 from jacobian_lab.jobs.locating import LocateConfig
 from jacobian_lab.jobs.methods import saved_forms, saved_paths
+from jacobian_lab.jobs.sequence_config import SequenceConfig
 from jacobian_lab.jobs.transferring import TransferConfig
 from jacobian_lab.model.hub import check_upload, upload
 from jacobian_lab.report.cards import card_of, write_card
@@ -202,6 +203,14 @@ class Frontier(Account):
 
 
 @dataclass(frozen=True)
+class Sequences(Account):
+    """Edit batch after batch."""
+
+    config: Annotated[SequenceConfig, arg(name="")] = field(default_factory=SequenceConfig)
+    table: Suppress[str] = "sequence"
+
+
+@dataclass(frozen=True)
 class Jacobians(Account):
     """Measure Jacobians."""
 
@@ -351,6 +360,7 @@ SCRIPTS: Mapping[str, tuple[JobCommand, str]] = {
             "frontier": Frontier(),
             "jacobian": Jacobians(),
             "locate": Locate(),
+            "sequence": Sequences(),
             "transfer": Transfer(),
         }.items()
     },

@@ -27,6 +27,7 @@ class Anchors:
         loss: The loss at the last pass.
         passes: How many passes were made.
         clamped: Share of the updates after which the clamp scaled the fact's shifts back.
+        first_loss: The loss at the first pass.
     """
 
     layer: int
@@ -34,6 +35,7 @@ class Anchors:
     loss: Float[Tensor, " fact"]
     passes: Int[Tensor, " fact"]
     clamped: Float[Tensor, " fact"]
+    first_loss: Float[Tensor, " fact"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +48,7 @@ class CoordinatedShifts:
         loss: The loss at the last pass.
         passes: How many passes were made.
         clamped: Share of the updates after which the clamp scaled the fact's shifts back.
+        first_loss: The loss at the first pass.
     """
 
     layers: Layers
@@ -53,6 +56,7 @@ class CoordinatedShifts:
     loss: Float[Tensor, " fact"]
     passes: Int[Tensor, " fact"]
     clamped: Float[Tensor, " fact"]
+    first_loss: Float[Tensor, " fact"]
 
 
 def optimize_anchors(
@@ -89,7 +93,7 @@ def optimize_anchors(
     descent = Descent(settings.rows(rows), (layer,), settings, conditions=conditions)
     descent.run(progress)
     states = shifted_states(rows.model, rows.bare, layer, descent.shifts[:, 0])
-    return Anchors(layer, states, descent.loss, descent.passes, descent.clamped)
+    return Anchors(layer, states, descent.loss, descent.passes, descent.clamped, descent.first_loss)
 
 
 def best_anchors(
@@ -127,8 +131,10 @@ def best_anchors(
     losses = torch.stack([anchors.loss for anchors in every])
     best = losses.nan_to_num(nan=torch.inf).argmin(0)
     facts = torch.arange(len(rows), device=best.device)
-    states, clamped = (torch.stack([getattr(a, name) for a in every])[best, facts] for name in ("states", "clamped"))
-    return Anchors(layer, states, losses[best, facts], torch.stack([a.passes for a in every]).sum(0), clamped)
+    states, clamped, first = (
+        torch.stack([getattr(a, name) for a in every])[best, facts] for name in ("states", "clamped", "first_loss")
+    )
+    return Anchors(layer, states, losses[best, facts], torch.stack([a.passes for a in every]).sum(0), clamped, first)
 
 
 def _unfinished(progress: Progress, _finished: int, loss: float) -> None:
@@ -196,4 +202,4 @@ def coordinate_shifts(
     conditions = conditions if eases is None else replace(conditions, eases=eases)
     descent = Descent(settings.rows(rows), layers, settings, coordination, conditions)
     descent.run(progress)
-    return CoordinatedShifts(layers, descent.shifts, descent.loss, descent.passes, descent.clamped)
+    return CoordinatedShifts(layers, descent.shifts, descent.loss, descent.passes, descent.clamped, descent.first_loss)

@@ -160,6 +160,7 @@ class Descent:
         self.reference: Tensor | None = None
         self.shifts = torch.full_like(self.start, math.nan)
         self.loss = torch.full_like(self.norms[:, 0], math.nan, dtype=torch.float64)
+        self.first_loss = self.loss
         self.aims = None if conditions.aims is None else conditions.aims.to(self.start)
         self.aim_layer, self.aim_weight = conditions.aim_layer, conditions.aim_weight
         self.aim_rows = None if self.aims is None else freeze(model, rows.bare, [first], self.aim_layer)
@@ -183,6 +184,8 @@ class Descent:
             losses = self._losses(active)
             value = losses.detach()
             self.loss[active], self.passes[active] = value, number
+            if number == 1:
+                self.first_loss = value
             finite = torch.isfinite(value)
             done = ~finite | (value < self.limits[active]) | (number == self.settings.steps)
             done |= self.answered[active] >= (self.settings.likeliest or math.inf)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +21,7 @@ from jacobian_lab.editing.rules import RuleSettings
 from jacobian_lab.editing.schemes import Targets
 from jacobian_lab.editing.solving import Eigh
 from jacobian_lab.model.language_model import LanguageModel, Layers
+from jacobian_lab.model.rows import FactRows
 from jacobian_lab.progress import note
 
 ILL_CONDITIONED = torch.finfo(torch.float32).eps / torch.finfo(torch.float64).eps
@@ -99,41 +101,149 @@ def edit_with(
     Raises:
         InputError: If no fact has a finite anchor, a solve is singular, or the model's dtype does not hold the edit.
     """
-    model, count = setting.model, len(setting.facts)
-    scheme, rule = SCHEMES[pair.scheme], rules.rule(pair.rule, eigh)
-    finite = targets.usable(scheme.kind).tolist()
-    targets = norm_anchored(setting.rows, targets, scheme.kind) if pair.rule in RESCALING else targets
-    step = size or count
-    original = {layer: model.copied_weight(layer) for layer in scheme.edited(targets.layers)}
-    deltas = {layer: torch.zeros_like(weight, dtype=torch.float64) for layer, weight in original.items()}
-    carried: CarriedStates | None = {} if step < count else None
-    by_layer: dict[int, dict[str, float]] = {layer: {} for layer in original}
-    residuals: dict[int, list[Tensor]] = {layer: [] for layer in original}
+    count = len(setting.facts)
+    scheme, step = SCHEMES[pair.scheme], size or count
+    finite = targets.usable(scheme.kind)
+    targets = rescaled(pair, setting.rows, targets)
+    edits = BatchEdits(pair, setting, targets.layers, rules, eigh=eigh, several=step < count)
     for batch in (range(start, min(start + step, count)) for start in range(0, count, step)):
-        batch_setting = setting.select(batch)
-        stages = _stages(pair, scheme, targets.select(batch), batch, refit) if any(finite[i] for i in batch) else ()
-        for stage, stage_targets in stages:
-            loop = edit_layers if look_on is None else observed_edits
-            for edit in loop(batch_setting, stage, stage_targets, rule, carried):
+        if finite[list(batch)].any():
+            edits.edit(batch, targets.select(batch), refit, look_on)
+        done(len(batch))
+    edit = edits.finish()
+    edits.note_doubts()
+    return edit
+
+
+def rescaled(pair: Method, rows: FactRows, targets: Targets) -> Targets:
+    """Give targets the length that a rule asks for, if it asks for one.
+
+    Args:
+        pair: The method.
+        rows: The facts, of the model that the targets were made on.
+        targets: Their targets.
+
+    Returns:
+        The targets to edit with.
+    """
+    return norm_anchored(rows, targets, SCHEMES[pair.scheme].kind) if pair.rule in RESCALING else targets
+
+
+class BatchEdits:
+    """Edits with a method, one batch after another, of a model that they leave edited (use within `restored`).
+
+    The weights before all edits and the sum of the changes, added up in float64 and rounded once, are the model's after
+    every batch.
+
+    With old keys and the same targets, several batches at one layer give the change of one batch where a rule minimises
+    ‖(W + ΔW) K − V‖² plus a fixed quadratic of the total change: memit, encore, rlsedit, alphaedit and nas; betaedit
+    until it takes its null space anew, emmet with ε = 1. Each solve is then a step of recursive least squares.
+
+    Args:
+        pair: The method.
+        setting: What the edits are made with, of all facts.
+        layers: The decisive layers.
+        rules: What rules leave open.
+        eigh: Eigendecomposition of C; may remember what it has done.
+        several: True where there is to be more than one batch, so that rules hand on what they carry.
+        old_keys: True where the keys of earlier batches stay in the solve.
+    """
+
+    def __init__(
+        self,
+        pair: Method,
+        setting: Setting,
+        layers: Layers,
+        rules: RuleSettings,
+        *,
+        eigh: Eigh = torch.linalg.eigh,
+        several: bool = True,
+        old_keys: bool = True,
+    ) -> None:
+        self._pair, self._setting, self._rules, self._old_keys = pair, setting, rules, old_keys
+        self._scheme, self._rule, model = SCHEMES[pair.scheme], rules.rule(pair.rule, eigh), setting.model
+        self._original = {layer: model.copied_weight(layer) for layer in self._scheme.edited(layers)}
+        self._deltas = {layer: torch.zeros_like(w, dtype=torch.float64) for layer, w in self._original.items()}
+        self._carried: CarriedStates | None = {} if several else None
+        self._notes: dict[int, dict[str, float]] = {layer: {} for layer in self._original}
+        self._residuals: dict[int, list[Tensor]] = {layer: [] for layer in self._original}
+
+    def edit(
+        self,
+        batch: Sequence[int],
+        targets: Targets,
+        refit: Refit | None = None,
+        look_on: Callable[[ObservedEdit], Any] | None = None,
+    ) -> None:
+        """Edit the next batch.
+
+        Args:
+            batch: Indices of its facts.
+            targets: The targets of these facts, as `rescaled` gives them.
+            refit: Optimises anchors on the model as it is, for methods that need it.
+            look_on: Shown every layer's edit just after it.
+
+        Raises:
+            InputError: If no fact has a finite target, a solve is singular, or the model's dtype does not hold the
+                edit.
+        """
+        setting, loop = self._setting.select(batch), edit_layers if look_on is None else observed_edits
+        for stage, stage_targets in _stages(self._pair, self._scheme, targets, batch, refit):
+            for edit in loop(setting, stage, stage_targets, self._rule, self._carried):
                 if look_on is not None:
                     look_on(cast("ObservedEdit", edit))
-                layer, update = edit.layer, edit.update
-                deltas[layer] += update.delta
-                residuals[layer].append(edit.solved_residual.cpu())
-                write_weight(model, layer, original[layer], deltas[layer])  # rounded once, not batch by batch
-                worst = max(update.condition, by_layer[layer].get("condition_number", 0.0))
-                by_layer[layer] |= {**update.notes, "condition_number": worst}
-        done(len(batch))
-    for layer, weight in original.items():
-        total, notes = rules.finish(pair.rule, deltas[layer], weight)
-        deltas[layer] = total.to(delta_dtype(model))  # what is saved is what is measured
-        by_layer[layer] |= notes | write_weight(model, layer, weight, deltas[layer])
-    for doubt in _doubts(by_layer, model.d_mlp):
-        note(doubt)
-    names = dict.fromkeys(name for values in by_layer.values() for name in values)
-    columns = {layer: torch.cat(parts, dim=1) for layer, parts in residuals.items() if parts}
-    values = {name: [notes.get(name, math.nan) for notes in by_layer.values()] for name in names}
-    return MethodEdit(deltas, values, columns)
+                layer, update, notes = edit.layer, edit.update, self._notes[edit.layer]
+                self._deltas[layer] += update.delta
+                self._residuals[layer].append(edit.solved_residual.cpu())
+                self._write(layer)
+                worst = max(update.condition, notes.get("condition_number", 0.0))
+                notes |= {**update.notes, "condition_number": worst}
+        if self._carried is not None and not self._old_keys:
+            self._carried = {layer: state.without_keys() for layer, state in self._carried.items()}
+
+    def finish(self) -> MethodEdit:
+        """Write the weights that the method ends with if no batch follows, rounded as a saved edit is.
+
+        Returns:
+            The change of all batches so far.
+
+        Raises:
+            InputError: If the model's dtype does not hold the edit.
+        """
+        model, deltas, by_layer = self._setting.model, dict[int, Tensor](), {}
+        for layer, weight in self._original.items():
+            total, notes = self._rules.finish(self._pair.rule, self._deltas[layer], weight)
+            deltas[layer] = total.to(delta_dtype(model))  # what is saved is what is measured
+            by_layer[layer] = self._notes[layer] | notes | write_weight(model, layer, weight, deltas[layer])
+        names = dict.fromkeys(name for values in by_layer.values() for name in values)
+        columns = {layer: torch.cat(parts, dim=1) for layer, parts in self._residuals.items() if parts}
+        values = {name: [notes.get(name, math.nan) for notes in by_layer.values()] for name in names}
+        return MethodEdit(deltas, values, columns)
+
+    @contextmanager
+    def finished(self) -> Iterator[MethodEdit]:
+        """Let the model be within as `finish` leaves it, between two batches.
+
+        Yields:
+            The change of all batches so far.
+
+        Raises:
+            InputError: If the model's dtype does not hold the edit.
+        """
+        try:
+            yield self.finish()
+        finally:
+            for layer in self._original:
+                self._write(layer)
+
+    def note_doubts(self) -> None:
+        """Say what speaks against the edits so far, a line each."""
+        for doubt in _doubts(self._notes, self._setting.model.d_mlp):
+            note(doubt)
+
+    def _write(self, layer: int) -> dict[str, float]:
+        """Write a layer's weight with the sum of the changes: rounded once, not batch by batch."""
+        return write_weight(self._setting.model, layer, self._original[layer], self._deltas[layer])
 
 
 def _doubts(by_layer: Mapping[int, Mapping[str, float]], d_mlp: int) -> Iterator[str]:
@@ -144,7 +254,7 @@ def _doubts(by_layer: Mapping[int, Mapping[str, float]], d_mlp: int) -> Iterator
             f"AlphaEdit's null space of C is all {d_mlp} dimensions at layers {', '.join(map(str, whole))}, so that "
             "nothing is protected: the keys are small beside alphaedit_threshold; give alphaedit_relative"
         )
-    conditions = {layer: values["condition_number"] for layer, values in by_layer.items()}
+    conditions = {layer: values.get("condition_number", 0.0) for layer, values in by_layer.items()}
     worst = max(conditions, key=conditions.__getitem__, default=None)
     if worst is not None and conditions[worst] > ILL_CONDITIONED:
         yield (

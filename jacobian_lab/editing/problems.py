@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -37,6 +37,14 @@ class CarriedState:
     written: Float[Tensor, "d_model edit"] | None = None
     queue: float = 1.0
     bound: float = 0.0
+
+    def without_keys(self) -> "CarriedState":
+        """Drop what stands for the keys of the batches so far, for a next batch that does not protect them.
+
+        Returns:
+            The state with the null space, PRUNE's limit, and LyapLock's change and queue.
+        """
+        return replace(self, matrix=None, keys=None, written=None, renewed=0)
 
 
 CarriedStates = dict[int, CarriedState]

@@ -163,7 +163,7 @@ def make_targets(
     Args:
         rows: The facts, of the unedited model.
         layers: The decisive layers, ascending.
-        anchors: Anchors by layer.
+        anchors: Anchors by layer; without one at the first layer nothing is replayed from it.
         shifts: Coordinated shifts, if there are.
         inner: Anchors at the layers between, by layer, if there are.
         firsts: Further anchors at the first layer, which are replayed, by kind.
@@ -190,4 +190,5 @@ def make_targets(
         further[COORDINATED] = replayed(shifted_states(rows.model, rows.bare, layers[0], shifts[:, 0]), shifts)
     if inner is not None:
         further[SEPARATE] = {layer: ({**inner, **anchors})[layer] for layer in layers}
-    return Targets(layers, anchors, replayed(anchors[layers[0]]), **further)
+    first = anchors.get(layers[0])
+    return Targets(layers, anchors, {} if first is None else replayed(first), **further)

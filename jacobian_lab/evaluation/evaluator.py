@@ -97,12 +97,13 @@ class Evaluator:
         states = dict(self._mapped(executor, _states))
         return [state for number in sorted(states) for state in states[number]]
 
-    def _mapped(self, executor: Executor, work: Callable[..., Result]) -> Iterator[tuple[int, Result]]:
-        """Run work on every chunk of the facts; chunks are never split: only then KL to the unedited model is exact."""
+    def _mapped(
+        self, executor: Executor, work: Callable[..., Result], first: int | None = None
+    ) -> Iterator[tuple[int, Result]]:
+        """Run work on every chunk, or each of some first facts; chunks are never split: only then KL is exact."""
         parts, _ = self._parts(), self.question_rows  # which go along, for no worker to make anew
-        for (number,), result in executor.map(
-            [[n] for n in range(len(parts))], partial(work, self, parts), named=partial(_named, self, parts)
-        ):
+        numbers = [[n] for n, part in enumerate(parts) if first is None or part.start < first]
+        for (number,), result in executor.map(numbers, partial(work, self, parts), named=partial(_named, self, parts)):
             yield number, result
 
     def rows(self) -> list[list[Prompt]]:
@@ -124,18 +125,21 @@ class Evaluator:
         """
         return self._answered(self.facts) if self.greedy else []
 
-    def answers(self, executor: Executor = SERIAL) -> Iterator[tuple[slice, list[dict[str, list[float]]]]]:
+    def answers(
+        self, executor: Executor = SERIAL, first: int | None = None
+    ) -> Iterator[tuple[slice, list[dict[str, list[float]]]]]:
         """Evaluate the model as it is, chunk after chunk of the facts.
 
         Args:
             executor: The executor.
+            first: Number of facts from the beginning to stop after, once their chunks are whole; all by default.
 
         Yields:
             A chunk, and the metrics of each of its facts: those of `evaluate`, with ``efficacy_greedy`` and
             ``generalization_greedy``.
         """
         parts, _ = self._parts(), self.before
-        for number, metrics in self._mapped(executor, _answers):
+        for number, metrics in self._mapped(executor, _answers, first):
             yield parts[number], metrics
 
     def means(self, executor: Executor = SERIAL) -> dict[str, Float[Tensor, " fact"]]:

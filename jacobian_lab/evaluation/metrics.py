@@ -12,7 +12,7 @@ from torch import Tensor
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.questions import COUNTERFACT, Question, neighborhood, questions
 from jacobian_lab.facts.fact import Fact
-from jacobian_lab.maps.hooks import batches, forward
+from jacobian_lab.maps.hooks import batches, capture, forward
 from jacobian_lab.maps.likelihood import ROWS_IN_DOUBLE
 from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.templates import write
@@ -21,6 +21,9 @@ from jacobian_lab.model.tokens import Prompt
 TOP = (1, 5, 10)
 ROWS_OF_LOGITS = 256
 """Most rows of logits held at once, in the model's dtype."""
+
+STATES_AT_ONCE = 1024
+"""Padded tokens whose states at all blocks are held at once."""
 
 Rows = Mapping[Question, Prompt]
 Values = Mapping[Question, float]
@@ -301,6 +304,30 @@ def perplexity(model: LanguageModel, rows: Sequence[Prompt]) -> float:
         lengths = torch.tensor([len(row.answer) for row in batch])
         total, count = total + float((scores.nll * lengths).sum()), count + float(lengths.sum())
     return math.exp(total / count)
+
+
+@torch.no_grad()
+def state_norms(model: LanguageModel, rows: Sequence[Prompt]) -> Float[Tensor, " block"]:
+    """Mean norm of the hidden states of a text, by block.
+
+    Args:
+        model: The model, edited or not.
+        rows: Its token rows.
+
+    Returns:
+        Of each block's output the mean norm over all tokens, in float64.
+    """
+    blocks = range(model.n_layers)
+    sums, count = torch.zeros(len(blocks), dtype=torch.float64), 0
+    for group in batches(rows, STATES_AT_ONCE):
+        batch = [rows[i] for i in group]
+        with capture(model, hidden=blocks) as record:
+            forward(model, batch)
+        for block in blocks:
+            for states, row in zip(record.hidden[block], batch, strict=True):
+                sums[block] += torch.linalg.vector_norm(states[: len(row.ids)].double(), dim=-1).sum().cpu()
+        count += sum(len(row.ids) for row in batch)
+    return sums / count
 
 
 def accuracy(model: LanguageModel, rows: Sequence[Prompt]) -> Bool[Tensor, " row"]:

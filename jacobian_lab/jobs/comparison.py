@@ -23,7 +23,7 @@ from jacobian_lab.catalogue import (
 )
 from jacobian_lab.editing.deltas import Form
 from jacobian_lab.editing.layers import Setting
-from jacobian_lab.editing.methods import Refit
+from jacobian_lab.editing.methods import MethodEdit, Refit
 from jacobian_lab.editing.rules import RuleSettings
 from jacobian_lab.editing.schemes import Targets
 from jacobian_lab.errors import InputError
@@ -173,15 +173,15 @@ class Comparison:
             "d_model": range(experiment.model.d_model),
         }
 
-    def parts(self) -> list[Part]:
-        """The parts of a run that are there before any method has been measured."""
+    def parts(self, facts: Sequence[int] | None = None) -> list[Part]:
+        """The parts of a run that are there before any method has been measured; descents of some facts or all."""
         neighbors = Part(
             lambda done: [] if done.all("neighbors_compared") else ["neighbors"],
             lambda run, _cells: self._store_edited_neighbors(run),
         )
         shifted = list[Labels]([{}]) if any_coordinated(self.schemes) else list[Labels]()
         layers = self.experiment.session.anchor_layers
-        own = descents(self.experiment, layers, shifted, schemes=self.schemes)
+        own = descents(self.experiment, layers, shifted, schemes=self.schemes, facts=facts)
         return [*([own] if self.methods else []), neighbors]
 
     def preparation(self, threshold: float | None = None) -> Preparation:
@@ -189,7 +189,7 @@ class Comparison:
         if not self.methods:
             return Preparation()
         count, session = len(self.experiment.facts), self.experiment.session
-        projected = self._projected()
+        projected = self.projected()
         without_keys = any(pair.rule in KEYLESS for pair in self.methods.values())
         spaces = Preparation(
             lambda _folder: session.check_null_spaces(projected, threshold),
@@ -198,7 +198,7 @@ class Comparison:
         columns = 0 if without_keys else min(self.config.edits_per_batch or count, count)
         return self.experiment.preparation(columns, spaces)
 
-    def _projected(self) -> list[int]:
+    def projected(self) -> list[int]:
         """The layers at which a rule needs the null space of C."""
         layers = self.experiment.layers
         edited = (SCHEMES[pair.scheme].edited(layers) for pair in self.methods.values() if pair.rule in PROJECTING)
@@ -218,13 +218,12 @@ class Comparison:
             beside = max(beside, stage.held)
             yield stage
         edits: Work = total(counts.edit(rows, SCHEMES[pair.scheme], layers, size, observed=False) for pair in pairs)
-        text = [Prompt(row.ids[:-1], 0, row.ids[1:]) for row in self.text if len(row.ids) > 1]
-        parts = self.evaluator.rows()
+        text, parts = self.predicted_text, self.evaluator.rows()
         asking = counts.evaluation(parts, self.evaluator.decoded())
         before = asking  # of the unedited model, which every other is held against
         work = edits + (asking + counts.evaluation([text])) * len(names) + before
         stage_name = f"{counted(len([name for name in names if name != UNEDITED]), 'edit')}, evaluated"
-        projected, count = len(self._projected()), len(layers) if pairs else 0
+        projected, count = len(self.projected()), len(layers) if pairs else 0
         yield counts.editing(stage_name, work, count, rows, projected=projected, parts=[*parts, text], beside=beside)
 
     def _training(self, counts: Counts, name: str) -> Stage:
@@ -236,6 +235,11 @@ class Comparison:
         matrices = len(settings.blocks) * (1 if settings.projections else counts.shape.inner)
         steps = -(-trained.facts * (2 * settings.back_depth + 1) // (len(rows) * len(rows.weights)))
         return counts.training(stage, rows, min(settings.blocks), steps, 5 * matrices)
+
+    @property
+    def predicted_text(self) -> list[Prompt]:
+        """Rows of the held-out text, each token but the first an answer."""
+        return [Prompt(row.ids[:-1], 0, row.ids[1:]) for row in self.text if len(row.ids) > 1]
 
     def aimed(self, run: Run) -> Aimed:
         """Make the targets of all pairs, and where their anchors lead."""
@@ -276,15 +280,17 @@ class Comparison:
                     done=done,
                 )
                 edit = stack.enter_context(edited)
-                measured += [
-                    (variable, values, {"layer": list(edit.deltas)}) for variable, values in edit.values.items()
-                ]
+                measured += weight_values(edit)
                 keep(lambda form, path, config: edit.save(form, path, experiment.model, config))
             if aimed is not None and aimed.aim is not None and name != UNEDITED:
                 measured += [(variable, values, {}) for variable, values in aimed.aim.reached().items()]
-            measured += self._answers(done)
-            measured.append(("perplexity", perplexity(experiment.model, self.text), {}))
+            measured += self.answers(done)
+            measured.append(("perplexity", self.perplexity(), {}))
         return measured
+
+    def perplexity(self) -> float:
+        """Perplexity of the held-out text."""
+        return perplexity(self.experiment.model, self.text)
 
     def _training_values(self, values_by_name: Mapping[str, Any]) -> Iterator[tuple[str, Any, Labels]]:
         """Store what a method that trains says of itself."""
@@ -292,11 +298,14 @@ class Comparison:
             dims = KINDS["edit_table"][variable].dims
             yield variable, _padded(values, len(self.coordinates[dims[2]])) if len(dims) > 2 else values, {}
 
-    def _answers(self, done: Callable[[int], Any]) -> Iterator[tuple[str, Any, Labels]]:
-        """Examine the model as it is."""
+    def answers(
+        self, done: Callable[[int], Any] = lambda _: None, first: int | None = None
+    ) -> Iterator[tuple[str, Any, Labels]]:
+        """Examine the model as it is on the facts, or on those among some from the beginning."""
         every, coordinates = self.experiment.labels(), self.coordinates
-        labels = [every[fact] for fact in self.asked_facts]
-        for part, answers in self.evaluator.answers(self.executor):
+        labels = [every[fact] for fact in self.asked_facts if first is None or fact < first]
+        for part, examined in self.evaluator.answers(self.executor, len(labels)):
+            answers = examined[: len(labels[part])]
             for variable in sorted({variable for values in answers for variable in values}):
                 lists = [values.get(variable, []) for values in answers]
                 dims = KINDS["edit_table"][variable].dims[2:]
@@ -311,6 +320,11 @@ class Comparison:
         marks = [[float(text in edited) for text, _ in neighborhood(fact)] for fact in facts]
         run.write("neighbor_edited", _padded(marks, len(run.coordinates["neighbor"])))
         run.commit("neighbors_compared")
+
+
+def weight_values(edit: MethodEdit) -> Measured:
+    """Values of an edit by layer, as a run stores them."""
+    return [(variable, values, {"layer": list(edit.deltas)}) for variable, values in edit.values.items()]
 
 
 def _trained(

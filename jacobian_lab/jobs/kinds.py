@@ -19,6 +19,8 @@ from jacobian_lab.jobs.job import Job
 from jacobian_lab.jobs.locating import LocateConfig, locate_job
 from jacobian_lab.jobs.methods import edit_job, edit_table_job
 from jacobian_lab.jobs.schemes import schemes_job
+from jacobian_lab.jobs.sequence_config import SequenceConfig
+from jacobian_lab.jobs.sequencing import sequence_job
 from jacobian_lab.jobs.sweeps import damping_job, frontier_job, layer_count_job
 from jacobian_lab.jobs.transferring import TransferConfig, transfer_job
 from jacobian_lab.jobs.tune_config import TuneConfig
@@ -33,6 +35,7 @@ JobConfig = (
     | DampingConfig
     | FrontierConfig
     | LocateConfig
+    | SequenceConfig
     | TransferConfig
     | TuneConfig
 )
@@ -47,6 +50,7 @@ JOBS: Mapping[type, Callable[..., Job]] = {
     DampingConfig: damping_job,
     FrontierConfig: frontier_job,
     LocateConfig: locate_job,
+    SequenceConfig: sequence_job,
     TransferConfig: transfer_job,
     TuneConfig: tune_job,
 }

@@ -57,7 +57,10 @@ def _circumstances(config: dict[str, Any], methods: set[str]) -> Iterator[str]:
         yield f"{count} context template{'s' if count > 1 else ''} ({Path(provenance['templates']).name})"
     if "edits_per_batch" in settings:
         size = settings["edits_per_batch"]
-        yield f"closed-form edits in {f'batches of {size}, measured after the last batch' if size else 'one batch'}"
+        when = "measured on the way" if "sequence" in settings else "measured after the last batch"
+        yield f"closed-form edits in {f'batches of {size}, {when}' if size else 'one batch'}"
+    if settings.get("sequence", {}).get("old_keys") == "drop":
+        yield "without the keys of earlier batches"
     for name, training in settings.get("training", {}).items():
         if name in methods:
             size = training.get("edited_at_once")

@@ -11,7 +11,7 @@ from typing import Any
 import xarray as xr
 
 from jacobian_lab.catalogue import CR, FE, METHODS
-from jacobian_lab.report import transfer
+from jacobian_lab.report import sequence, transfer
 from jacobian_lab.report.entries import FigureEntry, TableEntry, drawing, nothing
 from jacobian_lab.report.paper import paper_methods, paper_schemes
 from jacobian_lab.report.tables import convergence, frontier, locating, methods, residuals, theorems, training, tune
@@ -171,6 +171,7 @@ TABLES: Mapping[str, TableEntry] = {
         below=False,
     ),
     **transfer.TABLES,
+    **sequence.TABLES,
     "frontier": TableEntry(
         kinds=("frontier",),
         caption="One update rule under several target schemes along λ: shares × 100, D_KL in nats; mean [95 % "
@@ -378,6 +379,7 @@ FIGURES: Mapping[str, FigureEntry] = {
         panels=lambda _dataset: 2,
     ),
     **transfer.FIGURES,
+    **sequence.FIGURES,
     "tune": FigureEntry(
         kinds=("tune",),
         caption="A search: what is generalised against what is disturbed along λ, method by method, a curve for each "

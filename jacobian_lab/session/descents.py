@@ -1,5 +1,6 @@
 """Anchors and coordinated shifts of many facts, optimized batch by batch, recorded as they are finished."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,8 +31,8 @@ from jacobian_lab.progress import bar, note
 Labels = Mapping[str, Any]
 """Where a descent is recorded, beside its facts."""
 
-Optimized = tuple[Tensor, Tensor, Tensor, Tensor]
-"""States or shifts, losses, passes and clamped shares of a batch, fact by fact, on the host."""
+Optimized = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+"""States or shifts, losses, passes, clamped shares and first losses of a batch, fact by fact, on the host."""
 
 ANCHOR, REFIT_ANCHOR, SHIFT = "anchor", "refit_anchor", "coordinated_shift"
 """Names under which descents are recorded: anchors of the unedited model, of an edited one, and coordinated shifts."""
@@ -40,7 +41,7 @@ INNER_ANCHOR, RESTARTED_ANCHOR, JOINT_ANCHOR = "inner_anchor", "restarted_anchor
 that are the best of several, or drawn to the last layer's."""
 FIRSTS: Mapping[Kind, str] = {RESTARTED: RESTARTED_ANCHOR, JOINT: JOINT_ANCHOR}
 """Descents at the first layer, by the kind of the targets that are replayed from them."""
-LOSS, PASSES, CLAMPED = "{}_loss", "{}_passes", "{}_clamped"
+LOSS, PASSES, CLAMPED, FIRST_LOSS = "{}_loss", "{}_passes", "{}_clamped", "{}_first_loss"
 """Names under which the rest of what a descent gives is recorded."""
 
 
@@ -202,7 +203,18 @@ def _shifts(
 
 
 def _optimized(values: Tensor, descent: Anchors | CoordinatedShifts) -> Optimized:
-    return values.cpu(), descent.loss.cpu(), descent.passes.cpu(), descent.clamped.cpu()
+    return values.cpu(), descent.loss.cpu(), descent.passes.cpu(), descent.clamped.cpu(), descent.first_loss.cpu()
+
+
+def spread(
+    values: Float[Tensor, "part *of_fact"], facts: Sequence[int] | None, count: int
+) -> Float[Tensor, "fact *of_fact"]:
+    """Put values of some facts at their places among all, and NaN at the others'; those of all stay as they are."""
+    if facts is None:
+        return values
+    every = values.new_full((count, *values.shape[1:]), math.nan)
+    every[list(facts)] = values
+    return every
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from jacobian_lab.editing.delivery import delivered_shares
 from jacobian_lab.editing.descent import Conditions
 from jacobian_lab.editing.layers import Setting, restored
 from jacobian_lab.editing.measures import ObservedEdit
-from jacobian_lab.editing.methods import MethodEdit, Refit, edit_with
+from jacobian_lab.editing.methods import BatchEdits, MethodEdit, Refit, edit_with
 from jacobian_lab.editing.rules import RuleSettings
 from jacobian_lab.editing.schemes import DAMPING, Targets, make_targets
 from jacobian_lab.editing.settings import AnchorSettings, CoordinationSettings, ReplaySettings
@@ -38,6 +38,7 @@ from jacobian_lab.session.descents import (
     joint_descent,
     restarted_descent,
     shift_descent,
+    spread,
 )
 
 Moments = Mapping[int, Float[Tensor, "d_mlp d_mlp"]]
@@ -177,22 +178,27 @@ class Session:
         return dict(zip(layers, states, strict=True))
 
     def shifts(
-        self, recorder: Recorder, layers: Layers | None = None, where: Labels | None = None
+        self,
+        recorder: Recorder,
+        layers: Layers | None = None,
+        where: Labels | None = None,
+        facts: Sequence[int] | None = None,
     ) -> Float[Tensor, "fact layer d_model"]:
-        """Coordinated shifts of the unedited model; what is not recorded is optimized.
+        """Coordinated shifts of the model as it is now; what is not recorded is optimized.
 
         Args:
             recorder: Keeps them.
             layers: The layers; all decisive ones by default.
             where: Where they are recorded, beside the facts.
+            facts: Indices of the facts; all of them by default.
 
         Returns:
             δ_l, in float32 or better.
         """
         layers = layers or self.layers
-        conditions = partial(self._conditions, recorder, layers)
+        conditions = partial(self._conditions, recorder, layers, facts)
         descent = shift_descent(self.rows, self.anchor, layers, self.coordination, conditions, where or {})
-        (shifts,) = descend(self._batching, [descent], recorder, progress=self.progress)
+        (shifts,) = descend(self._batching, [descent], recorder, facts, progress=self.progress)
         return shifts
 
     @cached_property
@@ -212,15 +218,17 @@ class Session:
         """
         return self._unweighted.transfers(layers, self.held_out)
 
-    def _conditions(self, recorder: Recorder, layers: Layers) -> Conditions:
+    def _conditions(self, recorder: Recorder, layers: Layers, facts: Sequence[int] | None) -> Conditions:
         """Conditions of coordinated shifts, as far as their settings need them."""
         eases, limits = None, None
         delivered = self._delivered(layers, measure=self.coordination.needs_transfers)
         if self.coordination.needs_eases:
             eases = self.setting.eases(layers).cpu()
         if self.coordination.end == "anchor":
-            self.anchors(recorder, layers[:1])
-            limits = recorder.get(LOSS.format(ANCHOR), {"anchor_layer": layers[0]}, range(len(self.rows))).cpu()
+            self.anchors(recorder, layers[:1], facts=facts)
+            indices = range(len(self.rows)) if facts is None else facts
+            losses = recorder.get(LOSS.format(ANCHOR), {"anchor_layer": layers[0]}, indices).cpu()
+            limits = spread(losses, facts, len(self.rows))
         return replace(delivered, eases=eases, limits=limits)
 
     def _delivered(self, layers: Layers, *, measure: bool = False) -> Conditions:
@@ -230,53 +238,68 @@ class Session:
         shares = delivered_shares(self.rows, len(layers), self.anchor, self.seed, transfers)
         return Conditions(transfers=transfers, delivered=shares)
 
-    def targets(self, recorder: Recorder, schemes: Iterable[str]) -> Targets:
-        """Targets of all kinds that some schemes need.
+    def targets(
+        self,
+        recorder: Recorder,
+        schemes: Iterable[str],
+        facts: Sequence[int] | None = None,
+        anchored: Layers | None = None,
+    ) -> Targets:
+        """Targets, of the model as it is now, of all kinds that some schemes need.
 
         Args:
             recorder: Keeps anchors and shifts.
             schemes: The schemes.
+            facts: Indices of the facts; all of them by default.
+            anchored: Layers that anchors are optimized at; the first and the last by default.
 
         Returns:
-            The targets.
+            The targets of these facts.
         """
-        kinds = kinds_of(schemes)
-        anchors = self.anchors(recorder, self.anchor_layers)
-        shifts = self.shifts(recorder) if COORDINATED in kinds else None
-        inner = self.inner_anchors(recorder) if SEPARATE in kinds else None
-        firsts = {kind: self.first_anchors(recorder, kind) for kind in FIRSTS if kind in kinds}
-        return make_targets(self.rows, self.layers, anchors, shifts, inner, firsts)
+        kinds, rows = kinds_of(schemes), self.rows if facts is None else self.rows.select(facts)
+        anchors = self.anchors(recorder, self.anchor_layers if anchored is None else anchored, facts=facts)
+        shifts = self.shifts(recorder, facts=facts) if COORDINATED in kinds else None
+        inner = self.inner_anchors(recorder, facts) if SEPARATE in kinds else None
+        firsts = {kind: self.first_anchors(recorder, kind, facts) for kind in FIRSTS if kind in kinds}
+        return make_targets(rows, self.layers, anchors, shifts, inner, firsts)
 
-    def optimize(self, recorder: Recorder, name: str) -> None:
+    def optimize(self, recorder: Recorder, name: str, facts: Sequence[int] | None = None) -> None:
         """Optimize what is not recorded of a descent of further targets.
 
         Args:
             recorder: Keeps anchors.
             name: The name under which it is recorded, one of those of `places_of`.
+            facts: Indices of the facts; all of them by default.
         """
         kinds = {name: kind for kind, name in FIRSTS.items()}
         if name in kinds:
-            self.first_anchors(recorder, kinds[name])
+            self.first_anchors(recorder, kinds[name], facts)
         else:
-            self.inner_anchors(recorder)
+            self.inner_anchors(recorder, facts)
 
-    def inner_anchors(self, recorder: Recorder) -> dict[int, Float[Tensor, "fact d_model"]]:
+    def inner_anchors(
+        self, recorder: Recorder, facts: Sequence[int] | None = None
+    ) -> dict[int, Float[Tensor, "fact d_model"]]:
         """Anchors between the ends of the decisive layers, by layer; what is not recorded is optimized.
 
         Args:
             recorder: Keeps them.
+            facts: Indices of the facts; all of them by default.
 
         Returns:
             Anchors, in float32 or better.
         """
-        return self.anchors(recorder, self.layers[1:-1], INNER_ANCHOR)
+        return self.anchors(recorder, self.layers[1:-1], INNER_ANCHOR, facts)
 
-    def first_anchors(self, recorder: Recorder, kind: Kind) -> Float[Tensor, "fact d_model"]:
+    def first_anchors(
+        self, recorder: Recorder, kind: Kind, facts: Sequence[int] | None = None
+    ) -> Float[Tensor, "fact d_model"]:
         """Further anchors at the first layer; what is not recorded is optimized.
 
         Args:
             recorder: Keeps them, and the anchors that they are drawn to.
             kind: The kind of the targets that are replayed from them.
+            facts: Indices of the facts; all of them by default.
 
         Returns:
             Anchors, in float32 or better.
@@ -284,9 +307,9 @@ class Session:
         first, last = self.layers[0], self.layers[-1]
 
         def aims() -> Conditions:
-            states = self.anchors(recorder, (last,))[last]
+            states = spread(self.anchors(recorder, (last,), facts=facts)[last].cpu(), facts, len(self.rows))
             delivered = self._delivered((first,))
-            return replace(delivered, aims=states.cpu(), aim_layer=last, aim_weight=self.replay.joint)
+            return replace(delivered, aims=states, aim_layer=last, aim_weight=self.replay.joint)
 
         descents = {
             RESTARTED: restarted_descent(
@@ -294,8 +317,28 @@ class Session:
             ),
             JOINT: joint_descent(self.rows, self.anchor, first, aims),
         }
-        (states,) = descend(self._batching, [descents[kind]], recorder, progress=self.progress)
+        (states,) = descend(self._batching, [descents[kind]], recorder, facts, progress=self.progress)
         return states
+
+    @contextmanager
+    def edited_in_batches(self, name: str, *, several: bool, old_keys: bool) -> Iterator[BatchEdits]:
+        """Edit with a method that is a pair, batch by batch; the weights are back bit for bit on leaving.
+
+        Args:
+            name: The method's name.
+            several: True where there is to be more than one batch.
+            old_keys: True where the keys of earlier batches stay in the solve.
+
+        Yields:
+            What edits the next batch.
+        """
+        setting = self.setting
+        if self.anchor.needs_transfers or self.coordination.needs_transfers:
+            _ = self.held_out  # of the unedited model, for anchors that are made on an edited one
+        with restored(self.model, self.layers):
+            yield BatchEdits(
+                method(name), setting, self.layers, self.rules, eigh=self.eigh, several=several, old_keys=old_keys
+            )
 
     @contextmanager
     def edited(

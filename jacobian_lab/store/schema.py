@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
+from jacobian_lab.store.sequences import sequence_arrays
 from jacobian_lab.store.variables import Variable
 
 COORDINATES = {
@@ -28,6 +29,8 @@ COORDINATES = {
     "place": "place of a layer in its window",
     "share": "share of the shifts that is imposed",
     "prompt": "prompt of a fact: its group, and its place there",
+    "targets": "model that later batches' targets are made on: as earlier batches left it, or unedited",
+    "look": "facts that had been edited at the look",
     "d_model": "component of a hidden state",
     "rank": "place in a spectrum",
     "array": "array that a digest is of",
@@ -349,6 +352,7 @@ _FURTHER = (
     | _part("joint_anchor_passes", _JOINT)
 )
 """Anchors of schemes that need more than those at both ends."""
+_DESCENTS = (_ANCHORS, _COORDINATED, _INNER, _RESTARTED, _JOINT)
 KINDS: dict[str, dict[str, Variable]] = {
     "tables": _part("anchor_passes", _ANCHORS)
     | _part("coordinated_shift_passes", _COORDINATED)
@@ -383,6 +387,7 @@ KINDS: dict[str, dict[str, Variable]] = {
     | _part("observed", _TUNE_OBSERVED)
     | _part("neighbors_compared", _NEIGHBORS)
     | _part("measured", _TUNE_TRIED),
+    "sequence": _part("neighbors_compared", _NEIGHBORS) | sequence_arrays(_part, _DESCENTS, _REFIT, _EDIT_TABLE),
 }
 """Kinds of runs, and the arrays of each."""
 

@@ -41,6 +41,14 @@ def test_anchors_agree_with_one_fact_at_a_time(family_model, facts):
         assert int(anchors.passes[index]) == passes
 
 
+def test_the_first_loss_is_that_of_a_descent_of_one_pass(tiny, facts):
+    whole, once = (optimize_anchors(rows(tiny, facts), 2, dataclasses.replace(SETTINGS, steps=n)) for n in (8, 1))
+    torch.testing.assert_close(whole.first_loss, once.loss, rtol=0, atol=0)
+    assert (whole.first_loss > whole.loss).any()
+    shifts = coordinate_shifts(rows(tiny, facts), (2, 3), SETTINGS)
+    torch.testing.assert_close(shifts.first_loss, once.loss, rtol=1e-9, atol=0)
+
+
 def test_batching_and_order_change_nothing(tiny, facts):
     """Facts leave at different passes; per-fact quantities must follow their fact."""
     settings = dataclasses.replace(SETTINGS, lr=0.4, steps=20, stop_loss=6.3)

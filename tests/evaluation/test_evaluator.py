@@ -37,6 +37,8 @@ def test_questions_are_tokenized_once_for_all_models(make, style, tiny, tokenize
     weight.add_(0.3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)).double())
     try:
         second = list(evaluator.answers())
+        assert list(evaluator.answers(first=3)) == second[:2]
+        assert list(evaluator.answers(first=0)) == []
         assert len(evaluator.rows()) == 3
         assert evaluator.decoded()
         assert tokenized == []  # neither for another model nor for a plan

@@ -19,6 +19,7 @@ from jacobian_lab.evaluation.metrics import (
     neighborhood_states,
     perplexity,
     specificity,
+    state_norms,
 )
 from jacobian_lab.evaluation.questions import STYLES, neighborhood, probe_groups, style_of
 from jacobian_lab.facts.fact import Fact, Probe
@@ -271,6 +272,21 @@ def test_greedy_decoding_is_accuracy_on_the_real_model(real, shared):
         rows = [text_prompt(real.tokenizer, fact.text, fact.target_new) for fact in chosen]
         assert greedy_matches(real, rows).tolist() == efficacy(real, chosen).tolist()
     assert efficacy(real, own).double().mean() > 0.5  # some texts are not tokenised as they were written
+
+
+def test_norms_of_states_are_those_of_the_untouched_model(tiny):
+    """One row at a time; transformers' last hidden state is behind the final norm, so that it is left out."""
+    rows = [
+        text_prompt(tiny.tokenizer, text)
+        for text in ("The tower stands in the old city.", "Rome", "Line 3 tells of rivers.")
+    ]
+    norms = []
+    with torch.no_grad():
+        for row in rows:
+            hidden = tiny.hf(torch.tensor([row.ids]), output_hidden_states=True).hidden_states
+            norms.append(torch.stack([states[0].norm(dim=-1) for states in hidden[1:-1]]))
+    expected = torch.cat(norms, dim=1).mean(1)
+    torch.testing.assert_close(state_norms(tiny, rows)[:-1], expected, rtol=1e-9, atol=1e-12)
 
 
 def test_perplexity_against_one_row_at_a_time(family_model):

@@ -24,6 +24,8 @@ SETTINGS = {
         "variants": {"lr 0.5, 25 passes": [0.5, 25], "lr 0.2, 25 passes": [0.2, 25]},
     },
 }
+OWN_SETTINGS = {"sequence": {"edits_per_batch": 2}}
+"""Settings of one kind of run alone."""
 PROVENANCE = {
     "model": "my_model",
     "protocol": "llama-3-8b-instruct",
@@ -78,6 +80,12 @@ COORDINATES = {
     "locate": {"fact": FACTS, "token": range(4), "layer": [4, 5, 6, 7], "site": ["residual", "mlp", "attention"]},
     "edit_table": EDITED,
     "frontier": {**EDITED, "edit": ["memit", "memit+fe", "memit+cr", "memit@backward-full"], "ridge": [10.0, 100.0]},
+    "sequence": {
+        **EDITED,
+        "edit": ["unedited", "memit", "memit+cr", "alphaedit+fe", "blue-refit"],
+        "targets": ["current", "unedited"],
+        "look": [0, 2, 4, 6],
+    },
     "transfer": {
         **LAYERS,
         "scheme": ["backward-dividing", "forward-replay", "coordinated-replay"],
@@ -102,7 +110,8 @@ def make_run(folder: Path, kind: str, settings=None, provenance=None, coordinate
     """A finished run; what is given replaces the settings, labels, or random numbers of a variable."""
     rng = np.random.default_rng(0)
     labels = COORDINATES[kind] | (coordinates or {})
-    with Run(folder, kind, SETTINGS | (settings or {}), PROVENANCE | (provenance or {}), labels) as run:
+    own = SETTINGS | OWN_SETTINGS.get(kind, {}) | (settings or {})
+    with Run(folder, kind, own, PROVENANCE | (provenance or {}), labels) as run:
         for name, variable in KINDS[kind].items():
             if variable.dtype == "f8":
                 shape = [len(run.coordinates[dim]) for dim in variable.dims]

@@ -15,6 +15,7 @@ from jacobian_lab.jobs.config import (
 )
 from jacobian_lab.jobs.kinds import JOBS, run_job
 from jacobian_lab.jobs.locating import LocateConfig
+from jacobian_lab.jobs.sequence_config import SequenceConfig
 from jacobian_lab.jobs.transferring import TransferConfig
 from jacobian_lab.jobs.tune_config import TuneConfig
 from jacobian_lab.report.results import Results
@@ -38,6 +39,12 @@ KINDS = {
         "tune",
     ),
     "transfer": (TransferConfig, {"schemes": ("forward-replay",), "shares": (1.0, 0.5)}, "transferred", "transfer"),
+    "sequence": (
+        SequenceConfig,
+        {**METHODS, "methods": ("memit+fe",), "edits_per_batch": 1},
+        "kl",
+        "sequence",
+    ),
     "frontier": (FrontierConfig, {**METHODS, "schemes": ("one-layer",), "ridges": (3.0, 30.0)}, "kl", "frontier"),
 }
 

@@ -22,7 +22,7 @@ from jacobian_lab.planning.work import Stage, Work
 
 TOKENS = Rates("a test", card=False, seconds=Work(tokens=1e-6, back_tokens=2e-6))
 COMMANDS = ["tables", "edit-table", "edit", "theorem1", "layer-count", "damping", "frontier", "jacobian", "locate"]
-COMMANDS += ["transfer"]
+COMMANDS += ["transfer", "sequence"]
 
 
 def read_plan(capsys, command, *given):

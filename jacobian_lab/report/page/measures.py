@@ -168,6 +168,8 @@ def labels(dataset: xr.Dataset, dims: Sequence[str]) -> list[str]:
         "ridge": lambda value: f"λ = {value:g}",
         "window": lambda value: f"layers {value}",
         "count": lambda value: f"{value} layer{'' if value == 1 else 's'}",
+        "targets": lambda value: f"{value} targets",
+        "look": lambda value: f"{value} edited",
         "point": lambda value: f"λ × {value:g}",
     }
     names = [""]

@@ -17,6 +17,7 @@ from jacobian_lab.report.results import Results
 from jacobian_lab.report.tables import locating, tune
 from jacobian_lab.report.tables.convergence import caveats
 from jacobian_lab.report.tables.methods import GAINS, both_ways, column, gains_of, means
+from jacobian_lab.report.tables.sequence import along_looks, courses, ended, forgotten
 from jacobian_lab.report.tables.transfer import SPOKEN, by_group
 from jacobian_lab.report.writing import below_last, number, seed_of
 from jacobian_lab.store.run import config_of
@@ -164,6 +165,26 @@ def _transfers(dataset: xr.Dataset) -> Iterator[str]:
             )
 
 
+def _sequences(dataset: xr.Dataset) -> Iterator[str]:
+    """Say what the first batch still gives at the end, and what the edits did beside."""
+    rows, every = along_looks(dataset), [course for course in courses(dataset) if course.targets]
+    yield f"{counted(dataset.sizes['fact'], 'fact')} in batches, one after another, in {model_name(dataset)}."
+    if not every:
+        yield "No method has been measured yet."
+        return
+    old = forgotten(dataset)
+    for course in every:
+        at = (old["method"] == course.method) & (old["targets"] == course.targets) & (old["batch"] == 1)
+        first, last = (old[at].iloc[place]["efficacy"] for place in (0, -1))
+        row = rows[(rows["method"] == course.method) & (rows["targets"] == course.targets)].iloc[-1]
+        yield (
+            f"{course.label}: the first batch is answered to {number(first, 1)} % after its own edit and to "
+            f"{number(last, 1)} % after {course.looks[-1]} facts; perplexity then {number(row['perplexity'])}, D_KL "
+            f"{number(row['kl'])} nat, ‖ΔW‖/‖W‖ {number(row['update_norm'])}."
+        )
+    yield from ended(dataset)
+
+
 SENTENCES: Mapping[str, Callable[[xr.Dataset], Iterator[str]]] = {
     "tables": _schemes,
     "edit_table": _methods,
@@ -172,6 +193,7 @@ SENTENCES: Mapping[str, Callable[[xr.Dataset], Iterator[str]]] = {
     "layer_count": _counts,
     "damping": _dampings,
     "locate": locating.summary,
+    "sequence": _sequences,
     "transfer": _transfers,
     "tune": lambda dataset: iter(tune.why(dataset)),
 }

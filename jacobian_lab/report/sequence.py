@@ -1,0 +1,63 @@
+"""Entries of the registry for runs of sequence."""
+
+from collections.abc import Mapping
+
+from jacobian_lab.report.entries import FigureEntry, TableEntry, drawing
+from jacobian_lab.report.tables import sequence
+
+KIND = ("sequence",)
+TABLES: Mapping[str, TableEntry] = {
+    "sequence": TableEntry(
+        kinds=KIND,
+        caption="Edits one after another: efficacy and generalisation accuracy × 100 of the facts edited so far, and "
+        "of the batch just edited; D_KL from the unedited model in nats, and neighbourhood success × 100; perplexity "
+        "of the held-out text; the largest ‖ΔW‖/‖W‖ and condition number of the layers; mean norm of the held-out "
+        "text's states at the last block; first and last loss of the descents of the batch just edited; mean [95 % "
+        "bootstrap interval over facts].",
+        needs=("perplexity",),
+        make=sequence.sequence,
+    ),
+    "forgetting": TableEntry(
+        kinds=KIND,
+        caption="Forgetting: efficacy accuracy × 100 of the facts of each batch at each look from its own on; mean "
+        "[95 % bootstrap interval over facts].",
+        needs=("efficacy_accuracy",),
+        lacking=sequence.no_edit,
+        make=sequence.forgetting,
+    ),
+}
+"""Tables of sequences."""
+
+FIGURES: Mapping[str, FigureEntry] = {
+    "sequence": FigureEntry(
+        kinds=KIND,
+        caption="Edits one after another: what the facts edited so far still give, and the damage, a curve a method; "
+        "bars are 95 % intervals; dotted: the unedited model.",
+        needs=("perplexity",),
+        lacking=sequence.no_edit,
+        draw=drawing("sequence.sequence"),
+        panels=lambda _dataset: 4,
+        height=1.0,
+    ),
+    "forgetting": FigureEntry(
+        kinds=KIND,
+        caption="Forgetting: efficacy accuracy × 100 of each batch's facts (down) after so many facts have been edited "
+        "(across), a map a method.",
+        needs=("efficacy_accuracy",),
+        lacking=sequence.no_edit,
+        draw=drawing("sequence.forgetting"),
+        panels=lambda dataset: drawing("sequence.maps_across")(dataset),
+        height=2.0,
+    ),
+    "norm_growth": FigureEntry(
+        kinds=KIND,
+        caption="Growth of norms: the largest ‖ΔW‖/‖W‖ of the layers along the sequence; and at its end the mean norm "
+        "of the held-out text's states at each block, over the unedited model's.",
+        needs=("update_norm", "state_norm"),
+        lacking=sequence.no_edit,
+        draw=drawing("sequence.norm_growth"),
+        panels=lambda _dataset: 2,
+        height=0.9,
+    ),
+}
+"""Figures of sequences."""
