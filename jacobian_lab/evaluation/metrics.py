@@ -1,9 +1,9 @@
 """Metrics of an edited model: Efficacy, Generalization, Specificity, and perplexity."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, takewhile
 
 import torch
 from jaxtyping import Bool, Float
@@ -256,7 +256,6 @@ def evaluate(
     return metrics
 
 
-@torch.no_grad()
 def greedy_matches(model: LanguageModel, rows: Sequence[Prompt]) -> Bool[Tensor, " row"]:
     """Accuracy by real greedy decoding: True if the model writes the whole answer by itself.
 
@@ -267,19 +266,39 @@ def greedy_matches(model: LanguageModel, rows: Sequence[Prompt]) -> Bool[Tensor,
     Returns:
         One verdict a row; teacher-forced Accuracy agrees with it, except for ties to rounding.
     """
-    matches = torch.zeros(len(rows), dtype=torch.bool)
+    written = greedy_tokens(model, rows)
+    matches = [ids[: len(row.answer)] == row.answer for row, ids in zip(rows, written, strict=True)]
+    return torch.tensor(matches, dtype=torch.bool)
+
+
+@torch.no_grad()
+def greedy_tokens(
+    model: LanguageModel, rows: Sequence[Prompt], tokens: int = 0, stop: Collection[int] = ()
+) -> list[tuple[int, ...]]:
+    """Write greedily after the prompts of rows.
+
+    Args:
+        model: The model, edited or not.
+        rows: The rows; of their answers only the lengths matter.
+        tokens: Tokens to write at the most; by default as many as the longest answer of rows of one length has.
+        stop: Tokens that end a text.
+
+    Returns:
+        The tokens written for each row, without the one that ends it.
+    """
+    written: dict[int, tuple[int, ...]] = {}
     by_length: dict[int, list[int]] = {}
     for index, row in enumerate(rows):
         by_length.setdefault(row.decisive + 1, []).append(index)
     for length, group in by_length.items():  # of one length, so that nothing has to be padded
         for part in (group[i : i + ROWS_OF_LOGITS] for i in range(0, len(group), ROWS_OF_LOGITS)):
             ids = torch.tensor([rows[i].ids[:length] for i in part], device=model.device)
-            longest = max(len(rows[i].answer) for i in part)
-            written = write(model, ids, do_sample=False, max_new_tokens=longest)
-            for index, tokens in zip(part, written[:, length:].tolist(), strict=True):
-                answer = rows[index].answer
-                matches[index] = tuple(tokens[: len(answer)]) == answer
-    return matches
+            longest = tokens or max(len(rows[i].answer) for i in part)
+            settings = {"eos_token_id": sorted(stop)} if stop else {}
+            outputs = write(model, ids, do_sample=False, max_new_tokens=longest, **settings)
+            for index, output in zip(part, outputs[:, length:].tolist(), strict=True):
+                written[index] = tuple(takewhile(lambda token: token not in stop, output))
+    return [written[index] for index in range(len(rows))]
 
 
 @torch.no_grad()
