@@ -77,9 +77,9 @@ def share_right(model):
 def test_the_model_is_evaluated_as_it_is_edited(task, folders):
     model = load_model(folders["gpt2"], dtype="float64", device="cpu")
     unedited = share_right(model)
-    for _ in range(20):
+    for seed in range(20):
         with torch.no_grad():
-            model.weight(3).add_(torch.randn(model.weight(3).shape, generator=torch.manual_seed(0)))
+            model.weight(5).add_(50 * torch.randn(model.weight(5).shape, generator=torch.manual_seed(seed)))
         if share_right(model) != unedited:
             break
     (accuracy,) = [score.value for score in Harness((task,)).scores(model) if score.metric == "acc"]
