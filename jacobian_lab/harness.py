@@ -91,7 +91,7 @@ class Harness:
 
         try:
             results = simple_evaluate(
-                model=_wrapped(model, self.batch_size),
+                model=wrapped(model, self.batch_size),
                 tasks=list(self.tasks),
                 num_fewshot=self.shots,
                 limit=self.limit,
@@ -112,8 +112,16 @@ def _is_file(name: str) -> bool:
     return name.endswith((".yaml", ".yml"))
 
 
-def _wrapped(model: LanguageModel, batch_size: int) -> Any:
-    """The harness's own wrapper around the loaded model; it gives the tokenizer a padding token, so a copy of that."""
+def wrapped(model: LanguageModel, batch_size: int) -> Any:
+    """Wrap a loaded model as the harness has it, with a copy of the tokenizer, which it gives a padding token.
+
+    Args:
+        model: The model.
+        batch_size: Requests that are run side by side.
+
+    Returns:
+        An ``HFLM`` around the model in memory.
+    """
     from lm_eval.models.huggingface import HFLM
 
     tokenizer = copy.deepcopy(model.tokenizer)
