@@ -43,6 +43,20 @@ def test_the_benchmark_of_a_device_runs_to_its_end(tmp_path):
     assert len(verdicts) == 1
 
 
+@pytest.mark.slow
+@pytest.mark.real
+def test_the_embedded_model_answers_the_second_hops_that_are_asked():
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "reasoning.py"],
+        env=ENVIRONMENT | {"CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "second hops answered by smollm2-135m" in done.stdout
+
+
 def _published(folder, name):
     """The file of the results in the layout of its authors."""
     records = json.loads((folder / name).read_text("utf-8"))

@@ -73,6 +73,16 @@ COMMANDS = {
             "apply --delta runs/edited/delta-alphaedit+fe.safetensors --out edited-model",
         ),
     ),
+    "evaluate": Command(
+        "edit",
+        "Ask saved edits and the unedited model the same: tasks, and texts side by side.",
+        "evaluating:Evaluate",
+        (
+            "evaluate --delta runs/first-edit/delta-memit+fe.safetensors --slice 0:1 --out evaluated",
+            "evaluate --delta runs/a/delta-memit.safetensors runs/b/delta-memit+fe.safetensors --facts my_facts.json "
+            "--tasks builtin arc_easy --out evaluated",
+        ),
+    ),
     "schemes": Command(
         "compare",
         "Compare target schemes, layer by layer: Tables 1, 2 and 5, verdicts on J, studies.",

@@ -15,7 +15,7 @@ class Facts(Runnable):
     """List facts, one a line, tab-separated.
 
     Attributes:
-        facts: "builtin", or a JSON or JSON Lines file of facts.
+        facts: "builtin", "builtin-reasoning", or a JSON or JSON Lines file of facts.
         slice: Part of the facts, as A:B; all of them by default.
         on_bad_record: refuse the facts if a record cannot be used, or skip it.
         on_repeat: refuse facts that come more than once, or take each once, as the first or last record says.

@@ -1,9 +1,9 @@
-"""Metrics of an edited model: Efficacy, Generalization, Specificity, and perplexity."""
+"""Metrics of an edited model: Efficacy, Generalization and Specificity."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, takewhile
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,7 +12,7 @@ from torch import Tensor
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.questions import COUNTERFACT, Question, neighborhood, questions
 from jacobian_lab.facts.fact import Fact
-from jacobian_lab.maps.hooks import batches, capture, forward
+from jacobian_lab.maps.hooks import batches, forward
 from jacobian_lab.maps.likelihood import ROWS_IN_DOUBLE
 from jacobian_lab.model.language_model import LanguageModel
 from jacobian_lab.model.templates import write
@@ -21,9 +21,6 @@ from jacobian_lab.model.tokens import Prompt
 TOP = (1, 5, 10)
 ROWS_OF_LOGITS = 256
 """Most rows of logits held at once, in the model's dtype."""
-
-STATES_AT_ONCE = 1024
-"""Padded tokens whose states at all blocks are held at once."""
 
 Rows = Mapping[Question, Prompt]
 Values = Mapping[Question, float]
@@ -259,7 +256,6 @@ def evaluate(
     return metrics
 
 
-@torch.no_grad()
 def greedy_matches(model: LanguageModel, rows: Sequence[Prompt]) -> Bool[Tensor, " row"]:
     """Accuracy by real greedy decoding: True if the model writes the whole answer by itself.
 
@@ -270,64 +266,39 @@ def greedy_matches(model: LanguageModel, rows: Sequence[Prompt]) -> Bool[Tensor,
     Returns:
         One verdict a row; teacher-forced Accuracy agrees with it, except for ties to rounding.
     """
-    matches = torch.zeros(len(rows), dtype=torch.bool)
+    written = greedy_tokens(model, rows)
+    matches = [ids[: len(row.answer)] == row.answer for row, ids in zip(rows, written, strict=True)]
+    return torch.tensor(matches, dtype=torch.bool)
+
+
+@torch.no_grad()
+def greedy_tokens(
+    model: LanguageModel, rows: Sequence[Prompt], tokens: int = 0, stop: Collection[int] = ()
+) -> list[tuple[int, ...]]:
+    """Write greedily after the prompts of rows.
+
+    Args:
+        model: The model, edited or not.
+        rows: The rows; of their answers only the lengths matter.
+        tokens: Tokens to write at the most; by default as many as the longest answer of rows of one length has.
+        stop: Tokens that end a text.
+
+    Returns:
+        The tokens written for each row, without the one that ends it.
+    """
+    written: dict[int, tuple[int, ...]] = {}
     by_length: dict[int, list[int]] = {}
     for index, row in enumerate(rows):
         by_length.setdefault(row.decisive + 1, []).append(index)
     for length, group in by_length.items():  # of one length, so that nothing has to be padded
         for part in (group[i : i + ROWS_OF_LOGITS] for i in range(0, len(group), ROWS_OF_LOGITS)):
             ids = torch.tensor([rows[i].ids[:length] for i in part], device=model.device)
-            longest = max(len(rows[i].answer) for i in part)
-            written = write(model, ids, do_sample=False, max_new_tokens=longest)
-            for index, tokens in zip(part, written[:, length:].tolist(), strict=True):
-                answer = rows[index].answer
-                matches[index] = tuple(tokens[: len(answer)]) == answer
-    return matches
-
-
-@torch.no_grad()
-def perplexity(model: LanguageModel, rows: Sequence[Prompt]) -> float:
-    """Perplexity of a text that no edit mentions: a measure of damage.
-
-    Args:
-        model: The model, edited or not.
-        rows: Its token rows.
-
-    Returns:
-        exp of the mean −log P over every token but the first of each row.
-    """
-    predicted = [Prompt(row.ids[:-1], 0, row.ids[1:]) for row in rows if len(row.ids) > 1]
-    total = count = 0.0
-    for group in batches(predicted):
-        batch = [predicted[i] for i in group]
-        scores = answers(model, batch, predicting_states(model, batch, whole=True))
-        lengths = torch.tensor([len(row.answer) for row in batch])
-        total, count = total + float((scores.nll * lengths).sum()), count + float(lengths.sum())
-    return math.exp(total / count)
-
-
-@torch.no_grad()
-def state_norms(model: LanguageModel, rows: Sequence[Prompt]) -> Float[Tensor, " block"]:
-    """Mean norm of the hidden states of a text, by block.
-
-    Args:
-        model: The model, edited or not.
-        rows: Its token rows.
-
-    Returns:
-        Of each block's output the mean norm over all tokens, in float64.
-    """
-    blocks = range(model.n_layers)
-    sums, count = torch.zeros(len(blocks), dtype=torch.float64), 0
-    for group in batches(rows, STATES_AT_ONCE):
-        batch = [rows[i] for i in group]
-        with capture(model, hidden=blocks) as record:
-            forward(model, batch)
-        for block in blocks:
-            for states, row in zip(record.hidden[block], batch, strict=True):
-                sums[block] += torch.linalg.vector_norm(states[: len(row.ids)].double(), dim=-1).sum().cpu()
-        count += sum(len(row.ids) for row in batch)
-    return sums / count
+            longest = tokens or max(len(rows[i].answer) for i in part)
+            settings = {"eos_token_id": sorted(stop)} if stop else {}
+            outputs = write(model, ids, do_sample=False, max_new_tokens=longest, **settings)
+            for index, output in zip(part, outputs[:, length:].tolist(), strict=True):
+                written[index] = tuple(takewhile(lambda token: token not in stop, output))
+    return [written[index] for index in range(len(rows))]
 
 
 def accuracy(model: LanguageModel, rows: Sequence[Prompt]) -> Bool[Tensor, " row"]:

@@ -10,14 +10,56 @@ NEIGHBOURS = 8
 """Neighbourhood prompts that a built-in fact is given, where there are as many."""
 
 
+FOLLOWING = 2
+"""Questions about what follows from a new answer, at the most."""
+
+REASONING_GROUP = "reasoning"
+"""Group of these questions."""
+
+
 def builtin_records() -> list[dict[str, Any]]:
     """The built-in facts, relations and their answers taking turns."""
-    table = json.loads(resources.files("jacobian_lab.facts").joinpath("data/builtin.json").read_text("utf-8"))
-    records = _in_turns(_in_turns(_of_relation(name, relation)) for name, relation in table["relations"].items())
+    relations = _relations("builtin")
+    records = _in_turns(_in_turns(_of_relation(name, relation)) for name, relation in relations.items())
     prompts: dict[str, list[tuple[str, str]]] = {}
     for record in records:
         prompts.setdefault(record["target_true"], []).append((record["subject"], _text(record)))
     return [record | {"neighborhood_prompts": _neighbours(record, prompts)} for record in records]
+
+
+def reasoning_records() -> list[dict[str, Any]]:
+    """Built-in facts from whose new answers something follows, with questions about that."""
+    relations = reasoning_questions()
+    records = [record | {"probes": _following(record, relations)} for record in builtin_records()]
+    return [record for record in records if record["probes"]]
+
+
+def reasoning_questions() -> dict[str, list[dict[str, Any]]]:
+    """Questions by relation: what is asked about a subject, and of its new answer itself as the second hop."""
+    return _relations("reasoning")
+
+
+def _relations(name: str) -> dict[str, Any]:
+    table = json.loads(resources.files("jacobian_lab.facts").joinpath(f"data/{name}.json").read_text("utf-8"))
+    relations: dict[str, Any] = table["relations"]
+    return relations
+
+
+def _following(record: Mapping[str, Any], relations: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Questions about what follows from a record's new answer and not from its true one."""
+    new, true = record["target_new"], record["target_true"]
+    candidates = relations.get(record["id"].partition("/")[0], ())
+    questions = [
+        {
+            "group": REASONING_GROUP,
+            "prompt": question["prompt"].replace("{}", record["subject"]),
+            "answers": answers[new],
+        }
+        for question in candidates
+        for answers in [question["answers"]]
+        if new in question["answered"] and not set(answers[new]) & set(answers[true])
+    ]
+    return questions[:FOLLOWING]
 
 
 def _of_relation(name: str, relation: Mapping[str, Any]) -> list[list[dict[str, Any]]]:

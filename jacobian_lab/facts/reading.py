@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jacobian_lab.errors import InputError
-from jacobian_lab.facts.builtin import builtin_records
+from jacobian_lab.facts.builtin import builtin_records, reasoning_records
 from jacobian_lab.facts.fact import (
     FIRST,
     KEEP,
@@ -31,6 +31,8 @@ from jacobian_lab.facts.records import Record, RecordError, parse_slice, read_re
 BUILTIN = "builtin"
 """Name of the set of facts that the package ships."""
 
+BUILTIN_SETS = {BUILTIN: builtin_records, f"{BUILTIN}-reasoning": reasoning_records}
+"""Every set that the package ships, by name; the second are facts of the first with questions that follow."""
 
 GIVEN = "what was given"
 """What facts that come from no file are said to be in."""
@@ -42,7 +44,7 @@ def load_facts(
     """Read facts; `read_facts` says how.
 
     Args:
-        source: ``"builtin"`` or a file.
+        source: ``"builtin"``, ``"builtin-reasoning"`` or a file.
         slice: Which of the facts, as ``"A:B"``; all of them by default.
         on_bad_record: ``"refuse"`` or ``"skip"``.
         on_repeat: ``"refuse"``, ``"first"`` or ``"last"``.
@@ -149,8 +151,9 @@ def check_choices(on_bad_record: str, on_repeat: str, also: Sequence[str] = ()) 
 
 def _read(source: str | Path) -> tuple[list[tuple[str, Fact | Refused]], dict[str, int], dict[str, int]]:
     """Every fact or refused record with its place, how often fields are of no use, and questions left out by place."""
-    if str(source) == BUILTIN:
-        records = [Record(f"record {index}", content) for index, content in enumerate(builtin_records())]
+    if str(source) in BUILTIN_SETS:
+        contents = BUILTIN_SETS[str(source)]()
+        records = [Record(f"record {index}", content) for index, content in enumerate(contents)]
     else:
         records = read_records(Path(source))
     items: list[tuple[str, Fact | Refused]] = []

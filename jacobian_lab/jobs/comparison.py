@@ -29,8 +29,8 @@ from jacobian_lab.editing.schemes import Targets
 from jacobian_lab.errors import InputError
 from jacobian_lab.evaluation.alignment import TargetAlignment
 from jacobian_lab.evaluation.evaluator import Evaluator
-from jacobian_lab.evaluation.metrics import perplexity
 from jacobian_lab.evaluation.questions import neighborhood, style_of
+from jacobian_lab.evaluation.text import perplexity
 from jacobian_lab.facts.fact import Fact
 from jacobian_lab.facts.reading import read_facts
 from jacobian_lab.facts.sampling import sample

@@ -47,7 +47,7 @@ class SubjectConfig:
 
     Attributes:
         model: An embedded model's name (smollm2-135m), a folder, a .gguf file, or a name on the hub.
-        facts: "builtin", or a JSON or JSON Lines file of facts.
+        facts: "builtin", "builtin-reasoning", or a JSON or JSON Lines file of facts.
         slice: Part of the facts, as A:B; all of them by default.
         on_bad_record: refuse the facts if a record cannot be used, or skip it.
         on_repeat: refuse facts that come more than once, or edit each once, as the first or last record says.

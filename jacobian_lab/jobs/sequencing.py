@@ -12,7 +12,7 @@ from jacobian_lab.catalogue import COORDINATED, SCHEMES, SEPARATE, TRAINED, UNED
 from jacobian_lab.editing.methods import BatchEdits, MethodEdit, Refit, rescaled
 from jacobian_lab.editing.schemes import Targets
 from jacobian_lab.errors import InputError
-from jacobian_lab.evaluation.metrics import state_norms
+from jacobian_lab.evaluation.text import state_norms
 from jacobian_lab.jobs.comparison import Comparison, Measured, weight_values
 from jacobian_lab.jobs.counts import Counts
 from jacobian_lab.jobs.job import Job, Labels, Part

@@ -59,16 +59,22 @@ class Loaded:
 def load_edited(paths: Sequence[Path], model: str, device: str) -> Loaded:
     """Load a base model with saved edits."""
     memories = [path for path in paths if memory_metadata(path) is not None]
-    if not memories:
-        base = _as_made(load_model(model, common_dtype(paths), device), paths)
-        add_delta(base, summed([load_delta(path, base) for path in paths]))
-        return Loaded(base, None)
-    if len(paths) > 1:
+    if memories and len(paths) > 1:
         raise InputError(
             f"expected deltas, or one memory, got {len(paths)} files, of which {memories[0]} is a memory: name it alone"
         )
-    base = _as_made(load_model(model, _metadata(paths[0])["dtype"], device), paths)
-    return Loaded(base, load_wise(paths[0], base))
+    base = load_base(paths, model, device)
+    if memories:
+        return Loaded(base, load_wise(paths[0], base))
+    add_delta(base, summed([load_delta(path, base) for path in paths]))
+    return Loaded(base, None)
+
+
+def load_base(paths: Sequence[Path], model: str, device: str) -> LanguageModel:
+    """Load the base model of saved edits, unedited."""
+    deltas = [path for path in paths if memory_metadata(path) is None]
+    dtype = common_dtype(deltas) if deltas or not paths else _metadata(paths[0])["dtype"]
+    return _as_made(load_model(model, dtype, device), paths)
 
 
 def saved_chat(path: Path | str) -> Chat | None:

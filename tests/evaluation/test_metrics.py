@@ -10,18 +10,17 @@ from helpers.small import CONFIGS, make_folder, make_tokenizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from jacobian_lab.errors import InputError
-from jacobian_lab.evaluation import metrics
+from jacobian_lab.evaluation import metrics, text
 from jacobian_lab.evaluation.metrics import (
     answers,
     check_questions,
     evaluate,
     greedy_matches,
     neighborhood_states,
-    perplexity,
     specificity,
-    state_norms,
 )
 from jacobian_lab.evaluation.questions import STYLES, neighborhood, probe_groups, style_of
+from jacobian_lab.evaluation.text import perplexity, state_norms
 from jacobian_lab.facts.fact import Fact, Probe
 from jacobian_lab.facts.reading import load_facts
 from jacobian_lab.model.language_model import LanguageModel
@@ -298,6 +297,12 @@ def test_perplexity_against_one_row_at_a_time(family_model):
         total -= sum(log_p[i, token].item() for i, token in enumerate(row.ids[1:]))
         count += len(row.ids) - 1
     assert perplexity(family_model, rows) == pytest.approx(math.exp(total / count), rel=1e-9)
+
+
+def test_a_perplexity_beyond_all_numbers_is_infinite(tiny, monkeypatch):
+    worst = metrics.Answers(torch.full((1,), 1e4, dtype=torch.float64), torch.zeros(1))
+    monkeypatch.setattr(text, "answers", lambda *_: worst)
+    assert perplexity(tiny, [Prompt((3, 4, 5), 2)]) == math.inf
 
 
 PARTS = (RECORDS, RECORDS[:1], RECORDS[1:])
