@@ -172,7 +172,7 @@ def summary(report: Report) -> Iterator[str]:
 
 
 def _outlook(report: Report) -> Iterator[str]:
-    """What speaks against the edit of each fact, if that has been diagnosed."""
+    """List what speaks against the edit of each fact, if that has been diagnosed."""
     if "diagnosis" not in report:
         return
     diagnosis = report["diagnosis"]

@@ -194,9 +194,9 @@ def test_each_usable_fact_is_diagnosed_once_whatever_else_a_file_holds(arguments
     other = {**good, "id": "b", "subject": "Mira Vale"}
     records = [good, {**good, "id": "again", "target_new": "Bath"}, other, {**other, "id": "c", "target_new": ""}]
     (tmp_path / "facts.json").write_text(json.dumps(records))
-    given = {**arguments, "facts": tmp_path / "facts.json", "model": folders[family], "slice": None}
+    own = {**arguments, "facts": tmp_path / "facts.json", "model": folders[family], "slice": None}
     with pytest.raises(SystemExit) as ended:
-        cli.main(words(given, "--json", "--scheme", "backward-dividing", "--on-repeat", "last", "--verdicts"))
+        cli.main(words(own, "--json", "--scheme", "backward-dividing", "--on-repeat", "last", "--verdicts"))
     assert ended.value.code == 1
     report = json.loads(capsys.readouterr().out)
     assert [fact["id"] for fact in report["facts"]] == ["a", "again", "b"]
