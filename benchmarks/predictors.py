@@ -69,10 +69,11 @@ def main() -> None:
     table = predicted(facts, [str(name) for name in facts.columns if name not in BESIDE])
     write_csv(options.out / "predictors.csv", table)
     caption = (
-        f"Predictors known before the edit, {facts['fact'].nunique()} facts in {facts['batch'].nunique()} batches: area "
-        "under the ROC curve over pairs of facts of one edit (0.5: nothing is predicted), for D_KL R² of its logarithm; "
-        "gain in log-likelihood over the share of successes alone; slope for a standard deviation. 95 % intervals over "
-        f"batches; a predictor predicts where they lie above what is no use. {len(table)} rows, none corrected for that."
+        f"Predictors known before the edit, {len(facts)} outcomes in {facts['batch'].nunique()} batches of facts: area "
+        "under the ROC curve over pairs of facts of one edit (0.5: nothing is predicted), and R² of the logarithm of "
+        "D_KL; gain in log-likelihood over the share of successes alone; slope for a standard deviation. In brackets "
+        "95 % intervals over batches; a predictor predicts where they lie above what is no use. None is corrected for "
+        f"the number of rows, {len(table)}."
     )
     text = markdown(texts(table).set_index("outcome"), caption) + "\n"
     write_text(options.out / "predictors.md", text)

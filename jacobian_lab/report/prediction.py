@@ -24,7 +24,8 @@ OWN, OTHERS = "its own other batches", "other models"
 """Facts that a fit is made from: the model's, less a batch; those of the other models."""
 LOGARITHMIC = ("loss", "rank", "probability", "ease")
 """Beginnings of the names of predictors that are taken by their logarithm."""
-LEAST = 1e-12
+LEAST, ALIKE = 1e-12, 1e-9
+"""The least number that a logarithm is taken of; facts whose predictors spread less than this do not differ."""
 PENALTY = 1.0
 """Weight of ½‖w‖² beside the sum over facts, with predictors of variance one; the intercept is free."""
 MISSING = 0.05
@@ -58,7 +59,12 @@ def fit_logistic(
         value = (trials * np.logaddexp(0, logits) - successes * logits).sum() + (penalty * w**2).sum() / 2
         return float(value), design.T @ (trials * expit(logits) - successes) + penalty * w
 
-    return np.asarray(minimize(loss, np.zeros(design.shape[1]), jac=True, method="BFGS").x)
+    def curvature(w: np.ndarray) -> np.ndarray:
+        p = expit(design @ w)
+        return np.asarray((design.T * (trials * p * (1 - p))) @ design + np.diag(penalty))
+
+    fit = minimize(loss, np.zeros(design.shape[1]), jac=True, hess=curvature, method="trust-exact")
+    return np.asarray(fit.x)
 
 
 def fit_linear(
@@ -153,32 +159,44 @@ class Facts:
         return Facts(**{name: values[mask] for name, values in vars(self).items()})
 
 
-def facts_of(frame: pd.DataFrame, outcome: Outcome, predictors: Sequence[str]) -> Facts:
-    """Take an outcome and some predictors of a table, of the facts that have them.
+def standardised(frame: pd.DataFrame, predictors: Sequence[str]) -> pd.DataFrame:
+    """Give predictors mean 0 and variance 1 within each model, some by their logarithm.
 
     Args:
-        frame: A row for each fact and edit: `PLACE`, outcomes and predictors.
-        outcome: The outcome.
+        frame: A row for each fact and edit, with ``model`` and the predictors.
         predictors: The predictors.
 
     Returns:
-        The facts.
+        A column for each predictor; 0 where a model's facts do not differ.
     """
-    trials = frame[outcome.trials] if outcome.trials else pd.Series(1.0, frame.index)
     x = frame[list(predictors)].astype(float)
-    for name in x:
-        if str(name).startswith(LOGARITHMIC):
-            x[name] = np.log10(x[name].clip(lower=LEAST))
+    logarithmic = [name for name in predictors if name.startswith(LOGARITHMIC)]
+    x[logarithmic] = np.log10(x[logarithmic].clip(lower=LEAST))
+    by_model = x.groupby(frame["model"])
+    spread = by_model.transform("std")
+    return ((x - by_model.transform("mean")) / spread).where((spread > ALIKE) | x.isna(), 0.0)
+
+
+def facts_of(frame: pd.DataFrame, outcome: Outcome, x: pd.DataFrame) -> Facts:
+    """Take the facts that have an outcome and some predictors.
+
+    Args:
+        frame: A row for each fact and edit: `PLACE` and outcomes.
+        outcome: The outcome.
+        x: The predictors, as `standardised` has them.
+
+    Returns:
+        The facts; of values that are no shares of successes, predictors less their mean over the edit.
+    """
+    trials = frame[outcome.trials].astype(float) if outcome.trials else pd.Series(1.0, frame.index)
     present = x.notna().all(axis=1) & frame[outcome.column].notna() & (trials > 0)
-    frame, x, trials = frame[present], x[present], trials[present].astype(float)
+    frame, x, trials = frame[present], x[present], trials[present]
     values = frame[outcome.column].astype(float) * trials
     if not outcome.success:
         values = np.log10(frame[outcome.column].astype(float).clip(lower=LEAST))
-        values -= values.groupby(frame["edit"]).transform("mean")
-    spread = x.groupby(frame["model"]).transform(lambda column: column.std(ddof=0))
-    scaled = (x - x.groupby(frame["model"]).transform("mean")) / spread.where(spread > 1e-9)
+        values, x = (part - part.groupby(frame["edit"]).transform("mean") for part in (values, x))
     places = (frame[name].to_numpy(str) for name in ("model", "batch", "edit"))
-    return Facts(scaled.fillna(0.0).to_numpy(), values.to_numpy(), trials.to_numpy(), *places)
+    return Facts(x.to_numpy(), values.to_numpy(), trials.to_numpy(), *places)
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,7 +254,7 @@ def predicted(frame: pd.DataFrame, predictors: Sequence[str], seed: int = 0) -> 
     """Fit and cross-validate every predictor of every outcome, for each method, over batches and across models.
 
     Args:
-        frame: See `facts_of`.
+        frame: A row for each fact and edit: `PLACE`, outcomes and predictors.
         predictors: The predictors.
         seed: Seed of the bootstrap.
 
@@ -251,12 +269,13 @@ def predicted(frame: pd.DataFrame, predictors: Sequence[str], seed: int = 0) -> 
     for method, own in frame.groupby("method", sort=False):
         usable = [name for name in predictors if own[name].nunique() > 1]
         together = [name for name in usable if own[name].isna().mean() <= MISSING]
+        x = standardised(own, usable)
         sets = {name: [name] for name in usable} | ({ALL: together} if len(together) > 1 else {})
         for outcome in OUTCOMES:
             for name, columns in sets.items():
                 rows += [
                     {"outcome": outcome.column, "predictor": name, "method": method, **row}
-                    for row in _cross_validated(facts_of(own, outcome, columns), outcome, seed)
+                    for row in _cross_validated(facts_of(own, outcome, x[columns]), outcome, seed)
                 ]
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     order = {outcome.column: place for place, outcome in enumerate(OUTCOMES)}
@@ -290,7 +309,8 @@ def _row(
     gains = [np.nan] * 3
     if outcome.success:
         gains = _interval([part.gain for part in parts], [part.trials for part in parts], seed)
-    fit = (fit_logistic if outcome.success else fit_linear)(facts.x, facts.values, facts.trials)
+    fit = fit_logistic if outcome.success else fit_linear
+    single = facts.x.shape[1] == 1
     yield {
         "model": model,
         "fitted_on": fitted_on,
@@ -298,7 +318,7 @@ def _row(
         **dict(zip(("value", "low", "high"), (value, low, high), strict=True)),
         **dict(zip(("gain", "gain_low", "gain_high"), gains, strict=True)),
         "predicts": low > 0.5 and gains[1] > 0 if outcome.success else low > 0,
-        "slope": fit[1] if len(fit) == 2 else np.nan,
+        "slope": fit(facts.x, facts.values, facts.trials)[1] if single else np.nan,
         "share": facts.values.sum() / facts.trials.sum() if outcome.success else np.nan,
         "facts": len(facts.values),
         "batches": len(parts),

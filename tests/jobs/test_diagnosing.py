@@ -57,6 +57,7 @@ def test_descents_of_another_run_are_diagnosed_and_none_is_made(experiment, tabl
     assert [layer["layer"] for layer in records[0]["layers"]] == list(SCHEMES[scheme].edited((1, 2, 3)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", CONTROLS)
 def test_controls_have_descents_of_their_own(arguments, controls_run, scheme, monkeypatch):
     forbid(monkeypatch, "optimize_anchors")

@@ -148,13 +148,25 @@ def test_rows_count_what_they_are_of_and_stand_best_first(table):
     assert told.loc[0, "measure"].startswith("area 1.000 [")
 
 
+def test_predictors_are_standardised_within_each_model_and_some_by_their_logarithm():
+    frame = truth().assign(ease=lambda own: 10.0 ** own["decides"].clip(-9, 9))
+    x = prediction.standardised(frame, ["decides", "ease", "constant", "lacking"])
+    for model, own in x.groupby(frame["model"]):
+        np.testing.assert_allclose(own["decides"].std(), 1.0)
+        assert abs(own["decides"].mean()) < 1e-9
+        raw = frame["decides"][frame["model"] == model].clip(-9, 9)
+        np.testing.assert_allclose(own["ease"], (raw - raw.mean()) / raw.std() if raw.std() > 1e-9 else 0)
+    assert (x["constant"] == 0).all()
+    assert x["lacking"].isna().equals(frame["lacking"].isna())
+
+
 def test_a_batch_is_never_fitted_to_itself(monkeypatch):
     """With the outcome of one batch turned round, its own area turns round and the others' hardly change."""
     facts = truth(models=("m",))
     turned = facts["batch"] == "m 0"
     facts.loc[turned, "efficacy"] = 1 - facts.loc[turned, "efficacy"]
     outcome = prediction.OUTCOMES[0]
-    own = prediction.facts_of(facts, outcome, ["decides"])
+    own = prediction.facts_of(facts, outcome, prediction.standardised(facts, ["decides"]))
     (left,) = prediction.scored(own.select(own.batches == "m 0"), own.select(own.batches != "m 0"), outcome)
     assert left.value / left.weight < 0.01
     assert left.gain < 0
@@ -166,7 +178,8 @@ def test_noise_hardly_ever_counts_as_a_predictor():
     """The interval of the area alone would let a tenth of it through: the sign is free."""
     rows = []
     for seed in range(60):
-        facts = prediction.facts_of(truth(("m",), 4, 24, seed), prediction.OUTCOMES[0], ["noise"])
+        frame = truth(("m",), 4, 24, seed)
+        facts = prediction.facts_of(frame, prediction.OUTCOMES[0], prediction.standardised(frame, ["noise"]))
         rows += list(prediction._cross_validated(facts, prediction.OUTCOMES[0], 0))
     assert np.mean([row["predicts"] for row in rows]) <= 0.05
     assert np.mean([row["value"] for row in rows]) == pytest.approx(0.5, abs=0.02)
