@@ -6,7 +6,9 @@
 Takes runs of `jacobian-lab methods` and `frontier`, the batches of one model and of others. Each run's facts are
 diagnosed as `jacobian-lab check --diagnose` does, with the run's own anchors, and never edited; λ_min of S comes from
 runs of `jacobian-lab schemes` of the same facts, if some are among those given, or with --verdicts from J itself.
-A frontier counts at the λ nearest to the run's own, unless --ridges names others.
+A frontier counts at the λ nearest to the run's own, unless --ridges names others. Runs in which a method has other
+settings count as runs of that method: give those that have the same. Start it in the folder in which the runs were
+made, where their files of facts and models are.
 
 Leaves facts.csv (a row for each fact and method), predictors.csv and predictors.md (`jacobian_lab.report.prediction`),
 and beside them the diagnosis of every run, which the next call takes.
