@@ -193,8 +193,9 @@ def facts_of(frame: pd.DataFrame, outcome: Outcome, x: pd.DataFrame) -> Facts:
     frame, x, trials = frame[present], x[present], trials[present]
     values = frame[outcome.column].astype(float) * trials
     if not outcome.success:
-        values = np.log10(frame[outcome.column].astype(float).clip(lower=LEAST))
-        values, x = (part - part.groupby(frame["edit"]).transform("mean") for part in (values, x))
+        values = frame[outcome.column].astype(float).clip(lower=LEAST).map(np.log10)
+        values -= values.groupby(frame["edit"]).transform("mean")
+        x = x.sub(x.groupby(frame["edit"]).transform("mean"))
     places = (frame[name].to_numpy(str) for name in ("model", "batch", "edit"))
     return Facts(x.to_numpy(), values.to_numpy(), trials.to_numpy(), *places)
 

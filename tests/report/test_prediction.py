@@ -174,6 +174,15 @@ def test_a_batch_is_never_fitted_to_itself(monkeypatch):
     assert other.value / other.weight > 0.99
 
 
+def test_two_batches_that_contradict_each_other_predict_each_other_the_wrong_way_round():
+    facts = truth(("m",), batches=2)
+    turned = facts["batch"] == "m 0"
+    facts.loc[turned, "efficacy"] = 1 - facts.loc[turned, "efficacy"]
+    facts = prediction.facts_of(facts, prediction.OUTCOMES[0], prediction.standardised(facts, ["decides"]))
+    (row,) = prediction._cross_validated(facts, prediction.OUTCOMES[0], 0)
+    assert row["value"] < 0.01
+
+
 def test_noise_hardly_ever_counts_as_a_predictor():
     """The interval of the area alone would let a tenth of it through: the sign is free."""
     rows = []
