@@ -94,7 +94,7 @@ def inspect(config: CheckConfig) -> Report:
 def _diagnosed(config: CheckConfig, model: LanguageModel, layers: Layers) -> dict[str, Any]:
     """Diagnose the edit of the facts that can be used, each of them once."""
     once: Literal["first", "last"] = "last" if config.on_repeat == "last" else "first"
-    usable = replace(config, on_bad_record=SKIP, on_repeat=once, diagnose=False)
+    usable = replace(config, on_bad_record="skip", on_repeat=once, diagnose=False)
     experiment = prepare(usable, progress=True, opened=(model, layers))
     try:
         bounds = symmetric_bounds(experiment) if config.verdicts else None

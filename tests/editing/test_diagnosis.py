@@ -118,15 +118,15 @@ def test_shares_are_those_of_edits_that_are_made(edit):
 
     joint, measured = first(setting, targets)
     changes = joint.keys @ joint.update.delta.T
-    asked = joint.solved_residual.T
-    torch.testing.assert_close(own["realised"], (changes * asked).sum(1) / (asked**2).sum(1))
+    aims = joint.solved_residual.T
+    torch.testing.assert_close(own["realised"], (changes * aims).sum(1) / (aims**2).sum(1))
     torch.testing.assert_close(own["out_of_reach"], measured["out_of_reach"][:, 0])
     assert (own["out_of_reach"] > 0).all() == bool(setting.model.family.output_norm)
     matrix = RIDGE * setting.moments[layer] + joint.keys.T @ joint.keys
     hat = joint.keys @ torch.linalg.inv(matrix) @ joint.keys.T
     torch.testing.assert_close(own["together"], hat.diagonal())
-    others = (hat - torch.diag(hat.diagonal())) @ asked
-    torch.testing.assert_close(own["crosstalk"], others.norm(dim=1) / asked.norm(dim=1))
+    others = (hat - torch.diag(hat.diagonal())) @ aims
+    torch.testing.assert_close(own["crosstalk"], others.norm(dim=1) / aims.norm(dim=1))
     for fact in range(len(setting.rows)):
         single, _ = first(setting.select([fact]), targets.select([fact]))
         (change,), (aim,) = single.keys @ single.update.delta.T, single.solved_residual.T

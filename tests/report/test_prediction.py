@@ -144,8 +144,8 @@ def test_rows_count_what_they_are_of_and_stand_best_first(table):
     assert outcomes == sorted(outcomes, key=["efficacy", "generalization", "kl"].index)
     for _, own in table.groupby("outcome"):
         assert (np.diff(own["value"]) <= 0).all()
-    told = prediction.texts(table)
-    assert told.loc[0, "measure"].startswith("area 1.000 [")
+    rows_of_text = prediction.texts(table)
+    assert rows_of_text.loc[0, "measure"].startswith("area 1.000 [")
 
 
 def test_predictors_are_standardised_within_each_model_and_some_by_their_logarithm():
@@ -161,7 +161,7 @@ def test_predictors_are_standardised_within_each_model_and_some_by_their_logarit
 
 
 def test_a_batch_is_never_fitted_to_itself(monkeypatch):
-    """With the outcome of one batch turned round, its own area turns round and the others' hardly change."""
+    """Turn the outcome of one batch round: its own area turns round and the others' hardly change."""
     facts = truth(models=("m",))
     turned = facts["batch"] == "m 0"
     facts.loc[turned, "efficacy"] = 1 - facts.loc[turned, "efficacy"]
