@@ -46,7 +46,12 @@ COMMANDS = {
         "start",
         "Show what would be edited, before anything is; status 1 if not all can be.",
         "checking:Check",
-        ("check --slice 0:4", "check --facts my_facts.json", "check --facts my_facts.json --json --out check.json"),
+        (
+            "check --slice 0:4",
+            "check --facts my_facts.json",
+            "check --facts my_facts.json --json --out check.json",
+            "check --facts my_facts.json --diagnose --out runs/check",
+        ),
     ),
     "demo": Command(
         "start",

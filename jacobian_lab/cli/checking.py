@@ -10,7 +10,9 @@ from tyro.conf import arg
 from jacobian_lab.caching import write_text
 from jacobian_lab.cli import say
 from jacobian_lab.cli.parsing import Runnable
+from jacobian_lab.jobs.diagnosing import table_of
 from jacobian_lab.jobs.inspection import CheckConfig, inspect, summary
+from jacobian_lab.report.writing import write_csv
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Check(Runnable):
             path = self.config.out if self.config.out.suffix == ".json" else self.config.out / "check.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, text + "\n")
+            if "diagnosis" in report:
+                write_csv(path.with_name("diagnosis.csv"), table_of(report["diagnosis"]["facts"]))
         say(text if self.config.json else "\n".join(summary(report)))
         if not report["passed"]:
             sys.exit(1)

@@ -13,13 +13,13 @@ from jacobian_lab.catalogue import Scheme
 from jacobian_lab.editing.paper_rules import memit
 from jacobian_lab.editing.problems import CarriedStates, Problem, Rule, Update
 from jacobian_lab.editing.reachable import reachable_changes
-from jacobian_lab.editing.schemes import DAMPING, Targets, damped_pullback
+from jacobian_lab.editing.residuals import assigned_residuals
+from jacobian_lab.editing.schemes import DAMPING, Targets
 from jacobian_lab.editing.solving import Factor, Factored, remembered_factor
 from jacobian_lab.editing.transfer import transferred
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import Fact
-from jacobian_lab.maps.jacobians import dense_jacobians
-from jacobian_lab.maps.replay import FrozenGroups, freeze_groups
+from jacobian_lab.maps.replay import FrozenGroups
 from jacobian_lab.maps.stepwise import StepwisePass
 from jacobian_lab.memory import free_memory
 from jacobian_lab.model.edited import sole_edit
@@ -243,12 +243,8 @@ def edit_layers(
     layers, last = scheme.edited(targets.layers), targets.layers[-1]
     usable, walk = targets.usable(scheme.kind), KeyWalk(rows, layers, setting.executor)
     for index, layer in enumerate(layers):
-        site = scheme.read(layers, index)
-        frozen = freeze_groups(model, rows.bare, sorted({layer, site, last}), last)
-        full = targets.of(scheme.kind, site).double() - frozen.states(site).double()
-        assigned = full / scheme.divisor(index, len(layers))
-        if scheme.pulls_back:
-            assigned = _pulled_back(frozen, layer, last, assigned, setting.damping)
+        residuals = assigned_residuals(rows, scheme, targets, index, setting.damping)
+        frozen, full, assigned = residuals.frozen, residuals.full, residuals.assigned
         keys, old = walk.keys(layer), model.copied_weight(layer)
         changes, out_of_reach = reachable_changes(model, layer, frozen.writes(layer), assigned)
         problem = Problem(layer, keys[usable].T, changes[usable].T, setting.moments[layer], old, setting.ridge)
@@ -386,14 +382,3 @@ def eases(keys: Float[Tensor, "fact d_mlp"], factor: Float[Tensor, "d_mlp d_mlp"
         A number for each fact, in tokens of the corpus per token.
     """
     return (torch.linalg.solve_triangular(factor.to(keys.device), keys.T, upper=False) ** 2).sum(0)
-
-
-def _pulled_back(
-    frozen: FrozenGroups, layer: int, last: int, residuals: Float[Tensor, "fact d_model"], damping: float
-) -> Float[Tensor, "fact d_model"]:
-    """The shifts at `layer` whose linear images at `last` come nearest to the residuals; a Jacobian at a time."""
-    shifts = torch.empty_like(residuals)
-    for fact, row in frozen.one_by_one():
-        J = dense_jacobians(row, [layer], last)[:, 0].double()
-        shifts[fact] = damped_pullback(J, residuals[fact : fact + 1], damping)[0]
-    return shifts

@@ -180,8 +180,9 @@ def prepare(
     *,
     progress: bool = False,
     sketch: Places | None = None,
+    opened: tuple[LanguageModel, Layers] | None = None,
 ) -> Experiment:
-    """Load and check everything that a configuration names."""
+    """Load and check everything that a configuration names, but for a model that has been opened already."""
     check(config)
     templates = read_templates(config.templates) if config.templates else None
     corpus = _corpus(config)
@@ -192,7 +193,7 @@ def prepare(
             return templates
         return TYPICAL_TEMPLATES if sketch is not None else sample_templates(model, config.seed)
 
-    subject = load_subject(config, contexts, questions, sketch=sketch)
+    subject = load_subject(config, contexts, questions, sketch=sketch, opened=opened)
     model, layers = subject.model, subject.layers
     defaults = model.defaults(config.protocol)
     if corpus is not None and config.corpus_length > model.max_tokens:

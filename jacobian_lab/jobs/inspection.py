@@ -1,21 +1,25 @@
 """A look before anything is edited: checks of the model, tokens of the facts, answers that it gives already."""
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from jacobian_lab.catalogue import SchemeName
 from jacobian_lab.errors import InputError
-from jacobian_lab.evaluation.metrics import check_questions, predicting_states
+from jacobian_lab.evaluation.metrics import check_questions
 from jacobian_lab.facts.fact import KEEP, SKIP, Fact, FactFile, Repeat, listing, on_one_line
 from jacobian_lab.facts.reading import read_facts
-from jacobian_lab.jobs.config import SubjectConfig
+from jacobian_lab.jobs.config import EditingConfig
+from jacobian_lab.jobs.diagnosing import diagnose, donated, symmetric_bounds
+from jacobian_lab.jobs.experiment import prepare
+from jacobian_lab.jobs.outlook import sentences
+from jacobian_lab.jobs.present import pieces, present_answers
 from jacobian_lab.jobs.setup import check_options, open_model
 from jacobian_lab.maps.agreement import TOLERANCE, check_replay
 from jacobian_lab.maps.stepwise import decisive_keys
@@ -26,29 +30,35 @@ from jacobian_lab.model.language_model import LanguageModel, Layers
 from jacobian_lab.model.rows import check_fact, sorted_out
 from jacobian_lab.model.sources import is_on_disk
 from jacobian_lab.model.tokens import Prompt
-from jacobian_lab.progress import bar
 
 NEAR = 0.9
 """Keys whose cosine is above this are nearly the same: what one fact is given, the other gets."""
 
 SAME = 0.9999
 NEAR_LISTED = 1000
-KEYS_AT_ONCE, ROWS_AT_ONCE = 1024, 64
+KEYS_AT_ONCE = 1024
 
 Report = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class CheckConfig(SubjectConfig):
+class CheckConfig(EditingConfig):
     """Show what would be edited, before anything is edited.
 
     Attributes:
         json: Whether to print JSON, for programs, instead of text.
-        out: Folder to write check.json into; none by default.
+        out: Folder to write check.json into, and diagnosis.csv; none by default.
+        diagnose: Say of each fact what speaks against its edit. This takes the second moment and the descents of its
+            anchors, as an edit does, unless --anchors-from has them; what edits are made with counts for it alone.
+        scheme: Target scheme of the edit that is diagnosed; its rule is MEMIT's.
+        verdicts: Survey J for the diagnosis, too, which takes longest.
     """
 
     out: Path | None = None
     json: bool = False
+    diagnose: bool = False
+    scheme: SchemeName = "forward-replay"
+    verdicts: bool = False
 
 
 def inspect(config: CheckConfig) -> Report:
@@ -76,7 +86,23 @@ def inspect(config: CheckConfig) -> Report:
         report["model"]["refused"] = str(error)
     else:
         _look(report, file, model, layers)
+        if config.diagnose and report["facts"] and report["model"]["refused"] is None:
+            report["diagnosis"] = _diagnosed(config, model, layers)
     return report | _judged(report)
+
+
+def _diagnosed(config: CheckConfig, model: LanguageModel, layers: Layers) -> dict[str, Any]:
+    """Diagnose the edit of the facts that can be used, each of them once."""
+    once: Literal["first", "last"] = "last" if config.on_repeat == "last" else "first"
+    usable = replace(config, on_bad_record="skip", on_repeat=once, diagnose=False)
+    experiment = prepare(usable, progress=True, opened=(model, layers))
+    try:
+        bounds = symmetric_bounds(experiment) if config.verdicts else None
+        records = diagnose(experiment, config.scheme, donated(experiment, config.scheme), bounds=bounds)
+    finally:
+        experiment.executor.release()
+    facts = [record | {"sentences": list(sentences(record))} for record in records]
+    return {"scheme": config.scheme, "ridge": experiment.session.ridge, "facts": facts}
 
 
 def _look(report: Report, file: FactFile, model: LanguageModel, layers: Layers) -> None:
@@ -89,7 +115,7 @@ def _look(report: Report, file: FactFile, model: LanguageModel, layers: Layers) 
     report["model"] |= _described(model, layers) | _checked(model, layers, facts, len(refused))
     report["facts"] = [
         _tokenised(model, fact, row) | answer
-        for fact, row, answer in zip(facts, rows, _present_answers(model, rows), strict=True)
+        for fact, row, answer in zip(facts, rows, present_answers(model, rows), strict=True)
     ]
     report["near"] = near_keys(model, facts, layers) if model.family.projection else []
     report["same_last_token"] = list(_same_last_token(model, evaluated))
@@ -114,7 +140,7 @@ def _same_last_token(model: LanguageModel, facts: Sequence[Fact]) -> Iterator[di
             answers = (fact.target_new, fact.target_true)
             new, true = (model.text_prompt(fact.text, answer, fact.join).answer[-1] for answer in answers)
             if new == true:
-                yield {"id": fact.id, "token": _pieces(model, [new])[0]}
+                yield {"id": fact.id, "token": pieces(model, [new])[0]}
 
 
 def summary(report: Report) -> Iterator[str]:
@@ -140,8 +166,21 @@ def summary(report: Report) -> Iterator[str]:
         yield on_one_line(f"  {fact['id']}: {'|'.join(pieces)} → {'|'.join(fact['answer_tokens'])}   ({state})")
     yield ""
     yield from map(on_one_line, _findings(report))
+    yield from map(on_one_line, _outlook(report))
     yield ""
     yield _verdict(report)
+
+
+def _outlook(report: Report) -> Iterator[str]:
+    """List what speaks against the edit of each fact, if that has been diagnosed."""
+    if "diagnosis" not in report:
+        return
+    diagnosis = report["diagnosis"]
+    spoken = [fact for fact in diagnosis["facts"] if fact["sentences"]]
+    edit = f"{diagnosis['scheme']} at λ = {diagnosis['ridge']:g}"
+    yield f"Before an edit by {edit}, something speaks against {len(spoken)} of {len(diagnosis['facts'])} facts."
+    for fact in spoken:
+        yield f"  {fact['id']}: {'; '.join(fact['sentences'])}"
 
 
 def near_keys(model: LanguageModel, facts: Sequence[Fact], layers: Layers) -> list[dict[str, Any]]:
@@ -228,45 +267,12 @@ def _tokenised(model: LanguageModel, fact: Fact, row: Prompt) -> dict[str, Any]:
         "id": fact.id,
         "subject": fact.subject,
         "prompt": fact.text,
-        "tokens": _pieces(model, prompt),
+        "tokens": pieces(model, prompt),
         "token_ids": list(prompt),
         "decisive": row.decisive,
         "answer": fact.target_new,
-        "answer_tokens": _pieces(model, row.answer),
+        "answer_tokens": pieces(model, row.answer),
         "answer_ids": list(row.answer),
-    }
-
-
-def _pieces(model: LanguageModel, ids: Sequence[int]) -> list[str]:
-    """Text of each token; the tokenizer's own name where that is no whole character or nothing at all."""
-    pieces = []
-    for token, name in zip(ids, model.tokenizer.convert_ids_to_tokens(list(ids)), strict=True):
-        text = model.tokenizer.decode([token])
-        if name.startswith("▁") and not text.startswith(" "):  # whose decoder takes off a first space
-            text = f" {text}"
-        pieces.append(text if text and "\ufffd" not in text else name)
-    return pieces
-
-
-@torch.no_grad()
-def _present_answers(model: LanguageModel, rows: Sequence[Prompt]) -> Iterator[dict[str, Any]]:
-    """The model's present view of each answer, teacher forced."""
-    with bar(len(rows), "facts", "fact") as progress:
-        for part in (rows[start : start + ROWS_AT_ONCE] for start in range(0, len(rows), ROWS_AT_ONCE)):
-            for row, states in zip(part, predicting_states(model, part), strict=True):
-                yield _present_answer(model, row, states)
-                progress.update()
-
-
-def _present_answer(model: LanguageModel, row: Prompt, states: Float[Tensor, "answer d_model"]) -> dict[str, Any]:
-    log_p = model.head(states).double().log_softmax(-1)
-    answer = torch.tensor(row.answer, device=log_p.device)
-    own, likeliest = log_p.gather(-1, answer[:, None])[:, 0], log_p.argmax(-1)
-    return {
-        "known": bool((likeliest == answer).all()),
-        "rank": int((log_p[0] > own[0]).sum()) + 1,
-        "probability": math.exp(float(own.sum())),
-        "says": _pieces(model, [int(likeliest[0])])[0],
     }
 
 

@@ -141,13 +141,17 @@ def load_subject(
     questions: Callable[[Fact], Fact] | None = None,
     *,
     sketch: Places | None = None,
+    opened: tuple[LanguageModel, Layers] | None = None,
 ) -> Subject:
-    """Load and check model, facts and layers, and say on stderr what was found beside the facts."""
+    """Load and check model, facts and layers, and say on stderr what was found beside the facts.
+
+    A model that `open_model` has opened already is not loaded again.
+    """
     check(config)
     if sketch is None:
         check_workers(config.executor)
     file = read_facts(config.facts, config.slice, on_bad_record=config.on_bad_record, on_repeat=config.on_repeat)
-    model, layers = open_model(config, sketch=sketch)
+    model, layers = opened or open_model(config, sketch=sketch)
     if isinstance(config, EditingConfig):
         check_editable(model)
     contexts = templates(model)

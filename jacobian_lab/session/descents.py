@@ -58,7 +58,7 @@ class Recorder(Protocol):
         ...
 
     def get(self, name: str, where: Labels, facts: Sequence[int]) -> Float[Tensor, "fact ..."]:
-        """Give the states or shifts of some facts, in float64; under the name of `LOSS` their losses."""
+        """Give the states or shifts of some facts, in float64; under the names of `LOSS` and `PASSES` these."""
         ...
 
 
@@ -74,11 +74,12 @@ class InMemory:
 
     def put(self, name: str, where: Labels, facts: Sequence[int], optimized: Optimized) -> None:
         """Hold a batch."""
-        for held, values in zip((name, LOSS.format(name)), optimized, strict=False):
+        names = (name, *(rest.format(name) for rest in (LOSS, PASSES, CLAMPED)))
+        for held, values in zip(names, optimized, strict=True):
             self._at(held, where).update(zip(facts, values.double(), strict=True))
 
     def get(self, name: str, where: Labels, facts: Sequence[int]) -> Float[Tensor, "fact ..."]:
-        """Give the states or shifts of some facts, or their losses, in float64."""
+        """Give the states or shifts of some facts, or what else their descents gave, in float64."""
         return torch.stack([self._at(name, where)[fact] for fact in facts])
 
     def _at(self, name: str, where: Labels) -> dict[int, Tensor]:
