@@ -100,7 +100,7 @@ def donated(experiment: Experiment, scheme: str) -> InMemory:
             cells = {"fact": [labels[fact] for fact in facts], **where}
             names = (name, *(rest.format(name) for rest in (LOSS, PASSES, CLAMPED)))
             states, loss, passes, clamped = (torch.tensor(stored[variable].sel(cells).values) for variable in names)
-            recorder.put(name, where, facts, (states, loss, passes, clamped))
+            recorder.put(name, where, facts, (states, loss, passes, clamped, torch.full_like(loss, torch.nan)))
     return recorder
 
 

@@ -74,7 +74,7 @@ class InMemory:
 
     def put(self, name: str, where: Labels, facts: Sequence[int], optimized: Optimized) -> None:
         """Hold a batch."""
-        names = (name, *(rest.format(name) for rest in (LOSS, PASSES, CLAMPED)))
+        names = (name, *(rest.format(name) for rest in (LOSS, PASSES, CLAMPED, FIRST_LOSS)))
         for held, values in zip(names, optimized, strict=True):
             self._at(held, where).update(zip(facts, values.double(), strict=True))
 

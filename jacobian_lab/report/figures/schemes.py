@@ -35,11 +35,12 @@ def residual_by_layer(figure: FigureBase, dataset: xr.Dataset) -> None:
     scheme's own.
     """
     tables = residual_tables(dataset)
-    for ax, name in zip(figure.subplots(1, len(tables), sharey=True, squeeze=False)[0], tables, strict=True):
+    panels = figure.subplots(1, len(tables), sharey=True, squeeze=False)[0]
+    for ax, name in zip(panels, tables, strict=True):
         _curves(ax, dataset, "residual_ratio", name)
         ax.set(yscale="log", title=RESIDUALS[name])
         plain_decades(ax.yaxis)
-    figure.axes[0].set(ylabel="remaining residual")
+    panels[0].set(ylabel="remaining residual")
 
 
 RESIDUALS = {"table2": "of the last layer's target", "table5": "of the scheme's own target"}
