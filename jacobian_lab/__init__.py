@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from jacobian_lab.maps.operator import Jacobian as Jacobian
     from jacobian_lab.maps.replay import freeze as freeze
     from jacobian_lab.maps.replay import replay as replay
+    from jacobian_lab.maps.words import read_out as read_out
     from jacobian_lab.maps.tracing import trace as trace
     from jacobian_lab.model.corpus import load_corpus as load_corpus
     from jacobian_lab.model.language_model import LanguageModel as LanguageModel
@@ -79,7 +80,6 @@ _HOMES = {
     "RuleSettings": "editing.rules",
     "SCHEMES": "catalogue",
     "LayerCountConfig": "jobs.config",
-    "Lens": "maps.lens",
     "LocateConfig": "jobs.locating",
     "SchemesConfig": "jobs.config",
     "SequenceConfig": "jobs.sequence_config",
@@ -90,7 +90,6 @@ _HOMES = {
     "definiteness": "maps.definiteness",
     "eigenspaces": "maps.conditions",
     "fact_rows": "model.rows",
-    "fit_lens": "maps.lens",
     "freeze": "maps.replay",
     "load_corpus": "model.corpus",
     "load_delta": "editing.deltas",

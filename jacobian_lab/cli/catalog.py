@@ -48,7 +48,6 @@ COMMANDS = {
         "checking:Check",
         (
             "check --slice 0:4",
-            "check --facts my_facts.json",
             "check --facts my_facts.json --json --out check.json",
             "check --facts my_facts.json --diagnose --out runs/check",
         ),

@@ -1,4 +1,4 @@
-"""What an edit does to text that it does not mention: perplexity, and norms of hidden states."""
+"""Measures of held-out text under a model: perplexity, and norms of hidden states."""
 
 import math
 import sys

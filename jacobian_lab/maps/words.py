@@ -79,8 +79,8 @@ def read_out(
         >>> anchor = jl.optimize_anchors(jl.fact_rows(model, [fact]), 4).states[0]
         >>> prompt = model.fact_prompt(fact, answer=True)
         >>> shift = anchor - jl.freeze(model, [prompt], [4]).states(4)[0]
-        >>> jl.read_out(model, prompt, 4, shift, count=3).rising[0].token == " " + fact.target_new.strip()
-        True
+        >>> fact.target_new, [word.token for word in jl.read_out(model, prompt, 4, shift, count=3).rising]
+        ('Asia', [' Indonesian', ' Chinese', ' Asian'])
     """
     layers = range(model.n_layers) if lens is None else sorted(lens.jacobians)
     if layer not in layers:
