@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from jacobian_lab.maps.operator import Jacobian as Jacobian
     from jacobian_lab.maps.replay import freeze as freeze
     from jacobian_lab.maps.replay import replay as replay
-    from jacobian_lab.maps.words import read_out as read_out
     from jacobian_lab.maps.tracing import trace as trace
+    from jacobian_lab.maps.words import read_out as read_out
     from jacobian_lab.model.corpus import load_corpus as load_corpus
     from jacobian_lab.model.language_model import LanguageModel as LanguageModel
     from jacobian_lab.model.loading import load_model as load_model
