@@ -23,8 +23,9 @@ def facts_in_cells(total: int, counts: Iterable[Any]) -> str:
 
 
 def model_name(dataset: xr.Dataset) -> str:
-    """Name of the model."""
-    return str(config_of(dataset)["provenance"]["model"])
+    """Name of the model; of a file or a folder without those that it is in."""
+    name = str(config_of(dataset)["provenance"]["model"])
+    return Path(name).name if name.endswith(".gguf") or Path(name).is_absolute() else name
 
 
 def facts_line(dataset: xr.Dataset, counts: Iterable[Any], detail: str = "", methods: Iterable[Any] = ()) -> str:

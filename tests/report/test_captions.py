@@ -3,6 +3,7 @@
 import pytest
 from helpers.runs import COORDINATES, make_run
 
+from jacobian_lab.report.captions import model_name
 from jacobian_lab.report.results import Results
 
 pytestmark = pytest.mark.slow
@@ -63,3 +64,17 @@ def test_tables_of_schemes_say_how_they_were_made(name, tmp_path):
     settings = {name: EDITING[name] for name in ("templates", "corpus")}
     run = Results(make_run(tmp_path / "run", "tables", settings, PROVENANCE))
     assert f" {PLAIN}." in run.caption(name)
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("/home/somebody/models/a-b.gguf", "a-b.gguf"),
+        ("models/a.gguf", "a.gguf"),
+        ("/x/folder", "folder"),
+        ("a/b", "a/b"),
+    ],
+)
+def test_a_model_of_a_file_is_named_without_its_folder(model, name, tmp_path):
+    run = Results(make_run(tmp_path / "run", "jacobian", provenance={"model": model}))
+    assert model_name(run.dataset) == name
