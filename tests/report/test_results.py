@@ -252,7 +252,7 @@ def test_every_figure_is_drawn_in_the_house_style_and_by_its_script(name, result
     run = results[FIGURES[name].kinds[0]]
     figure = run.figure(name)
     assert isinstance(figure, Figure)
-    assert all(ax.lines or ax.collections for ax in figure.axes)
+    assert all(ax.lines or ax.collections or ax.images for ax in figure.axes)
     assert {text.get_fontname() for ax in figure.axes for text in ax.get_xticklabels()} == {"STIXGeneral"}
     monkeypatch.setattr(sys, "argv", [f"{name}.py", str(run.folder), "--out", str(tmp_path)])
     with warnings.catch_warnings():
