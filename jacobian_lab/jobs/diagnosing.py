@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from jacobian_lab.catalogue import COORDINATED, OPTIMISED, REPLAYED, SCHEMES, SEPARATE, Kind
+from jacobian_lab.catalogue import COORDINATED, SCHEMES
 from jacobian_lab.editing.diagnosis import LayerDiagnosis, diagnosed_layers
 from jacobian_lab.jobs.experiment import Experiment
 from jacobian_lab.jobs.present import present_answers
@@ -137,24 +137,12 @@ def _descents_of(scheme: str, layers: Layers, ends: Iterable[int]) -> list[tuple
     return places + places_of((kind,), layers)
 
 
-def _ends_of(scheme: str, layers: Layers) -> Iterable[int]:
-    """List the ends at which a scheme's targets are anchors, or are replayed from them."""
-    own = SCHEMES[scheme]
-    edited = own.edited(layers)
-    ends: dict[Kind, Iterable[int]] = {
-        OPTIMISED: sorted({own.read(edited, index) for index in range(len(edited))}),
-        REPLAYED: layers[:1],
-        SEPARATE: sorted({layers[0], layers[-1]}),
-    }
-    return ends.get(own.kind, ())
-
-
 def _descents(experiment: Experiment, scheme: str, recorder: InMemory) -> list[Record]:
     """Tell how the descents of a scheme ended: the largest loss, the most passes, and if all came to their end."""
     settings, every = experiment.session.anchor, range(len(experiment.facts))
     ends = [
         (recorder.get(LOSS.format(name), where, every), recorder.get(PASSES.format(name), where, every))
-        for name, where in _descents_of(scheme, experiment.layers, _ends_of(scheme, experiment.layers))
+        for name, where in _descents_of(scheme, experiment.layers, SCHEMES[scheme].anchored(experiment.layers))
     ]
     losses, passes = (torch.stack(values) for values in zip(*ends, strict=True))
     reached = losses.isfinite() & ((losses < settings.stop_loss) | (passes < settings.steps))

@@ -24,17 +24,11 @@ from jacobian_lab.progress import bar, counted, note
 from jacobian_lab.session.descents import ANCHOR, FIRSTS, INNER_ANCHOR, PASSES, REFIT_ANCHOR, SHIFT
 from jacobian_lab.store.completion import Completion
 from jacobian_lab.store.run import Run
-from jacobian_lab.store.sequences import CURRENT, FAILED, MEASURED, NORM, PERPLEXITY
+from jacobian_lab.store.sequences import CURRENT, ENDS, FAILED, MEASURED, NORM, PERPLEXITY
 
 CURRENT_TARGETS, UNEDITED_TARGETS = TARGETS
 UNEDITED_LOOK: Labels = {"edit": UNEDITED, "targets": UNEDITED_TARGETS, "look": 0}
 """Labels of the look at the unedited model."""
-ENDS = {
-    PERPLEXITY: "the perplexity of the held-out text",
-    NORM: "the norm of a layer's change",
-    FAILED: "a batch that cannot be edited",
-}
-"""Reasons for which edits end."""
 
 
 @dataclass(frozen=True, eq=False)

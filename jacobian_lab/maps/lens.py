@@ -95,7 +95,7 @@ def fit_lens(
         progress: Called after every text.
 
     Returns:
-        The lens, in the model's dtype.
+        The lens, in float32 or better.
 
     Raises:
         InputError: If a layer is not below the last, or no text is long enough.
@@ -103,12 +103,13 @@ def fit_lens(
     last = model.n_layers - 1
     if list(layers) != sorted(set(layers)) or not layers or layers[0] < 0 or layers[-1] >= last:
         raise InputError(f"expected ascending layers from 0 to {last - 1}, got {list(layers)}: choose others")
-    sums = {layer: torch.zeros(model.d_model, model.d_model, device=model.device) for layer in layers}
+    dtype = torch.promote_types(model.dtype, torch.float32)
+    sums = {layer: torch.zeros(model.d_model, model.d_model, dtype=dtype, device=model.device) for layer in layers}
     count = 0
     for text in texts:
         if len(text.ids) > skipped + 1:
             for layer, J in _jacobians(model, text, layers, skipped).items():
-                sums[layer] = sums[layer].to(J) + J
+                sums[layer] += J.to(sums[layer])
             count += 1
         if progress is not None:
             progress()

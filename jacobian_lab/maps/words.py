@@ -92,13 +92,12 @@ def read_out(
         with attention_by_formula():
             return replay_logits(frozen, layer, states)[0, 0].log_softmax(-1)
 
-    before = log_p(state)
+    derivative: Callable[..., tuple[Tensor, Tensor]] = torch.func.jvp
     if lens is None:
-        linear = torch.func.jvp(log_p, (state,), (direction,))[1]
+        before, linear = derivative(log_p, (state,), (direction,))
     else:
-        linear = _through(
-            model, prompt, int(frozen.answer_at[0, 0]), lens.jacobians[layer].to(direction) @ direction[0]
-        )
+        change = lens.jacobians[layer].to(direction) @ direction[0]
+        before, linear = log_p(state), _through(model, prompt, int(frozen.answer_at[0, 0]), change)
     replayed = log_p(state + direction) - before
     order = linear.argsort(descending=True).tolist()
 

@@ -101,8 +101,12 @@ def task_table(numbers: pd.DataFrame) -> pd.DataFrame:
 
 
 def _cell(row: pd.Series, value: str, low: str, high: str, sign: str = "") -> str:
-    around = "" if pd.isna(row[low]) else f" [{100 * row[low]:{sign}.1f}, {100 * row[high]:{sign}.1f}]"
-    return "" if pd.isna(row[value]) else f"{100 * row[value]:{sign}.1f}{around}"
+    return _interval(100 * row[value], 100 * row[low], 100 * row[high], f"{sign}.1f")
+
+
+def _interval(mean: float, low: float, high: float, form: str) -> str:
+    around = "" if pd.isna(low) else f" [{low:{form}}, {high:{form}}]"
+    return "" if pd.isna(mean) else f"{mean:{form}}{around}"
 
 
 def generation_table(numbers: pd.DataFrame, measures: Sequence[str], seed: int = 0) -> pd.DataFrame:
@@ -117,13 +121,10 @@ def generation_table(numbers: pd.DataFrame, measures: Sequence[str], seed: int =
     table = pd.DataFrame(index=pd.Index(edits, name="edit"))
     for measure in measures:
         values = np.stack([numbers.loc[numbers["edit"] == edit, measure].to_numpy(dtype=float) for edit in edits])
-        table[measure.replace("_", " ")] = [_mean(row) for _, row in summaries_of(values, seed).iterrows()]
+        table[measure.replace("_", " ")] = [
+            _interval(row["mean"], row["low"], row["high"], ".2f") for _, row in summaries_of(values, seed).iterrows()
+        ]
     return table
-
-
-def _mean(row: pd.Series) -> str:
-    around = "" if pd.isna(row["low"]) else f" [{row['low']:.2f}, {row['high']:.2f}]"
-    return "" if pd.isna(row["mean"]) else f"{row['mean']:.2f}{around}"
 
 
 def texts_page(title: str, facts: Sequence[Mapping[str, str]], texts: Mapping[str, Sequence[str]]) -> str:

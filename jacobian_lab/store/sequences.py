@@ -14,6 +14,13 @@ COURSE = ("edit", "targets", "look")
 MEASURED, PERPLEXITY, NORM, FAILED = 1, 2, 3, 4
 """Marks of looks: one that was made, and those that were not, since the edits ended before."""
 
+ENDS = {
+    PERPLEXITY: "the perplexity of the held-out text",
+    NORM: "the norm of a layer's change",
+    FAILED: "a batch that cannot be edited",
+}
+"""Reasons for which edits end early, in words."""
+
 LOOKED = {
     "state_norm": Variable(
         (*COURSE, "block"), "mean norm of the held-out text's states behind the block", "activation"

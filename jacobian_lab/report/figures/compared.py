@@ -6,7 +6,7 @@ from matplotlib.figure import FigureBase
 
 from jacobian_lab.catalogue import CR, FE, UNEDITED, method, without_setting
 from jacobian_lab.report.figures.axes import arms, error_bars
-from jacobian_lab.report.figures.style import RULE_COLORS, RULE_MARKERS, STYLES
+from jacobian_lab.report.figures.style import RULE_COLORS, RULE_MARKERS, STYLES, rule_and_suffix
 from jacobian_lab.report.paper import METRICS
 from jacobian_lab.report.tables.frontier import along_ridges
 from jacobian_lab.report.tables.methods import Step, both_ways, gains_of, summaries
@@ -34,12 +34,12 @@ def efficacy_specificity(figure: FigureBase, dataset: xr.Dataset) -> None:
     rows: dict[str, list[str]] = {}
     for name in map(str, dataset["edit"].values):
         if name != UNEDITED:
-            rows.setdefault(_rule_and_scheme(name)[0], []).append(name)
+            rows.setdefault(rule_and_suffix(name)[0], []).append(name)
     metrics = [metric for metric in DUMBBELLS if any((name, metric) in cells for own in rows.values() for name in own)]
     axes = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for ax, metric in zip(axes, metrics, strict=True):
         for place, names in enumerate(rows.values()):
-            own = [(cells[name, metric], _rule_and_scheme(name)[1]) for name in names if (name, metric) in cells]
+            own = [(cells[name, metric], rule_and_suffix(name)[1]) for name in names if (name, metric) in cells]
             means = [cell["mean"] for cell, _ in own]
             ax.plot([min(means), max(means)], [place, place], color="0.8", linewidth=2, zorder=1)
             for number, (cell, scheme) in enumerate(own):
@@ -55,12 +55,6 @@ def efficacy_specificity(figure: FigureBase, dataset: xr.Dataset) -> None:
     handles = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     order = [label for label in SCHEMES.values() if label in handles]
     figure.legend([handles[o] for o in order], order, fontsize="x-small", loc="outside upper center", ncols=3)
-
-
-def _rule_and_scheme(name: str) -> tuple[str, str]:
-    """Take the suffix of a scheme from a method's name."""
-    suffix = next((suffix for suffix in (FE, CR) if name.endswith(suffix)), "")
-    return name.removesuffix(suffix) if suffix else name, suffix
 
 
 def frontier(figure: FigureBase, dataset: xr.Dataset) -> None:

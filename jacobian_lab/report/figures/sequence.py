@@ -9,7 +9,7 @@ from matplotlib.figure import FigureBase
 
 from jacobian_lab.catalogue import CR, FE, UNEDITED
 from jacobian_lab.report.figures.axes import arms
-from jacobian_lab.report.figures.style import RULE_COLORS, RULE_MARKERS
+from jacobian_lab.report.figures.style import RULE_COLORS, RULE_MARKERS, rule_and_suffix
 from jacobian_lab.report.tables.sequence import SHOWN, Course, along_looks, courses, forgotten
 
 LINES = {"current": "-", "unedited": "--"}
@@ -91,8 +91,7 @@ def _curves(ax: Axes, dataset: xr.Dataset, rows: pd.DataFrame, name: str) -> Non
 
 def _look(course: Course) -> dict[str, Any]:
     """Colour and marker of the rule: hollow without replay, half filled with FE, wholly with CR."""
-    suffix = next((suffix for suffix in (FE, CR) if course.method.endswith(suffix)), "")
-    rule = course.method.removesuffix(suffix)
+    rule, suffix = rule_and_suffix(course.method)
     fills = {"": {"markerfacecolor": "white"}, FE: {"fillstyle": "left", "markerfacecoloralt": "white"}, CR: {}}
     look = {"color": RULE_COLORS.get(rule, "0.4"), "marker": RULE_MARKERS.get(rule, "x"), **fills[suffix]}
     return look | {"linestyle": LINES[course.targets]}

@@ -12,6 +12,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 from tueplots import axes, figsizes, fontsizes
 
+from jacobian_lab.catalogue import CR, FE
 from jacobian_lab.errors import InputError
 from jacobian_lab.report.entries import FigureEntry
 from jacobian_lab.report.writing import below_last
@@ -62,6 +63,13 @@ _LATER_LADDER = sns.cubehelix_palette(len(_LATER), start=0.4, rot=1.2, hue=1.4, 
 RULE_COLORS = dict(zip([*RULE_MARKERS, *_LATER], [*_LADDER, *_LATER_LADDER], strict=True))
 RULE_MARKERS |= _LATER
 """Each rule has one marker and one colour in every figure; it is half filled with FE, and filled with CR."""
+
+
+def rule_and_suffix(method: str) -> tuple[str, str]:
+    """Take the suffix of a scheme from a method's name; empty without replay."""
+    suffix = next((suffix for suffix in (FE, CR) if method.endswith(suffix)), "")
+    return method.removesuffix(suffix), suffix
+
 
 TIMES_LIKE = {"font.family": "STIXGeneral", "mathtext.fontset": "stix", "pdf.fonttype": 42}
 """The Times of ICML, in the free cut that matplotlib carries; embedded as TrueType."""

@@ -13,7 +13,7 @@ from jacobian_lab.report.paper import METRICS, Metric
 from jacobian_lab.report.tables.methods import MORE, cell_text, labels, means
 from jacobian_lab.report.writing import Table, number, seed_of
 from jacobian_lab.store.run import config_of
-from jacobian_lab.store.sequences import CURRENT, FAILED, MEASURED, NORM, PERPLEXITY
+from jacobian_lab.store.sequences import CURRENT, ENDS, MEASURED
 
 LAST = "efficacy_accuracy_last"
 SHOWN: dict[str, Metric] = {
@@ -35,8 +35,6 @@ PLAIN = {
 """Columns without."""
 DESCENTS = {COORDINATED: "coordinated_shift", RESTARTED: "restarted_anchor", JOINT: "joint_anchor"}
 """Descents that targets of a kind come from, if these are not anchors."""
-ENDS = {PERPLEXITY: "perplexity", NORM: "norm of the change", FAILED: "a batch that cannot be edited"}
-"""Reasons for which edits end early, in words."""
 
 
 class Course(NamedTuple):
