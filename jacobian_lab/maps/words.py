@@ -92,9 +92,8 @@ def read_out(
         with attention_by_formula():
             return replay_logits(frozen, layer, states)[0, 0].log_softmax(-1)
 
-    derivative: Callable[..., tuple[Tensor, Tensor]] = torch.func.jvp
     if lens is None:
-        before, linear = derivative(log_p, (state,), (direction,))
+        before, linear = torch.func.jvp(log_p, (state,), (direction,))[:2]
     else:
         change = lens.jacobians[layer].to(direction) @ direction[0]
         before, linear = log_p(state), _through(model, prompt, int(frozen.answer_at[0, 0]), change)
