@@ -29,6 +29,11 @@ def output_of(block_result):
     return block_result[0] if isinstance(block_result, tuple) else block_result
 
 
+def hooks(model):
+    """Hooks of every module; where somebody has asked for hidden states, transformers has left its own."""
+    return [[*module._forward_hooks.values(), *module._forward_pre_hooks.values()] for module in model.hf.modules()]
+
+
 class Enough(Exception):  # noqa: N818
     """Raised by a hook when all that is asked for has been seen: the blocks above need not run."""
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers.reference import hooks
 from safetensors.torch import load_file
 
 import jacobian_lab as jl
@@ -288,7 +289,7 @@ def test_what_a_memory_cannot_do_is_refused_with_one_line(edited, folders, tmp_p
 def test_an_editor_edits_by_training_and_puts_all_back(tiny, facts, tmp_path, monkeypatch):
     monkeypatch.setenv("JACOBIAN_LAB_CACHE", str(tmp_path / "cache"))
     editor = jl.Editor(tiny, facts[:3], layers=(1, 2, 3), training=TRAINING, templates=(("{}",),), progress=False)
-    before = {name: weight.clone() for name, weight in tiny.hf.named_parameters()}
+    before, hooks_before = {name: weight.clone() for name, weight in tiny.hf.named_parameters()}, hooks(tiny)
     plain = None
     for name, words in (("wise", "side memory"), ("rledit", "blocks 2-3")):
         with editor.edit(name) as edit:
@@ -301,7 +302,7 @@ def test_an_editor_edits_by_training_and_puts_all_back(tiny, facts, tmp_path, mo
         assert path.is_file()
         assert list(frame.index) == [fact.id for fact in facts[:3]]
         assert all(torch.equal(weight, before[n]) for n, weight in tiny.hf.named_parameters())
-        assert not any(module._forward_hooks for module in tiny.hf.modules())
+        assert hooks(tiny) == hooks_before
         with pytest.raises(jl.InputError, match="itself again"):
             edit.evaluate()
         assert told

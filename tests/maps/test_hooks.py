@@ -1,7 +1,7 @@
 """Hooks: what is captured is what the model computes, and no hook is left behind."""
 
 import torch
-from helpers.reference import Plain, prompt
+from helpers.reference import Plain, hooks, prompt
 
 from jacobian_lab.maps.hooks import batches, capture, decisive_states, forward
 from jacobian_lab.maps.stepwise import decisive_keys
@@ -29,14 +29,14 @@ def test_captured_states_and_keys_are_the_models(family_model, facts):
 
 @torch.no_grad()
 def test_captured_tensors_are_copies_and_hooks_go(tiny, facts):
-    rows = [fact_prompt(tiny.tokenizer, facts[0])]
+    rows, before = [fact_prompt(tiny.tokenizer, facts[0])], hooks(tiny)
     with capture(tiny, hidden=[1], keys=[1]) as record:
+        assert hooks(tiny) != before
         expected = forward(tiny, rows)
         record.hidden[1].zero_()
         record.keys[1].zero_()
     assert torch.equal(forward(tiny, rows), expected)
-    assert not any(block._forward_hooks for block in tiny.blocks)
-    assert not any(tiny.projection(layer)._forward_pre_hooks for layer in range(tiny.n_layers))
+    assert hooks(tiny) == before
 
 
 def test_batches_hold_every_row_once_and_keep_to_the_limit():

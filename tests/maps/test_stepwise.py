@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.reference import prompt
+from helpers.reference import hooks, prompt
 
 from jacobian_lab.errors import InputError
 from jacobian_lab.maps.stepwise import StepwisePass, decisive_keys
@@ -48,6 +48,7 @@ def test_keys_are_those_of_the_model_as_it_has_been_edited(family_model, facts):
 def test_every_block_runs_once_and_is_itself_again(family_model, facts):
     model, rows = family_model, [fact_prompt(family_model.tokenizer, fact) for fact in facts]
     inner, runs = model.inner, dict.fromkeys(range(model.n_layers), 0)
+    before = hooks(model)
 
     def count(layer):
         def hook(*_):
@@ -63,7 +64,7 @@ def test_every_block_runs_once_and_is_itself_again(family_model, facts):
         handle.remove()
     assert list(runs.values()) == [1, 1, 1, 1, 1, 0]
     assert not any("forward" in vars(module) for module in model.hf.modules())
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.blocks.modules())
+    assert hooks(model) == before
 
 
 def test_a_pass_without_states_runs_anew(tiny, facts):
