@@ -20,7 +20,7 @@ from pathlib import Path
 
 from quotes import PAGES, RUNS, UnknownSourceError, as_csv, filled, quotes
 
-from jacobian_lab.report.registry import FIGURES
+from jacobian_lab.report.results import Results
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
@@ -126,7 +126,7 @@ def copy(folder: Path, target: Path, files: Sequence[str]) -> None:
         if file == "run.md":
             text = provenance(folder)
         elif file == "figures.md" and (folder / "figures").is_dir():
-            text = "\n\n".join(figures(folder / "figures", target)) + "\n"
+            text = "\n\n".join(figures(folder, target)) + "\n"
         elif (folder / file).is_file():
             text = (folder / file).read_text("utf-8")
         else:
@@ -180,15 +180,16 @@ def figures(folder: Path, target: Path) -> Iterator[str]:
     """Copy a run's figures.
 
     Args:
-        folder: Where they are.
+        folder: The run's folder.
         target: Where they go.
 
     Yields:
         Markdown for each, with its caption.
     """
-    for path in sorted(folder.glob("*.png")):
+    run = Results(folder)
+    for path in sorted((folder / "figures").glob("*.png")):
         shutil.copyfile(path, target / path.name)
-        title = FIGURES[path.stem].caption if path.stem in FIGURES else path.stem
+        title = run.figure_caption(path.stem) if path.stem in run.figures else path.stem
         yield f"![{path.stem}]({path.name})\n\n*{title}*"
 
 

@@ -3,7 +3,10 @@
 import pytest
 import quotes as quoting
 import update_results
+from helpers.runs import make_run
 from quotes import UnknownSourceError, cell_value, filled, quotes
+
+from jacobian_lab.report.results import Results
 
 TABLE = """Caption | with a bar.
 
@@ -80,3 +83,13 @@ def test_commands_are_shown_without_the_folders_of_a_machine():
     assert update_results.portable(command) == (
         "jacobian-lab frontier --facts facts.json --anchors-from runs/a --out runs/b"
     )
+
+
+def test_figures_are_copied_with_the_captions_of_their_run(tmp_path):
+    run = Results(make_run(tmp_path / "run", "jacobian"))
+    run.save_figure("jacobian")
+    (run.folder / "figures" / "mine.png").write_bytes(b"")
+    update_results.copy(run.folder, tmp_path / "page", ["figures.md"])
+    text = (tmp_path / "page" / "figures.md").read_text("utf-8")
+    assert text == f"![jacobian](jacobian.png)\n\n*{run.figure_caption('jacobian')}*\n\n![mine](mine.png)\n\n*mine*\n"
+    assert (tmp_path / "page" / "jacobian.png").is_file()

@@ -35,6 +35,17 @@ def facts_line(dataset: xr.Dataset, counts: Iterable[Any], detail: str = "", met
     return f"{model_name(dataset)}, {facts}{detail}. Made with {circumstances}."
 
 
+def figure_line(dataset: xr.Dataset) -> str:
+    """Model, facts, layers and λ of a figure."""
+    config, facts = config_of(dataset), config_of(dataset)["provenance"]["facts"]
+    layers, ridge = config["settings"]["layers"], config["provenance"].get("ridge")
+    source = " ".join(filter(None, (Path(facts["source"]).name, facts["slice"])))
+    fixed = ridge is not None and "ridges" not in config["settings"] and config["kind"] != "tune"
+    solved = f", λ = {ridge:g}" if fixed else ""
+    span = f"layers {layers[0]}–{layers[-1]}" if len(layers) > 1 else f"layer {layers[0]}"
+    return f"{model_name(dataset)}, {dataset.sizes['fact']} facts ({source}), {span}{solved}."
+
+
 def facts_of(dataset: xr.Dataset, counts: Iterable[Any], methods: Iterable[Any] | None = None) -> str:
     """`facts_line` of a table of methods, which says where its facts are from."""
     source = Path(config_of(dataset)["provenance"]["facts"]["source"]).name

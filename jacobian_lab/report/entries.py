@@ -13,7 +13,7 @@ from jacobian_lab.report.writing import Table, below_last
 
 
 def nothing(_dataset: xr.Dataset) -> str:
-    """Require nothing of a run."""
+    """Give no words about a run: nothing is required of it, or concluded."""
     return ""
 
 
@@ -75,12 +75,14 @@ class FigureEntry(Entry):
         panels: Counts the panels side by side, across the page; one column without.
         height: Height of a panel over its width.
         of_fact: Whether it can be drawn of a single fact.
+        conclusion: Gives what the figure of a run shows, in sentences with numbers.
     """
 
     draw: Callable[..., None]
     panels: Callable[[xr.Dataset], int] | None = None
     height: float = 0.75
     of_fact: bool = False
+    conclusion: Callable[[xr.Dataset], str] = nothing
 
 
 def drawing(path: str) -> Callable[..., Any]:

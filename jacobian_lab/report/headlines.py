@@ -7,7 +7,7 @@ import xarray as xr
 
 from jacobian_lab.report.captions import model_name
 from jacobian_lab.report.paper import paper_residuals
-from jacobian_lab.report.writing import number
+from jacobian_lab.report.writing import listed, number
 from jacobian_lab.store.run import config_of
 from jacobian_lab.store.schema import DECISIONS
 
@@ -64,7 +64,7 @@ def _residuals(dataset: xr.Dataset, schemes: list[str], layers: list[int]) -> It
         words, table = NAMES[name]
         sentences.append(f"with {words} {number(ratio)}{_beside(paper_residuals(table, name, len(layers))[-1])}")
     yield (
-        f"After the last edit, {_listed(sentences)} of the residual at layer {layers[-1]} is left (0: the target is "
+        f"After the last edit, {listed(sentences)} of the residual at layer {layers[-1]} is left (0: the target is "
         "met; the paper's model is Llama-3-8B)."
     )
     if len(left) > 1:
@@ -105,7 +105,3 @@ def _direction(cosine: float) -> str:
 
 def _beside(paper: float) -> str:
     return "" if np.isnan(paper) else f" (paper {number(paper)})"
-
-
-def _listed(words: list[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

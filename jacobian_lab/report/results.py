@@ -11,7 +11,7 @@ import xarray as xr
 
 from jacobian_lab.errors import InputError
 from jacobian_lab.facts.fact import listing
-from jacobian_lab.report.captions import model_name
+from jacobian_lab.report.captions import figure_line, model_name
 from jacobian_lab.report.entries import Entry
 from jacobian_lab.report.headlines import headlines
 from jacobian_lab.report.paper import read_paper
@@ -107,6 +107,12 @@ class Results:
         """A table in Markdown, below its caption."""
         table = self._table(name)
         return markdown(table.frame, _caption(name, table), table.bold)
+
+    def figure_caption(self, name: str, fact: Any = None) -> str:
+        """Caption of a figure: its content, a conclusion with numbers unless it is of one fact, and the run's facts."""
+        entry = self._entry(FIGURES, name, "figure")
+        conclusion = entry.conclusion(self.dataset) if fact is None else ""
+        return " ".join(filter(None, (entry.caption, conclusion, figure_line(self.dataset))))
 
     def figure(self, name: str, fact: Any = None) -> "matplotlib.figure.Figure":
         """Draw a figure, of one fact where it can be, at ICML's sizes and with its fonts."""

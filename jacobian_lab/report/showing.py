@@ -56,7 +56,7 @@ def _text(run: Results, name: str) -> str:
     if name in TABLES:
         return run.text(name)
     if name in FIGURES:
-        return "\n".join(map(str, _draw(run, name)))
+        return "\n".join([run.figure_caption(name), *map(str, _draw(run, name))])
     names = ", ".join(dict.fromkeys((*run.tables, *run.figures)))
     raise InputError(f"expected tables or figures among {names}, got {name!r}: choose among them")
 

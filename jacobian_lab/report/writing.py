@@ -1,6 +1,6 @@
 """Tables as text and as files, each of which is written whole or not at all."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,6 +137,17 @@ def below_last(dataset: xr.Dataset) -> xr.Dataset:
     """Select the layers l below the last decisive one, L, where J_{l→L} says something."""
     last = max(config_of(dataset)["settings"]["layers"])
     return dataset.sel(layer=[layer for layer in dataset["layer"].values if layer < last])
+
+
+def schemes_with(dataset: xr.Dataset, variable: str) -> list[str]:
+    """List the schemes that a variable has a value of."""
+    return [str(name) for name in dataset["scheme"].values if np.isfinite(dataset[variable].sel(scheme=name)).any()]
+
+
+def listed(phrases: Sequence[str]) -> str:
+    """Join phrases with commas, and the last with "and"."""
+    *others, last = phrases
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def seed_of(dataset: xr.Dataset) -> int:

@@ -36,7 +36,8 @@ def test_tables_and_figures_are_shown_in_the_order_asked_for(run_folders, tmp_pa
     folder = run_folders["edit_table"]
     text = show(folder, ["weights", "fe-gain", "gains"])
     figure = folder / "figures" / "fe_gain"
-    weights, *rest = text.split(f"\n\n{figure}.pdf\n{figure}.png\n\n")
+    caption = Results(folder).figure_caption("fe_gain")
+    weights, *rest = text.split(f"\n\n{caption}\n{figure}.pdf\n{figure}.png\n\n")
     assert weights == Results(folder).text("weights")
     assert rest == [Results(folder).text("gains")]
     assert (folder / "figures" / "fe_gain.png").is_file()

@@ -12,11 +12,6 @@ from jacobian_lab.report.intervals import summaries_of
 from jacobian_lab.report.writing import seed_of
 
 
-def schemes_with(dataset: xr.Dataset, variable: str) -> list[str]:
-    """Schemes with a value to draw."""
-    return [str(name) for name in dataset["scheme"].values if np.isfinite(dataset[variable].sel(scheme=name)).any()]
-
-
 def mean_curve(ax: Axes, dataset: xr.Dataset, values: xr.DataArray, **look: Any) -> None:
     """Mean over facts with its 95 % interval along the other dimension."""
     dim = next(str(dim) for dim in values.dims if dim != "fact")

@@ -4,9 +4,9 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import FigureBase
 
-from jacobian_lab.report.figures.axes import mean_curve, schemes_with
+from jacobian_lab.report.figures.axes import mean_curve
 from jacobian_lab.report.figures.style import STYLES
-from jacobian_lab.report.writing import DEGREES, below_last
+from jacobian_lab.report.writing import DEGREES, below_last, schemes_with
 from jacobian_lab.store.run import config_of
 from jacobian_lab.store.schema import DECISIONS
 

@@ -8,11 +8,11 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import FigureBase
 
-from jacobian_lab.report.figures.axes import error_bars, mean_curve, plain_decades, schemes_with
+from jacobian_lab.report.figures.axes import error_bars, mean_curve, plain_decades
 from jacobian_lab.report.figures.style import STYLES
 from jacobian_lab.report.paper import paper_residuals
 from jacobian_lab.report.tables.residuals import table
-from jacobian_lab.report.writing import below_last
+from jacobian_lab.report.writing import below_last, schemes_with
 
 OPPOSITES = ("backward-dividing", "forward-replay")
 """The two schemes that the paper sets against each other; figures with room for two show these."""

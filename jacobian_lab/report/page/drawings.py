@@ -5,7 +5,6 @@ from html import escape
 from io import StringIO
 from typing import Any
 
-from jacobian_lab.report.registry import FIGURES
 from jacobian_lab.report.results import Results
 
 DENSE = 4000
@@ -32,7 +31,7 @@ def _drawing(run: Results, name: str, prefix: str) -> dict[str, Any]:
 
     from jacobian_lab.report.figures.style import style
 
-    figure, caption, text = run.figure(name), FIGURES[name].caption, StringIO()
+    figure, caption, text = run.figure(name), run.figure_caption(name), StringIO()
     _thinned(figure)
     with mpl.rc_context({"svg.hashsalt": prefix}), style():
         figure.savefig(text, format="svg", dpi=RESOLUTION, metadata={"Date": None})

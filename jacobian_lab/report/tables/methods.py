@@ -88,6 +88,12 @@ def gains_of(dataset: xr.Dataset, steps: Sequence[Step] = GAINS) -> pd.DataFrame
     return frame.join(means(differences, seed_of(dataset)))
 
 
+def no_pair(dataset: xr.Dataset, steps: Sequence[Step] = GAINS) -> str:
+    """Name the lack of a run that has no rule on both sides of any step."""
+    names = " or ".join(f"a method{before.upper()} and the same with {after[1:].upper()}" for before, after in steps)
+    return "" if any(both_ways(dataset, step) for step in steps) else names
+
+
 def means(cells: Sequence[Cell], seed: int) -> pd.DataFrame:
     """Means over prompts and facts, with their intervals over facts."""
     if not cells:

@@ -1,18 +1,11 @@
-"""Registry of tables and figures: for each the kinds of run, the variables, the command and the function that make it.
+"""Tables of the registry, but for those of runs of transfer and of sequence."""
 
-The same rows serve the command line, the scripts in ``analyses/`` and ``figures/``, and `Results`. Figures are drawn by
-`jacobian_lab.report.figures`, which is imported when the first one is.
-"""
-
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import xarray as xr
-
 from jacobian_lab.catalogue import CR, FE, METHODS
-from jacobian_lab.report import sequence, transfer
-from jacobian_lab.report.entries import FigureEntry, TableEntry, drawing, nothing
+from jacobian_lab.report.entries import TableEntry, nothing
 from jacobian_lab.report.paper import paper_methods, paper_schemes
 from jacobian_lab.report.tables import convergence, frontier, locating, methods, residuals, theorems, training, tune
 from jacobian_lab.report.writing import Table
@@ -53,11 +46,6 @@ def _of_methods(caption: str, make: Callable[..., Table], uses: Any = methods.su
     )
 
 
-def _no_pair(dataset: xr.Dataset, steps: Sequence[methods.Step] = methods.GAINS) -> str:
-    names = " or ".join(f"a method{before.upper()} and the same with {after[1:].upper()}" for before, after in steps)
-    return "" if any(methods.both_ways(dataset, step) for step in steps) else names
-
-
 _CELLS = (
     "Shares × 100, D_KL in nats; mean [95 % bootstrap interval over facts]; best of each column in bold; the paper's "
     "row below ours."
@@ -82,7 +70,7 @@ def _methods(name: str, *more: str) -> TableEntry:
     return _of_methods(_CELLS, make, edits=edits, model=model)
 
 
-TABLES: Mapping[str, TableEntry] = {
+TABLES: dict[str, TableEntry] = {
     "table1": _residuals(
         "table1",
         "Cosine of the shift that an edit makes at its layer and the passive shift that this makes at the last layer.",
@@ -170,8 +158,6 @@ TABLES: Mapping[str, TableEntry] = {
         "residual_ratio",
         below=False,
     ),
-    **transfer.TABLES,
-    **sequence.TABLES,
     "frontier": TableEntry(
         kinds=("frontier",),
         caption="One update rule under several target schemes along λ: shares × 100, D_KL in nats; mean [95 % "
@@ -223,7 +209,7 @@ TABLES: Mapping[str, TableEntry] = {
         caption="What forward replay adds to a rule, what coordinated replay adds to that, and what it adds to the "
         "rule alone, the same facts: shares × 100, D_KL in nats; mean [95 % bootstrap interval].",
         needs=("efficacy_success",),
-        lacking=_no_pair,
+        lacking=methods.no_pair,
         make=methods.gains,
     ),
     "training": TableEntry(
@@ -246,154 +232,4 @@ TABLES: Mapping[str, TableEntry] = {
     "records": _of_methods("", lambda dataset: Table(methods.records(dataset)), uses=None),
     "weights": _of_methods("", lambda dataset: Table(methods.weights(dataset)), uses=None),
 }
-"""Tables by name: files, scripts in ``analyses/`` and, with a dash for the underscore, commands are called the same."""
-
-
-def _gain(caption: str, step: methods.Step) -> FigureEntry:
-    return FigureEntry(
-        kinds=("edit_table",),
-        caption=caption,
-        needs=("efficacy_success",),
-        lacking=partial(_no_pair, steps=(step,)),
-        draw=partial(drawing("compared.gain"), step=step),
-        panels=lambda _dataset: 2,
-    )
-
-
-FIGURES: Mapping[str, FigureEntry] = {
-    "cosine_by_layer": FigureEntry(
-        caption="Table 1 as a figure: how well an edit's shift keeps its direction on the way to the last layer.",
-        needs=("cosine",),
-        lacking=partial(residuals.lacking, name="table1"),
-        draw=drawing("schemes.cosine_by_layer"),
-    ),
-    "residual_by_layer": FigureEntry(
-        caption="Tables 2 and 5 as a figure: the residual that each scheme leaves after each layer's edit, on the left "
-        "over that of the last layer's optimised target, on the right over that of its own; a logarithmic axis.",
-        needs=("residual_ratio",),
-        draw=drawing("schemes.residual_by_layer"),
-        panels=lambda dataset: len(drawing("schemes.residual_tables")(dataset)),
-    ),
-    "spread_by_fact": FigureEntry(
-        caption="The remaining residual of every single fact under each scheme, and the median; a logarithmic axis.",
-        needs=("residual_ratio",),
-        draw=drawing("schemes.spread_by_fact"),
-        panels=lambda dataset: min(4, dataset.sizes["scheme"]),
-        height=1.5,
-    ),
-    "theorem1": FigureEntry(
-        caption="Theorem 1: how far the edits' shifts are from eigenvectors of J, against random directions; the axis "
-        "of angles does not begin at zero.",
-        needs=("range_position",),
-        made_by="theorem1",
-        below=True,
-        draw=drawing("conditions.theorem1"),
-        panels=lambda dataset: 1 + drawing("conditions.has_angles")(dataset),
-        height=0.6,
-    ),
-    "theorem2": FigureEntry(
-        caption="Theorem 2: the strict condition on S, with the pairs of fact and layer that meet it; the milder one "
-        "along the edits' own directions, by J and as it came.",
-        needs=("lambda_min", "linear_cosine"),
-        below=True,
-        draw=drawing("conditions.theorem2"),
-        panels=lambda _dataset: 3,
-    ),
-    "decomposition": FigureEntry(
-        caption="What an edit does at the last layer: J·δ, curvature and leakage, scheme by scheme.",
-        needs=("linear_norm",),
-        below=True,
-        draw=drawing("schemes.decomposition"),
-        panels=lambda dataset: len(drawing("axes.schemes_with")(dataset, "linear_norm")),
-        height=1.2,
-    ),
-    "step_size": FigureEntry(
-        caption="Figure 3, measured: the residual after other steps along the edits' shifts, layer by layer; medians "
-        "over facts, the bands from quartile to quartile, steps over the best one that J predicts.",
-        needs=("step_replayed",),
-        made_by="step_size",
-        below=True,
-        draw=drawing("schemes.step_size"),
-        panels=lambda dataset: dataset.sizes["layer"],
-        height=1.0,
-    ),
-    "layer_count": FigureEntry(
-        kinds=("layer_count",),
-        caption="The residual that is left, generalisation and D_KL against the number of decisive layers.",
-        needs=("final_ratio",),
-        draw=drawing("schemes.layer_count"),
-        panels=lambda dataset: len(drawing("schemes.counted")(dataset)),
-    ),
-    "jacobian": FigureEntry(
-        kinds=("jacobian",),
-        caption="Spectra of the Jacobians, and how far they are from normal against the distance.",
-        needs=("singular_value",),
-        made_by="jacobian --survey dense",
-        draw=drawing("conditions.jacobian"),
-        panels=lambda _dataset: 4,
-        height=1.0,
-    ),
-    "locate": FigureEntry(
-        kinds=("locate",),
-        caption="Causal tracing: how much of the answer's probability comes back when a state is restored, by role of "
-        "the token and layer, each site on its own scale; white: nothing, or less; a point marks the peak.",
-        needs=("effect",),
-        draw=drawing("locating.locate"),
-        panels=lambda dataset: dataset.sizes["site"],
-        height=1.0,
-        of_fact=True,
-    ),
-    "effort": FigureEntry(
-        caption="Who carries what: each layer's share of the effort, its price, and its part of the change at the last "
-        "layer, scheme by scheme.",
-        needs=("effort", "price", "carried"),
-        draw=drawing("schemes.effort"),
-        panels=lambda dataset: len(drawing("schemes.carriers")(dataset)),
-        height=1.3,
-    ),
-    "efficacy_specificity": FigureEntry(
-        kinds=("edit_table",),
-        caption="Each rule without replay, with forward and with coordinated replay: what it edits, and what it leaves "
-        "alone; means with 95 % intervals, the unedited model dotted.",
-        needs=("efficacy_accuracy",),
-        draw=drawing("compared.efficacy_specificity"),
-        panels=lambda _dataset: 4,
-        height=1.4,
-    ),
-    "routing": FigureEntry(
-        kinds=("edit_table",),
-        caption="Which prompts a side memory serves: distances of edited, paraphrased and neighbourhood prompts, and "
-        "the threshold.",
-        needs=("distance",),
-        made_by="edit_table --methods wise",
-        draw=drawing("training.routing"),
-        panels=lambda dataset: len(training.with_router(dataset)),
-        height=0.35,
-    ),
-    "frontier": FigureEntry(
-        kinds=("frontier",),
-        caption="The frontier: what is generalised against what is disturbed along λ, which stands at the points, a "
-        "curve a scheme; a ring marks its smallest λ, bars are 95 % intervals, D_KL is on a logarithmic axis.",
-        needs=("efficacy_success",),
-        draw=drawing("compared.frontier"),
-        panels=lambda _dataset: 2,
-    ),
-    **transfer.FIGURES,
-    **sequence.FIGURES,
-    "tune": FigureEntry(
-        kinds=("tune",),
-        caption="A search: what is generalised against what is disturbed along λ, method by method, a curve for each "
-        "window and descent, the bound of D_KL dotted, the choice ringed; last, every window's score (lines) and what "
-        "the finalists generalise within the bound (points).",
-        needs=("kl",),
-        draw=drawing("tune.tune"),
-        panels=lambda dataset: dataset.sizes["edit"] + 1,
-        height=1.0,
-    ),
-    "fe_gain": _gain("What forward replay adds to each rule, paired over facts.", ("", FE)),
-    "cr_gain": _gain(
-        "What coordinated replay adds to forward replay, rule by rule, paired over facts.",
-        (FE, CR),
-    ),
-}
-"""Figures by name: their files and the scripts in ``figures/`` are called the same."""
+"""Tables by name."""

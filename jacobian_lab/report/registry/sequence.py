@@ -1,12 +1,11 @@
 """Entries of the registry for runs of sequence."""
 
-from collections.abc import Mapping
-
+from jacobian_lab.report import conclusions
 from jacobian_lab.report.entries import FigureEntry, TableEntry, drawing
 from jacobian_lab.report.tables import sequence
 
 KIND = ("sequence",)
-TABLES: Mapping[str, TableEntry] = {
+TABLES: dict[str, TableEntry] = {
     "sequence": TableEntry(
         kinds=KIND,
         caption="Edits one after another: efficacy and generalisation accuracy × 100 of the facts edited so far, and "
@@ -28,7 +27,7 @@ TABLES: Mapping[str, TableEntry] = {
 }
 """Tables of sequences."""
 
-FIGURES: Mapping[str, FigureEntry] = {
+FIGURES: dict[str, FigureEntry] = {
     "sequence": FigureEntry(
         kinds=KIND,
         caption="Edits one after another: what the facts edited so far still give, and the damage, a curve a method; "
@@ -36,6 +35,7 @@ FIGURES: Mapping[str, FigureEntry] = {
         needs=("perplexity",),
         lacking=sequence.no_edit,
         draw=drawing("sequence.sequence"),
+        conclusion=conclusions.sequence,
         panels=lambda _dataset: 4,
         height=1.0,
     ),
@@ -46,6 +46,7 @@ FIGURES: Mapping[str, FigureEntry] = {
         needs=("efficacy_accuracy",),
         lacking=sequence.no_edit,
         draw=drawing("sequence.forgetting"),
+        conclusion=conclusions.forgetting,
         panels=lambda dataset: drawing("sequence.maps_across")(dataset),
         height=2.0,
     ),
@@ -56,6 +57,7 @@ FIGURES: Mapping[str, FigureEntry] = {
         needs=("update_norm", "state_norm"),
         lacking=sequence.no_edit,
         draw=drawing("sequence.norm_growth"),
+        conclusion=conclusions.norm_growth,
         panels=lambda _dataset: 2,
         height=0.9,
     ),

@@ -1,14 +1,14 @@
 """Entries of the registry for runs of transfer."""
 
-from collections.abc import Mapping
 from functools import partial
 
+from jacobian_lab.report import conclusions
 from jacobian_lab.report.entries import FigureEntry, TableEntry, drawing
 from jacobian_lab.report.tables import theorems
 from jacobian_lab.report.tables.transfer import imposed
 
 KIND = ("transfer",)
-TABLES: Mapping[str, TableEntry] = {
+TABLES: dict[str, TableEntry] = {
     "transfer": TableEntry(
         kinds=KIND,
         caption="Transfer: the share of a layer's shift that reaches a prompt's key, k'ᵀA⁻¹k / kᵀA⁻¹k, of each fact "
@@ -28,13 +28,14 @@ TABLES: Mapping[str, TableEntry] = {
 }
 """Tables of transfer."""
 
-FIGURES: Mapping[str, FigureEntry] = {
+FIGURES: dict[str, FigureEntry] = {
     "transfer": FigureEntry(
         kinds=KIND,
         caption="Transfer: the share of a layer's shift that reaches other contexts' keys; and what the new answer's "
         "accuracy is there while a share of each scheme's shifts is imposed, and after the edit (hollow).",
         needs=("transferred",),
         draw=drawing("transfer.transfer"),
+        conclusion=conclusions.transfer,
         panels=lambda dataset: 1 + len(drawing("transfer.groups_of")(dataset)),
         height=1.0,
     ),

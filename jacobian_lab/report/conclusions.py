@@ -1,0 +1,248 @@
+"""Conclusions of figures: a sentence of a caption with the numbers that its run shows, or none."""
+
+from collections.abc import Iterator
+
+import pandas as pd
+import xarray as xr
+
+from jacobian_lab.catalogue import UNEDITED
+from jacobian_lab.report.intervals import summarise
+from jacobian_lab.report.paper import METRICS
+from jacobian_lab.report.tables import locating
+from jacobian_lab.report.tables.methods import Cell, Step, both_ways, by_fact, means
+from jacobian_lab.report.tables.sequence import along_looks, forgotten
+from jacobian_lab.report.tables.training import routed, with_router
+from jacobian_lab.report.tables.transfer import SPOKEN, by_group
+from jacobian_lab.report.writing import DEGREES, below_last, listed, number, schemes_with, seed_of
+from jacobian_lab.store.run import config_of
+from jacobian_lab.store.schema import DECISIONS
+from jacobian_lab.tries import Outcome
+
+MAIN = ("backward-dividing", "forward-replay", "coordinated-replay")
+"""Schemes that conclusions name; of a run without them, its first three."""
+GAIN, DAMAGE = "generalization_accuracy", "kl"
+"""Metrics that methods are compared by."""
+
+
+def cosine_by_layer(dataset: xr.Dataset) -> str:
+    """Give the cosine at the ends of the layers below the last."""
+    below = below_last(dataset)
+    schemes = _main(below, "cosine")
+    if not schemes:
+        return ""
+    layers = [int(layer) for layer in below["layer"].values[[0, -1]]]
+    at = [f"{_mean(below, below['cosine'].sel(scheme=schemes[0], layer=layer))} at layer {layer}" for layer in layers]
+    return f"Under {schemes[0]} the cosine is {listed(list(dict.fromkeys(at)))}."
+
+
+def residual_by_layer(dataset: xr.Dataset) -> str:
+    """Give the residual that each scheme leaves of its own target."""
+    last = dataset.isel(layer=-1)
+    left = _of_schemes(last, "residual_ratio", last["residual_ratio"])
+    return left and f"After layer {int(last['layer'])} the mean residual of a scheme's own target is {left}."
+
+
+def spread_by_fact(dataset: xr.Dataset) -> str:
+    """Count the facts that keep most of their residual."""
+    last = dataset["residual_ratio"].isel(layer=-1)
+    counts = [f"{int((last.sel(scheme=name) > 0.5).sum())} under {name}" for name in _main(dataset, "residual_ratio")]
+    layer, facts = int(last["layer"]), dataset.sizes["fact"]
+    return f"Of {facts} facts, more than half of the residual is left after layer {layer} for {listed(counts)}."
+
+
+def theorem1(dataset: xr.Dataset) -> str:
+    """Compare shifts with random directions at the layer next to the last."""
+    edge = below_last(dataset).isel(layer=-1)
+    layer = int(edge["layer"])
+    if edge["eigenvector_angle"].notnull().any():
+        angles = _of_schemes(edge, "eigenvector_angle", edge["eigenvector_angle"] * DEGREES, 1)
+        random = _mean(edge, edge["random_eigenvector_angle"] * DEGREES, 1)
+        return f"At layer {layer} the angle to the nearest eigenvector, in degrees, is {angles}; {random} at random."
+    sines = _of_schemes(edge, "eigen_residual", edge["eigen_residual"])
+    return sines and f"At layer {layer} the sine is {sines}; {_mean(edge, edge['random_residual'])} at random."
+
+
+def theorem2(dataset: xr.Dataset) -> str:
+    """Count the Jacobians and the shifts that meet the strict and the milder condition."""
+    cosines = below_last(dataset)["linear_cosine"]
+    shifts, forward = int(cosines.notnull().sum()), int((cosines > 0).sum())
+    return f"{_definite(below_last(dataset))}; cos(Jδ, δ) is above zero along {forward:,} of {shifts:,} shifts."
+
+
+def decomposition(dataset: xr.Dataset) -> str:
+    """Give the share of curvature at the first layer."""
+    first = below_last(dataset).isel(layer=0)
+    bent = _of_schemes(first, "curvature_norm", first["curvature_norm"] / first["passive_shift_norm"])
+    return f"At layer {int(first['layer'])} the curvature over ‖δ_L‖ is {bent}."
+
+
+def step_size(dataset: xr.Dataset) -> str:
+    """Give the best steps at the first layer."""
+    first = below_last(dataset).isel(layer=0)
+    steps = _of_schemes(first, "best_step_replayed", first["best_step_replayed"])
+    return steps and f"At layer {int(first['layer'])} the best step, over the step taken, is on average {steps}."
+
+
+def layer_count(dataset: xr.Dataset) -> str:
+    """Give the residual with the fewest and with the most layers."""
+    schemes, counts = _main(dataset, "final_ratio"), [int(count) for count in dataset["count"].values[[0, -1]]]
+    pairs = [
+        " and ".join(_mean(dataset, dataset["final_ratio"].sel(scheme=name, count=count)) for count in counts)
+        + f" under {name}"
+        for name in schemes
+    ]
+    return f"With {counts[0]} and with {counts[1]} layers the residual left is {'; '.join(pairs)}."
+
+
+def jacobian(dataset: xr.Dataset) -> str:
+    """Count the definite Jacobians, and give the least eigenvalue of S at the first layer."""
+    first = dataset.isel(layer=0)
+    lowest = _mean(first, first["lambda_min"])
+    return f"{_definite(dataset)}; at layer {int(first['layer'])} the mean of its least eigenvalue is {lowest}."
+
+
+def locate(dataset: xr.Dataset) -> str:
+    """Name the layers that tracing points to."""
+    *_, sentence = locating.summary(dataset)
+    return sentence
+
+
+def effort(dataset: xr.Dataset) -> str:
+    """Give the first layer's share of the effort."""
+    first = dataset.isel(layer=0)
+    return f"Of the effort, layer {int(first['layer'])} has {_of_schemes(first, 'effort', first['effort'])}."
+
+
+def methods(dataset: xr.Dataset) -> str:
+    """Name the method that generalises furthest, and the one that disturbs least."""
+    names = [str(name) for name in dataset["edit"].values if name != UNEDITED]
+    metrics = (GAIN, DAMAGE, "efficacy_accuracy")
+    cells: list[Cell] = [(dataset[metric].sel(edit=name), METRICS[metric]) for metric in metrics for name in names]
+    frame = means(cells, seed_of(dataset))
+    gains, damages, answers = (frame.iloc[place * len(names) :][: len(names)].set_axis(names) for place in range(3))
+    sentences = []
+    if gains["mean"].notna().any():
+        name = str(gains["mean"].idxmax())
+        sentences.append(f"{name} generalises furthest, to {_interval(gains.loc[name], 1)} % of the paraphrases.")
+    if damages["mean"].notna().any():
+        name = str(damages["mean"].idxmin())
+        share = number(answers.loc[name, "mean"], 0)
+        sentences.append(f"{name} disturbs least, by {_interval(damages.loc[name])} nat, at {share} % of the answers.")
+    return " ".join(sentences)
+
+
+def gain(dataset: xr.Dataset, step: Step) -> str:
+    """Name the rules whose gain in generalisation, or change of D_KL, is clear of zero."""
+    rules, (before, after) = both_ways(dataset, step), step
+    clear = []
+    for metric, words, decimals in ((GAIN, "generalisation", 1), (DAMAGE, "D_KL", 2)):
+        paired = [dataset[metric].sel(edit=rule + after) - dataset[metric].sel(edit=rule + before) for rule in rules]
+        frame = means([(difference, METRICS[metric]) for difference in paired], seed_of(dataset)).set_axis(rules)
+        off = frame[(frame["low"] > 0) | (frame["high"] < 0)]
+        if len(off):
+            changes = [f"{rule} ({_interval(row, decimals, '+')})" for rule, row in off.iterrows()]
+            clear.append(f"{words} under {listed(changes)}")
+    return f"Clear of zero: {'; '.join(clear)}." if clear else "Neither generalisation nor D_KL is clear of zero."
+
+
+def routing(dataset: xr.Dataset) -> str:
+    """Give the share of each kind of prompt that a memory serves."""
+    parts = []
+    for name in with_router(dataset):
+        kinds = routed(dataset, name).items()
+        shares = [f"{100 * prompts.served:.0f} % of the {kind}" for kind, prompts in kinds if prompts.distances.size]
+        parts.append(f"The memory of {name} serves {listed(shares)}.")
+    return " ".join(parts)
+
+
+def frontier(dataset: xr.Dataset) -> str:
+    """Compare methods within the least D_KL that all of them come down to."""
+    points = pd.DataFrame([point for name in dataset["edit"].values for point in _points(dataset.sel(edit=name))])
+    if points.empty:
+        return ""
+    bound = points.groupby("method")["kl"].min().max()
+    bests = points[points["kl"] <= bound].groupby("method", sort=False)["gain"].max().sort_values(ascending=False)
+    reached = listed([f"{name} to {best:.1f} %" for name, best in bests.items()])
+    return f"At a D_KL of at most {number(bound)} nat, which each comes down to, {reached} of the paraphrases."
+
+
+def _points(edit: xr.Dataset) -> Iterator[dict[str, object]]:
+    """Give the mean generalisation and D_KL of one method at each λ."""
+    for ridge in edit["ridge"].values:
+        sums = {metric: by_fact(edit[metric].sel(ridge=ridge), METRICS[metric]) for metric in (GAIN, DAMAGE)}
+        if all(weights.any() for _, weights in sums.values()):
+            gained, disturbed = (float(total.sum() / weights.sum()) for total, weights in sums.values())
+            yield {"method": str(edit["edit"].values), "gain": gained, "kl": disturbed}
+
+
+def tune(dataset: xr.Dataset) -> str:
+    """Name the layers and λ that were chosen for each method."""
+    outcome = Outcome.of(dataset, config_of(dataset)["settings"])
+    tries = {name: outcome.tries.loc[label] for name, label in outcome.choices.items()}
+    words = [f"layers {own['window']} and λ = {own['ridge']:.3g} for {name}" for name, own in tries.items()]
+    return f"Chosen: {listed(words)}."
+
+
+def transfer(dataset: xr.Dataset) -> str:
+    """Give the share that arrives at each group of prompts at the first layer."""
+    first = dataset.isel(layer=0)
+    shares = [f"{_mean(own, own['transferred'].mean('prompt'))} at {SPOKEN[group]}" for group, own in by_group(first)]
+    return f"At layer {int(first['layer'])} {listed(shares)} arrives."
+
+
+def sequence(dataset: xr.Dataset) -> str:
+    """Name the method that still gives most new answers at its last look, and the one that gives fewest."""
+    rows = along_looks(dataset)
+    ends = rows[rows["targets"] != ""].groupby(["method", "targets"], sort=False).tail(1)
+    ordered = ends.sort_values("efficacy_accuracy", ascending=False, kind="stable").to_dict("records")
+    words = [
+        f"{row['method']} on {row['targets']} targets gives {number(row['efficacy_accuracy'], 1)} % of all new answers "
+        f"after {row['edited']} facts"
+        for row in (ordered[0], *ordered[1:][-1:])
+    ]
+    return f"{listed(words)}: the most and the fewest." if len(words) > 1 else f"{words[0]}."
+
+
+def forgetting(dataset: xr.Dataset) -> str:
+    """Name the method that forgets most of its first batch."""
+    first = forgotten(dataset).query("batch == 1").groupby(["method", "targets"], sort=False)["efficacy"]
+    ends = first.agg(["first", "last"])
+    name, targets = (ends["first"] - ends["last"]).idxmax()
+    before, after = ends.loc[(name, targets)]
+    return f"{name} on {targets} targets forgets most of its first batch: {before:.0f} % at first, {after:.0f} at last."
+
+
+def norm_growth(dataset: xr.Dataset) -> str:
+    """Name the method whose weights change most."""
+    rows = along_looks(dataset)
+    largest = rows.loc[rows.loc[rows["targets"] != "", "update_norm"].idxmax()]
+    grown = number(largest["update_norm"])
+    return f"{largest['method']} changes a weight most: by {grown} of its norm after {largest['edited']} facts."
+
+
+def _main(dataset: xr.Dataset, variable: str) -> list[str]:
+    held = schemes_with(dataset, variable)
+    return [name for name in MAIN if name in held] or held[:3]
+
+
+def _of_schemes(dataset: xr.Dataset, variable: str, values: xr.DataArray, decimals: int | None = None) -> str:
+    """Join a mean over facts of each scheme."""
+    schemes = _main(dataset, variable)
+    phrases = [f"{_mean(dataset, values.sel(scheme=name), decimals)} under {name}" for name in schemes]
+    return listed(phrases) if phrases else ""
+
+
+def _mean(dataset: xr.Dataset, values: xr.DataArray, decimals: int | None = None) -> str:
+    return _interval(summarise(values.values, seed_of(dataset)), decimals)
+
+
+def _interval(cell: object, decimals: int | None = None, sign: str = "") -> str:
+    """Write a mean with its interval."""
+    mean, low, high = (number(cell[name], decimals, sign) for name in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]" if low else mean
+
+
+def _definite(dataset: xr.Dataset) -> str:
+    decided = dataset["decision"].where(dataset["surveyed"] == 1)
+    definite = int((decided == DECISIONS["definite"]).sum())
+    return f"S is positive definite for {definite:,} of {int(decided.notnull().sum()):,} Jacobians"
