@@ -53,7 +53,7 @@ def test_means_have_the_intervals_of_tables(tmp_path):
 
 
 def test_facts_that_keep_most_are_counted(tmp_path):
-    values = by_scheme([0.4, 0.0, 0.0, 0.0, 0.9])
+    values = by_scheme([0.45, 0.0, 0.0, 0.0, 0.9])
     values[:2, 0, -1] = 0.51
     sentence = conclusion(tmp_path, "tables", "spread_by_fact", residual_ratio=values)
     assert sentence.endswith("for 2 under backward-dividing, 0 under forward-replay and 6 under coordinated-replay.")
