@@ -1,7 +1,7 @@
 """Several models side by side, from finished runs, a table at a time.
 
     python benchmarks/models.py theory runs/smollm2-schemes runs/qwen-schemes --out runs/models
-    python benchmarks/models.py methods runs/smollm2-dividing runs/smollm2-fe --out runs/models-counterfact
+    python benchmarks/models.py methods runs/smollm2-dividing runs/smollm2-fe --methods memit memit+fe --out runs/models
     python benchmarks/models.py choices runs/locate-smollm2 runs/tune-smollm2 --out runs/models
     python benchmarks/models.py costs runs/locate-smollm2 runs/tune-smollm2 --out runs/models
 
@@ -75,9 +75,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=TABLES)
     parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--methods", nargs="+", help="methods of the table methods; all by default")
     parser.add_argument("--out", type=Path, required=True, help="folder for the table")
     options = parser.parse_args()
-    side = TABLES[options.table](options.runs)
+    if options.methods and options.table != "methods":
+        parser.error(f"expected --methods with the table methods, got it with {options.table}: leave it out")
+    side = methods(options.runs, options.methods) if options.methods else TABLES[options.table](options.runs)
     text = f"{side.caption}\n\n{side.frame.to_markdown(index=False, disable_numparse=True)}\n"
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / f"{options.table}.md").write_text(text, "utf-8")
@@ -112,15 +115,15 @@ def _theory(folder: Path) -> pd.DataFrame:
     return pd.concat(parts)[columns].assign(model=model_name(open_run(folder)))
 
 
-def methods(folders: list[Path]) -> Side:
+def methods(folders: list[Path], only: Sequence[str] = ()) -> Side:
     """Metrics of methods, each at the settings of its run."""
-    parts = [_methods(folder) for folder in folders]
-    numbers = pd.concat(parts, ignore_index=True)
-    rows = []
-    for key, part in numbers.groupby(["model", "method", "layers", "λ"], sort=False):
+    numbers = pd.concat([_methods(folder) for folder in folders], ignore_index=True)
+    numbers = numbers[numbers["method"].isin(only)] if only else numbers
+    heads, rows = ["model", "method", "layers", "λ", "run"], []
+    for key, part in numbers.groupby(heads, sort=False):
         cells = {row["metric"]: cell_text(row, METRICS[row["metric"]]) for row in part.to_dict("records")}
         rows.append([*key, *map(cells.get, SHOWN)])
-    columns = ["model", "method", "layers", "λ", *labels({name: METRICS[name] for name in SHOWN})]
+    columns = [*heads, *labels({name: METRICS[name] for name in SHOWN})]
     caption = (
         f"{numbers['count'].max():.0f} facts, edited in one batch; shares × 100, D_KL in nats; mean [95 % bootstrap "
         "interval over facts]. AlphaEdit and EMMET have constants in λ's place."
@@ -133,7 +136,8 @@ def _methods(folder: Path) -> pd.DataFrame:
     frame = summaries(run)
     frame = frame[frame["metric"].isin(SHOWN) & (frame["method"] != "unedited") & frame["mean"].notna()]
     ridge = f"{config_of(run)['provenance']['ridge']:.3g}"
-    return frame.assign(model=model_name(run), layers=_span(config_of(run)["settings"]["layers"]), λ=ridge)
+    span = _span(config_of(run)["settings"]["layers"])
+    return frame.assign(model=model_name(run), layers=span, λ=ridge, run=folder.name)
 
 
 def choices(folders: list[Path]) -> Side:
