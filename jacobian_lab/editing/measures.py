@@ -132,7 +132,7 @@ def measure(edits: Sequence[ObservedEdit], targets: Targets, scheme: Scheme) -> 
 
     Args:
         edits: What the loop saw, layer by layer.
-        targets: The targets, optimised and replayed ones and those of the scheme's own kind.
+        targets: The targets of the scheme's own kind, and optimised and replayed ones where they are to be compared.
         scheme: The scheme; its own target at the last layer is the one of its kind.
 
     Returns:
@@ -194,7 +194,9 @@ def _measured(
         values[f"{name}_norm"] = norms(term)
         values[f"{name}_residual_cosine"] = torch.cosine_similarity(term, before, dim=-1)
         values[f"share_{name}"] = -(term * left).sum(-1) / (left**2).sum(-1)
-    for kind, name in ((OPTIMISED, "_against_optimised"), (REPLAYED, "_against_replayed"), (scheme.kind, "")):
+    others = ((OPTIMISED, "_against_optimised"), (REPLAYED, "_against_replayed"))
+    held = [(kind, name) for kind, name in others if last in getattr(targets, kind)]
+    for kind, name in (*held, (scheme.kind, "")):
         target = targets.of(kind, last)[facts].double()[:, None]
         values[f"residual_norm{name}"] = norms(target - last_after)
         start = norms(target - initial)

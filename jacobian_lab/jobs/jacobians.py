@@ -160,7 +160,7 @@ def survey_part(
         if say:
             how.say(len(labels))
         named = partial(called, labels=labels)
-        survey = partial(_surveyed, subject.model, subject.facts, layers, how, site, budget)
+        survey = partial(surveyed_conditions, subject.model, subject.facts, layers, how, site, budget)
         with bar(len(places), "Jacobians", "fact", show=progress) as progress_bar:
             for (place,), by_layer in subject.executor.map([[place] for place in places], survey, named=named):
                 for layer, conditions in zip(layers, by_layer, strict=False):
@@ -172,10 +172,10 @@ def survey_part(
     return Part(todo, compute, work)
 
 
-def _surveyed(
+def surveyed_conditions(
     model: LanguageModel, facts: Sequence[Fact], layers: Layers, how: Survey, site: Site, budget: int, piece: Batch
 ) -> list[dict[str, Any]]:
-    """All that is stored of one fact's Jacobians, layer by layer."""
+    """Examine one fact's Jacobians, layer by layer, on the model as it is: all that is stored of each."""
     (place,) = piece
     frozen = freeze(model, [model.fact_prompt(facts[place]).cut()], layers[:-1], layers[-1])
     seeds = (how.seed, zlib.crc32(facts[place].text.encode()))  # so that a fact's directions are its own in any slice

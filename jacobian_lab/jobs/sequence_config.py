@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from annotated_types import Gt
+from annotated_types import Ge, Gt
 
 from jacobian_lab.jobs.config import RARE, Above, EvaluationConfig, Positive
 
@@ -25,6 +25,8 @@ class SequenceConfig(EvaluationConfig):
         look_every: Batches after which the model is looked at; after the last batch it is anyway.
         stop_perplexity: Perplexity of the held-out text, over the unedited model's, beyond which a method's edits end.
         stop_norm: Norm of a layer's change, over the weight's, beyond which they end.
+        observe: Facts of each batch whose Jacobians are examined just before its edit; what the edit does to all its
+            facts is then split into J·δ, curvature and leakage. None of this by default.
         greedy: Check Accuracy by real greedy decoding too; off here, since there are many looks.
 
     Examples:
@@ -40,6 +42,7 @@ class SequenceConfig(EvaluationConfig):
     look_every: Positive = 1
     stop_perplexity: Annotated[float, Gt(1)] | Literal["never"] = 10.0
     stop_norm: Above | Literal["never"] = field(default=10.0, metadata=RARE)
+    observe: Annotated[int, Ge(0)] = 0
     greedy: bool = False
 
     @property
@@ -55,4 +58,5 @@ class SequenceConfig(EvaluationConfig):
             "look_every": self.look_every,
             "stop_perplexity": self.stop_perplexity,
             "stop_norm": self.stop_norm,
+            **({"observe": self.observe} if self.observe else {}),
         }

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from jacobian_lab.catalogue import COORDINATED, SCHEMES, SEPARATE, TRAINED, UNEDITED, Method, method_name
+from jacobian_lab.catalogue import COORDINATED, SCHEMES, SEPARATE, TRAINED, UNEDITED, Method, method, method_name
 from jacobian_lab.editing.methods import BatchEdits, MethodEdit, Refit, rescaled
 from jacobian_lab.editing.schemes import Targets
 from jacobian_lab.errors import InputError
@@ -16,8 +16,11 @@ from jacobian_lab.evaluation.text import state_norms
 from jacobian_lab.jobs.comparison import Comparison, Measured, weight_values
 from jacobian_lab.jobs.counts import Counts
 from jacobian_lab.jobs.job import Job, Labels, Part
+from jacobian_lab.jobs.observing import observed_batch
 from jacobian_lab.jobs.recording import Cell, Recorded, descent_work
 from jacobian_lab.jobs.sequence_config import TARGETS, SequenceConfig
+from jacobian_lab.maps.definiteness import WIDEST_DENSE
+from jacobian_lab.maps.jacobians import MEMORY_BUDGET
 from jacobian_lab.model.devices import Places
 from jacobian_lab.planning.work import Stage, Work, total
 from jacobian_lab.progress import bar, counted, note
@@ -69,7 +72,7 @@ def sequence_job(config: SequenceConfig, *, progress: bool = True, sketch: Place
 
     No weights are stored: a run that goes on edits its finished batches again from their stored anchors and shifts.
     """
-    names = tuple(dict.fromkeys(map(_pair_name, config.methods)))
+    names = tuple(dict.fromkeys(_pair_name(text, observed=config.observe > 0) for text in config.methods))
     comparison = Comparison.of(config, names, progress, sketch=sketch)
     experiment, sequence = comparison.experiment, EditSequence(config, comparison, progress)
     unedited = None if UNEDITED_TARGETS in config.modes else sequence.batches[0]
@@ -87,10 +90,14 @@ def sequence_job(config: SequenceConfig, *, progress: bool = True, sketch: Place
     )
 
 
-def _pair_name(text: str) -> str:
+def _pair_name(text: str, *, observed: bool) -> str:
     name = method_name(text)
     if name in TRAINED:
         raise InputError(f"expected methods that are a rule with a scheme, got {name}, which trains: leave it out")
+    if observed and method(name).refit:
+        raise InputError(
+            f"expected methods that make targets once with observe, got {name}, which refits: leave it out"
+        )
     return name
 
 
@@ -130,7 +137,7 @@ class EditSequence:
     def todo(self, done: Completion) -> list[Labels]:
         """List the courses that are not finished, the unedited model first."""
         marks = [f"{CURRENT}{PASSES.format(name)}" for name in (ANCHOR, SHIFT, INNER_ANCHOR, *FIRSTS.values())]
-        lost = bool(done.lost(*marks, PASSES.format(REFIT_ANCHOR)))
+        lost = bool(done.lost(*marks, PASSES.format(REFIT_ANCHOR), "observed"))
         unedited = [] if done.all("measured", **UNEDITED_LOOK) else [UNEDITED_LOOK]
         return unedited + [c for c in self.courses if lost or not done.all("measured", look=self.looks, **c)]
 
@@ -189,7 +196,10 @@ class EditSequence:
         scheme = SCHEMES[self.comparison.methods[cell["edit"]].scheme]
         try:
             if targets.finite(scheme.kind).any():
-                edits.edit(batch, targets, refit)
+                with observed_batch(
+                    self.comparison.experiment, run, cell, batch, targets, self.config.observe
+                ) as look_on:
+                    edits.edit(batch, targets, refit, look_on)
         except InputError as error:
             if batch == self.batches[0]:
                 raise
@@ -225,7 +235,12 @@ class EditSequence:
         for course, pair in zip(courses, pairs, strict=True):
             for cell in self._descents(course, pair, later):
                 yield from descent_work(counts, experiment, cell)
-        edits: Work = total(counts.edit(rows, SCHEMES[pair.scheme], layers, size, observed=False) for pair in pairs)
+        examined = [rows.bare[place] for batch in self.batches for place in batch[: self.config.observe]] * len(pairs)
+        if examined:
+            formed = 0 if experiment.model.d_model > WIDEST_DENSE else len(examined)
+            yield counts.survey(examined, layers, formed, 0, MEMORY_BUDGET)
+        observed = self.config.observe > 0
+        edits: Work = total(counts.edit(rows, SCHEMES[pair.scheme], layers, size, observed=observed) for pair in pairs)
         parts, text, decoded = comparison.evaluator.rows(), comparison.predicted_text, comparison.evaluator.decoded()
         share = sum(self.looks) / len(rows) / len(self.looks)  # of the questions, that a look asks on the average
         reading = counts.evaluation([text]) + counts.forward(comparison.text, counts.shape.blocks)

@@ -9,6 +9,7 @@ from jacobian_lab.catalogue import UNEDITED
 from jacobian_lab.report.intervals import summarise
 from jacobian_lab.report.paper import METRICS
 from jacobian_lab.report.tables import locating
+from jacobian_lab.report.tables.breakdown import along_batches
 from jacobian_lab.report.tables.methods import Cell, Step, both_ways, by_fact, means
 from jacobian_lab.report.tables.sequence import along_looks, forgotten
 from jacobian_lab.report.tables.training import routed, with_router
@@ -218,6 +219,20 @@ def norm_growth(dataset: xr.Dataset) -> str:
     largest = rows.loc[rows.loc[rows["targets"] != "", "update_norm"].idxmax()]
     grown = number(largest["update_norm"])
     return f"{largest['method']} changes a weight most: by {grown} of its norm after {largest['edited']} facts."
+
+
+def breakdown(dataset: xr.Dataset) -> str:
+    """Name the method whose batches leave most more of their residual than the first, and what J said before."""
+    rows = along_batches(dataset).set_index(["method", "targets", "quantity", "batch"])["mean"]
+    ends = rows.groupby(level=[0, 1, 2], sort=False).agg(["first", "last"])
+    grown = ends.xs("residual_left", level="quantity")
+    name, targets = (grown["last"] - grown["first"]).idxmax()
+    first, last = map(number, grown.loc[(name, targets)])
+    left = f"Under {name} on {targets} targets the residual left grows most, from {first} to {last}"
+    if (name, targets, "lambda_min") not in ends.index:
+        return f"{left}."
+    before, after = map(number, ends.loc[(name, targets, "lambda_min")])
+    return f"{left}; λ_min of S goes from {before} before the first batch to {after} before the last."
 
 
 def _main(dataset: xr.Dataset, variable: str) -> list[str]:

@@ -249,7 +249,7 @@ def _numbers(table: Table) -> pd.DataFrame:
     return table.frame if table.numbers is None else table.numbers
 
 
-BESIDE = {"frontier": ("own_ridges",), "sequence": ("forgetting",), "transfer": ("imposed",)}
+BESIDE = {"frontier": ("own_ridges",), "sequence": ("forgetting", "breakdown"), "transfer": ("imposed",)}
 """Tables that are written with another one."""
 SCHEMES = ("table1", "table2", "table5")
 """The paper's tables of schemes."""

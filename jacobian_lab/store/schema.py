@@ -387,7 +387,8 @@ KINDS: dict[str, dict[str, Variable]] = {
     | _part("observed", _TUNE_OBSERVED)
     | _part("neighbors_compared", _NEIGHBORS)
     | _part("measured", _TUNE_TRIED),
-    "sequence": _part("neighbors_compared", _NEIGHBORS) | sequence_arrays(_part, _DESCENTS, _REFIT, _EDIT_TABLE),
+    "sequence": _part("neighbors_compared", _NEIGHBORS)
+    | sequence_arrays(_part, _DESCENTS, _REFIT, _EDIT_TABLE, _TABLES | _CONDITIONS),
 }
 """Kinds of runs, and the arrays of each."""
 

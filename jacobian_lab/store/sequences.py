@@ -35,8 +35,21 @@ LOOKED = {
 """Arrays of a look beside those of an edit table."""
 
 
+OBSERVED = (
+    *("residual_ratio", "realised", "shift_norm", "passive_shift_norm", "linear_norm", "curvature_norm"),
+    *("leakage_norm", "linear_residual_cosine", "linear_cosine", "eigen_residual"),
+)
+"""What is kept of a batch's edit that is observed, fact by fact and layer by layer."""
+EXAMINED = ("lambda_min", "lambda_max", "sigma_max", "sigma_min", "positive_share", "rotation")
+"""What is kept of a fact's Jacobians just before its batch is edited."""
+
+
 def sequence_arrays(
-    part: Callable[[str, Arrays], Arrays], descents: Sequence[Arrays], refit: Arrays, edit_table: Arrays
+    part: Callable[[str, Arrays], Arrays],
+    descents: Sequence[Arrays],
+    refit: Arrays,
+    edit_table: Arrays,
+    observed: Arrays,
 ) -> dict[str, Variable]:
     """Arrays of edits one after another.
 
@@ -45,12 +58,15 @@ def sequence_arrays(
         descents: Arrays of each descent on the unedited model, the first called as the descent.
         refit: Those of anchors that a method refits.
         edit_table: Those of an edited model.
+        observed: Those of edits that are observed, and of Jacobians.
     """
     own = {f"{next(iter(arrays))}_passes": first_losses(arrays) for arrays in descents}
     current = {f"{CURRENT}{mark}": _along(arrays, ("edit",), CURRENT) for mark, arrays in own.items()}
     refitted = {"refit_anchor_passes": _along(first_losses(refit), ("edit", "targets"))}
     looked = {name: replace(variable, dims=_at_looks(variable.dims)) for name, variable in edit_table.items()}
-    parts = own | current | refitted | {"measured": looked | LOOKED}
+    batches = {n: replace(observed[n], dims=("fact", "edit", "targets", "layer")) for n in (*OBSERVED, *EXAMINED)}
+    marked = {"observed": Variable(("fact", "edit", "targets"), "whether its batch's edit was observed", "1", "i4")}
+    parts = own | current | refitted | {"observed": batches | marked, "measured": looked | LOOKED}
     return {name: variable for mark, arrays in parts.items() for name, variable in part(mark, arrays).items()}
 
 

@@ -6,10 +6,12 @@ import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import FigureBase
+from matplotlib.ticker import MaxNLocator
 
 from jacobian_lab.catalogue import CR, FE, UNEDITED
 from jacobian_lab.report.figures.axes import arms
 from jacobian_lab.report.figures.style import RULE_COLORS, RULE_MARKERS, rule_and_suffix
+from jacobian_lab.report.tables.breakdown import along_batches
 from jacobian_lab.report.tables.sequence import SHOWN, Course, along_looks, courses, forgotten
 
 LINES = {"current": "-", "unedited": "--"}
@@ -17,6 +19,13 @@ LINES = {"current": "-", "unedited": "--"}
 PANELS = ("efficacy_accuracy", "generalization_accuracy", "kl", "perplexity")
 MAPS = 4
 """Heat maps side by side at the most."""
+BATCH_PANELS = {
+    "residual_left": "residual left",
+    "residual_cosine": r"$\cos(J\delta, R)$",
+    "leakage": r"leakage over $\|\delta_L\|$",
+    "lambda_min": r"$\lambda_{\min}$ of $S$",
+}
+"""Quantities of a batch that are drawn, and their labels."""
 LOGARITHMIC = ("kl", "perplexity", "update_norm")
 AXES = {"kl": r"$D_{KL}$, nat", "perplexity": "perplexity", "update_norm": r"$\|\Delta W\|/\|W\|$, largest layer"}
 """Labels of axes that are not called as in the table."""
@@ -61,6 +70,21 @@ def forgetting(figure: FigureBase, dataset: xr.Dataset) -> None:
     for ax in axes[:, 0]:
         ax.set(ylabel="batch")
     figure.colorbar(image, ax=list(axes.ravel()[: len(every)]), label="efficacy accuracy", shrink=0.8)
+
+
+def breakdown(figure: FigureBase, dataset: xr.Dataset) -> None:
+    """Quantities of each batch's edit and of J before it, a curve a method."""
+    rows = along_batches(dataset)
+    for ax, (name, label) in zip(figure.subplots(1, len(BATCH_PANELS)), BATCH_PANELS.items(), strict=True):
+        for course in edited_courses(dataset):
+            own = rows[(rows["method"] == course.method) & (rows["targets"] == course.targets)]
+            own = own[own["quantity"] == name]
+            bars = arms(own["mean"], own["low"], own["high"])
+            look = {"linewidth": 1, "markersize": 3, "elinewidth": 0.3, "label": course.label, **_look(course)}
+            ax.errorbar(own["batch"], own["mean"], yerr=bars, **look)
+        ax.set(xlabel="batch", ylabel=label)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _legend(figure, ax)
 
 
 def norm_growth(figure: FigureBase, dataset: xr.Dataset) -> None:

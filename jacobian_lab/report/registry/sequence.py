@@ -2,7 +2,7 @@
 
 from jacobian_lab.report import conclusions
 from jacobian_lab.report.entries import FigureEntry, TableEntry, drawing
-from jacobian_lab.report.tables import sequence
+from jacobian_lab.report.tables import breakdown, sequence
 
 KIND = ("sequence",)
 TABLES: dict[str, TableEntry] = {
@@ -23,6 +23,16 @@ TABLES: dict[str, TableEntry] = {
         needs=("efficacy_accuracy",),
         lacking=sequence.no_edit,
         make=sequence.forgetting,
+    ),
+    "breakdown": TableEntry(
+        kinds=KIND,
+        caption="Batch by batch: the residual that its edit leaves, over the initial one; the cosine of J·δ with the "
+        "residual before each layer's edit, and the curvature and leakage of the shift, means over the layers below "
+        "the last; S = (J + Jᵀ)/2 and J of the batch's first facts just before its edit; mean [95 % bootstrap interval "
+        "over facts].",
+        needs=("residual_ratio",),
+        made_by="sequence --observe 2",
+        make=breakdown.breakdown,
     ),
 }
 """Tables of sequences."""
@@ -60,6 +70,17 @@ FIGURES: dict[str, FigureEntry] = {
         conclusion=conclusions.norm_growth,
         panels=lambda _dataset: 2,
         height=0.9,
+    ),
+    "breakdown": FigureEntry(
+        kinds=KIND,
+        caption="Batch by batch: the residual that its edit leaves, how well J·δ points at it, what leaks, and the "
+        "least eigenvalue of S at the first layer just before the edit; means with 95 % intervals over facts.",
+        needs=("residual_ratio",),
+        made_by="sequence --observe 2",
+        draw=drawing("sequence.breakdown"),
+        conclusion=conclusions.breakdown,
+        panels=lambda _dataset: 4,
+        height=1.0,
     ),
 }
 """Figures of sequences."""
