@@ -60,7 +60,7 @@ class SubjectConfig:
             smollm2-135m/memit+fe, or a known model of the literature, as gpt2-xl.
         seed: Seed of all that is sampled: templates, the bootstrap, random directions, the facts of a survey.
         device: auto, cpu, cuda, cuda:N or, for a model divided over several cards, cuda:M-N.
-        dtype: Dtype of the weights.
+        dtype: Dtype of the weights; verdicts on J want float32.
         out: Folder of the run; runs/<hash of the settings> by default.
     """
 
@@ -175,7 +175,7 @@ class SchemesConfig(EditingConfig):
         verdicts: Survey J; without, the same command can add that to the run later.
         survey: Survey of J: dense (all eigenvalues of its symmetric part and singular values), lanczos (the
             extreme ones, by products alone), none, or auto: dense up to a width of 2048 (on a card 4096),
-            lanczos above.
+            lanczos above. In bfloat16 and float16 verdicts may stay undecided: J is known to few digits.
         survey_facts: Number of facts, chosen by the seed, whose J's own eigenvectors are sought, from the matrix; 64 by
             default, 4 above a width of 2048 unless dense is asked for, none where lanczos is.
 
@@ -240,7 +240,7 @@ class JacobianConfig(ComputingConfig):
         site: residual (the stream behind a block) or mlp (what the block's MLP adds to it).
         survey: Survey of J: dense (all eigenvalues of its symmetric part and singular values), lanczos (the
             extreme ones, by products alone), or auto: dense up to a width of 2048 (on a card 4096),
-            lanczos above.
+            lanczos above. In bfloat16 and float16 verdicts may stay undecided: J is known to few digits.
         survey_facts: Number of facts, chosen by the seed, whose J's own eigenvectors are sought, from the matrix; 64 by
             default, 4 above a width of 2048 unless dense is asked for, none where lanczos is.
         sweep_memory: GiB that a sweep may hold beside the model; changes no number beyond rounding.

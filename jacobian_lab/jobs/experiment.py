@@ -22,8 +22,10 @@ from jacobian_lab.model.corpus import TOKENS_PER_NEURON, Corpus, load_corpus
 from jacobian_lab.model.devices import Places
 from jacobian_lab.model.footprint import DOUBLE
 from jacobian_lab.model.language_model import LanguageModel, Layers
+from jacobian_lab.model.protocols import measured_protocol
 from jacobian_lab.model.templates import TYPICAL_TEMPLATES, Templates, read_templates, sample_templates
 from jacobian_lab.planning.work import Stage
+from jacobian_lab.progress import note
 from jacobian_lab.session.descents import JOINT_ANCHOR, RESTARTED_ANCHOR, SHIFT
 from jacobian_lab.session.session import Moments, Session
 from jacobian_lab.store.arrays import exists, read_config
@@ -205,6 +207,7 @@ def prepare(
     anchor = AnchorSettings(**{"lr": defaults.anchor_lr, "steps": defaults.anchor_steps} | overridden)
     ridge = defaults.ridge if config.ridge is None else config.ridge
     published = _published(config, model, layers)
+    _note_corpus(config, ridge)
     places = {label: place for place, label in enumerate(subject.labels())}
     session = Session(
         rows=subject.rows,
@@ -234,6 +237,16 @@ def prepare(
         donated = facts_named(donor.labels, subject.facts, config.facts)
         donor.check(experiment.settings(), donated, model, planned=sketch is not None)
     return experiment
+
+
+def _note_corpus(config: EditingConfig, ridge: float | None) -> None:
+    """Say so where the literature's λ meets the C of the default corpus."""
+    by_literature = ridge is not None and config.ridge is None and measured_protocol(config.protocol) is None
+    if by_literature and config.moments is None and config.corpus == EditingConfig.corpus:
+        note(
+            f"λ = {ridge:g} is the literature's, which goes with C of Wikipedia; with C of the default corpus it has "
+            "another strength: give a corpus, moments or a ridge"
+        )
 
 
 def _corpus(config: EditingConfig) -> Corpus | None:

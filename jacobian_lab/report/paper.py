@@ -88,10 +88,14 @@ def _residuals() -> pd.DataFrame:
     return pd.read_csv(_data("paper_residuals.csv"))
 
 
+def paper_layers() -> list[int]:
+    """List the layers of the paper's Tables 1, 2 and 5."""
+    return sorted(set(_residuals()["layer"]))
+
+
 def paper_residuals(table: str, scheme: str, layers: int) -> np.ndarray:
     """A row of Tables 1, 2 or 5 of the paper."""
-    numbers = _residuals()
-    places = sorted(set(numbers["layer"]))
+    numbers, places = _residuals(), paper_layers()
     if layers != len(places):
         return np.full(layers, np.nan)
     row = numbers[(numbers["table"] == int(table.removeprefix("table"))) & (numbers["scheme"] == scheme)]

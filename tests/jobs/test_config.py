@@ -21,6 +21,7 @@ from jacobian_lab.jobs.config import (
     SchemesConfig,
     check,
 )
+from jacobian_lab.jobs.experiment import _note_corpus
 from jacobian_lab.model.loading import DTYPES
 
 CONFIGS = (DampingConfig, EditConfig, EditTableConfig, FrontierConfig, JacobianConfig, LayerCountConfig, SchemesConfig)
@@ -29,6 +30,24 @@ CONFIGS = (DampingConfig, EditConfig, EditTableConfig, FrontierConfig, JacobianC
 @pytest.mark.parametrize("config", CONFIGS)
 def test_defaults_can_be_used(config):
     check(config())
+
+
+@pytest.mark.parametrize(
+    ("settings", "doubted"),
+    [
+        ({}, True),
+        ({"protocol": "gpt2-xl"}, True),
+        ({"protocol": "smollm2-135m/memit"}, False),
+        ({"ridge": 15000.0}, False),
+        ({"corpus": "mine.txt"}, False),
+        ({"moments": "moments"}, False),
+    ],
+)
+def test_the_literatures_ridge_is_doubted_with_the_default_corpus(settings, doubted, capsys):
+    _note_corpus(EditTableConfig(**settings), 15000.0)
+    assert ("λ = 15000 is the literature's" in capsys.readouterr().err) == doubted
+    _note_corpus(EditTableConfig(**settings), None)
+    assert not capsys.readouterr().err
 
 
 def test_choices_are_what_there_is():

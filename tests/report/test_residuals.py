@@ -103,6 +103,8 @@ def test_the_papers_row_needs_the_papers_number_of_layers(tmp_path):
         run.write("update_norm", [0.1, 0.1], scheme="backward-dividing")
         run.commit("measured", scheme="backward-dividing")
     assert table(open_run(tmp_path / "run"), "table2")["paper"].isna().all()
+    two = Results(make_run(tmp_path / "two", "tables", {"layers": [7, 8]}, coordinates={"layer": [7, 8]}))
+    assert two.caption("table2").endswith("The paper's rows have 5 layers, and stand beside as many alone.")
 
 
 def test_facts_answered_without_an_update_are_listed(finished):

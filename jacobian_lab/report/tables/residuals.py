@@ -10,7 +10,7 @@ import xarray as xr
 from jacobian_lab.catalogue import OPTIMISED, SCHEMES, SEPARATE, UNEDITED
 from jacobian_lab.report.captions import facts_line
 from jacobian_lab.report.intervals import summaries_of
-from jacobian_lab.report.paper import paper_residuals, source_line
+from jacobian_lab.report.paper import paper_layers, paper_residuals, source_line
 from jacobian_lab.report.writing import Table, number, seed_of
 from jacobian_lab.store.schema import KINDS
 
@@ -81,6 +81,8 @@ def as_table(dataset: xr.Dataset, name: str) -> Table:
     """One of the paper's tables, with its texts."""
     long = table(dataset, name)
     beside = source_line() if long["paper"].notna().any() else ""
+    if dataset.sizes["layer"] != (count := len(paper_layers())):
+        beside = f"The paper's rows have {count} layers, and stand beside as many alone."
     return Table(wide(long), f"{facts_line(dataset, long['count'], MEANS)} {beside}".rstrip(), long)
 
 
