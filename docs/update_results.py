@@ -20,6 +20,7 @@ from pathlib import Path
 
 from quotes import PAGES, RUNS, UnknownSourceError, as_csv, filled, quotes
 
+from jacobian_lab.report.captions import short_name
 from jacobian_lab.report.results import Results
 
 DOCS = Path(__file__).resolve().parent
@@ -159,7 +160,7 @@ def provenance(folder: Path) -> str:
     command = f" `{portable(info['command'])}`" if "command" in info else ""
     layers = ", ".join(map(str, settings["layers"]))
     return (
-        f"*Run: {info['model']}, {facts['count']} facts ({source}), layers {layers}, {solved}seed {settings['seed']}, "
+        f"*Run: {short_name(info['model'])}, {facts['count']} facts ({source}), layers {layers}, {solved}seed {settings['seed']}, "
         f"{settings['dtype']} on {settings['device']}; {packages}{commit}.*{command}\n"
     )
 

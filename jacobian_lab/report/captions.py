@@ -23,9 +23,13 @@ def facts_in_cells(total: int, counts: Iterable[Any]) -> str:
 
 
 def model_name(dataset: xr.Dataset) -> str:
-    """Name of the model; of a file or a folder without those that it is in."""
-    name = str(config_of(dataset)["provenance"]["model"])
-    return Path(name).name if name.endswith(".gguf") or Path(name).is_absolute() else name
+    """Name of a run's model."""
+    return short_name(str(config_of(dataset)["provenance"]["model"]))
+
+
+def short_name(model: str) -> str:
+    """Name of a model; of a file or a folder without those that it is in."""
+    return Path(model).name if model.endswith(".gguf") or Path(model).is_absolute() else model
 
 
 def facts_line(dataset: xr.Dataset, counts: Iterable[Any], detail: str = "", methods: Iterable[Any] = ()) -> str:
