@@ -160,8 +160,8 @@ def provenance(folder: Path) -> str:
     command = f" `{portable(info['command'])}`" if "command" in info else ""
     layers = ", ".join(map(str, settings["layers"]))
     return (
-        f"*Run: {short_name(info['model'])}, {facts['count']} facts ({source}), layers {layers}, {solved}seed {settings['seed']}, "
-        f"{settings['dtype']} on {settings['device']}; {packages}{commit}.*{command}\n"
+        f"*Run: {short_name(info['model'])}, {facts['count']} facts ({source}), layers {layers}, {solved}seed "
+        f"{settings['seed']}, {settings['dtype']} on {settings['device']}; {packages}{commit}.*{command}\n"
     )
 
 
