@@ -48,7 +48,7 @@ def _examined(experiment: Experiment, place: int) -> list[dict[str, Any]]:
     """Examine one fact's Jacobians on the model as it is, by the matrix where that is not too wide."""
     if len(experiment.layers) == 1:
         return []
-    kind = "lanczos" if experiment.model.d_model > WIDEST_DENSE else "dense"
-    survey = Survey(kind, frozenset(), seed=0)
+    wide = experiment.model.d_model > WIDEST_DENSE
+    survey = Survey("lanczos" if wide else "dense", frozenset(), seed=0)
     named = (experiment.model, experiment.facts, experiment.layers, survey, RESIDUAL, MEMORY_BUDGET)
     return surveyed_conditions(*named, [place])

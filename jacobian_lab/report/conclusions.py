@@ -1,7 +1,10 @@
 """Conclusions of figures: a sentence of a caption with the numbers that its run shows, or none."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import xarray as xr
 
@@ -10,7 +13,7 @@ from jacobian_lab.report.intervals import summarise
 from jacobian_lab.report.paper import METRICS
 from jacobian_lab.report.tables import locating
 from jacobian_lab.report.tables.breakdown import along_batches
-from jacobian_lab.report.tables.methods import Cell, Step, both_ways, by_fact, means
+from jacobian_lab.report.tables.methods import Step, both_ways, by_fact, means
 from jacobian_lab.report.tables.sequence import along_looks, forgotten
 from jacobian_lab.report.tables.training import routed, with_router
 from jacobian_lab.report.tables.transfer import SPOKEN, by_group
@@ -21,6 +24,8 @@ from jacobian_lab.tries import Outcome
 
 MAIN = ("backward-dividing", "forward-replay", "coordinated-replay")
 """Schemes that conclusions name; of a run without them, its first three."""
+Cell = Mapping[Any, Any]
+"""A mean with the ends of its interval."""
 GAIN, DAMAGE = "generalization_accuracy", "kl"
 """Metrics that methods are compared by."""
 
@@ -117,19 +122,23 @@ def effort(dataset: xr.Dataset) -> str:
 def methods(dataset: xr.Dataset) -> str:
     """Name the method that generalises furthest, and the one that disturbs least."""
     names = [str(name) for name in dataset["edit"].values if name != UNEDITED]
-    metrics = (GAIN, DAMAGE, "efficacy_accuracy")
-    cells: list[Cell] = [(dataset[metric].sel(edit=name), METRICS[metric]) for metric in metrics for name in names]
-    frame = means(cells, seed_of(dataset))
-    gains, damages, answers = (frame.iloc[place * len(names) :][: len(names)].set_axis(names) for place in range(3))
+    gains, damages, answers = (_by_method(dataset, names, metric) for metric in (GAIN, DAMAGE, "efficacy_accuracy"))
     sentences = []
-    if gains["mean"].notna().any():
-        name = str(gains["mean"].idxmax())
-        sentences.append(f"{name} generalises furthest, to {_interval(gains.loc[name], 1)} % of the paraphrases.")
-    if damages["mean"].notna().any():
-        name = str(damages["mean"].idxmin())
-        share = number(answers.loc[name, "mean"], 0)
-        sentences.append(f"{name} disturbs least, by {_interval(damages.loc[name])} nat, at {share} % of the answers.")
+    if gains:
+        name = max(gains, key=lambda own: gains[own]["mean"])
+        sentences.append(f"{name} generalises furthest, to {_interval(gains[name], 1)} % of the paraphrases.")
+    if damages:
+        name = min(damages, key=lambda own: damages[own]["mean"])
+        share = number(answers[name]["mean"], 0)
+        sentences.append(f"{name} disturbs least, by {_interval(damages[name])} nat, at {share} % of the answers.")
     return " ".join(sentences)
+
+
+def _by_method(dataset: xr.Dataset, names: Sequence[str], metric: str) -> dict[str, Cell]:
+    """Give the mean of a metric with its interval, for each method that has one."""
+    frame = means([(dataset[metric].sel(edit=name), METRICS[metric]) for name in names], seed_of(dataset))
+    cells = zip(names, frame.to_dict("records"), strict=True)
+    return {name: cell for name, cell in cells if np.isfinite(cell["mean"])}
 
 
 def gain(dataset: xr.Dataset, step: Step) -> str:
@@ -141,7 +150,7 @@ def gain(dataset: xr.Dataset, step: Step) -> str:
         frame = means([(difference, METRICS[metric]) for difference in paired], seed_of(dataset)).set_axis(rules)
         off = frame[(frame["low"] > 0) | (frame["high"] < 0)]
         if len(off):
-            changes = [f"{rule} ({_interval(row, decimals, '+')})" for rule, row in off.iterrows()]
+            changes = [f"{rule} ({_interval(cell, decimals, '+')})" for rule, cell in off.to_dict("index").items()]
             clear.append(f"{words} under {listed(changes)}")
     return f"Clear of zero: {'; '.join(clear)}." if clear else "Neither generalisation nor D_KL is clear of zero."
 
@@ -206,33 +215,46 @@ def sequence(dataset: xr.Dataset) -> str:
 
 def forgetting(dataset: xr.Dataset) -> str:
     """Name the method that forgets most of its first batch."""
-    first = forgotten(dataset).query("batch == 1").groupby(["method", "targets"], sort=False)["efficacy"]
-    ends = first.agg(["first", "last"])
-    name, targets = (ends["first"] - ends["last"]).idxmax()
-    before, after = ends.loc[(name, targets)]
+    first = forgotten(dataset).query("batch == 1")
+    ends = _ends(first, "efficacy", ["method", "targets"])
+    (name, targets), (before, after) = max(ends.items(), key=lambda item: item[1][0] - item[1][1])
     return f"{name} on {targets} targets forgets most of its first batch: {before:.0f} % at first, {after:.0f} at last."
 
 
 def norm_growth(dataset: xr.Dataset) -> str:
     """Name the method whose weights change most."""
     rows = along_looks(dataset)
-    largest = rows.loc[rows.loc[rows["targets"] != "", "update_norm"].idxmax()]
+    largest = max(
+        rows[rows["targets"] != ""].dropna(subset="update_norm").to_dict("records"), key=itemgetter("update_norm")
+    )
     grown = number(largest["update_norm"])
     return f"{largest['method']} changes a weight most: by {grown} of its norm after {largest['edited']} facts."
 
 
 def breakdown(dataset: xr.Dataset) -> str:
     """Name the method whose batches leave most more of their residual than the first, and what J said before."""
-    rows = along_batches(dataset).set_index(["method", "targets", "quantity", "batch"])["mean"]
-    ends = rows.groupby(level=[0, 1, 2], sort=False).agg(["first", "last"])
-    grown = ends.xs("residual_left", level="quantity")
-    name, targets = (grown["last"] - grown["first"]).idxmax()
-    first, last = map(number, grown.loc[(name, targets)])
-    left = f"Under {name} on {targets} targets the residual left grows most, from {first} to {last}"
-    if (name, targets, "lambda_min") not in ends.index:
-        return f"{left}."
-    before, after = map(number, ends.loc[(name, targets, "lambda_min")])
-    return f"{left}; λ_min of S goes from {before} before the first batch to {after} before the last."
+    rows = along_batches(dataset)
+    left, lowest = (
+        _ends(rows[rows["quantity"] == name], "mean", ["method", "targets"]) for name in ("residual_left", "lambda_min")
+    )
+    course, (first, last) = max(left.items(), key=lambda item: item[1][1] - item[1][0])
+    name, targets = course
+    words = (
+        f"Under {name} on {targets} targets the residual left grows most, from {number(first)} in the first batch to "
+        f"{number(last)} in the last"
+    )
+    if course not in lowest:
+        return f"{words}."
+    before, after = map(number, lowest[course])
+    return f"{words}; λ_min of S is {before} before the first and {after} before the last."
+
+
+def _ends(rows: pd.DataFrame, column: str, by: Sequence[str]) -> dict[tuple[str, ...], tuple[float, float]]:
+    """Give the first and the last value of a column in each group of rows."""
+    groups: dict[tuple[str, ...], list[float]] = {}
+    for row in rows.to_dict("records"):
+        groups.setdefault(tuple(row[name] for name in by), []).append(row[column])
+    return {key: (values[0], values[-1]) for key, values in groups.items()}
 
 
 def _main(dataset: xr.Dataset, variable: str) -> list[str]:
@@ -251,7 +273,7 @@ def _mean(dataset: xr.Dataset, values: xr.DataArray, decimals: int | None = None
     return _interval(summarise(values.values, seed_of(dataset)), decimals)
 
 
-def _interval(cell: object, decimals: int | None = None, sign: str = "") -> str:
+def _interval(cell: Cell, decimals: int | None = None, sign: str = "") -> str:
     """Write a mean with its interval."""
     mean, low, high = (number(cell[name], decimals, sign) for name in ("mean", "low", "high"))
     return f"{mean} [{low}, {high}]" if low else mean

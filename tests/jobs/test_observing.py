@@ -118,7 +118,7 @@ def test_tables_and_figures_hold_batches_against_the_first(folder):
     assert numbers.loc[("memit+cr", "current", "leakage", 3), "mean"] == pytest.approx(float(leaks))
     assert numbers.loc[("memit+cr", "current", "lambda_min", 1), "count"] == 1
     assert len(run.table("breakdown")) == 2 * 2 * 3
-    assert "λ_min of S goes from" in run.figure_caption("breakdown")
+    assert "λ_min of S is" in run.figure_caption("breakdown")
     assert len(run.figure("breakdown").axes) == 4
 
 

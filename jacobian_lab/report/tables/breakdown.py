@@ -47,8 +47,8 @@ def along_batches(dataset: xr.Dataset) -> pd.DataFrame:
                     heads.append((course.method, course.targets, batch, name))
                     cells.append(inside)
     frame = pd.DataFrame(heads, columns=["method", "targets", "batch", "quantity"])
-    by_fact = np.array(cells, dtype=float).reshape(len(cells), len(places))
-    return frame.join(summaries_of(by_fact, seed_of(dataset)).drop(columns="median"))
+    stacked = np.array(cells, dtype=float).reshape(len(cells), len(places))
+    return frame.join(summaries_of(stacked, seed_of(dataset)).drop(columns="median"))
 
 
 def breakdown(dataset: xr.Dataset) -> Table:
