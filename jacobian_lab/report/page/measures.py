@@ -188,7 +188,7 @@ def _single(dataset: xr.Dataset) -> dict[str, xr.DataArray]:
             "corrupted": dataset["answer_corrupted"],
             "effect": total_effect(dataset),
         }
-    if "lambda_min" in dataset:
+    if "surveyed" in dataset:
         below = below_last(dataset)
         decided = below["decision"].where(below["surveyed"] == 1)
         definite = (decided == DECISIONS["definite"]).where(decided.notnull())
@@ -221,7 +221,7 @@ def residual_lines(dataset: xr.Dataset) -> dict[str, Any] | None:
 
 def verdicts_by_layer(dataset: xr.Dataset) -> dict[str, Any] | None:
     """Range of S, verdict, and where the edits' shifts lie in it, by fact and layer; none where J was not surveyed."""
-    if "lambda_min" not in dataset:
+    if "surveyed" not in dataset:
         return None
     below = below_last(dataset)
     if not (below.sizes["layer"] and below["lambda_min"].notnull().any()):
