@@ -22,7 +22,7 @@ BASE = {"blocks": 12, "width": 256, "words": 49_152}
 VARIED = {"blocks": (24, 48), "width": (512, 1024), "words": (98_304, 196_608)}
 COMMAND = (
     "schemes --slice 0:8 --layers 4-8 --schemes forward-replay --survey-facts 2 --ridge 100 --anchor.steps 5 "
-    "--corpus-tokens 4096"
+    "--corpus-tokens 8192"
 )
 
 
