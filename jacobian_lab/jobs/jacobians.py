@@ -4,7 +4,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -57,6 +57,9 @@ SAMPLED, SAMPLED_WIDE = 64, 4
 matrix is asked for."""
 
 
+SurveyKind = Literal["dense", "lanczos"]
+
+
 @dataclass(frozen=True)
 class Survey:
     """Choice of how closely the Jacobians of a run are examined.
@@ -72,7 +75,7 @@ class Survey:
         seed: Seed of Lanczos.
     """
 
-    kind: Literal["dense", "lanczos"]
+    kind: SurveyKind
     sample: frozenset[int]
     seed: int
 
@@ -81,14 +84,18 @@ class Survey:
         cls, config: JacobianConfig | SchemesConfig, width: int, facts: Sequence[Fact], device: torch.device
     ) -> "Survey":
         """Resolve a configuration for a model and facts."""
-        wide, choice = width > (WIDEST_ON_CARD if device.type == "cuda" else WIDEST_DENSE), config.survey
-        kind: Literal["dense", "lanczos"] = (
-            "lanczos" if choice == "lanczos" or (wide and choice != "dense") else "dense"
-        )
+        own, choice = cls.by_width(width, device, config.seed), config.survey
+        kind = own.kind if choice in {"auto", "none"} else cast("SurveyKind", choice)
         many = SAMPLED if choice == "dense" or width <= WIDEST_DENSE else SAMPLED_WIDE
         count = 0 if choice == "lanczos" else many
         count = count if config.survey_facts is None else config.survey_facts
         return cls(kind, frozenset(sample(facts, count, config.seed)), config.seed)
+
+    @classmethod
+    def by_width(cls, width: int, device: torch.device, seed: int) -> "Survey":
+        """Take the matrix unless that is too wide, and seek eigenvectors of no fact."""
+        wide = width > (WIDEST_ON_CARD if device.type == "cuda" else WIDEST_DENSE)
+        return cls("lanczos" if wide else "dense", frozenset(), seed)
 
     def forms(self, place: int) -> bool:
         """Tell whether the matrix of a fact is formed."""

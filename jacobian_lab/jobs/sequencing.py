@@ -16,11 +16,9 @@ from jacobian_lab.evaluation.text import state_norms
 from jacobian_lab.jobs.comparison import Comparison, Measured, weight_values
 from jacobian_lab.jobs.counts import Counts
 from jacobian_lab.jobs.job import Job, Labels, Part
-from jacobian_lab.jobs.observing import observed_batch
+from jacobian_lab.jobs.observing import Observer
 from jacobian_lab.jobs.recording import Cell, Recorded, descent_work
 from jacobian_lab.jobs.sequence_config import TARGETS, SequenceConfig
-from jacobian_lab.maps.definiteness import WIDEST_DENSE
-from jacobian_lab.maps.jacobians import MEMORY_BUDGET
 from jacobian_lab.model.devices import Places
 from jacobian_lab.planning.work import Stage, Work, total
 from jacobian_lab.progress import bar, counted, note
@@ -128,6 +126,11 @@ class EditSequence:
         every = self.config.look_every
         return [batch.stop for n, batch in enumerate(self.batches, 1) if n % every == 0 or n == len(self.batches)]
 
+    @cached_property
+    def observer(self) -> Observer:
+        """What looks on at the edits."""
+        return Observer(self.comparison.experiment, self.config.observe)
+
     @property
     def courses(self) -> list[Labels]:
         """Methods with the models that their targets are made on."""
@@ -196,9 +199,7 @@ class EditSequence:
         scheme = SCHEMES[self.comparison.methods[cell["edit"]].scheme]
         try:
             if targets.finite(scheme.kind).any():
-                with observed_batch(
-                    self.comparison.experiment, run, cell, batch, targets, self.config.observe
-                ) as look_on:
+                with self.observer.observed(run, cell, batch, targets) as look_on:
                     edits.edit(batch, targets, refit, look_on)
         except InputError as error:
             if batch == self.batches[0]:
@@ -235,10 +236,7 @@ class EditSequence:
         for course, pair in zip(courses, pairs, strict=True):
             for cell in self._descents(course, pair, later):
                 yield from descent_work(counts, experiment, cell)
-        examined = [rows.bare[place] for batch in self.batches for place in batch[: self.config.observe]] * len(pairs)
-        if examined:
-            formed = 0 if experiment.model.d_model > WIDEST_DENSE else len(examined)
-            yield counts.survey(examined, layers, formed, 0, MEMORY_BUDGET)
+        yield from self.observer.work(counts, self.batches, len(courses))
         observed = self.config.observe > 0
         edits: Work = total(counts.edit(rows, SCHEMES[pair.scheme], layers, size, observed=observed) for pair in pairs)
         parts, text, decoded = comparison.evaluator.rows(), comparison.predicted_text, comparison.evaluator.decoded()

@@ -6,6 +6,7 @@ from typing import Any
 
 import xarray as xr
 
+from jacobian_lab.progress import span
 from jacobian_lab.store.run import config_of
 
 
@@ -44,10 +45,8 @@ def figure_line(dataset: xr.Dataset) -> str:
     config, facts = config_of(dataset), config_of(dataset)["provenance"]["facts"]
     layers, ridge = config["settings"]["layers"], config["provenance"].get("ridge")
     source = " ".join(filter(None, (Path(facts["source"]).name, facts["slice"])))
-    fixed = ridge is not None and "ridges" not in config["settings"] and config["kind"] != "tune"
-    solved = f", λ = {ridge:g}" if fixed else ""
-    span = f"layers {layers[0]}–{layers[-1]}" if len(layers) > 1 else f"layer {layers[0]}"
-    return f"{model_name(dataset)}, {dataset.sizes['fact']} facts ({source}), {span}{solved}."
+    solved = f", λ = {ridge:g}" if ridge is not None and "ridges" not in config["settings"] else ""
+    return f"{model_name(dataset)}, {dataset.sizes['fact']} facts ({source}), layers {span(layers)}{solved}."
 
 
 def facts_of(dataset: xr.Dataset, counts: Iterable[Any], methods: Iterable[Any] | None = None) -> str:

@@ -1,7 +1,6 @@
 """Conclusions of figures: a sentence of a caption with the numbers that its run shows, or none."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -12,14 +11,14 @@ from jacobian_lab.catalogue import UNEDITED
 from jacobian_lab.report.intervals import summarise
 from jacobian_lab.report.paper import METRICS
 from jacobian_lab.report.tables import locating
-from jacobian_lab.report.tables.breakdown import along_batches
+from jacobian_lab.report.tables.breakdown import batch_values
 from jacobian_lab.report.tables.methods import Step, both_ways, by_fact, means
-from jacobian_lab.report.tables.sequence import along_looks, forgotten
+from jacobian_lab.report.tables.sequence import batches, edited_courses, within
+from jacobian_lab.report.tables.theorems import definite_jacobians, forward_shifts
 from jacobian_lab.report.tables.training import routed, with_router
 from jacobian_lab.report.tables.transfer import SPOKEN, by_group
-from jacobian_lab.report.writing import DEGREES, below_last, listed, number, schemes_with, seed_of
+from jacobian_lab.report.writing import DEGREES, below_last, listed, number, schemes_with, seed_of, with_interval
 from jacobian_lab.store.run import config_of
-from jacobian_lab.store.schema import DECISIONS
 from jacobian_lab.tries import Outcome
 
 MAIN = ("backward-dividing", "forward-replay", "coordinated-replay")
@@ -70,9 +69,12 @@ def theorem1(dataset: xr.Dataset) -> str:
 
 def theorem2(dataset: xr.Dataset) -> str:
     """Count the Jacobians and the shifts that meet the strict and the milder condition."""
-    cosines = below_last(dataset)["linear_cosine"]
-    shifts, forward = int(cosines.notnull().sum()), int((cosines > 0).sum())
-    return f"{_definite(below_last(dataset))}; cos(Jδ, δ) is above zero along {forward:,} of {shifts:,} shifts."
+    below = below_last(dataset)
+    (definite, decided), (forward, shifts) = definite_jacobians(below), forward_shifts(below)
+    return (
+        f"S is positive definite for {definite:,} of {decided:,} Jacobians; cos(Jδ, δ) is above zero along "
+        f"{forward:,} of {shifts:,} shifts."
+    )
 
 
 def decomposition(dataset: xr.Dataset) -> str:
@@ -102,15 +104,14 @@ def layer_count(dataset: xr.Dataset) -> str:
 
 def jacobian(dataset: xr.Dataset) -> str:
     """Count the definite Jacobians, and give the least eigenvalue of S at the first layer."""
-    first = dataset.isel(layer=0)
-    lowest = _mean(first, first["lambda_min"])
-    return f"{_definite(dataset)}; at layer {int(first['layer'])} the mean of its least eigenvalue is {lowest}."
+    first, (definite, decided) = dataset.isel(layer=0), definite_jacobians(dataset)
+    return (
+        f"S is positive definite for {definite:,} of {decided:,} Jacobians; at layer {int(first['layer'])} the mean of "
+        f"its least eigenvalue is {_mean(first, first['lambda_min'])}."
+    )
 
 
-def locate(dataset: xr.Dataset) -> str:
-    """Name the layers that tracing points to."""
-    *_, sentence = locating.summary(dataset)
-    return sentence
+locate = locating.pointed_out
 
 
 def effort(dataset: xr.Dataset) -> str:
@@ -126,11 +127,11 @@ def methods(dataset: xr.Dataset) -> str:
     sentences = []
     if gains:
         name = max(gains, key=lambda own: gains[own]["mean"])
-        sentences.append(f"{name} generalises furthest, to {_interval(gains[name], 1)} % of the paraphrases.")
+        sentences.append(f"{name} generalises furthest, to {with_interval(gains[name], 1)} % of the paraphrases.")
     if damages:
         name = min(damages, key=lambda own: damages[own]["mean"])
         share = number(answers[name]["mean"], 0)
-        sentences.append(f"{name} disturbs least, by {_interval(damages[name])} nat, at {share} % of the answers.")
+        sentences.append(f"{name} disturbs least, by {with_interval(damages[name])} nat, at {share} % of the answers.")
     return " ".join(sentences)
 
 
@@ -150,7 +151,7 @@ def gain(dataset: xr.Dataset, step: Step) -> str:
         frame = means([(difference, METRICS[metric]) for difference in paired], seed_of(dataset)).set_axis(rules)
         off = frame[(frame["low"] > 0) | (frame["high"] < 0)]
         if len(off):
-            changes = [f"{rule} ({_interval(cell, decimals, '+')})" for rule, cell in off.to_dict("index").items()]
+            changes = [f"{rule} ({with_interval(cell, decimals, '+')})" for rule, cell in off.to_dict("index").items()]
             clear.append(f"{words} under {listed(changes)}")
     return f"Clear of zero: {'; '.join(clear)}." if clear else "Neither generalisation nor D_KL is clear of zero."
 
@@ -202,59 +203,52 @@ def transfer(dataset: xr.Dataset) -> str:
 
 def sequence(dataset: xr.Dataset) -> str:
     """Name the method that still gives most new answers at its last look, and the one that gives fewest."""
-    rows = along_looks(dataset)
-    ends = rows[rows["targets"] != ""].groupby(["method", "targets"], sort=False).tail(1)
-    ordered = ends.sort_values("efficacy_accuracy", ascending=False, kind="stable").to_dict("records")
+    ends = [(course, course.values["efficacy_accuracy"].isel(look=-1)) for course in edited_courses(dataset)]
+    ordered = sorted(ends, key=lambda end: -float(end[1].mean()))
     words = [
-        f"{row['method']} on {row['targets']} targets gives {number(row['efficacy_accuracy'], 1)} % of all new answers "
-        f"after {row['edited']} facts"
-        for row in (ordered[0], *ordered[1:][-1:])
+        f"{course.method} on {course.targets} targets gives {number(100 * float(answered.mean()), 1)} % of all new "
+        f"answers after {course.looks[-1]} facts"
+        for course, answered in (ordered[0], *ordered[1:][-1:])
     ]
     return f"{listed(words)}: the most and the fewest." if len(words) > 1 else f"{words[0]}."
 
 
 def forgetting(dataset: xr.Dataset) -> str:
     """Name the method that forgets most of its first batch."""
-    first = forgotten(dataset).query("batch == 1")
-    ends = _ends(first, "efficacy", ["method", "targets"])
-    (name, targets), (before, after) = max(ends.items(), key=lambda item: item[1][0] - item[1][1])
+    first = batches(dataset)[0]
+    ends = []
+    for course in edited_courses(dataset):
+        answered = within(course.values["efficacy_accuracy"], first).mean("fact")
+        answered = answered.sel(look=[look for look in course.looks if look >= first.stop])
+        ends.append((course.method, course.targets, 100 * float(answered[0]), 100 * float(answered[-1])))
+    name, targets, before, after = max(ends, key=lambda end: end[2] - end[3])
     return f"{name} on {targets} targets forgets most of its first batch: {before:.0f} % at first, {after:.0f} at last."
 
 
 def norm_growth(dataset: xr.Dataset) -> str:
     """Name the method whose weights change most."""
-    rows = along_looks(dataset)
-    largest = max(
-        rows[rows["targets"] != ""].dropna(subset="update_norm").to_dict("records"), key=itemgetter("update_norm")
-    )
-    grown = number(largest["update_norm"])
-    return f"{largest['method']} changes a weight most: by {grown} of its norm after {largest['edited']} facts."
+    norms = [(course, course.values["update_norm"].max("layer")) for course in edited_courses(dataset)]
+    course, along = max(norms, key=lambda own: float(own[1].max()))
+    grown, look = float(along.max()), course.looks[int(along.values.argmax())]
+    return f"{course.method} changes a weight most: by {number(grown)} of its norm after {look} facts."
 
 
 def breakdown(dataset: xr.Dataset) -> str:
     """Name the method whose batches leave most more of their residual than the first, and what J said before."""
-    rows = along_batches(dataset)
-    left, lowest = (
-        _ends(rows[rows["quantity"] == name], "mean", ["method", "targets"]) for name in ("residual_left", "lambda_min")
-    )
-    course, (first, last) = max(left.items(), key=lambda item: item[1][1] - item[1][0])
-    name, targets = course
+    along: dict[str, dict[tuple[str, str], list[float]]] = {}
+    for head, values in batch_values(dataset):
+        along.setdefault(head.quantity, {}).setdefault(head[:2], []).append(float(np.nanmean(values)))
+    left, lowest = along["residual_left"], along.get("lambda_min", {})
+    course = max(left, key=lambda own: left[own][-1] - left[own][0])
+    first, last = number(left[course][0]), number(left[course][-1])
     words = (
-        f"Under {name} on {targets} targets the residual left grows most, from {number(first)} in the first batch to "
-        f"{number(last)} in the last"
+        f"Under {course[0]} on {course[1]} targets the residual left grows most, from {first} in the first batch to "
+        f"{last} in the last"
     )
     if course not in lowest:
         return f"{words}."
-    before, after = map(number, lowest[course])
+    before, after = number(lowest[course][0]), number(lowest[course][-1])
     return f"{words}; λ_min of S is {before} before the first and {after} before the last."
-
-
-def _ends(rows: pd.DataFrame, column: str, by: Sequence[str]) -> dict[tuple[str, ...], tuple[float, float]]:
-    """Give the first and the last value of a column in each group of rows."""
-    groups: dict[tuple[str, ...], list[float]] = {}
-    for row in rows.to_dict("records"):
-        groups.setdefault(tuple(row[name] for name in by), []).append(row[column])
-    return {key: (values[0], values[-1]) for key, values in groups.items()}
 
 
 def _main(dataset: xr.Dataset, variable: str) -> list[str]:
@@ -270,16 +264,4 @@ def _of_schemes(dataset: xr.Dataset, variable: str, values: xr.DataArray, decima
 
 
 def _mean(dataset: xr.Dataset, values: xr.DataArray, decimals: int | None = None) -> str:
-    return _interval(summarise(values.values, seed_of(dataset)), decimals)
-
-
-def _interval(cell: Cell, decimals: int | None = None, sign: str = "") -> str:
-    """Write a mean with its interval."""
-    mean, low, high = (number(cell[name], decimals, sign) for name in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]" if low else mean
-
-
-def _definite(dataset: xr.Dataset) -> str:
-    decided = dataset["decision"].where(dataset["surveyed"] == 1)
-    definite = int((decided == DECISIONS["definite"]).sum())
-    return f"S is positive definite for {definite:,} of {int(decided.notnull().sum()):,} Jacobians"
+    return with_interval(summarise(values.values, seed_of(dataset)), decimals)

@@ -7,9 +7,9 @@ import xarray as xr
 
 from jacobian_lab.report.captions import model_name
 from jacobian_lab.report.paper import paper_residuals
+from jacobian_lab.report.tables.theorems import definite_jacobians, forward_shifts
 from jacobian_lab.report.writing import listed, number
 from jacobian_lab.store.run import config_of
-from jacobian_lab.store.schema import DECISIONS
 
 NAMES: Mapping[str, tuple[str, str]] = {
     "backward-dividing": ("spreading backwards", "table2"),
@@ -74,12 +74,9 @@ def _residuals(dataset: xr.Dataset, schemes: list[str], layers: list[int]) -> It
 def _theorem_2(dataset: xr.Dataset, layers: list[int]) -> Iterator[str]:
     """Say for how many Jacobians theorem 2's condition holds, and along how many shifts its mild form."""
     below = dataset.sel(layer=layers[:-1])
-    decided = below["decision"].where(below["surveyed"] == 1)
-    jacobians = int(decided.notnull().sum())
+    (definite, jacobians), (forward, shifts) = definite_jacobians(below), forward_shifts(below)
     if not jacobians:
         return
-    definite, along = int((decided == DECISIONS["definite"]).sum()), below["linear_cosine"]
-    shifts, forward = int(along.notnull().sum()), int((along > 0).sum())
     yield (
         f"Theorem 2's condition holds for {_part(definite / jacobians) if definite else 'no'} Jacobians: S is positive "
         f"definite for {definite:,} of {jacobians:,}."

@@ -1,6 +1,6 @@
 """Tables as text and as files, each of which is written whole or not at all."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,12 @@ def number(value: float, decimals: int | None = None, sign: str = "") -> str:
     if decimals is None and 0 < abs(value) < 0.005:
         return f"{value:{sign}.1e}"
     return f"{value:{sign}.{2 if decimals is None else decimals}f}"
+
+
+def with_interval(row: Mapping[Any, Any], decimals: int | None = None, sign: str = "", mean: str = "mean") -> str:
+    """A mean in a cell with its interval, where it has one."""
+    middle, low, high = (number(row[name], decimals, sign) for name in (mean, "low", "high"))
+    return f"{middle} [{low}, {high}]" if low else middle
 
 
 def write_csv(path: Path, frame: pd.DataFrame) -> None:

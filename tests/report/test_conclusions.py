@@ -33,12 +33,12 @@ def test_every_figure_of_a_whole_run_has_a_conclusion_with_numbers(kind, results
         assert "nan" not in sentence
         assert caption.startswith(FIGURES[name].caption)
         assert sentence in caption
-        assert caption.endswith(f"my_model, {len(FACTS)} facts (builtin 0:6), layers 4–8.")
+        assert caption.endswith(f"my_model, {len(FACTS)} facts (builtin 0:6), layers 4-8.")
 
 
 def test_lambda_stands_in_a_caption(tmp_path):
     run = Results(make_run(tmp_path / "run", "tables", provenance={"ridge": 720.0}))
-    assert run.figure_caption("effort").endswith("layers 4–8, λ = 720.")
+    assert run.figure_caption("effort").endswith("layers 4-8, λ = 720.")
 
 
 def test_means_have_the_intervals_of_tables(tmp_path):
@@ -112,3 +112,37 @@ def test_frontiers_are_held_to_a_bound_that_all_methods_keep(tmp_path):
         "At a D_KL of at most 0.30 nat, which each comes down to, memit@backward-full to 70.0 %, memit+fe to 40.0 %, "
         "memit to 20.0 % and memit+cr to 10.0 % of the paraphrases."
     )
+
+
+def test_sequences_are_summed_up_by_their_ends(tmp_path):
+    data = Results(make_run(tmp_path / "run", "sequence")).dataset
+    answers, norms, first = data["efficacy_accuracy"], data["update_norm"], FACTS[:2]
+    answers[:], norms[:] = 0.5, 0.1
+    answers.loc[{"edit": "memit", "targets": "current"}] = 1.0
+    answers.loc[{"edit": "memit+cr", "targets": "current", "fact": first, "look": 2}] = 1.0
+    answers.loc[{"edit": "memit+cr", "targets": "current", "fact": first, "look": 6}] = 0.0
+    norms.loc[{"edit": "memit", "targets": "unedited", "look": 4, "layer": 5}] = 3.0
+    assert FIGURES["sequence"].conclusion(data) == (
+        "memit on current targets gives 100.0 % of all new answers after 6 facts and memit+cr on current targets gives "
+        "33.3 % of all new answers after 6 facts: the most and the fewest."
+    )
+    assert FIGURES["forgetting"].conclusion(data) == (
+        "memit+cr on current targets forgets most of its first batch: 100 % at first, 0 at last."
+    )
+    assert FIGURES["norm_growth"].conclusion(data) == (
+        "memit changes a weight most: by 3.00 of its norm after 4 facts."
+    )
+    left, lowest = data["residual_ratio"], data["lambda_min"]
+    left[:], lowest[:] = 0.1, np.nan
+    left.loc[{"edit": "memit+cr", "targets": "current", "fact": FACTS[4:], "layer": 8}] = 0.4
+    grown = "Under memit+cr on current targets the residual left grows most, from 0.10 in the first batch to 0.40 in "
+    assert FIGURES["breakdown"].conclusion(data) == f"{grown}the last."
+    lowest.loc[{"edit": "memit+cr", "targets": "current", "layer": 4}] = [-1.0, np.nan, -2.0, np.nan, -3.0, np.nan]
+    assert FIGURES["breakdown"].conclusion(data) == (
+        f"{grown}the last; λ_min of S is -1.00 before the first and -3.00 before the last."
+    )
+
+
+def test_layers_that_do_not_stand_in_a_row_are_named(tmp_path):
+    run = Results(make_run(tmp_path / "run", "tables", {"layers": [4, 6, 8]}, coordinates={"layer": [4, 6, 8]}))
+    assert run.figure_caption("effort").endswith("layers 4,6,8.")

@@ -6,9 +6,9 @@ from matplotlib.figure import FigureBase
 
 from jacobian_lab.report.figures.axes import mean_curve
 from jacobian_lab.report.figures.style import STYLES
+from jacobian_lab.report.tables.theorems import definite_jacobians
 from jacobian_lab.report.writing import DEGREES, below_last, schemes_with
 from jacobian_lab.store.run import config_of
-from jacobian_lab.store.schema import DECISIONS
 
 YARDSTICK = {"color": "0.5", "linestyle": ":", "linewidth": 1, "marker": "x", "markersize": 3}
 """Look of random directions."""
@@ -49,9 +49,8 @@ def theorem2(figure: FigureBase, dataset: xr.Dataset) -> None:
         places = layers[:, None] + shift
         left.plot(places.ravel(), below[name].values.T.ravel(), marker, color=color, markersize=1.5, label=label)
     left.axhline(0, color="0.3", linewidth=0.6)
-    surveyed = below["decision"].where(below["surveyed"] == 1)
-    definite = int((surveyed == DECISIONS["definite"]).sum())
-    title = rf"$S \succ 0$: {definite:,} of {int(surveyed.count()):,}"
+    definite, surveyed = definite_jacobians(below)
+    title = rf"$S \succ 0$: {definite:,} of {surveyed:,}"
     left.set(ylabel=r"eigenvalues of $S$", xlabel="layer", xticks=layers)
     left.set_title(title, fontsize="small")
     left.set_ylim(top=1.25 * left.get_ylim()[1])

@@ -12,7 +12,7 @@ from jacobian_lab.catalogue import CR, FE, UNEDITED
 from jacobian_lab.report.figures.axes import arms
 from jacobian_lab.report.figures.style import RULE_COLORS, RULE_MARKERS, rule_and_suffix
 from jacobian_lab.report.tables.breakdown import along_batches
-from jacobian_lab.report.tables.sequence import SHOWN, Course, along_looks, courses, forgotten
+from jacobian_lab.report.tables.sequence import SHOWN, Course, along_looks, courses, edited_courses, forgotten
 
 LINES = {"current": "-", "unedited": "--"}
 """Lines by the model that targets are made on."""
@@ -29,11 +29,6 @@ BATCH_PANELS = {
 LOGARITHMIC = ("kl", "perplexity", "update_norm")
 AXES = {"kl": r"$D_{KL}$, nat", "perplexity": "perplexity", "update_norm": r"$\|\Delta W\|/\|W\|$, largest layer"}
 """Labels of axes that are not called as in the table."""
-
-
-def edited_courses(dataset: xr.Dataset) -> list[Course]:
-    """List the methods of a run that edit, with the model that their targets are made on."""
-    return [course for course in courses(dataset) if course.targets]
 
 
 def maps_across(dataset: xr.Dataset) -> int:

@@ -10,6 +10,7 @@ import xarray as xr
 
 from jacobian_lab.catalogue import ROLES, UNEDITED
 from jacobian_lab.report.tables.locating import total_effect
+from jacobian_lab.report.tables.theorems import decided
 from jacobian_lab.report.writing import below_last
 from jacobian_lab.store.schema import DECISIONS
 
@@ -190,8 +191,8 @@ def _single(dataset: xr.Dataset) -> dict[str, xr.DataArray]:
         }
     if "surveyed" in dataset:
         below = below_last(dataset)
-        decided = below["decision"].where(below["surveyed"] == 1)
-        definite = (decided == DECISIONS["definite"]).where(decided.notnull())
+        verdicts = decided(below)
+        definite = (verdicts == DECISIONS["definite"]).where(verdicts.notnull())
         values |= {"lambda_min": below["lambda_min"].min("layer"), "definite": definite.mean("layer")}
     return {key: array for key, array in values.items() if array.notnull().any()}
 

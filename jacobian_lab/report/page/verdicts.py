@@ -17,11 +17,11 @@ from jacobian_lab.report.results import Results
 from jacobian_lab.report.tables import locating, tune
 from jacobian_lab.report.tables.convergence import caveats
 from jacobian_lab.report.tables.methods import GAINS, both_ways, column, gains_of, means
-from jacobian_lab.report.tables.sequence import along_looks, courses, ended, forgotten
+from jacobian_lab.report.tables.sequence import along_looks, edited_courses, ended, forgotten
+from jacobian_lab.report.tables.theorems import definite_jacobians
 from jacobian_lab.report.tables.transfer import SPOKEN, by_group
 from jacobian_lab.report.writing import below_last, number, seed_of
 from jacobian_lab.store.run import config_of
-from jacobian_lab.store.schema import DECISIONS
 
 GAINED = ("generalization_accuracy", "kl")
 """Metrics of which paired differences are put in words."""
@@ -114,8 +114,7 @@ def _frontier(dataset: xr.Dataset) -> Iterator[str]:
 
 def _jacobians(dataset: xr.Dataset) -> Iterator[str]:
     below = below_last(dataset)
-    decided = below["decision"].where(below["surveyed"] == 1)
-    total, definite = int(decided.notnull().sum()), int((decided == DECISIONS["definite"]).sum())
+    definite, total = definite_jacobians(below)
     facts = int((dataset["surveyed"] == 1).sum())
     yield f"J of {counted(facts, 'fact')} in {model_name(dataset)}, from each layer to layer {_last(dataset)}."
     if total:
@@ -167,7 +166,7 @@ def _transfers(dataset: xr.Dataset) -> Iterator[str]:
 
 def _sequences(dataset: xr.Dataset) -> Iterator[str]:
     """Say what the first batch still gives at the end, and what the edits did beside."""
-    rows, every = along_looks(dataset), [course for course in courses(dataset) if course.targets]
+    rows, every = along_looks(dataset), edited_courses(dataset)
     yield f"{counted(dataset.sizes['fact'], 'fact')} in batches, one after another, in {model_name(dataset)}."
     if not every:
         yield "No method has been measured yet."

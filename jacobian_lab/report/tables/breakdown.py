@@ -1,13 +1,16 @@
 """Batches of a sequence held against the first: J just before each edit, and the split of what the edit did."""
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from jacobian_lab.report.captions import facts_of
 from jacobian_lab.report.intervals import summaries_of
-from jacobian_lab.report.tables.sequence import batches, courses
-from jacobian_lab.report.writing import Table, below_last, number, seed_of
+from jacobian_lab.report.tables.sequence import batches, edited_courses, within
+from jacobian_lab.report.writing import Table, below_last, seed_of, with_interval
 
 BROKEN_DOWN = {
     "residual_left": "residual left at the last layer ↓",
@@ -18,6 +21,22 @@ BROKEN_DOWN = {
     "sigma_max": "σ_max of J, first layer",
 }
 """Quantities of a batch; those of J·δ are means over the layers below the last."""
+
+
+class Head(NamedTuple):
+    """What a row is of.
+
+    Attributes:
+        method: The method.
+        targets: The model that targets are made on.
+        batch: Which batch, from 1 on.
+        quantity: One of `BROKEN_DOWN`.
+    """
+
+    method: str
+    targets: str
+    batch: int
+    quantity: str
 
 
 def quantities(course: xr.Dataset) -> dict[str, xr.DataArray]:
@@ -33,22 +52,20 @@ def quantities(course: xr.Dataset) -> dict[str, xr.DataArray]:
     }
 
 
-def along_batches(dataset: xr.Dataset) -> pd.DataFrame:
-    """Tabulate every quantity of every batch that was observed, with its interval, a row each."""
-    heads, cells = [], []
-    places = np.arange(dataset.sizes["fact"])
-    for course in courses(dataset):
-        own = dataset.sel(edit=course.method, targets=course.targets) if course.targets else None
-        values = {} if own is None else quantities(own)
-        for name, by_fact in values.items():
+def batch_values(dataset: xr.Dataset) -> Iterator[tuple[Head, np.ndarray]]:
+    """Give every quantity of every batch that was observed, by fact; NaN outside the batch."""
+    for course in edited_courses(dataset):
+        for name, by_fact in quantities(dataset.sel(edit=course.method, targets=course.targets)).items():
             for batch, span in enumerate(batches(dataset), 1):
-                inside = np.where((places >= span.start) & (places < span.stop), by_fact.values, np.nan)
-                if np.isfinite(inside).any():
-                    heads.append((course.method, course.targets, batch, name))
-                    cells.append(inside)
-    frame = pd.DataFrame(heads, columns=["method", "targets", "batch", "quantity"])
-    stacked = np.array(cells, dtype=float).reshape(len(cells), len(places))
-    return frame.join(summaries_of(stacked, seed_of(dataset)).drop(columns="median"))
+                values = within(by_fact, span).values
+                if np.isfinite(values).any():
+                    yield Head(course.method, course.targets, batch, name), values
+
+
+def along_batches(dataset: xr.Dataset) -> pd.DataFrame:
+    """Tabulate `batch_values` as means with intervals, a row each."""
+    heads, cells = zip(*batch_values(dataset), strict=True)
+    return pd.DataFrame(heads).join(summaries_of(np.stack(cells), seed_of(dataset)).drop(columns="median"))
 
 
 def breakdown(dataset: xr.Dataset) -> Table:
@@ -56,8 +73,7 @@ def breakdown(dataset: xr.Dataset) -> Table:
     long = along_batches(dataset)
     texts: dict[str, dict[str, str]] = {}
     for row in long.to_dict("records"):
-        mean, low, high = (number(row[name]) for name in ("mean", "low", "high"))
         label = f"{row['method']}, {row['targets']} targets, batch {row['batch']}"
-        texts.setdefault(label, {})[BROKEN_DOWN[row["quantity"]]] = f"{mean} [{low}, {high}]" if low else mean
+        texts.setdefault(label, {})[BROKEN_DOWN[row["quantity"]]] = with_interval(row)
     frame = pd.DataFrame.from_dict(texts, orient="index").fillna("").rename_axis("method")
     return Table(frame, facts_of(dataset, [dataset.sizes["fact"]]), long)

@@ -12,7 +12,7 @@ from jacobian_lab.errors import InputError
 from jacobian_lab.progress import counted
 from jacobian_lab.report.captions import facts_line, model_name
 from jacobian_lab.report.intervals import summaries_of, summarise
-from jacobian_lab.report.writing import Table, number, seed_of
+from jacobian_lab.report.writing import Table, number, seed_of, with_interval
 from jacobian_lab.store.run import config_of
 
 WINDOWED = ("mlp", "attention")
@@ -71,14 +71,20 @@ def summary(dataset: xr.Dataset) -> Iterator[str]:
             f"{site}: most comes back at the {_spoken(peak['role'])} token, at layer {peak['layer']}: "
             f"{_interval(peak.to_dict())} of a total effect of {number(total['mean'], DIGITS)}{later}."
         )
-    if "mlp" in dataset["site"].values and SUBJECT_END in set(long["role"]):
-        (layer, effect), *_ = ranked_layers(dataset)
-        width = min(5, dataset.sizes["layer"])
-        window = decisive_window(dataset, width)
-        yield (
-            f"The MLP's effect at the last subject token is largest at layer {layer} ({number(effect, DIGITS)}); of "
-            f"{width} traced layers in a row, {window[0]} to {window[-1]} have the most."
-        )
+    yield from filter(None, [pointed_out(dataset)])
+
+
+def pointed_out(dataset: xr.Dataset) -> str:
+    """Name the layers that tracing points to; empty where no MLP was traced."""
+    if "mlp" not in dataset["site"].values:
+        return ""
+    (layer, effect), *_ = ranked_layers(dataset)
+    width = min(5, dataset.sizes["layer"])
+    window = decisive_window(dataset, width)
+    return (
+        f"The MLP's effect at the last subject token is largest at layer {layer} ({number(effect, DIGITS)}); of "
+        f"{width} traced layers in a row, {window[0]} to {window[-1]} have the most."
+    )
 
 
 def ranked_layers(dataset: xr.Dataset) -> list[tuple[int, float]]:
@@ -116,8 +122,7 @@ def _handover(rows: pd.DataFrame, site: str) -> str:
 
 
 def _interval(row: dict[Any, Any]) -> str:
-    interval = "" if np.isnan(row["low"]) else f" [{number(row['low'], DIGITS)}, {number(row['high'], DIGITS)}]"
-    return number(row["effect"], DIGITS) + interval
+    return with_interval(row, DIGITS, mean="effect")
 
 
 def _spoken(role: str) -> str:

@@ -11,7 +11,7 @@ from jacobian_lab.catalogue import OPTIMISED, SCHEMES, SEPARATE, UNEDITED
 from jacobian_lab.report.captions import facts_line
 from jacobian_lab.report.intervals import summaries_of
 from jacobian_lab.report.paper import paper_layers, paper_residuals, source_line
-from jacobian_lab.report.writing import Table, number, seed_of
+from jacobian_lab.report.writing import Table, number, seed_of, with_interval
 from jacobian_lab.store.schema import KINDS
 
 
@@ -80,8 +80,8 @@ def table(dataset: xr.Dataset, name: str) -> pd.DataFrame:
 def as_table(dataset: xr.Dataset, name: str) -> Table:
     """One of the paper's tables, with its texts."""
     long = table(dataset, name)
-    beside = source_line() if long["paper"].notna().any() else ""
-    if dataset.sizes["layer"] != (count := len(paper_layers())):
+    count, beside = len(paper_layers()), source_line() if long["paper"].notna().any() else ""
+    if dataset.sizes["layer"] != count:
         beside = f"The paper's rows have {count} layers, and stand beside as many alone."
     return Table(wide(long), f"{facts_line(dataset, long['count'], MEANS)} {beside}".rstrip(), long)
 
@@ -95,10 +95,9 @@ def wide(long: pd.DataFrame) -> pd.DataFrame:
     dim = "layer" if "layer" in long else "count_of_layers"
     out: dict[str, dict[int, str]] = {}
     for row in long.to_dict("records"):
-        interval = "" if np.isnan(row["low"]) else f" [{number(row['low'])}, {number(row['high'])}]"
         counted = not np.isnan(row.get("trials", np.nan))
         middle = f"{row['hits']:,.0f} of {row['trials']:,.0f}" if counted else number(row["median"])
-        cell = f"{number(row['mean'])}{interval} ({middle})" if row["count"] else "not known"
+        cell = f"{with_interval(row)} ({middle})" if row["count"] else "not known"
         out.setdefault(row["row"], {})[row[dim]] = cell
         if not np.isnan(row.get("paper", np.nan)):
             out.setdefault(f"{row['row']}, paper (Llama-3-8B)", {})[row[dim]] = number(row["paper"])

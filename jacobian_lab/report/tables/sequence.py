@@ -69,6 +69,11 @@ def courses(dataset: xr.Dataset) -> Iterator[Course]:
                 yield Course(name, "" if name == UNEDITED else targets, [int(n) for n in at["look"].values], at)
 
 
+def edited_courses(dataset: xr.Dataset) -> list[Course]:
+    """List the methods of a run that edit, with the model that their targets are made on."""
+    return [course for course in courses(dataset) if course.targets]
+
+
 def batches(dataset: xr.Dataset) -> list[slice]:
     """Places of the facts of each batch."""
     count = dataset.sizes["fact"]
@@ -102,10 +107,10 @@ def along_looks(dataset: xr.Dataset) -> pd.DataFrame:
 
 def _of(at: xr.Dataset, metric: str, batch: slice) -> xr.DataArray:
     """Values of a metric at a look, those of the last batch alone if that is asked."""
-    return _within(at["efficacy_accuracy"], batch) if metric == LAST else at[metric]
+    return within(at["efficacy_accuracy"], batch) if metric == LAST else at[metric]
 
 
-def _within(values: xr.DataArray, batch: slice) -> xr.DataArray:
+def within(values: xr.DataArray, batch: slice) -> xr.DataArray:
     """Values of a batch, and NaN at all other facts."""
     places = xr.DataArray(np.arange(values.sizes["fact"]), dims="fact")
     return values.where((places >= batch.start) & (places < batch.stop))
@@ -167,9 +172,7 @@ def _number(value: float) -> str:
 
 def ended(dataset: xr.Dataset) -> Iterator[str]:
     """Name the methods whose edits ended early, a sentence each."""
-    for course in courses(dataset):
-        if not course.targets:
-            continue
+    for course in edited_courses(dataset):
         marks = dataset["measured"].sel(edit=course.method, targets=course.targets)
         early = np.flatnonzero(np.isin(marks.values, list(ENDS)))
         if len(early):
@@ -181,12 +184,12 @@ def forgotten(dataset: xr.Dataset) -> pd.DataFrame:
     """A row for each method, batch and look from the batch's own on: the share of its facts that are answered."""
     heads, cells, every = [], [], batches(dataset)
     ends = {batch.stop: place for place, batch in enumerate(every)}
-    for course in courses(dataset):
-        for place, batch in enumerate(every if course.targets else []):
+    for course in edited_courses(dataset):
+        for place, batch in enumerate(every):
             for look in (look for look in course.looks if look >= batch.stop):
                 heads.append((course.method, course.targets, place + 1, look, ends[look] - place))
                 values = course.values["efficacy_accuracy"].sel(look=look)
-                cells.append((_within(values, batch), SHOWN["efficacy_accuracy"]))
+                cells.append((within(values, batch), SHOWN["efficacy_accuracy"]))
     frame = pd.DataFrame(heads, columns=["method", "targets", "batch", "look", "age"])
     return frame.join(means(cells, seed_of(dataset)).rename(columns={"mean": "efficacy"}))
 

@@ -37,6 +37,23 @@ CONDITIONS = (
 )
 
 
+def decided(dataset: xr.Dataset) -> xr.DataArray:
+    """Verdicts on S of the facts whose J has been surveyed; NaN for the others."""
+    return dataset["decision"].where(dataset["surveyed"] == 1)
+
+
+def definite_jacobians(dataset: xr.Dataset) -> tuple[int, int]:
+    """Count the Jacobians whose S is positive definite, and all that have been surveyed."""
+    verdicts = decided(dataset)
+    return int((verdicts == DECISIONS["definite"]).sum()), int(verdicts.notnull().sum())
+
+
+def forward_shifts(dataset: xr.Dataset) -> tuple[int, int]:
+    """Count the shifts of edits with cos(Jδ, δ) > 0, and all shifts."""
+    cosines = dataset["linear_cosine"]
+    return int((cosines > 0).sum()), int(cosines.notnull().sum())
+
+
 HALF = ("bfloat16", "float16")
 NOT_KNOWN = {
     "trust_share": "The step trusted to 10 % is not known: {dtype} rounds a replayed state by more than a tenth of the "
@@ -126,9 +143,9 @@ def _random_positive(dataset: xr.Dataset) -> Row:
 
 
 def _verdicts(dataset: xr.Dataset) -> Iterator[Row]:
-    decided = dataset["decision"].where(dataset["surveyed"] == 1)
-    yield _share("S ≻ 0, share of facts", decided, decided == DECISIONS["definite"])
-    yield _share("undecided, share of facts", decided, decided == DECISIONS["undecided"])
+    verdicts = decided(dataset)
+    yield _share("S ≻ 0, share of facts", verdicts, verdicts == DECISIONS["definite"])
+    yield _share("undecided, share of facts", verdicts, verdicts == DECISIONS["undecided"])
 
 
 def _theorem_1(dataset: xr.Dataset) -> Iterator[Row]:

@@ -9,7 +9,7 @@ import xarray as xr
 from jacobian_lab.catalogue import PROMPT_GROUPS
 from jacobian_lab.report.captions import facts_line
 from jacobian_lab.report.intervals import summaries_of
-from jacobian_lab.report.writing import Table, number, seed_of
+from jacobian_lab.report.writing import Table, seed_of, with_interval
 
 SPOKEN = {
     "seen": "contexts seen",
@@ -55,10 +55,9 @@ def imposed(dataset: xr.Dataset) -> Table:
     texts: dict[str, dict[str, str]] = {}
     for row in long.to_dict("records"):
         decimals = 1 if row["metric"] == "accuracy" else 3
-        low, high = (number(row[name], decimals) for name in ("low", "high"))
         label = f"{row['scheme']}, {SPOKEN[row['group']]}: {'accuracy' if row['metric'] == 'accuracy' else 'loss'}"
         column = AFTER if np.isnan(row["share"]) else f"{row['share']:g} of the shift"
-        texts.setdefault(label, {})[column] = number(row["mean"], decimals) + (f" [{low}, {high}]" if low else "")
+        texts.setdefault(label, {})[column] = with_interval(row, decimals)
     frame = pd.DataFrame.from_dict(texts, orient="index").rename_axis("shifts of")
     counts = long["count"][long["count"] > 0]
     return Table(frame, facts_line(dataset, counts, ", mean [95 % bootstrap interval over facts]"), long)
