@@ -128,7 +128,7 @@ class EditSequence:
 
     @cached_property
     def observer(self) -> Observer:
-        """What looks on at the edits."""
+        """Observer of the edits."""
         return Observer(self.comparison.experiment, self.config.observe)
 
     @property

@@ -24,7 +24,7 @@ BROKEN_DOWN = {
 
 
 class Head(NamedTuple):
-    """What a row is of.
+    """Labels of a row.
 
     Attributes:
         method: The method.
